@@ -1,0 +1,625 @@
+// meter: record usage events on the device, read and price them there, deliver them upstream.
+// One header and one source file; SQLite through SQLiteCpp, JSON through nlohmann/json.
+// SPDX-License-Identifier: MIT
+//
+//   1 errors      what the functions below throw          5 questions   lists, names, aggregates
+//   2 numbers     Decimal: exact, 38 digits               6 prices      Book, Fee, Usage
+//   3 time        Timestamp, Period, Bin                  7 delivery    Upstream, Transport, FlushReport
+//   4 events      Event, Receipt, Filter, Metric          8 Meter       the one class that does it all
+#ifndef METER_HPP
+#define METER_HPP
+
+#include <chrono>
+#include <compare>
+#include <concepts>
+#include <cstdint>
+#include <functional>
+#include <initializer_list>
+#include <memory>
+#include <optional>
+#include <span>
+#include <stdexcept>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include <nlohmann/json.hpp>
+
+#define METER_VERSION "0.1.0"
+
+namespace meter {
+
+using json = nlohmann::json;
+
+// ---------------------------------------------------------------------------------------------
+// 1 errors
+// ---------------------------------------------------------------------------------------------
+
+enum class ErrorCode {
+    bad_value,       ///< a value of the caller's is wrong; field and reason say which and why
+    too_large,       ///< over one of the limits below
+    overflow,        ///< an exact result needs more digits than Decimal has
+    bad_cursor,      ///< a cursor that this library did not make, or for another question
+    not_found,       ///< the named metric, book, upstream or event does not exist
+    busy,            ///< another process holds the database longer than busy_timeout
+    full,            ///< the disk, or MeterOptions::max_bytes, has no room; nothing was stored
+    read_only,       ///< the database cannot be written
+    io,              ///< the system refused to read or write
+    corrupt,         ///< the database is damaged
+    not_a_database,  ///< the file is something else; it was left as it is
+    newer_schema,    ///< the file was written by a newer release; it was left as it is
+    unsupported,     ///< not available in this build
+};
+
+/// What every function here throws for a mistake of the caller's or a condition the caller must act on.
+/// Trouble on the network is not an error but part of FlushReport.
+class Error : public std::runtime_error {
+public:
+    Error(ErrorCode code, std::string field, std::string reason);
+    ErrorCode code() const noexcept { return code_; }
+    /// The parameter, property path or file the error is about; may be empty.
+    const std::string& field() const noexcept { return field_; }
+    const std::string& reason() const noexcept { return reason_; }
+
+private:
+    ErrorCode code_;
+    std::string field_, reason_;
+};
+
+// ---------------------------------------------------------------------------------------------
+// 2 numbers
+// ---------------------------------------------------------------------------------------------
+
+enum class Rounding {
+    half_up,    ///< to nearest, ties away from zero
+    half_even,  ///< to nearest, ties to the even neighbour
+    up,         ///< away from zero
+    down,       ///< towards zero
+    ceil,       ///< towards positive infinity
+    floor,      ///< towards negative infinity
+};
+
+/// An exact decimal number of up to 38 significant digits. Money and quantities are never double.
+/// Always in lowest terms (no trailing zeros after the point, one zero), so equal numbers are equal member by member.
+/// Values: coefficient x 10^-scale, |coefficient| < 10^38, 0 <= scale <= 76.
+/// A result that does not fit is an Error(overflow), never a rounded number.
+class Decimal {
+public:
+    static constexpr int max_digits = 38;
+    static constexpr int max_scale = 76;
+
+    constexpr Decimal() noexcept = default;
+    template <std::integral T>
+    Decimal(T value) noexcept : Decimal(from_integer(static_cast<std::uint64_t>(value), value < T{})) {}
+    Decimal(bool) = delete;
+    Decimal(double) = delete;  ///< use from_double, which says what it does
+    Decimal(float) = delete;
+
+    /// Plain ("-12.50") or exponent ("1.25e3") form, nothing around it. Throws bad_value, or overflow when it does not fit.
+    explicit Decimal(std::string_view text);
+    explicit Decimal(const char* text) : Decimal(std::string_view(text)) {}
+    /// As the constructor, but nothing instead of a throw.
+    static std::optional<Decimal> parse(std::string_view text) noexcept;
+    /// coefficient x 10^-scale; scale from 0 to max_scale.
+    static Decimal scaled(std::int64_t coefficient, int scale);
+    /// The shortest decimal that reads back as the same double: 0.1 is 0.1. Throws bad_value for NaN and infinities.
+    static Decimal from_double(double value);
+    /// A JSON number (a float enters by its shortest text) or a string holding one. Throws bad_value.
+    static Decimal from_json(const json& value);
+
+    std::string to_string() const;          ///< plain form: "-12.5", "0"
+    std::string to_fixed(int scale) const;  ///< with exactly `scale` decimals, rounded half up: "12.50"
+    double to_double() const noexcept;
+    std::optional<std::int64_t> to_int64() const noexcept;  ///< nothing when not an integer of that size
+
+    constexpr bool is_zero() const noexcept { return high_ == 0 && low_ == 0; }
+    constexpr bool is_negative() const noexcept { return negative_; }
+    constexpr int scale() const noexcept { return scale_; }
+    int digits() const noexcept;  ///< significant digits; 1 for zero
+    Decimal abs() const noexcept;
+
+    Decimal operator-() const noexcept;
+    friend Decimal operator+(const Decimal& a, const Decimal& b);
+    friend Decimal operator-(const Decimal& a, const Decimal& b) { return a + -b; }
+    friend Decimal operator*(const Decimal& a, const Decimal& b);
+    Decimal& operator+=(const Decimal& other) { return *this = *this + other; }
+    Decimal& operator-=(const Decimal& other) { return *this = *this - other; }
+    Decimal& operator*=(const Decimal& other) { return *this = *this * other; }
+    /// a / b rounded to `scale` decimals. Throws bad_value when b is zero.
+    static Decimal divide(const Decimal& a, const Decimal& b, int scale, Rounding mode);
+    /// a / b rounded to `digits` significant digits (1 to 38). Throws bad_value when b is zero.
+    static Decimal divide_significant(const Decimal& a, const Decimal& b, int digits, Rounding mode);
+    /// To `scale` decimals; a negative scale rounds to tens, hundreds, ...
+    Decimal round(int scale, Rounding mode) const;
+
+    friend bool operator==(const Decimal& a, const Decimal& b) noexcept = default;
+    friend std::strong_ordering operator<=>(const Decimal& a, const Decimal& b) noexcept;
+
+private:
+    friend struct DecimalParts;
+    static Decimal from_integer(std::uint64_t value, bool negative) noexcept;
+    std::uint64_t high_ = 0, low_ = 0;
+    std::int16_t scale_ = 0;
+    bool negative_ = false;
+};
+
+// ---------------------------------------------------------------------------------------------
+// 3 time
+// ---------------------------------------------------------------------------------------------
+
+/// A point in time: whole microseconds UTC, from year 1 to the end of year 9999 (proleptic Gregorian, no leap seconds).
+class Timestamp {
+public:
+    constexpr Timestamp() noexcept = default;  ///< 1970-01-01T00:00:00Z
+    constexpr explicit Timestamp(std::int64_t micros) noexcept : micros_(micros) {}
+    static Timestamp now() noexcept;
+    static constexpr Timestamp min() noexcept { return Timestamp(-62135596800000000); }
+    static constexpr Timestamp max() noexcept { return Timestamp(253402300799999999); }
+
+    /// ISO 8601 / RFC 3339: "2026-01-05T11:30:00.123456+01:00". Date and time are separated by T or one space, seconds may be
+    /// missing, the fraction may have any number of digits (cut to microseconds), the offset is required: Z, +hh:mm, +hhmm or +hh.
+    /// A bare date is midnight UTC. Throws bad_value.
+    static Timestamp parse(std::string_view text);
+    /// Seconds since 1970; digits beyond microseconds are cut. Throws bad_value outside min()..max().
+    static Timestamp from_unix(const Decimal& seconds);
+    static Timestamp from_unix_ms(const Decimal& milliseconds);
+    static Timestamp from_civil(int year, unsigned month, unsigned day, unsigned hour = 0, unsigned minute = 0, unsigned second = 0);
+
+    constexpr std::int64_t micros() const noexcept { return micros_; }
+    Decimal unix_seconds() const;
+    /// "2026-01-05T11:30:00Z", with 3 or 6 decimals when there is a fraction.
+    std::string to_string() const;
+    /// With exactly `decimals` (0 to 6) decimals, cut.
+    std::string to_string(int decimals) const;
+
+    friend constexpr auto operator<=>(Timestamp, Timestamp) noexcept = default;
+    friend constexpr Timestamp operator+(Timestamp t, std::chrono::microseconds d) noexcept { return Timestamp(t.micros_ + d.count()); }
+    friend constexpr Timestamp operator-(Timestamp t, std::chrono::microseconds d) noexcept { return Timestamp(t.micros_ - d.count()); }
+    friend constexpr std::chrono::microseconds operator-(Timestamp a, Timestamp b) noexcept {
+        return std::chrono::microseconds(a.micros_ - b.micros_);
+    }
+
+private:
+    std::int64_t micros_ = 0;
+};
+
+/// Half-open: from <= t < to. All of time by default.
+struct Period {
+    Timestamp from = Timestamp::min();
+    Timestamp to = Timestamp::max() + std::chrono::microseconds(1);
+    constexpr bool contains(Timestamp t) const noexcept { return from <= t && t < to; }
+    friend constexpr bool operator==(const Period&, const Period&) noexcept = default;
+};
+
+Period last_days(int days, Timestamp now = Timestamp::now());  ///< the days up to `now`, 24 hours each
+Period this_month(Timestamp now = Timestamp::now());           ///< the calendar month around `now`, UTC
+
+enum class Bin { none, hour, day, month };
+
+// ---------------------------------------------------------------------------------------------
+// 4 events
+// ---------------------------------------------------------------------------------------------
+
+/// Limits on what record() accepts; over one of them the event is refused with its field.
+namespace limits {
+inline constexpr std::size_t id_bytes = 256;
+inline constexpr std::size_t text_bytes = 1024;         ///< name, customer, subscription, source
+inline constexpr std::size_t properties_bytes = 65536;  ///< as JSON text
+inline constexpr std::size_t json_depth = 32;
+inline constexpr std::size_t notice_bytes = 65536;
+inline constexpr std::size_t batch_events = 100000;     ///< in one call of record()
+inline constexpr std::size_t page_events = 1000;        ///< ListQuery::limit
+inline constexpr std::size_t aggregate_rows = 1000000;  ///< bins x groups of one answer
+}  // namespace limits
+
+enum class Severity { info, warning, critical };
+
+/// What Zyg shows to a person beside the event.
+struct Notice {
+    std::string body = {};
+    Severity severity = Severity::info;
+    bool notify = false;
+    friend bool operator==(const Notice&, const Notice&) = default;
+};
+
+struct Event {
+    std::string id = {};                      ///< idempotency key; a time-ordered UUID (version 7) is made when empty
+    std::string name = {};                    ///< required: Lago's code, Polar's name, Autumn's feature_id, ...
+    std::string customer = {};                ///< the customer's id in the app's own books
+    std::string subscription = {};            ///< Lago's external_subscription_id, Autumn's entity_id
+    std::optional<Timestamp> timestamp = {};  ///< when it happened; the clock's time when absent
+    std::optional<Decimal> value = {};
+    std::optional<Decimal> precise_total_amount_cents = {};  ///< Lago's dynamic charges
+    std::string source = {};
+    json properties = json::object();  ///< any JSON object
+    std::optional<Notice> notice = {};
+    json extensions = json::object();           ///< vendor -> object sent to that vendor alone: {"polar": {"parent_id": "..."}}
+    std::int64_t sequence = 0;                  ///< place in the log, from 1; set on what is read back, ignored by record()
+    std::optional<Timestamp> recorded_at = {};  ///< likewise
+};
+
+enum class ReceiptStatus {
+    stored,     ///< new, and on disk
+    duplicate,  ///< the same id with the same content is in the log already; nothing was stored
+    conflict,   ///< the same id with other content is in the log already; nothing was stored
+    refused,    ///< field and reason say why; nothing was stored
+};
+
+struct Receipt {
+    ReceiptStatus status = ReceiptStatus::refused;
+    std::int64_t sequence = 0;  ///< of the stored event, or of the one already there; 0 when refused
+    std::string id = {};
+    std::string field = {}, reason = {};  ///< of a refusal or conflict
+};
+
+enum class Operator { eq, ne, gt, gte, lt, lte, in, not_in, contains, not_contains, like, not_like, exists };
+
+/// A condition on events: a tree of all (and), any (or) and clauses on one field each.
+/// Fields: id, name, source, customer, subscription, timestamp, value, or the path of a property ("model", "request.region");
+/// "properties.name" is the property even where a field has that name.
+/// Numbers compare as decimals, texts as texts (a number and a text holding a number are equal), timestamps as instants; a missing
+/// property, like null, satisfies only ne, not_in, not_contains, not_like and exists false.
+struct Filter {
+    enum class Kind { all, any, clause };
+    Kind kind = Kind::all;
+    std::vector<Filter> parts = {};  ///< of all and any; no parts: all holds, any does not
+    std::string field = {};
+    Operator op = Operator::eq;
+    json value = nullptr;
+
+    static Filter all(std::vector<Filter> parts) { return {Kind::all, std::move(parts), {}, Operator::eq, nullptr}; }
+    static Filter any(std::vector<Filter> parts) { return {Kind::any, std::move(parts), {}, Operator::eq, nullptr}; }
+    static Filter where(std::string field, Operator op, json value) { return {Kind::clause, {}, std::move(field), op, std::move(value)}; }
+    static Filter equals(std::string field, json value) { return where(std::move(field), Operator::eq, std::move(value)); }
+    bool empty() const noexcept { return kind == Kind::all && parts.empty(); }
+
+    /// {"all": [...]}, {"any": [...]} or {"field": "...", "operator": "eq", "value": ...}; from_json throws bad_value naming the path.
+    json to_json() const;
+    static Filter from_json(const json& tree);
+};
+
+enum class Aggregation { count, sum, unique_count };
+
+/// Which events are measured, and how.
+struct Metric {
+    std::string code = {};   ///< how questions and books name the metric
+    std::string event = {};  ///< Event::name of the events measured; `code` when empty
+    Aggregation aggregation = Aggregation::count;
+    /// The property measured (a path), or "value"; not for count. For a sum, a missing, null, boolean or non-numeric property makes the
+    /// event invisible, as in Lago (postgres_store.rb:508); text that is a number counts as that number.
+    std::string property = {};
+    Filter filter = {};
+};
+
+// ---------------------------------------------------------------------------------------------
+// 5 questions
+// ---------------------------------------------------------------------------------------------
+
+enum class Order { newest_first, oldest_first };
+
+struct ListQuery {
+    std::string customer = {}, subscription = {};
+    std::vector<std::string> names = {}, sources = {}, ids = {};  ///< any of them; no condition when empty
+    Period period = {};
+    Filter filter = {};
+    Order order = Order::newest_first;  ///< by timestamp, then sequence: a total order
+    std::int64_t limit = 100;           ///< 1 to limits::page_events
+    std::int64_t offset = 0;
+    bool count = false;  ///< also count all that match
+};
+
+/// Where a list goes on. Opaque text that holds the whole question, good for any process on the same database.
+struct Cursor {
+    std::string text = {};
+    explicit operator bool() const noexcept { return !text.empty(); }
+};
+
+struct Page {
+    std::vector<Event> events = {};
+    std::optional<std::int64_t> total = {};  ///< when asked for
+    Cursor next = {};                        ///< empty on the last page
+};
+
+enum class NameSort { name, occurrences, first_seen, last_seen };
+
+struct NamesQuery {
+    std::string customer = {};
+    std::string text = {};  ///< only names that contain it; ASCII letters of either case
+    Period period = {};
+    NameSort sort = NameSort::last_seen;
+    bool descending = true;
+    std::int64_t limit = 100;
+    std::int64_t offset = 0;
+};
+
+struct NameInfo {
+    std::string name = {};
+    std::int64_t occurrences = 0;
+    Timestamp first_seen = {}, last_seen = {};
+};
+
+struct AggregateQuery {
+    std::string metric = {};  ///< code of a metric declared with define() or loaded with a book
+    std::string customer = {}, subscription = {};
+    Period period = {};
+    Bin bin = Bin::none;                     ///< bins are calendar-aligned, UTC; empty bins are absent
+    std::vector<std::string> group_by = {};  ///< fields as in Filter
+    Filter filter = {};
+};
+
+struct AggregateRow {
+    std::optional<Timestamp> bin = {};                   ///< its start; nothing without bins
+    std::vector<std::optional<std::string>> group = {};  ///< as group_by; nothing where the event lacks the property
+    Decimal value = {};
+    std::int64_t events = 0;  ///< that took part
+};
+
+/// Rows in order of bin, then group (absent first, then by bytes).
+struct Aggregate {
+    std::vector<AggregateRow> rows = {};
+};
+
+// ---------------------------------------------------------------------------------------------
+// 6 prices
+// ---------------------------------------------------------------------------------------------
+
+/// One vendor's catalogue held locally: metrics, charges, subscriptions. Made from the vendor's own JSON; an impossible
+/// field is an Error(bad_value) whose field() is its path. Immutable and cheap to copy.
+class Book {
+public:
+    /// A plan as Lago's API shows it: {"plan": {"code", "amount_currency", "interval", "charges": [...]}, "billable_metrics": [...]},
+    /// optionally with "subscriptions": [{"external_id", "external_customer_id", "started_at", ...}].
+    static Book lago(const json& catalogue);
+
+    const std::string& vendor() const noexcept;
+    const std::string& code() const noexcept;  ///< the plan's
+    const json& source() const noexcept;       ///< the JSON it was made from, unknown fields included
+    std::vector<Metric> metrics() const;
+
+    struct Impl;
+    explicit Book(std::shared_ptr<const Impl> impl) : impl_(std::move(impl)) {}
+    const Impl& impl() const noexcept { return *impl_; }
+
+private:
+    std::shared_ptr<const Impl> impl_;
+};
+
+/// One step on the way to a fee. The amounts of a fee's lines add up to its amount exactly.
+struct FeeLine {
+    std::string text = {};                      ///< for people: "5 units x 0.10"
+    std::optional<Decimal> from = {}, to = {};  ///< bounds of the tier, in units
+    Decimal units = {}, rate = {}, flat = {};
+    Decimal amount = {};  ///< currency units
+};
+
+struct Fee {
+    std::string charge = {}, metric = {};
+    std::string customer = {}, subscription = {};
+    std::string currency = {};
+    Decimal units = {};
+    std::int64_t events = 0;
+    Decimal amount = {};        ///< currency units, before rounding (Lago's precise_amount)
+    Decimal amount_cents = {};  ///< rounded to the currency's smallest unit, counted in it
+    Decimal unit_amount = {};   ///< currency units (Lago's precise_unit_amount)
+    bool pay_in_advance = false;
+    Period period = {};
+    std::vector<FeeLine> lines = {};
+    json vendor = nullptr;  ///< the fee as the vendor's own API would show it
+};
+
+struct Fees {
+    std::vector<Fee> fees = {};
+    std::string currency = {};
+    Decimal amount_cents = {};  ///< sum of the fees'
+    json to_json() const;
+    std::string to_text() const;  ///< a table for people
+};
+
+struct UsageQuery {
+    std::string subscription = {}, customer = {};
+    Period period = {};
+};
+
+// ---------------------------------------------------------------------------------------------
+// 7 delivery
+// ---------------------------------------------------------------------------------------------
+
+struct HttpRequest {
+    std::string method = "POST";
+    std::string url = {};
+    std::vector<std::pair<std::string, std::string>> headers = {};
+    std::string body = {};
+};
+
+struct HttpResponse {
+    int status = 0;  ///< 0: no answer; `error` says why
+    std::vector<std::pair<std::string, std::string>> headers = {};
+    std::string body = {};
+    std::string error = {};
+    bool sent = true;  ///< false when it is certain that the request did not reach the server
+    /// The first header of that name, any case; nothing when there is none.
+    std::optional<std::string_view> header(std::string_view name) const noexcept;
+};
+
+/// One HTTP exchange. An app without libcurl brings its own. Must be usable from any thread, must return within `timeout`, and
+/// reports failure in the answer rather than by throwing.
+class Transport {
+public:
+    virtual ~Transport() = default;
+    virtual HttpResponse exchange(const HttpRequest& request, std::chrono::milliseconds timeout) = 0;
+};
+
+struct CurlOptions {
+    std::string ca_file = {};  ///< PEM bundle instead of the system's
+    std::string proxy = {};
+    std::chrono::milliseconds connect_timeout{10000};
+    std::size_t max_response_bytes = 4 * 1024 * 1024;
+};
+/// The bundled transport: libcurl, connections kept alive, certificates verified. Throws unsupported in a build without METER_CURL.
+std::shared_ptr<Transport> curl_transport(CurlOptions options = {});
+
+struct UpstreamOptions {
+    std::string name = {};  ///< tells several upstreams apart; the vendor's name when empty
+    std::string api_key = {};
+    std::string base_url = {};  ///< the vendor's public address when empty; https unless on loopback or `allow_http`
+    bool allow_http = false;
+    std::shared_ptr<Transport> transport = {};  ///< the bundled one when empty
+    std::chrono::milliseconds request_timeout{30000};
+};
+
+class Upstream {
+public:
+    static Upstream lago(UpstreamOptions options);
+    const std::string& vendor() const noexcept { return vendor_; }
+    const UpstreamOptions& options() const noexcept { return options_; }
+
+private:
+    Upstream(std::string vendor, UpstreamOptions options) : vendor_(std::move(vendor)), options_(std::move(options)) {}
+    std::string vendor_;
+    UpstreamOptions options_;
+};
+
+enum class UpstreamState {
+    idle,     ///< nothing pending
+    pending,  ///< the deadline came first; more can be sent at once
+    waiting,  ///< a failure that passes by itself; the next attempt is at next_attempt
+    paused,   ///< the vendor refuses us (401, 403, 404): connect() again with a good key, or resume()
+    busy,     ///< another thread or process is flushing this upstream
+};
+
+struct UpstreamStatus {
+    std::string name = {}, vendor = {};
+    UpstreamState state = UpstreamState::idle;
+    std::string reason = {};
+    std::optional<Timestamp> next_attempt = {};
+};
+
+/// recorded = delivered + pending + parked, at every instant.
+struct Balance {
+    std::int64_t recorded = 0, delivered = 0, pending = 0, parked = 0;
+    bool holds() const noexcept { return recorded == delivered + pending + parked; }
+    friend bool operator==(const Balance&, const Balance&) noexcept = default;
+};
+
+struct FlushProgress {
+    std::string upstream = {};
+    std::int64_t delivered = 0, parked = 0, pending = 0;
+};
+
+struct FlushOptions {
+    std::string upstream = {};                                ///< all when empty
+    std::chrono::milliseconds deadline{30000};                ///< flush returns by then, also from a stalled exchange
+    std::function<void(const FlushProgress&)> progress = {};  ///< after each answer, on the calling thread
+};
+
+/// What one flush did to one upstream. sent = delivered + parked + returned.
+struct UpstreamReport {
+    UpstreamStatus status = {};
+    std::int64_t sent = 0;        ///< events put into requests that gave them a final answer, or returned
+    std::int64_t delivered = 0;   ///< newly accepted, duplicates included
+    std::int64_t duplicates = 0;  ///< of these, already there
+    std::int64_t parked = 0;
+    std::int64_t pending = 0;  ///< still to go when flush returned
+    std::int64_t requests = 0;
+    std::int64_t bytes = 0;  ///< of request bodies
+    std::chrono::milliseconds duration{0};
+};
+
+struct FlushReport {
+    std::vector<UpstreamReport> upstreams = {};
+    bool complete() const noexcept;  ///< nothing is pending anywhere
+};
+
+/// An event set aside for one upstream. Nothing deletes it; release() sends it again.
+struct Parked {
+    Event event = {};
+    std::string reason = {};  ///< in a word: "refused", "too_large", ...
+    int status = 0;           ///< of the HTTP answer
+    std::string text = {};    ///< the vendor's own words
+    Timestamp at = {};
+};
+
+// ---------------------------------------------------------------------------------------------
+// 8 Meter
+// ---------------------------------------------------------------------------------------------
+
+enum class Durability {
+    full,     ///< record() returns after a commit that survives power loss
+    process,  ///< ... that survives the end of this process; a power loss may take the last moments
+};
+
+struct MeterOptions {
+    std::string path = ":memory:";
+    Durability durability = Durability::full;
+    std::chrono::milliseconds busy_timeout{5000};
+    std::int64_t max_bytes = 0;  ///< the database's size at most; 0: the disk's. Over it, record() throws full
+    std::size_t cache_bytes = 8 * 1024 * 1024;
+    std::function<Timestamp()> clock = {};       ///< the system's when empty
+    std::function<std::uint64_t()> random = {};  ///< 64 random bits a call; the system's when empty
+};
+
+/// The database, and everything one can ask of it. Any thread may call any function at any time; several processes may hold the same
+/// file. A function that throws has changed nothing unless it says otherwise.
+class Meter {
+public:
+    /// Opens or makes the database (file mode 0600). Throws not_a_database, newer_schema, read_only, corrupt, io, busy.
+    explicit Meter(MeterOptions options = {});
+    ~Meter();
+    Meter(Meter&&) noexcept;
+    Meter& operator=(Meter&&) noexcept;
+
+    /// Stores one event; it is on disk when this returns. Throws bad_value or too_large for an event that cannot be stored, naming
+    /// the field; full, busy or io when the database cannot take it.
+    Receipt record(const Event& event);
+    /// Stores all acceptable events in one transaction and answers for each, in order. Refused events are named in their receipts and
+    /// do not hold up the others. When it throws (full, busy, io, too_large for over limits::batch_events) none was stored.
+    std::vector<Receipt> record(std::span<const Event> events);
+    std::vector<Receipt> record(std::initializer_list<Event> events) { return record(std::span(events.begin(), events.size())); }
+    /// As above from JSON Lines text: one event a line, keys named as Event's members, "timestamp" ISO 8601 text or Unix seconds.
+    /// Numbers in properties keep every digit they have in the text. Empty lines get no receipt.
+    std::vector<Receipt> record_json(std::string_view lines);
+
+    std::optional<Event> find(std::string_view id) const;
+    /// Throws bad_value for a limit, offset or period that cannot be, naming it.
+    Page list(const ListQuery& query = {}) const;
+    /// The page after the one that gave the cursor. No event is skipped or seen twice while others arrive. Throws bad_cursor.
+    Page list(const Cursor& cursor) const;
+    std::vector<NameInfo> list_names(const NamesQuery& query = {}) const;
+
+    /// Declares a metric, or replaces the one of that code. Throws bad_value.
+    void define(const Metric& metric);
+    std::vector<Metric> metrics() const;
+    /// Throws not_found for an unknown metric, bad_value for a wrong period or field, too_large over limits::aggregate_rows.
+    Aggregate aggregate(const AggregateQuery& query) const;
+    Aggregate aggregate(const Metric& metric, const AggregateQuery& query = {}) const;
+
+    /// Keeps a book in the database, in place of the one of the same vendor and code; its metrics become known to aggregate().
+    void load(const Book& book);
+    std::vector<Book> books() const;
+    /// What the event would cost if it happened now: one fee for each pay-in-advance charge of its metric on the subscription's plan.
+    /// Nothing is recorded. Rules: Lago's POST /events/estimate_fees (dossier 3.1). Throws not_found and bad_value as that answers 404 and 422.
+    Fees estimate_fees(const Event& event) const;
+    /// Units and fees of every charge of the subscription's plan over the period.
+    Fees usage(const UsageQuery& query) const;
+
+    /// Adds an upstream, or gives one of that name new settings, and ends a pause. A new one starts with the oldest event kept.
+    void connect(const Upstream& upstream);
+    /// Sends what is pending until done, or something stops it, or the deadline. Never throws for the network's sake.
+    FlushReport flush(const FlushOptions& options = {});
+    std::vector<UpstreamStatus> upstreams() const;
+    Balance balance(const std::string& upstream) const;
+    std::vector<Parked> parked(const std::string& upstream, std::int64_t limit = 100, std::int64_t after_sequence = 0) const;
+    /// Parked events become pending again: those of the given sequences, or all. Answers how many.
+    std::int64_t release(const std::string& upstream, std::span<const std::int64_t> sequences = {});
+    /// Ends a pause and any wait.
+    void resume(const std::string& upstream);
+
+private:
+    struct Impl;
+    std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace meter
+
+#endif  // METER_HPP
