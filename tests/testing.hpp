@@ -1,4 +1,4 @@
-// Catch2, version 2 or 3, whichever is installed.
+// Catch2, whichever major version is installed.
 #ifndef METER_TESTING_HPP
 #define METER_TESTING_HPP
 
