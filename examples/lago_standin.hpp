@@ -10,10 +10,10 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-#include <atomic>
+#include <algorithm>
 #include <cctype>
+#include <cerrno>
 #include <charconv>
-#include <cmath>
 #include <cstdio>
 #include <fstream>
 #include <map>
@@ -26,11 +26,11 @@
 #include <utility>
 #include <vector>
 
-#include <nlohmann/json.hpp>
+#include "meter.hpp"
 
 class LagoStandin {
 public:
-    using json = nlohmann::json;
+    using json = meter::json;
 
     /// Takes a free port, on which connections are refused until go_online(). With a file, what was stored is appended to it, one batch a
     /// line, and read back by the next stand-in of that file.
@@ -169,11 +169,8 @@ private:
 
     /// Unix seconds as a number or its text; absent means the time of receipt.
     static bool is_unix_time(const json& event) {
-        const std::string written = text(event, "timestamp");
-        if (written.empty()) return !event.is_object() || !event.contains("timestamp") || event["timestamp"].is_null();
-        double seconds = 0;
-        const auto [end, error] = std::from_chars(written.data(), written.data() + written.size(), seconds);
-        return error == std::errc() && end == written.data() + written.size() && std::isfinite(seconds);
+        if (!event.is_object() || !event.contains("timestamp") || event["timestamp"].is_null()) return true;
+        return meter::Decimal::parse(text(event, "timestamp")).has_value();
     }
 
     // --- what was stored ---------------------------------------------------------------------------
@@ -307,7 +304,9 @@ private:
     }
 
     static sockaddr* generic(sockaddr_in& address) { return reinterpret_cast<sockaddr*>(&address); }
-    [[noreturn]] static void fail(const char* what) { throw std::system_error(errno, std::generic_category(), std::string("Lago stand-in: ") + what); }
+    [[noreturn]] static void fail(const char* what) {
+        throw std::system_error(errno, std::generic_category(), std::string("Lago stand-in: ") + what);
+    }
 
     std::string api_key_, file_;
     int listener_ = -1, port_ = 0;
