@@ -210,7 +210,7 @@ inline constexpr std::size_t id_bytes = 256;
 inline constexpr std::size_t text_bytes = 1024;         ///< name, customer, subscription, source
 inline constexpr std::size_t properties_bytes = 65536;  ///< as JSON text
 inline constexpr std::size_t json_depth = 32;
-inline constexpr std::size_t notice_bytes = 65536;
+inline constexpr std::size_t extra_bytes = 65536;       ///< notice and extensions together, as JSON text
 inline constexpr std::size_t batch_events = 100000;     ///< in one call of record()
 inline constexpr std::size_t page_events = 1000;        ///< ListQuery::limit
 inline constexpr std::size_t aggregate_rows = 1000000;  ///< bins x groups of one answer
@@ -557,7 +557,11 @@ struct MeterOptions {
     Durability durability = Durability::full;
     std::chrono::milliseconds busy_timeout{5000};
     std::int64_t max_bytes = 0;  ///< the database's size at most; 0: the disk's. Over it, record() throws full
-    std::size_t cache_bytes = 8 * 1024 * 1024;
+    std::size_t cache_bytes = 8 * 1024 * 1024;  ///< of pages, for each of the up to three connections
+    /// Memory for the filters that make looking for an id quick: 2 bytes an event, newest first. What goes beyond it costs a disk access an id.
+    std::size_t index_bytes = 64 * 1024 * 1024;
+    /// Events after which a stretch of the log is sealed into columns. Half of it is in memory at a time, about 100 bytes an event.
+    std::int64_t chunk_events = 65536;
     std::function<Timestamp()> clock = {};       ///< the system's when empty
     std::function<std::uint64_t()> random = {};  ///< 64 random bits a call; the system's when empty
 };
