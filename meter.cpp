@@ -934,6 +934,11 @@ Priced difference(const Priced& with, const Priced& without) {
     return result;
 }
 
+/// What makes the amount that in another unit.
+void convert_to(Priced& priced, const Decimal& amount, const Decimal& rate) {
+    priced.add({.step = FeeLine::Step::conversion, .rate = rate, .amount = amount - priced.amount});
+}
+
 /// A currency's smallest unit: amounts are rounded to `decimals` and counted in units of 1 / `subunits`.
 struct Currency {
     int decimals = 2;
@@ -948,8 +953,8 @@ Decimal to_cents(const Decimal& amount, Currency currency) {
 // --- fees as texts ---------------------------------------------------------------------------
 
 std::string_view step_name(FeeLine::Step step) {
-    static constexpr std::array<std::string_view, 11> names{"units", "tier",    "package", "percentage", "fixed",   "free",
-                                                            "given", "minimum", "maximum", "advance",    "discount"};
+    static constexpr std::array<std::string_view, 12> names{"units", "tier",    "package", "percentage", "fixed",    "free",
+                                                            "given", "minimum", "maximum", "advance",    "discount", "conversion"};
     return names[static_cast<std::size_t>(step)];
 }
 
@@ -963,9 +968,9 @@ std::string tier_text(const FeeLine& line) {
 json optional_text(const std::optional<Decimal>& value) { return value ? json(value->to_string()) : json(nullptr); }
 
 json line_json(const FeeLine& line) {
-    return {{"step", step_name(line.step)},      {"text", line.text()},           {"from", optional_text(line.from)},
-            {"to", optional_text(line.to)},      {"units", line.units.to_string()}, {"rate", line.rate.to_string()},
-            {"flat", line.flat.to_string()},     {"per", line.per.to_string()},   {"amount", line.amount.to_string()}};
+    return {{"step", step_name(line.step)},     {"text", line.text()},           {"from", optional_text(line.from)}, {"to", optional_text(line.to)},
+            {"units", line.units.to_string()},  {"rate", line.rate.to_string()}, {"flat", line.flat.to_string()},    {"per", line.per.to_string()},
+            {"amount", line.amount.to_string()}};
 }
 
 std::string padded(std::string text, std::size_t width) {
@@ -978,23 +983,38 @@ std::string text_row(std::string label, const std::string& amount) {
     return label + padded(amount, 16) + "\n";
 }
 
-std::string cents_text(const Decimal& cents, int subunits) { return quotient(cents, Decimal(subunits)).to_fixed(subunits == 1 ? 0 : Decimal(subunits).digits() - 1); }
+std::string cents_text(const Decimal& cents, int subunits) {
+    return quotient(cents, Decimal(subunits)).to_fixed(subunits == 1 ? 0 : Decimal(subunits).digits() - 1);
+}
 
 }  // namespace
 
 std::string FeeLine::text() const {
     switch (step) {
-        case Step::units: return units.to_string() + " x " + rate.to_string();
-        case Step::tier: return tier_text(*this);
-        case Step::package: return units.to_string() + " in packages of " + per.to_string() + " x " + rate.to_string();
-        case Step::percentage: return units.to_string() + " x " + (rate * 100).to_string() + " %";
-        case Step::fixed: return units.to_string() + " times " + rate.to_string();
-        case Step::free: return units.to_string() + " free";
-        case Step::given: return "given with the events";
-        case Step::minimum: return "up to the minimum";
-        case Step::maximum: return "down to the maximum";
-        case Step::advance: return "paid before";
-        case Step::discount: return "discount";
+        case Step::units:
+            return units.to_string() + " x " + rate.to_string();
+        case Step::tier:
+            return tier_text(*this);
+        case Step::package:
+            return units.to_string() + " in packages of " + per.to_string() + " x " + rate.to_string();
+        case Step::percentage:
+            return units.to_string() + " x " + (rate * 100).to_string() + " %";
+        case Step::fixed:
+            return units.to_string() + " times " + rate.to_string();
+        case Step::free:
+            return units.to_string() + " free";
+        case Step::given:
+            return "given with the events";
+        case Step::minimum:
+            return "up to the minimum";
+        case Step::maximum:
+            return "down to the maximum";
+        case Step::advance:
+            return "paid before";
+        case Step::discount:
+            return "discount";
+        case Step::conversion:
+            return "converted at " + rate.to_string();
     }
     return {};
 }
@@ -1074,6 +1094,10 @@ struct Book::Impl {
     /// Whether the book prices this subscription or, where the vendor has none, this customer.
     virtual bool serves(const std::string& subscription, const std::string& customer) const = 0;
     virtual Fees estimate_fees(const Event& event, Timestamp now, UsageSource& usage) const = 0;
+    /// The event priced alone, without what came before it.
+    virtual Fees estimate_instant_fees(const Event&, Timestamp) const {
+        throw Error(ErrorCode::unsupported, "", vendor + " has no instant estimates");
+    }
     virtual Fees usage(const UsageQuery& query, Timestamp now, UsageSource& usage) const = 0;
 };
 
@@ -1109,7 +1133,8 @@ public:
         if (!found) return {};
         if (!found->value().is_array()) found->refuse("must be a list");
         std::vector<Node> elements;
-        for (std::size_t i = 0; i < found->value().size(); ++i) elements.emplace_back(found->value()[i], found->path() + "[" + std::to_string(i) + "]");
+        for (std::size_t i = 0; i < found->value().size(); ++i)
+            elements.emplace_back(found->value()[i], found->path() + "[" + std::to_string(i) + "]");
         return elements;
     }
 
@@ -1204,9 +1229,10 @@ using Step = FeeLine::Step;
 
 // Exponents are those of the money gem, not of ISO 4217 (dossier 6.1).
 constexpr std::array<std::pair<std::string_view, Currency>, 23> currencies{{
-    {"BIF", {0, 1}}, {"CLP", {0, 1}}, {"DJF", {0, 1}}, {"GNF", {0, 1}}, {"HUF", {0, 1}}, {"ISK", {0, 1}},    {"JPY", {0, 1}},    {"KMF", {0, 1}},
-    {"KRW", {0, 1}}, {"MGA", {0, 1}}, {"PYG", {0, 1}}, {"RWF", {0, 1}}, {"UGX", {0, 1}}, {"VND", {0, 1}},    {"VUV", {0, 1}},    {"XAF", {0, 1}},
-    {"XOF", {0, 1}}, {"XPF", {0, 1}}, {"MRO", {1, 5}}, {"BHD", {3, 1000}}, {"JOD", {3, 1000}}, {"KWD", {3, 1000}}, {"CLF", {4, 10000}},
+    {"BIF", {0, 1}}, {"CLP", {0, 1}},    {"DJF", {0, 1}},    {"GNF", {0, 1}},    {"HUF", {0, 1}},     {"ISK", {0, 1}},
+    {"JPY", {0, 1}}, {"KMF", {0, 1}},    {"KRW", {0, 1}},    {"MGA", {0, 1}},    {"PYG", {0, 1}},     {"RWF", {0, 1}},
+    {"UGX", {0, 1}}, {"VND", {0, 1}},    {"VUV", {0, 1}},    {"XAF", {0, 1}},    {"XOF", {0, 1}},     {"XPF", {0, 1}},
+    {"MRO", {1, 5}}, {"BHD", {3, 1000}}, {"JOD", {3, 1000}}, {"KWD", {3, 1000}}, {"CLF", {4, 10000}},
 }};
 
 Currency currency_of(std::string_view code) {
@@ -1246,6 +1272,9 @@ struct BillableMetric {
     std::map<std::string, std::vector<std::string>> filters;  ///< allowed values by key
 };
 
+/// The key of the property that is measured.
+std::string property_key(const BillableMetric& metric) { return metric.metric.property.substr(property_field("").size()); }
+
 enum class Model { standard, graduated, graduated_percentage, package, percentage, volume, dynamic, custom };
 
 /// Properties of a charge or of one of its filters; which of them count depends on the model.
@@ -1275,7 +1304,9 @@ struct Charge {
     Price price;
     std::vector<ChargeFilter> filters;
     bool pay_in_advance = false, invoiceable = true, prorated = false;
-    Decimal minimum_cents;
+    Decimal minimum_cents = {};
+    std::optional<Decimal> conversion_rate = {};  ///< from a pricing unit to the plan's currency
+    std::string pricing_unit = {};
 };
 
 enum class Interval { weekly, monthly, quarterly, semiannual, yearly };
@@ -1302,7 +1333,9 @@ struct Checking {
     bool premium = true;
     Problems& problems;
 
-    void report(const Node& at, std::string_view field, std::string code) const { problems.push_back({at.path(field), std::string(field), std::move(code)}); }
+    void report(const Node& at, std::string_view field, std::string code) const {
+        problems.push_back({at.path(field), std::string(field), std::move(code)});
+    }
 };
 
 /// Money and rates are texts holding a decimal that is not negative; a JSON number is refused (decimal_amount_service.rb:17).
@@ -1329,11 +1362,11 @@ std::int64_t whole(const Node& at, std::string_view field, const char* code, std
 /// How a model's ranges join, and what a range costs.
 struct RangeRule {
     std::string_view list;
-    std::string_view rate;     ///< the field of the rate
+    std::string_view rate;  ///< the field of the rate
     const char* rate_code;
-    bool as_percent;           ///< the rate is in percent
-    bool may_touch;            ///< ranges whose `from` is the previous `to` are read as touching, when all of them are so
-    int gap;                   ///< `from` is the previous `to` + gap, or one more (range_bounds_validator.rb:5)
+    bool as_percent;  ///< the rate is in percent
+    bool may_touch;   ///< ranges whose `from` is the previous `to` are read as touching, when all of them are so
+    int gap;          ///< `from` is the previous `to` + gap, or one more (range_bounds_validator.rb:5)
 };
 constexpr RangeRule graduated_rule{"graduated_ranges", "per_unit_amount", "invalid_amount", false, true, 0};
 constexpr RangeRule graduated_percentage_rule{"graduated_percentage_ranges", "rate", "invalid_rate", true, false, 0};
@@ -1398,9 +1431,13 @@ std::vector<Tier> read_ranges(const Node& properties, const RangeRule& rule, con
     return tiers;
 }
 
-void read_standard(const Node& properties, Price& price, const Checking& checking) { price.amount = amount(properties, "amount", "invalid_amount", checking); }
+void read_standard(const Node& properties, Price& price, const Checking& checking) {
+    price.amount = amount(properties, "amount", "invalid_amount", checking);
+}
 
-void read_graduated(const Node& properties, Price& price, const Checking& checking) { price.tiers = read_ranges(properties, graduated_rule, checking); }
+void read_graduated(const Node& properties, Price& price, const Checking& checking) {
+    price.tiers = read_ranges(properties, graduated_rule, checking);
+}
 
 void read_graduated_percentage(const Node& properties, Price& price, const Checking& checking) {
     price.tiers = read_ranges(properties, graduated_percentage_rule, checking);
@@ -1495,9 +1532,7 @@ const Tier& volume_tier(const Price& price, const Decimal& units) {
     throw Error(ErrorCode::bad_value, "volume_ranges", "no range holds " + units.to_string() + " units");
 }
 
-const Decimal& counted_units(const Quantity& quantity) {
-    return quantity.prorated && quantity.full_units ? *quantity.full_units : quantity.units;
-}
+const Decimal& counted_units(const Quantity& quantity) { return quantity.prorated && quantity.full_units ? *quantity.full_units : quantity.units; }
 
 Priced price_volume(const Price& price, const Quantity& quantity) {
     Priced priced;
@@ -1580,10 +1615,118 @@ Priced price_percentage(const Price& price, const Quantity& quantity) {
     return priced;
 }
 
-/// The events bring their own amounts; none for no units (dossier 5.7).
-Priced price_dynamic(const Price&, const Quantity& quantity) {
+/// A custom metric's script brings the amount.
+Priced price_custom(const Price&, const Quantity& quantity) {
     Priced priced;
-    if (!quantity.units.is_zero()) priced.add({.step = Step::given, .units = quantity.units, .amount = quantity.precise_amount});
+    priced.add({.step = Step::given, .units = quantity.units, .amount = quantity.precise_amount});
+    return priced;
+}
+
+/// The events bring their own amounts; none for no units (dossier 5.7).
+Priced price_dynamic(const Price& price, const Quantity& quantity) { return quantity.units.is_zero() ? Priced() : price_custom(price, quantity); }
+
+// --- prorated graduated (dossier 5.9): full units choose the tier, prorated ones are paid ---
+
+struct ProratedEvent {
+    Decimal full, prorated;
+
+    Decimal share() const { return quotient(prorated, full); }
+};
+
+/// The tier that the running total has come to (prorated_graduated_service.rb). What overflows a tier upwards stands at the next
+/// tier's first unit; a total resting on a tier's top moves on when units follow.
+std::size_t tier_reached(const std::vector<Tier>& tiers, const Decimal& total, const Decimal& overflow, bool rises) {
+    if (total <= 0) return 0;
+    const auto units = overflow.is_zero() ? total : overflow > 0 ? total - overflow + 1 : total + overflow;
+    for (std::size_t i = 0; i < tiers.size(); ++i) {
+        if (tiers[i].up_to && units == *tiers[i].up_to) return rises && i + 1 < tiers.size() ? i + 1 : i;
+        if (units >= tiers[i].from && (!tiers[i].up_to || units < *tiers[i].up_to)) return i;
+    }
+    return 0;
+}
+
+bool stays_in(const Tier& tier, const Decimal& total) { return tier.up_to ? total < *tier.up_to && total >= tier.from : total >= tier.from - 1; }
+
+/// How far the total is beyond the tier, above or below.
+Decimal overflow_of(const Tier& tier, const Decimal& total) {
+    return tier.up_to && total >= *tier.up_to ? total - *tier.up_to : total - tier.from + 1;
+}
+
+/// An added unit that was removed before the period weighs nothing and counts nothing, nor does its removal.
+bool is_void(const ProratedEvent& event, const Decimal& total) {
+    return event.prorated.is_zero() && (event.full > 0 || (total + event.full).is_negative());
+}
+
+/// Prorated units that each tier has, and how high the running total went.
+struct ProratedTiers {
+    std::vector<Decimal> units;
+    Decimal total, peak;
+};
+
+ProratedTiers walk_prorated(const std::vector<Tier>& tiers, const std::vector<ProratedEvent>& events) {
+    ProratedTiers result{.units = std::vector<Decimal>(tiers.size()), .total = {}, .peak = {}};
+    Decimal overflow, pending;
+    std::size_t next = 0, reached = 0, turns = 0;
+    const auto settle = [&](const ProratedEvent& event) {
+        pending -= overflow * event.share();
+        result.units[reached] += pending;
+        pending = {};
+    };
+    while (next < events.size() || !overflow.is_zero()) {
+        if (++turns > (events.size() + 1) * (tiers.size() + 2)) throw Error(ErrorCode::bad_value, "graduated_ranges", "cannot be prorated");
+        reached = tier_reached(tiers, result.total, overflow, next < events.size() && events[next].full > 0);
+        const auto& tier = tiers[reached];
+        if (!overflow.is_zero()) {
+            pending += overflow * events[next - 1].share();
+            if (tier.up_to && result.total >= *tier.up_to) {
+                overflow = result.total - *tier.up_to;
+                settle(events[next - 1]);
+                continue;
+            }
+            overflow = {};
+        }
+        if (next == events.size()) break;
+        const auto& event = events[next++];
+        if (is_void(event, result.total)) continue;
+        result.total += event.full;
+        result.peak = std::max(result.peak, result.total);
+        pending += event.prorated;
+        if (stays_in(tier, result.total)) continue;
+        overflow = overflow_of(tier, result.total);
+        settle(event);
+    }
+    result.units[reached] += pending;
+    return result;
+}
+
+Priced price_prorated_graduated(const std::vector<Tier>& tiers, const Decimal& units, const std::vector<ProratedEvent>& events) {
+    const auto walked = units.is_zero() ? ProratedTiers{std::vector<Decimal>(tiers.size()), {}, {}} : walk_prorated(tiers, events);
+    Priced priced;
+    if (walked.total.is_negative()) return priced;
+    for (std::size_t i = 0; i < tiers.size(); ++i) {
+        auto line = tier_line(tiers[i], walked.units[i]);
+        line.amount -= line.flat;
+        line.flat = {};
+        priced.add(std::move(line));
+    }
+    raise_to(priced, {});
+    for (const auto& tier : tiers) {
+        priced.add(fixed_line(1, tier.flat));
+        if (!tier.up_to || walked.peak <= *tier.up_to) break;
+    }
+    return priced;
+}
+
+// --- prices without history (estimate_instant_fees, dossier 3.4) ---
+
+/// The fixed amount is due also for no units; free units and licences play no part.
+Priced price_instant(const Price& price, const Decimal& units) {
+    if (price.model == Model::standard) return price_standard(price, {.units = units});
+    Priced priced;
+    priced.add(percentage_line(units, price.rate));
+    if (!price.fixed_amount.is_zero()) priced.add(fixed_line(1, price.fixed_amount));
+    if (price.minimum) raise_to(priced, *price.minimum);
+    if (price.maximum) lower_to(priced, *price.maximum);
     return priced;
 }
 
@@ -1667,16 +1810,16 @@ constexpr const char* default_ranges = R"({"graduated_ranges": [{"from_value": 0
     "volume_ranges": [{"from_value": 0, "per_unit_amount": "0", "flat_amount": "0"}],
     "graduated_percentage_ranges": [{"from_value": 0, "rate": "0", "flat_amount": "0"}]})";
 
-using ModelTable = std::array<std::pair<std::string_view, ModelRow>, 7>;
+using ModelTable = std::array<std::pair<std::string_view, ModelRow>, 8>;
 constexpr ModelTable models{{
     {"standard", {Model::standard, read_standard, price_standard, details_none, R"({"amount": "0"})"}},
     {"graduated", {Model::graduated, read_graduated, price_graduated, details_graduated, default_ranges}},
-    {"graduated_percentage",
-     {Model::graduated_percentage, read_graduated_percentage, price_graduated, details_graduated_percentage, default_ranges}},
+    {"graduated_percentage", {Model::graduated_percentage, read_graduated_percentage, price_graduated, details_graduated_percentage, default_ranges}},
     {"package", {Model::package, read_package, price_package, details_package, R"({"package_size": 1, "free_units": 0, "amount": "0"})"}},
     {"percentage", {Model::percentage, read_percentage, price_percentage, details_percentage, R"({"rate": "0"})"}},
     {"volume", {Model::volume, read_volume, price_volume, details_volume, default_ranges}},
     {"dynamic", {Model::dynamic, read_nothing, price_dynamic, details_none, "{}"}},
+    {"custom", {Model::custom, read_nothing, price_custom, details_none, "{}"}},
 }};
 
 const ModelRow& row_of(Model model) {
@@ -1743,7 +1886,8 @@ BillableMetric read_metric(const Node& at) {
     metric.rounding = read_rounding(at);
     metric.precision = static_cast<int>(at.decimal("rounding_precision").value_or(Decimal()).to_int64().value_or(0));
     metric.recurring = at.flag("recurring");
-    for (const auto& filter : at.list("filters")) metric.filters[filter.required_text("key")] = filter.value().value("values", std::vector<std::string>());
+    for (const auto& filter : at.list("filters"))
+        metric.filters[filter.required_text("key")] = filter.value().value("values", std::vector<std::string>());
     return metric;
 }
 
@@ -1754,7 +1898,8 @@ void check_charge(const Node& at, const Charge& charge, const BillableMetric& me
     if (charge.pay_in_advance && (model == Model::volume || !countable)) {
         checking.report(at, "pay_in_advance", "invalid_aggregation_type_or_charge_model");
     }
-    const bool prorates = charge.pay_in_advance ? model == Model::standard : model == Model::standard || model == Model::volume || model == Model::graduated;
+    const bool prorates =
+        charge.pay_in_advance ? model == Model::standard : model == Model::standard || model == Model::volume || model == Model::graduated;
     if (charge.prorated && !(metric.recurring && prorates)) checking.report(at, "prorated", "invalid_billable_metric_or_charge_model");
     if (model == Model::dynamic && metric.kind != Kind::sum) checking.report(at, "charge_model", "invalid_aggregation_type_or_charge_model");
     if (charge.pay_in_advance && !charge.minimum_cents.is_zero()) checking.report(at, "min_amount_cents", "not_compatible_with_pay_in_advance");
@@ -1783,7 +1928,9 @@ std::size_t find_metric(const Node& at, const std::vector<BillableMetric>& metri
     throw Error(ErrorCode::bad_value, at.path("billable_metric_code"), "no such billable metric: " + (code.empty() ? id : code));
 }
 
-Charge read_charge(const Node& at, const std::vector<BillableMetric>& metrics, bool premium) {
+/// A plan that exists was made under a licence that allowed it; which licence prices it is Plan::premium.
+Charge read_charge(const Node& at, const std::vector<BillableMetric>& metrics) {
+    constexpr bool premium = true;
     Problems problems;
     Charge charge;
     charge.metric = find_metric(at, metrics);
@@ -1797,6 +1944,10 @@ Charge read_charge(const Node& at, const std::vector<BillableMetric>& metrics, b
     charge.invoiceable = at.flag("invoiceable", true);
     charge.prorated = at.flag("prorated");
     charge.minimum_cents = at.decimal("min_amount_cents").value_or(Decimal());
+    if (at.find("applied_pricing_unit")) {
+        charge.conversion_rate = at.object("applied_pricing_unit").decimal("conversion_rate");
+        charge.pricing_unit = at.object("applied_pricing_unit").text("code");
+    }
     charge.price = read_properties(at, row, checking);
     for (const auto& filter : at.list("filters")) charge.filters.push_back(read_filter(filter, row, metric, checking));
     check_charge(at, charge, metric, checking);
@@ -1822,11 +1973,16 @@ Subscription read_subscription(const Node& at) {
 
 constexpr int months_in(Interval interval) {
     switch (interval) {
-        case Interval::weekly: return 0;
-        case Interval::monthly: return 1;
-        case Interval::quarterly: return 3;
-        case Interval::semiannual: return 6;
-        case Interval::yearly: return 12;
+        case Interval::weekly:
+            return 0;
+        case Interval::monthly:
+            return 1;
+        case Interval::quarterly:
+            return 3;
+        case Interval::semiannual:
+            return 6;
+        case Interval::yearly:
+            return 12;
     }
     return 0;
 }
@@ -1885,7 +2041,8 @@ bool same_keys(const Values& a, const Values& b) {
 bool overlaps(const Values& filter, const Values& other) {
     return std::all_of(filter.begin(), filter.end(), [&](const auto& entry) {
         const auto found = other.find(entry.first);
-        return found != other.end() && std::any_of(entry.second.begin(), entry.second.end(), [&](const auto& value) { return holds(found->second, value); });
+        return found != other.end() &&
+               std::any_of(entry.second.begin(), entry.second.end(), [&](const auto& value) { return holds(found->second, value); });
     });
 }
 
@@ -1977,6 +2134,24 @@ Contribution contribute(AdvanceState& state, const Decimal& step) {
     return {above, above};
 }
 
+/// The same for a prorated charge, paid by the share of the period left at each event; up at 5 decimals (prorated_aggregations/base_service.rb).
+struct ProratedAdvance {
+    AdvanceState state;
+    Decimal maximum;
+
+    void add(const Decimal& step, const Decimal& share) {
+        const auto before = state.maximum;
+        const auto paid = (contribute(state, step).priced * share).round(5, Rounding::ceil);
+        if (!before || *state.maximum > *before) maximum += paid;
+    }
+
+    /// What current usage is priced by; `live` includes units from before the period, which weigh `share` of it.
+    Decimal paid(const Decimal& live, const Decimal& share) const {
+        const auto older = at_least_zero(live) - at_least_zero(state.current.value_or(Decimal()));
+        return (older * share).round(5, Rounding::ceil) + maximum;
+    }
+};
+
 // --- a book of one plan ---
 
 struct Plan final : Book::Impl {
@@ -1995,6 +2170,7 @@ struct Plan final : Book::Impl {
         });
     }
     Fees estimate_fees(const Event& event, Timestamp now, UsageSource& usage) const override;
+    Fees estimate_instant_fees(const Event& event, Timestamp now) const override;
     Fees usage(const UsageQuery& query, Timestamp now, UsageSource& usage) const override;
 };
 
@@ -2080,6 +2256,28 @@ Quantity quantity_of(const Scope& scope, const AggregateQuery& query, UsageSourc
 }
 
 // --- fees (dossier 3.2, 6) ---
+
+/// A fee's figures in smallest units (dossier 6.1). Each fee is rounded once; a unit's amount is cut, not rounded.
+struct Figures {
+    Decimal cents, precise_cents;
+    Decimal unit_cents, unit_amount;
+};
+
+Figures figures(const Decimal& amount, const Decimal& unit_amount, Currency currency) {
+    const Decimal subunits(currency.subunits);
+    return {to_cents(amount, currency), amount * subunits, (unit_amount * subunits).round(0, Rounding::down), unit_amount};
+}
+
+/// From a pricing unit, whose cents are hundredths, to money: what was rounded there is converted (pricing_unit_usage.rb:13).
+Figures converted(const Figures& units, const Decimal& rate, Currency currency) {
+    const auto hundredth = Decimal::scaled(1, 2);
+    return figures(units.cents * rate * hundredth, units.unit_cents * rate * hundredth, currency);
+}
+
+/// What lifts a charge to its minimum spending, which is prorated to the days billed (create_true_up_service.rb:16).
+Decimal true_up_cents(const Decimal& minimum_cents, const Decimal& used_cents, int days, int period_days) {
+    return at_least_zero(quotient(minimum_cents * days, period_days) - used_cents);
+}
 
 std::string time_text(Timestamp time) { return time.to_string(0); }
 
@@ -2192,6 +2390,100 @@ Fees sum_up(const Plan& plan, std::vector<Fee> list) {
     return fees;
 }
 
+// --- the fee of a recorded event (dossier 7) ---
+
+/// Of two amount_details, what the event added (amount_details_calculator.rb:33-62).
+Decimal detail(const json& details, const char* key) {
+    const auto found = details.find(key);
+    return found == details.end() ? Decimal() : Decimal::from_json(*found);
+}
+
+json added_percentage(const json& with, const json& without) {
+    json added{{"rate", with.at("rate")}, {"fixed_fee_unit_amount", with.at("fixed_fee_unit_amount")}};
+    for (const char* key : {"units", "paid_units", "free_events", "paid_events", "fixed_fee_total_amount", "min_max_adjustment_total_amount",
+                            "per_unit_total_amount"}) {
+        added[key] = (detail(with, key) - detail(without, key)).to_string();
+    }
+    added["free_units"] = (detail(added, "units") - detail(added, "paid_units")).to_string();
+    return added;
+}
+
+json added_range(const json& with, const json& without) {
+    const auto total = detail(with, "total_with_flat_amount") - detail(without, "total_with_flat_amount");
+    const auto units = detail(with, "units") - detail(without, "units");
+    return {{"from_value", with.at("from_value")},
+            {"to_value", with.at("to_value")},
+            {"rate", with.at("rate")},
+            {"flat_unit_amount", (detail(with, "flat_unit_amount") - detail(without, "flat_unit_amount")).to_string()},
+            {"units", units.to_string()},
+            {"per_unit_total_amount", (units > 0 ? Decimal::divide(total, units, 2, Rounding::half_up) : Decimal()).to_string()},
+            {"total_with_flat_amount", total.to_string()}};
+}
+
+json added_ranges(const json& with, const json& without) {
+    auto ranges = json::array();
+    for (const auto& range : with) {
+        const auto same = std::find_if(without.begin(), without.end(), [&](const json& other) {
+            return other.at("from_value") == range.at("from_value") && other.at("to_value") == range.at("to_value");
+        });
+        ranges.push_back(added_range(range, same == without.end() ? json::object() : *same));
+    }
+    return {{"graduated_percentage_ranges", std::move(ranges)}};
+}
+
+/// Only percentages have details of a single event.
+json added_details(const json& with, const json& without) {
+    constexpr const char* ranges = "graduated_percentage_ranges";
+    if (with.contains(ranges)) return added_ranges(with.at(ranges), without.value(ranges, json::array()));
+    return with.contains("paid_events") ? added_percentage(with, without) : json::object();
+}
+
+/// The event's effect, it being the last of those that `query` chooses.
+Contribution last_contribution(const Scope& scope, const AggregateQuery& query, UsageSource& usage) {
+    if (scope.metric().kind == Kind::count) return {1, 1};
+    AdvanceState state;
+    Contribution last;
+    for (const auto& step : usage.steps(scope.metric().metric, query, std::numeric_limits<std::size_t>::max(), {})) last = contribute(state, step);
+    return last;
+}
+
+Quantity without_event(const Scope& scope, Quantity quantity, const Event& event, const Contribution& contribution) {
+    quantity.units -= contribution.priced;
+    --quantity.events;
+    quantity.without_event = true;
+    quantity.precise_amount -= quotient(event.precise_total_amount_cents.value_or(Decimal()), scope.plan.currency.subunits);
+    if (scope.metric().kind == Kind::sum && !quantity.values.empty()) quantity.values.pop_back();
+    return quantity;
+}
+
+Group group_of(const Scope& scope, const Event& event) {
+    Group group;
+    for (const auto& key : scope.price().group_keys) group.emplace_back(key, property_text(event.properties, key));
+    return group;
+}
+
+/// The fee of an event in the log under a pay-in-advance charge; scope's period ends with the event. Nothing when the event has no
+/// value to count.
+std::optional<Fee> advance_fee(const Scope& scope, const Event& event, UsageSource& usage) {
+    const auto& metric = scope.metric();
+    if (metric.kind != Kind::count && !property_text(event.properties, property_key(metric))) return {};
+    auto group = group_of(scope, event);
+    auto query = scope.query();
+    keep_group(query, group);
+    const auto contribution = last_contribution(scope, query, usage);
+    const auto after = quantity_of(scope, query, usage, usage.measure(metric.metric, query).front());
+    const auto before = without_event(scope, after, event, contribution);
+    const auto with = apply(scope.price(), after), without = apply(scope.price(), before);
+    auto fee = empty_fee(scope, std::move(group));
+    fee.units = contribution.shown;
+    fee.events = 1;
+    set_amounts(fee, difference(with, without), scope.plan.currency);
+    const auto details = row_of(scope.price().model).details;
+    fee.vendor = fee_json(scope, fee, added_details(details(scope.price(), after, with), details(scope.price(), before, without)));
+    fee.vendor["event_transaction_id"] = event.id;
+    return fee;
+}
+
 // --- estimate_fees (dossier 3.1, 3.3) ---
 
 [[noreturn]] void not_found(const char* field, const char* reason) { throw Error(ErrorCode::not_found, field, reason); }
@@ -2208,7 +2500,7 @@ Subscription subscription_at(const Plan& plan, const std::string& id, Timestamp 
 
 /// The event's own number for a sum; its property, when present, must be a number (validate_creation_service.rb:83).
 Decimal summed(const BillableMetric& metric, const Event& event) {
-    const auto key = metric.metric.property.substr(property_field("").size());
+    const auto key = property_key(metric);
     const auto text = property_text(event.properties, key);
     if (!text) return {};
     const auto value = Decimal::parse(*text);
@@ -2219,7 +2511,7 @@ Decimal summed(const BillableMetric& metric, const Event& event) {
 /// What the event does to a unique count: 1 for an add of an inactive value, -1 for a remove of an active one.
 Decimal unique_step(const Scope& scope, const Event& event, AggregateQuery query, UsageSource& usage) {
     const auto& metric = scope.metric().metric;
-    const auto value = property_text(event.properties, metric.property.substr(property_field("").size()));
+    const auto value = property_text(event.properties, property_key(scope.metric()));
     if (!value) return {};
     const bool adds = property_text(event.properties, "operation_type").value_or("add") == "add";
     query.filter.parts.push_back(Filter::equals(metric.property, *value));
@@ -2257,8 +2549,7 @@ Quantity with_event(const Scope& scope, Quantity quantity, const Event& event, c
 }
 
 Fee estimate(const Scope& scope, const Event& event, UsageSource& usage) {
-    Group group;
-    for (const auto& key : scope.price().group_keys) group.emplace_back(key, property_text(event.properties, key));
+    auto group = group_of(scope, event);
     auto query = scope.query();
     keep_group(query, group);
     const auto measured = usage.measure(scope.metric().metric, query).front();
@@ -2274,9 +2565,42 @@ Fee estimate(const Scope& scope, const Event& event, UsageSource& usage) {
     return fee;
 }
 
+Decimal rounded(const BillableMetric& metric, const Decimal& value) {
+    return metric.rounding ? value.round(metric.precision, *metric.rounding) : value;
+}
+
+/// As estimate_instant_fees: standard and percentage charges, the event priced alone, its units rounded as the metric says.
+Fee instant(const Scope& scope, const Event& event) {
+    const auto& metric = scope.metric();
+    auto fee = empty_fee(scope, group_of(scope, event));
+    fee.units = at_least_zero(rounded(metric, metric.kind == Kind::count ? Decimal(1) : summed(metric, event)));
+    fee.events = 1;
+    set_amounts(fee, price_instant(scope.price(), fee.units), scope.plan.currency);
+    fee.vendor = fee_json(scope, fee, nullptr);
+    fee.vendor.erase("applied_taxes");
+    fee.vendor["amount_cents"] = fee.vendor["total_amount_cents"] = ruby_text(fee.amount_cents);
+    fee.vendor["precise_unit_amount"] = ruby_text(fee.unit_amount * scope.plan.currency.subunits);
+    fee.vendor["event_transaction_id"] = event.id.empty() ? json(nullptr) : json(event.id);
+    return fee;
+}
+
+Fees Plan::estimate_instant_fees(const Event& event, Timestamp now) const {
+    const auto subscription = subscription_at(*this, event.subscription, now);
+    std::vector<Fee> list;
+    for (const auto& charge : charges) {
+        const bool instantly = charge.price.model == Model::standard || charge.price.model == Model::percentage;
+        if (!charge.pay_in_advance || !instantly || billable_metrics[charge.metric].metric.code != event.name) continue;
+        list.push_back(
+            instant({*this, charge, filter_of(charge, event.properties), subscription, billing_period(charges_interval, subscription, now)}, event));
+    }
+    if (list.empty()) throw Error(ErrorCode::bad_value, "name", "does_not_match_an_instant_charge");
+    return sum_up(*this, std::move(list));
+}
+
 Fees Plan::estimate_fees(const Event& event, Timestamp now, UsageSource& usage_source) const {
     const auto subscription = subscription_at(*this, event.subscription, now);
-    const auto known = std::any_of(billable_metrics.begin(), billable_metrics.end(), [&](const auto& each) { return each.metric.code == event.name; });
+    const auto known =
+        std::any_of(billable_metrics.begin(), billable_metrics.end(), [&](const auto& each) { return each.metric.code == event.name; });
     if (!known) not_found("name", "billable_metric_not_found");
     auto period = billing_period(charges_interval, subscription, now);
     const auto whole = period;
@@ -2304,7 +2628,14 @@ Decimal paid_in_advance(const Scope& scope, const AggregateQuery& query, UsageSo
     return at_least_zero(measured.value - *state.current + *state.maximum);
 }
 
-Decimal rounded(const BillableMetric& metric, const Decimal& value) { return metric.rounding ? value.round(metric.precision, *metric.rounding) : value; }
+/// Of the plan, or of the pricing unit that the charge is written in, which has hundredths.
+Currency currency_of(const Scope& scope) { return scope.charge.conversion_rate ? Currency() : scope.plan.currency; }
+
+json pricing_unit_json(const Charge& charge, const Figures& figures) {
+    if (!charge.conversion_rate) return nullptr;
+    return {
+        {"amount_cents", whole_cents(figures.cents)}, {"short_name", charge.pricing_unit}, {"conversion_rate", charge.conversion_rate->to_string()}};
+}
 
 Fee usage_fee(const Scope& scope, Measured measured, UsageSource& usage) {
     Group group;
@@ -2319,12 +2650,19 @@ Fee usage_fee(const Scope& scope, Measured measured, UsageSource& usage) {
     auto details = row_of(scope.price().model).details(scope.price(), quantity, priced);
     clamp(priced, fee.units);
     fee.events = quantity.events;
-    fee.unit_amount = unit_amount(scope.price(), quantity, priced.amount);
+    auto figures = lago::figures(priced.amount, unit_amount(scope.price(), quantity, priced.amount), currency_of(scope));
+    const auto pricing_unit = pricing_unit_json(scope.charge, figures);
+    if (scope.charge.conversion_rate) {
+        figures = converted(figures, *scope.charge.conversion_rate, scope.plan.currency);
+        convert_to(priced, quotient(figures.precise_cents, scope.plan.currency.subunits), *scope.charge.conversion_rate);
+    }
+    fee.unit_amount = figures.unit_amount;
     fee.amount = priced.amount;
-    fee.amount_cents = to_cents(priced.amount, scope.plan.currency);
+    fee.amount_cents = figures.cents;
     fee.lines = std::move(priced.lines);
     fee.vendor = fee_json(scope, fee, std::move(details));
     fee.vendor["total_aggregated_units"] = ruby_text(measured.value);
+    fee.vendor["pricing_unit_details"] = pricing_unit;
     return fee;
 }
 
@@ -2345,27 +2683,56 @@ void add_bucket(const Scope& scope, UsageSource& usage, std::vector<Fee>& fees) 
     for (auto& row : measured_groups(scope, usage)) fees.push_back(usage_fee(scope, std::move(row), usage));
 }
 
-void add_subscription(const Plan& plan, const Subscription& subscription, const Period& period, UsageSource& usage, std::vector<Fee>& fees) {
-    for (const auto& charge : plan.charges) {
-        for (const auto& filter : charge.filters) add_bucket({plan, charge, &filter, subscription, period}, usage, fees);
-        add_bucket({plan, charge, nullptr, subscription, period}, usage, fees);
-    }
+int days_in(const Period& period) {
+    const auto day = std::chrono::days(1);
+    return static_cast<int>((period.to - period.from + day - std::chrono::microseconds(1)) / day);
+}
+
+/// The charge's minimum spending, when its fees stay below it: one more fee of 1 unit.
+void add_true_up(const Scope& scope, const Decimal& used_cents, std::vector<Fee>& fees) {
+    const auto whole = billing_period(scope.plan.charges_interval,
+                                      {.anniversary = scope.subscription.anniversary, .anchor = scope.subscription.anchor}, scope.period.from);
+    const auto cents = true_up_cents(scope.charge.minimum_cents, used_cents, days_in(scope.period), days_in(whole));
+    if (cents.is_zero()) return;
+    const Decimal subunits(scope.plan.currency.subunits);
+    auto fee = empty_fee(scope, {});
+    fee.units = 1;
+    fee.amount = fee.unit_amount = quotient(cents, subunits);
+    fee.amount_cents = to_cents(fee.amount, scope.plan.currency);
+    fee.lines = {{.step = Step::minimum, .amount = fee.amount}};
+    fee.vendor = fee_json(scope, fee, json::object());
+    fees.push_back(std::move(fee));
+}
+
+void add_charge(const Plan& plan, const Charge& charge, const Subscription& subscription, const Period& period, bool closing, UsageSource& usage,
+                std::vector<Fee>& fees) {
+    const auto first = fees.size();
+    const Scope whole{plan, charge, nullptr, subscription, period};
+    for (const auto& filter : charge.filters) add_bucket({plan, charge, &filter, subscription, period}, usage, fees);
+    add_bucket(whole, usage, fees);
+    if (!closing || charge.minimum_cents.is_zero()) return;
+    Decimal used;
+    for (std::size_t i = first; i < fees.size(); ++i) used += fees[i].amount_cents;
+    add_true_up(whole, used, fees);
 }
 
 Fees Plan::usage(const UsageQuery& query, Timestamp now, UsageSource& usage_source) const {
     std::vector<Subscription> asked;
     for (const auto& each : subscriptions) {
-        const bool chosen = (query.subscription.empty() || each.id == query.subscription) && (query.customer.empty() || each.customer == query.customer);
+        const bool chosen =
+            (query.subscription.empty() || each.id == query.subscription) && (query.customer.empty() || each.customer == query.customer);
         if (chosen && (query.period || each.active.contains(now))) asked.push_back(each);
     }
     if (!lists_subscriptions && !query.subscription.empty()) asked.push_back({.id = query.subscription, .customer = query.customer});
-    if (query.subscription.empty() && query.customer.empty()) throw Error(ErrorCode::bad_value, "subscription", "a subscription or a customer is required");
+    if (query.subscription.empty() && query.customer.empty())
+        throw Error(ErrorCode::bad_value, "subscription", "a subscription or a customer is required");
     if (asked.empty()) not_found("subscription", "no_active_subscription");
     std::vector<Fee> list;
     for (const auto& subscription : asked) {
         auto period = query.period.value_or(billing_period(charges_interval, subscription, now));
         period = {std::max(period.from, subscription.active.from), std::min(period.to, subscription.active.to)};
-        if (period.from < period.to) add_subscription(*this, subscription, period, usage_source, list);
+        if (!(period.from < period.to)) continue;
+        for (const auto& charge : charges) add_charge(*this, charge, subscription, period, query.closing, usage_source, list);
     }
     return sum_up(*this, std::move(list));
 }
@@ -2387,7 +2754,7 @@ std::shared_ptr<const Book::Impl> load(const json& catalogue) {
         plan->billable_metrics.push_back(read_metric(metric));
         plan->metrics.push_back(plan->billable_metrics.back().metric);
     }
-    for (const auto& charge : at.list("charges")) plan->charges.push_back(read_charge(charge, plan->billable_metrics, plan->premium));
+    for (const auto& charge : at.list("charges")) plan->charges.push_back(read_charge(charge, plan->billable_metrics));
     plan->lists_subscriptions = root.find("subscriptions").has_value();
     for (const auto& each : root.list("subscriptions")) plan->subscriptions.push_back(read_subscription(each));
     return plan;

@@ -402,6 +402,7 @@ struct FeeLine {
         maximum,     ///< what takes the amount down to a maximum
         advance,     ///< what was paid for before
         discount,
+        conversion,  ///< from a pricing unit to the currency
     };
     Step step = Step::units;
     std::optional<Decimal> from = {}, to = {};  ///< bounds of the tier as the vendor writes them, in units
@@ -441,6 +442,7 @@ struct Fees {
 struct UsageQuery {
     std::string subscription = {}, customer = {};  ///< one of them at least
     std::optional<Period> period = {};             ///< the plan's billing period around now when absent
+    bool closing = false;                          ///< as billed at the end: with what minimum spendings add
 };
 
 // ---------------------------------------------------------------------------------------------

@@ -15,7 +15,8 @@ json catalogue(json charge, json metric = {{"code", "calls"}, {"aggregation_type
 const json tokens_metric{{"code", "tokens"}, {"name", "Tokens"}, {"aggregation_type", "sum_agg"}, {"field_name", "value"}};
 
 Event event(std::string name, json properties, const char* time = "2026-03-05T00:00:00Z", std::string subscription = "sub_1") {
-    return {.name = std::move(name), .subscription = std::move(subscription), .timestamp = Timestamp::parse(time), .properties = std::move(properties)};
+    return {
+        .name = std::move(name), .subscription = std::move(subscription), .timestamp = Timestamp::parse(time), .properties = std::move(properties)};
 }
 
 const Timestamp march_10 = Timestamp::parse("2026-03-10T12:00:00Z");
@@ -75,7 +76,8 @@ TEST_CASE("estimates answer errors as Lago does, in its order", "[lago]") {
 }
 
 TEST_CASE("a sum's property must be a number when estimated", "[lago]") {
-    const auto book = Book::lago(catalogue({{"charge_model", "standard"}, {"pay_in_advance", true}, {"properties", {{"amount", "0.001"}}}}, tokens_metric));
+    const auto book =
+        Book::lago(catalogue({{"charge_model", "standard"}, {"pay_in_advance", true}, {"properties", {{"amount", "0.001"}}}}, tokens_metric));
     PlainUsage usage;
     CHECK_THROWS_WITH(book.impl().estimate_fees(event("tokens", {{"value", "abc"}}), march_10, usage), "properties.value: value_is_not_valid_number");
     const auto fees = book.impl().estimate_fees(event("tokens", {{"value", 512}}), march_10, usage);
@@ -85,7 +87,8 @@ TEST_CASE("a sum's property must be a number when estimated", "[lago]") {
 }
 
 TEST_CASE("an estimate asks for totals, not for every event, while nothing falls", "[lago]") {
-    const auto book = Book::lago(catalogue({{"charge_model", "standard"}, {"pay_in_advance", true}, {"properties", {{"amount", "1"}}}}, tokens_metric));
+    const auto book =
+        Book::lago(catalogue({{"charge_model", "standard"}, {"pay_in_advance", true}, {"properties", {{"amount", "1"}}}}, tokens_metric));
     PlainUsage usage;
     usage.events = {event("tokens", {{"value", "10"}})};
     CHECK(book.impl().estimate_fees(event("tokens", {{"value", "3"}}), march_10, usage).amount_cents == 300);
@@ -111,8 +114,10 @@ TEST_CASE("usage gives units and fees of the period, events outside it left out"
 
 TEST_CASE("a plan that cannot be is refused with the path of the field", "[lago]") {
     CHECK(field_of(json::object()) == "plan: must be an object");
-    CHECK(field_of(catalogue({{"charge_model", "standard"}, {"properties", {{"amount", 10}}}})) == "plan.charges[0].properties.amount: invalid_amount");
-    CHECK(field_of(catalogue({{"charge_model", "standard"}, {"properties", {{"amount", "-1"}}}})) == "plan.charges[0].properties.amount: invalid_amount");
+    CHECK(field_of(catalogue({{"charge_model", "standard"}, {"properties", {{"amount", 10}}}})) ==
+          "plan.charges[0].properties.amount: invalid_amount");
+    CHECK(field_of(catalogue({{"charge_model", "standard"}, {"properties", {{"amount", "-1"}}}})) ==
+          "plan.charges[0].properties.amount: invalid_amount");
     CHECK(field_of(catalogue({{"charge_model", "magic"}})) == "plan.charges[0].charge_model: is not known: magic");
     CHECK(field_of(catalogue({{"charge_model", "standard"}}, {{"code", "calls"}, {"aggregation_type", "sum_agg"}})) ==
           "billable_metrics[0].field_name: is required");

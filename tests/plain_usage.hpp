@@ -69,11 +69,16 @@ private:
         const auto text = text_of(event, filter.field);
         const auto among = [&] { return text && std::find(filter.value.begin(), filter.value.end(), *text) != filter.value.end(); };
         switch (filter.op) {
-            case Operator::eq: return text && filter.value == *text;
-            case Operator::in: return among();
-            case Operator::not_in: return !among();
-            case Operator::exists: return text.has_value() == filter.value.get<bool>();
-            default: throw std::logic_error("operator not used by books");
+            case Operator::eq:
+                return text && filter.value == *text;
+            case Operator::in:
+                return among();
+            case Operator::not_in:
+                return !among();
+            case Operator::exists:
+                return text.has_value() == filter.value.get<bool>();
+            default:
+                throw std::logic_error("operator not used by books");
         }
     }
 
