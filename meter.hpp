@@ -96,21 +96,23 @@ public:
     Decimal(double) = delete;  ///< use from_double, which says what it does
     Decimal(float) = delete;
 
-    /// Plain ("-12.50") or exponent ("1.25e3") form, nothing around it. Throws bad_value, or overflow when it does not fit.
+    /// Plain ("-12.50", also "+1", ".5" and "5.") or exponent ("1.25e3") form, nothing around it. Throws bad_value, or overflow when
+    /// it does not fit. The errors of this class name no field: the caller knows what the number was for.
     explicit Decimal(std::string_view text);
     explicit Decimal(const char* text) : Decimal(std::string_view(text)) {}
     /// As the constructor, but nothing instead of a throw.
     static std::optional<Decimal> parse(std::string_view text) noexcept;
     /// coefficient x 10^-scale; scale from 0 to max_scale.
     static Decimal scaled(std::int64_t coefficient, int scale);
-    /// The shortest decimal that reads back as the same double: 0.1 is 0.1. Throws bad_value for NaN and infinities.
+    /// The shortest decimal that reads back as the same double: 0.1 is 0.1. Throws bad_value for NaN and infinities, overflow for
+    /// what does not fit.
     static Decimal from_double(double value);
-    /// A JSON number (a float enters by its shortest text) or a string holding one. Throws bad_value.
+    /// A JSON number (a float enters by its shortest text) or a string holding one. Throws bad_value or overflow.
     static Decimal from_json(const json& value);
 
     std::string to_string() const;          ///< plain form: "-12.5", "0"
-    std::string to_fixed(int scale) const;  ///< with exactly `scale` decimals, rounded half up: "12.50"
-    double to_double() const noexcept;
+    std::string to_fixed(int scale) const;  ///< with exactly `scale` (0 to 76) decimals, rounded half up: "12.50"
+    double to_double() const noexcept;      ///< the nearest
     std::optional<std::int64_t> to_int64() const noexcept;  ///< nothing when not an integer of that size
 
     constexpr bool is_zero() const noexcept { return high_ == 0 && low_ == 0; }
@@ -126,7 +128,7 @@ public:
     Decimal& operator+=(const Decimal& other) { return *this = *this + other; }
     Decimal& operator-=(const Decimal& other) { return *this = *this - other; }
     Decimal& operator*=(const Decimal& other) { return *this = *this * other; }
-    /// a / b rounded to `scale` decimals. Throws bad_value when b is zero.
+    /// a / b rounded to `scale` (0 to 76) decimals. Throws bad_value when b is zero.
     static Decimal divide(const Decimal& a, const Decimal& b, int scale, Rounding mode);
     /// a / b rounded to `digits` significant digits (1 to 38). Throws bad_value when b is zero.
     static Decimal divide_significant(const Decimal& a, const Decimal& b, int digits, Rounding mode);
@@ -161,14 +163,15 @@ public:
     /// missing, the fraction may have any number of digits (cut to microseconds), the offset is required: Z, +hh:mm, +hhmm or +hh.
     /// A bare date is midnight UTC. Throws bad_value.
     static Timestamp parse(std::string_view text);
-    /// Seconds since 1970; digits beyond microseconds are cut. Throws bad_value outside min()..max().
+    /// Seconds since 1970; what is finer than microseconds is cut, towards the past. Throws bad_value outside min()..max().
     static Timestamp from_unix(const Decimal& seconds);
     static Timestamp from_unix_ms(const Decimal& milliseconds);
+    /// Throws bad_value for what is not in the calendar.
     static Timestamp from_civil(int year, unsigned month, unsigned day, unsigned hour = 0, unsigned minute = 0, unsigned second = 0);
 
     constexpr std::int64_t micros() const noexcept { return micros_; }
     Decimal unix_seconds() const;
-    /// "2026-01-05T11:30:00Z", with 3 or 6 decimals when there is a fraction.
+    /// "2026-01-05T11:30:00Z", with 3 or 6 decimals when there is a fraction. Outside min()..max(): the nearest end.
     std::string to_string() const;
     /// With exactly `decimals` (0 to 6) decimals, cut.
     std::string to_string(int decimals) const;
