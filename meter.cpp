@@ -839,17 +839,19 @@ std::size_t utf8_length(std::string_view text, std::size_t at) noexcept {
     return 0;
 }
 
-// How many of the first bytes are plain: ASCII from space on, without quotation mark and backslash. Eight bytes at a time: a byte of the
-// word gets its high bit set when it is below space, or one of the two, or has it already (Hacker's Delight, 6-1).
+// How many of the first bytes are plain: ASCII from space on, without quotation mark and backslash. Eight bytes at a time: (word - n x ones)
+// & ~word has the high bit of the lowest byte that is below n, and none below it (Hacker's Delight, 6-1).
 std::size_t plain_run(std::string_view text) noexcept {
     constexpr std::uint64_t ones = 0x0101010101010101ULL, highs = 0x8080808080808080ULL;
-    const auto below = [](std::uint64_t word, std::uint64_t bound) { return word - ones * bound; };
+    const auto below = [](std::uint64_t word, std::uint64_t bound) { return (word - ones * bound) & ~word; };
     std::size_t at = 0;
-    for (; at + 8 <= text.size(); at += 8) {
-        std::uint64_t word = 0;
-        std::memcpy(&word, text.data() + at, 8);
-        const std::uint64_t quote = word ^ ones * '"', slash = word ^ ones * '\\';
-        if (((word | below(word, ' ') | below(quote, 1) | below(slash, 1)) & highs) != 0) break;
+    if constexpr (std::endian::native == std::endian::little) {
+        for (; at + 8 <= text.size(); at += 8) {
+            std::uint64_t word = 0;
+            std::memcpy(&word, text.data() + at, 8);
+            const std::uint64_t stops = (word | below(word, ' ') | below(word ^ ones * '"', 1) | below(word ^ ones * '\\', 1)) & highs;
+            if (stops != 0) return at + static_cast<std::size_t>(std::countr_zero(stops)) / 8;
+        }
     }
     while (at < text.size() && text[at] >= ' ' && text[at] != '"' && text[at] != '\\' && static_cast<unsigned char>(text[at]) < 0x80) ++at;
     return at;
@@ -903,7 +905,7 @@ public:
 
     // The first character of the next value; NUL at the end.
     char peek() noexcept {
-        while (at_ != end_ && (*at_ == ' ' || *at_ == '\t' || *at_ == '\n' || *at_ == '\r')) ++at_;
+        while (at_ != end_ && static_cast<unsigned char>(*at_) <= ' ' && (*at_ == ' ' || *at_ == '\t' || *at_ == '\n' || *at_ == '\r')) ++at_;
         return at_ == end_ ? '\0' : *at_;
     }
 
@@ -1003,9 +1005,10 @@ private:
     static constexpr std::pair<std::string_view, std::string_view> escapes{"\"\\/bfnrt", "\"\\/\b\f\n\r\t"};
 
     void expect(char c) {
-        if (peek() != c || at_ == end_) fail(std::string("'") + c + "' expected");
+        if (peek() != c || at_ == end_) missing(c);
         ++at_;
     }
+    [[noreturn]] void missing(char c) const { fail(std::string("'") + c + "' expected"); }
     void open(char c) {
         expect(c);
         if (++depth_ > limits::json_depth) fail("nested more than " + std::to_string(limits::json_depth) + " deep");
@@ -1783,7 +1786,7 @@ public:
     Connection(const std::string& path, std::chrono::milliseconds busy_timeout)
         : db(path, SQLite::OPEN_READWRITE | SQLite::OPEN_CREATE | SQLite::OPEN_NOMUTEX, static_cast<int>(busy_timeout.count())) {}
 
-    // `sql` must be a literal. The same text must not be in use twice at a time.
+    // `sql` must be a literal, and not be in use already.
     Prepared prepared(const char* sql) {
         auto& statement = statements_[sql];
         if (!statement) {
@@ -1810,7 +1813,7 @@ private:
     struct Finalize {
         void operator()(sqlite3_stmt* statement) const noexcept { sqlite3_finalize(statement); }
     };
-    std::unordered_map<std::string_view, std::unique_ptr<sqlite3_stmt, Finalize>> statements_;
+    std::unordered_map<const void*, std::unique_ptr<sqlite3_stmt, Finalize>> statements_;  // by the address of the literal
 };
 
 class Transaction {
@@ -1905,20 +1908,25 @@ struct PackedId {
 
 constexpr bool uuid_dash(std::size_t at) noexcept { return at == 8 || at == 13 || at == 18 || at == 23; }
 
+// What a lower-case hexadecimal digit stands for; 16 for every other character.
+constexpr std::array<std::uint8_t, 256> hex_values = [] {
+    std::array<std::uint8_t, 256> values{};
+    values.fill(16);
+    for (std::uint8_t i = 0; i < 16; ++i) values[static_cast<unsigned char>("0123456789abcdef"[i])] = i;
+    return values;
+}();
+
 PackedId pack_id(std::string_view id) noexcept {
-    PackedId packed{{}, id, id.size() == 36};
-    std::size_t nibble = 0;
-    for (std::size_t i = 0; packed.is_uuid && i < id.size(); ++i) {
-        const char c = id[i];
-        if (uuid_dash(i)) {
-            packed.is_uuid = c == '-';
-            continue;
-        }
-        const int digit = c >= '0' && c <= '9' ? c - '0' : c >= 'a' && c <= 'f' ? c - 'a' + 10 : -1;
-        packed.is_uuid = digit >= 0;
-        packed.uuid[nibble / 2] = static_cast<char>(static_cast<unsigned char>(packed.uuid[nibble / 2]) << 4 | (digit & 15));
-        ++nibble;
+    PackedId packed{{}, id, id.size() == 36 && id[8] == '-' && id[13] == '-' && id[18] == '-' && id[23] == '-'};
+    if (!packed.is_uuid) return packed;
+    unsigned seen = 0;
+    for (std::size_t byte = 0, at = 0; byte < 16; ++byte, at += 2) {
+        if (uuid_dash(at)) ++at;
+        const unsigned high = hex_values[static_cast<unsigned char>(id[at])], low = hex_values[static_cast<unsigned char>(id[at + 1])];
+        packed.uuid[byte] = static_cast<char>(high << 4 | low);
+        seen |= high | low;
     }
+    packed.is_uuid = seen < 16;
     return packed;
 }
 
@@ -2193,11 +2201,10 @@ private:
 
 // ---- the log ----
 
-// Text -> texts.id, with a bounded memory of the answers. 0 stands for the empty text, which is stored as NULL.
+// Text -> texts.id, with a bounded memory of the answers.
 class Interner {
 public:
     std::int64_t intern(Connection& db, std::string_view text) {
-        if (text.empty()) return 0;
         if (const auto known = ids_.find(text); known != ids_.end()) return known->second;
         std::int64_t id = db.integer("SELECT id FROM texts WHERE text = ?", text);
         if (id == 0) {
@@ -2271,27 +2278,6 @@ bool same_content(const Prepared& row, const Drafts& drafts, const Draft& draft)
            same_json(row.text(10), drafts.properties(draft)) && (row.null(11) ? extra.empty() : !extra.empty() && same_json(row.text(11), extra));
 }
 
-// 0 and the empty text stand for what an event does not have.
-std::optional<std::int64_t> known(std::int64_t id) { return id == 0 ? std::nullopt : std::optional(id); }
-std::optional<std::string_view> known(std::string_view text) { return text.empty() ? std::nullopt : std::optional(text); }
-
-void insert_row(Connection& db, Interner& texts, const Drafts& drafts, const Draft& draft, const PackedId& id, std::int64_t sequence,
-                std::int64_t time, Timestamp now) {
-    const std::int64_t name = texts.intern(db, draft.name);
-    const auto customer = known(texts.intern(db, draft.customer)), subscription = known(texts.intern(db, draft.subscription)),
-               source = known(texts.intern(db, draft.source));
-    const Prepared insert = db.prepared("INSERT INTO log VALUES(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)");
-    const auto values = [&](const auto& stored_id) {
-        insert.run(sequence, stored_id, time, now.micros() - time, name, customer, subscription, source, known(draft.value), drafts.properties(draft),
-                   known(drafts.extra(draft)));
-    };
-    if (id.is_uuid) {
-        values(std::span(reinterpret_cast<const std::uint8_t*>(id.uuid.data()), id.uuid.size()));
-    } else {
-        values(id.text);
-    }
-}
-
 // What the writing side remembers between transactions. `forget` after a rollback.
 struct LogMemory {
     explicit LogMemory(std::size_t index_bytes) : ids(index_bytes) {}
@@ -2318,29 +2304,63 @@ private:
 };
 
 // Stores the accepted drafts, each unless its id is in the log already, and completes the receipts. Inside a transaction.
-void append_log(Connection& db, LogMemory& memory, Drafts& drafts, Timestamp now) {
-    memory.refresh(db);
-    std::int64_t sequence = last_sequence(db);
-    for (const Draft& draft : drafts.accepted) {
-        Receipt& receipt = drafts.receipts[draft.receipt];
-        const PackedId id = pack_id(draft.id);
-        const std::uint64_t hash = id_hash(id);
-        if (const std::int64_t earlier = memory.ids.find(db, id, hash); earlier != 0) {
-            const Prepared row = db.prepared(METER_EVENT_COLUMNS "WHERE l.sequence = ?");
-            row.bind(earlier);
-            const bool same = row.row() && same_content(row, drafts, draft);
-            receipt.status = same ? ReceiptStatus::duplicate : ReceiptStatus::conflict;
-            receipt.sequence = earlier;
-            if (!same) receipt.field = "id", receipt.reason = "is in the log with other content";
-            continue;
+class LogAppend {
+public:
+    LogAppend(Connection& db, LogMemory& memory, Drafts& drafts, Timestamp now)
+        : db_(db), memory_(memory), drafts_(drafts), now_(now), insert_(db.prepared("INSERT INTO log VALUES(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)")) {}
+
+    void run() {
+        memory_.refresh(db_);
+        sequence_ = last_sequence(db_);
+        for (const Draft& draft : drafts_.accepted) {
+            Receipt& receipt = drafts_.receipts[draft.receipt];
+            const PackedId id = pack_id(draft.id);
+            const std::uint64_t hash = id_hash(id);
+            if (const std::int64_t earlier = memory_.ids.find(db_, id, hash); earlier != 0) {
+                compare(draft, earlier, receipt);
+                continue;
+            }
+            receipt.sequence = ++sequence_;
+            receipt.status = ReceiptStatus::stored;
+            insert(draft, id);
+            memory_.ids.add(hash, sequence_);
         }
-        const std::int64_t time = draft.timestamp.value_or(now).micros();
-        insert_row(db, memory.texts, drafts, draft, id, ++sequence, time, now);
-        memory.ids.add(hash, sequence);
-        receipt.status = ReceiptStatus::stored;
-        receipt.sequence = sequence;
     }
-}
+
+private:
+    void compare(const Draft& draft, std::int64_t earlier, Receipt& receipt) {
+        const Prepared row = db_.prepared(METER_EVENT_COLUMNS "WHERE l.sequence = ?");
+        row.bind(earlier);
+        const bool same = row.row() && same_content(row, drafts_, draft);
+        receipt.status = same ? ReceiptStatus::duplicate : ReceiptStatus::conflict;
+        receipt.sequence = earlier;
+        if (!same) receipt.field = "id", receipt.reason = "is in the log with other content";
+    }
+    void insert(const Draft& draft, const PackedId& id) {
+        const std::int64_t time = draft.timestamp.value_or(now_).micros();
+        const std::int64_t name = memory_.texts.intern(db_, draft.name);
+        const auto customer = intern(draft.customer), subscription = intern(draft.subscription), source = intern(draft.source);
+        const auto row = [&](const auto& stored_id) {
+            insert_.run(sequence_, stored_id, time, now_.micros() - time, name, customer, subscription, source, stored(draft.value),
+                        drafts_.properties(draft), stored(drafts_.extra(draft)));
+        };
+        if (id.is_uuid) {
+            row(std::span(reinterpret_cast<const std::uint8_t*>(id.uuid.data()), id.uuid.size()));
+        } else {
+            row(id.text);
+        }
+    }
+    // What an event does not have is stored as NULL.
+    std::optional<std::int64_t> intern(std::string_view text) { return text.empty() ? std::nullopt : std::optional(memory_.texts.intern(db_, text)); }
+    static std::optional<std::string_view> stored(std::string_view text) { return text.empty() ? std::nullopt : std::optional(text); }
+
+    Connection& db_;
+    LogMemory& memory_;
+    Drafts& drafts_;
+    Timestamp now_;
+    Prepared insert_;
+    std::int64_t sequence_ = 0;
+};
 
 // ---- columns ----
 //
@@ -3358,7 +3378,7 @@ public:
 
     void append(Drafts& drafts, Timestamp now) {
         const std::int64_t unsealed = write([&](Connection& db) {
-            append_log(db, memory_, drafts, now);
+            LogAppend(db, memory_, drafts, now).run();
             return last_sequence(db) - memory_.ids.sealed();
         });
         if (unsealed >= options_.chunk_events) wake();
