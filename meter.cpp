@@ -1858,7 +1858,7 @@ CREATE TABLE log(
     extra TEXT);                -- JSON object: precise_total_amount_cents, notice, extensions
 CREATE TABLE metrics(code TEXT PRIMARY KEY, definition TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE books(vendor TEXT, code TEXT, source TEXT NOT NULL, PRIMARY KEY(vendor, code)) WITHOUT ROWID;
-CREATE TABLE chunks(id INTEGER PRIMARY KEY, first INTEGER NOT NULL, last INTEGER NOT NULL);
+CREATE TABLE chunks(id INTEGER PRIMARY KEY, first INTEGER NOT NULL, last INTEGER NOT NULL, recorded INTEGER NOT NULL);
 CREATE TABLE layouts(id INTEGER PRIMARY KEY, keys TEXT NOT NULL UNIQUE);
 CREATE TABLE segments(
     id INTEGER PRIMARY KEY, chunk INTEGER NOT NULL, name INTEGER NOT NULL, layout INTEGER NOT NULL,
@@ -2118,6 +2118,7 @@ public:
     void refresh(Connection& db) {
         if (const std::int64_t generation = meta(db, "generation"); generation != generation_) {
             load_runs(db);
+            pruned_ = meta(db, "pruned");
             sealed_ = meta(db, "sealed");
             tail_.keep_after(sealed_);
             through_ = std::max(through_, sealed_);
@@ -2133,7 +2134,7 @@ public:
 
     std::int64_t find(Connection& db, const PackedId& id, std::uint64_t hash) const {
         std::int64_t found = 0;
-        const auto same = [&](std::int64_t sequence) { return is_id(db, sequence, id) && (found = sequence, true); };
+        const auto same = [&](std::int64_t sequence) { return sequence > pruned_ && is_id(db, sequence, id) && (found = sequence, true); };
         if (tail_.look(hash, same)) return found;
         for (const Run& run : runs_) {
             if (!may_hold(run, hash)) continue;
@@ -2194,7 +2195,7 @@ private:
     }
 
     std::size_t memory_;
-    std::int64_t generation_ = -1, sealed_ = 0, through_ = 0;
+    std::int64_t generation_ = -1, pruned_ = 0, sealed_ = 0, through_ = 0;
     HashTable tail_;
     std::vector<Run> runs_;
 };
@@ -2671,7 +2672,7 @@ public:
         times_.push_back(time);
         customers_.push_back(customer);
         subscriptions_.push_back(subscription);
-        column(fields::source).add_interned(row, source);
+        if (source != 0) column(fields::source).add_interned(row, source);
         if (!value.empty()) column(fields::value).add_number(row, value);
         if (!extra.empty()) {
             Event event;
@@ -2826,12 +2827,13 @@ void write_segment(Connection& db, std::int64_t chunk, const Segment& segment) {
 // A stretch of the log in its lasting form, made outside of any transaction.
 struct Chunk {
     std::int64_t first = 0, last = 0;  // sequences after `first` up to `last`
+    std::int64_t recorded = 0;         // when the latest of them was recorded
     std::vector<Segment> segments{};
     std::vector<RunEntry> ids{};
 };
 
 Chunk make_chunk(Connection& db, std::int64_t first, std::int64_t last) {
-    Chunk chunk{first, last, {}, {}};
+    Chunk chunk{first, last, db.integer("SELECT max(timestamp + delay) FROM log WHERE sequence > ? AND sequence <= ?", first, last), {}, {}};
     Parts parts;
     read_parts(db, first, last, std::nullopt, parts);
     for (const auto& [name, part] : parts) {
@@ -2860,7 +2862,7 @@ void changed(Connection& db) { set_meta(db, "generation", meta(db, "generation")
 // Stores a sealed chunk, unless another process was first. Inside a transaction; all or nothing.
 bool write_chunk(Connection& db, const Chunk& chunk) {
     if (meta(db, "sealed") != chunk.first) return false;
-    db.prepared("INSERT INTO chunks(first, last) VALUES(?, ?)").run(chunk.first, chunk.last);
+    db.prepared("INSERT INTO chunks(first, last, recorded) VALUES(?, ?, ?)").run(chunk.first, chunk.last, chunk.recorded);
     const std::int64_t id = db.last_rowid();
     for (const Segment& segment : chunk.segments) write_segment(db, id, segment);
     Run run{0, 0, chunk.first, chunk.last, run_bits(chunk.ids.size()), {}};
@@ -3284,6 +3286,125 @@ private:
     Clause clause_{};
 };
 
+// Bytes of the file that hold something.
+std::int64_t used_bytes(Connection& db) {
+    return (db.integer("PRAGMA page_count") - db.integer("PRAGMA freelist_count")) * db.integer("PRAGMA page_size");
+}
+
+// ---- retention: whole chunks, the oldest first ----
+
+struct ChunkInfo {
+    std::int64_t id = 0, first = 0, last = 0, recorded = 0;
+};
+
+std::vector<ChunkInfo> all_chunks(Connection& db) {
+    std::vector<ChunkInfo> chunks;
+    const Prepared row = db.prepared("SELECT id, first, last, recorded FROM chunks ORDER BY first");
+    while (row.row()) chunks.push_back({row.integer(0), row.integer(1), row.integer(2), row.integer(3)});
+    return chunks;
+}
+
+void drop_segments(Connection& db, std::int64_t chunk) {
+    db.prepared(
+          "DELETE FROM columns WHERE id IN (SELECT c.id FROM segments s JOIN columns c ON c.id >= s.id * ?1 AND c.id < (s.id + 1) * ?1 WHERE s.chunk "
+          "= ?2)")
+        .run(max_columns, chunk);
+    db.prepared("DELETE FROM segments WHERE chunk = ?").run(chunk);
+    db.prepared("DELETE FROM chunks WHERE id = ?").run(chunk);
+}
+
+// Takes the chunk out of every answer; its rows are deleted later. Inside a transaction. False when another process was first.
+bool prune_chunk(Connection& db, const ChunkInfo& chunk) {
+    if (meta(db, "pruned") != chunk.first) return false;
+    drop_segments(db, chunk.id);
+    db.prepared("UPDATE runs SET state = 'dead' WHERE state = 'live' AND last <= ?").run(chunk.last);
+    set_meta(db, "pruned", chunk.last);
+    changed(db);
+    return true;
+}
+
+// Rows of pruned chunks, a few at a time. How many were deleted.
+std::int64_t delete_pruned(Connection& db) {
+    constexpr std::int64_t step = 4096;
+    const std::int64_t first = db.integer("SELECT sequence FROM log ORDER BY sequence LIMIT 1");
+    if (first == 0) return 0;
+    db.prepared("DELETE FROM log WHERE sequence < ? AND sequence <= (SELECT value FROM meta WHERE key = 'pruned')").run(first + step);
+    return db.changes();
+}
+
+// Everything that can be made again from the log. Inside a transaction.
+void drop_derived(Connection& db) {
+    for (const char* sql :
+         {"DELETE FROM columns", "DELETE FROM segments", "DELETE FROM chunks", "DELETE FROM layouts", "DELETE FROM run_blocks", "DELETE FROM runs"}) {
+        db.db.exec(sql);
+    }
+    set_meta(db, "sealed", meta(db, "pruned"));
+    changed(db);
+}
+
+// ---- checking: the derived against the log ----
+
+// What a sealed chunk holds against what the log would give now.
+void verify_chunk(Connection& db, const ChunkInfo& info, std::vector<std::string>& problems) {
+    const std::string where = "chunk " + std::to_string(info.id);
+    const Chunk expected = make_chunk(db, info.first, info.last);
+    std::size_t at = 0;
+    const Prepared segment = db.prepared(
+        "SELECT s.id, s.name, s.rows, s.first_time, s.last_time, l.keys FROM segments s JOIN layouts l ON l.id = s.layout WHERE s.chunk = ? ORDER BY "
+        "s.id");
+    segment.bind(info.id);
+    for (; segment.row(); ++at) {
+        if (at >= expected.segments.size()) break;
+        const Segment& want = expected.segments[at];
+        const bool head = segment.integer(1) == want.name && segment.integer(2) == want.rows && segment.integer(3) == want.first_time &&
+                          segment.integer(4) == want.last_time && segment.text(5) == json(want.keys).dump();
+        if (!head) problems.push_back(where + ": segment " + std::to_string(segment.integer(0)) + " differs from the log");
+        for (std::size_t i = 0; head && i < want.columns.size(); ++i) {
+            const Prepared column = db.prepared("SELECT data FROM columns WHERE id = ?");
+            column.bind(segment.integer(0) * max_columns + static_cast<std::int64_t>(i));
+            const std::string_view bytes(reinterpret_cast<const char*>(want.columns[i].data()), want.columns[i].size());
+            if (!column.row() || column.text(0) != bytes) problems.push_back(where + ": column " + want.keys[i] + " differs from the log");
+        }
+    }
+    if (at != expected.segments.size() || segment.row()) problems.push_back(where + ": has not the segments the log gives");
+}
+
+// Whether every id of the sealed log is in the runs, where it belongs.
+void verify_ids(Connection& db, std::vector<std::string>& problems) {
+    const std::vector<Run> runs = live_runs(db);
+    const Prepared row = db.prepared(
+        "SELECT sequence, id FROM log WHERE sequence > (SELECT value FROM meta WHERE key = 'pruned') AND sequence <= (SELECT value FROM meta WHERE "
+        "key = 'sealed')");
+    while (row.row()) {
+        const std::int64_t sequence = row.integer(0);
+        const std::uint64_t hash = hash_bytes(row.text(1)) >> (64 - hash_bits);
+        const auto run = std::find_if(runs.begin(), runs.end(), [sequence](const Run& one) { return one.first < sequence && sequence <= one.last; });
+        bool found = false;
+        if (run != runs.end())
+            read_block(db, *run, run->block_of(hash), hash, hash, [&](const RunEntry& entry) { found = found || entry.sequence == sequence; });
+        if (!found) problems.push_back("the id of event " + std::to_string(sequence) + " is not in the index");
+        if (problems.size() > 100) return;
+    }
+}
+
+void verify_database(Connection& db, std::vector<std::string>& problems) {
+    const Prepared check = db.prepared("PRAGMA integrity_check(20)");
+    while (check.row()) {
+        if (check.text(0) != "ok") problems.emplace_back(check.text(0));
+    }
+    const std::int64_t rows = db.integer("SELECT count(*) FROM log WHERE sequence > (SELECT value FROM meta WHERE key = 'pruned')");
+    if (rows != last_sequence(db) - meta(db, "pruned"))
+        problems.emplace_back("the log has gaps: " + std::to_string(rows) + " rows of " + std::to_string(last_sequence(db) - meta(db, "pruned")));
+    std::int64_t through = meta(db, "pruned");
+    for (const ChunkInfo& chunk : all_chunks(db)) {
+        if (chunk.first != through) problems.push_back("chunk " + std::to_string(chunk.id) + " does not follow the one before");
+        verify_chunk(db, chunk, problems);
+        through = chunk.last;
+    }
+    if (through != meta(db, "sealed")) problems.emplace_back("the chunks do not reach as far as is sealed");
+    verify_ids(db, problems);
+}
+
 // ---- books: kept as the JSON they were made from ----
 
 void put_book(Connection& db, std::string_view vendor, std::string_view code, std::string_view source) {
@@ -3395,6 +3516,52 @@ public:
         } catch (const SQLite::Exception& fault) {
             rethrow(fault, options_.path);
         }
+    }
+
+    // Drops the oldest chunks as far as `may_go(chunk)` allows. How many events went.
+    template <class MayGo>
+    std::int64_t prune(MayGo&& may_go) {
+        std::int64_t events = 0;
+        for (const ChunkInfo& chunk : read([](Connection& db) { return all_chunks(db); })) {
+            const bool gone = write([&](Connection& db) {
+                memory_.touch();
+                return may_go(db, chunk) && prune_chunk(db, chunk);
+            });
+            if (!gone) break;
+            events += chunk.last - chunk.first;
+        }
+        while (write(delete_pruned) > 0) {
+        }
+        drop_dead_runs();
+        return events;
+    }
+
+    // Gives free pages back to the disk, a few at a time; `progress(done, total)` in pages.
+    void compact(const std::function<void(std::int64_t, std::int64_t)>& progress) {
+        const std::int64_t total = write([](Connection& db) { return db.integer("PRAGMA freelist_count"); });
+        for (std::int64_t left = total; left > 0;) {
+            const std::int64_t now = write([](Connection& db) {
+                db.prepared("PRAGMA incremental_vacuum(512)").run();
+                return db.integer("PRAGMA freelist_count");
+            });
+            if (progress) progress(total - now, total);
+            if (now >= left) break;
+            left = now;
+        }
+        const std::lock_guard lock(writer_mutex_);
+        writer_->prepared("PRAGMA wal_checkpoint(TRUNCATE)").run();
+    }
+
+    std::vector<std::string> verify(bool repair) {
+        std::vector<std::string> problems;
+        read([&](Connection& db) { verify_database(db, problems); });
+        if (!repair || problems.empty()) return problems;
+        write([this](Connection& db) {
+            drop_derived(db);
+            memory_.touch();
+        });
+        housekeep();
+        return problems;
     }
 
     // Seals what is full and merges what has become many, now.
@@ -7644,6 +7811,22 @@ std::vector<NameInfo> Meter::list_names(const NamesQuery& query) const {
     check_period(query.period);
     return impl_->store.scan([&](const Reader& reader) { return names_page(reader, query); });
 }
+
+PruneReport Meter::prune(const PruneOptions& options) {
+    if (options.keep_bytes < 0) refuse("keep_bytes", "must not be negative");
+    PruneReport report;
+    const auto may_go = [&](Connection& db, const ChunkInfo& chunk) {
+        const bool old = chunk.recorded < options.recorded_before.micros();
+        const bool over = options.keep_bytes > 0 && used_bytes(db) > options.keep_bytes;
+        return (old || over) && chunk.last <= delivered_through(db);
+    };
+    report.events = impl_->store.prune(may_go);
+    return report;
+}
+
+void Meter::compact(const std::function<void(std::int64_t done, std::int64_t total)>& progress) { impl_->store.compact(progress); }
+
+std::vector<std::string> Meter::verify(bool repair) { return impl_->store.verify(repair); }
 
 void Meter::define(const Metric& metric) {
     if (metric.code.empty()) refuse("metric.code", "is empty");
