@@ -1183,26 +1183,7 @@ const Vendor& vendor_of(const Upstream& upstream) {
     return vendor_named(upstream.options().workspace.empty() ? upstream.vendor() : upstream.vendor() + " workspace");
 }
 
-void append_quoted(std::string& out, std::string_view text) {
-    static constexpr char hex[] = "0123456789abcdef";
-    out += '"';
-    for (const char c : text) {
-        const auto byte = static_cast<unsigned char>(c);
-        if (c == '"' || c == '\\') {
-            out += '\\';
-            out += c;
-        } else if (byte >= 0x20) {
-            out += c;
-        } else {
-            out += "\\u00";
-            out += hex[byte >> 4];
-            out += hex[byte & 15];
-        }
-    }
-    out += '"';
-}
-
-void append_json(std::string& out, const json& value) { out += value.dump(-1, ' ', false, json::error_handler_t::replace); }
+std::string json_text(const json& value) { return value.dump(-1, ' ', false, json::error_handler_t::replace); }
 
 /// Whole numbers beyond 2^53 as text, at any depth.
 json without_large_integers(const json& value) {
@@ -1213,18 +1194,6 @@ json without_large_integers(const json& value) {
     json copy = value;
     for (json& part : copy) part = without_large_integers(part);
     return copy;
-}
-
-std::string_view severity_text(Severity severity) {
-    switch (severity) {
-        case Severity::info:
-            return "info";
-        case Severity::warning:
-            return "warning";
-        case Severity::critical:
-            return "critical";
-    }
-    return "info";
 }
 
 std::string timestamp_text(Timestamp t, Form form) {
@@ -1255,7 +1224,7 @@ std::string plain_value(const WireField& field, const Event& event) {
         case From::notice_body:
             return event.notice ? event.notice->body : "";
         case From::severity:
-            return event.notice ? std::string(severity_text(event.notice->severity)) : "";
+            return event.notice ? std::string(severity_name(event.notice->severity)) : "";
         case From::notify:
             return event.notice && event.notice->notify ? "true" : "false";
         case From::properties:
@@ -1280,13 +1249,13 @@ std::string field_json(const WireField& field, const Event& event, const json& e
     std::string out;
     if (!field.rival.empty() && extension.contains(std::string(field.rival))) return out;
     if (field.from == From::properties) {
-        append_json(out, field.form == Form::object_go ? without_large_integers(event.properties) : event.properties);
+        out += json_text(field.form == Form::object_go ? without_large_integers(event.properties) : event.properties);
         return out;
     }
     if (field.from == From::extension) {
         const auto found = extension.find(std::string(last_name(field.key)));
         if (found != extension.end()) {
-            append_json(out, *found);
+            out += json_text(*found);
             return out;
         }
     }
@@ -1295,12 +1264,12 @@ std::string field_json(const WireField& field, const Event& event, const json& e
     if (value.empty() && !field.always) return out;
     if (field.form == Form::text_component) {
         out += R"([{"componentText":{"text":)";
-        append_quoted(out, value);
+        append_json_text(out, value);
         out += "}}]";
         return out;
     }
     if (field.form == Form::unix_ms || field.form == Form::number || field.form == Form::boolean) return value;
-    append_quoted(out, value);
+    append_json_text(out, value);
     return out;
 }
 
@@ -1324,13 +1293,13 @@ std::string event_json(const Vendor& vendor, const Event& event) {
             if (!open_object.empty()) out += '}';
             if (!object.empty()) {
                 comma();
-                append_quoted(out, object);
+                append_json_text(out, object);
                 out += ":{";
             }
             open_object = object;
         }
         comma();
-        append_quoted(out, last_name(field.key));
+        append_json_text(out, last_name(field.key));
         out += ':';
         out += value;
     }
@@ -1338,9 +1307,9 @@ std::string event_json(const Vendor& vendor, const Event& event) {
     for (const auto& [key, value] : extension.items()) {
         if (field_named(vendor, key)) continue;
         comma();
-        append_quoted(out, key);
+        append_json_text(out, key);
         out += ':';
-        append_json(out, value);
+        out += json_text(value);
     }
     return out += '}';
 }
@@ -1477,18 +1446,16 @@ std::string text_member(const json& object, const char* key) {
     return found != object.end() && found->is_string() ? found->get<std::string>() : "";
 }
 
-std::string dumped(const json& value) {
-    return value.is_string() ? value.get<std::string>() : value.dump(-1, ' ', false, json::error_handler_t::replace);
-}
+std::string words(const json& value) { return value.is_string() ? value.get<std::string>() : json_text(value); }
 
 /// The words of an error body: message, error.message, error, detail, error_details, in the shapes the dossiers list.
 std::string error_text(const json& body, const std::string& raw) {
     if (!body.is_object()) return printable(raw);
     for (const char* key : {"error_details", "message", "detail"})
-        if (body.contains(key)) return shortened(dumped(body[key]));
-    if (!body.contains("error")) return shortened(dumped(body));
+        if (body.contains(key)) return shortened(words(body[key]));
+    if (!body.contains("error")) return shortened(words(body));
     const json& error = body["error"];
-    return shortened(error.is_object() && error.contains("message") ? dumped(error["message"]) : dumped(error));
+    return shortened(error.is_object() && error.contains("message") ? words(error["message"]) : words(error));
 }
 
 std::optional<std::int64_t> whole_number(std::string_view text) {
@@ -1567,7 +1534,7 @@ std::optional<Blames> blame_by_key(const json& body, std::span<const std::string
         const auto at = static_cast<std::size_t>(*index);
         const bool exists = value == json{{"transaction_id", {"value_already_exist"}}};
         if (exists && std::find(ids.begin(), ids.begin() + *index, ids[at]) != ids.begin() + *index) return std::nullopt;
-        blames.events.push_back({at, exists, false, shortened(dumped(value))});
+        blames.events.push_back({at, exists, false, shortened(words(value))});
     }
     return blames;
 }
@@ -1587,10 +1554,10 @@ std::optional<Blames> blame_by_loc(const json& body, std::span<const std::string
         if (!loc.is_array() || loc.size() < 3 || loc[1] != "events" || !loc[2].is_number_unsigned()) return std::nullopt;
         const auto index = loc[2].get<std::size_t>();
         if (index >= ids.size()) return std::nullopt;
-        Shape& shape = found[index][loc.size() > 3 ? dumped(loc[3]) : ""];
+        Shape& shape = found[index][loc.size() > 3 ? words(loc[3]) : ""];
         const std::string message = text_member(entry, "msg");
         shape.early = shape.early && message.find(early) != std::string::npos;
-        shape.text += (shape.text.empty() ? "" : "; ") + (loc.size() > 4 ? dumped(loc[4]) : dumped(loc.back())) + ": " + message;
+        shape.text += (shape.text.empty() ? "" : "; ") + (loc.size() > 4 ? words(loc[4]) : words(loc.back())) + ": " + message;
     }
     Blames blames;
     for (const auto& [index, shapes] : found) {
@@ -1658,6 +1625,7 @@ Answer read_answer(const Vendor& vendor, const HttpResponse& response, std::span
     if (const auto date = response.header("Date")) answer.date = http_date(*date);
     answer.wait = asked_wait(response, answer.date);
     answer.text = error_text(body, response.body);
+    answer.early = !vendor.early.empty() && answer.text.find(vendor.early) != std::string::npos;
     const std::string code = text_member(body, "code");
     const StatusRule* rule = find_rule(vendor.rules, response.status, code, response.body);
     if (rule && rule->meaning == Meaning::delivered && !proves(vendor, body, ids.size())) rule = nullptr;
