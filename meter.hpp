@@ -210,7 +210,7 @@ inline constexpr std::size_t id_bytes = 256;
 inline constexpr std::size_t text_bytes = 1024;         ///< name, customer, subscription, source
 inline constexpr std::size_t properties_bytes = 65536;  ///< as JSON text
 inline constexpr std::size_t json_depth = 32;
-inline constexpr std::size_t notice_bytes = 65536;
+inline constexpr std::size_t extra_bytes = 65536;       ///< notice and extensions together, as JSON text
 inline constexpr std::size_t batch_events = 100000;     ///< in one call of record()
 inline constexpr std::size_t page_events = 1000;        ///< ListQuery::limit
 inline constexpr std::size_t aggregate_rows = 1000000;  ///< bins x groups of one answer
@@ -390,15 +390,33 @@ private:
 
 /// One step on the way to a fee. The amounts of a fee's lines add up to its amount exactly.
 struct FeeLine {
-    std::string text = {};                      ///< for people: "5 units x 0.10"
-    std::optional<Decimal> from = {}, to = {};  ///< bounds of the tier, in units
+    enum class Step {
+        units,       ///< units x rate
+        tier,        ///< the units of one tier x rate, and the tier's flat part
+        package,     ///< begun packages of `per` units x rate
+        percentage,  ///< units x rate, the rate being a share of 1
+        fixed,       ///< a fixed part for each of `units` events or items, x rate
+        free,        ///< units that cost nothing
+        given,       ///< an amount that came with the events
+        minimum,     ///< what lifts the amount to a minimum
+        maximum,     ///< what takes the amount down to a maximum
+        advance,     ///< what was paid for before
+        discount,
+        conversion,  ///< from a pricing unit to the currency
+    };
+    Step step = Step::units;
+    std::optional<Decimal> from = {}, to = {};  ///< bounds of the tier as the vendor writes them, in units
     Decimal units = {}, rate = {}, flat = {};
+    Decimal per = 1;      ///< units in one package
     Decimal amount = {};  ///< currency units
+    std::string text() const;  ///< for people: "tier 11 to 20: 5 units x 0.10 + 3"
 };
 
 struct Fee {
     std::string charge = {}, metric = {};
     std::string customer = {}, subscription = {};
+    std::vector<std::pair<std::string, std::optional<std::string>>> group = {};  ///< of a charge priced by group
+    std::string filter = {};                                                     ///< the charge filter's name, of a charge priced by filter
     std::string currency = {};
     Decimal units = {};
     std::int64_t events = 0;
@@ -409,19 +427,22 @@ struct Fee {
     Period period = {};
     std::vector<FeeLine> lines = {};
     json vendor = nullptr;  ///< the fee as the vendor's own API would show it
+    json to_json() const;   ///< numbers as texts, with every digit
 };
 
 struct Fees {
     std::vector<Fee> fees = {};
     std::string currency = {};
+    int subunits = 100;         ///< smallest units in one of the currency
     Decimal amount_cents = {};  ///< sum of the fees'
     json to_json() const;
-    std::string to_text() const;  ///< a table for people
+    std::string to_text() const;  ///< for people: each fee with its lines, and the sum
 };
 
 struct UsageQuery {
-    std::string subscription = {}, customer = {};
-    Period period = {};
+    std::string subscription = {}, customer = {};  ///< one of them at least
+    std::optional<Period> period = {};             ///< the plan's billing period around now when absent
+    bool closing = false;                          ///< as billed at the end: with what minimum spendings add
 };
 
 // ---------------------------------------------------------------------------------------------
@@ -618,7 +639,11 @@ struct MeterOptions {
     Durability durability = Durability::full;
     std::chrono::milliseconds busy_timeout{5000};
     std::int64_t max_bytes = 0;  ///< the database's size at most; 0: the disk's. Over it, record() throws full
-    std::size_t cache_bytes = 8 * 1024 * 1024;
+    std::size_t cache_bytes = 8 * 1024 * 1024;  ///< of pages, for each of the up to three connections
+    /// Memory for the filters that make looking for an id quick: 2 bytes an event, newest first. What goes beyond it costs a disk access an id.
+    std::size_t index_bytes = 64 * 1024 * 1024;
+    /// Events after which a stretch of the log is sealed into columns. Half of it is in memory at a time, about 100 bytes an event.
+    std::int64_t chunk_events = 65536;
     std::function<Timestamp()> clock = {};       ///< the system's when empty
     std::function<std::uint64_t()> random = {};  ///< 64 random bits a call; the system's when empty
 };
