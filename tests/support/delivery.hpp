@@ -110,7 +110,8 @@ inline void check_adds_up(const meter::UpstreamReport& r) {
 // A folder of its own, removed at the end.
 class TempFolder {
 public:
-    TempFolder() : path_(std::filesystem::temp_directory_path() / ("meter_delivery_" + std::to_string(::getpid()) + "_" + std::to_string(counter()++))) {
+    TempFolder()
+        : path_(std::filesystem::temp_directory_path() / ("meter_delivery_" + std::to_string(::getpid()) + "_" + std::to_string(counter()++))) {
         std::filesystem::create_directories(path_);
     }
     TempFolder(const TempFolder&) = delete;

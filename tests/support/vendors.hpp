@@ -93,7 +93,9 @@ public:
 
 private:
     static Reply unprocessable(json details) {
-        return {.status = 422, .body = json{{"status", 422}, {"error", "Unprocessable Entity"}, {"code", "validation_errors"}, {"error_details", std::move(details)}}.dump()};
+        return {.status = 422,
+                .body = json{{"status", 422}, {"error", "Unprocessable Entity"}, {"code", "validation_errors"}, {"error_details", std::move(details)}}
+                            .dump()};
     }
     Reply ingest(const json& body) override {
         if (!body.contains("events") || body["events"].empty()) return unprocessable({{"events", {"no_events"}}});
@@ -125,7 +127,8 @@ public:
 private:
     Reply ingest(const json& body) override {
         for (const json& event : body["events"]) {
-            if (bad.count(event["event_id"])) return {.status = 400, .body = R"({"code":"validation_error","message":"Request validation failed","http_status_code":400})"};
+            if (bad.count(event["event_id"]))
+                return {.status = 400, .body = R"({"code":"validation_error","message":"Request validation failed","http_status_code":400})"};
             if (!has(event["event_id"])) store(event["event_id"], event);  // merged in storage by id and timestamp
         }
         return {.status = 202, .body = R"({"message":"Events accepted for processing"})"};
@@ -150,8 +153,10 @@ private:
             detail.push_back({{"type", "missing"}, {"loc", {"body", "events", i, "EventCreateCustomer", "customer_id"}}, {"msg", "Field required"}});
         };
         for (std::size_t i = 0; i < events.size(); ++i) {
-            if (events[i]["timestamp"].get<std::string>() > now) refuse(i, "timestamp", "Value error, Timestamp must be in the past.");
-            else if (bad.count(events[i]["external_id"])) refuse(i, "metadata", "String should have at most 500 characters");
+            if (events[i]["timestamp"].get<std::string>() > now)
+                refuse(i, "timestamp", "Value error, Timestamp must be in the past.");
+            else if (bad.count(events[i]["external_id"]))
+                refuse(i, "metadata", "String should have at most 500 characters");
         }
         if (!detail.empty()) return {.status = 422, .body = json{{"error", "RequestValidationError"}, {"detail", detail}}.dump()};
         std::size_t inserted = 0;
@@ -183,7 +188,8 @@ private:
             if (body[i]["timestamp"].get<std::int64_t>() > now_ms) return invalid(i, ".timestamp: timestamp cannot be in the future");
         }
         for (const json& event : body)
-            if (unknown_feature.count(event["feature_id"])) return {.status = 404, .body = R"({"message":"Feature not found","code":"feature_not_found","env":"sandbox"})"};
+            if (unknown_feature.count(event["feature_id"]))
+                return {.status = 404, .body = R"({"message":"Feature not found","code":"feature_not_found","env":"sandbox"})"};
         for (const json& event : body)
             if (!has(event["idempotency_key"])) store(event["idempotency_key"], event);
         return {.status = 200, .body = R"({"success":true})"};
@@ -213,7 +219,8 @@ public:
 private:
     Reply ingest(const json& body) override {
         for (const json& event : body) {
-            if (bad.count(event["id"])) return {.status = 400, .body = R"({"type":"about:blank","title":"Bad Request","status":400,"detail":"invalid event"})"};
+            if (bad.count(event["id"]))
+                return {.status = 400, .body = R"({"type":"about:blank","title":"Bad Request","status":400,"detail":"invalid event"})"};
             if (!has(event["id"])) store(event["id"], event);
         }
         return {.status = 204};
