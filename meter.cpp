@@ -6497,173 +6497,128 @@ constexpr std::chrono::hours for_ever = std::chrono::hours::max();
 
 struct Vendor {
     std::string_view name;
-    std::string_view base_url, prefix, path;
-    std::string_view key_header, key_scheme;
-    std::string_view version_header, version;
-    std::string_view content_type;
-    std::string_view open, close;  ///< around the events, which a comma separates
-    std::int64_t batch_events;
-    std::size_t batch_bytes;
+    std::string_view base_url = {}, prefix = {}, path;
+    std::string_view key_header = "Authorization", key_scheme = "Bearer ";
+    bool key_required = true;
+    std::string_view version_header = {}, version = {};
+    std::string_view content_type = "application/json";
+    std::string_view open = {}, close = {};  ///< around the events, which a comma separates
     std::span<const WireField> fields;
+    std::int64_t batch_events = 1;
+    std::size_t batch_bytes = 4 * 1024 * 1024;
     std::span<const StatusRule> rules;
-    std::string_view proof;  ///< what the body of a success holds; an empty text: no body is needed
-    IndexStyle index;
-    std::string_view early;            ///< what a refusal of an event in the future says; empty: the vendor takes them
-    std::chrono::hours resend_window;  ///< how long a copy is recognised
-    bool key_required;
-    bool notices_only;
+    std::string_view proof = {};  ///< what the body of a success holds, and of which type; empty: no body is needed
+    json::value_t proof_type = json::value_t::null;
+    IndexStyle index = IndexStyle::none;
+    std::string_view early = {};                  ///< what a refusal of an event in the future says; empty: the vendor takes them
+    std::chrono::hours resend_window = for_ever;  ///< how long a copy is recognised
+    bool notices_only = false;
 };
 
-// Sources: the dossiers' sections on ingest, errors and retries, and ingest-rules. Bytes are ours where the vendor states none.
-constexpr std::size_t mebibyte = 1024 * 1024;
+// Sources: the dossiers' sections on ingest, errors and retries, and ingest-rules. Where a vendor states no limit in bytes it is ours.
 constexpr std::array vendors{
-    Vendor{"lago",
-           "https://api.getlago.com",
-           "/api/v1",
-           "/events/batch",
-           "Authorization",
-           "Bearer ",
-           "",
-           "",
-           "application/json",
-           R"({"events":[)",
-           "]}",
-           100,
-           4 * mebibyte,
-           lago_fields,
-           lago_rules,
-           "events",
-           IndexStyle::error_details,
-           "",
-           for_ever,
-           true,
-           false},
-    Vendor{"flexprice",
-           "https://us.api.flexprice.io",
-           "/v1",
-           "/events/bulk",
-           "x-api-key",
-           "",
-           "",
-           "",
-           "application/json",
-           R"({"events":[)",
-           "]}",
-           1000,
-           32 * mebibyte,
-           flexprice_fields,
-           flexprice_rules,
-           "message",
-           IndexStyle::none,
-           "",
-           for_ever,
-           true,
-           false},
-    Vendor{"polar",
-           "https://api.polar.sh",
-           "/v1",
-           "/events/ingest",
-           "Authorization",
-           "Bearer ",
-           "Polar-Version",
-           "2026-04",
-           "application/json",
-           R"({"events":[)",
-           "]}",
-           500,
-           10 * mebibyte,
-           polar_fields,
-           polar_rules,
-           "inserted",
-           IndexStyle::loc,
-           "must be in the past",
-           for_ever,
-           true,
-           false},
-    Vendor{"autumn",
-           "https://api.useautumn.com",
-           "/v1",
-           "/balances.batch_track",
-           "Authorization",
-           "Bearer ",
-           "x-api-version",
-           "2.1",
-           "application/json",
-           "[",
-           "]",
-           1000,
-           4 * mebibyte,
-           autumn_fields,
-           autumn_rules,
-           "success",
-           IndexStyle::prefix,
-           "cannot be in the future",
-           std::chrono::hours(24),
-           true,
-           false},
-    Vendor{"zyg",
-           "",
-           "",
-           "/events",
-           "Authorization",
-           "Bearer ",
-           "",
-           "",
-           "application/json",
-           "",
-           "",
-           1,
-           mebibyte,
-           zyg_fields,
-           zyg_rules,
-           "eventId",
-           IndexStyle::none,
-           "",
-           std::chrono::hours(0),
-           false,
-           true},
-    Vendor{"zyg workspace",
-           "",
-           "",
-           "/customers/events/",
-           "Authorization",
-           "Bearer ",
-           "",
-           "",
-           "application/json",
-           "",
-           "",
-           1,
-           mebibyte,
-           zyg_workspace_fields,
-           zyg_workspace_rules,
-           "eventId",
-           IndexStyle::none,
-           "",
-           std::chrono::hours(0),
-           false,
-           true},
-    Vendor{"openmeter",
-           "https://openmeter.cloud",
-           "/api/v1",
-           "/events",
-           "Authorization",
-           "Bearer ",
-           "",
-           "",
-           "application/cloudevents-batch+json",
-           "[",
-           "]",
-           100,
-           4 * mebibyte,
-           openmeter_fields,
-           openmeter_rules,
-           "",
-           IndexStyle::none,
-           "",
-           std::chrono::hours(32 * 24),
-           false,
-           false},
+    Vendor{
+        .name = "lago",
+        .base_url = "https://api.getlago.com",
+        .prefix = "/api/v1",
+        .path = "/events/batch",
+        .open = R"({"events":[)",
+        .close = "]}",
+        .fields = lago_fields,
+        .batch_events = 100,
+        .rules = lago_rules,
+        .proof = "events",
+        .proof_type = json::value_t::array,
+        .index = IndexStyle::error_details,
+    },
+    Vendor{
+        .name = "flexprice",
+        .base_url = "https://us.api.flexprice.io",
+        .prefix = "/v1",
+        .path = "/events/bulk",
+        .key_header = "x-api-key",
+        .key_scheme = "",
+        .open = R"({"events":[)",
+        .close = "]}",
+        .fields = flexprice_fields,
+        .batch_events = 1000,
+        .batch_bytes = 32 * 1024 * 1024,
+        .rules = flexprice_rules,
+        .proof = "message",
+        .proof_type = json::value_t::string,
+    },
+    Vendor{
+        .name = "polar",
+        .base_url = "https://api.polar.sh",
+        .prefix = "/v1",
+        .path = "/events/ingest",
+        .version_header = "Polar-Version",
+        .version = "2026-04",
+        .open = R"({"events":[)",
+        .close = "]}",
+        .fields = polar_fields,
+        .batch_events = 500,
+        .batch_bytes = 10 * 1024 * 1024,
+        .rules = polar_rules,
+        .proof = "inserted",
+        .proof_type = json::value_t::number_unsigned,
+        .index = IndexStyle::loc,
+        .early = "must be in the past",
+    },
+    Vendor{
+        .name = "autumn",
+        .base_url = "https://api.useautumn.com",
+        .prefix = "/v1",
+        .path = "/balances.batch_track",
+        .version_header = "x-api-version",
+        .version = "2.1",
+        .open = "[",
+        .close = "]",
+        .fields = autumn_fields,
+        .batch_events = 1000,
+        .rules = autumn_rules,
+        .proof = "success",
+        .proof_type = json::value_t::boolean,
+        .index = IndexStyle::prefix,
+        .early = "cannot be in the future",
+        .resend_window = std::chrono::hours(24),
+    },
+    Vendor{
+        .name = "zyg",
+        .path = "/events",
+        .key_required = false,
+        .fields = zyg_fields,
+        .rules = zyg_rules,
+        .proof = "eventId",
+        .proof_type = json::value_t::string,
+        .resend_window = std::chrono::hours(0),
+        .notices_only = true,
+    },
+    Vendor{
+        .name = "zyg workspace",
+        .path = "/customers/events/",
+        .key_required = false,
+        .fields = zyg_workspace_fields,
+        .rules = zyg_workspace_rules,
+        .proof = "eventId",
+        .proof_type = json::value_t::string,
+        .resend_window = std::chrono::hours(0),
+        .notices_only = true,
+    },
+    Vendor{
+        .name = "openmeter",
+        .base_url = "https://openmeter.cloud",
+        .prefix = "/api/v1",
+        .path = "/events",
+        .key_required = false,
+        .content_type = "application/cloudevents-batch+json",
+        .open = "[",
+        .close = "]",
+        .fields = openmeter_fields,
+        .batch_events = 100,
+        .rules = openmeter_rules,
+        .resend_window = std::chrono::hours(32 * 24),
+    },
 };
 
 const Vendor& vendor_named(std::string_view name) {
@@ -6682,7 +6637,7 @@ std::string json_text(const json& value) { return value.dump(-1, ' ', false, jso
 json without_large_integers(const json& value) {
     constexpr std::int64_t largest = std::int64_t{1} << 53;
     if (value.is_number_unsigned() && value.get<std::uint64_t>() > static_cast<std::uint64_t>(largest)) return value.dump();
-    if (value.is_number_integer() && !value.is_number_unsigned() && value.get<std::int64_t>() < -largest) return value.dump();
+    if (value.is_number_integer() && !value.is_number_unsigned() && std::abs(value.get<std::int64_t>()) > largest) return value.dump();
     if (!value.is_structured()) return value;
     json copy = value;
     for (json& part : copy) part = without_large_integers(part);
@@ -6996,16 +6951,23 @@ bool proves(const Vendor& vendor, const json& body, std::size_t sent) {
     if (vendor.proof.empty()) return true;
     if (!body.is_object()) return false;
     const auto found = body.find(std::string(vendor.proof));
-    if (found == body.end()) return false;
-    if (found->is_array()) return found->size() == sent;
-    if (found->is_string()) return !found->get_ref<const std::string&>().empty();
-    if (found->is_number_unsigned()) return found->get<std::uint64_t>() <= sent;
-    return found->is_boolean() && found->get<bool>();
+    if (found == body.end() || found->type() != vendor.proof_type) return false;
+    switch (vendor.proof_type) {
+        case json::value_t::array:
+            return found->size() == sent;
+        case json::value_t::string:
+            return !found->get_ref<const std::string&>().empty();
+        case json::value_t::number_unsigned:
+            return found->get<std::uint64_t>() <= sent;
+        default:
+            return found->get<bool>();
+    }
 }
 
+/// Where the proof is a number, it is of the events that were new.
 std::int64_t counted_duplicates(const Vendor& vendor, const json& body, std::size_t sent) {
-    if (vendor.proof != "inserted") return 0;
-    return static_cast<std::int64_t>(sent - std::min<std::size_t>(body["inserted"].get<std::size_t>(), sent));
+    if (vendor.proof_type != json::value_t::number_unsigned) return 0;
+    return static_cast<std::int64_t>(sent - body[std::string(vendor.proof)].get<std::size_t>());
 }
 
 /// What the reader of one index style finds; nothing when the answer does not say which events are refused.
