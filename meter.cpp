@@ -7373,7 +7373,9 @@ void apply_answer(const Answer& answer, int status, Timestamp vendor_now, Shipme
     const bool alone = sent.size() == 1;
     switch (answer.meaning) {
         case Meaning::delivered:
-            for (Item* item : sent) item->fate = Fate::delivered;
+            // A vendor that counts duplicates does not say which: how many there are is all that is kept.
+            for (std::size_t i = 0; i < sent.size(); ++i)
+                sent[i]->fate = static_cast<std::int64_t>(i) < answer.duplicates ? Fate::duplicate : Fate::delivered;
             batch.suspects -= std::min(batch.suspects, sent.size());
             return;
         case Meaning::duplicate:
@@ -7415,8 +7417,33 @@ bool may_have_been_counted(std::chrono::hours window, Timestamp attempted_at, Ti
     return window == std::chrono::hours(0) || now < attempted_at || now - attempted_at >= window;
 }
 
+/// A property of the events of one name that a metric needs.
+struct MeasuredProperty {
+    std::string event = {}, path = {};
+};
+
+void add_measured(std::vector<MeasuredProperty>& all, const std::string& event, const std::string& field) {
+    const std::string key = field.empty() ? field : column_key(field);
+    if (key.starts_with('.')) all.push_back({event, key.substr(1)});
+}
+
+void add_measured(std::vector<MeasuredProperty>& all, const std::string& event, const Filter& filter) {
+    add_measured(all, event, filter.field);
+    for (const Filter& part : filter.parts) add_measured(all, event, part);
+}
+
+std::vector<MeasuredProperty> measured_properties(Connection& c) {
+    std::vector<MeasuredProperty> all;
+    for (const Metric& metric : all_metrics(c)) {
+        const std::string& event = metric.event.empty() ? metric.code : metric.event;
+        add_measured(all, event, metric.property);
+        add_measured(all, event, metric.filter);
+    }
+    return all;
+}
+
 /// A copy after before_send, with what identifies and counts the event put back.
-Event redacted(const UpstreamOptions& options, const Event& event) {
+Event redacted(const UpstreamOptions& options, std::span<const MeasuredProperty> measured, const Event& event) {
     if (!options.before_send) return event;
     Event copy = event;
     options.before_send(copy);
@@ -7429,6 +7456,8 @@ Event redacted(const UpstreamOptions& options, const Event& event) {
     copy.precise_total_amount_cents = event.precise_total_amount_cents;
     if (!copy.properties.is_object()) copy.properties = json::object();
     for (const std::string& path : options.pinned) restore_property(copy.properties, event.properties, path);
+    for (const MeasuredProperty& property : measured)
+        if (property.event == event.name) restore_property(copy.properties, event.properties, property.path);
     return copy;
 }
 
@@ -7436,6 +7465,7 @@ struct ItemMaker {
     const Vendor& vendor;
     const UpstreamOptions& options;
     const Selection& selection;
+    std::span<const MeasuredProperty> measured;
     Timestamp vendor_now;
     std::size_t bytes;
 
@@ -7447,7 +7477,7 @@ struct ItemMaker {
         item.id = event.id;
         item.timestamp = event.timestamp.value_or(Timestamp());
         try {
-            const Event copy = redacted(options, event);
+            const Event copy = redacted(options, measured, event);
             const std::string reason = unsendable_reason(vendor, copy);
             if (!reason.empty())
                 park(item, "unsendable", reason);
@@ -7791,9 +7821,11 @@ private:
 
     /// The next batch: what was set aside and may go now, else the next stretch of the log.
     bool fill() {
-        const ItemMaker maker{vendor(), options(), link_.selection, row_.vendor_time(now()), std::min(vendor().batch_bytes, request_bytes)};
         batch_ = Shipment();
         context_.store.read([&](Connection& c) {
+            const auto measured = options().before_send ? measured_properties(c) : std::vector<MeasuredProperty>();
+            const ItemMaker maker{
+                vendor(), options(), link_.selection, measured, row_.vendor_time(now()), std::min(vendor().batch_bytes, request_bytes)};
             batch_.items = read_released(c, row_, maker, link_.batch_events);
             batch_.from_log = batch_.items.empty();
             if (batch_.from_log) batch_.items = read_log(c, row_, maker, link_.batch_events);

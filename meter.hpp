@@ -496,9 +496,9 @@ struct UpstreamOptions {
     std::int64_t batch_events = 0;  ///< events in a request at most; the vendor's limit when 0
     Filter selection = {};          ///< only these events; the others are passed over
     /// May take from a copy of the event what should not leave the device: source, properties, notice and extensions. What identifies and
-    /// counts the event, and the `pinned` properties, are put back afterwards. An event it throws for is parked.
+    /// counts the event, the properties that metrics need and the `pinned` ones are put back afterwards. An event it throws for is parked.
     std::function<void(Event&)> before_send = {};
-    std::vector<std::string> pinned = {};  ///< paths of properties a price or metric needs
+    std::vector<std::string> pinned = {};  ///< paths of properties, besides those a metric measures or filters by
     std::string workspace = {};            ///< Zyg: the workspace, for a server that speaks the workspace API
     /// One line about each request and each decision, never with the key. Called on the thread that sends.
     std::function<void(std::string_view)> log = {};

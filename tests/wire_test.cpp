@@ -486,7 +486,7 @@ TEST_CASE("wire: before_send takes what should not leave, but not what counts") 
         e = Event();
         e.properties = {{"note", kept}};
     };
-    const Event sent = redacted(options, event);
+    const Event sent = redacted(options, {}, event);
     CHECK(sent.id == "id-1");
     CHECK(sent.name == "n");
     CHECK(sent.customer == "c");
@@ -494,7 +494,7 @@ TEST_CASE("wire: before_send takes what should not leave, but not what counts") 
     CHECK(sent.value == event.value);
     CHECK(sent.properties == json::parse(R"({"note":"kept","tokens":5,"user":{"plan":"pro"},"a.b":2})"));
     options.before_send = [](Event& e) { e.properties = 17; };
-    CHECK(redacted(options, event).properties["tokens"] == 5);
+    CHECK(redacted(options, {}, event).properties["tokens"] == 5);
 }
 
 }  // namespace
