@@ -3220,6 +3220,22 @@ Scalar cell_scalar(const Column& column, std::size_t row) {
     }
 }
 
+// Times are compared as microseconds.
+Filter in_micros(Filter filter) {
+    const auto convert = [](json& value) {
+        if (value.is_string()) {
+            value = Timestamp::parse(value.get_ref<const std::string&>()).micros();
+        } else if (value.is_number()) {
+            value = Timestamp::from_unix(Decimal::from_json(value)).micros();
+        }
+    };
+    if (!filter.value.is_array())
+        convert(filter.value);
+    else
+        for (json& value : filter.value) convert(value);
+    return filter;
+}
+
 // A filter with its fields found among a scan's columns and its values prepared.
 class Condition {
 public:
@@ -3242,18 +3258,6 @@ public:
     }
 
 private:
-    // Times are compared as microseconds.
-    static Filter in_micros(Filter filter) {
-        const auto convert = [](const json& value) -> json {
-            if (value.is_string()) return Timestamp::parse(value.get_ref<const std::string&>()).micros();
-            if (value.is_number()) return Timestamp::from_unix(Decimal::from_json(value)).micros();
-            return value;
-        };
-        if (!filter.value.is_array()) filter.value = convert(filter.value);
-        for (json& value : filter.value.is_array() ? filter.value : json::array()) value = convert(value);
-        return filter;
-    }
-
     std::vector<std::uint8_t> rows(Connection& db, const Batch& batch) const {
         if (kind_ == Filter::Kind::clause) return clause_rows(db, batch.columns[column_], batch.rows);
         std::vector<std::uint8_t> met(batch.rows, kind_ == Filter::Kind::all ? 1 : 0);
@@ -7477,28 +7481,13 @@ Scalar event_scalar(const Event& event, const std::string& key, std::string& kep
     return {Scalar::Kind::json, false, {}, kept};
 }
 
-/// Times are compared as microseconds.
-Filter with_instants(Filter filter) {
-    const auto convert = [](json& value) {
-        if (value.is_string())
-            value = Timestamp::parse(value.get_ref<const std::string&>()).micros();
-        else if (value.is_number())
-            value = Timestamp::from_unix(Decimal::from_json(value)).micros();
-    };
-    if (!filter.value.is_array())
-        convert(filter.value);
-    else
-        for (json& value : filter.value) convert(value);
-    return filter;
-}
-
 class Selection {
 public:
     explicit Selection(const Filter& filter) : kind_(filter.kind) {
         for (const Filter& part : filter.parts) parts_.emplace_back(part);
         if (kind_ != Filter::Kind::clause) return;
         key_ = column_key(filter.field);
-        clause_ = make_clause(key_ == fields::time ? with_instants(filter) : filter);
+        clause_ = make_clause(key_ == fields::time ? in_micros(filter) : filter);
     }
 
     bool holds(const Event& event) const {
@@ -8253,6 +8242,12 @@ private:
 // ---- all upstreams of a store ---------------------------------------------------------------------
 
 /// What class Meter offers of delivery. Any thread may call any function; stop() must have returned before the store goes.
+/// The last sequence up to which every upstream has had all events for good; without an upstream, any.
+std::int64_t delivered_through(Connection& c) {
+    return c.integer("SELECT min(coalesce((SELECT min(cursor) FROM upstreams), ?1), coalesce((SELECT min(sequence) - 1 FROM exceptions), ?1))",
+                     std::numeric_limits<std::int64_t>::max());
+}
+
 class Delivery {
 public:
     Delivery(Store& store, Clock clock, Random random) : store_(store), clock_(std::move(clock)), random_(std::move(random)) {}
