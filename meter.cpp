@@ -2761,6 +2761,293 @@ std::shared_ptr<const Book::Impl> load(const json& catalogue) {
 }
 
 }  // namespace lago
+
+// --- FlexPrice: dossier sections 5, 6 and 9 --------------------------------------------------
+
+namespace flexprice {
+
+using Step = FeeLine::Step;
+
+constexpr std::array<std::pair<std::string_view, int>, 6> decimals_table{{{"jpy", 0}, {"krw", 0}, {"vnd", 0}, {"clp", 0}, {"kwd", 3}, {"clf", 4}}};
+
+/// Decimals of a currency; any other has 2 (types/currency.go). The code's case does not count.
+Currency currency_of(std::string code) {
+    std::transform(code.begin(), code.end(), code.begin(), [](unsigned char c) { return static_cast<char>(std::tolower(c)); });
+    for (const auto& [name, decimals] : decimals_table) {
+        if (name == code) return {decimals, decimals == 0 ? 1 : decimals == 3 ? 1000 : 10000};
+    }
+    return {};
+}
+
+Decimal rounded(const Decimal& amount, Currency currency) { return amount.round(currency.decimals, Rounding::half_up); }
+
+/// shopspring/decimal's division: 16 decimals, half away from zero; 0 for a zero divisor.
+Decimal divided(const Decimal& a, const Decimal& b) { return b.is_zero() ? Decimal() : Decimal::divide(a, b, 16, Rounding::half_up); }
+
+// --- prices ---
+
+enum class Model { flat, package, tiered };
+constexpr std::array<std::pair<std::string_view, Model>, 3> models{
+    {{"FLAT_FEE", Model::flat}, {"PACKAGE", Model::package}, {"TIERED", Model::tiered}}};
+
+enum class TierMode { none, volume, slab };
+constexpr std::array<std::pair<std::string_view, TierMode>, 3> tier_modes{
+    {{"", TierMode::none}, {"VOLUME", TierMode::volume}, {"SLAB", TierMode::slab}}};
+
+struct Price {
+    Model model = Model::flat;
+    TierMode mode = TierMode::none;
+    Decimal amount = {}, divide_by = 1;
+    bool round_down = false;
+    std::vector<Tier> tiers = {};
+    Currency currency = {};
+    std::string currency_code = {};
+};
+
+Decimal at_least(const Node& at, std::string_view field, const Decimal& least, std::optional<Decimal> fallback = {}) {
+    const auto value = at.decimal(field);
+    if (!value && fallback) return *fallback;
+    if (!value) throw Error(ErrorCode::bad_value, at.path(field), "is required");
+    if (*value < least) throw Error(ErrorCode::bad_value, at.path(field), "must be at least " + least.to_string());
+    return *value;
+}
+
+/// Sorted by limit, the open tier last; no check that limits differ or that an open tier exists, since FlexPrice makes none (9.3).
+std::vector<Tier> read_tiers(const Node& at) {
+    std::vector<Tier> tiers;
+    for (const auto& each : at.list("tiers")) {
+        tiers.push_back({.above = {},
+                         .up_to = each.decimal("up_to"),
+                         .rate = at_least(each, "unit_amount", 0),
+                         .flat = at_least(each, "flat_amount", 0, 0),
+                         .from = {}});
+    }
+    std::stable_sort(tiers.begin(), tiers.end(), [](const Tier& a, const Tier& b) { return a.up_to && (!b.up_to || *a.up_to < *b.up_to); });
+    for (std::size_t i = 1; i < tiers.size(); ++i) tiers[i].above = tiers[i].from = tiers[i - 1].up_to.value_or(Decimal());
+    return tiers;
+}
+
+Price read_price(const Node& at) {
+    Price price;
+    price.model = at.choice("billing_model", models);
+    price.mode = at.choice("tier_mode", tier_modes);
+    price.currency_code = at.text("currency");
+    price.currency = currency_of(price.currency_code);
+    if (price.model != Model::tiered) price.amount = at_least(at, "amount", 0);
+    if (price.model == Model::package) {
+        const auto transform = at.object("transform_quantity");
+        price.divide_by = at_least(transform, "divide_by", 1);
+        price.round_down = transform.text("round") == "down";
+    }
+    if (price.model == Model::tiered) {
+        price.tiers = read_tiers(at);
+        if (price.tiers.empty()) throw Error(ErrorCode::bad_value, at.path("tiers"), "is required");
+    }
+    return price;
+}
+
+/// The first tier that reaches the quantity, its limit included; else the last.
+const Tier& volume_tier(const std::vector<Tier>& tiers, const Decimal& units) {
+    for (const auto& tier : tiers) {
+        if (!tier.up_to || units <= *tier.up_to) return tier;
+    }
+    return tiers.back();
+}
+
+/// The tier walk alone, which prices a bucket of 0 at the first tier's flat amount (9.7). Slab units beyond the last limit are free.
+Priced price_tiers(const Price& price, const Decimal& units) {
+    Priced priced;
+    if (price.tiers.empty() || price.mode == TierMode::none) return priced;
+    if (price.mode == TierMode::slab) return graduated(price.tiers, units);
+    priced.add(tier_line(volume_tier(price.tiers, units), units));
+    return priced;
+}
+
+Decimal package_count(const Price& price, const Decimal& units) {
+    return divided(units, price.divide_by).round(0, price.round_down ? Rounding::floor : Rounding::ceil);
+}
+
+/// CalculateCost: unrounded; no units cost nothing under any model.
+Priced price_units(const Price& price, const Decimal& units) {
+    Priced priced;
+    if (units.is_zero()) return priced;
+    if (price.model == Model::tiered) return price_tiers(price, units);
+    if (price.model == Model::flat) {
+        priced.add(units_line(units, price.amount));
+    } else {
+        priced.add({.step = Step::package,
+                    .units = units,
+                    .rate = price.amount,
+                    .per = price.divide_by,
+                    .amount = package_count(price, units) * price.amount});
+    }
+    return priced;
+}
+
+/// Buckets of a bucketed meter: each is priced alone, tiers and packages start anew.
+Priced price_buckets(const Price& price, const std::vector<Decimal>& buckets) {
+    Priced priced;
+    for (const auto& units : buckets) {
+        for (auto& line : (price.model == Model::tiered ? price_tiers(price, units) : price_units(price, units)).lines) priced.add(std::move(line));
+    }
+    return priced;
+}
+
+/// CalculateCostWithBreakup (9.6).
+struct Breakup {
+    Decimal cost, unit_cost, tier_unit_amount;
+    int tier = -1;
+};
+
+Breakup breakup(const Price& price, const Decimal& units) {
+    Breakup result;
+    result.cost = price_units(price, units).amount;
+    result.unit_cost = divided(result.cost, units);
+    if (price.model == Model::package) result.tier_unit_amount = divided(price.amount, price.divide_by);
+    if (units.is_zero()) return result;
+    if (price.model == Model::flat) result.tier_unit_amount = price.amount;
+    if (price.model == Model::tiered && price.mode != TierMode::none) {
+        const auto reached =
+            std::find_if(price.tiers.begin(), price.tiers.end() - 1, [&](const Tier& tier) { return !tier.up_to || units <= *tier.up_to; });
+        result.tier = static_cast<int>(reached - price.tiers.begin());
+        result.tier_unit_amount = reached->rate;
+    }
+    return result;
+}
+
+// --- entitlements and grants (9.12) ---
+
+/// What is billed of a quantity: what exceeds the limit, each day's for a daily limit.
+struct Entitlement {
+    bool enabled = false;
+    std::optional<Decimal> limit = {};  ///< none: everything is free
+    bool daily = false;
+
+    Decimal billable(const Decimal& units) const {
+        if (!enabled) return units;
+        return limit ? at_least_zero(units - *limit) : Decimal();
+    }
+    Decimal billable(const std::vector<Decimal>& days) const {
+        Decimal sum;
+        for (const auto& units : days) sum += billable(units);
+        return sum;
+    }
+};
+
+Entitlement read_entitlement(const Node& at) { return {at.flag("is_enabled"), at.decimal("usage_limit"), at.text("usage_reset_period") == "DAILY"}; }
+
+Decimal overage(const Decimal& usage, const Decimal& quota) { return at_least_zero(usage - quota); }
+
+// --- commitments (9.13 to 9.16) ---
+
+struct Commitment {
+    Decimal amount = {};  ///< money, or what the committed quantity costs
+    Decimal overage_factor = {};
+    bool true_up = false;
+};
+
+struct Committed {
+    Decimal charge, utilized, overage, true_up;
+
+    Committed& operator+=(const Committed& other) {
+        charge += other.charge;
+        utilized += other.utilized;
+        overage += other.overage;
+        true_up += other.true_up;
+        return *this;
+    }
+};
+
+/// A commitment's quantity is worth what the price asks for it. A missing factor makes overage free.
+Commitment read_commitment(const Node& at, const Price& price) {
+    const bool by_quantity = at.text("type", at.text("commitment_type")) == "quantity";
+    const auto value = at.decimal(by_quantity ? "quantity" : "amount").value_or(at.decimal("commitment_value").value_or(Decimal()));
+    return {by_quantity ? price_units(price, value).amount : value, at.decimal("overage_factor").value_or(Decimal()), at.flag("true_up_enabled")};
+}
+
+Committed commit(const Commitment& commitment, const Decimal& cost) {
+    if (cost >= commitment.amount) {
+        const auto overage = (cost - commitment.amount) * commitment.overage_factor;
+        return {commitment.amount + overage, commitment.amount, overage, {}};
+    }
+    const auto missing = commitment.true_up ? commitment.amount - cost : Decimal();
+    return {cost + missing, cost, {}, missing};
+}
+
+/// A commitment longer than the billing period: what earlier invoices used of it is gone (9.16).
+Committed commit_rest(const Commitment& commitment, const Decimal& used_before, const Decimal& cost) {
+    const auto within = std::min(cost, at_least_zero(commitment.amount - used_before));
+    const auto overage = (cost - within) * commitment.overage_factor;
+    return {within + overage, within, overage, {}};
+}
+
+/// Minutes of the day from which until which a price and commitment of their own hold.
+struct TimeBucket {
+    std::string id;
+    int from = 0, to = 0;
+    Price price;
+    Commitment commitment;
+
+    bool holds(int minute) const { return from <= minute && minute < to; }
+};
+
+int read_minute(const Node& at, std::string_view field) {
+    const auto text = at.required_text(field);
+    if (text.size() != 5 || text[2] != ':') throw Error(ErrorCode::bad_value, at.path(field), "must be a time of day like 09:30");
+    const auto hours = Decimal::parse(text.substr(0, 2)), minutes = Decimal::parse(text.substr(3));
+    if (!hours || !minutes || *hours > 24 || *minutes > 59) throw Error(ErrorCode::bad_value, at.path(field), "must be a time of day like 09:30");
+    return static_cast<int>(hours->to_int64().value() * 60 + minutes->to_int64().value());
+}
+
+TimeBucket read_time_bucket(const Node& at) {
+    TimeBucket bucket{at.text("id"), read_minute(at, "start"), read_minute(at, "end"), {}, {}};
+    if (at.find("price")) bucket.price = read_price(at.object("price"));
+    bucket.commitment = read_commitment(at, bucket.price);
+    return bucket;
+}
+
+/// One window of a windowed commitment; without a known start no time bucket holds it.
+struct Window {
+    std::optional<int> minute;
+    Decimal units;
+};
+
+struct WindowedPrice {
+    Price price;
+    std::optional<Commitment> commitment;
+    std::vector<TimeBucket> buckets;
+
+    const TimeBucket* bucket_of(const Window& window) const {
+        if (!window.minute) return nullptr;
+        const auto found = std::find_if(buckets.begin(), buckets.end(), [&](const TimeBucket& bucket) { return bucket.holds(*window.minute); });
+        return found == buckets.end() ? nullptr : &*found;
+    }
+
+    /// The rule of 9.13 for one window; a window out of all commitments pays its plain cost.
+    Committed charge(const Window& window) const {
+        if (const auto* bucket = bucket_of(window)) return commit(bucket->commitment, price_units(bucket->price, window.units).amount);
+        const auto cost = price_units(price, window.units).amount;
+        return commitment ? commit(*commitment, cost) : Committed{cost, cost, {}, {}};
+    }
+};
+
+// --- discounts (9.17) ---
+
+/// Rounded to the currency, never more than the price.
+Decimal discount(const Decimal& price, const Decimal& off, Currency currency) { return std::min(rounded(off, currency), price); }
+
+Decimal percentage_discount(const Decimal& price, const Decimal& percentage, Currency currency) {
+    return discount(price, price * percent(percentage), currency);
+}
+
+/// One after the other, each on what the one before left.
+Decimal compound_discount(const Decimal& price, const std::vector<Decimal>& percentages, Currency currency) {
+    auto left = price;
+    for (const auto& percentage : percentages) left -= percentage_discount(left, percentage, currency);
+    return price - left;
+}
+
+}  // namespace flexprice
 }  // namespace
 
 Book Book::lago(const json& catalogue) { return Book(meter::lago::load(catalogue)); }

@@ -67,6 +67,15 @@ bool matches(const json& expected, const json& got, const json& compare) {
     return same_value(expected, got);
 }
 
+/// Where a vendor's documents disagree with its code, the vector says what the code does beside it, and the code is the judge.
+json judged(json expected) {
+    if (expected.contains("amount_by_code")) {
+        expected["amount"] = expected["amount_by_code"];
+        expected.erase("amount_by_code");
+    }
+    return expected;
+}
+
 std::string kind_of(const json& vector) {
     if (vector.contains("aggregation")) return "aggregation " + vector.at("aggregation").at("type").get<std::string>();
     return vector.at(vector.contains("kind") ? "kind" : "model").get<std::string>();
@@ -98,7 +107,7 @@ void run_vector(const json& vector, const std::string& system, Tally& tally) {
         return;
     }
     const auto got = run(*kind, vector);
-    const auto& expected = vector.at("expected");
+    const auto expected = judged(vector.at("expected"));
     if (matches(expected, got, vector.value("compare", json::object()))) {
         ++tally.passed;
         return;
@@ -115,7 +124,7 @@ void run_file(const std::string& path, Tally& tally) {
     if (!vectors.is_array()) throw std::runtime_error("is not a list of vectors");
     for (const auto& vector : vectors) {
         const auto id = vector.at("id").get<std::string>();
-        run_vector(vector, vector.value("system", id.substr(0, id.find('-'))), tally);
+        run_vector(vector, vector.value("system", id.substr(0, id.find_first_of("-."))), tally);
     }
 }
 
