@@ -953,8 +953,8 @@ Decimal to_cents(const Decimal& amount, Currency currency) {
 // --- fees as texts ---------------------------------------------------------------------------
 
 std::string_view step_name(FeeLine::Step step) {
-    static constexpr std::array<std::string_view, 12> names{"units", "tier",    "package", "percentage", "fixed",    "free",
-                                                            "given", "minimum", "maximum", "advance",    "discount", "conversion"};
+    static constexpr std::array<std::string_view, 13> names{"units",   "tier",    "package", "percentage", "fixed",      "free",    "given",
+                                                            "minimum", "maximum", "advance", "discount",   "conversion", "rounding"};
     return names[static_cast<std::size_t>(step)];
 }
 
@@ -1015,6 +1015,8 @@ std::string FeeLine::text() const {
             return "discount";
         case Step::conversion:
             return "converted at " + rate.to_string();
+        case Step::rounding:
+            return "rounded";
     }
     return {};
 }
@@ -3048,6 +3050,419 @@ Decimal compound_discount(const Decimal& price, const std::vector<Decimal>& perc
 }
 
 }  // namespace flexprice
+
+// --- Polar: dossier sections 9 to 11 ---------------------------------------------------------
+
+namespace polar {
+
+/// Amounts are counts of the currency's smallest unit; an invoice has no fractions of it.
+Decimal rounded_half_away(const Decimal& value) { return value.round(0, Rounding::half_up); }
+
+/// Unit amounts have up to 12 decimals and 5 digits before them; caps are 32-bit integers (product/schemas.py:421).
+constexpr int rate_decimals = 12, rate_whole_digits = 5;
+
+struct MeteredPrice {
+    Decimal unit_amount;  ///< cents for one unit
+    std::optional<Decimal> cap = {};
+    std::string currency = "usd";
+};
+
+MeteredPrice read_metered(const Node& at) {
+    MeteredPrice price{at.decimal("unit_amount").value_or(Decimal()), at.decimal("cap_amount"),
+                       at.text("price_currency", at.text("currency", "usd"))};
+    const auto refuse = [&](std::string_view field, const char* reason) { throw Error(ErrorCode::bad_value, at.path(field), reason); };
+    if (price.unit_amount <= 0) refuse("unit_amount", "must be above 0");
+    if (price.unit_amount.scale() > rate_decimals) refuse("unit_amount", "must have at most 12 decimals");
+    if (price.unit_amount.round(0, Rounding::floor).digits() > rate_whole_digits) refuse("unit_amount", "must be below 100000");
+    if (price.cap && (price.cap->is_negative() || price.cap->scale() > 0 || *price.cap > std::numeric_limits<std::int32_t>::max())) {
+        refuse("cap_amount", "must be a whole number from 0 to 2147483647");
+    }
+    return price;
+}
+
+Decimal power_of_two(int exponent) {
+    Decimal power = 1;
+    for (int i = 0; i < exponent; ++i) power += power;
+    return power;
+}
+
+/// unit_amount x units, rounded half away from zero. Polar's units are a double, which counts at its exact binary value
+/// (product_price.py:318): mantissa x 2^exponent, so the product is a quotient of integers that fit.
+Decimal exact_amount(const Decimal& unit_amount, double units) {
+    constexpr int mantissa_bits = 53, negligible = 86;  // below 2^-33 units, at less than 10^5 cents each
+    int exponent = 0;
+    const auto mantissa = static_cast<std::int64_t>(std::ldexp(std::frexp(units, &exponent), mantissa_bits));
+    exponent -= mantissa_bits;
+    const auto product = unit_amount * Decimal(mantissa);
+    if (exponent >= 0) return rounded_half_away(product * power_of_two(std::min(exponent, 127)));
+    return -exponent > negligible ? Decimal() : Decimal::divide(product, power_of_two(-exponent), 0, Rounding::half_up);
+}
+
+/// Units beyond credits at the price, rounded, then capped.
+Priced price_units(const MeteredPrice& price, double consumed, std::int64_t credited) {
+    const double units = std::max(0.0, consumed - static_cast<double>(credited));
+    Priced priced;
+    priced.add({.units = Decimal::from_double(units), .rate = price.unit_amount, .amount = exact_amount(price.unit_amount, units)});
+    if (price.cap) lower_to(priced, *price.cap);
+    return priced;
+}
+
+// --- the words on the invoice ---
+
+std::string grouped(std::string digits) {
+    auto point = digits.find('.');
+    if (point == std::string::npos) point = digits.size();
+    const auto first = static_cast<std::ptrdiff_t>(digits.front() == '-' ? 1 : 0);
+    for (auto i = static_cast<std::ptrdiff_t>(point) - 3; i > first; i -= 3) digits.insert(static_cast<std::size_t>(i), ",");
+    return digits;
+}
+
+/// Amount in the currency with at least its own decimals.
+std::string money(const Decimal& cents, const std::string& currency) {
+    static constexpr std::array<std::string_view, 15> whole{"bif", "clp", "djf", "gnf", "jpy", "kmf", "krw", "mga",
+                                                            "pyg", "rwf", "vnd", "vuv", "xaf", "xof", "xpf"};
+    static constexpr std::array<std::pair<std::string_view, std::string_view>, 4> symbols{{{"usd", "$"}, {"eur", "€"}, {"gbp", "£"}, {"jpy", "¥"}}};
+    const int decimals = std::find(whole.begin(), whole.end(), currency) == whole.end() ? 2 : 0;
+    const auto amount = cents * Decimal::scaled(1, decimals);
+    std::string symbol = currency + " ";
+    for (const auto& [code, sign] : symbols) {
+        if (code == currency) symbol = sign;
+    }
+    return symbol + grouped(amount.to_fixed(std::max(decimals, amount.scale())));
+}
+
+std::string label(const MeteredPrice& price, double consumed, const Priced& priced) {
+    auto text = "(" + grouped(Decimal::from_double(consumed).round(3, Rounding::half_even).to_string()) + " consumed units) × " +
+                money(price.unit_amount, price.currency);
+    if (priced.lines.size() > 1) text += " — Capped at " + money(*price.cap, price.currency);
+    return text;
+}
+
+// --- a billing run (10.5) ---
+
+enum class Function { count, sum, max, min, avg, unique };
+constexpr std::array<std::pair<std::string_view, Function>, 6> functions{{{"count", Function::count},
+                                                                          {"sum", Function::sum},
+                                                                          {"max", Function::max},
+                                                                          {"min", Function::min},
+                                                                          {"avg", Function::avg},
+                                                                          {"unique", Function::unique}}};
+
+/// Sums and counts can be split between prices; the other functions hold over all entries only.
+bool is_summable(Function function) { return function == Function::count || function == Function::sum; }
+
+/// Over user events; doubles, added in order, as Polar does.
+double aggregated(Function function, const std::vector<double>& values) {
+    if (function == Function::count) return static_cast<double>(values.size());
+    if (function == Function::unique) return static_cast<double>(std::unordered_set<double>(values.begin(), values.end()).size());
+    if (values.empty()) return 0;
+    if (function == Function::max) return *std::max_element(values.begin(), values.end());
+    if (function == Function::min) return *std::min_element(values.begin(), values.end());
+    double sum = 0;
+    for (const double value : values) sum += value;
+    return function == Function::avg ? sum / static_cast<double>(values.size()) : sum;
+}
+
+/// Credits in the order they came; what is taken away never leaves less than none.
+std::int64_t credited_units(const std::vector<std::int64_t>& credits) {
+    std::int64_t sum = 0;
+    for (const auto units : credits) sum = std::max<std::int64_t>(0, sum + units);
+    return sum;
+}
+
+// --- tiers of seats and units (11) ---
+
+struct Tiers {
+    bool volume = false;
+    std::vector<Tier> tiers;
+};
+
+/// Sorted by bound, the open tier last. Problems carry pydantic's words.
+Tiers read_tiers(const Node& at, Problems& problems) {
+    static constexpr std::array<std::pair<std::string_view, bool>, 2> types{{{"volume", true}, {"graduated", false}}};
+    Tiers result{at.choice("type", types, "volume"), {}};
+    for (const auto& each : at.list("tiers")) {
+        Tier tier{.above = {}, .up_to = each.decimal("bound"), .rate = each.decimal("unit_amount").value_or(Decimal()), .flat = {}, .from = {}};
+        if (tier.up_to && *tier.up_to <= 0) problems.push_back({each.path("bound"), "bound", "greater_than"});
+        if (tier.rate.is_negative()) problems.push_back({each.path("unit_amount"), "unit_amount", "greater_than_equal"});
+        result.tiers.push_back(std::move(tier));
+    }
+    if (result.tiers.empty()) problems.push_back({at.path("tiers"), "tiers", "too_short"});
+    std::stable_sort(result.tiers.begin(), result.tiers.end(),
+                     [](const Tier& a, const Tier& b) { return a.up_to && (!b.up_to || *a.up_to < *b.up_to); });
+    for (std::size_t i = 1; i < result.tiers.size(); ++i) {
+        const auto& bound = result.tiers[i - 1].up_to;
+        if (!bound) problems.push_back({at.path("tiers"), "tiers", "unbounded_tier_not_last"});
+        if (bound && bound == result.tiers[i].up_to) problems.push_back({at.path("tiers"), "tiers", "duplicate_tier_bound"});
+        result.tiers[i].above = result.tiers[i].from = bound.value_or(Decimal());
+    }
+    return result;
+}
+
+/// Bounds are the last quantity included. A volume needs a tier that holds it; graduated units past the last bound are free.
+Priced price_tiers(const Tiers& tiers, const Decimal& quantity) {
+    if (quantity.is_negative()) throw Error(ErrorCode::bad_value, "quantity", "negative");
+    if (quantity.is_zero()) return {};
+    if (!tiers.volume) return graduated(tiers.tiers, quantity);
+    for (const auto& tier : tiers.tiers) {
+        if (tier.up_to && quantity > *tier.up_to) continue;
+        Priced priced;
+        priced.add(tier_line(tier, quantity));
+        return priced;
+    }
+    throw Error(ErrorCode::bad_value, "quantity", "uncovered");
+}
+
+}  // namespace polar
+
+// --- Autumn: dossier sections 5 to 7 ---------------------------------------------------------
+
+namespace autumn {
+
+using Step = FeeLine::Step;
+
+/// decimal.js divides to 20 significant digits.
+Decimal divided(const Decimal& a, const Decimal& b) { return b.is_zero() ? Decimal() : Decimal::divide_significant(a, b, 20, Rounding::half_up); }
+
+/// Up to whole billing units, once, before any tier is walked (7.3).
+Decimal whole_units(const Decimal& quantity, const Decimal& billing_units) { return begun_packages(quantity, billing_units) * billing_units; }
+
+constexpr int amount_decimals = 10;  ///< tier results are rounded to these, half up
+
+// --- plan items ---
+
+struct Item {
+    bool volume = false;
+    bool prepaid = false, usage_based = false;
+    Decimal included = {}, billing_units = 1;
+    std::vector<Tier> tiers = {};  ///< limits without the included units; the rate is for one unit
+};
+
+/// The limits of tiers are in total units to users and beyond the included ones inside (7.2); "inf" stays.
+Decimal internal_limit(const Decimal& limit, const Decimal& included) { return limit > 0 ? limit - included : limit; }
+Decimal user_limit(const Decimal& limit, const Decimal& included) { return limit > 0 ? limit + included : limit; }
+
+std::optional<Decimal> read_limit(const Node& at) {
+    const auto found = at.find("to");
+    if (!found || found->value() == "inf") return {};
+    const auto limit = at.decimal("to");
+    return limit == Decimal(-1) ? std::nullopt : limit;
+}
+
+void add_tier(Item& item, const std::optional<Decimal>& limit, const Decimal& amount, const Decimal& flat) {
+    const auto above = item.tiers.empty() ? Decimal() : item.tiers.back().up_to.value_or(Decimal());
+    item.tiers.push_back({.above = above, .up_to = limit, .rate = divided(amount, item.billing_units), .flat = flat, .from = above});
+}
+
+/// The amounts in a currency: its own block where there is one, else the base's (7.10).
+Node in_currency(const Node& at, const std::string& currency) {
+    const auto blocks = at.find("currencies");
+    const auto block = blocks && !currency.empty() ? blocks->find(currency) : std::nullopt;
+    return block.value_or(at);
+}
+
+Item read_item(const Node& at, bool limits_include_included, const std::string& currency = {}) {
+    static constexpr std::array<std::pair<std::string_view, bool>, 3> behaviors{{{"", false}, {"graduated", false}, {"volume", true}}};
+    Item item;
+    item.volume = at.choice("tier_behavior", behaviors);
+    item.prepaid = at.text("billing_method") == "prepaid";
+    item.usage_based = at.text("billing_method") == "usage_based";
+    item.included = at.decimal("included").value_or(Decimal());
+    item.billing_units = at.decimal("billing_units").value_or(Decimal(1));
+    if (item.billing_units <= 0) throw Error(ErrorCode::bad_value, at.path("billing_units"), "must be above 0");
+    const auto amounts = in_currency(at, currency);
+    for (const auto& each : amounts.list(amounts.find("usage_tiers") ? "usage_tiers" : "tiers")) {
+        auto limit = read_limit(each);
+        if (limit && limits_include_included) limit = internal_limit(*limit, item.included);
+        add_tier(item, limit, each.decimal("amount").value_or(Decimal()), each.decimal("flat_amount").value_or(Decimal()));
+    }
+    if (const auto amount = amounts.decimal("amount"); amount && item.tiers.empty()) add_tier(item, {}, *amount, {});
+    return item;
+}
+
+/// To 10 decimals, and with the quantity's sign: a negative quantity gives back what the positive one costs.
+Priced finished(Priced priced, bool negative) {
+    const auto rounded = priced.amount.round(amount_decimals, Rounding::half_up);
+    if (rounded != priced.amount) priced.add({.step = Step::rounding, .amount = rounded - priced.amount});
+    if (!negative) return priced;
+    Priced reversed;
+    for (auto& line : priced.lines) {
+        line.units = -line.units;
+        line.flat = -line.flat;
+        line.amount = -line.amount;
+        reversed.add(std::move(line));
+    }
+    return reversed;
+}
+
+/// 7.4: flat amounts play no part, units beyond the last limit are free.
+Priced price_graduated(const Item& item, const Decimal& units) {
+    auto tiers = item.tiers;
+    for (auto& tier : tiers) tier.flat = {};
+    return units.is_zero() ? Priced() : graduated(tiers, units);
+}
+
+/// 7.5: all units, the included ones too, at the rate of the tier they reach; within the included units nothing.
+Priced price_volume(const Item& item, const Decimal& included, const Decimal& units) {
+    Priced priced;
+    if (included > 0 && units <= included) {
+        priced.add(free_line(units));
+        return priced;
+    }
+    for (const auto& tier : item.tiers) {
+        if (tier.up_to && units > *tier.up_to + included) continue;
+        priced.add(tier_line(tier, units));
+        break;
+    }
+    return priced;
+}
+
+/// What a quantity costs: beyond the included units for graduated tiers, in all for volume. Less than none costs nothing, or with
+/// `allow_negative` gives back.
+Priced price_quantity(const Item& item, const Decimal& included, const Decimal& quantity, bool allow_negative) {
+    if (item.tiers.empty()) throw Error(ErrorCode::bad_value, "usage_tiers", "usage_tiers_required");
+    const bool negative = quantity.is_negative() && allow_negative;
+    const auto units = whole_units(negative ? quantity.abs() : at_least_zero(quantity), item.billing_units);
+    return finished(item.volume ? price_volume(item, included, units) : price_graduated(item, units), negative);
+}
+
+// --- prepaid and usage-based items (7.6) ---
+
+/// The requested quantity includes the included units; packs are bought for the rest.
+Decimal prepaid_packs(const Item& item, const Decimal& quantity) {
+    return begun_packages(at_least_zero(quantity - item.included), item.billing_units);
+}
+
+Priced price_prepaid(const Item& item, const Decimal& quantity) {
+    const auto paid = prepaid_packs(item, quantity) * item.billing_units;
+    return price_quantity(item, item.included, item.volume ? paid + item.included : paid, true);
+}
+
+/// Free items have their allowance for each product bought, priced ones once.
+Decimal starting_balance(const Item& item, const Decimal& packs, const Decimal& products) {
+    if (item.prepaid) return item.included + packs * item.billing_units;
+    return item.usage_based ? item.included : item.included * products;
+}
+
+/// Entities' overages are added first, then priced as one.
+Priced price_overage(const Item& item, const std::vector<Decimal>& usages) {
+    Decimal overage;
+    for (const auto& usage : usages) overage += at_least_zero(usage - item.included);
+    return price_quantity(item, {}, overage, true);
+}
+
+// --- credit systems (6) ---
+
+struct CreditSystem {
+    std::string id;
+    std::map<std::string, Decimal> costs;  ///< credits for one unit, by metered feature
+};
+
+CreditSystem read_credit_system(const Node& at, std::string_view id_field) {
+    CreditSystem system{at.text(id_field), {}};
+    for (const auto& each : at.list("credit_schema")) {
+        const auto amount = at_least_zero(each.decimal("credit_cost").value_or(each.decimal("credit_amount").value_or(Decimal())));
+        system.costs[each.required_text("metered_feature_id")] = divided(amount, each.decimal("feature_amount").value_or(Decimal(1)));
+    }
+    return system;
+}
+
+/// Credits for that many units of a feature; the system's own units are credits already.
+Decimal credits(const CreditSystem& system, const std::string& feature, const Decimal& units) {
+    if (feature == system.id) return units;
+    const auto found = system.costs.find(feature);
+    if (found == system.costs.end()) throw Error(ErrorCode::bad_value, "feature_id", "invalid_request");
+    return found->second * units;
+}
+
+// --- balances: which pays, and whether there is enough (5.2, 7.7) ---
+
+struct Balance {
+    std::string id;
+    Decimal balance, starting;
+    bool overage_allowed = false, unlimited = false;
+    std::optional<Decimal> least = {};  ///< how far down overage may go
+    Decimal cost = 1;                   ///< of one unit, in the balance's own
+};
+
+enum class OverageBehavior { cap, reject, overflow };
+
+/// Takes `units` off `balance` down to `floor`, as far as there is any room; what could not be taken is left in `units`.
+void take(Balance& balance, Decimal& units, const std::optional<Decimal>& floor) {
+    const auto wanted = units * balance.cost;
+    const auto taken = floor ? std::min(wanted, at_least_zero(balance.balance - *floor)) : wanted;
+    balance.balance = (balance.balance - taken).round(amount_decimals, Rounding::half_up);
+    units -= taken == wanted ? units : divided(taken, balance.cost);
+}
+
+/// Gives `units` back to `balance` up to `ceiling`.
+void give(Balance& balance, Decimal& units, const std::optional<Decimal>& ceiling) {
+    const auto wanted = units * balance.cost;
+    const auto given = ceiling ? std::min(wanted, at_least_zero(*ceiling - balance.balance)) : wanted;
+    balance.balance = (balance.balance + given).round(amount_decimals, Rounding::half_up);
+    units -= given == wanted ? units : divided(given, balance.cost);
+}
+
+/// Usage: every balance down to 0 in order, then those that allow overage down to their floor.
+Decimal deduct(std::vector<Balance>& balances, Decimal units, OverageBehavior behavior) {
+    for (auto& balance : balances) {
+        if (balance.unlimited) return {};
+        take(balance, units, Decimal());
+    }
+    for (auto& balance : balances) {
+        const bool overflows = behavior == OverageBehavior::overflow;
+        if (balance.overage_allowed || overflows) take(balance, units, overflows ? std::nullopt : balance.least);
+    }
+    return units;
+}
+
+/// A refund: negative balances up to 0, then every balance up to where it started; the rest only where overage is allowed.
+Decimal refund(std::vector<Balance>& balances, Decimal units) {
+    for (auto& balance : balances) give(balance, units, Decimal());
+    for (auto& balance : balances) give(balance, units, balance.starting);
+    for (auto& balance : balances) {
+        if (balance.overage_allowed) give(balance, units, {});
+    }
+    return units;
+}
+
+/// What is left of `value` that no balance took; with reject nothing moves unless all of it fits.
+Decimal settle(std::vector<Balance>& balances, const Decimal& value, OverageBehavior behavior) {
+    auto changed = balances;
+    const auto left = value.is_negative() ? -refund(changed, -value) : deduct(changed, value, behavior);
+    if (behavior != OverageBehavior::reject || left.is_zero()) balances = std::move(changed);
+    return left;
+}
+
+struct Standing {
+    Decimal remaining, overage;
+    bool unlimited = false, overage_allowed = false;
+    std::optional<Decimal> max_purchase = {};  ///< overage at most; unbounded when absent
+};
+
+/// Whether `required` more units may be used; first rule that applies (5.2).
+bool allowed(const Standing& standing, const Decimal& required) {
+    if (standing.unlimited || required.is_negative()) return true;
+    if (!standing.overage_allowed) return standing.remaining >= required;
+    if (!standing.max_purchase) return true;
+    return at_least_zero(*standing.max_purchase - standing.overage) + standing.remaining >= required;
+}
+
+// --- money ---
+
+/// Smallest units as Stripe takes them: three-decimal currencies are rounded to ten (7.10).
+Decimal minor_units(const Decimal& amount, std::string currency) {
+    static constexpr std::array<std::string_view, 16> whole{"bif", "clp", "djf", "gnf", "jpy", "kmf", "krw", "mga",
+                                                            "pyg", "rwf", "ugx", "vnd", "vuv", "xaf", "xof", "xpf"};
+    static constexpr std::array<std::string_view, 5> thousandths{"bhd", "jod", "kwd", "omr", "tnd"};
+    std::transform(currency.begin(), currency.end(), currency.begin(), [](unsigned char c) { return static_cast<char>(std::tolower(c)); });
+    const auto is_in = [&](const auto& list) { return std::find(list.begin(), list.end(), currency) != list.end(); };
+    if (is_in(whole)) return amount.round(0, Rounding::half_up);
+    const auto hundredths = (amount * 100).round(0, Rounding::half_up);
+    return is_in(thousandths) ? hundredths * 10 : hundredths;
+}
+
+}  // namespace autumn
 }  // namespace
 
 Book Book::lago(const json& catalogue) { return Book(meter::lago::load(catalogue)); }

@@ -403,6 +403,7 @@ struct FeeLine {
         advance,     ///< what was paid for before
         discount,
         conversion,  ///< from a pricing unit to the currency
+        rounding,
     };
     Step step = Step::units;
     std::optional<Decimal> from = {}, to = {};  ///< bounds of the tier as the vendor writes them, in units
