@@ -1,4 +1,8 @@
-// Section 1: Decimal.
+// Section 1: Decimal. The oracle of the property tests is Boost.Multiprecision (Debian: libboost-dev).
+#include <boost/multiprecision/cpp_int.hpp>
+#include <cstdlib>
+#include <random>
+
 #include "../meter.hpp"
 #include "testing.hpp"
 
@@ -255,5 +259,181 @@ TEST_CASE("Errors about numbers are printable whatever the text", "[decimal]") {
         FAIL("no error");
     } catch (const Error& error) {
         CHECK(error.reason() == "\"?? and quite a lot more text than an err...\" is not a decimal number");
+    }
+}
+
+// --- against an oracle: integers without a limit ------------------------------------------------
+
+namespace {
+
+using Integer = boost::multiprecision::cpp_int;
+
+Integer ten_to(int exponent) { return boost::multiprecision::pow(Integer(10), static_cast<unsigned>(exponent)); }
+
+/// numerator / denominator, the denominator above zero.
+struct Fraction {
+    Integer numerator, denominator = 1;
+};
+
+Integer floor_of(const Fraction& value) {
+    const Integer quotient = value.numerator / value.denominator;
+    return quotient * value.denominator > value.numerator ? Integer(quotient - 1) : quotient;
+}
+
+/// Each mode by its definition on floor(x), not by the remainder as the library does it.
+Integer rounded(const Fraction& value, Rounding mode) {
+    const Integer floor = floor_of(value);
+    const bool exact = floor * value.denominator == value.numerator, negative = value.numerator < 0;
+    const Integer ceil = exact ? floor : Integer(floor + 1);
+    const Integer near = floor_of({value.numerator * 2 + value.denominator, value.denominator * 2});  // ties upwards
+    const bool tie = !exact && (value.numerator * 2) % value.denominator == 0;
+    switch (mode) {
+        case Rounding::floor:
+            return floor;
+        case Rounding::ceil:
+            return ceil;
+        case Rounding::down:
+            return negative ? ceil : floor;
+        case Rounding::up:
+            return negative ? floor : ceil;
+        case Rounding::half_up:
+            return tie && negative ? floor : near;
+        case Rounding::half_even:
+            return tie && floor % 2 == 0 ? floor : near;
+    }
+    return 0;
+}
+
+/// The plain form of coefficient x 10^-scale in lowest terms, or "overflow". The scale may be negative.
+std::string plain(Integer coefficient, int scale) {
+    if (scale < 0) coefficient *= ten_to(-scale);
+    scale = std::max(scale, 0);
+    while (scale > 0 && coefficient % 10 == 0) coefficient /= 10, --scale;
+    if (coefficient >= ten_to(38) || coefficient <= -ten_to(38) || scale > 76) return "overflow";
+    std::string digits = Integer(boost::multiprecision::abs(coefficient)).str();
+    const auto decimals = static_cast<std::size_t>(scale);
+    if (digits.size() <= decimals) digits.insert(0, decimals + 1 - digits.size(), '0');
+    if (decimals > 0) digits.insert(digits.size() - decimals, ".");
+    return (coefficient < 0 ? "-" : "") + digits;
+}
+
+struct Sample {
+    Integer coefficient;
+    int scale = 0;
+    std::string text() const { return coefficient.str() + "e-" + std::to_string(scale); }
+};
+
+class Samples {
+public:
+    explicit Samples(std::uint64_t seed) : random_(seed) {}
+    int between(int least, int most) { return std::uniform_int_distribution<int>(least, most)(random_); }
+
+    /// Ordinary amounts, all lengths, and the neighbourhoods of powers of 2 and 10 where words and digits carry.
+    Sample next() {
+        Sample sample;
+        sample.scale = between(0, 3) == 0 ? between(0, 76) : between(0, 6);
+        switch (between(0, 4)) {
+            case 0:
+                sample.coefficient = between(0, 100000);
+                break;
+            case 1:
+                sample.coefficient = (Integer(1) << between(0, 126)) + between(-2, 2);
+                break;
+            case 2:
+                sample.coefficient = ten_to(between(0, 38)) + between(-2, 2);
+                break;
+            default:
+                for (int digits = between(1, 38); digits > 0; --digits) sample.coefficient = sample.coefficient * 10 + between(0, 9);
+        }
+        sample.coefficient %= ten_to(38);
+        if (between(0, 2) == 0) sample.coefficient = -sample.coefficient;
+        return sample;
+    }
+
+private:
+    std::mt19937_64 random_;
+};
+
+template <class Call>
+std::string answer(Call&& call) {
+    try {
+        return call().to_string();
+    } catch (const Error& error) {
+        return error.code() == ErrorCode::overflow ? "overflow" : error.what();
+    }
+}
+
+constexpr Rounding modes[] = {Rounding::half_up, Rounding::half_even, Rounding::up, Rounding::down, Rounding::ceil, Rounding::floor};
+
+Fraction quotient(const Sample& a, const Sample& b, int scale) {
+    const int shift = scale - a.scale + b.scale;
+    Fraction value{shift > 0 ? Integer(a.coefficient * ten_to(shift)) : a.coefficient,
+                   shift < 0 ? Integer(b.coefficient * ten_to(-shift)) : b.coefficient};
+    if (value.denominator < 0) value.numerator = -value.numerator, value.denominator = -value.denominator;
+    return value;
+}
+
+/// The scale at which a / b, cut, has that many digits.
+int scale_for_digits(const Sample& a, const Sample& b, int digits) {
+    int scale = -120;
+    while (boost::multiprecision::abs(rounded(quotient(a, b, scale), Rounding::down)) < ten_to(digits - 1)) ++scale;
+    return scale;
+}
+
+/// From METER_SEED, to repeat a failure or to look further than one run does.
+std::uint64_t seed() {
+    const char* text = std::getenv("METER_SEED");
+    return text ? std::strtoull(text, nullptr, 10) : 20261121;
+}
+
+}  // namespace
+
+TEST_CASE("Decimal agrees with an oracle on sums, products and order", "[decimal][property]") {
+    Samples samples(seed());
+    for (int i = 0; i < 20000; ++i) {
+        const Sample a = samples.next(), b = samples.next();
+        CAPTURE(seed(), i, a.text(), b.text());
+        const Decimal x(a.text()), y(b.text());
+        const int scale = std::max(a.scale, b.scale);
+        const Integer left = a.coefficient * ten_to(scale - a.scale), right = b.coefficient * ten_to(scale - b.scale);
+        REQUIRE(x.to_string() == plain(a.coefficient, a.scale));
+        REQUIRE(Decimal(x.to_string()) == x);
+        REQUIRE(answer([&] { return x + y; }) == plain(left + right, scale));
+        REQUIRE(answer([&] { return x - y; }) == plain(left - right, scale));
+        REQUIRE(answer([&] { return x * y; }) == plain(a.coefficient * b.coefficient, a.scale + b.scale));
+        REQUIRE((x < y) == (left < right));
+        REQUIRE((x == y) == (left == right));
+        REQUIRE((x > y) == (left > right));
+        REQUIRE(x.to_double() == std::strtod(x.to_string().c_str(), nullptr));
+    }
+}
+
+TEST_CASE("Decimal agrees with an oracle on division and rounding", "[decimal][property]") {
+    Samples samples(seed());
+    for (int i = 0; i < 5000; ++i) {
+        const Sample a = samples.next(), b = samples.next();
+        const int scale = samples.between(0, 76), digits = samples.between(1, 38), round_scale = samples.between(-40, 76);
+        CAPTURE(seed(), i, a.text(), b.text(), scale, digits, round_scale);
+        const Decimal x(a.text()), y(b.text());
+        for (const Rounding mode : modes) {
+            CAPTURE(mode);
+            REQUIRE(answer([&] { return x.round(round_scale, mode); }) ==
+                    (round_scale >= x.scale() ? x.to_string() : plain(rounded(quotient(a, {1, 0}, round_scale), mode), round_scale)));
+            if (y.is_zero()) continue;
+            REQUIRE(answer([&] { return Decimal::divide(x, y, scale, mode); }) == plain(rounded(quotient(a, b, scale), mode), scale));
+            if (x.is_zero()) continue;
+            const int fitting = scale_for_digits(a, b, digits);
+            REQUIRE(answer([&] { return Decimal::divide_significant(x, y, digits, mode); }) ==
+                    plain(rounded(quotient(a, b, fitting), mode), fitting));
+        }
+    }
+}
+
+TEST_CASE("Doubles pass through Decimal unchanged", "[decimal][property]") {
+    std::mt19937_64 random(seed());
+    for (int i = 0; i < 20000; ++i) {
+        const double value = std::ldexp(std::uniform_real_distribution<double>(-1, 1)(random), std::uniform_int_distribution<int>(-180, 120)(random));
+        CAPTURE(seed(), i, value);
+        REQUIRE(Decimal::from_double(value).to_double() == value);
     }
 }
