@@ -4236,15 +4236,15 @@ Aggregate measure(const Reader& reader, const Metric& metric, const AggregateQue
 
 namespace {
 
-/// The units beyond `above` up to and including `up_to` (all of them when absent), at `rate` each, and `flat` once.
+// The units beyond `above` up to and including `up_to` (all of them when absent), at `rate` each, and `flat` once.
 struct Tier {
     Decimal above;
     std::optional<Decimal> up_to;
     Decimal rate, flat;
-    Decimal from;  ///< the lower bound as the vendor writes it
+    Decimal from;  // the lower bound as the vendor writes it
 };
 
-/// An amount in currency units and the lines that add up to it.
+// An amount in currency units and the lines that add up to it.
 struct Priced {
     Decimal amount;
     std::vector<FeeLine> lines;
@@ -4255,7 +4255,7 @@ struct Priced {
     }
 };
 
-/// a / b to 32 significant digits; 0 when b is 0.
+// a / b to 32 significant digits; 0 when b is 0.
 Decimal quotient(const Decimal& a, const Decimal& b) { return b.is_zero() ? Decimal() : Decimal::divide_significant(a, b, 32, Rounding::half_up); }
 
 Decimal percent(const Decimal& rate) { return rate * Decimal::scaled(1, 2); }
@@ -4278,8 +4278,8 @@ FeeLine tier_line(const Tier& tier, const Decimal& units) {
             .amount = units * tier.rate + tier.flat};
 }
 
-/// Graduated: every tier prices the units that fall into it, up to the first tier that reaches `units`. That includes the first tier
-/// for no units at all, or less.
+// Graduated: every tier prices the units that fall into it, up to the first tier that reaches `units`. That includes the first tier
+// for no units at all, or less.
 Priced graduated(std::span<const Tier> tiers, const Decimal& units) {
     Priced priced;
     priced.lines.reserve(tiers.size());
@@ -4290,10 +4290,10 @@ Priced graduated(std::span<const Tier> tiers, const Decimal& units) {
     return priced;
 }
 
-/// How many packages of `size` are begun by `units`.
+// How many packages of `size` are begun by `units`.
 Decimal begun_packages(const Decimal& units, const Decimal& size) { return Decimal::divide(units, size, 0, Rounding::ceil); }
 
-/// Packages: each begun one is paid whole.
+// Packages: each begun one is paid whole.
 Priced packages(const Decimal& units, const Decimal& size, const Decimal& rate) {
     Priced priced;
     priced.add({.step = FeeLine::Step::package, .units = units, .rate = rate, .per = size, .amount = begun_packages(units, size) * rate});
@@ -4309,7 +4309,7 @@ FeeLine fixed_line(const Decimal& times, const Decimal& amount) {
     return {.step = FeeLine::Step::fixed, .units = times, .rate = amount, .amount = times * amount};
 }
 
-/// What brings the amount to at least `minimum`, or nothing.
+// What brings the amount to at least `minimum`, or nothing.
 void raise_to(Priced& priced, const Decimal& minimum) {
     if (priced.amount < minimum) priced.add({.step = FeeLine::Step::minimum, .amount = minimum - priced.amount});
 }
@@ -4318,7 +4318,7 @@ void lower_to(Priced& priced, const Decimal& maximum) {
     if (priced.amount > maximum) priced.add({.step = FeeLine::Step::maximum, .amount = maximum - priced.amount});
 }
 
-/// `with` less `without`, line by line: lines of the same step and bounds are subtracted from each other, what is equal in both vanishes.
+// `with` less `without`, line by line: lines of the same step and bounds are subtracted from each other, what is equal in both vanishes.
 Priced difference(const Priced& with, const Priced& without) {
     Priced result;
     auto lines = with.lines;
@@ -4340,18 +4340,18 @@ Priced difference(const Priced& with, const Priced& without) {
     return result;
 }
 
-/// What makes the amount that in another unit.
+// What makes the amount that in another unit.
 void convert_to(Priced& priced, const Decimal& amount, const Decimal& rate) {
     priced.add({.step = FeeLine::Step::conversion, .rate = rate, .amount = amount - priced.amount});
 }
 
-/// A currency's smallest unit: amounts are rounded to `decimals` and counted in units of 1 / `subunits`.
+// A currency's smallest unit: amounts are rounded to `decimals` and counted in units of 1 / `subunits`.
 struct Currency {
     int decimals = 2;
     int subunits = 100;
 };
 
-/// Half up; a count of smallest units is whole (what MRO's fifths leave over is cut).
+// Half up; a count of smallest units is whole (what MRO's fifths leave over is cut).
 Decimal to_cents(const Decimal& amount, Currency currency) {
     return (amount.round(currency.decimals, Rounding::half_up) * Decimal(currency.subunits)).round(0, Rounding::down);
 }
@@ -4472,37 +4472,37 @@ std::string Fees::to_text() const {
 // 8 books: how each vendor measures and prices, from its own JSON. Pure. Uses 1-3, 7.
 // =============================================================================================
 
-/// What a book asks of the log. Which events: those of the metric and the query, as in Meter::aggregate; bins are not used.
+// What a book asks of the log. Which events: those of the metric and the query, as in Meter::aggregate; bins are not used.
 struct Measured {
     std::vector<std::optional<std::string>> group;
     Decimal value;
     std::int64_t events = 0;
-    bool falls = true;  ///< some event may have lowered the value: a negative number, a removal. True when not known
+    bool falls = true;  // some event may have lowered the value: a negative number, a removal. True when not known
 };
 
 class UsageSource {
 public:
     virtual ~UsageSource() = default;
-    /// One row for each group; without group_by exactly one, also when there are no events.
+    // One row for each group; without group_by exactly one, also when there are no events.
     virtual std::vector<Measured> measure(const Metric& metric, const AggregateQuery& query) = 0;
-    /// What each event adds to the value (a count's 1, a sum's number, a unique count's 1, 0 or -1), by time, then sequence. Ends after
-    /// `limit` events, or with the one that brings the sum over `until`.
+    // What each event adds to the value (a count's 1, a sum's number, a unique count's 1, 0 or -1), by time, then sequence. Ends after
+    // `limit` events, or with the one that brings the sum over `until`.
     virtual std::vector<Decimal> steps(const Metric& metric, const AggregateQuery& query, std::size_t limit, const std::optional<Decimal>& until) = 0;
-    /// Sum of precise_total_amount_cents of the events that take part.
+    // Sum of precise_total_amount_cents of the events that take part.
     virtual Decimal precise_total_cents(const Metric& metric, const AggregateQuery& query) = 0;
 };
 
-/// What every vendor's book can do. An answer depends on nothing but the arguments and the source.
+// What every vendor's book can do. An answer depends on nothing but the arguments and the source.
 struct Book::Impl {
     std::string vendor, code;
     json source;
     std::vector<Metric> metrics;
 
     virtual ~Impl() = default;
-    /// Whether the book prices this subscription or, where the vendor has none, this customer.
+    // Whether the book prices this subscription or, where the vendor has none, this customer.
     virtual bool serves(const std::string& subscription, const std::string& customer) const = 0;
     virtual Fees estimate_fees(const Event& event, Timestamp now, UsageSource& usage) const = 0;
-    /// The event priced alone, without what came before it.
+    // The event priced alone, without what came before it.
     virtual Fees estimate_instant_fees(const Event&, Timestamp) const {
         throw Error(ErrorCode::unsupported, "", vendor + " has no instant estimates");
     }
@@ -4511,7 +4511,7 @@ struct Book::Impl {
 
 namespace {
 
-/// A place in a vendor's JSON with the path that leads to it, for reading with errors that name it.
+// A place in a vendor's JSON with the path that leads to it, for reading with errors that name it.
 class Node {
 public:
     explicit Node(const json& value, std::string path = {}) : value_(&value), path_(std::move(path)) {}
@@ -4521,7 +4521,7 @@ public:
     std::string path(std::string_view key) const { return path_.empty() ? std::string(key) : path_ + "." + std::string(key); }
     [[noreturn]] void refuse(std::string reason) const { throw Error(ErrorCode::bad_value, path_, std::move(reason)); }
 
-    /// The member, unless it is missing or null.
+    // The member, unless it is missing or null.
     std::optional<Node> find(std::string_view key) const {
         if (!value_->is_object()) return {};
         const auto found = value_->find(std::string(key));
@@ -4535,7 +4535,7 @@ public:
         return *found;
     }
 
-    /// The elements of a list; none when it is missing.
+    // The elements of a list; none when it is missing.
     std::vector<Node> list(std::string_view key) const {
         const auto found = find(key);
         if (!found) return {};
@@ -4587,7 +4587,7 @@ public:
         }
     }
 
-    /// The value of the table's row whose first member is the text under `key`.
+    // The value of the table's row whose first member is the text under `key`.
     template <typename Table>
     auto choice(std::string_view key, const Table& table, std::string fallback = {}) const {
         const auto name = text(key, std::move(fallback));
@@ -4602,31 +4602,25 @@ private:
     std::string path_;
 };
 
-/// A rule of the vendor's that a field breaks, in the vendor's own word.
+// A rule of the vendor's that a field breaks, in the vendor's own word.
 struct Problem {
     std::string path, field, code;
 };
 using Problems = std::vector<Problem>;
 
-/// A JSON value as the text a vendor compares: text as it is, numbers and booleans as JSON writes them; nothing for null and what is missing.
+// A JSON value as the text a vendor compares: text as it is, numbers and booleans as JSON writes them; nothing for null and what is missing.
 std::optional<std::string> property_text(const json& properties, const std::string& key) {
     const auto found = properties.find(key);
     if (found == properties.end() || found->is_null()) return {};
     return found->is_string() ? found->get<std::string>() : found->dump();
 }
 
-std::chrono::year_month_day civil_date(Timestamp time) {
-    return std::chrono::floor<std::chrono::days>(std::chrono::sys_time<std::chrono::microseconds>(std::chrono::microseconds(time.micros())));
-}
-
-Timestamp start_of(std::chrono::sys_days day) { return Timestamp(std::chrono::microseconds(day.time_since_epoch()).count()); }
-
-/// The day of that number in the month, or the month's last when it is shorter.
+// The day of that number in the month, or the month's last when it is shorter.
 std::chrono::sys_days day_in(std::chrono::year_month month, std::chrono::day day) {
     return std::min(month / day, std::chrono::year_month_day(month / std::chrono::last));
 }
 
-/// How Filter, Metric and AggregateQuery name the property of that key.
+// How Filter, Metric and AggregateQuery name the property of that key.
 std::string property_field(const std::string& key) { return "properties." + key; }
 
 // --- Lago: dossier sections 3 to 9 -----------------------------------------------------------
@@ -4650,7 +4644,7 @@ Currency currency_of(std::string_view code) {
     return {};
 }
 
-/// BigDecimal's text: always with a point.
+// BigDecimal's text: always with a point.
 std::string ruby_text(const Decimal& value) {
     auto text = value.to_string();
     return text.find('.') == std::string::npos ? text + ".0" : text;
@@ -4677,15 +4671,15 @@ struct BillableMetric {
     std::optional<Rounding> rounding;
     int precision = 0;
     bool recurring = false;
-    std::map<std::string, std::vector<std::string>> filters;  ///< allowed values by key
+    std::map<std::string, std::vector<std::string>> filters;  // allowed values by key
 };
 
-/// The key of the property that is measured.
+// The key of the property that is measured.
 std::string property_key(const BillableMetric& metric) { return metric.metric.property.substr(property_field("").size()); }
 
 enum class Model { standard, graduated, graduated_percentage, package, percentage, volume, dynamic, custom };
 
-/// Properties of a charge or of one of its filters; which of them count depends on the model.
+// Properties of a charge or of one of its filters; which of them count depends on the model.
 struct Price {
     Model model = Model::standard;
     Decimal amount = {}, package_size = 1, free_units = {};
@@ -4696,7 +4690,7 @@ struct Price {
     std::vector<std::string> group_keys = {};
 };
 
-using Values = std::map<std::string, std::vector<std::string>>;  ///< by key
+using Values = std::map<std::string, std::vector<std::string>>;  // by key
 
 struct ChargeFilter {
     Values values;
@@ -4713,7 +4707,7 @@ struct Charge {
     std::vector<ChargeFilter> filters;
     bool pay_in_advance = false, invoiceable = true, prorated = false;
     Decimal minimum_cents = {};
-    std::optional<Decimal> conversion_rate = {};  ///< from a pricing unit to the plan's currency
+    std::optional<Decimal> conversion_rate = {};  // from a pricing unit to the plan's currency
     std::string pricing_unit = {};
 };
 
@@ -4730,7 +4724,7 @@ struct Subscription {
     std::string id = {}, customer = {};
     json lago_id = nullptr, lago_customer_id = nullptr;
     bool anniversary = false;
-    Timestamp anchor = Timestamp::min();  ///< subscription_at: where anniversary periods start
+    Timestamp anchor = Timestamp::min();  // subscription_at: where anniversary periods start
     Period active = {};
 };
 
@@ -4746,7 +4740,7 @@ struct Checking {
     }
 };
 
-/// Money and rates are texts holding a decimal that is not negative; a JSON number is refused (decimal_amount_service.rb:17).
+// Money and rates are texts holding a decimal that is not negative; a JSON number is refused (decimal_amount_service.rb:17).
 Decimal amount(const Node& at, std::string_view field, const char* code, const Checking& checking, bool optional = false) {
     const auto found = at.find(field);
     if (!found && optional) return {};
@@ -4767,14 +4761,14 @@ std::int64_t whole(const Node& at, std::string_view field, const char* code, std
     return least;
 }
 
-/// How a model's ranges join, and what a range costs.
+// How a model's ranges join, and what a range costs.
 struct RangeRule {
     std::string_view list;
-    std::string_view rate;  ///< the field of the rate
+    std::string_view rate;  // the field of the rate
     const char* rate_code;
-    bool as_percent;  ///< the rate is in percent
-    bool may_touch;   ///< ranges whose `from` is the previous `to` are read as touching, when all of them are so
-    int gap;          ///< `from` is the previous `to` + gap, or one more (range_bounds_validator.rb:5)
+    bool as_percent;  // the rate is in percent
+    bool may_touch;   // ranges whose `from` is the previous `to` are read as touching, when all of them are so
+    int gap;          // `from` is the previous `to` + gap, or one more (range_bounds_validator.rb:5)
 };
 constexpr RangeRule graduated_rule{"graduated_ranges", "per_unit_amount", "invalid_amount", false, true, 0};
 constexpr RangeRule graduated_percentage_rule{"graduated_percentage_ranges", "rate", "invalid_rate", true, false, 0};
@@ -4788,7 +4782,7 @@ std::optional<Decimal> bound(const Node& range, std::string_view field) {
 
 bool is_open(const Node& range) { return !range.find("to_value"); }
 
-/// Whether each range starts where the one before ended, and only the last is open.
+// Whether each range starts where the one before ended, and only the last is open.
 bool ranges_join(const std::vector<Node>& ranges, int gap) {
     Decimal start;
     for (std::size_t i = 0; i < ranges.size(); ++i) {
@@ -4803,7 +4797,7 @@ bool ranges_join(const std::vector<Node>& ranges, int gap) {
     return false;
 }
 
-/// Whether the ranges are written 0-10, 10-20 rather than 0-10, 11-20 (graduated_service.rb:31).
+// Whether the ranges are written 0-10, 10-20 rather than 0-10, 11-20 (graduated_service.rb:31).
 bool ranges_touch(const std::vector<Tier>& tiers) {
     if (tiers.size() < 2) return false;
     for (std::size_t i = 1; i < tiers.size(); ++i) {
@@ -4812,7 +4806,7 @@ bool ranges_touch(const std::vector<Tier>& tiers) {
     return true;
 }
 
-/// A range from 11 holds what is above 10, unless it touches the one before.
+// A range from 11 holds what is above 10, unless it touches the one before.
 void set_lower_bounds(std::vector<Tier>& tiers, bool may_touch) {
     const bool touch = may_touch && ranges_touch(tiers);
     for (auto& tier : tiers) tier.above = tier.from.is_zero() || touch ? tier.from : tier.from - 1;
@@ -4898,24 +4892,24 @@ std::vector<std::string> read_group_keys(const Node& properties, const Checking&
 
 // --- prices: from units to amounts (dossier 5) ---
 
-/// Running totals of a percentage charge (dossier 4.6), as far as the model looks at them.
+// Running totals of a percentage charge (dossier 4.6), as far as the model looks at them.
 struct RunningTotal {
     std::int64_t length = 0;
     Decimal last;
-    Decimal at_free_events;       ///< after the last free event; counts only when `length` exceeds the free events
-    std::int64_t below_free = 0;  ///< how many are below the free total
+    Decimal at_free_events;       // after the last free event; counts only when `length` exceeds the free events
+    std::int64_t below_free = 0;  // how many are below the free total
 };
 
-/// What is priced.
+// What is priced.
 struct Quantity {
     Decimal units;
-    std::optional<Decimal> full_units = {};  ///< before proration
+    std::optional<Decimal> full_units = {};  // before proration
     bool prorated = false;
     std::int64_t events = 0;
     RunningTotal running = {};
-    std::vector<Decimal> values = {};  ///< each event's, in time order; only where a bound per transaction needs them
-    Decimal precise_amount = {};       ///< sum of the events' own amounts, currency units
-    bool without_event = false;        ///< the side of a difference that lacks the event
+    std::vector<Decimal> values = {};  // each event's, in time order; only where a bound per transaction needs them
+    Decimal precise_amount = {};       // sum of the events' own amounts, currency units
+    bool without_event = false;        // the side of a difference that lacks the event
     bool premium = true;
 };
 
@@ -4925,13 +4919,13 @@ Priced price_standard(const Price& price, const Quantity& quantity) {
     return priced;
 }
 
-/// Without the event, no units owe no flat part (graduated_service.rb:31).
+// Without the event, no units owe no flat part (graduated_service.rb:31).
 Priced price_graduated(const Price& price, const Quantity& quantity) {
     if (quantity.without_event && quantity.units.is_zero()) return {};
     return graduated(price.tiers, quantity.units);
 }
 
-/// The first range that holds the units; one is chosen by full units and priced by prorated ones.
+// The first range that holds the units; one is chosen by full units and priced by prorated ones.
 const Tier& volume_tier(const Price& price, const Decimal& units) {
     const auto ceiling = units.round(0, Rounding::ceil);
     for (const auto& tier : price.tiers) {
@@ -4985,7 +4979,7 @@ Priced percentage_of_total(const Price& price, const Quantity& quantity) {
     return priced;
 }
 
-/// Event by event, each held between the bounds (percentage_service.rb:142-179). A free event starts the sum anew, as it does there.
+// Event by event, each held between the bounds (percentage_service.rb:142-179). A free event starts the sum anew, as it does there.
 Decimal percentage_by_event(const Price& price, const std::vector<Decimal>& values) {
     auto free_events = price.free_events;
     auto free_total = price.free_total;
@@ -5023,14 +5017,14 @@ Priced price_percentage(const Price& price, const Quantity& quantity) {
     return priced;
 }
 
-/// A custom metric's script brings the amount.
+// A custom metric's script brings the amount.
 Priced price_custom(const Price&, const Quantity& quantity) {
     Priced priced;
     priced.add({.step = Step::given, .units = quantity.units, .amount = quantity.precise_amount});
     return priced;
 }
 
-/// The events bring their own amounts; none for no units (dossier 5.7).
+// The events bring their own amounts; none for no units (dossier 5.7).
 Priced price_dynamic(const Price& price, const Quantity& quantity) { return quantity.units.is_zero() ? Priced() : price_custom(price, quantity); }
 
 // --- prorated graduated (dossier 5.9): full units choose the tier, prorated ones are paid ---
@@ -5041,8 +5035,8 @@ struct ProratedEvent {
     Decimal share() const { return quotient(prorated, full); }
 };
 
-/// The tier that the running total has come to (prorated_graduated_service.rb). What overflows a tier upwards stands at the next
-/// tier's first unit; a total resting on a tier's top moves on when units follow.
+// The tier that the running total has come to (prorated_graduated_service.rb). What overflows a tier upwards stands at the next
+// tier's first unit; a total resting on a tier's top moves on when units follow.
 std::size_t tier_reached(const std::vector<Tier>& tiers, const Decimal& total, const Decimal& overflow, bool rises) {
     if (total <= 0) return 0;
     const auto units = overflow.is_zero() ? total : overflow > 0 ? total - overflow + 1 : total + overflow;
@@ -5055,17 +5049,17 @@ std::size_t tier_reached(const std::vector<Tier>& tiers, const Decimal& total, c
 
 bool stays_in(const Tier& tier, const Decimal& total) { return tier.up_to ? total < *tier.up_to && total >= tier.from : total >= tier.from - 1; }
 
-/// How far the total is beyond the tier, above or below.
+// How far the total is beyond the tier, above or below.
 Decimal overflow_of(const Tier& tier, const Decimal& total) {
     return tier.up_to && total >= *tier.up_to ? total - *tier.up_to : total - tier.from + 1;
 }
 
-/// An added unit that was removed before the period weighs nothing and counts nothing, nor does its removal.
+// An added unit that was removed before the period weighs nothing and counts nothing, nor does its removal.
 bool is_void(const ProratedEvent& event, const Decimal& total) {
     return event.prorated.is_zero() && (event.full > 0 || (total + event.full).is_negative());
 }
 
-/// Prorated units that each tier has, and how high the running total went.
+// Prorated units that each tier has, and how high the running total went.
 struct ProratedTiers {
     std::vector<Decimal> units;
     Decimal total, peak;
@@ -5127,7 +5121,7 @@ Priced price_prorated_graduated(const std::vector<Tier>& tiers, const Decimal& u
 
 // --- prices without history (estimate_instant_fees, dossier 3.4) ---
 
-/// The fixed amount is due also for no units; free units and licences play no part.
+// The fixed amount is due also for no units; free units and licences play no part.
 Priced price_instant(const Price& price, const Decimal& units) {
     if (price.model == Model::standard) return price_standard(price, {.units = units});
     Priced priced;
@@ -5212,7 +5206,7 @@ struct ModelRow {
     void (*read)(const Node& properties, Price& price, const Checking& checking);
     Priced (*price)(const Price& price, const Quantity& quantity);
     json (*details)(const Price& price, const Quantity& quantity, const Priced& priced);
-    const char* defaults;  ///< properties when they are left out (build_default_properties_service.rb:26)
+    const char* defaults;  // properties when they are left out (build_default_properties_service.rb:26)
 };
 constexpr const char* default_ranges = R"({"graduated_ranges": [{"from_value": 0, "per_unit_amount": "0", "flat_amount": "0"}],
     "volume_ranges": [{"from_value": 0, "per_unit_amount": "0", "flat_amount": "0"}],
@@ -5243,7 +5237,7 @@ Price read_price(const ModelRow& row, const Node& properties, const Checking& ch
 
 Priced apply(const Price& price, const Quantity& quantity) { return row_of(price.model).price(price, quantity); }
 
-/// Per full unit; a package's by paid units (package_service.rb), a volume's by those that chose the range.
+// Per full unit; a package's by paid units (package_service.rb), a volume's by those that chose the range.
 Decimal unit_amount(const Price& price, const Quantity& quantity, const Decimal& amount) {
     if (price.model == Model::package) return quotient(amount, at_least_zero(quantity.units - price.free_units));
     if (price.model == Model::volume) return quotient(amount, counted_units(quantity));
@@ -5299,7 +5293,7 @@ BillableMetric read_metric(const Node& at) {
     return metric;
 }
 
-/// Rules between a charge and its metric (charge.rb:118-180).
+// Rules between a charge and its metric (charge.rb:118-180).
 void check_charge(const Node& at, const Charge& charge, const BillableMetric& metric, const Checking& checking) {
     const auto model = charge.price.model;
     const bool countable = metric.kind == Kind::count || metric.kind == Kind::sum || metric.kind == Kind::unique_count || metric.kind == Kind::custom;
@@ -5336,7 +5330,7 @@ std::size_t find_metric(const Node& at, const std::vector<BillableMetric>& metri
     throw Error(ErrorCode::bad_value, at.path("billable_metric_code"), "no such billable metric: " + (code.empty() ? id : code));
 }
 
-/// A plan that exists was made under a licence that allowed it; which licence prices it is Plan::premium.
+// A plan that exists was made under a licence that allowed it; which licence prices it is Plan::premium.
 Charge read_charge(const Node& at, const std::vector<BillableMetric>& metrics) {
     constexpr bool premium = true;
     Problems problems;
@@ -5360,7 +5354,7 @@ Charge read_charge(const Node& at, const std::vector<BillableMetric>& metrics) {
     for (const auto& filter : at.list("filters")) charge.filters.push_back(read_filter(filter, row, metric, checking));
     check_charge(at, charge, metric, checking);
     if (!problems.empty()) throw Error(ErrorCode::bad_value, problems.front().path, problems.front().code);
-    if (charge.prorated) throw Error(ErrorCode::unsupported, at.path("prorated"), "prorated charges are not measured here");
+    if (charge.prorated && metric.kind != Kind::sum) throw Error(ErrorCode::unsupported, at.path("prorated"), "only sums are prorated here");
     return charge;
 }
 
@@ -5395,28 +5389,28 @@ constexpr int months_in(Interval interval) {
     return 0;
 }
 
-/// Weeks from Monday, or from the anchor's weekday.
+// Weeks from Monday, or from the anchor's weekday.
 Period week_around(std::chrono::sys_days today, const Subscription& subscription) {
     using namespace std::chrono;
-    const auto first = subscription.anniversary ? weekday(sys_days(civil_date(subscription.anchor))) : Monday;
+    const auto first = subscription.anniversary ? weekday(sys_days(date_of(subscription.anchor))) : Monday;
     const auto from = today - (weekday(today) - first);
-    return {start_of(from), start_of(from + weeks(1))};
+    return {midnight(from), midnight(from + weeks(1))};
 }
 
-/// Months from January's first day, or from the anchor's day, which a short month clips.
+// Months from January's first day, or from the anchor's day, which a short month clips.
 Period months_around(std::chrono::sys_days today, int count, const Subscription& subscription) {
     using namespace std::chrono;
-    const auto anchor = subscription.anniversary ? civil_date(subscription.anchor) : year(1970) / January / day(1);
+    const auto anchor = subscription.anniversary ? date_of(subscription.anchor) : year(1970) / January / day(1);
     const auto anchor_month = anchor.year() / anchor.month();
-    const auto date = year_month_day(today);
+    const year_month_day date(today);
     auto passed = static_cast<int>((date.year() / date.month() - anchor_month).count());
     if (today < day_in(date.year() / date.month(), anchor.day())) --passed;
     const auto whole = (passed >= 0 ? passed : passed - count + 1) / count * count;
-    return {start_of(day_in(anchor_month + months(whole), anchor.day())), start_of(day_in(anchor_month + months(whole + count), anchor.day()))};
+    return {midnight(day_in(anchor_month + months(whole), anchor.day())), midnight(day_in(anchor_month + months(whole + count), anchor.day()))};
 }
 
 Period billing_period(Interval interval, const Subscription& subscription, Timestamp now) {
-    const std::chrono::sys_days today(civil_date(now));
+    const std::chrono::sys_days today(date_of(now));
     const auto period = interval == Interval::weekly ? week_around(today, subscription) : months_around(today, months_in(interval), subscription);
     return {std::max(period.from, subscription.active.from), std::min(period.to, subscription.active.to)};
 }
@@ -5432,7 +5426,7 @@ bool matches(const Values& values, const json& properties) {
     });
 }
 
-/// The filter that prices an event: of those that match, the first with the most keys; none: the charge's own price.
+// The filter that prices an event: of those that match, the first with the most keys; none: the charge's own price.
 const ChargeFilter* filter_of(const Charge& charge, const json& properties) {
     const ChargeFilter* best = nullptr;
     for (const auto& filter : charge.filters) {
@@ -5445,7 +5439,7 @@ bool same_keys(const Values& a, const Values& b) {
     return std::equal(a.begin(), a.end(), b.begin(), b.end(), [](const auto& x, const auto& y) { return x.first == y.first; });
 }
 
-/// Whether `other` has each key of `filter` with a value in common.
+// Whether `other` has each key of `filter` with a value in common.
 bool overlaps(const Values& filter, const Values& other) {
     return std::all_of(filter.begin(), filter.end(), [&](const auto& entry) {
         const auto found = other.find(entry.first);
@@ -5460,13 +5454,13 @@ std::vector<std::string> without(const std::vector<std::string>& values, const s
     return rest;
 }
 
-/// Whether all values of `part` are in `whole`, which has the same keys.
+// Whether all values of `part` are in `whole`, which has the same keys.
 bool within(const Values& part, const Values& whole) {
     return std::all_of(part.begin(), part.end(), [&](const auto& entry) { return without(entry.second, whole.at(entry.first)).empty(); });
 }
 
-/// What the bucket of `charge.filters[index]` leaves to other filters (matching_and_ignored_service.rb:72-130). The filters are in order
-/// of creation.
+// What the bucket of `charge.filters[index]` leaves to other filters (matching_and_ignored_service.rb:72-130). The filters are in order
+// of creation.
 std::vector<Values> ignored_values(const std::vector<Values>& filters, std::size_t index) {
     std::vector<Values> ignored;
     const auto& own = filters[index];
@@ -5485,7 +5479,7 @@ std::vector<Values> ignored_values(const std::vector<Values>& filters, std::size
     return ignored;
 }
 
-/// Keeps the events that do not match the entry; an empty list in it counts for nothing, an entry of nothing else excludes nothing.
+// Keeps the events that do not match the entry; an empty list in it counts for nothing, an entry of nothing else excludes nothing.
 Filter excluding(const Values& entry) {
     auto misses = Filter::any({});
     for (const auto& [key, values] : entry) {
@@ -5494,7 +5488,7 @@ Filter excluding(const Values& entry) {
     return misses.parts.empty() ? Filter() : misses;
 }
 
-/// The events priced by the filter, or by the charge itself when there is none.
+// The events priced by the filter, or by the charge itself when there is none.
 Filter bucket(const Charge& charge, const ChargeFilter* filter) {
     auto result = Filter::all({});
     std::vector<Values> all;
@@ -5510,26 +5504,32 @@ Filter bucket(const Charge& charge, const ChargeFilter* filter) {
     return result;
 }
 
-/// A missing group property and an empty one are one group.
+// The events whose property has the value, or has none.
 Filter in_group(const std::string& key, const std::optional<std::string>& value) {
     const auto field = property_field(key);
     if (value) return Filter::equals(field, *value);
-    return Filter::any({Filter::where(field, Operator::exists, false), Filter::equals(field, ""), Filter::equals(field, nullptr)});
+    return Filter::any({Filter::where(field, Operator::exists, false), Filter::equals(field, nullptr)});
+}
+
+// The group of an event, to which a missing property and an empty one are the same (postgres_store.rb:488).
+Filter beside(const std::string& key, const std::optional<std::string>& value) {
+    if (value && !value->empty()) return in_group(key, value);
+    return Filter::any({in_group(key, std::nullopt), in_group(key, "")});
 }
 
 // --- one event of a pay-in-advance charge (dossier 7.2) ---
 
-/// What the period's events have come to, event by event: prices follow the period's maximum.
+// What the period's events have come to, event by event: prices follow the period's maximum.
 struct AdvanceState {
     std::optional<Decimal> current, maximum;
 };
 
 struct Contribution {
-    Decimal priced;  ///< units the event adds to what is priced
-    Decimal shown;   ///< units its fee shows
+    Decimal priced;  // units the event adds to what is priced
+    Decimal shown;   // units its fee shows
 };
 
-/// One event of a sum (`step` its number) or a unique count (`step` 1, 0 or -1).
+// One event of a sum (`step` its number) or a unique count (`step` 1, 0 or -1).
 Contribution contribute(AdvanceState& state, const Decimal& step) {
     if (!state.current) {
         state.current = state.maximum = step;
@@ -5542,7 +5542,7 @@ Contribution contribute(AdvanceState& state, const Decimal& step) {
     return {above, above};
 }
 
-/// The same for a prorated charge, paid by the share of the period left at each event; up at 5 decimals (prorated_aggregations/base_service.rb).
+// The same for a prorated charge, paid by the share of the period left at each event; up at 5 decimals (prorated_aggregations/base_service.rb).
 struct ProratedAdvance {
     AdvanceState state;
     Decimal maximum;
@@ -5553,7 +5553,7 @@ struct ProratedAdvance {
         if (!before || *state.maximum > *before) maximum += paid;
     }
 
-    /// What current usage is priced by; `live` includes units from before the period, which weigh `share` of it.
+    // What current usage is priced by; `live` includes units from before the period, which weigh `share` of it.
     Decimal paid(const Decimal& live, const Decimal& share) const {
         const auto older = at_least_zero(live) - at_least_zero(state.current.value_or(Decimal()));
         return (older * share).round(5, Rounding::ceil) + maximum;
@@ -5582,7 +5582,7 @@ struct Plan final : Book::Impl {
     Fees usage(const UsageQuery& query, Timestamp now, UsageSource& usage) const override;
 };
 
-/// One question about one charge: where its units are counted, and how they are priced.
+// One question about one charge: where its units are counted, and how they are priced.
 struct Scope {
     const Plan& plan;
     const Charge& charge;
@@ -5599,12 +5599,18 @@ struct Scope {
         query.filter = bucket(charge, filter);
         return query;
     }
+    // A recurring metric carries its value over from all earlier periods (dossier 4.2).
+    AggregateQuery all_query(AggregateQuery query) const {
+        if (metric().recurring) query.period.from = Timestamp::min();
+        return query;
+    }
 };
 
 using Group = std::vector<std::pair<std::string, std::optional<std::string>>>;
 
-void keep_group(AggregateQuery& query, const Group& group) {
-    for (const auto& [key, value] : group) query.filter.parts.push_back(in_group(key, value));
+AggregateQuery beside(AggregateQuery query, const Group& group) {
+    for (const auto& [key, value] : group) query.filter.parts.push_back(beside(key, value));
+    return query;
 }
 
 Decimal sum_of(const std::vector<Decimal>& values) {
@@ -5613,7 +5619,7 @@ Decimal sum_of(const std::vector<Decimal>& values) {
     return sum;
 }
 
-/// Running totals over these steps.
+// Running totals over these steps.
 RunningTotal running_total(const Price& price, const std::vector<Decimal>& steps) {
     RunningTotal running;
     for (const auto& step : steps) {
@@ -5624,14 +5630,14 @@ RunningTotal running_total(const Price& price, const std::vector<Decimal>& steps
     return running;
 }
 
-/// Running totals 1, 2, 3 ... of a count.
+// Running totals 1, 2, 3 ... of a count.
 RunningTotal running_count(const Price& price, const Decimal& units) {
     const auto length = units.to_int64().value_or(0);
     const auto below = at_least_zero(price.free_total.round(0, Rounding::ceil) - 1).to_int64().value_or(length);
     return {.length = length, .last = units, .at_free_events = price.free_events, .below_free = std::min(length, below)};
 }
 
-/// What a percentage charge needs besides units: running totals for free units, each event's value for bounds per transaction.
+// What a percentage charge needs besides units: running totals for free units, each event's value for bounds per transaction.
 void measure_percentage(const Scope& scope, const AggregateQuery& query, UsageSource& usage, Quantity& quantity) {
     const auto& price = scope.price();
     const bool counts = scope.metric().kind != Kind::sum;
@@ -5640,7 +5646,9 @@ void measure_percentage(const Scope& scope, const AggregateQuery& query, UsageSo
         if (counts) {
             quantity.values.assign(static_cast<std::size_t>(quantity.units.to_int64().value_or(0)), Decimal(1));
         } else {
-            quantity.values = usage.steps(scope.metric().metric, query, every, {});
+            auto this_period = query;
+            this_period.period.from = scope.period.from;
+            quantity.values = usage.steps(scope.metric().metric, this_period, every, {});
         }
     }
     if (price.free_events == 0 && price.free_total.is_zero()) return;
@@ -5663,9 +5671,55 @@ Quantity quantity_of(const Scope& scope, const AggregateQuery& query, UsageSourc
     return quantity;
 }
 
+// --- proration: the share of the period that a unit counts for (dossier 4.7) ---
+
+int days_in(const Period& period) {
+    const auto day = std::chrono::days(1);
+    return static_cast<int>((period.to - period.from + day - std::chrono::microseconds(1)) / day);
+}
+
+// Days of the whole billing period, also when the subscription covers a part of it.
+int period_days(const Scope& scope) {
+    const Subscription whole{.anniversary = scope.subscription.anniversary, .anchor = scope.subscription.anchor};
+    return days_in(billing_period(scope.plan.charges_interval, whole, scope.period.from));
+}
+
+Decimal share_of(const Scope& scope, const Period& period) { return quotient(days_in(period), period_days(scope)); }
+
+// From that time's day to the end of the billing period.
+Decimal share_left(const Scope& scope, Timestamp time) {
+    return share_of(scope, {time, billing_period(scope.plan.charges_interval, scope.subscription, time).to});
+}
+
+Decimal prorated(const Decimal& units, const Decimal& share) { return (units * share).round(5, Rounding::ceil); }
+
+// What was there before the period, for all of it, then each event for the days from its own to the end.
+std::vector<ProratedEvent> prorated_events(const Scope& scope, AggregateQuery query, UsageSource& usage) {
+    const auto& metric = scope.metric().metric;
+    const auto period = scope.period;
+    std::vector<ProratedEvent> events;
+    query.period = {Timestamp::min(), period.from};
+    const auto older = usage.measure(metric, query).front().value;
+    if (older > 0) events.push_back({older, older * share_of(scope, period)});
+    for (auto day = period.from; day < period.to;) {
+        query.period = {day, std::min(period.to, midnight(std::chrono::sys_days(date_of(day)) + std::chrono::days(1)))};
+        const auto share = share_of(scope, {day, period.to});
+        for (const auto& step : usage.steps(metric, query, std::numeric_limits<std::size_t>::max(), {})) events.push_back({step, step * share});
+        day = query.period.to;
+    }
+    return events;
+}
+
+// The same of a pay-in-advance charge: what its events paid when they came.
+ProratedAdvance prorated_advance(const std::vector<ProratedEvent>& events, bool has_older) {
+    ProratedAdvance advance{};
+    for (std::size_t i = has_older ? 1 : 0; i < events.size(); ++i) advance.add(events[i].full, events[i].share());
+    return advance;
+}
+
 // --- fees (dossier 3.2, 6) ---
 
-/// A fee's figures in smallest units (dossier 6.1). Each fee is rounded once; a unit's amount is cut, not rounded.
+// A fee's figures in smallest units (dossier 6.1). Each fee is rounded once; a unit's amount is cut, not rounded.
 struct Figures {
     Decimal cents, precise_cents;
     Decimal unit_cents, unit_amount;
@@ -5676,13 +5730,13 @@ Figures figures(const Decimal& amount, const Decimal& unit_amount, Currency curr
     return {to_cents(amount, currency), amount * subunits, (unit_amount * subunits).round(0, Rounding::down), unit_amount};
 }
 
-/// From a pricing unit, whose cents are hundredths, to money: what was rounded there is converted (pricing_unit_usage.rb:13).
+// From a pricing unit, whose cents are hundredths, to money: what was rounded there is converted (pricing_unit_usage.rb:13).
 Figures converted(const Figures& units, const Decimal& rate, Currency currency) {
     const auto hundredth = Decimal::scaled(1, 2);
     return figures(units.cents * rate * hundredth, units.unit_cents * rate * hundredth, currency);
 }
 
-/// What lifts a charge to its minimum spending, which is prorated to the days billed (create_true_up_service.rb:16).
+// What lifts a charge to its minimum spending, which is prorated to the days billed (create_true_up_service.rb:16).
 Decimal true_up_cents(const Decimal& minimum_cents, const Decimal& used_cents, int days, int period_days) {
     return at_least_zero(quotient(minimum_cents * days, period_days) - used_cents);
 }
@@ -5715,7 +5769,7 @@ std::int64_t whole_cents(const Decimal& cents) {
     return *value;
 }
 
-/// As fee_serializer.rb:8-65 shows a fee that is not stored.
+// As fee_serializer.rb:8-65 shows a fee that is not stored.
 json fee_json(const Scope& scope, const Fee& fee, json details) {
     const auto cents = whole_cents(fee.amount_cents);
     const auto text = [](const std::string& value) { return value.empty() ? json(nullptr) : json(value); };
@@ -5760,7 +5814,7 @@ json fee_json(const Scope& scope, const Fee& fee, json details) {
     return out;
 }
 
-/// What a fee says apart from its figures.
+// What a fee says apart from its figures.
 Fee empty_fee(const Scope& scope, Group group) {
     Fee fee;
     fee.charge = scope.charge.code;
@@ -5775,7 +5829,7 @@ Fee empty_fee(const Scope& scope, Group group) {
     return fee;
 }
 
-/// Amounts of a fee that is a difference of two totals: rounded on its own (dossier 7.3).
+// Amounts of a fee that is a difference of two totals: rounded on its own (dossier 7.3).
 void set_amounts(Fee& fee, Priced priced, Currency currency) {
     fee.amount_cents = to_cents(priced.amount, currency);
     const auto rounded = priced.amount.round(currency.decimals, Rounding::half_up);
@@ -5784,7 +5838,7 @@ void set_amounts(Fee& fee, Priced priced, Currency currency) {
     fee.lines = std::move(priced.lines);
 }
 
-/// Units or an amount below zero are shown as zero (charge_service.rb:275).
+// Units or an amount below zero are shown as zero (charge_service.rb:275).
 void clamp(Priced& priced, Decimal& units) {
     if (!units.is_negative() && !priced.amount.is_negative()) return;
     units = {};
@@ -5800,7 +5854,7 @@ Fees sum_up(const Plan& plan, std::vector<Fee> list) {
 
 // --- the fee of a recorded event (dossier 7) ---
 
-/// Of two amount_details, what the event added (amount_details_calculator.rb:33-62).
+// Of two amount_details, what the event added (amount_details_calculator.rb:33-62).
 Decimal detail(const json& details, const char* key) {
     const auto found = details.find(key);
     return found == details.end() ? Decimal() : Decimal::from_json(*found);
@@ -5839,14 +5893,14 @@ json added_ranges(const json& with, const json& without) {
     return {{"graduated_percentage_ranges", std::move(ranges)}};
 }
 
-/// Only percentages have details of a single event.
+// Only percentages have details of a single event.
 json added_details(const json& with, const json& without) {
     constexpr const char* ranges = "graduated_percentage_ranges";
     if (with.contains(ranges)) return added_ranges(with.at(ranges), without.value(ranges, json::array()));
     return with.contains("paid_events") ? added_percentage(with, without) : json::object();
 }
 
-/// The event's effect, it being the last of those that `query` chooses.
+// The event's effect, it being the last of those that `query` chooses.
 Contribution last_contribution(const Scope& scope, const AggregateQuery& query, UsageSource& usage) {
     if (scope.metric().kind == Kind::count) return {1, 1};
     AdvanceState state;
@@ -5870,16 +5924,16 @@ Group group_of(const Scope& scope, const Event& event) {
     return group;
 }
 
-/// The fee of an event in the log under a pay-in-advance charge; scope's period ends with the event. Nothing when the event has no
-/// value to count.
+// The fee of an event in the log under a pay-in-advance charge; scope's period ends with the event. Nothing when the event has no
+// value to count.
 std::optional<Fee> advance_fee(const Scope& scope, const Event& event, UsageSource& usage) {
     const auto& metric = scope.metric();
     if (metric.kind != Kind::count && !property_text(event.properties, property_key(metric))) return {};
     auto group = group_of(scope, event);
-    auto query = scope.query();
-    keep_group(query, group);
+    const auto query = beside(scope.query(), group);
     const auto contribution = last_contribution(scope, query, usage);
-    const auto after = quantity_of(scope, query, usage, usage.measure(metric.metric, query).front());
+    const auto all = scope.all_query(query);
+    const auto after = quantity_of(scope, all, usage, usage.measure(metric.metric, all).front());
     const auto before = without_event(scope, after, event, contribution);
     const auto with = apply(scope.price(), after), without = apply(scope.price(), before);
     auto fee = empty_fee(scope, std::move(group));
@@ -5896,7 +5950,7 @@ std::optional<Fee> advance_fee(const Scope& scope, const Event& event, UsageSour
 
 [[noreturn]] void not_found(const char* field, const char* reason) { throw Error(ErrorCode::not_found, field, reason); }
 
-/// The subscription active now, under the plan. A plan without a list of subscriptions takes any, on calendar periods.
+// The subscription active now, under the plan. A plan without a list of subscriptions takes any, on calendar periods.
 Subscription subscription_at(const Plan& plan, const std::string& id, Timestamp now) {
     if (id.empty()) not_found("subscription", "subscription_not_found");
     if (!plan.lists_subscriptions) return {.id = id, .active = {}};
@@ -5906,7 +5960,7 @@ Subscription subscription_at(const Plan& plan, const std::string& id, Timestamp 
     not_found("subscription", "subscription_not_found");
 }
 
-/// The event's own number for a sum; its property, when present, must be a number (validate_creation_service.rb:83).
+// The event's own number for a sum; its property, when present, must be a number (validate_creation_service.rb:83).
 Decimal summed(const BillableMetric& metric, const Event& event) {
     const auto key = property_key(metric);
     const auto text = property_text(event.properties, key);
@@ -5916,7 +5970,7 @@ Decimal summed(const BillableMetric& metric, const Event& event) {
     return *value;
 }
 
-/// What the event does to a unique count: 1 for an add of an inactive value, -1 for a remove of an active one.
+// What the event does to a unique count: 1 for an add of an inactive value, -1 for a remove of an active one.
 Decimal unique_step(const Scope& scope, const Event& event, AggregateQuery query, UsageSource& usage) {
     const auto& metric = scope.metric().metric;
     const auto value = property_text(event.properties, property_key(scope.metric()));
@@ -5927,10 +5981,11 @@ Decimal unique_step(const Scope& scope, const Event& event, AggregateQuery query
     return adds == active ? Decimal() : Decimal(adds ? 1 : -1);
 }
 
-Contribution contribution_of(const Scope& scope, const Event& event, const AggregateQuery& query, UsageSource& usage, const Measured& measured) {
+Contribution contribution_of(const Scope& scope, const Event& event, const AggregateQuery& query, UsageSource& usage) {
     const auto& metric = scope.metric();
     if (metric.kind == Kind::count) return {1, 1};
-    const auto step = metric.kind == Kind::sum ? summed(metric, event) : unique_step(scope, event, query, usage);
+    const auto step = metric.kind == Kind::sum ? summed(metric, event) : unique_step(scope, event, scope.all_query(query), usage);
+    const auto measured = usage.measure(metric.metric, query).front();
     AdvanceState state;
     if (measured.falls) {
         for (const auto& each : usage.steps(metric.metric, query, std::numeric_limits<std::size_t>::max(), {})) contribute(state, each);
@@ -5940,7 +5995,7 @@ Contribution contribution_of(const Scope& scope, const Event& event, const Aggre
     return contribute(state, step);
 }
 
-/// The quantity once the event has been added to it.
+// The quantity once the event has been added to it.
 Quantity with_event(const Scope& scope, Quantity quantity, const Event& event, const Contribution& contribution) {
     quantity.units += contribution.priced;
     ++quantity.events;
@@ -5956,13 +6011,13 @@ Quantity with_event(const Scope& scope, Quantity quantity, const Event& event, c
     return quantity;
 }
 
-Fee estimate(const Scope& scope, const Event& event, UsageSource& usage) {
+Fee estimate(const Scope& scope, const Event& event, Timestamp now, UsageSource& usage) {
     auto group = group_of(scope, event);
-    auto query = scope.query();
-    keep_group(query, group);
-    const auto measured = usage.measure(scope.metric().metric, query).front();
-    const auto contribution = contribution_of(scope, event, query, usage, measured);
-    const auto before = quantity_of(scope, query, usage, measured);
+    const auto query = beside(scope.query(), group);
+    auto contribution = contribution_of(scope, event, query, usage);
+    if (scope.charge.prorated) contribution.priced = prorated(contribution.priced, share_left(scope, now));
+    const auto all = scope.all_query(query);
+    const auto before = quantity_of(scope, all, usage, usage.measure(scope.metric().metric, all).front());
     const auto after = with_event(scope, before, event, contribution);
     auto fee = empty_fee(scope, std::move(group));
     fee.units = contribution.shown;
@@ -5977,7 +6032,7 @@ Decimal rounded(const BillableMetric& metric, const Decimal& value) {
     return metric.rounding ? value.round(metric.precision, *metric.rounding) : value;
 }
 
-/// As estimate_instant_fees: standard and percentage charges, the event priced alone, its units rounded as the metric says.
+// As estimate_instant_fees: standard and percentage charges, the event priced alone, its units rounded as the metric says.
 Fee instant(const Scope& scope, const Event& event) {
     const auto& metric = scope.metric();
     auto fee = empty_fee(scope, group_of(scope, event));
@@ -6017,7 +6072,7 @@ Fees Plan::estimate_fees(const Event& event, Timestamp now, UsageSource& usage_s
     for (const auto& charge : charges) {
         if (!charge.pay_in_advance || billable_metrics[charge.metric].metric.code != event.name) continue;
         const Scope scope{*this, charge, filter_of(charge, event.properties), subscription, period};
-        list.push_back(estimate(scope, event, usage_source));
+        list.push_back(estimate(scope, event, now, usage_source));
         list.back().period = whole;
         list.back().vendor["to_date"] = time_text(whole.to - std::chrono::microseconds(1));
     }
@@ -6027,7 +6082,7 @@ Fees Plan::estimate_fees(const Event& event, Timestamp now, UsageSource& usage_s
 
 // --- usage of a period (dossier 4.4, 6, 7.4, 8) ---
 
-/// A pay-in-advance charge has been paid up to the period's maximum, which a live value below it does not bring back.
+// A pay-in-advance charge has been paid up to the period's maximum, which a live value below it does not bring back.
 Decimal paid_in_advance(const Scope& scope, const AggregateQuery& query, UsageSource& usage, const Measured& measured) {
     if (scope.metric().kind == Kind::count || !measured.falls) return measured.value;
     AdvanceState state;
@@ -6036,7 +6091,7 @@ Decimal paid_in_advance(const Scope& scope, const AggregateQuery& query, UsageSo
     return at_least_zero(measured.value - *state.current + *state.maximum);
 }
 
-/// Of the plan, or of the pricing unit that the charge is written in, which has hundredths.
+// Of the plan, or of the pricing unit that the charge is written in, which has hundredths.
 Currency currency_of(const Scope& scope) { return scope.charge.conversion_rate ? Currency() : scope.plan.currency; }
 
 json pricing_unit_json(const Charge& charge, const Figures& figures) {
@@ -6045,21 +6100,46 @@ json pricing_unit_json(const Charge& charge, const Figures& figures) {
         {"amount_cents", whole_cents(figures.cents)}, {"short_name", charge.pricing_unit}, {"conversion_rate", charge.conversion_rate->to_string()}};
 }
 
-Fee usage_fee(const Scope& scope, Measured measured, UsageSource& usage) {
-    Group group;
-    for (std::size_t i = 0; i < measured.group.size(); ++i) group.emplace_back(scope.price().group_keys[i], measured.group[i]);
-    auto query = scope.query();
-    keep_group(query, group);
-    auto fee = empty_fee(scope, std::move(group));
-    fee.units = measured.value = rounded(scope.metric(), measured.value);
+// What a period's units are priced as: live units, the maximum paid in advance, or units weighed by their days.
+struct Counted {
+    Quantity quantity;
+    std::vector<ProratedEvent> prorated;
+};
+
+Counted count_prorated(const Scope& scope, const AggregateQuery& query, const Measured& measured, UsageSource& usage) {
+    Counted counted{{.units = {}, .full_units = measured.value, .prorated = true, .events = measured.events}, prorated_events(scope, query, usage)};
+    Decimal sum, full;
+    for (const auto& event : counted.prorated) {
+        sum += event.prorated;
+        full += event.full;
+    }
+    counted.quantity.units = sum.round(5, Rounding::ceil);
+    if (scope.charge.pay_in_advance) {
+        auto older = query;
+        older.period = {Timestamp::min(), scope.period.from};
+        const bool has_older = usage.measure(scope.metric().metric, older).front().value > 0;
+        counted.quantity.units = prorated_advance(counted.prorated, has_older).paid(full, share_of(scope, scope.period));
+    }
+    counted.quantity.units = rounded(scope.metric(), counted.quantity.units);
+    return counted;
+}
+
+Counted count_period(const Scope& scope, const AggregateQuery& query, Measured measured, UsageSource& usage) {
+    if (scope.charge.prorated) return count_prorated(scope, query, measured, usage);
     if (scope.charge.pay_in_advance) measured.value = paid_in_advance(scope, query, usage, measured);
-    const auto quantity = quantity_of(scope, query, usage, measured);
-    auto priced = apply(scope.price(), quantity);
-    auto details = row_of(scope.price().model).details(scope.price(), quantity, priced);
-    clamp(priced, fee.units);
-    fee.events = quantity.events;
+    return {quantity_of(scope, scope.all_query(query), usage, measured), {}};
+}
+
+Priced price_counted(const Price& price, const Counted& counted) {
+    if (price.model == Model::graduated && counted.quantity.prorated)
+        return price_prorated_graduated(price.tiers, counted.quantity.units, counted.prorated);
+    return apply(price, counted.quantity);
+}
+
+// Amounts of a period's fee, in the plan's currency where the charge is in a pricing unit.
+json set_period_amounts(const Scope& scope, const Quantity& quantity, Priced priced, Fee& fee) {
     auto figures = lago::figures(priced.amount, unit_amount(scope.price(), quantity, priced.amount), currency_of(scope));
-    const auto pricing_unit = pricing_unit_json(scope.charge, figures);
+    auto pricing_unit = pricing_unit_json(scope.charge, figures);
     if (scope.charge.conversion_rate) {
         figures = converted(figures, *scope.charge.conversion_rate, scope.plan.currency);
         convert_to(priced, quotient(figures.precise_cents, scope.plan.currency.subunits), *scope.charge.conversion_rate);
@@ -6068,21 +6148,38 @@ Fee usage_fee(const Scope& scope, Measured measured, UsageSource& usage) {
     fee.amount = priced.amount;
     fee.amount_cents = figures.cents;
     fee.lines = std::move(priced.lines);
+    return pricing_unit;
+}
+
+Fee usage_fee(const Scope& scope, Measured measured, UsageSource& usage) {
+    auto query = scope.query();
+    Group group;
+    for (std::size_t i = 0; i < measured.group.size(); ++i) {
+        const auto& key = scope.price().group_keys[i];
+        const auto& value = measured.group[i];
+        query.filter.parts.push_back(in_group(key, value));
+        group.emplace_back(key, value && value->empty() ? std::nullopt : value);
+    }
+    auto fee = empty_fee(scope, std::move(group));
+    fee.units = measured.value = rounded(scope.metric(), measured.value);
+    const auto counted = count_period(scope, query, measured, usage);
+    auto priced = price_counted(scope.price(), counted);
+    auto details = row_of(scope.price().model).details(scope.price(), counted.quantity, priced);
+    clamp(priced, fee.units);
+    fee.events = counted.quantity.events;
+    auto pricing_unit = set_period_amounts(scope, counted.quantity, std::move(priced), fee);
     fee.vendor = fee_json(scope, fee, std::move(details));
     fee.vendor["total_aggregated_units"] = ruby_text(measured.value);
-    fee.vendor["pricing_unit_details"] = pricing_unit;
+    fee.vendor["pricing_unit_details"] = std::move(pricing_unit);
     return fee;
 }
 
-/// Groups as the database answers them: a missing and an empty property are one; without events one group of nothing.
+// Without events there is one group of nothing (sum_service_spec.rb:938).
 std::vector<Measured> measured_groups(const Scope& scope, UsageSource& usage) {
-    auto query = scope.query();
+    auto query = scope.all_query(scope.query());
     const auto& keys = scope.price().group_keys;
     for (const auto& key : keys) query.group_by.push_back(property_field(key));
     auto rows = usage.measure(scope.metric().metric, query);
-    for (auto& row : rows) {
-        for (auto& value : row.group) value = value && value->empty() ? std::nullopt : value;
-    }
     if (rows.empty()) rows.push_back({.group = std::vector<std::optional<std::string>>(keys.size()), .value = {}, .events = 0, .falls = false});
     return rows;
 }
@@ -6091,16 +6188,9 @@ void add_bucket(const Scope& scope, UsageSource& usage, std::vector<Fee>& fees) 
     for (auto& row : measured_groups(scope, usage)) fees.push_back(usage_fee(scope, std::move(row), usage));
 }
 
-int days_in(const Period& period) {
-    const auto day = std::chrono::days(1);
-    return static_cast<int>((period.to - period.from + day - std::chrono::microseconds(1)) / day);
-}
-
-/// The charge's minimum spending, when its fees stay below it: one more fee of 1 unit.
+// The charge's minimum spending, when its fees stay below it: one more fee of 1 unit.
 void add_true_up(const Scope& scope, const Decimal& used_cents, std::vector<Fee>& fees) {
-    const auto whole = billing_period(scope.plan.charges_interval,
-                                      {.anniversary = scope.subscription.anniversary, .anchor = scope.subscription.anchor}, scope.period.from);
-    const auto cents = true_up_cents(scope.charge.minimum_cents, used_cents, days_in(scope.period), days_in(whole));
+    const auto cents = true_up_cents(scope.charge.minimum_cents, used_cents, days_in(scope.period), period_days(scope));
     if (cents.is_zero()) return;
     const Decimal subunits(scope.plan.currency.subunits);
     auto fee = empty_fee(scope, {});
@@ -6178,7 +6268,7 @@ using Step = FeeLine::Step;
 
 constexpr std::array<std::pair<std::string_view, int>, 6> decimals_table{{{"jpy", 0}, {"krw", 0}, {"vnd", 0}, {"clp", 0}, {"kwd", 3}, {"clf", 4}}};
 
-/// Decimals of a currency; any other has 2 (types/currency.go). The code's case does not count.
+// Decimals of a currency; any other has 2 (types/currency.go). The code's case does not count.
 Currency currency_of(std::string code) {
     std::transform(code.begin(), code.end(), code.begin(), [](unsigned char c) { return static_cast<char>(std::tolower(c)); });
     for (const auto& [name, decimals] : decimals_table) {
@@ -6189,7 +6279,7 @@ Currency currency_of(std::string code) {
 
 Decimal rounded(const Decimal& amount, Currency currency) { return amount.round(currency.decimals, Rounding::half_up); }
 
-/// shopspring/decimal's division: 16 decimals, half away from zero; 0 for a zero divisor.
+// shopspring/decimal's division: 16 decimals, half away from zero; 0 for a zero divisor.
 Decimal divided(const Decimal& a, const Decimal& b) { return b.is_zero() ? Decimal() : Decimal::divide(a, b, 16, Rounding::half_up); }
 
 // --- prices ---
@@ -6220,7 +6310,7 @@ Decimal at_least(const Node& at, std::string_view field, const Decimal& least, s
     return *value;
 }
 
-/// Sorted by limit, the open tier last; no check that limits differ or that an open tier exists, since FlexPrice makes none (9.3).
+// Sorted by limit, the open tier last; no check that limits differ or that an open tier exists, since FlexPrice makes none (9.3).
 std::vector<Tier> read_tiers(const Node& at) {
     std::vector<Tier> tiers;
     for (const auto& each : at.list("tiers")) {
@@ -6254,7 +6344,7 @@ Price read_price(const Node& at) {
     return price;
 }
 
-/// The first tier that reaches the quantity, its limit included; else the last.
+// The first tier that reaches the quantity, its limit included; else the last.
 const Tier& volume_tier(const std::vector<Tier>& tiers, const Decimal& units) {
     for (const auto& tier : tiers) {
         if (!tier.up_to || units <= *tier.up_to) return tier;
@@ -6262,7 +6352,7 @@ const Tier& volume_tier(const std::vector<Tier>& tiers, const Decimal& units) {
     return tiers.back();
 }
 
-/// The tier walk alone, which prices a bucket of 0 at the first tier's flat amount (9.7). Slab units beyond the last limit are free.
+// The tier walk alone, which prices a bucket of 0 at the first tier's flat amount (9.7). Slab units beyond the last limit are free.
 Priced price_tiers(const Price& price, const Decimal& units) {
     Priced priced;
     if (price.tiers.empty() || price.mode == TierMode::none) return priced;
@@ -6275,7 +6365,7 @@ Decimal package_count(const Price& price, const Decimal& units) {
     return divided(units, price.divide_by).round(0, price.round_down ? Rounding::floor : Rounding::ceil);
 }
 
-/// CalculateCost: unrounded; no units cost nothing under any model.
+// CalculateCost: unrounded; no units cost nothing under any model.
 Priced price_units(const Price& price, const Decimal& units) {
     Priced priced;
     if (units.is_zero()) return priced;
@@ -6292,7 +6382,7 @@ Priced price_units(const Price& price, const Decimal& units) {
     return priced;
 }
 
-/// Buckets of a bucketed meter: each is priced alone, tiers and packages start anew.
+// Buckets of a bucketed meter: each is priced alone, tiers and packages start anew.
 Priced price_buckets(const Price& price, const std::vector<Decimal>& buckets) {
     Priced priced;
     for (const auto& units : buckets) {
@@ -6301,7 +6391,7 @@ Priced price_buckets(const Price& price, const std::vector<Decimal>& buckets) {
     return priced;
 }
 
-/// CalculateCostWithBreakup (9.6).
+// CalculateCostWithBreakup (9.6).
 struct Breakup {
     Decimal cost, unit_cost, tier_unit_amount;
     int tier = -1;
@@ -6325,10 +6415,10 @@ Breakup breakup(const Price& price, const Decimal& units) {
 
 // --- entitlements and grants (9.12) ---
 
-/// What is billed of a quantity: what exceeds the limit, each day's for a daily limit.
+// What is billed of a quantity: what exceeds the limit, each day's for a daily limit.
 struct Entitlement {
     bool enabled = false;
-    std::optional<Decimal> limit = {};  ///< none: everything is free
+    std::optional<Decimal> limit = {};  // none: everything is free
     bool daily = false;
 
     Decimal billable(const Decimal& units) const {
@@ -6349,7 +6439,7 @@ Decimal overage(const Decimal& usage, const Decimal& quota) { return at_least_ze
 // --- commitments (9.13 to 9.16) ---
 
 struct Commitment {
-    Decimal amount = {};  ///< money, or what the committed quantity costs
+    Decimal amount = {};  // money, or what the committed quantity costs
     Decimal overage_factor = {};
     bool true_up = false;
 };
@@ -6366,7 +6456,7 @@ struct Committed {
     }
 };
 
-/// A commitment's quantity is worth what the price asks for it. A missing factor makes overage free.
+// A commitment's quantity is worth what the price asks for it. A missing factor makes overage free.
 Commitment read_commitment(const Node& at, const Price& price) {
     const bool by_quantity = at.text("type", at.text("commitment_type")) == "quantity";
     const auto value = at.decimal(by_quantity ? "quantity" : "amount").value_or(at.decimal("commitment_value").value_or(Decimal()));
@@ -6382,14 +6472,14 @@ Committed commit(const Commitment& commitment, const Decimal& cost) {
     return {cost + missing, cost, {}, missing};
 }
 
-/// A commitment longer than the billing period: what earlier invoices used of it is gone (9.16).
+// A commitment longer than the billing period: what earlier invoices used of it is gone (9.16).
 Committed commit_rest(const Commitment& commitment, const Decimal& used_before, const Decimal& cost) {
     const auto within = std::min(cost, at_least_zero(commitment.amount - used_before));
     const auto overage = (cost - within) * commitment.overage_factor;
     return {within + overage, within, overage, {}};
 }
 
-/// Minutes of the day from which until which a price and commitment of their own hold.
+// Minutes of the day from which until which a price and commitment of their own hold.
 struct TimeBucket {
     std::string id;
     int from = 0, to = 0;
@@ -6414,7 +6504,7 @@ TimeBucket read_time_bucket(const Node& at) {
     return bucket;
 }
 
-/// One window of a windowed commitment; without a known start no time bucket holds it.
+// One window of a windowed commitment; without a known start no time bucket holds it.
 struct Window {
     std::optional<int> minute;
     Decimal units;
@@ -6431,7 +6521,7 @@ struct WindowedPrice {
         return found == buckets.end() ? nullptr : &*found;
     }
 
-    /// The rule of 9.13 for one window; a window out of all commitments pays its plain cost.
+    // The rule of 9.13 for one window; a window out of all commitments pays its plain cost.
     Committed charge(const Window& window) const {
         if (const auto* bucket = bucket_of(window)) return commit(bucket->commitment, price_units(bucket->price, window.units).amount);
         const auto cost = price_units(price, window.units).amount;
@@ -6441,14 +6531,14 @@ struct WindowedPrice {
 
 // --- discounts (9.17) ---
 
-/// Rounded to the currency, never more than the price.
+// Rounded to the currency, never more than the price.
 Decimal discount(const Decimal& price, const Decimal& off, Currency currency) { return std::min(rounded(off, currency), price); }
 
 Decimal percentage_discount(const Decimal& price, const Decimal& percentage, Currency currency) {
     return discount(price, price * percent(percentage), currency);
 }
 
-/// One after the other, each on what the one before left.
+// One after the other, each on what the one before left.
 Decimal compound_discount(const Decimal& price, const std::vector<Decimal>& percentages, Currency currency) {
     auto left = price;
     for (const auto& percentage : percentages) left -= percentage_discount(left, percentage, currency);
@@ -6461,14 +6551,14 @@ Decimal compound_discount(const Decimal& price, const std::vector<Decimal>& perc
 
 namespace polar {
 
-/// Amounts are counts of the currency's smallest unit; an invoice has no fractions of it.
+// Amounts are counts of the currency's smallest unit; an invoice has no fractions of it.
 Decimal rounded_half_away(const Decimal& value) { return value.round(0, Rounding::half_up); }
 
-/// Unit amounts have up to 12 decimals and 5 digits before them; caps are 32-bit integers (product/schemas.py:421).
+// Unit amounts have up to 12 decimals and 5 digits before them; caps are 32-bit integers (product/schemas.py:421).
 constexpr int rate_decimals = 12, rate_whole_digits = 5;
 
 struct MeteredPrice {
-    Decimal unit_amount;  ///< cents for one unit
+    Decimal unit_amount;  // cents for one unit
     std::optional<Decimal> cap = {};
     std::string currency = "usd";
 };
@@ -6492,8 +6582,8 @@ Decimal power_of_two(int exponent) {
     return power;
 }
 
-/// unit_amount x units, rounded half away from zero. Polar's units are a double, which counts at its exact binary value
-/// (product_price.py:318): mantissa x 2^exponent, so the product is a quotient of integers that fit.
+// unit_amount x units, rounded half away from zero. Polar's units are a double, which counts at its exact binary value
+// (product_price.py:318): mantissa x 2^exponent, so the product is a quotient of integers that fit.
 Decimal exact_amount(const Decimal& unit_amount, double units) {
     constexpr int mantissa_bits = 53, negligible = 86;  // below 2^-33 units, at less than 10^5 cents each
     int exponent = 0;
@@ -6504,7 +6594,7 @@ Decimal exact_amount(const Decimal& unit_amount, double units) {
     return -exponent > negligible ? Decimal() : Decimal::divide(product, power_of_two(-exponent), 0, Rounding::half_up);
 }
 
-/// Units beyond credits at the price, rounded, then capped.
+// Units beyond credits at the price, rounded, then capped.
 Priced price_units(const MeteredPrice& price, double consumed, std::int64_t credited) {
     const double units = std::max(0.0, consumed - static_cast<double>(credited));
     Priced priced;
@@ -6523,7 +6613,7 @@ std::string grouped(std::string digits) {
     return digits;
 }
 
-/// Amount in the currency with at least its own decimals.
+// Amount in the currency with at least its own decimals.
 std::string money(const Decimal& cents, const std::string& currency) {
     static constexpr std::array<std::string_view, 15> whole{"bif", "clp", "djf", "gnf", "jpy", "kmf", "krw", "mga",
                                                             "pyg", "rwf", "vnd", "vuv", "xaf", "xof", "xpf"};
@@ -6554,10 +6644,10 @@ constexpr std::array<std::pair<std::string_view, Function>, 6> functions{{{"coun
                                                                           {"avg", Function::avg},
                                                                           {"unique", Function::unique}}};
 
-/// Sums and counts can be split between prices; the other functions hold over all entries only.
+// Sums and counts can be split between prices; the other functions hold over all entries only.
 bool is_summable(Function function) { return function == Function::count || function == Function::sum; }
 
-/// Over user events; doubles, added in order, as Polar does.
+// Over user events; doubles, added in order, as Polar does.
 double aggregated(Function function, const std::vector<double>& values) {
     if (function == Function::count) return static_cast<double>(values.size());
     if (function == Function::unique) return static_cast<double>(std::unordered_set<double>(values.begin(), values.end()).size());
@@ -6569,7 +6659,7 @@ double aggregated(Function function, const std::vector<double>& values) {
     return function == Function::avg ? sum / static_cast<double>(values.size()) : sum;
 }
 
-/// Credits in the order they came; what is taken away never leaves less than none.
+// Credits in the order they came; what is taken away never leaves less than none.
 std::int64_t credited_units(const std::vector<std::int64_t>& credits) {
     std::int64_t sum = 0;
     for (const auto units : credits) sum = std::max<std::int64_t>(0, sum + units);
@@ -6583,7 +6673,7 @@ struct Tiers {
     std::vector<Tier> tiers;
 };
 
-/// Sorted by bound, the open tier last. Problems carry pydantic's words.
+// Sorted by bound, the open tier last. Problems carry pydantic's words.
 Tiers read_tiers(const Node& at, Problems& problems) {
     static constexpr std::array<std::pair<std::string_view, bool>, 2> types{{{"volume", true}, {"graduated", false}}};
     Tiers result{at.choice("type", types, "volume"), {}};
@@ -6605,7 +6695,7 @@ Tiers read_tiers(const Node& at, Problems& problems) {
     return result;
 }
 
-/// Bounds are the last quantity included. A volume needs a tier that holds it; graduated units past the last bound are free.
+// Bounds are the last quantity included. A volume needs a tier that holds it; graduated units past the last bound are free.
 Priced price_tiers(const Tiers& tiers, const Decimal& quantity) {
     if (quantity.is_negative()) throw Error(ErrorCode::bad_value, "quantity", "negative");
     if (quantity.is_zero()) return {};
@@ -6627,13 +6717,13 @@ namespace autumn {
 
 using Step = FeeLine::Step;
 
-/// decimal.js divides to 20 significant digits.
+// decimal.js divides to 20 significant digits.
 Decimal divided(const Decimal& a, const Decimal& b) { return b.is_zero() ? Decimal() : Decimal::divide_significant(a, b, 20, Rounding::half_up); }
 
-/// Up to whole billing units, once, before any tier is walked (7.3).
+// Up to whole billing units, once, before any tier is walked (7.3).
 Decimal whole_units(const Decimal& quantity, const Decimal& billing_units) { return begun_packages(quantity, billing_units) * billing_units; }
 
-constexpr int amount_decimals = 10;  ///< tier results are rounded to these, half up
+constexpr int amount_decimals = 10;  // tier results are rounded to these, half up
 
 // --- plan items ---
 
@@ -6641,10 +6731,10 @@ struct Item {
     bool volume = false;
     bool prepaid = false, usage_based = false;
     Decimal included = {}, billing_units = 1;
-    std::vector<Tier> tiers = {};  ///< limits without the included units; the rate is for one unit
+    std::vector<Tier> tiers = {};  // limits without the included units; the rate is for one unit
 };
 
-/// The limits of tiers are in total units to users and beyond the included ones inside (7.2); "inf" stays.
+// The limits of tiers are in total units to users and beyond the included ones inside (7.2); "inf" stays.
 Decimal internal_limit(const Decimal& limit, const Decimal& included) { return limit > 0 ? limit - included : limit; }
 Decimal user_limit(const Decimal& limit, const Decimal& included) { return limit > 0 ? limit + included : limit; }
 
@@ -6660,7 +6750,7 @@ void add_tier(Item& item, const std::optional<Decimal>& limit, const Decimal& am
     item.tiers.push_back({.above = above, .up_to = limit, .rate = divided(amount, item.billing_units), .flat = flat, .from = above});
 }
 
-/// The amounts in a currency: its own block where there is one, else the base's (7.10).
+// The amounts in a currency: its own block where there is one, else the base's (7.10).
 Node in_currency(const Node& at, const std::string& currency) {
     const auto blocks = at.find("currencies");
     const auto block = blocks && !currency.empty() ? blocks->find(currency) : std::nullopt;
@@ -6686,7 +6776,7 @@ Item read_item(const Node& at, bool limits_include_included, const std::string& 
     return item;
 }
 
-/// To 10 decimals, and with the quantity's sign: a negative quantity gives back what the positive one costs.
+// To 10 decimals, and with the quantity's sign: a negative quantity gives back what the positive one costs.
 Priced finished(Priced priced, bool negative) {
     const auto rounded = priced.amount.round(amount_decimals, Rounding::half_up);
     if (rounded != priced.amount) priced.add({.step = Step::rounding, .amount = rounded - priced.amount});
@@ -6701,14 +6791,14 @@ Priced finished(Priced priced, bool negative) {
     return reversed;
 }
 
-/// 7.4: flat amounts play no part, units beyond the last limit are free.
+// 7.4: flat amounts play no part, units beyond the last limit are free.
 Priced price_graduated(const Item& item, const Decimal& units) {
     auto tiers = item.tiers;
     for (auto& tier : tiers) tier.flat = {};
     return units.is_zero() ? Priced() : graduated(tiers, units);
 }
 
-/// 7.5: all units, the included ones too, at the rate of the tier they reach; within the included units nothing.
+// 7.5: all units, the included ones too, at the rate of the tier they reach; within the included units nothing.
 Priced price_volume(const Item& item, const Decimal& included, const Decimal& units) {
     Priced priced;
     if (included > 0 && units <= included) {
@@ -6723,8 +6813,8 @@ Priced price_volume(const Item& item, const Decimal& included, const Decimal& un
     return priced;
 }
 
-/// What a quantity costs: beyond the included units for graduated tiers, in all for volume. Less than none costs nothing, or with
-/// `allow_negative` gives back.
+// What a quantity costs: beyond the included units for graduated tiers, in all for volume. Less than none costs nothing, or with
+// `allow_negative` gives back.
 Priced price_quantity(const Item& item, const Decimal& included, const Decimal& quantity, bool allow_negative) {
     if (item.tiers.empty()) throw Error(ErrorCode::bad_value, "usage_tiers", "usage_tiers_required");
     const bool negative = quantity.is_negative() && allow_negative;
@@ -6734,7 +6824,7 @@ Priced price_quantity(const Item& item, const Decimal& included, const Decimal& 
 
 // --- prepaid and usage-based items (7.6) ---
 
-/// The requested quantity includes the included units; packs are bought for the rest.
+// The requested quantity includes the included units; packs are bought for the rest.
 Decimal prepaid_packs(const Item& item, const Decimal& quantity) {
     return begun_packages(at_least_zero(quantity - item.included), item.billing_units);
 }
@@ -6744,13 +6834,13 @@ Priced price_prepaid(const Item& item, const Decimal& quantity) {
     return price_quantity(item, item.included, item.volume ? paid + item.included : paid, true);
 }
 
-/// Free items have their allowance for each product bought, priced ones once.
+// Free items have their allowance for each product bought, priced ones once.
 Decimal starting_balance(const Item& item, const Decimal& packs, const Decimal& products) {
     if (item.prepaid) return item.included + packs * item.billing_units;
     return item.usage_based ? item.included : item.included * products;
 }
 
-/// Entities' overages are added first, then priced as one.
+// Entities' overages are added first, then priced as one.
 Priced price_overage(const Item& item, const std::vector<Decimal>& usages) {
     Decimal overage;
     for (const auto& usage : usages) overage += at_least_zero(usage - item.included);
@@ -6761,7 +6851,7 @@ Priced price_overage(const Item& item, const std::vector<Decimal>& usages) {
 
 struct CreditSystem {
     std::string id;
-    std::map<std::string, Decimal> costs;  ///< credits for one unit, by metered feature
+    std::map<std::string, Decimal> costs;  // credits for one unit, by metered feature
 };
 
 CreditSystem read_credit_system(const Node& at, std::string_view id_field) {
@@ -6773,7 +6863,7 @@ CreditSystem read_credit_system(const Node& at, std::string_view id_field) {
     return system;
 }
 
-/// Credits for that many units of a feature; the system's own units are credits already.
+// Credits for that many units of a feature; the system's own units are credits already.
 Decimal credits(const CreditSystem& system, const std::string& feature, const Decimal& units) {
     if (feature == system.id) return units;
     const auto found = system.costs.find(feature);
@@ -6787,13 +6877,13 @@ struct Balance {
     std::string id;
     Decimal balance, starting;
     bool overage_allowed = false, unlimited = false;
-    std::optional<Decimal> least = {};  ///< how far down overage may go
-    Decimal cost = 1;                   ///< of one unit, in the balance's own
+    std::optional<Decimal> least = {};  // how far down overage may go
+    Decimal cost = 1;                   // of one unit, in the balance's own
 };
 
 enum class OverageBehavior { cap, reject, overflow };
 
-/// Takes `units` off `balance` down to `floor`, as far as there is any room; what could not be taken is left in `units`.
+// Takes `units` off `balance` down to `floor`, as far as there is any room; what could not be taken is left in `units`.
 void take(Balance& balance, Decimal& units, const std::optional<Decimal>& floor) {
     const auto wanted = units * balance.cost;
     const auto taken = floor ? std::min(wanted, at_least_zero(balance.balance - *floor)) : wanted;
@@ -6801,7 +6891,7 @@ void take(Balance& balance, Decimal& units, const std::optional<Decimal>& floor)
     units -= taken == wanted ? units : divided(taken, balance.cost);
 }
 
-/// Gives `units` back to `balance` up to `ceiling`.
+// Gives `units` back to `balance` up to `ceiling`.
 void give(Balance& balance, Decimal& units, const std::optional<Decimal>& ceiling) {
     const auto wanted = units * balance.cost;
     const auto given = ceiling ? std::min(wanted, at_least_zero(*ceiling - balance.balance)) : wanted;
@@ -6809,7 +6899,7 @@ void give(Balance& balance, Decimal& units, const std::optional<Decimal>& ceilin
     units -= given == wanted ? units : divided(given, balance.cost);
 }
 
-/// Usage: every balance down to 0 in order, then those that allow overage down to their floor.
+// Usage: every balance down to 0 in order, then those that allow overage down to their floor.
 Decimal deduct(std::vector<Balance>& balances, Decimal units, OverageBehavior behavior) {
     for (auto& balance : balances) {
         if (balance.unlimited) return {};
@@ -6822,7 +6912,7 @@ Decimal deduct(std::vector<Balance>& balances, Decimal units, OverageBehavior be
     return units;
 }
 
-/// A refund: negative balances up to 0, then every balance up to where it started; the rest only where overage is allowed.
+// A refund: negative balances up to 0, then every balance up to where it started; the rest only where overage is allowed.
 Decimal refund(std::vector<Balance>& balances, Decimal units) {
     for (auto& balance : balances) give(balance, units, Decimal());
     for (auto& balance : balances) give(balance, units, balance.starting);
@@ -6832,7 +6922,7 @@ Decimal refund(std::vector<Balance>& balances, Decimal units) {
     return units;
 }
 
-/// What is left of `value` that no balance took; with reject nothing moves unless all of it fits.
+// What is left of `value` that no balance took; with reject nothing moves unless all of it fits.
 Decimal settle(std::vector<Balance>& balances, const Decimal& value, OverageBehavior behavior) {
     auto changed = balances;
     const auto left = value.is_negative() ? -refund(changed, -value) : deduct(changed, value, behavior);
@@ -6843,10 +6933,10 @@ Decimal settle(std::vector<Balance>& balances, const Decimal& value, OverageBeha
 struct Standing {
     Decimal remaining, overage;
     bool unlimited = false, overage_allowed = false;
-    std::optional<Decimal> max_purchase = {};  ///< overage at most; unbounded when absent
+    std::optional<Decimal> max_purchase = {};  // overage at most; unbounded when absent
 };
 
-/// Whether `required` more units may be used; first rule that applies (5.2).
+// Whether `required` more units may be used; first rule that applies (5.2).
 bool allowed(const Standing& standing, const Decimal& required) {
     if (standing.unlimited || required.is_negative()) return true;
     if (!standing.overage_allowed) return standing.remaining >= required;
@@ -6856,7 +6946,7 @@ bool allowed(const Standing& standing, const Decimal& required) {
 
 // --- money ---
 
-/// Smallest units as Stripe takes them: three-decimal currencies are rounded to ten (7.10).
+// Smallest units as Stripe takes them: three-decimal currencies are rounded to ten (7.10).
 Decimal minor_units(const Decimal& amount, std::string currency) {
     static constexpr std::array<std::string_view, 16> whole{"bif", "clp", "djf", "gnf", "jpy", "kmf", "krw", "mga",
                                                             "pyg", "rwf", "ugx", "vnd", "vuv", "xaf", "xof", "xpf"};
