@@ -4479,6 +4479,10 @@ Priced difference(const Priced& with, const Priced& without) {
     return result;
 }
 
+void round_to(Priced& priced, const Decimal& rounded) {
+    if (rounded != priced.amount) priced.add({.step = FeeLine::Step::rounding, .amount = rounded - priced.amount});
+}
+
 // What makes the amount that in another unit.
 void convert_to(Priced& priced, const Decimal& amount, const Decimal& rate) {
     priced.add({.step = FeeLine::Step::conversion, .rate = rate, .amount = amount - priced.amount});
@@ -4646,6 +4650,8 @@ struct Book::Impl {
         throw Error(ErrorCode::unsupported, "", vendor + " has no instant estimates");
     }
     virtual Fees usage(const UsageQuery& query, Timestamp now, UsageSource& usage) const = 0;
+    // Whether the event's units may be used now.
+    virtual Check check(const Event&, Timestamp, UsageSource&) const { throw Error(ErrorCode::unsupported, "", vendor + " has no balances"); }
 };
 
 namespace {
@@ -6737,7 +6743,8 @@ Decimal exact_amount(const Decimal& unit_amount, double units) {
 Priced price_units(const MeteredPrice& price, double consumed, std::int64_t credited) {
     const double units = std::max(0.0, consumed - static_cast<double>(credited));
     Priced priced;
-    priced.add({.units = Decimal::from_double(units), .rate = price.unit_amount, .amount = exact_amount(price.unit_amount, units)});
+    priced.add(units_line(Decimal::from_double(units), price.unit_amount));
+    round_to(priced, exact_amount(price.unit_amount, units));
     if (price.cap) lower_to(priced, *price.cap);
     return priced;
 }
@@ -6752,24 +6759,29 @@ std::string grouped(std::string digits) {
     return digits;
 }
 
-// Amount in the currency with at least its own decimals.
-std::string money(const Decimal& cents, const std::string& currency) {
+Currency currency_of(std::string_view code) {
     static constexpr std::array<std::string_view, 15> whole{"bif", "clp", "djf", "gnf", "jpy", "kmf", "krw", "mga",
                                                             "pyg", "rwf", "vnd", "vuv", "xaf", "xof", "xpf"};
-    static constexpr std::array<std::pair<std::string_view, std::string_view>, 4> symbols{{{"usd", "$"}, {"eur", "€"}, {"gbp", "£"}, {"jpy", "¥"}}};
-    const int decimals = std::find(whole.begin(), whole.end(), currency) == whole.end() ? 2 : 0;
-    const auto amount = cents * Decimal::scaled(1, decimals);
-    std::string symbol = currency + " ";
-    for (const auto& [code, sign] : symbols) {
-        if (code == currency) symbol = sign;
+    return std::find(whole.begin(), whole.end(), code) == whole.end() ? Currency() : Currency{0, 1};
+}
+
+// Cents as an amount in the currency, with at least its own decimals.
+std::string money(const Decimal& cents, const std::string& code) {
+    static constexpr std::array<std::pair<std::string_view, std::string_view>, 4> symbols{
+        {{"usd", "$"}, {"eur", "\u20ac"}, {"gbp", "\u00a3"}, {"jpy", "\u00a5"}}};
+    const auto currency = currency_of(code);
+    const auto amount = cents * Decimal::scaled(1, currency.decimals);
+    std::string symbol = code + " ";
+    for (const auto& [known, sign] : symbols) {
+        if (known == code) symbol = sign;
     }
-    return symbol + grouped(amount.to_fixed(std::max(decimals, amount.scale())));
+    return symbol + grouped(amount.to_fixed(std::max(currency.decimals, amount.scale())));
 }
 
 std::string label(const MeteredPrice& price, double consumed, const Priced& priced) {
-    auto text = "(" + grouped(Decimal::from_double(consumed).round(3, Rounding::half_even).to_string()) + " consumed units) × " +
+    auto text = "(" + grouped(Decimal::from_double(consumed).round(3, Rounding::half_even).to_string()) + " consumed units) \u00d7 " +
                 money(price.unit_amount, price.currency);
-    if (priced.lines.size() > 1) text += " — Capped at " + money(*price.cap, price.currency);
+    if (priced.lines.back().step == FeeLine::Step::maximum) text += " \u2014 Capped at " + money(*price.cap, price.currency);
     return text;
 }
 
@@ -6917,8 +6929,7 @@ Item read_item(const Node& at, bool limits_include_included, const std::string& 
 
 // To 10 decimals, and with the quantity's sign: a negative quantity gives back what the positive one costs.
 Priced finished(Priced priced, bool negative) {
-    const auto rounded = priced.amount.round(amount_decimals, Rounding::half_up);
-    if (rounded != priced.amount) priced.add({.step = Step::rounding, .amount = rounded - priced.amount});
+    round_to(priced, priced.amount.round(amount_decimals, Rounding::half_up));
     if (!negative) return priced;
     Priced reversed;
     for (auto& line : priced.lines) {
@@ -7085,22 +7096,519 @@ bool allowed(const Standing& standing, const Decimal& required) {
 
 // --- money ---
 
-// Smallest units as Stripe takes them: three-decimal currencies are rounded to ten (7.10).
-Decimal minor_units(const Decimal& amount, std::string currency) {
+Currency minor_currency(std::string code) {
     static constexpr std::array<std::string_view, 16> whole{"bif", "clp", "djf", "gnf", "jpy", "kmf", "krw", "mga",
                                                             "pyg", "rwf", "ugx", "vnd", "vuv", "xaf", "xof", "xpf"};
     static constexpr std::array<std::string_view, 5> thousandths{"bhd", "jod", "kwd", "omr", "tnd"};
-    std::transform(currency.begin(), currency.end(), currency.begin(), [](unsigned char c) { return static_cast<char>(std::tolower(c)); });
-    const auto is_in = [&](const auto& list) { return std::find(list.begin(), list.end(), currency) != list.end(); };
-    if (is_in(whole)) return amount.round(0, Rounding::half_up);
-    const auto hundredths = (amount * 100).round(0, Rounding::half_up);
-    return is_in(thousandths) ? hundredths * 10 : hundredths;
+    std::transform(code.begin(), code.end(), code.begin(), [](unsigned char c) { return static_cast<char>(std::tolower(c)); });
+    const auto is_in = [&](const auto& list) { return std::find(list.begin(), list.end(), code) != list.end(); };
+    if (is_in(whole)) return {0, 1};
+    return is_in(thousandths) ? Currency{3, 1000} : Currency();
+}
+
+// Smallest units as Stripe takes them: three-decimal currencies are rounded to ten (7.10).
+Decimal minor_units(const Decimal& amount, const std::string& code) {
+    const auto currency = minor_currency(code);
+    if (currency.subunits == 1) return amount.round(0, Rounding::half_up);
+    return (amount * 100).round(0, Rounding::half_up) * (currency.subunits == 1000 ? 10 : 1);
 }
 
 }  // namespace autumn
+
+// --- metered items: what the books of FlexPrice, Polar and Autumn are made of ------------------
+
+// Units of one metric, counted over a customer's period and priced as a whole. The functions say how the vendor does each step.
+struct MeteredItem {
+    std::string charge = {}, currency_code = {};
+    Currency currency = {};
+    Metric metric = {};
+    // The quantities that are priced: one, or one for each bucket.
+    std::function<std::vector<Decimal>(const AggregateQuery&, UsageSource&)> count = {};
+    // What the event adds, nothing when the item does not measure it.
+    std::function<std::optional<Decimal>(const Event&, const AggregateQuery&, UsageSource&)> step = {};
+    std::function<Priced(const std::vector<Decimal>&)> price = {};
+    std::function<Decimal(const Decimal&, Currency)> cents = to_cents;
+    // Whether that many more units may be used after so many.
+    std::function<Check(const Decimal& used, const Decimal& required)> check = {};
+};
+
+struct MeteredBook final : Book::Impl {
+    std::vector<MeteredItem> items;
+
+    bool serves(const std::string&, const std::string& customer) const override { return !customer.empty(); }
+    Fees usage(const UsageQuery& query, Timestamp now, UsageSource& usage) const override;
+    Fees estimate_fees(const Event& event, Timestamp now, UsageSource& usage) const override;
+    Check check(const Event& event, Timestamp now, UsageSource& usage) const override;
+};
+
+Decimal total(const std::vector<Decimal>& quantities) {
+    Decimal sum;
+    for (const auto& quantity : quantities) sum += quantity;
+    return sum;
+}
+
+Fee item_fee(const MeteredItem& item, const AggregateQuery& query, const Decimal& units, Priced priced) {
+    Fee fee;
+    fee.charge = item.charge;
+    fee.metric = item.metric.code;
+    fee.customer = query.customer;
+    fee.subscription = query.subscription;
+    fee.currency = item.currency_code;
+    fee.units = units;
+    fee.amount = priced.amount;
+    fee.amount_cents = item.cents(priced.amount, item.currency);
+    fee.unit_amount = quotient(priced.amount, units);
+    fee.period = query.period;
+    fee.lines = std::move(priced.lines);
+    return fee;
+}
+
+Fees sum_up(std::vector<Fee> list, const MeteredItem& item) {
+    Fees fees{.fees = std::move(list), .currency = item.currency_code, .subunits = item.currency.subunits, .amount_cents = {}};
+    for (const auto& fee : fees.fees) fees.amount_cents += fee.amount_cents;
+    return fees;
+}
+
+AggregateQuery customer_query(const std::string& customer, const std::string& subscription, const Period& period) {
+    if (customer.empty()) throw Error(ErrorCode::bad_value, "customer", "is required");
+    AggregateQuery query;
+    query.customer = customer;
+    query.subscription = subscription;
+    query.period = period;
+    return query;
+}
+
+Fees MeteredBook::usage(const UsageQuery& asked, Timestamp now, UsageSource& usage_source) const {
+    const auto query = customer_query(asked.customer, asked.subscription, asked.period.value_or(this_month(now)));
+    std::vector<Fee> list;
+    for (const auto& item : items) {
+        const auto quantities = item.count(query, usage_source);
+        list.push_back(item_fee(item, query, total(quantities), item.price(quantities)));
+    }
+    return sum_up(std::move(list), items.front());
+}
+
+// What the event adds to the bill of the calendar month, up to now.
+Fees MeteredBook::estimate_fees(const Event& event, Timestamp now, UsageSource& usage_source) const {
+    const auto query = customer_query(event.customer, event.subscription, {this_month(now).from, now + std::chrono::microseconds(1)});
+    std::vector<Fee> list;
+    for (const auto& item : items) {
+        const auto step = item.step(event, query, usage_source);
+        if (!step) continue;
+        auto quantities = item.count(query, usage_source);
+        const auto before = item.price(quantities);
+        if (quantities.empty()) quantities.emplace_back();
+        quantities.back() += *step;
+        list.push_back(item_fee(item, query, *step, difference(item.price(quantities), before)));
+        list.back().events = 1;
+    }
+    if (list.empty()) throw Error(ErrorCode::not_found, "name", "no price measures events named " + event.name);
+    return sum_up(std::move(list), items.front());
+}
+
+// The event's units against what is left: of the first item that allows them, else of the first that measures them (5.3).
+Check MeteredBook::check(const Event& event, Timestamp now, UsageSource& usage_source) const {
+    const auto query = customer_query(event.customer, event.subscription, {this_month(now).from, now + std::chrono::microseconds(1)});
+    std::optional<Check> first;
+    for (const auto& item : items) {
+        const auto step = item.check ? item.step(event, query, usage_source) : std::nullopt;
+        if (!step) continue;
+        const auto answer = item.check(total(item.count(query, usage_source)), *step);
+        if (answer.allowed) return answer;
+        if (!first) first = answer;
+    }
+    return first.value_or(Check());
+}
+
+void check_items(const MeteredBook& book, const Node& root) {
+    if (book.items.empty()) root.refuse("has no price by usage");
+    for (const auto& item : book.items) {
+        if (item.currency_code != book.items.front().currency_code) root.refuse("has prices in several currencies");
+    }
+}
+
+std::string number_text(const Event& event, const std::string& property) { return property_text(event.properties, property).value_or(""); }
+
+// --- FlexPrice: the book of prices and meters ---
+
+namespace flexprice {
+
+struct Meter {
+    std::string id, event, field;
+    Metric metric;
+    Decimal multiplier = 1;
+    std::vector<std::pair<std::string, std::vector<std::string>>> filters;
+};
+
+constexpr std::array<std::pair<std::string_view, Aggregation>, 4> aggregations{{{"COUNT", Aggregation::count},
+                                                                                {"SUM", Aggregation::sum},
+                                                                                {"SUM_WITH_MULTIPLIER", Aggregation::sum},
+                                                                                {"COUNT_UNIQUE", Aggregation::unique_count}}};
+
+Meter read_meter(const Node& at) {
+    Meter meter{at.required_text("id"), at.required_text("event_name"), {}, {}, 1, {}};
+    const auto aggregation = at.object("aggregation");
+    meter.metric = {
+        .code = "flexprice:" + meter.id, .event = meter.event, .aggregation = aggregation.choice("type", aggregations), .property = {}, .filter = {}};
+    if (meter.metric.aggregation != Aggregation::count) {
+        meter.field = aggregation.required_text("field");
+        meter.metric.property = property_field(meter.field);
+    }
+    if (!aggregation.text("bucket_size").empty())
+        throw Error(ErrorCode::unsupported, aggregation.path("bucket_size"), "bucketed meters are not measured here");
+    if (aggregation.text("type") == "SUM_WITH_MULTIPLIER") meter.multiplier = aggregation.decimal("multiplier").value_or(Decimal(1));
+    if (meter.multiplier <= 0) throw Error(ErrorCode::bad_value, aggregation.path("multiplier"), "must be above 0");
+    for (const auto& filter : at.list("filters")) {
+        const auto key = filter.required_text("key");
+        const auto values = filter.value().value("values", std::vector<std::string>());
+        if (values.empty()) throw Error(ErrorCode::bad_value, filter.path("values"), "must not be empty");
+        meter.filters.emplace_back(key, values);
+        meter.metric.filter.parts.push_back(Filter::where(property_field(key), Operator::in, json(values)));
+    }
+    return meter;
+}
+
+bool measures(const Meter& meter, const Event& event) {
+    return event.name == meter.event && std::all_of(meter.filters.begin(), meter.filters.end(), [&](const auto& filter) {
+               const auto value = property_text(event.properties, filter.first);
+               return value && std::find(filter.second.begin(), filter.second.end(), *value) != filter.second.end();
+           });
+}
+
+// A negative total counts as none (5.10); events without the property are one more distinct value (5.7).
+Decimal counted(const Meter& meter, const AggregateQuery& query, UsageSource& usage) {
+    auto units = usage.measure(meter.metric, query).front().value;
+    if (meter.metric.aggregation == Aggregation::unique_count) {
+        auto absent = meter.metric;
+        absent.aggregation = Aggregation::count;
+        absent.property.clear();
+        absent.filter.parts.push_back(Filter::where(property_field(meter.field), Operator::exists, false));
+        if (usage.measure(absent, query).front().value > 0) units += 1;
+    }
+    return at_least_zero(units * meter.multiplier);
+}
+
+std::optional<Decimal> step_of(const Meter& meter, const Event& event, AggregateQuery query, UsageSource& usage) {
+    if (!measures(meter, event)) return {};
+    if (meter.metric.aggregation == Aggregation::count) return Decimal(1);
+    if (meter.metric.aggregation == Aggregation::sum) return Decimal::parse(number_text(event, meter.field)).value_or(Decimal()) * meter.multiplier;
+    query.filter = Filter::all({query.filter, Filter::equals(property_field(meter.field), number_text(event, meter.field))});
+    return usage.measure(meter.metric, query).front().value > 0 ? Decimal() : Decimal(1);
+}
+
+// What is left after the entitlement, priced, under the item's own commitment.
+Priced charge(const Price& price, const Entitlement& entitlement, const std::optional<Commitment>& commitment, const Decimal& units) {
+    const auto billable = entitlement.billable(units);
+    auto priced = price_units(price, billable);
+    if (billable != units) priced.lines.insert(priced.lines.begin(), free_line(units - billable));
+    if (!commitment) return priced;
+    const auto committed = commit(*commitment, priced.amount);
+    raise_to(priced, committed.charge);
+    lower_to(priced, committed.charge);
+    return priced;
+}
+
+MeteredItem read_usage_price(const Node& at, const std::vector<Meter>& meters) {
+    const auto id = at.required_text("meter_id");
+    const auto found = std::find_if(meters.begin(), meters.end(), [&](const Meter& meter) { return meter.id == id; });
+    if (found == meters.end()) throw Error(ErrorCode::bad_value, at.path("meter_id"), "no such meter: " + id);
+    const auto meter = *found;
+    const auto price = read_price(at);
+    const auto entitlement = at.find("entitlement") ? read_entitlement(at.object("entitlement")) : Entitlement();
+    if (entitlement.daily) throw Error(ErrorCode::unsupported, at.path("entitlement"), "daily limits are not measured here");
+    std::optional<Commitment> commitment;
+    if (at.find("commitment")) commitment = read_commitment(at.object("commitment"), price);
+    MeteredItem item{.charge = at.text("display_name", at.text("id", id)),
+                     .currency_code = price.currency_code,
+                     .currency = price.currency,
+                     .metric = meter.metric};
+    item.count = [meter](const AggregateQuery& query, UsageSource& usage) { return std::vector<Decimal>{counted(meter, query, usage)}; };
+    item.step = [meter](const Event& event, const AggregateQuery& query, UsageSource& usage) { return step_of(meter, event, query, usage); };
+    item.price = [price, entitlement, commitment](const std::vector<Decimal>& units) { return charge(price, entitlement, commitment, total(units)); };
+    return item;
+}
+
+std::shared_ptr<const Book::Impl> load(const json& catalogue) {
+    const Node root(catalogue);
+    auto book = std::make_shared<MeteredBook>();
+    book->vendor = "flexprice";
+    book->code = root.text("id", root.text("code", "flexprice"));
+    book->source = catalogue;
+    std::vector<Meter> meters;
+    for (const auto& meter : root.list("meters")) meters.push_back(read_meter(meter));
+    for (const auto& price : root.list("prices")) {
+        if (price.text("type", "USAGE") != "USAGE") continue;
+        book->items.push_back(read_usage_price(price, meters));
+        book->metrics.push_back(book->items.back().metric);
+    }
+    check_items(*book, root);
+    return book;
+}
+
+}  // namespace flexprice
+
+// --- Polar: the book of a product and its meters ---
+
+namespace polar {
+
+// Clauses in Polar's words; all but their negations need the property (6.2).
+Filter read_clause(const Node& at) {
+    static constexpr std::array<std::pair<std::string_view, Operator>, 8> operators{{{"eq", Operator::eq},
+                                                                                     {"ne", Operator::ne},
+                                                                                     {"gt", Operator::gt},
+                                                                                     {"gte", Operator::gte},
+                                                                                     {"lt", Operator::lt},
+                                                                                     {"lte", Operator::lte},
+                                                                                     {"like", Operator::contains},
+                                                                                     {"not_like", Operator::not_contains}}};
+    auto property = at.required_text("property");
+    const auto op = at.choice("operator", operators);
+    const auto value = at.find("value");
+    if (!value || value->value().is_structured())
+        throw Error(ErrorCode::bad_value, at.path("value"), "must be text, a whole number or true or false");
+    if (property.rfind("metadata.", 0) == 0) property = property.substr(std::string_view("metadata.").size());
+    const bool built_in = property == "name" || property == "source" || property == "timestamp";
+    const auto field = built_in ? property : property_field(property);
+    auto clause = Filter::where(field, op, value->value());
+    if (op != Operator::ne && op != Operator::not_contains) return clause;
+    return Filter::all({Filter::where(field, Operator::exists, true), std::move(clause)});
+}
+
+Filter read_filter(const Node& at) {
+    static constexpr std::array<std::pair<std::string_view, bool>, 2> conjunctions{{{"and", true}, {"or", false}}};
+    const bool all = at.choice("conjunction", conjunctions, "and");
+    std::vector<Filter> parts;
+    for (const auto& clause : at.list("clauses")) parts.push_back(clause.find("clauses") ? read_filter(clause) : read_clause(clause));
+    return all || parts.empty() ? Filter::all(std::move(parts)) : Filter::any(std::move(parts));
+}
+
+struct Meter {
+    std::string id;
+    Function function = Function::count;
+    Metric metric;
+};
+
+// A meter is told by its filter; the clause on the name says which events the metric reads.
+std::string event_name(const Filter& filter) {
+    if (filter.kind == Filter::Kind::clause)
+        return filter.field == "name" && filter.op == Operator::eq && filter.value.is_string() ? filter.value.get<std::string>() : "";
+    if (filter.kind == Filter::Kind::any && filter.parts.size() != 1) return "";
+    for (const auto& part : filter.parts) {
+        if (auto name = event_name(part); !name.empty()) return name;
+    }
+    return "";
+}
+
+Meter read_meter(const Node& at) {
+    Meter meter{at.required_text("id"), {}, {}};
+    const auto aggregation = at.object("aggregation");
+    meter.function = aggregation.choice("func", functions);
+    auto filter = at.find("filter") ? read_filter(at.object("filter")) : Filter();
+    const auto name = event_name(filter);
+    if (name.empty()) throw Error(ErrorCode::unsupported, at.path("filter"), "must have a clause name eq \"...\"");
+    meter.metric = {.code = "polar:" + meter.id, .event = name, .aggregation = Aggregation::count, .property = {}, .filter = std::move(filter)};
+    if (meter.function == Function::count) return meter;
+    if (!is_summable(meter.function) && meter.function != Function::unique) {
+        throw Error(ErrorCode::unsupported, aggregation.path("func"), aggregation.text("func") + " is not measured here");
+    }
+    meter.metric.aggregation = meter.function == Function::sum ? Aggregation::sum : Aggregation::unique_count;
+    meter.metric.property = property_field(aggregation.required_text("property"));
+    return meter;
+}
+
+// Credits that the product's benefits grant of a meter in each cycle.
+std::int64_t granted_units(const Node& product, const std::string& meter) {
+    std::int64_t units = 0;
+    for (const auto& benefit : product.list("benefits")) {
+        if (benefit.text("type") != "meter_credit") continue;
+        const auto properties = benefit.object("properties");
+        if (properties.text("meter_id") == meter) units += properties.decimal("units").value_or(Decimal()).to_int64().value_or(0);
+    }
+    return units;
+}
+
+// Currency units, as fees have them, from Polar's cents.
+Priced in_units(Priced priced, Currency currency) {
+    Priced scaled;
+    for (auto& line : priced.lines) {
+        line.rate = quotient(line.rate, currency.subunits);
+        line.amount = quotient(line.amount, currency.subunits);
+        scaled.add(std::move(line));
+    }
+    return scaled;
+}
+
+std::optional<Decimal> step_of(const Meter& meter, const Event& event, AggregateQuery query, UsageSource& usage) {
+    if (event.name != meter.metric.event) return {};
+    if (meter.function == Function::count) return Decimal(1);
+    const auto text = number_text(event, meter.metric.property.substr(property_field("").size()));
+    if (meter.function == Function::sum) return Decimal::parse(text);
+    query.filter = Filter::all({query.filter, Filter::equals(meter.metric.property, text)});
+    return usage.measure(meter.metric, query).front().value > 0 ? Decimal() : Decimal(1);
+}
+
+MeteredItem read_item(const Node& at, const Node& product, const std::vector<Meter>& meters) {
+    const auto id = at.required_text("meter_id");
+    const auto found = std::find_if(meters.begin(), meters.end(), [&](const Meter& meter) { return meter.id == id; });
+    if (found == meters.end()) throw Error(ErrorCode::bad_value, at.path("meter_id"), "no such meter: " + id);
+    const auto meter = *found;
+    const auto price = read_metered(at);
+    const auto credited = granted_units(product, id);
+    const Currency currency = currency_of(price.currency);
+    MeteredItem item{.charge = at.text("id", id), .currency_code = price.currency, .currency = currency, .metric = meter.metric};
+    item.count = [meter](const AggregateQuery& query, UsageSource& usage) {
+        return std::vector<Decimal>{usage.measure(meter.metric, query).front().value};
+    };
+    item.step = [meter](const Event& event, const AggregateQuery& query, UsageSource& usage) { return step_of(meter, event, query, usage); };
+    item.price = [price, credited, currency](const std::vector<Decimal>& units) {
+        return in_units(price_units(price, total(units).to_double(), credited), currency);
+    };
+    return item;
+}
+
+std::shared_ptr<const Book::Impl> load(const json& catalogue) {
+    const Node root(catalogue);
+    const auto product = root.object("product");
+    auto book = std::make_shared<MeteredBook>();
+    book->vendor = "polar";
+    book->code = product.text("id", product.text("name", "polar"));
+    book->source = catalogue;
+    std::vector<Meter> meters;
+    for (const auto& meter : root.list("meters")) meters.push_back(read_meter(meter));
+    for (const auto& price : product.list("prices")) {
+        if (price.text("amount_type", "metered_unit") != "metered_unit") continue;
+        book->items.push_back(read_item(price, product, meters));
+        book->metrics.push_back(book->items.back().metric);
+    }
+    check_items(*book, product);
+    return book;
+}
+
+}  // namespace polar
+
+// --- Autumn: the book of a plan, its features and credit systems ---
+
+namespace autumn {
+
+// An event counts its value, 1 when it has none.
+Metric feature_metric(const std::string& feature) {
+    return {.code = "autumn:" + feature, .event = feature, .aggregation = Aggregation::sum, .property = "value", .filter = {}};
+}
+
+Decimal feature_units(const std::string& feature, const AggregateQuery& query, UsageSource& usage) {
+    const auto valued = feature_metric(feature);
+    auto plain = valued;
+    plain.aggregation = Aggregation::count;
+    plain.property.clear();
+    plain.filter = Filter::where("value", Operator::exists, false);
+    return usage.measure(valued, query).front().value + usage.measure(plain, query).front().value;
+}
+
+// The features that use up an item, each with what one of its units costs.
+using Members = std::vector<std::pair<std::string, Decimal>>;
+
+Members members_of(const Node& root, const std::string& feature) {
+    Members members{{feature, 1}};
+    for (const auto& each : root.list("features")) {
+        if (each.text("id") != feature) continue;
+        for (const auto& [member, cost] : read_credit_system(each, "id").costs) members.emplace_back(member, cost);
+    }
+    return members;
+}
+
+// Rules of plan items (7.1).
+void check_item(const Node& at, const Node& price, const Item& item) {
+    const auto refuse = [](const std::string& path, const char* reason) { throw Error(ErrorCode::bad_value, path, reason); };
+    if (price.find("amount").has_value() == !price.list("tiers").empty()) refuse(price.path("amount"), "exactly one of amount and tiers is required");
+    if (!item.prepaid && !item.usage_based) refuse(price.path("billing_method"), "must be prepaid or usage_based");
+    if (item.volume && !item.prepaid) refuse(price.path("tier_behavior"), "volume is for prepaid items only");
+    if (item.included.is_negative()) refuse(at.path("included"), "must not be negative");
+    for (std::size_t i = 0; i < item.tiers.size(); ++i) {
+        const auto path = price.path("tiers") + "[" + std::to_string(i) + "]";
+        const auto& tier = item.tiers[i];
+        if (tier.rate.is_negative() || tier.flat.is_negative()) refuse(path + ".amount", "must not be negative");
+        if (!tier.flat.is_zero() && (!item.volume || item.tiers.size() < 2)) refuse(path + ".flat_amount", "is for volume with several tiers only");
+        if (tier.up_to && *tier.up_to <= tier.above) refuse(path + ".to", i == 0 ? "must be above included" : "must be above the tier before");
+        if (!tier.up_to != (i + 1 == item.tiers.size())) refuse(path + ".to", "only the last tier is open, with \"inf\"");
+    }
+}
+
+Item read_plan_item(const Node& at, const std::string& currency) {
+    if (!at.find("price")) return {.included = at.decimal("included").value_or(Decimal())};
+    const auto price = at.object("price");
+    auto merged = price.value();
+    merged["included"] = at.value().value("included", json(0));
+    auto item = autumn::read_item(Node(merged, price.path()), true, currency);
+    check_item(at, price, item);
+    return item;
+}
+
+MeteredItem read_metered_item(const Node& root, const Node& at, const std::string& currency) {
+    const auto feature = at.required_text("feature_id");
+    const auto members = members_of(root, feature);
+    const auto item = read_plan_item(at, currency);
+    const auto quantity = at.decimal("quantity").value_or(item.included);
+    MeteredItem result{.charge = feature, .currency_code = currency, .currency = minor_currency(currency), .metric = feature_metric(feature)};
+    result.count = [members](const AggregateQuery& query, UsageSource& usage) {
+        Decimal units;
+        for (const auto& [member, cost] : members) units += feature_units(member, query, usage) * cost;
+        return std::vector<Decimal>{units};
+    };
+    result.step = [members](const Event& event, const AggregateQuery&, UsageSource&) -> std::optional<Decimal> {
+        for (const auto& [member, cost] : members) {
+            if (member == event.name) return event.value.value_or(Decimal(1)) * cost;
+        }
+        return {};
+    };
+    const bool unlimited = at.flag("unlimited");
+    const auto most = at.find("price") ? at.object("price").decimal("max_purchase") : std::nullopt;
+    const auto granted = item.prepaid ? starting_balance(item, prepaid_packs(item, quantity), 1) : item.included;
+    result.check = [granted, unlimited, most, overage = item.usage_based](const Decimal& used, const Decimal& required) {
+        const Standing standing{at_least_zero(granted - used), at_least_zero(used - granted), unlimited, overage, most};
+        return Check{allowed(standing, required), standing.remaining, standing.overage};
+    };
+    result.price = [item, quantity](const std::vector<Decimal>& units) {
+        if (item.tiers.empty()) return Priced();
+        return item.prepaid ? price_prepaid(item, quantity) : price_overage(item, units);
+    };
+    result.cents = [currency](const Decimal& amount, Currency) { return minor_units(amount, currency); };
+    return result;
+}
+
+std::shared_ptr<const Book::Impl> load(const json& catalogue) {
+    const Node root(catalogue);
+    const auto plan = root.object("plan");
+    auto book = std::make_shared<MeteredBook>();
+    book->vendor = "autumn";
+    book->code = plan.required_text("id");
+    book->source = catalogue;
+    const auto currency = root.text("currency", "usd");
+    for (const auto& item : plan.list("items")) {
+        book->items.push_back(read_metered_item(root, item, currency));
+        book->metrics.push_back(book->items.back().metric);
+    }
+    check_items(*book, plan);
+    return book;
+}
+
+}  // namespace autumn
+
+constexpr std::array<std::pair<std::string_view, std::shared_ptr<const Book::Impl> (*)(const json&)>, 4> book_vendors{
+    {{"lago", lago::load}, {"flexprice", flexprice::load}, {"polar", polar::load}, {"autumn", autumn::load}}};
+
 }  // namespace
 
 Book Book::lago(const json& catalogue) { return Book(meter::lago::load(catalogue)); }
+Book Book::flexprice(const json& catalogue) { return Book(meter::flexprice::load(catalogue)); }
+Book Book::polar(const json& catalogue) { return Book(meter::polar::load(catalogue)); }
+Book Book::autumn(const json& catalogue) { return Book(meter::autumn::load(catalogue)); }
+
+Book Book::of(std::string_view vendor, const json& catalogue) {
+    for (const auto& [name, load] : book_vendors) {
+        if (name == vendor) return Book(load(catalogue));
+    }
+    throw Error(ErrorCode::unsupported, "vendor", "no books of \"" + std::string(vendor) + "\"");
+}
 
 const std::string& Book::vendor() const noexcept { return impl_->vendor; }
 const std::string& Book::code() const noexcept { return impl_->code; }
@@ -8244,8 +8752,11 @@ private:
 
 // The vendors whose books a database may hold.
 Book make_book(const std::string& vendor, const json& source) {
-    if (vendor == "lago") return Book::lago(source);
-    throw Error(ErrorCode::corrupt, "books", "\"" + vendor + "\" is not a vendor");
+    try {
+        return Book::of(vendor, source);
+    } catch (const Error& error) {
+        throw Error(ErrorCode::corrupt, "books", error.what());
+    }
 }
 
 }  // namespace
