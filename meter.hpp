@@ -125,7 +125,7 @@ public:
     friend Decimal operator+(const Decimal& a, const Decimal& b);
     friend Decimal operator-(const Decimal& a, const Decimal& b) { return a + -b; }
     friend Decimal operator*(const Decimal& a, const Decimal& b);
-    Decimal& operator+=(const Decimal& other) { return *this = *this + other; }
+    Decimal& operator+=(const Decimal& other);
     Decimal& operator-=(const Decimal& other) { return *this = *this - other; }
     Decimal& operator*=(const Decimal& other) { return *this = *this * other; }
     /// a / b rounded to `scale` (0 to 76) decimals. Throws bad_value when b is zero.
