@@ -22,10 +22,15 @@
 #include <cmath>
 #include <condition_variable>
 #include <cstring>
+#include <deque>
+#include <filesystem>
+#include <fstream>
 #include <limits>
 #include <map>
 #include <mutex>
+#include <numeric>
 #include <random>
+#include <set>
 #include <thread>
 #include <unordered_map>
 #include <unordered_set>
@@ -834,29 +839,6238 @@ Period this_month(Timestamp now) {
 // 3 values: JSON text (scanner, writer, canonical form), property paths, filters. Pure. Uses 1, 2.
 // =============================================================================================
 
+namespace {
+
+[[noreturn]] void refuse(std::string field, std::string reason) { throw Error(ErrorCode::bad_value, std::move(field), std::move(reason)); }
+
+// The length of the UTF-8 sequence at `at`, 0 when there is none that Unicode allows (Unicode 15, table 3-7).
+std::size_t utf8_length(std::string_view text, std::size_t at) noexcept {
+    const auto byte = [&](std::size_t i) { return i < text.size() ? static_cast<unsigned char>(text[i]) : 0U; };
+    const auto follows = [&](std::size_t i, unsigned low = 0x80, unsigned high = 0xBF) { return byte(i) >= low && byte(i) <= high; };
+    const unsigned first = byte(at);
+    if (first < 0x80) return 1;
+    if (first >= 0xC2 && first <= 0xDF) return follows(at + 1) ? 2 : 0;
+    if (first >= 0xE0 && first <= 0xEF) {
+        const bool second = follows(at + 1, first == 0xE0 ? 0xA0 : 0x80, first == 0xED ? 0x9F : 0xBF);
+        return second && follows(at + 2) ? 3 : 0;
+    }
+    if (first >= 0xF0 && first <= 0xF4) {
+        const bool second = follows(at + 1, first == 0xF0 ? 0x90 : 0x80, first == 0xF4 ? 0x8F : 0xBF);
+        return second && follows(at + 2) && follows(at + 3) ? 4 : 0;
+    }
+    return 0;
+}
+
+// Why a text cannot be stored, or nothing. NUL is refused because SQLite's text functions and PostgreSQL's jsonb end at it.
+const char* text_fault(std::string_view text) noexcept {
+    for (std::size_t at = 0; at < text.size();) {
+        if (text[at] == '\0') return "contains a NUL character";
+        const std::size_t length = utf8_length(text, at);
+        if (length == 0) return "is not valid UTF-8";
+        at += length;
+    }
+    return nullptr;
+}
+
+void append_utf8(std::string& out, std::uint32_t code) {
+    const auto put = [&](std::uint32_t byte) { out.push_back(static_cast<char>(byte)); };
+    if (code < 0x80) return put(code);
+    if (code < 0x800) {
+        put(0xC0 | code >> 6);
+        return put(0x80 | (code & 0x3F));
+    }
+    if (code < 0x10000) {
+        put(0xE0 | code >> 12);
+    } else {
+        put(0xF0 | code >> 18);
+        put(0x80 | (code >> 12 & 0x3F));
+    }
+    put(0x80 | (code >> 6 & 0x3F));
+    put(0x80 | (code & 0x3F));
+}
+
+// Numbers that Decimal cannot hold are refused on the way in, so that whatever is stored can be measured exactly.
+const char* number_fault(std::string_view text) noexcept {
+    if (text.size() <= 18 && text.find_first_of("eE") == std::string_view::npos) return nullptr;
+    return Decimal::parse(text) ? nullptr : "is a number of more than 38 digits, or too large or small";
+}
+
+struct JsonToken {
+    enum class Kind : std::uint8_t { null, boolean, number, text, array, object };
+    Kind kind = Kind::null;
+    bool escaped = false;    // a text with backslashes in it
+    std::string_view raw{};  // as it stands; a text without its quotes
+};
+
+// Reads one JSON text (RFC 8259, strictly) from front to back, without building a tree. Throws Error(bad_value) with the place.
+class JsonScanner {
+public:
+    explicit JsonScanner(std::string_view text) noexcept : begin_(text.data()), at_(text.data()), end_(text.data() + text.size()) {}
+
+    // The first character of the next value; NUL at the end.
+    char peek() noexcept {
+        while (at_ != end_ && (*at_ == ' ' || *at_ == '\t' || *at_ == '\n' || *at_ == '\r')) ++at_;
+        return at_ == end_ ? '\0' : *at_;
+    }
+
+    // Reads an object; `member(key)` must read exactly one value. The key is decoded and lives until the next call.
+    template <class Member>
+    void object(Member&& member) {
+        open('{');
+        std::vector<std::string_view> keys;
+        if (!close('}')) {
+            do {
+                const JsonToken key = string();
+                for (const std::string_view earlier : keys) {
+                    if (earlier == key.raw) fail("the key \"" + std::string(key.raw) + "\" stands twice");
+                }
+                if (keys.size() < max_compared_keys) keys.push_back(key.raw);
+                expect(':');
+                if (key.escaped) {
+                    const std::string decoded = decode(key);
+                    member(std::string_view(decoded));
+                } else {
+                    member(key.raw);
+                }
+            } while (more('}'));
+        }
+        --depth_;
+    }
+
+    // Reads an array; `element()` must read exactly one value.
+    template <class Element>
+    void array(Element&& element) {
+        open('[');
+        if (!close(']')) {
+            do element();
+            while (more(']'));
+        }
+        --depth_;
+    }
+
+    // Reads any value; containers are checked and passed over.
+    JsonToken value() {
+        switch (peek()) {
+            case '{':
+                return container(JsonToken::Kind::object, [this] { object([this](std::string_view) { value(); }); });
+            case '[':
+                return container(JsonToken::Kind::array, [this] { array([this] { value(); }); });
+            case '"':
+                return string();
+            case 't':
+                return word("true", JsonToken::Kind::boolean);
+            case 'f':
+                return word("false", JsonToken::Kind::boolean);
+            case 'n':
+                return word("null", JsonToken::Kind::null);
+            default:
+                return number();
+        }
+    }
+
+    const char* position() const noexcept { return at_; }
+
+    void end() {
+        if (peek() != '\0' || at_ != end_) fail("something follows the value");
+    }
+
+    std::string decode(const JsonToken& token) const {
+        std::string out;
+        out.reserve(token.raw.size());
+        for (std::size_t i = 0; i < token.raw.size(); ++i) {
+            if (token.raw[i] != '\\') {
+                out.push_back(token.raw[i]);
+                continue;
+            }
+            const char kind = token.raw[++i];
+            if (kind != 'u') {
+                out.push_back(escapes.second[escapes.first.find(kind)]);
+                continue;
+            }
+            std::uint32_t code = hex(token.raw.data() + i + 1);
+            i += 4;
+            if (code >= 0xD800 && code < 0xDC00) {
+                code = 0x10000 + ((code - 0xD800) << 10) + (hex(token.raw.data() + i + 3) - 0xDC00);
+                i += 6;
+            }
+            append_utf8(out, code);
+        }
+        return out;
+    }
+
+    [[noreturn]] void fail(const std::string& reason) const {
+        throw Error(ErrorCode::bad_value, "", reason + " (byte " + std::to_string(at_ - begin_) + ")");
+    }
+
+private:
+    // Beyond so many keys in one object a repeated key is not noticed; the last one counts.
+    static constexpr std::size_t max_compared_keys = 64;
+    static constexpr std::pair<std::string_view, std::string_view> escapes{"\"\\/bfnrt", "\"\\/\b\f\n\r\t"};
+
+    void expect(char c) {
+        if (peek() != c || at_ == end_) fail(std::string("'") + c + "' expected");
+        ++at_;
+    }
+    void open(char c) {
+        expect(c);
+        if (++depth_ > limits::json_depth) fail("nested more than " + std::to_string(limits::json_depth) + " deep");
+    }
+    bool close(char c) {
+        if (peek() != c) return false;
+        ++at_;
+        return true;
+    }
+    bool more(char closing) {
+        if (close(closing)) return false;
+        expect(',');
+        return true;
+    }
+    template <class Read>
+    JsonToken container(JsonToken::Kind kind, Read&& read) {
+        const char* start = at_;
+        read();
+        return {kind, false, span(start)};
+    }
+    JsonToken word(std::string_view text, JsonToken::Kind kind) {
+        const char* start = at_;
+        if (static_cast<std::size_t>(end_ - at_) < text.size() || std::string_view(at_, text.size()) != text) fail("not a JSON value");
+        at_ += text.size();
+        return {kind, false, span(start)};
+    }
+    JsonToken number() {
+        const char* start = at_;
+        const auto digits = [this] {
+            const char* first = at_;
+            while (at_ != end_ && *at_ >= '0' && *at_ <= '9') ++at_;
+            if (at_ == first) fail(at_ == end_ ? "the text ends in the middle" : "not a JSON value");
+        };
+        const auto skip = [this](char a, char b) { return at_ != end_ && (*at_ == a || *at_ == b) && (++at_, true); };
+        skip('-', '-');
+        if (!skip('0', '0')) digits();
+        if (skip('.', '.')) digits();
+        if (skip('e', 'E')) {
+            skip('+', '-');
+            digits();
+        }
+        if (const char* fault = number_fault(span(start))) fail(fault);
+        return {JsonToken::Kind::number, false, span(start)};
+    }
+    JsonToken string() {
+        expect('"');
+        const char* start = at_;
+        bool escaped = false;
+        for (;;) {
+            while (at_ != end_ && static_cast<unsigned char>(*at_) - 0x20U < 0x60U && *at_ != '"' && *at_ != '\\') ++at_;
+            if (at_ == end_) fail("the text ends in the middle of a string");
+            if (*at_ == '"') break;
+            if (*at_ == '\\') {
+                escape();
+                escaped = true;
+            } else {
+                rare_character();
+            }
+        }
+        const JsonToken token{JsonToken::Kind::text, escaped, span(start)};
+        ++at_;
+        return token;
+    }
+    void rare_character() {
+        if (static_cast<unsigned char>(*at_) < 0x20) fail("a control character in a string");
+        const std::size_t length = utf8_length(std::string_view(at_, static_cast<std::size_t>(end_ - at_)), 0);
+        if (length == 0) fail("not valid UTF-8");
+        at_ += length;
+    }
+    void escape() {
+        if (end_ - at_ < 2) fail("the text ends in the middle of a string");
+        if (at_[1] != 'u') {
+            if (escapes.first.find(at_[1]) == std::string_view::npos) fail("an unknown escape");
+            at_ += 2;
+            return;
+        }
+        const std::uint32_t code = escaped_unit();
+        if (code == 0) fail("a NUL character in a string");
+        if (code >= 0xDC00 && code < 0xE000) fail("half of a surrogate pair");
+        if (code >= 0xD800 && code < 0xDC00) {
+            const bool pair = end_ - at_ >= 2 && at_[0] == '\\' && at_[1] == 'u';
+            const std::uint32_t low = pair ? escaped_unit() : 0;
+            if (low < 0xDC00 || low > 0xDFFF) fail("half of a surrogate pair");
+        }
+    }
+    std::uint32_t escaped_unit() {
+        if (end_ - at_ < 6) fail("the text ends in the middle of a string");
+        for (int i = 2; i < 6; ++i) {
+            const char c = at_[i];
+            if (!((c >= '0' && c <= '9') || (c >= 'a' && c <= 'f') || (c >= 'A' && c <= 'F'))) fail("an unknown escape");
+        }
+        const std::uint32_t code = hex(at_ + 2);
+        at_ += 6;
+        return code;
+    }
+    static std::uint32_t hex(const char* digits) noexcept {
+        std::uint32_t code = 0;
+        std::from_chars(digits, digits + 4, code, 16);
+        return code;
+    }
+    std::string_view span(const char* start) const noexcept { return {start, static_cast<std::size_t>(at_ - start)}; }
+
+    const char *begin_, *at_, *end_;
+    std::size_t depth_ = 0;
+};
+
+// Where in a tree we are, for the field of an error; costs nothing until it is needed.
+struct JsonPath {
+    const JsonPath* parent = nullptr;
+    std::string_view key{};
+    std::string text() const { return parent ? parent->text() + "." + std::string(key) : std::string(key); }
+};
+
+void append_json_text(std::string& out, std::string_view text) {
+    out.push_back('"');
+    for (const char c : text) {
+        switch (c) {
+            case '"':
+                out += "\\\"";
+                break;
+            case '\\':
+                out += "\\\\";
+                break;
+            case '\n':
+                out += "\\n";
+                break;
+            case '\t':
+                out += "\\t";
+                break;
+            case '\r':
+                out += "\\r";
+                break;
+            default:
+                if (static_cast<unsigned char>(c) < 0x20) {
+                    constexpr std::string_view digits = "0123456789abcdef";
+                    out += "\\u00";
+                    out += digits[static_cast<unsigned char>(c) >> 4];
+                    out += digits[c & 15];
+                } else {
+                    out.push_back(c);
+                }
+        }
+    }
+    out.push_back('"');
+}
+
+template <class Number>
+void append_json_number(std::string& out, Number number, const JsonPath& path) {
+    std::array<char, 32> digits{};
+    const auto [end, fault] = std::to_chars(digits.data(), digits.data() + digits.size(), number);
+    std::string_view text(digits.data(), static_cast<std::size_t>(end - digits.data()));
+    if (fault != std::errc() || text.find_first_of("nN") != std::string_view::npos) refuse(path.text(), "is not a finite number");
+    if (const char* reason = number_fault(text)) refuse(path.text(), reason);
+    out += text;
+    if constexpr (std::is_floating_point_v<Number>) {
+        if (text.find_first_of(".e") == std::string_view::npos) out += ".0";  // so that it is read back as the float it was
+    }
+}
+
+// Writes what an app handed us as compact JSON text, refusing what cannot be stored. The depth bound also bounds the recursion.
+void append_json(std::string& out, const json& value, const JsonPath& path, std::size_t depth = 1) {
+    if (depth > limits::json_depth + 1) refuse(path.text(), "nested more than " + std::to_string(limits::json_depth) + " deep");
+    const auto text = [&](std::string_view content) {
+        if (const char* fault = text_fault(content)) refuse(path.text(), fault);
+        append_json_text(out, content);
+    };
+    switch (value.type()) {
+        case json::value_t::null:
+            out += "null";
+            break;
+        case json::value_t::boolean:
+            out += value.get<bool>() ? "true" : "false";
+            break;
+        case json::value_t::number_integer:
+            append_json_number(out, value.get<std::int64_t>(), path);
+            break;
+        case json::value_t::number_unsigned:
+            append_json_number(out, value.get<std::uint64_t>(), path);
+            break;
+        case json::value_t::number_float:
+            append_json_number(out, value.get<double>(), path);
+            break;
+        case json::value_t::string:
+            text(value.get_ref<const std::string&>());
+            break;
+        case json::value_t::array: {
+            out.push_back('[');
+            for (std::size_t i = 0; i < value.size(); ++i) {
+                if (i != 0) out.push_back(',');
+                append_json(out, value[i], {&path, std::to_string(i)}, depth + 1);
+            }
+            out.push_back(']');
+            break;
+        }
+        case json::value_t::object: {
+            out.push_back('{');
+            bool first = true;
+            for (const auto& [key, member] : value.get_ref<const json::object_t&>()) {
+                if (!first) out.push_back(',');
+                first = false;
+                text(key);
+                out.push_back(':');
+                append_json(out, member, {&path, key}, depth + 1);
+            }
+            out.push_back('}');
+            break;
+        }
+        default:
+            refuse(path.text(), "is not a JSON value");
+    }
+}
+
+json canonical_json(JsonScanner& scanner) {
+    if (scanner.peek() == '{') {
+        json object = json::object();
+        scanner.object([&](std::string_view key) { object[std::string(key)] = canonical_json(scanner); });
+        return object;
+    }
+    if (scanner.peek() == '[') {
+        json elements = json::array();
+        scanner.array([&] { elements.push_back(canonical_json(scanner)); });
+        return elements;
+    }
+    const JsonToken token = scanner.value();
+    switch (token.kind) {
+        case JsonToken::Kind::null:
+            return nullptr;
+        case JsonToken::Kind::boolean:
+            return token.raw == "true";
+        case JsonToken::Kind::text:
+            return scanner.decode(token);
+        case JsonToken::Kind::number: {
+            // As bytes, which no JSON text can hold: a number then never equals a text, and keeps all its digits.
+            const std::string digits = Decimal(token.raw).to_string();
+            return json::binary({digits.begin(), digits.end()});
+        }
+        default:
+            return nullptr;  // containers were read above
+    }
+}
+
+// Whether two JSON texts mean the same: order of keys, white space and the writing of numbers do not count.
+bool same_json(std::string_view a, std::string_view b) {
+    if (a == b) return true;
+    JsonScanner left(a), right(b);
+    return canonical_json(left) == canonical_json(right);
+}
+
+// The leaves of a JSON object under their paths, each key after a dot: {"a": {"b": 1}} gives (".a.b", 1). An array, and an object without
+// members, is a leaf. `leaf(path, token, scanner)` is called in the order of the text; of two equal paths the later one counts.
+template <class Leaf>
+void flatten_json(JsonScanner& scanner, std::string& path, Leaf&& leaf) {
+    const std::size_t prefix = path.size();
+    bool empty = true;
+    const char* start = scanner.position();
+    scanner.object([&](std::string_view key) {
+        empty = false;
+        path.resize(prefix);
+        path.push_back('.');
+        path += key;
+        if (scanner.peek() == '{') return flatten_json(scanner, path, leaf);
+        const JsonToken token = scanner.value();
+        leaf(std::as_const(path), token, scanner);
+    });
+    path.resize(prefix);
+    if (empty && prefix != 0) {
+        const JsonToken token{JsonToken::Kind::object, false, {start, static_cast<std::size_t>(scanner.position() - start)}};
+        leaf(std::as_const(path), token, scanner);
+    }
+}
+
+// ---- filters ----
+
+// One value of a field, as filters and groups see it.
+struct Scalar {
+    enum class Kind : std::uint8_t { missing, null, boolean, number, text, json };
+    Kind kind = Kind::missing;
+    bool boolean = false;
+    Decimal number{};
+    std::string_view text{};
+    bool absent() const noexcept { return kind == Kind::missing || kind == Kind::null; }
+};
+
+constexpr std::array<std::pair<std::string_view, Operator>, 13> operators{{
+    {"eq", Operator::eq},
+    {"ne", Operator::ne},
+    {"gt", Operator::gt},
+    {"gte", Operator::gte},
+    {"lt", Operator::lt},
+    {"lte", Operator::lte},
+    {"in", Operator::in},
+    {"not_in", Operator::not_in},
+    {"contains", Operator::contains},
+    {"not_contains", Operator::not_contains},
+    {"like", Operator::like},
+    {"not_like", Operator::not_like},
+    {"exists", Operator::exists},
+}};
+
+std::string_view operator_name(Operator op) {
+    return std::find_if(operators.begin(), operators.end(), [op](const auto& row) { return row.second == op; })->first;
+}
+
+// Text for people and for group keys: a number by its shortest form, a boolean as JSON writes it.
+std::string scalar_text(const Scalar& value) {
+    switch (value.kind) {
+        case Scalar::Kind::boolean:
+            return value.boolean ? "true" : "false";
+        case Scalar::Kind::number:
+            return value.number.to_string();
+        case Scalar::Kind::text:
+        case Scalar::Kind::json:
+            return std::string(value.text);
+        default:
+            return {};
+    }
+}
+
+std::optional<Decimal> scalar_number(const Scalar& value) {
+    if (value.kind == Scalar::Kind::number) return value.number;
+    if (value.kind == Scalar::Kind::text) return Decimal::parse(value.text);
+    return std::nullopt;
+}
+
+// The value a clause compares with, prepared once.
+struct Operand {
+    Scalar::Kind kind = Scalar::Kind::null;
+    bool boolean = false;
+    std::optional<Decimal> number{};
+    std::string text{};
+};
+
+Operand make_operand(const json& value, const std::string& field) {
+    switch (value.type()) {
+        case json::value_t::null:
+            return {};
+        case json::value_t::boolean:
+            return {Scalar::Kind::boolean, value.get<bool>(), {}, value.get<bool>() ? "true" : "false"};
+        case json::value_t::string: {
+            const auto& text = value.get_ref<const std::string&>();
+            return {Scalar::Kind::text, false, Decimal::parse(text), text};
+        }
+        case json::value_t::number_integer:
+        case json::value_t::number_unsigned:
+        case json::value_t::number_float: {
+            const Decimal number = Decimal::from_json(value);
+            return {Scalar::Kind::number, false, number, number.to_string()};
+        }
+        default:
+            refuse(field, "a filter compares with text, numbers, booleans or null");
+    }
+}
+
+std::weak_ordering compare(const Scalar& value, const Operand& operand) {
+    if (operand.number) {
+        if (const auto number = scalar_number(value)) return *number <=> *operand.number;
+    }
+    return scalar_text(value) <=> operand.text;
+}
+
+// SQL's LIKE: % is any text, _ one byte; letters as they are.
+bool like(std::string_view text, std::string_view pattern) {
+    std::size_t t = 0, p = 0, star = std::string_view::npos, resume = 0;
+    while (t < text.size()) {
+        if (p < pattern.size() && pattern[p] == '%') {
+            star = p++;
+            resume = t;
+        } else if (p < pattern.size() && (pattern[p] == '_' || pattern[p] == text[t])) {
+            ++p, ++t;
+        } else if (star != std::string_view::npos) {
+            p = star + 1;
+            t = ++resume;
+        } else {
+            return false;
+        }
+    }
+    return pattern.find_first_not_of('%', p) == std::string_view::npos;
+}
+
+// A clause made ready to meet many values.
+struct Clause {
+    Operator op = Operator::eq;
+    std::vector<Operand> operands{};
+
+    bool holds(const Scalar& value) const {
+        switch (op) {
+            case Operator::exists:
+                return value.absent() != operands[0].boolean;
+            case Operator::ne:
+            case Operator::not_in:
+                return !among(value);
+            case Operator::not_contains:
+                return value.absent() || scalar_text(value).find(operands[0].text) == std::string::npos;
+            case Operator::not_like:
+                return value.absent() || !like(scalar_text(value), operands[0].text);
+            default:
+                break;
+        }
+        if (op == Operator::eq || op == Operator::in) return among(value);
+        if (value.absent()) return false;
+        switch (op) {
+            case Operator::gt:
+                return ordered(value) && compare(value, operands[0]) > 0;
+            case Operator::gte:
+                return ordered(value) && compare(value, operands[0]) >= 0;
+            case Operator::lt:
+                return ordered(value) && compare(value, operands[0]) < 0;
+            case Operator::lte:
+                return ordered(value) && compare(value, operands[0]) <= 0;
+            case Operator::contains:
+                return scalar_text(value).find(operands[0].text) != std::string::npos;
+            case Operator::like:
+                return like(scalar_text(value), operands[0].text);
+            default:
+                return false;
+        }
+    }
+
+private:
+    bool among(const Scalar& value) const {
+        return std::any_of(operands.begin(), operands.end(), [&](const Operand& operand) {
+            if (value.absent() || operand.kind == Scalar::Kind::null) return value.absent() && operand.kind == Scalar::Kind::null;
+            return compare(value, operand) == 0;
+        });
+    }
+    // Greater and less make sense between two numbers or two texts, not across.
+    bool ordered(const Scalar& value) const {
+        if (operands[0].number) return scalar_number(value).has_value();
+        return value.kind == Scalar::Kind::text && operands[0].kind == Scalar::Kind::text;
+    }
+};
+
+Clause make_clause(const Filter& filter) {
+    Clause clause{filter.op, {}};
+    const std::string where = filter.field + "." + std::string(operator_name(filter.op));
+    if (filter.op == Operator::in || filter.op == Operator::not_in) {
+        if (!filter.value.is_array()) refuse(where, "takes a list of values");
+        for (const json& value : filter.value) clause.operands.push_back(make_operand(value, where));
+        return clause;
+    }
+    if (filter.op == Operator::exists && !filter.value.is_boolean()) refuse(where, "takes true or false");
+    clause.operands.push_back(make_operand(filter.value, where));
+    const bool text_only =
+        filter.op == Operator::contains || filter.op == Operator::not_contains || filter.op == Operator::like || filter.op == Operator::not_like;
+    if (text_only && clause.operands[0].kind != Scalar::Kind::text) refuse(where, "takes a text");
+    return clause;
+}
+
+Filter filter_from(const json& tree, const std::string& path, std::size_t depth) {
+    if (depth > limits::json_depth) refuse(path, "nested too deep");
+    if (!tree.is_object()) refuse(path, "a filter is an object");
+    for (const auto& [word, kind] : {std::pair{"all", Filter::Kind::all}, std::pair{"any", Filter::Kind::any}}) {
+        if (!tree.contains(word)) continue;
+        const json& parts = tree.at(word);
+        if (!parts.is_array() || tree.size() != 1) refuse(path + "." + word, "takes a list of filters and stands alone");
+        Filter filter{kind, {}, {}, Operator::eq, nullptr};
+        for (std::size_t i = 0; i < parts.size(); ++i)
+            filter.parts.push_back(filter_from(parts[i], path + "." + word + "." + std::to_string(i), depth + 1));
+        return filter;
+    }
+    const auto field = tree.find("field"), op = tree.find("operator"), value = tree.find("value");
+    if (field == tree.end() || !field->is_string() || field->get_ref<const std::string&>().empty()) refuse(path + ".field", "names no field");
+    if (op == tree.end() || !op->is_string()) refuse(path + ".operator", "is missing");
+    const auto known =
+        std::find_if(operators.begin(), operators.end(), [&](const auto& row) { return row.first == op->get_ref<const std::string&>(); });
+    if (known == operators.end()) refuse(path + ".operator", "\"" + op->get<std::string>() + "\" is not an operator");
+    Filter filter = Filter::where(field->get<std::string>(), known->second, value == tree.end() ? json(nullptr) : *value);
+    make_clause(filter);
+    return filter;
+}
+
+}  // namespace
+
+json Filter::to_json() const {
+    if (kind == Kind::clause) return {{"field", field}, {"operator", operator_name(op)}, {"value", value}};
+    json list = json::array();
+    for (const Filter& part : parts) list.push_back(part.to_json());
+    return {{kind == Kind::all ? "all" : "any", std::move(list)}};
+}
+
+Filter Filter::from_json(const json& tree) { return filter_from(tree, "filter", 1); }
+
+namespace {
+
+// ---- events as JSON ----
+
+constexpr std::array<std::pair<std::string_view, Severity>, 3> severities{
+    {{"info", Severity::info}, {"warning", Severity::warning}, {"critical", Severity::critical}}};
+
+std::string_view severity_name(Severity severity) { return severities[static_cast<std::size_t>(severity)].first; }
+
+// What the log keeps of an event beside its columns; empty when there is nothing.
+void append_extra(std::string& out, const Event& event) {
+    if (!event.precise_total_amount_cents && !event.notice && event.extensions.empty()) return;
+    json extra = json::object();
+    if (event.precise_total_amount_cents) extra["precise_total_amount_cents"] = event.precise_total_amount_cents->to_string();
+    if (event.notice)
+        extra["notice"] = {{"body", event.notice->body}, {"severity", severity_name(event.notice->severity)}, {"notify", event.notice->notify}};
+    if (!event.extensions.empty()) extra["extensions"] = event.extensions;
+    append_json(out, extra, {});
+}
+
+Notice read_notice(const json& tree) {
+    if (!tree.is_object()) refuse("notice", "must be an object");
+    Notice notice;
+    for (const auto& item : tree.items()) {
+        const std::string& key = item.key();
+        const json& value = item.value();
+        const std::string field = "notice." + key;
+        if (key == "body" && value.is_string()) {
+            notice.body = value.get<std::string>();
+        } else if (key == "notify" && value.is_boolean()) {
+            notice.notify = value.get<bool>();
+        } else if (key == "severity" && value.is_string()) {
+            const auto known =
+                std::find_if(severities.begin(), severities.end(), [&](const auto& row) { return row.first == value.get_ref<const std::string&>(); });
+            if (known == severities.end()) refuse(field, "must be info, warning or critical");
+            notice.severity = known->second;
+        } else {
+            refuse(field, "must be one of body (text), severity (text), notify (true or false)");
+        }
+    }
+    return notice;
+}
+
+void read_extra(Event& event, std::string_view text) {
+    const json extra = json::parse(text);
+    if (const auto cents = extra.find("precise_total_amount_cents"); cents != extra.end())
+        event.precise_total_amount_cents = Decimal::from_json(*cents);
+    if (const auto notice = extra.find("notice"); notice != extra.end()) event.notice = read_notice(*notice);
+    if (const auto extensions = extra.find("extensions"); extensions != extra.end()) event.extensions = *extensions;
+}
+
+// Text is ISO 8601, a number Unix seconds.
+Timestamp read_timestamp(const JsonToken& token) {
+    if (token.kind == JsonToken::Kind::text) return Timestamp::parse(token.raw);
+    if (token.kind == JsonToken::Kind::number) return Timestamp::from_unix(Decimal(token.raw));
+    refuse("timestamp", "must be ISO 8601 text or Unix seconds");
+}
+
+// ---- drafts: events checked and made ready to be stored ----
+
+// An event on its way into the log. The views live in the caller's event or text, or in the batch.
+struct Draft {
+    std::string_view id{}, name{}, customer{}, subscription{}, source{};
+    std::optional<Timestamp> timestamp{};
+    std::string value{};
+    std::size_t properties_at = 0, extra_at = 0, end = 0;  // in Drafts::json_text
+    std::size_t receipt = 0;
+};
+
+struct Drafts {
+    std::vector<Draft> accepted{};
+    std::vector<Receipt> receipts{};           // one for every event, refused ones included
+    ErrorCode refusal = ErrorCode::bad_value;  // of the last one refused
+    std::string json_text{};                   // properties and extra of each draft, one after the other
+    std::deque<std::string> texts{};           // ids that were made, texts that had escapes
+    std::string_view properties(const Draft& draft) const {
+        return std::string_view(json_text).substr(draft.properties_at, draft.extra_at - draft.properties_at);
+    }
+    std::string_view extra(const Draft& draft) const { return std::string_view(json_text).substr(draft.extra_at, draft.end - draft.extra_at); }
+};
+
+void check_text(std::string_view field, std::string_view text, std::size_t limit) {
+    if (text.size() > limit) throw Error(ErrorCode::too_large, std::string(field), "is longer than " + std::to_string(limit) + " bytes");
+    if (const char* fault = text_fault(text)) refuse(std::string(field), fault);
+}
+
+void check_draft(const Drafts& drafts, const Draft& draft) {
+    if (draft.name.empty()) refuse("name", "is missing");
+    check_text("id", draft.id, limits::id_bytes);
+    const std::array<std::pair<std::string_view, std::string_view>, 4> fields{
+        {{"name", draft.name}, {"customer", draft.customer}, {"subscription", draft.subscription}, {"source", draft.source}}};
+    for (const auto& [field, text] : fields) check_text(field, text, limits::text_bytes);
+    if (drafts.properties(draft).size() > limits::properties_bytes) {
+        throw Error(ErrorCode::too_large, "properties", "are longer than " + std::to_string(limits::properties_bytes) + " bytes as JSON");
+    }
+    if (drafts.extra(draft).size() > limits::extra_bytes) {
+        throw Error(ErrorCode::too_large, "notice", "with extensions is longer than " + std::to_string(limits::extra_bytes) + " bytes as JSON");
+    }
+    if (draft.timestamp && (*draft.timestamp < Timestamp::min() || *draft.timestamp > Timestamp::max()))
+        refuse("timestamp", "is outside the years 1 to 9999");
+}
+
+// Runs `fill(draft)` and keeps the draft with a receipt to come, or takes down why it was refused.
+template <class Fill>
+void add_draft(Drafts& drafts, Fill&& fill) {
+    Draft draft;
+    draft.properties_at = drafts.json_text.size();
+    draft.receipt = drafts.receipts.size();
+    Receipt& receipt = drafts.receipts.emplace_back();
+    try {
+        fill(draft);
+        draft.end = drafts.json_text.size();
+        check_draft(drafts, draft);
+        receipt.id = draft.id;
+        drafts.accepted.push_back(std::move(draft));
+    } catch (const Error& error) {
+        drafts.json_text.resize(draft.properties_at);
+        drafts.refusal = error.code();
+        receipt.field = error.field();
+        receipt.reason = error.reason();
+    }
+}
+
+void draft_event(Drafts& drafts, Draft& draft, const Event& event) {
+    draft.id = event.id;
+    draft.name = event.name;
+    draft.customer = event.customer;
+    draft.subscription = event.subscription;
+    draft.source = event.source;
+    draft.timestamp = event.timestamp;
+    if (event.value) draft.value = event.value->to_string();
+    if (!event.properties.is_object()) refuse("properties", "must be an object");
+    if (!event.extensions.is_object()) refuse("extensions", "must be an object");
+    append_json(drafts.json_text, event.properties, {nullptr, "properties"});
+    draft.extra_at = drafts.json_text.size();
+    append_extra(drafts.json_text, event);
+}
+
+// The members of a line that are plain text.
+constexpr std::array<std::pair<std::string_view, std::string_view Draft::*>, 5> text_members{
+    {{"id", &Draft::id}, {"name", &Draft::name}, {"customer", &Draft::customer}, {"subscription", &Draft::subscription}, {"source", &Draft::source}}};
+
+Decimal read_number(const JsonToken& token, const std::string& field) {
+    const auto number = token.kind == JsonToken::Kind::number || token.kind == JsonToken::Kind::text ? Decimal::parse(token.raw) : std::nullopt;
+    if (!number) refuse(field, "is not a number");
+    return *number;
+}
+
+void draft_member(Drafts& drafts, Draft& draft, Event& extra, std::string_view& properties, JsonScanner& scanner, const std::string& key) {
+    const auto text = std::find_if(text_members.begin(), text_members.end(), [&](const auto& row) { return row.first == key; });
+    const JsonToken token = scanner.value();
+    if (token.kind == JsonToken::Kind::null) return;  // as if it were absent
+    if (text != text_members.end()) {
+        if (token.kind != JsonToken::Kind::text) refuse(key, "must be text");
+        draft.*(text->second) = token.escaped ? drafts.texts.emplace_back(scanner.decode(token)) : token.raw;
+    } else if (key == "timestamp") {
+        draft.timestamp = read_timestamp(token);
+    } else if (key == "value") {
+        draft.value = read_number(token, key).to_string();
+    } else if (key == "precise_total_amount_cents") {
+        extra.precise_total_amount_cents = read_number(token, key);
+    } else if (key == "properties" || key == "extensions" || key == "notice") {
+        if (token.kind != JsonToken::Kind::object) refuse(key, "must be an object");
+        if (key == "properties") properties = token.raw;
+        if (key == "extensions") extra.extensions = json::parse(token.raw);
+        if (key == "notice") extra.notice = read_notice(json::parse(token.raw));
+    } else {
+        refuse(key, "is not a member of an event");
+    }
+}
+
+// One line of JSON. Properties are kept as they stand, after a check, so that no digit changes.
+void draft_line(Drafts& drafts, Draft& draft, std::string_view line) {
+    JsonScanner scanner(line);
+    Event extra;
+    std::string_view properties = "{}";
+    scanner.object([&](std::string_view key) { draft_member(drafts, draft, extra, properties, scanner, std::string(key)); });
+    scanner.end();
+    drafts.json_text += properties;
+    draft.extra_at = drafts.json_text.size();
+    append_extra(drafts.json_text, extra);
+}
+
+}  // namespace
+
 // =============================================================================================
-// 4 store: the SQLite file: schema, connections, transactions, the event log. Uses 1-3.
+// 4 store: the SQLite file: connections, transactions, the event log, the index of ids, sealed segments. Uses 1-3.
+// docs: FORMAT.md describes every table and blob written here.
 // =============================================================================================
+
+namespace {
+
+// ---- connections and errors ----
+
+[[noreturn]] void rethrow(const SQLite::Exception& fault, const std::string& path) {
+    const std::string text = fault.what();
+    switch (fault.getErrorCode()) {
+        case SQLITE_FULL:
+            throw Error(ErrorCode::full, path, "no room left: " + text);
+        case SQLITE_BUSY:
+        case SQLITE_LOCKED:
+            throw Error(ErrorCode::busy, path, "held by another process: " + text);
+        case SQLITE_READONLY:
+        case SQLITE_PERM:
+            throw Error(ErrorCode::read_only, path, "cannot be written: " + text);
+        case SQLITE_NOTADB:
+            throw Error(ErrorCode::not_a_database, path, "is not a database; it was left as it is");
+        case SQLITE_CORRUPT:
+            throw Error(ErrorCode::corrupt, path, "is damaged: " + text);
+        default:
+            throw Error(ErrorCode::io, path, text);
+    }
+}
+
+// A statement of a connection's cache, for one use: reset when it goes out of scope. SQLite's own functions stand here because SQLiteCpp's
+// statement neither binds a part of a text without a copy nor gives out its handle.
+class Prepared {
+public:
+    explicit Prepared(sqlite3_stmt* statement) noexcept : statement_(statement) {}
+    Prepared(Prepared&& other) noexcept : statement_(std::exchange(other.statement_, nullptr)) {}
+    Prepared& operator=(Prepared&&) = delete;
+    ~Prepared() {
+        sqlite3_reset(statement_);
+        sqlite3_clear_bindings(statement_);
+    }
+
+    // Binds the values in order and runs the statement to its end. What they refer to must live until then.
+    template <class... Values>
+    void run(const Values&... values) const {
+        bind(values...);
+        while (row()) {
+        }
+        sqlite3_reset(statement_);
+    }
+    // An integer, text, bytes, an optional of these, or nullopt for each parameter, in order.
+    template <class... Values>
+    void bind(const Values&... values) const {
+        int index = 0;
+        (check(bind_one(++index, values)), ...);
+    }
+    // Goes to the next row; false when there is none.
+    bool row() const {
+        const int code = sqlite3_step(statement_);
+        if (code != SQLITE_ROW && code != SQLITE_DONE) check(code);
+        return code == SQLITE_ROW;
+    }
+    std::int64_t integer(int column) const { return sqlite3_column_int64(statement_, column); }
+    bool null(int column) const { return sqlite3_column_type(statement_, column) == SQLITE_NULL; }
+    // Text or bytes, until the next row.
+    std::string_view text(int column) const {
+        const auto* bytes = static_cast<const char*>(sqlite3_column_blob(statement_, column));
+        return bytes == nullptr ? std::string_view() : std::string_view(bytes, static_cast<std::size_t>(sqlite3_column_bytes(statement_, column)));
+    }
+
+private:
+    template <class Value>
+    int bind_one(int index, const Value& value) const {
+        if constexpr (std::is_same_v<Value, std::nullopt_t>) {
+            return sqlite3_bind_null(statement_, index);
+        } else if constexpr (std::is_integral_v<Value>) {
+            return sqlite3_bind_int64(statement_, index, static_cast<sqlite3_int64>(value));
+        } else if constexpr (std::is_convertible_v<const Value&, std::string_view>) {
+            const std::string_view text(value);
+            return sqlite3_bind_text64(statement_, index, text.empty() ? "" : text.data(), text.size(), SQLITE_STATIC, SQLITE_UTF8);
+        } else if constexpr (std::is_convertible_v<const Value&, std::span<const std::uint8_t>>) {
+            const std::span<const std::uint8_t> bytes(value);
+            return sqlite3_bind_blob64(statement_, index, bytes.empty() ? reinterpret_cast<const std::uint8_t*>("") : bytes.data(), bytes.size(),
+                                       SQLITE_STATIC);
+        } else {
+            return value ? bind_one(index, *value) : sqlite3_bind_null(statement_, index);
+        }
+    }
+    void check(int code) const {
+        if (code != SQLITE_OK) throw SQLite::Exception(sqlite3_db_handle(statement_), code);
+    }
+    sqlite3_stmt* statement_;
+};
+
+// One SQLite connection with the statements prepared on it. Used by one thread at a time.
+class Connection {
+public:
+    Connection(const std::string& path, std::chrono::milliseconds busy_timeout)
+        : db(path, SQLite::OPEN_READWRITE | SQLite::OPEN_CREATE, static_cast<int>(busy_timeout.count())) {}
+
+    // `sql` must be a literal. The same text must not be in use twice at a time.
+    Prepared prepared(const char* sql) {
+        auto& statement = statements_[sql];
+        if (!statement) {
+            sqlite3_stmt* made = nullptr;
+            const int code = sqlite3_prepare_v3(db.getHandle(), sql, -1, SQLITE_PREPARE_PERSISTENT, &made, nullptr);
+            statement.reset(made);
+            if (code != SQLITE_OK) throw SQLite::Exception(db.getHandle(), code);
+        }
+        return Prepared(statement.get());
+    }
+    // The one integer that a query answers; 0 when it answers nothing.
+    template <class... Values>
+    std::int64_t integer(const char* sql, const Values&... values) {
+        const Prepared query = prepared(sql);
+        query.bind(values...);
+        return query.row() ? query.integer(0) : 0;
+    }
+    std::int64_t last_rowid() const noexcept { return db.getLastInsertRowid(); }
+    std::int64_t changes() const noexcept { return sqlite3_changes(db.getHandle()); }
+
+    SQLite::Database db;
+
+private:
+    struct Finalize {
+        void operator()(sqlite3_stmt* statement) const noexcept { sqlite3_finalize(statement); }
+    };
+    std::unordered_map<std::string_view, std::unique_ptr<sqlite3_stmt, Finalize>> statements_;
+};
+
+class Transaction {
+public:
+    Transaction(Connection& connection, const char* begin) : connection_(connection) { connection_.prepared(begin).run(); }
+    Transaction(const Transaction&) = delete;
+    Transaction& operator=(const Transaction&) = delete;
+    ~Transaction() {
+        if (!open_) return;
+        try {
+            connection_.prepared("ROLLBACK").run();
+        } catch (const SQLite::Exception&) {  // SQLite has rolled back already, for instance on a full disk
+        }
+    }
+    void commit() {
+        connection_.prepared("COMMIT").run();
+        open_ = false;
+    }
+
+private:
+    Connection& connection_;
+    bool open_ = true;
+};
+
+// ---- schema ----
+
+constexpr std::int32_t application_id = 0x6D657472;  // "metr"
+constexpr std::int32_t schema_version = 1;
+
+constexpr const char* log_schema = R"sql(
+CREATE TABLE meta(key TEXT PRIMARY KEY, value) WITHOUT ROWID;
+CREATE TABLE texts(id INTEGER PRIMARY KEY, text TEXT NOT NULL UNIQUE);
+CREATE TABLE log(
+    sequence INTEGER PRIMARY KEY,
+    id NOT NULL,                -- 16 bytes when a lower-case UUID, else text
+    timestamp INTEGER NOT NULL, -- microseconds since 1970, UTC
+    delay INTEGER NOT NULL,     -- recorded at: microseconds after timestamp
+    name INTEGER NOT NULL,      -- texts.id, as customer, subscription, source
+    customer INTEGER, subscription INTEGER, source INTEGER,
+    value TEXT,                 -- decimal
+    properties TEXT NOT NULL,   -- JSON object
+    extra TEXT);                -- JSON object: precise_total_amount_cents, notice, extensions
+CREATE TABLE metrics(code TEXT PRIMARY KEY, definition TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE books(vendor TEXT, code TEXT, source TEXT NOT NULL, PRIMARY KEY(vendor, code)) WITHOUT ROWID;
+CREATE TABLE chunks(id INTEGER PRIMARY KEY, first INTEGER NOT NULL, last INTEGER NOT NULL);
+CREATE TABLE layouts(id INTEGER PRIMARY KEY, keys TEXT NOT NULL UNIQUE);
+CREATE TABLE segments(
+    id INTEGER PRIMARY KEY, chunk INTEGER NOT NULL, name INTEGER NOT NULL, layout INTEGER NOT NULL,
+    rows INTEGER NOT NULL, first_time INTEGER NOT NULL, last_time INTEGER NOT NULL);
+CREATE TABLE columns(id INTEGER PRIMARY KEY, data BLOB NOT NULL);
+CREATE TABLE runs(
+    id INTEGER PRIMARY KEY, level INTEGER NOT NULL, first INTEGER NOT NULL, last INTEGER NOT NULL,
+    bits INTEGER NOT NULL, state TEXT NOT NULL, owner INTEGER NOT NULL, touched INTEGER NOT NULL);
+CREATE TABLE run_blocks(id INTEGER PRIMARY KEY, filter BLOB NOT NULL, entries BLOB NOT NULL);
+CREATE VIEW events AS SELECT l.sequence,
+    CASE typeof(l.id) WHEN 'blob' THEN lower(substr(hex(l.id), 1, 8) || '-' || substr(hex(l.id), 9, 4) || '-' || substr(hex(l.id), 13, 4)
+        || '-' || substr(hex(l.id), 17, 4) || '-' || substr(hex(l.id), 21)) ELSE l.id END AS id,
+    n.text AS name, c.text AS customer, b.text AS subscription, o.text AS source,
+    strftime('%Y-%m-%dT%H:%M:%S', (l.timestamp - ((l.timestamp % 1000000) + 1000000) % 1000000) / 1000000, 'unixepoch')
+        || printf('.%06dZ', ((l.timestamp % 1000000) + 1000000) % 1000000) AS timestamp,
+    l.timestamp AS timestamp_us, l.timestamp + l.delay AS recorded_at_us, l.value, l.properties, l.extra
+    FROM log l JOIN texts n ON n.id = l.name LEFT JOIN texts c ON c.id = l.customer
+    LEFT JOIN texts b ON b.id = l.subscription LEFT JOIN texts o ON o.id = l.source;
+INSERT INTO meta VALUES('pruned', 0), ('sealed', 0), ('generation', 0);
+)sql";
+
+std::int64_t meta(Connection& db, std::string_view key) { return db.integer("SELECT value FROM meta WHERE key = ?", key); }
+void set_meta(Connection& db, std::string_view key, std::int64_t value) { db.prepared("UPDATE meta SET value = ? WHERE key = ?").run(value, key); }
+
+// ---- ids ----
+
+std::uint64_t mix(std::uint64_t h) noexcept {  // MurmurHash3's finalizer
+    h = (h ^ h >> 33) * 0xFF51AFD7ED558CCDULL;
+    h = (h ^ h >> 33) * 0xC4CEB9FE1A85EC53ULL;
+    return h ^ h >> 33;
+}
+
+// FNV-1a over the bytes, then mixed. Part of the file format.
+std::uint64_t hash_bytes(std::string_view bytes) noexcept {
+    std::uint64_t h = 0xCBF29CE484222325ULL;
+    for (const char c : bytes) h = (h ^ static_cast<unsigned char>(c)) * 0x100000001B3ULL;
+    return mix(h);
+}
+
+// An id as the log keeps it: 16 bytes when it is a UUID in its usual lower-case writing, else the text itself.
+struct PackedId {
+    std::array<char, 16> uuid{};
+    std::string_view text{};  // of ids that are not UUIDs; lives as long as the id it was made from
+    bool is_uuid = false;
+    std::string_view bytes() const noexcept { return is_uuid ? std::string_view(uuid.data(), uuid.size()) : text; }
+};
+
+constexpr bool uuid_dash(std::size_t at) noexcept { return at == 8 || at == 13 || at == 18 || at == 23; }
+
+PackedId pack_id(std::string_view id) noexcept {
+    PackedId packed{{}, id, id.size() == 36};
+    std::size_t nibble = 0;
+    for (std::size_t i = 0; packed.is_uuid && i < id.size(); ++i) {
+        const char c = id[i];
+        if (uuid_dash(i)) {
+            packed.is_uuid = c == '-';
+            continue;
+        }
+        const int digit = c >= '0' && c <= '9' ? c - '0' : c >= 'a' && c <= 'f' ? c - 'a' + 10 : -1;
+        packed.is_uuid = digit >= 0;
+        packed.uuid[nibble / 2] = static_cast<char>(static_cast<unsigned char>(packed.uuid[nibble / 2]) << 4 | (digit & 15));
+        ++nibble;
+    }
+    return packed;
+}
+
+std::string unpack_uuid(std::string_view bytes) {
+    constexpr std::string_view digits = "0123456789abcdef";
+    std::string text;
+    text.reserve(36);
+    for (const char c : bytes) {
+        if (uuid_dash(text.size())) text.push_back('-');
+        text.push_back(digits[static_cast<unsigned char>(c) >> 4]);
+        text.push_back(digits[static_cast<unsigned char>(c) & 15]);
+    }
+    return text;
+}
+
+// A UUID of version 7 (RFC 9562): 48 bits of milliseconds, 12 bits of their fraction, 62 random bits.
+std::string make_uuid(Timestamp now, std::uint64_t random) {
+    const auto micros = static_cast<std::uint64_t>(std::max<std::int64_t>(now.micros(), 0));
+    const std::uint64_t fraction = micros % 1000 * 4096 / 1000;
+    const std::uint64_t high = (micros / 1000) << 16 | 0x7000 | fraction;
+    const std::uint64_t low = (random & 0x3FFFFFFFFFFFFFFFULL) | 0x8000000000000000ULL;
+    std::string bytes(16, '\0');
+    for (std::size_t i = 0; i < 8; ++i) {
+        bytes[i] = static_cast<char>(high >> (56 - 8 * i));
+        bytes[8 + i] = static_cast<char>(low >> (56 - 8 * i));
+    }
+    return unpack_uuid(bytes);
+}
+
+// ---- little-endian bytes of the packed formats ----
+
+using Bytes = std::vector<std::uint8_t>;
+
+void put_bytes(Bytes& out, std::uint64_t value, std::size_t width) {
+    for (std::size_t i = 0; i < width; ++i) out.push_back(static_cast<std::uint8_t>(value >> (8 * i)));
+}
+
+std::uint64_t get_bytes(const std::uint8_t* at, std::size_t width) noexcept {
+    std::uint64_t value = 0;
+    for (std::size_t i = 0; i < width; ++i) value |= static_cast<std::uint64_t>(at[i]) << (8 * i);
+    return value;
+}
+
+[[noreturn]] void damaged(const char* what) { throw Error(ErrorCode::corrupt, what, "does not have the form it was written in"); }
+
+// ---- the index of ids: is this id in the log, and where? ----
+//
+// A hash finds candidates, the id in the log decides. Hashes of the newest events are in a table in memory; those of sealed chunks are in
+// sorted runs, partitioned into 2^bits blocks by the hash's top bits, each block with a filter (16 bits an entry) that is kept in memory.
+// Eight runs of a level merge into one of the next, so that their number grows with the logarithm of the log.
+
+constexpr int hash_bits = 48;
+constexpr std::size_t entry_bytes = 10;      // 48 bits of hash, then 32 bits of sequence - run.first
+constexpr std::size_t filter_bytes = 4096;   // a block's filter: 64 lines of 512 bits
+constexpr std::size_t block_entries = 2048;  // at most, on average
+constexpr int merge_width = 8;               // runs of a level that become one of the next
+constexpr int max_level = 3;
+constexpr std::int64_t max_blocks = 1 << 20;  // of one run: block ids are run * max_blocks + block
+
+std::uint64_t id_hash(const PackedId& id) noexcept { return hash_bytes(id.bytes()) >> (64 - hash_bits); }
+
+struct RunEntry {
+    std::uint64_t hash = 0;
+    std::int64_t sequence = 0;
+    friend auto operator<=>(const RunEntry&, const RunEntry&) = default;
+};
+
+struct Run {
+    std::int64_t id = 0;
+    int level = 0;
+    std::int64_t first = 0, last = 0;  // sequences covered
+    int bits = 0;
+    Bytes filters{};  // all blocks', one after the other; empty when they are more than the memory allowed
+    std::size_t blocks() const noexcept { return std::size_t{1} << bits; }
+    std::size_t block_of(std::uint64_t hash) const noexcept { return static_cast<std::size_t>(hash >> (hash_bits - bits)); }
+    std::int64_t block_id(std::size_t block) const noexcept { return id * max_blocks + static_cast<std::int64_t>(block); }
+};
+
+int run_bits(std::size_t entries) noexcept { return static_cast<int>(std::bit_width(entries / block_entries)); }
+
+// The six bits that stand for a hash in a block's filter: all in one line of 64 bytes, so that a look costs one memory access.
+// Answers whether `bit(byte, mask)` held for all of them.
+template <class Bit>
+bool each_filter_bit(std::uint64_t hash, Bit&& bit) {
+    std::uint64_t spread = mix(hash);
+    const std::size_t line = static_cast<std::size_t>(spread & 63) * 64;
+    for (int i = 0; i < 6; ++i) {
+        spread >>= 9;
+        if (!bit(line + (spread >> 3 & 63), static_cast<std::uint8_t>(1U << (spread & 7)))) return false;
+    }
+    return true;
+}
+
+// One block as it is stored. The entries are those of the block, in order.
+void write_block(Connection& db, const Run& run, std::size_t block, std::span<const RunEntry> entries) {
+    Bytes filter(filter_bytes), packed;
+    packed.reserve(entries.size() * entry_bytes);
+    for (const RunEntry& entry : entries) {
+        each_filter_bit(entry.hash,
+                        [&](std::size_t byte, std::uint8_t mask) { return filter[byte] = static_cast<std::uint8_t>(filter[byte] | mask), true; });
+        put_bytes(packed, entry.hash, 6);
+        put_bytes(packed, static_cast<std::uint64_t>(entry.sequence - run.first), 4);
+    }
+    db.prepared("INSERT INTO run_blocks VALUES(?, ?, ?)").run(run.block_id(block), filter, packed);
+}
+
+// The entries of a block whose hashes are from `low` to `high`, in order.
+template <class Found>
+void read_block(Connection& db, const Run& run, std::size_t block, std::uint64_t low, std::uint64_t high, Found&& found) {
+    const Prepared query = db.prepared("SELECT entries FROM run_blocks WHERE id = ?");
+    query.bind(run.block_id(block));
+    if (!query.row()) damaged("run_blocks");
+    const std::string_view data = query.text(0);
+    if (data.size() % entry_bytes != 0) damaged("run_blocks.entries");
+    const auto* bytes = reinterpret_cast<const std::uint8_t*>(data.data());
+    const std::size_t count = data.size() / entry_bytes;
+    const auto hash_at = [bytes](std::size_t i) { return get_bytes(bytes + i * entry_bytes, 6); };
+    std::size_t begin = 0;
+    for (std::size_t end = count; begin < end;) {
+        const std::size_t middle = begin + (end - begin) / 2;
+        if (hash_at(middle) < low) {
+            begin = middle + 1;
+        } else {
+            end = middle;
+        }
+    }
+    for (std::size_t i = begin; i < count && hash_at(i) <= high; ++i) {
+        found(RunEntry{hash_at(i), run.first + static_cast<std::int64_t>(get_bytes(bytes + i * entry_bytes + 6, 4))});
+    }
+}
+
+std::vector<Run> live_runs(Connection& db) {
+    std::vector<Run> runs;
+    const Prepared query = db.prepared("SELECT id, level, first, last, bits FROM runs WHERE state = 'live' ORDER BY first");
+    while (query.row()) {
+        const auto bits = query.integer(4);
+        if (bits < 0 || bits > 20) damaged("runs.bits");
+        runs.push_back({query.integer(0), static_cast<int>(query.integer(1)), query.integer(2), query.integer(3), static_cast<int>(bits), {}});
+    }
+    return runs;
+}
+
+// Hash -> sequences, open addressing. Equal hashes lie in one unbroken stretch.
+class HashTable {
+public:
+    void insert(std::uint64_t hash, std::int64_t sequence) {
+        if ((size_ + 1) * 10 > slots_.size() * 7) grow();
+        std::size_t at = place(hash);
+        while (slots_[at].sequence != 0) at = (at + 1) & (slots_.size() - 1);
+        slots_[at] = {hash, sequence};
+        ++size_;
+    }
+    // Calls `found(sequence)` until it answers true.
+    template <class Found>
+    bool look(std::uint64_t hash, Found&& found) const {
+        if (slots_.empty()) return false;
+        for (std::size_t at = place(hash); slots_[at].sequence != 0; at = (at + 1) & (slots_.size() - 1)) {
+            if (slots_[at].hash == hash && found(slots_[at].sequence)) return true;
+        }
+        return false;
+    }
+    void keep_after(std::int64_t sequence) {
+        std::vector<RunEntry> old = std::exchange(slots_, {});
+        size_ = 0;
+        for (const RunEntry& entry : old) {
+            if (entry.sequence > sequence) insert(entry.hash, entry.sequence);
+        }
+    }
+    void clear() { *this = {}; }
+
+private:
+    std::size_t place(std::uint64_t hash) const noexcept { return static_cast<std::size_t>(hash) & (slots_.size() - 1); }
+    void grow() {
+        std::vector<RunEntry> old = std::exchange(slots_, std::vector<RunEntry>(std::max<std::size_t>(1024, slots_.size() * 2)));
+        size_ = 0;
+        for (const RunEntry& entry : old) {
+            if (entry.sequence != 0) insert(entry.hash, entry.sequence);
+        }
+    }
+    std::vector<RunEntry> slots_;
+    std::size_t size_ = 0;
+};
+
+class IdIndex {
+public:
+    explicit IdIndex(std::size_t memory) : memory_(memory) {}
+
+    // Takes in what has happened to the file since the last call: new rows, sealed chunks, merged runs.
+    void refresh(Connection& db) {
+        if (const std::int64_t generation = meta(db, "generation"); generation != generation_) {
+            load_runs(db);
+            sealed_ = meta(db, "sealed");
+            tail_.keep_after(sealed_);
+            through_ = std::max(through_, sealed_);
+            generation_ = generation;
+        }
+        const Prepared rows = db.prepared("SELECT sequence, id, typeof(id) = 'blob' FROM log WHERE sequence > ? ORDER BY sequence");
+        rows.bind(through_);
+        while (rows.row()) {
+            through_ = rows.integer(0);
+            tail_.insert(hash_bytes(rows.text(1)) >> (64 - hash_bits), through_);
+        }
+    }
+
+    std::int64_t find(Connection& db, const PackedId& id, std::uint64_t hash) const {
+        std::int64_t found = 0;
+        const auto same = [&](std::int64_t sequence) { return is_id(db, sequence, id) && (found = sequence, true); };
+        if (tail_.look(hash, same)) return found;
+        for (const Run& run : runs_) {
+            if (!may_hold(run, hash)) continue;
+            read_block(db, run, run.block_of(hash), hash, hash, [&](const RunEntry& entry) { found == 0 && same(entry.sequence); });
+            if (found != 0) return found;
+        }
+        return 0;
+    }
+
+    void add(std::uint64_t hash, std::int64_t sequence) {
+        tail_.insert(hash, sequence);
+        through_ = sequence;
+    }
+
+    // The last sequence that runs cover, as of the last refresh.
+    std::int64_t sealed() const noexcept { return sealed_; }
+
+    // After a rollback: what was added may not be in the file.
+    void forget() {
+        tail_.clear();
+        through_ = sealed_;
+    }
+
+private:
+    static bool may_hold(const Run& run, std::uint64_t hash) {
+        if (run.filters.empty()) return true;
+        const std::uint8_t* filter = run.filters.data() + run.block_of(hash) * filter_bytes;
+        return each_filter_bit(hash, [filter](std::size_t byte, std::uint8_t mask) { return (filter[byte] & mask) != 0; });
+    }
+    static bool is_id(Connection& db, std::int64_t sequence, const PackedId& id) {
+        const Prepared row = db.prepared("SELECT id, typeof(id) = 'blob' FROM log WHERE sequence = ?");
+        row.bind(sequence);
+        return row.row() && (row.integer(1) != 0) == id.is_uuid && row.text(0) == id.bytes();
+    }
+    // The newest runs keep their filters in memory, as far as the memory goes.
+    void load_runs(Connection& db) {
+        std::vector<Run> runs = live_runs(db);
+        std::size_t room = memory_;
+        for (auto run = runs.rbegin(); run != runs.rend() && run->blocks() * filter_bytes <= room; ++run) {
+            room -= run->blocks() * filter_bytes;
+            const auto known = std::find_if(runs_.begin(), runs_.end(), [&](const Run& old) { return old.id == run->id; });
+            run->filters = known != runs_.end() && !known->filters.empty() ? std::move(known->filters) : load_filters(db, *run);
+        }
+        runs_ = std::move(runs);
+    }
+    static Bytes load_filters(Connection& db, const Run& run) {
+        Bytes filters;
+        filters.reserve(run.blocks() * filter_bytes);
+        const Prepared query = db.prepared("SELECT filter FROM run_blocks WHERE id >= ? AND id < ? ORDER BY id");
+        query.bind(run.block_id(0), run.block_id(run.blocks()));
+        while (query.row()) {
+            const std::string_view filter = query.text(0);
+            if (filter.size() != filter_bytes) damaged("run_blocks.filter");
+            filters.insert(filters.end(), filter.begin(), filter.end());
+        }
+        if (filters.size() != run.blocks() * filter_bytes) damaged("run_blocks");
+        return filters;
+    }
+
+    std::size_t memory_;
+    std::int64_t generation_ = -1, sealed_ = 0, through_ = 0;
+    HashTable tail_;
+    std::vector<Run> runs_;
+};
+
+// ---- the log ----
+
+// Text -> texts.id, with a bounded memory of the answers. 0 stands for the empty text, which is stored as NULL.
+class Interner {
+public:
+    std::int64_t intern(Connection& db, std::string_view text) {
+        if (text.empty()) return 0;
+        if (const auto known = ids_.find(text); known != ids_.end()) return known->second;
+        std::int64_t id = db.integer("SELECT id FROM texts WHERE text = ?", text);
+        if (id == 0) {
+            db.prepared("INSERT INTO texts(text) VALUES(?)").run(text);
+            id = db.last_rowid();
+        }
+        if (ids_.size() >= max_remembered) ids_.clear();
+        ids_.emplace(text, id);
+        return id;
+    }
+    void forget() { ids_.clear(); }
+
+private:
+    static constexpr std::size_t max_remembered = 32768;
+    struct Hash {
+        using is_transparent = void;
+        std::size_t operator()(std::string_view text) const noexcept { return std::hash<std::string_view>()(text); }
+    };
+    std::unordered_map<std::string, std::int64_t, Hash, std::equal_to<>> ids_;
+};
+
+std::int64_t last_sequence(Connection& db) {
+    return std::max(db.integer("SELECT sequence FROM log ORDER BY sequence DESC LIMIT 1"), meta(db, "pruned"));
+}
+
+std::int64_t first_sequence(Connection& db) { return meta(db, "pruned") + 1; }
+
+#define METER_EVENT_COLUMNS                                                                                              \
+    "SELECT l.sequence, l.id, typeof(l.id) = 'blob', l.timestamp, l.delay, (SELECT text FROM texts WHERE id = l.name), " \
+    "(SELECT text FROM texts WHERE id = l.customer), (SELECT text FROM texts WHERE id = l.subscription), "               \
+    "(SELECT text FROM texts WHERE id = l.source), l.value, l.properties, l.extra FROM log l "
+
+Event read_event(const Prepared& row) {
+    Event event;
+    event.sequence = row.integer(0);
+    event.id = row.integer(2) != 0 ? unpack_uuid(row.text(1)) : std::string(row.text(1));
+    event.timestamp = Timestamp(row.integer(3));
+    event.recorded_at = *event.timestamp + std::chrono::microseconds(row.integer(4));
+    event.name = row.text(5);
+    event.customer = row.text(6);
+    event.subscription = row.text(7);
+    event.source = row.text(8);
+    if (!row.null(9)) event.value = Decimal(row.text(9));
+    event.properties = json::parse(row.text(10));
+    if (!row.null(11)) read_extra(event, row.text(11));
+    return event;
+}
+
+std::optional<Event> event_at(Connection& db, std::int64_t sequence) {
+    const Prepared row = db.prepared(METER_EVENT_COLUMNS "WHERE l.sequence = ?");
+    row.bind(sequence);
+    return row.row() ? std::optional(read_event(row)) : std::nullopt;
+}
+
+std::vector<Event> events_after(Connection& db, std::int64_t sequence, std::int64_t limit) {
+    std::vector<Event> events;
+    const Prepared row = db.prepared(METER_EVENT_COLUMNS "WHERE l.sequence > ? ORDER BY l.sequence LIMIT ?");
+    row.bind(sequence, limit);
+    while (row.row()) events.push_back(read_event(row));
+    return events;
+}
+
+// Whether the log's row says the same as the draft. A draft without a timestamp agrees with any: it was made "now", then as now.
+bool same_content(const Prepared& row, const Drafts& drafts, const Draft& draft) {
+    const std::array<std::string_view, 4> texts{draft.name, draft.customer, draft.subscription, draft.source};
+    for (int i = 0; i < 4; ++i) {
+        if (row.text(5 + i) != texts[static_cast<std::size_t>(i)]) return false;
+    }
+    const std::string_view extra = drafts.extra(draft);
+    return (!draft.timestamp || draft.timestamp->micros() == row.integer(3)) && row.text(9) == draft.value &&
+           same_json(row.text(10), drafts.properties(draft)) && (row.null(11) ? extra.empty() : !extra.empty() && same_json(row.text(11), extra));
+}
+
+// 0 and the empty text stand for what an event does not have.
+std::optional<std::int64_t> known(std::int64_t id) { return id == 0 ? std::nullopt : std::optional(id); }
+std::optional<std::string_view> known(std::string_view text) { return text.empty() ? std::nullopt : std::optional(text); }
+
+void insert_row(Connection& db, Interner& texts, const Drafts& drafts, const Draft& draft, const PackedId& id, std::int64_t sequence,
+                std::int64_t time, Timestamp now) {
+    const std::int64_t name = texts.intern(db, draft.name);
+    const auto customer = known(texts.intern(db, draft.customer)), subscription = known(texts.intern(db, draft.subscription)),
+               source = known(texts.intern(db, draft.source));
+    const Prepared insert = db.prepared("INSERT INTO log VALUES(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)");
+    const auto values = [&](const auto& stored_id) {
+        insert.run(sequence, stored_id, time, now.micros() - time, name, customer, subscription, source, known(draft.value), drafts.properties(draft),
+                   known(drafts.extra(draft)));
+    };
+    if (id.is_uuid) {
+        values(std::span(reinterpret_cast<const std::uint8_t*>(id.uuid.data()), id.uuid.size()));
+    } else {
+        values(id.text);
+    }
+}
+
+// What the writing side remembers between transactions. `forget` after a rollback.
+struct LogMemory {
+    explicit LogMemory(std::size_t index_bytes) : ids(index_bytes) {}
+    Interner texts{};
+    IdIndex ids;
+    void forget() {
+        texts.forget();
+        ids.forget();
+        data_version_ = never;
+    }
+    // Takes in what other connections have written since our last transaction; SQLite says whether there was anything.
+    void refresh(Connection& db) {
+        const std::int64_t version = db.integer("PRAGMA data_version");
+        if (version == data_version_) return;
+        ids.refresh(db);
+        data_version_ = version;
+    }
+    // After we have sealed or merged something ourselves, which data_version does not show.
+    void touch() { data_version_ = never; }
+
+private:
+    static constexpr std::int64_t never = -1;
+    std::int64_t data_version_ = never;
+};
+
+// Stores the accepted drafts, each unless its id is in the log already, and completes the receipts. Inside a transaction.
+void append_log(Connection& db, LogMemory& memory, Drafts& drafts, Timestamp now) {
+    memory.refresh(db);
+    std::int64_t sequence = last_sequence(db);
+    for (const Draft& draft : drafts.accepted) {
+        Receipt& receipt = drafts.receipts[draft.receipt];
+        const PackedId id = pack_id(draft.id);
+        const std::uint64_t hash = id_hash(id);
+        if (const std::int64_t earlier = memory.ids.find(db, id, hash); earlier != 0) {
+            const Prepared row = db.prepared(METER_EVENT_COLUMNS "WHERE l.sequence = ?");
+            row.bind(earlier);
+            const bool same = row.row() && same_content(row, drafts, draft);
+            receipt.status = same ? ReceiptStatus::duplicate : ReceiptStatus::conflict;
+            receipt.sequence = earlier;
+            if (!same) receipt.field = "id", receipt.reason = "is in the log with other content";
+            continue;
+        }
+        const std::int64_t time = draft.timestamp.value_or(now).micros();
+        insert_row(db, memory.texts, drafts, draft, id, ++sequence, time, now);
+        memory.ids.add(hash, sequence);
+        receipt.status = ReceiptStatus::stored;
+        receipt.sequence = sequence;
+    }
+}
+
+// ---- columns ----
+//
+// A column holds one field of many events of one name: for every row a kind and an integer. A number is the integer at the column's
+// scale; a text, a JSON value and a number too long for that are places in the column's dictionary; an interned text is a texts.id.
+
+enum class CellKind : std::uint8_t { missing, null, boolean, number, wide, text, json, interned };
+
+struct Column {
+    std::vector<CellKind> kinds{};  // one for all rows, or one a row
+    std::vector<std::int64_t> cells{};
+    int scale = 0;
+    std::vector<std::string_view> words{};  // the dictionary; its texts live in `text`
+    std::vector<char> text{};               // a vector, because moving one does not move the texts
+    CellKind kind(std::size_t row) const noexcept { return kinds.size() == 1 ? kinds[0] : kinds[row]; }
+    bool all(CellKind kind) const noexcept { return kinds.size() == 1 && kinds[0] == kind; }
+    std::string_view word(std::size_t row) const {
+        const auto at = static_cast<std::uint64_t>(cells[row]);
+        if (at >= words.size()) damaged("columns");
+        return words[static_cast<std::size_t>(at)];
+    }
+};
+
+struct SmallNumber {
+    std::int64_t coefficient = 0;
+    int scale = 0;
+};
+
+// The number as a 64-bit integer and a scale, without trailing zeros; nothing when it has more than 18 digits or decimals.
+std::optional<SmallNumber> small_number(std::string_view text) {
+    std::int64_t coefficient = 0;
+    int digits = 0, scale = -1;
+    const bool negative = !text.empty() && text[0] == '-';
+    for (std::size_t i = negative ? 1 : 0; i < text.size(); ++i) {
+        if (text[i] == '.' && scale < 0) {
+            scale = 0;
+            continue;
+        }
+        if (text[i] < '0' || text[i] > '9' || ++digits > 18) return std::nullopt;
+        coefficient = coefficient * 10 + (text[i] - '0');
+        if (scale >= 0) ++scale;
+    }
+    if (digits == 0) return std::nullopt;
+    for (; scale > 0 && coefficient % 10 == 0; --scale) coefficient /= 10;
+    return SmallNumber{negative ? -coefficient : coefficient, std::max(scale, 0)};
+}
+
+constexpr std::array<std::int64_t, 19> powers_of_ten = [] {
+    std::array<std::int64_t, 19> powers{1};
+    for (std::size_t i = 1; i < powers.size(); ++i) powers[i] = powers[i - 1] * 10;
+    return powers;
+}();
+
+// A number's integer at a column's scale, when it fits in 62 bits.
+std::optional<std::int64_t> at_scale(SmallNumber number, int scale) noexcept {
+    if (scale < number.scale || scale - number.scale > 18) return std::nullopt;
+    const std::int64_t factor = powers_of_ten[static_cast<std::size_t>(scale - number.scale)];
+    const std::int64_t limit = (std::int64_t{1} << 62) / factor;
+    if (number.coefficient > limit || number.coefficient < -limit) return std::nullopt;
+    return number.coefficient * factor;
+}
+
+class ColumnBuilder {
+public:
+    ColumnBuilder() = default;
+    ColumnBuilder(const ColumnBuilder&) = delete;  // places_ refers into texts_
+    ColumnBuilder& operator=(const ColumnBuilder&) = delete;
+
+    void add(std::size_t row, const JsonToken& token, const JsonScanner& scanner) {
+        switch (token.kind) {
+            case JsonToken::Kind::null:
+                return put(row, CellKind::null, 0);
+            case JsonToken::Kind::boolean:
+                return put(row, CellKind::boolean, token.raw == "true" ? 1 : 0);
+            case JsonToken::Kind::number:
+                return add_number(row, token.raw);
+            case JsonToken::Kind::text:
+                return token.escaped ? put_word(row, CellKind::text, scanner.decode(token)) : put_word(row, CellKind::text, token.raw);
+            default:
+                return put_word(row, CellKind::json, token.raw);
+        }
+    }
+    void add_number(std::size_t row, std::string_view text) {
+        auto number = small_number(text);
+        std::string plain;
+        if (!number) {
+            plain = Decimal(text).to_string();
+            number = small_number(plain);
+        }
+        if (!number) return put_word(row, CellKind::wide, plain);
+        put(row, CellKind::number, number->coefficient);
+        scales_.resize(cells_.size());
+        scales_.back() = static_cast<std::uint8_t>(number->scale);
+        scale_ = std::max(scale_, number->scale);
+    }
+    void add_interned(std::size_t row, std::int64_t id) { put(row, id == 0 ? CellKind::missing : CellKind::interned, id); }
+    void add_integer(std::size_t row, std::int64_t value) { put(row, CellKind::number, value); }
+
+    // The column with rows in the given order. Rows never added are missing.
+    Column finish(std::span<const std::uint32_t> order) const {
+        Column column;
+        column.scale = scale_;
+        column.words.assign(words_.begin(), words_.end());
+        column.kinds.reserve(order.size());
+        column.cells.reserve(order.size());
+        for (const std::uint32_t row : order) {
+            CellKind kind = row < cells_.size() ? kinds_[row] : CellKind::missing;
+            std::int64_t cell = row < cells_.size() ? cells_[row] : 0;
+            if (kind == CellKind::number) {
+                const SmallNumber number{cell, row < scales_.size() ? scales_[row] : 0};
+                if (const auto scaled = at_scale(number, scale_)) {
+                    cell = *scaled;
+                } else {
+                    kind = CellKind::wide;
+                    cell = -1 - static_cast<std::int64_t>(row);  // resolved below, when no more texts move
+                }
+            }
+            column.kinds.push_back(kind);
+            column.cells.push_back(cell);
+        }
+        add_wide(column);
+        if (std::all_of(column.kinds.begin(), column.kinds.end(), [&](CellKind kind) { return kind == column.kinds[0]; }))
+            column.kinds.resize(std::min<std::size_t>(1, column.kinds.size()));
+        return column;
+    }
+
+private:
+    void put(std::size_t row, CellKind kind, std::int64_t cell) {
+        kinds_.resize(row + 1, CellKind::missing);
+        cells_.resize(row + 1, 0);
+        kinds_[row] = kind;
+        cells_[row] = cell;
+    }
+    void put_word(std::size_t row, CellKind kind, std::string_view text) {
+        auto known = places_.find(text);
+        if (known == places_.end()) {
+            const std::string_view kept = texts_.emplace_back(text);
+            known = places_.emplace(kept, words_.size()).first;
+            words_.push_back(kept);
+        }
+        put(row, kind, static_cast<std::int64_t>(known->second));
+    }
+    // Numbers that do not fit at the common scale go to the dictionary as text.
+    void add_wide(Column& column) const {
+        std::vector<std::size_t> rows, ends;
+        for (std::size_t i = 0; i < column.cells.size(); ++i) {
+            if (column.kinds[i] != CellKind::wide || column.cells[i] >= 0) continue;
+            const auto row = static_cast<std::size_t>(-1 - column.cells[i]);
+            const std::string text = Decimal::scaled(cells_[row], scales_[row]).to_string();
+            column.text.insert(column.text.end(), text.begin(), text.end());
+            rows.push_back(i);
+            ends.push_back(column.text.size());
+        }
+        std::size_t begin = 0;
+        for (std::size_t i = 0; i < rows.size(); begin = ends[i++]) {
+            column.cells[rows[i]] = static_cast<std::int64_t>(column.words.size());
+            column.words.emplace_back(column.text.data() + begin, ends[i] - begin);
+        }
+    }
+
+    std::vector<CellKind> kinds_;
+    std::vector<std::int64_t> cells_;
+    std::vector<std::uint8_t> scales_;  // of numbers; shorter than cells_ when the last ones have none
+    int scale_ = 0;
+    std::deque<std::string> texts_;
+    std::vector<std::string_view> words_;
+    std::unordered_map<std::string_view, std::size_t> places_;
+};
+
+// ---- columns as bytes (FORMAT.md, "columns") ----
+
+// How many bytes hold every difference up to `span`: 0 to 8.
+std::size_t byte_width(std::uint64_t span) noexcept { return (static_cast<std::size_t>(std::bit_width(span)) + 7) / 8; }
+
+void pack_integers(Bytes& out, std::span<const std::int64_t> values) {
+    const auto [low, high] = std::minmax_element(values.begin(), values.end());
+    const std::int64_t base = values.empty() ? 0 : *low;
+    const std::size_t width = values.empty() ? 0 : byte_width(static_cast<std::uint64_t>(*high) - static_cast<std::uint64_t>(base));
+    put_bytes(out, width, 1);
+    put_bytes(out, static_cast<std::uint64_t>(base), 8);
+    for (const std::int64_t value : values) put_bytes(out, static_cast<std::uint64_t>(value) - static_cast<std::uint64_t>(base), width);
+}
+
+Bytes pack_column(const Column& column) {
+    Bytes out;
+    put_bytes(out, static_cast<std::uint64_t>(column.scale), 1);
+    put_bytes(out, column.kinds.size() == 1 ? static_cast<std::uint64_t>(column.kinds[0]) : 0xFF, 1);
+    pack_integers(out, column.cells);
+    if (column.kinds.size() > 1) {
+        for (const CellKind kind : column.kinds) put_bytes(out, static_cast<std::uint64_t>(kind), 1);
+    }
+    if (column.words.empty()) return out;
+    std::vector<std::int64_t> lengths;
+    for (const std::string_view word : column.words) lengths.push_back(static_cast<std::int64_t>(word.size()));
+    put_bytes(out, lengths.size(), 4);
+    pack_integers(out, lengths);
+    for (const std::string_view word : column.words) out.insert(out.end(), word.begin(), word.end());
+    return out;
+}
+
+// Reads packed bytes from front to back and never past the end.
+class Unpacker {
+public:
+    explicit Unpacker(std::string_view bytes) noexcept : at_(reinterpret_cast<const std::uint8_t*>(bytes.data())), left_(bytes.size()) {}
+    std::uint64_t bytes(std::size_t width) { return get_bytes(take(width), width); }
+    const std::uint8_t* take(std::size_t size) {
+        if (size > left_) damaged("columns");
+        left_ -= size;
+        return std::exchange(at_, at_ + size);
+    }
+    std::size_t left() const noexcept { return left_; }
+    // Rows `first` to `last` of `rows` packed integers.
+    void integers(std::vector<std::int64_t>& out, std::size_t rows, std::size_t first, std::size_t last) {
+        const auto width = static_cast<std::size_t>(bytes(1));
+        if (width > 8) damaged("columns");
+        const std::uint64_t base = bytes(8);
+        if (width != 0 && rows > left_ / width) damaged("columns");
+        const std::uint8_t* data = take(rows * width);
+        out.resize(last - first);
+        switch (width) {
+            case 0:
+                return spread<0>(out, base, data, first);
+            case 1:
+                return spread<1>(out, base, data, first);
+            case 2:
+                return spread<2>(out, base, data, first);
+            case 3:
+                return spread<3>(out, base, data, first);
+            case 4:
+                return spread<4>(out, base, data, first);
+            case 5:
+                return spread<5>(out, base, data, first);
+            case 6:
+                return spread<6>(out, base, data, first);
+            case 7:
+                return spread<7>(out, base, data, first);
+            default:
+                return spread<8>(out, base, data, first);
+        }
+    }
+
+private:
+    // The width as a constant lets the compiler unroll and vectorise the loop that every aggregate spends its time in.
+    template <std::size_t width>
+    static void spread(std::vector<std::int64_t>& out, std::uint64_t base, const std::uint8_t* data, std::size_t first) {
+        data += first * width;
+        for (std::size_t i = 0; i < out.size(); ++i) out[i] = static_cast<std::int64_t>(base + get_bytes(data + i * width, width));
+    }
+    const std::uint8_t* at_;
+    std::size_t left_;
+};
+
+// Rows `first` to `last` of a packed column of `rows` rows.
+Column unpack_column(std::string_view data, std::size_t rows, std::size_t first, std::size_t last) {
+    Unpacker in(data);
+    Column column;
+    column.scale = static_cast<int>(in.bytes(1));
+    if (column.scale > 18) damaged("columns.scale");
+    const std::uint64_t kind = in.bytes(1);
+    in.integers(column.cells, rows, first, last);
+    const auto checked = [](std::uint64_t value) {
+        if (value > static_cast<std::uint64_t>(CellKind::interned)) damaged("columns.kind");
+        return static_cast<CellKind>(value);
+    };
+    if (kind != 0xFF) {
+        column.kinds = {checked(kind)};
+    } else {
+        const std::uint8_t* kinds = in.take(rows);
+        for (std::size_t i = first; i < last; ++i) column.kinds.push_back(checked(kinds[i]));
+    }
+    if (in.left() == 0) return column;
+    const auto count = static_cast<std::size_t>(in.bytes(4));
+    std::vector<std::int64_t> lengths;
+    if (count > data.size()) damaged("columns.dictionary");
+    in.integers(lengths, count, 0, count);
+    column.text.resize(in.left());
+    std::memcpy(column.text.data(), in.take(column.text.size()), column.text.size());
+    std::size_t at = 0;
+    for (const std::int64_t length : lengths) {
+        if (length < 0 || static_cast<std::uint64_t>(length) > column.text.size() - at) damaged("columns.dictionary");
+        column.words.emplace_back(column.text.data() + at, static_cast<std::size_t>(length));
+        at += static_cast<std::size_t>(length);
+    }
+    return column;
+}
+
+// ---- building columns from the log ----
+
+// The fields of an event that are not properties, as columns know them. Properties are known as "." and their path.
+namespace fields {
+constexpr std::string_view id = "id", name = "name", time = "time", sequence = "sequence", customer = "customer", subscription = "subscription",
+                           source = "source", value = "value", cents = "precise_total_amount_cents";
+}
+
+constexpr std::size_t max_segment_columns = 1000;
+constexpr std::int64_t min_chunk_events = 64, max_segment_rows = 1 << 22;
+
+// All events of one name in a stretch of the log, in its order, taken apart into columns.
+class Part {
+public:
+    // Takes all properties, up to a limit, or those of the given keys.
+    explicit Part(std::vector<std::string> only = {}) : only_(std::move(only)) {}
+
+    void add(std::int64_t sequence, std::int64_t time, std::int64_t customer, std::int64_t subscription, std::int64_t source, std::string_view value,
+             std::string_view properties, std::string_view extra) {
+        const std::size_t row = times_.size();
+        sequences_.push_back(sequence);
+        times_.push_back(time);
+        customers_.push_back(customer);
+        column(fields::subscription).add_interned(row, subscription);
+        column(fields::source).add_interned(row, source);
+        if (!value.empty()) column(fields::value).add_number(row, value);
+        if (!extra.empty()) {
+            Event event;
+            read_extra(event, extra);
+            if (event.precise_total_amount_cents) column(fields::cents).add_number(row, event.precise_total_amount_cents->to_string());
+        }
+        JsonScanner scanner(properties);
+        path_.clear();
+        flatten_json(scanner, path_, [&](const std::string& path, const JsonToken& token, const JsonScanner& at) {
+            if (ColumnBuilder* to = property(path)) to->add(row, token, at);
+        });
+    }
+    std::size_t rows() const noexcept { return times_.size(); }
+    const std::vector<std::int64_t>& times() const noexcept { return times_; }
+    const std::vector<std::int64_t>& sequences() const noexcept { return sequences_; }
+    const std::vector<std::int64_t>& customers() const noexcept { return customers_; }
+    // Whether some property got no column, because there were too many.
+    bool partial() const noexcept { return partial_; }
+    struct Named {
+        std::string key{};
+        ColumnBuilder builder{};
+    };
+    const std::deque<Named>& columns() const noexcept { return columns_; }
+    const ColumnBuilder* find(std::string_view key) const {
+        const auto known = places_.find(std::string(key));
+        return known == places_.end() ? nullptr : &columns_[known->second].builder;
+    }
+
+private:
+    ColumnBuilder* property(const std::string& key) {
+        // Events of one name mostly have the same properties in the same order: try the one after the last.
+        if (next_ < columns_.size() && columns_[next_].key == key) return &columns_[next_++].builder;
+        if (!only_.empty()) return std::find(only_.begin(), only_.end(), key) == only_.end() ? nullptr : &column(key);
+        if (columns_.size() >= max_segment_columns && !places_.contains(key)) {
+            partial_ = true;
+            return nullptr;
+        }
+        ColumnBuilder& found = column(key);
+        next_ = static_cast<std::size_t>(places_.find(key)->second) + 1;
+        return &found;
+    }
+    ColumnBuilder& column(std::string_view key) {
+        const auto [place, fresh] = places_.try_emplace(std::string(key), columns_.size());
+        if (fresh) columns_.emplace_back().key = key;
+        return columns_[place->second].builder;
+    }
+
+    std::vector<std::string> only_;
+    std::vector<std::int64_t> times_, sequences_, customers_;
+    std::deque<Named> columns_;
+    std::unordered_map<std::string, std::size_t> places_;
+    std::size_t next_ = 0;
+    bool partial_ = false;
+    std::string path_;
+};
+
+using Parts = std::map<std::int64_t, Part>;  // by name
+
+// Takes the events after `first` up to `last` apart; of all names, or of one; all their properties, or those of the given keys.
+void read_parts(Connection& db, std::int64_t first, std::int64_t last, std::optional<std::int64_t> name, Parts& parts,
+                const std::vector<std::string>& only = {}) {
+    const Prepared row = db.prepared(
+        "SELECT sequence, timestamp, name, customer, subscription, source, value, properties, extra FROM log WHERE sequence > ? AND sequence <= ? "
+        "ORDER BY sequence");
+    row.bind(first, last);
+    while (row.row()) {
+        if (name && row.integer(2) != *name) continue;
+        try {
+            const auto part = parts.try_emplace(row.integer(2), only).first;
+            part->second.add(row.integer(0), row.integer(1), row.integer(3), row.integer(4), row.integer(5), row.text(6), row.text(7), row.text(8));
+        } catch (const Error& error) {
+            throw Error(ErrorCode::corrupt, "log row " + std::to_string(row.integer(0)), error.reason());
+        }
+    }
+}
+
+// ---- sealed segments ----
+
+// A part in its lasting form: rows by customer, time and sequence; each column packed.
+struct Segment {
+    std::int64_t name = 0, rows = 0, first_time = 0, last_time = 0;
+    std::vector<std::string> keys{};
+    std::vector<Bytes> columns{};
+};
+
+// Where each customer's rows begin: count, customers ascending, first rows.
+Bytes pack_directory(std::span<const std::int64_t> customers, std::span<const std::uint32_t> order) {
+    std::vector<std::int64_t> ids, starts;
+    for (std::size_t i = 0; i < order.size(); ++i) {
+        if (!ids.empty() && ids.back() == customers[order[i]]) continue;
+        ids.push_back(customers[order[i]]);
+        starts.push_back(static_cast<std::int64_t>(i));
+    }
+    Bytes out;
+    put_bytes(out, ids.size(), 4);
+    pack_integers(out, ids);
+    pack_integers(out, starts);
+    return out;
+}
+
+Bytes pack_ordered(std::span<const std::int64_t> values, std::span<const std::uint32_t> order) {
+    Column column{{CellKind::number}, {}, 0, {}, {}};
+    for (const std::uint32_t row : order) column.cells.push_back(values[row]);
+    return pack_column(column);
+}
+
+Segment seal_part(std::int64_t name, const Part& part) {
+    std::vector<std::uint32_t> order(part.rows());
+    std::iota(order.begin(), order.end(), 0U);
+    const auto key = [&](std::uint32_t row) { return std::tuple(part.customers()[row], part.times()[row], part.sequences()[row]); };
+    std::sort(order.begin(), order.end(), [&](std::uint32_t a, std::uint32_t b) { return key(a) < key(b); });
+    const auto [first, last] = std::minmax_element(part.times().begin(), part.times().end());
+    Segment segment{name, static_cast<std::int64_t>(part.rows()), *first, *last, {}, {}};
+    const auto add = [&](std::string_view column, Bytes bytes) {
+        segment.keys.emplace_back(column);
+        segment.columns.push_back(std::move(bytes));
+    };
+    add(fields::customer, pack_directory(part.customers(), order));
+    add(fields::time, pack_ordered(part.times(), order));
+    add(fields::sequence, pack_ordered(part.sequences(), order));
+    for (const auto& [column, builder] : part.columns()) {
+        if (const Column finished = builder.finish(order); !finished.all(CellKind::missing)) add(column, pack_column(finished));
+    }
+    return segment;
+}
+
+constexpr std::int64_t max_columns = 4096;  // column ids are segment * max_columns + place in the layout
+constexpr const char* partial_mark = "*";   // last key of a layout that lacks some properties
+
+std::int64_t layout_id(Connection& db, const json& keys) {
+    const std::string text = keys.dump();
+    if (const std::int64_t known = db.integer("SELECT id FROM layouts WHERE keys = ?", text)) return known;
+    db.prepared("INSERT INTO layouts(keys) VALUES(?)").run(text);
+    return db.last_rowid();
+}
+
+void write_segment(Connection& db, std::int64_t chunk, const Segment& segment) {
+    db.prepared("INSERT INTO segments(chunk, name, layout, rows, first_time, last_time) VALUES(?, ?, ?, ?, ?, ?)")
+        .run(chunk, segment.name, layout_id(db, segment.keys), segment.rows, segment.first_time, segment.last_time);
+    const std::int64_t id = db.last_rowid();
+    for (std::size_t i = 0; i < segment.columns.size(); ++i) {
+        db.prepared("INSERT INTO columns VALUES(?, ?)").run(id * max_columns + static_cast<std::int64_t>(i), segment.columns[i]);
+    }
+}
+
+// A stretch of the log in its lasting form, made outside of any transaction.
+struct Chunk {
+    std::int64_t first = 0, last = 0;  // sequences after `first` up to `last`
+    std::vector<Segment> segments{};
+    std::vector<RunEntry> ids{};
+};
+
+Chunk make_chunk(Connection& db, std::int64_t first, std::int64_t last) {
+    Chunk chunk{first, last, {}, {}};
+    Parts parts;
+    read_parts(db, first, last, std::nullopt, parts);
+    for (const auto& [name, part] : parts) {
+        Segment& segment = chunk.segments.emplace_back(seal_part(name, part));
+        if (part.partial()) segment.keys.emplace_back(partial_mark);
+    }
+    const Prepared row = db.prepared("SELECT sequence, id FROM log WHERE sequence > ? AND sequence <= ?");
+    row.bind(first, last);
+    while (row.row()) chunk.ids.push_back({hash_bytes(row.text(1)) >> (64 - hash_bits), row.integer(0)});
+    std::sort(chunk.ids.begin(), chunk.ids.end());
+    return chunk;
+}
+
+void write_run(Connection& db, const Run& run, std::span<const RunEntry> entries) {
+    std::size_t begin = 0;
+    for (std::size_t block = 0; block < run.blocks(); ++block) {
+        std::size_t end = begin;
+        while (end < entries.size() && run.block_of(entries[end].hash) == block) ++end;
+        write_block(db, run, block, entries.subspan(begin, end - begin));
+        begin = end;
+    }
+}
+
+void changed(Connection& db) { set_meta(db, "generation", meta(db, "generation") + 1); }
+
+// Stores a sealed chunk, unless another process was first. Inside a transaction; all or nothing.
+bool write_chunk(Connection& db, const Chunk& chunk) {
+    if (meta(db, "sealed") != chunk.first) return false;
+    db.prepared("INSERT INTO chunks(first, last) VALUES(?, ?)").run(chunk.first, chunk.last);
+    const std::int64_t id = db.last_rowid();
+    for (const Segment& segment : chunk.segments) write_segment(db, id, segment);
+    Run run{0, 0, chunk.first, chunk.last, run_bits(chunk.ids.size()), {}};
+    db.prepared("INSERT INTO runs(level, first, last, bits, state, owner, touched) VALUES(0, ?, ?, ?, 'live', 0, 0)")
+        .run(run.first, run.last, run.bits);
+    run.id = db.last_rowid();
+    write_run(db, run, chunk.ids);
+    set_meta(db, "sealed", chunk.last);
+    changed(db);
+    return true;
+}
+
+// ---- the scan: the columns a question needs, whatever they are read from ----
+
+struct Layout {
+    std::unordered_map<std::string, std::int64_t> places{};
+    bool partial = false;
+};
+
+struct SegmentInfo {
+    std::int64_t id = 0, name = 0, rows = 0, first_time = 0, last_time = 0, chunk_first = 0, chunk_last = 0;
+    const Layout* layout = nullptr;
+};
+
+// What a scan reads: events of some names, of one customer or all, in a period, and of those the given columns.
+struct ScanQuestion {
+    std::optional<std::vector<std::int64_t>> names{};  // texts.id; all when absent
+    std::optional<std::int64_t> customer{};
+    std::int64_t from = std::numeric_limits<std::int64_t>::min(), to = std::numeric_limits<std::int64_t>::max();  // microseconds, half-open
+    std::vector<std::string> keys{};
+
+    std::size_t key(std::string_view wanted) {
+        const auto known = std::find(keys.begin(), keys.end(), wanted);
+        if (known != keys.end()) return static_cast<std::size_t>(known - keys.begin());
+        keys.emplace_back(wanted);
+        return keys.size() - 1;
+    }
+    bool wants(std::int64_t name, std::int64_t first, std::int64_t last) const {
+        if (last < from || first >= to) return false;
+        return !names || std::find(names->begin(), names->end(), name) != names->end();
+    }
+};
+
+// Rows of one name. `mask` tells which belong to the answer; all of them when it is empty.
+struct Batch {
+    std::int64_t name = 0;
+    std::size_t rows = 0;
+    std::vector<Column> columns{};  // as ScanQuestion::keys
+    std::vector<std::uint8_t> mask{};
+};
+
+// One place that rows come from: a sealed segment, or the part of the unsealed tail with one name.
+struct Source {
+    std::int64_t name = 0, rows = 0, first_time = 0, last_time = 0;
+    const SegmentInfo* segment = nullptr;
+    const Part* part = nullptr;
+};
+
+// What the reading side remembers between snapshots: the list of segments, and the unsealed tail taken apart.
+class ScanMemory {
+public:
+    void refresh(Connection& db) {
+        if (const std::int64_t generation = meta(db, "generation"); generation != generation_) {
+            load_segments(db);
+            if (const std::int64_t sealed = meta(db, "sealed"); sealed != tail_first_) {
+                tail_.clear();
+                tail_first_ = tail_last_ = sealed;
+            }
+            generation_ = generation;
+        }
+        const std::int64_t last = last_sequence(db);
+        if (last < tail_last_) {  // rows taken in were rolled back since, as only a memory database can show them
+            tail_.clear();
+            tail_last_ = tail_first_;
+        }
+        if (last > tail_last_) read_parts(db, tail_last_, last, std::nullopt, tail_);
+        tail_last_ = last;
+    }
+    const std::vector<SegmentInfo>& segments() const noexcept { return segments_; }
+    const Parts& tail() const noexcept { return tail_; }
+    std::int64_t tail_first() const noexcept { return tail_first_; }
+    std::int64_t tail_last() const noexcept { return tail_last_; }
+
+private:
+    void load_segments(Connection& db) {
+        layouts_.clear();
+        segments_.clear();
+        const Prepared layout = db.prepared("SELECT id, keys FROM layouts");
+        while (layout.row()) {
+            const json keys = json::parse(layout.text(1));
+            Layout& known = layouts_[layout.integer(0)];
+            for (std::size_t i = 0; i < keys.size(); ++i) known.places[keys[i].get<std::string>()] = static_cast<std::int64_t>(i);
+            known.partial = known.places.erase(partial_mark) != 0;
+        }
+        const Prepared row = db.prepared(
+            "SELECT s.id, s.name, s.rows, s.first_time, s.last_time, c.first, c.last, s.layout FROM segments s JOIN chunks c ON c.id = s.chunk ORDER "
+            "BY s.id");
+        while (row.row()) {
+            const auto found = layouts_.find(row.integer(7));
+            if (found == layouts_.end() || row.integer(2) < 1 || row.integer(2) > max_segment_rows) damaged("segments");
+            segments_.push_back(
+                {row.integer(0), row.integer(1), row.integer(2), row.integer(3), row.integer(4), row.integer(5), row.integer(6), &found->second});
+        }
+    }
+    std::int64_t generation_ = -1, tail_first_ = 0, tail_last_ = 0;
+    std::map<std::int64_t, Layout> layouts_;
+    std::vector<SegmentInfo> segments_;
+    Parts tail_;
+};
+
+// A snapshot to read from: the connection, and what is remembered of earlier ones.
+struct Reader {
+    Connection& db;
+    ScanMemory& memory;
+    operator Connection&() const noexcept { return db; }
+};
+
+std::int64_t text_id(Connection& db, std::string_view text) { return db.integer("SELECT id FROM texts WHERE text = ?", text); }
+
+std::string text_of(Connection& db, std::int64_t id) {
+    const Prepared row = db.prepared("SELECT text FROM texts WHERE id = ?");
+    row.bind(id);
+    return row.row() ? std::string(row.text(0)) : std::string();
+}
+
+std::vector<Source> part_sources(const Parts& parts, const ScanQuestion& question) {
+    std::vector<Source> found;
+    for (const auto& [name, part] : parts) {
+        const auto [first, last] = std::minmax_element(part.times().begin(), part.times().end());
+        if (question.wants(name, *first, *last)) found.push_back({name, static_cast<std::int64_t>(part.rows()), *first, *last, nullptr, &part});
+    }
+    return found;
+}
+
+std::vector<Source> sources(const Reader& reader, const ScanQuestion& question) {
+    std::vector<Source> found = part_sources(reader.memory.tail(), question);
+    for (const SegmentInfo& segment : reader.memory.segments()) {
+        if (question.wants(segment.name, segment.first_time, segment.last_time)) {
+            found.push_back({segment.name, segment.rows, segment.first_time, segment.last_time, &segment, nullptr});
+        }
+    }
+    return found;
+}
+
+Column constant_column(CellKind kind, std::int64_t cell, std::size_t rows) { return {{kind}, std::vector<std::int64_t>(rows, cell), 0, {}, {}}; }
+
+Column integer_column(std::span<const std::int64_t> values) { return {{CellKind::number}, {values.begin(), values.end()}, 0, {}, {}}; }
+
+// Ids are not kept in columns; the few questions that ask for one as a field read them from the log.
+Column id_column(Connection& db, const Column& sequence) {
+    Column column{{CellKind::text}, {}, 0, {}, {}};
+    std::vector<std::size_t> ends;
+    for (const std::int64_t at : sequence.cells) {
+        const auto event = event_at(db, at);
+        if (event) column.text.insert(column.text.end(), event->id.begin(), event->id.end());
+        ends.push_back(column.text.size());
+    }
+    std::size_t begin = 0;
+    for (const std::size_t end : ends) {
+        column.cells.push_back(static_cast<std::int64_t>(column.words.size()));
+        column.words.emplace_back(column.text.data() + begin, end - begin);
+        begin = end;
+    }
+    return column;
+}
+
+Column interned_column(std::vector<std::int64_t> ids) {
+    Column column{{}, std::move(ids), 0, {}, {}};
+    for (const std::int64_t id : column.cells) column.kinds.push_back(id == 0 ? CellKind::missing : CellKind::interned);
+    if (std::find(column.kinds.begin(), column.kinds.end(), CellKind::missing) == column.kinds.end()) column.kinds = {CellKind::interned};
+    return column;
+}
+
+// A sealed segment opened for reading, or the stretch of one customer in it.
+class SegmentReader {
+public:
+    SegmentReader(Connection& db, const SegmentInfo& info, std::optional<std::int64_t> customer)
+        : db_(db), info_(info), last_(static_cast<std::size_t>(info.rows)) {
+        if (customer) find_customer(*customer);
+    }
+    std::size_t rows() const noexcept { return last_ - first_; }
+
+    Column column(const std::string& key) const {
+        if (key == fields::customer) return customers();
+        const auto place = info_.layout->places.find(key);
+        if (place == info_.layout->places.end()) return constant_column(CellKind::missing, 0, rows());
+        const Prepared row = blob(place->second);
+        return unpack_column(row.text(0), static_cast<std::size_t>(info_.rows), first_, last_);
+    }
+
+private:
+    Prepared blob(std::int64_t place) const {
+        Prepared row = db_.prepared("SELECT data FROM columns WHERE id = ?");
+        row.bind(info_.id * max_columns + place);
+        if (!row.row()) damaged("columns");
+        return row;
+    }
+    void directory(std::vector<std::int64_t>& ids, std::vector<std::int64_t>& starts) const {
+        const Prepared row = blob(0);
+        Unpacker in(row.text(0));
+        const auto count = static_cast<std::size_t>(in.bytes(4));
+        if (count > static_cast<std::size_t>(info_.rows)) damaged("columns.customer");
+        in.integers(ids, count, 0, count);
+        in.integers(starts, count, 0, count);
+        starts.push_back(info_.rows);
+        if (count == 0 || starts[0] != 0 || !std::is_sorted(starts.begin(), starts.end())) damaged("columns.customer");
+    }
+    void find_customer(std::int64_t customer) {
+        std::vector<std::int64_t> ids, starts;
+        directory(ids, starts);
+        const auto found = std::lower_bound(ids.begin(), ids.end(), customer);
+        const auto at = static_cast<std::size_t>(found - ids.begin());
+        const bool here = found != ids.end() && *found == customer;
+        first_ = here ? static_cast<std::size_t>(starts[at]) : 0;
+        last_ = here ? static_cast<std::size_t>(starts[at + 1]) : 0;
+    }
+    Column customers() const {
+        std::vector<std::int64_t> ids, starts, cells;
+        directory(ids, starts);
+        cells.reserve(last_);
+        for (std::size_t i = 0; i < ids.size(); ++i) cells.insert(cells.end(), static_cast<std::size_t>(starts[i + 1] - starts[i]), ids[i]);
+        return interned_column({cells.begin() + static_cast<std::ptrdiff_t>(first_), cells.begin() + static_cast<std::ptrdiff_t>(last_)});
+    }
+
+    Connection& db_;
+    const SegmentInfo& info_;
+    std::size_t first_ = 0, last_;
+};
+
+// The columns of a part that is held in memory.
+Column part_column(const Part& part, const std::string& key) {
+    if (key == fields::time) return integer_column(part.times());
+    if (key == fields::sequence) return integer_column(part.sequences());
+    if (key == fields::customer) return interned_column(part.customers());
+    const ColumnBuilder* builder = part.find(key);
+    if (builder == nullptr) return constant_column(CellKind::missing, 0, part.rows());
+    std::vector<std::uint32_t> order(part.rows());
+    std::iota(order.begin(), order.end(), 0U);
+    return builder->finish(order);
+}
+
+template <class Keep>
+void mask_out(Batch& batch, const Column& column, Keep&& keep) {
+    if (batch.mask.empty()) batch.mask.assign(batch.rows, 1);
+    for (std::size_t row = 0; row < batch.rows; ++row) {
+        if (!keep(column.cells[row])) batch.mask[row] = 0;
+    }
+}
+
+// Reads one source. No rows may be left; then the columns are not there either.
+Batch load(const Reader& reader, const Source& source, const ScanQuestion& question) {
+    Batch batch{source.name, 0, {}, {}};
+    std::optional<SegmentReader> segment;
+    Parts rebuilt;
+    const Part* part = source.part;
+    const auto rebuild = [&] {  // what could not take all properties, again from the log, with those asked for
+        const std::int64_t first = source.segment ? source.segment->chunk_first : reader.memory.tail_first();
+        const std::int64_t last = source.segment ? source.segment->chunk_last : reader.memory.tail_last();
+        read_parts(reader.db, first, last, source.name, rebuilt, question.keys);
+        part = &rebuilt.at(source.name);
+    };
+    const auto lacks = [&](const std::string& key) {
+        return key[0] == '.' && !(part ? part->find(key) != nullptr : source.segment->layout->places.contains(key));
+    };
+    const auto lacking = [&] { return std::any_of(question.keys.begin(), question.keys.end(), lacks); };
+    if (part ? part->partial() && lacking() : source.segment->layout->partial && lacking()) rebuild();
+    if (part == nullptr) {
+        segment.emplace(reader.db, *source.segment, question.customer);
+        if (segment->rows() == 0) return batch;
+    }
+    const auto column = [&](const std::string& key) { return part ? part_column(*part, key) : segment->column(key); };
+    batch.rows = part ? part->rows() : segment->rows();
+    for (const std::string& key : question.keys) {
+        if (key == fields::name) {
+            batch.columns.push_back(constant_column(CellKind::interned, source.name, batch.rows));
+        } else if (key == fields::id) {
+            batch.columns.push_back(id_column(reader.db, column(std::string(fields::sequence))));
+        } else {
+            batch.columns.push_back(column(key));
+        }
+    }
+    if (source.first_time < question.from || source.last_time >= question.to) {
+        mask_out(batch, column(std::string(fields::time)), [&](std::int64_t time) { return time >= question.from && time < question.to; });
+    }
+    if (part != nullptr && question.customer) {
+        mask_out(batch, column(std::string(fields::customer)), [&](std::int64_t customer) { return customer == *question.customer; });
+    }
+    return batch;
+}
+
+// ---- filters over columns ----
+
+// Field names as a person writes them to columns as the scan knows them.
+std::string column_key(const std::string& field) {
+    if (field.empty()) refuse("field", "is empty");
+    for (const std::string_view known :
+         {fields::id, fields::name, fields::source, fields::customer, fields::subscription, fields::value, fields::cents}) {
+        if (field == known) return field;
+    }
+    if (field == "timestamp") return std::string(fields::time);
+    constexpr std::string_view prefix = "properties.";
+    if (field.starts_with(prefix) && field.size() > prefix.size()) return "." + field.substr(prefix.size());
+    return "." + field;
+}
+
+// The value of a row as filters and groups see it.
+Scalar cell_scalar(const Column& column, std::size_t row) {
+    switch (column.kind(row)) {
+        case CellKind::missing:
+            return {};
+        case CellKind::null:
+            return {Scalar::Kind::null, false, {}, {}};
+        case CellKind::boolean:
+            return {Scalar::Kind::boolean, column.cells[row] != 0, {}, {}};
+        case CellKind::number:
+            return {Scalar::Kind::number, false, Decimal::scaled(column.cells[row], column.scale), {}};
+        case CellKind::wide:
+            return {Scalar::Kind::number, false, Decimal(column.word(row)), {}};
+        case CellKind::text:
+            return {Scalar::Kind::text, false, {}, column.word(row)};
+        case CellKind::json:
+            return {Scalar::Kind::json, false, {}, column.word(row)};
+        default:
+            damaged("columns");
+    }
+}
+
+// A filter with its fields found among a scan's columns and its values prepared.
+class Condition {
+public:
+    Condition(const Filter& filter, ScanQuestion& question) : kind_(filter.kind) {
+        if (kind_ != Filter::Kind::clause) {
+            for (const Filter& part : filter.parts) parts_.emplace_back(part, question);
+            return;
+        }
+        const std::string key = column_key(filter.field);
+        column_ = question.key(key);
+        clause_ = make_clause(key == fields::time ? in_micros(filter) : filter);
+    }
+
+    // Clears the mask of rows that do not meet the condition.
+    void apply(Connection& db, Batch& batch) const {
+        if (kind_ == Filter::Kind::all && parts_.empty()) return;
+        const std::vector<std::uint8_t> met = rows(db, batch);
+        if (batch.mask.empty()) batch.mask.assign(batch.rows, 1);
+        for (std::size_t row = 0; row < batch.rows; ++row) batch.mask[row] = batch.mask[row] && met[row];
+    }
+
+private:
+    // Times are compared as microseconds.
+    static Filter in_micros(Filter filter) {
+        const auto convert = [](const json& value) -> json {
+            if (value.is_string()) return Timestamp::parse(value.get_ref<const std::string&>()).micros();
+            if (value.is_number()) return Timestamp::from_unix(Decimal::from_json(value)).micros();
+            return value;
+        };
+        if (!filter.value.is_array()) filter.value = convert(filter.value);
+        for (json& value : filter.value.is_array() ? filter.value : json::array()) value = convert(value);
+        return filter;
+    }
+
+    std::vector<std::uint8_t> rows(Connection& db, const Batch& batch) const {
+        if (kind_ == Filter::Kind::clause) return clause_rows(db, batch.columns[column_], batch.rows);
+        std::vector<std::uint8_t> met(batch.rows, kind_ == Filter::Kind::all ? 1 : 0);
+        for (const Condition& part : parts_) {
+            const std::vector<std::uint8_t> one = part.rows(db, batch);
+            for (std::size_t row = 0; row < batch.rows; ++row) met[row] = kind_ == Filter::Kind::all ? met[row] && one[row] : met[row] || one[row];
+        }
+        return met;
+    }
+
+    // Every distinct text is looked at once; a row then costs one table access.
+    std::vector<std::uint8_t> clause_rows(Connection& db, const Column& column, std::size_t count) const {
+        std::vector<std::uint8_t> met(count);
+        std::unordered_map<std::int64_t, bool> interned;
+        std::vector<std::int8_t> words(column.words.size(), -1);
+        for (std::size_t row = 0; row < count; ++row) {
+            const CellKind kind = column.kind(row);
+            if (kind == CellKind::interned) {
+                const auto [known, fresh] = interned.try_emplace(column.cells[row]);
+                if (fresh) {
+                    const std::string text = text_of(db, column.cells[row]);
+                    known->second = clause_.holds({Scalar::Kind::text, false, {}, text});
+                }
+                met[row] = known->second;
+            } else if (kind == CellKind::text) {
+                column.word(row);  // checks the place
+                std::int8_t& known = words[static_cast<std::size_t>(column.cells[row])];
+                if (known < 0) known = clause_.holds(cell_scalar(column, row)) ? 1 : 0;
+                met[row] = static_cast<std::uint8_t>(known);
+            } else {
+                met[row] = clause_.holds(cell_scalar(column, row)) ? 1 : 0;
+            }
+        }
+        return met;
+    }
+
+    Filter::Kind kind_;
+    std::vector<Condition> parts_{};
+    std::size_t column_ = 0;
+    Clause clause_{};
+};
+
+// ---- the store: who may write when, and what is done behind the caller's back ----
+
+// A write waiting for its commit. The function may run twice: alone, after the commit it shared has failed.
+struct Job {
+    const std::function<void(Connection&)>& run;
+    std::exception_ptr error{};
+    bool done = false;
+};
+
+struct StoreOptions {
+    std::string path{};
+    bool sync_full = true;
+    std::chrono::milliseconds busy_timeout{};
+    std::int64_t max_bytes = 0;
+    std::size_t cache_bytes = 0, index_bytes = 0;
+    std::int64_t chunk_events = 0;
+    bool background = true;
+    std::function<Timestamp()> clock{};
+    std::vector<const char*> schemas{};  // tables of other sections, made together with the log's
+};
+
+class Store {
+public:
+    explicit Store(StoreOptions options) : options_(std::move(options)), in_memory_(options_.path == ":memory:"), memory_(options_.index_bytes) {
+        try {
+            writer_ = open();
+            if (!in_memory_) reader_ = open();
+        } catch (const SQLite::Exception& fault) {
+            rethrow(fault, options_.path);
+        }
+        if (!in_memory_ && options_.background) worker_ = std::thread([this] { work(); });
+    }
+    Store(const Store&) = delete;
+    Store& operator=(const Store&) = delete;
+    ~Store() {
+        {
+            const std::lock_guard lock(work_mutex_);
+            stopping_ = true;
+        }
+        work_wanted_.notify_all();
+        if (worker_.joinable()) worker_.join();
+    }
+
+    // Runs `f(Connection&)` in a write transaction; what it throws rolls the transaction back. Concurrent calls share one commit.
+    template <class F>
+    auto write(F&& f) {
+        using Result = std::invoke_result_t<F&, Connection&>;
+        if constexpr (std::is_void_v<Result>) {
+            commit([&f](Connection& db) { f(db); });
+        } else {
+            std::optional<Result> result;
+            commit([&](Connection& db) { result = f(db); });
+            return std::move(*result);
+        }
+    }
+
+    // Runs `f(Reader&)`, or `f(Connection&)`, on one snapshot.
+    template <class F>
+    auto read(F&& f) const {
+        const std::lock_guard lock(in_memory_ ? writer_mutex_ : reader_mutex_);
+        Reader reader{in_memory_ ? *writer_ : *reader_, scanned_};
+        try {
+            const Transaction snapshot(reader.db, "BEGIN");
+            return f(reader);
+        } catch (const SQLite::Exception& fault) {
+            rethrow(fault, options_.path);
+        }
+    }
+
+    // As read(), for questions over columns.
+    template <class F>
+    auto scan(F&& f) const {
+        return read([&f](const Reader& reader) {
+            reader.memory.refresh(reader.db);
+            return f(reader);
+        });
+    }
+
+    void append(Drafts& drafts, Timestamp now) {
+        const std::int64_t unsealed = write([&](Connection& db) {
+            append_log(db, memory_, drafts, now);
+            return last_sequence(db) - memory_.ids.sealed();
+        });
+        if (unsealed >= options_.chunk_events) wake();
+    }
+
+    // The sequence of an id, 0 when it is not in the log.
+    std::int64_t locate(std::string_view id) {
+        const std::lock_guard lock(writer_mutex_);
+        try {
+            const Transaction snapshot(*writer_, "BEGIN");
+            memory_.refresh(*writer_);
+            const PackedId packed = pack_id(id);
+            return memory_.ids.find(*writer_, packed, id_hash(packed));
+        } catch (const SQLite::Exception& fault) {
+            rethrow(fault, options_.path);
+        }
+    }
+
+    // Seals what is full and merges what has become many, now.
+    void housekeep() {
+        const std::lock_guard lock(housekeeping_mutex_);
+        if (!keeper_ && !in_memory_) keeper_ = open();
+        while (seal_one()) {
+        }
+        while (merge_one()) {
+        }
+    }
+
+private:
+    std::unique_ptr<Connection> open() const;
+    void prepare(Connection& db) const;
+    void commit(const std::function<void(Connection&)>& run);
+    void run_group(std::span<Job* const> group);
+    void run_transaction(std::span<Job* const> group);
+    void wake();
+    void work();
+    bool seal_one();
+    bool merge_one();
+    bool write_merged(const Run& merged, std::span<const Run> sources);
+    void drop_dead_runs();
+    // Reading for housekeeping: by its own connection, so that nobody waits.
+    template <class F>
+    auto keep(F&& f) const {
+        if (in_memory_) return read([&](Connection& db) { return f(db); });
+        const Transaction snapshot(*keeper_, "BEGIN");
+        return f(*keeper_);
+    }
+
+    StoreOptions options_;
+    bool in_memory_;
+    mutable std::mutex writer_mutex_, reader_mutex_;
+    std::unique_ptr<Connection> writer_, reader_, keeper_;
+    LogMemory memory_;            // under writer_mutex_
+    mutable ScanMemory scanned_;  // under the reader's mutex
+
+    std::mutex queue_mutex_;
+    std::condition_variable queue_moved_;
+    std::deque<Job*> queue_;
+
+    std::mutex housekeeping_mutex_, work_mutex_;
+    std::condition_variable work_wanted_;
+    bool wanted_ = false, stopping_ = false;
+    std::thread worker_;
+};
+
+std::unique_ptr<Connection> Store::open() const {
+    namespace fs = std::filesystem;
+    if (!in_memory_) {
+        std::error_code ignored;
+        if (fs::is_directory(options_.path, ignored)) throw Error(ErrorCode::io, options_.path, "is a directory, not a file");
+        const fs::path parent = fs::path(options_.path).parent_path();
+        if (!parent.empty() && !fs::is_directory(parent, ignored)) throw Error(ErrorCode::io, options_.path, "its directory does not exist");
+        if (!fs::exists(options_.path, ignored)) {  // readable by the owner alone from its first byte
+            std::ofstream(options_.path).close();
+            fs::permissions(options_.path, fs::perms::owner_read | fs::perms::owner_write, ignored);
+        }
+    }
+    auto db = std::make_unique<Connection>(options_.path, options_.busy_timeout);
+    if (sqlite3_db_readonly(db->db.getHandle(), "main") == 1) throw Error(ErrorCode::read_only, options_.path, "cannot be written");
+    prepare(*db);
+    return db;
+}
+
+void Store::prepare(Connection& db) const {
+    const auto found = [&](const char* pragma) { return db.db.execAndGet(pragma).getInt64(); };
+    const bool fresh = found("SELECT count(*) FROM sqlite_master") == 0;
+    if (!fresh && found("PRAGMA application_id") != application_id) {
+        throw Error(ErrorCode::not_a_database, options_.path, "is another program's database; it was left as it is");
+    }
+    if (const auto version = found("PRAGMA user_version"); version > schema_version) {
+        throw Error(ErrorCode::newer_schema, options_.path,
+                    "was written by a newer release (schema " + std::to_string(version) + ", known are up to " + std::to_string(schema_version) +
+                        "); it was left as it is");
+    }
+    if (fresh) db.db.exec("PRAGMA auto_vacuum = INCREMENTAL");
+    db.db.exec("PRAGMA journal_mode = WAL");
+    db.db.exec(options_.sync_full ? "PRAGMA synchronous = FULL" : "PRAGMA synchronous = NORMAL");
+    db.db.exec("PRAGMA temp_store = MEMORY; PRAGMA journal_size_limit = 4194304");
+    db.db.exec("PRAGMA cache_size = -" + std::to_string(options_.cache_bytes / 1024));
+    if (options_.max_bytes > 0) {
+        db.db.exec("PRAGMA max_page_count = " + std::to_string(std::max<std::int64_t>(1, options_.max_bytes / found("PRAGMA page_size"))));
+    }
+    if (!fresh) return;
+    Transaction transaction(db, "BEGIN IMMEDIATE");
+    if (found("SELECT count(*) FROM sqlite_master") == 0) {  // else another process was first
+        db.db.exec(log_schema);
+        for (const char* schema : options_.schemas) db.db.exec(schema);
+        db.db.exec("PRAGMA application_id = " + std::to_string(application_id));
+        db.db.exec("PRAGMA user_version = " + std::to_string(schema_version));
+    }
+    transaction.commit();
+}
+
+// Group commit: the first in the queue commits for all who wait behind it.
+void Store::commit(const std::function<void(Connection&)>& run) {
+    Job job{run};
+    std::unique_lock lock(queue_mutex_);
+    queue_.push_back(&job);
+    queue_moved_.wait(lock, [&] { return job.done || queue_.front() == &job; });
+    if (!job.done) {
+        const std::vector<Job*> group(queue_.begin(), queue_.end());
+        lock.unlock();
+        run_group(group);
+        lock.lock();
+        for (Job* member : group) member->done = true;
+        queue_.erase(queue_.begin(), queue_.begin() + static_cast<std::ptrdiff_t>(group.size()));
+        queue_moved_.notify_all();
+    }
+    lock.unlock();
+    if (job.error) std::rethrow_exception(job.error);
+}
+
+void Store::run_group(std::span<Job* const> group) {
+    const std::lock_guard lock(writer_mutex_);
+    const auto attempt = [this](std::span<Job* const> jobs) {
+        try {
+            run_transaction(jobs);
+            return true;
+        } catch (...) {
+            memory_.forget();
+            if (jobs.size() == 1) jobs[0]->error = std::current_exception();
+            return false;
+        }
+    };
+    if (attempt(group) || group.size() == 1) return;
+    for (std::size_t i = 0; i < group.size(); ++i) attempt(group.subspan(i, 1));
+}
+
+void Store::run_transaction(std::span<Job* const> group) {
+    try {
+        Transaction transaction(*writer_, "BEGIN IMMEDIATE");
+        for (Job* job : group) job->run(*writer_);
+        transaction.commit();
+    } catch (const SQLite::Exception& fault) {
+        rethrow(fault, options_.path);
+    }
+}
+
+void Store::wake() {
+    if (!worker_.joinable()) return housekeep();
+    {
+        const std::lock_guard lock(work_mutex_);
+        wanted_ = true;
+    }
+    work_wanted_.notify_one();
+}
+
+// The background thread. What fails here is tried again at the next full chunk: sealing makes questions fast, it holds nothing that the
+// log does not.
+void Store::work() {
+    for (;;) {
+        {
+            std::unique_lock lock(work_mutex_);
+            work_wanted_.wait(lock, [this] { return wanted_ || stopping_; });
+            if (stopping_) return;
+            wanted_ = false;
+        }
+        try {
+            housekeep();
+        } catch (const std::exception&) {
+        }
+    }
+}
+
+bool Store::seal_one() {
+    const Chunk chunk = keep([this](Connection& db) {
+        const std::int64_t first = meta(db, "sealed"), last = first + options_.chunk_events;
+        return last <= last_sequence(db) ? make_chunk(db, first, last) : Chunk{};
+    });
+    if (chunk.last == 0) return false;
+    return write([&](Connection& db) {
+        memory_.touch();
+        return write_chunk(db, chunk);
+    });
+}
+
+// Merges the oldest eight runs of some level that has as many; says whether there may be more to do.
+bool Store::merge_one() {
+    drop_dead_runs();
+    const std::vector<Run> runs = keep(live_runs);
+    for (int level = 0; level < max_level; ++level) {
+        std::vector<Run> sources;
+        for (const Run& run : runs) {
+            if (run.level == level && sources.size() < merge_width) sources.push_back(run);
+        }
+        if (sources.size() < merge_width) continue;
+        Run merged{0, level + 1, sources.front().first, sources.back().last, 0, {}};
+        merged.bits = run_bits(static_cast<std::size_t>(merged.last - merged.first));
+        write([&](Connection& db) {
+            db.prepared("INSERT INTO runs(level, first, last, bits, state, owner, touched) VALUES(?, ?, ?, ?, 'building', 0, ?)")
+                .run(merged.level, merged.first, merged.last, merged.bits, options_.clock().micros());
+            merged.id = db.last_rowid();
+        });
+        return write_merged(merged, sources);
+    }
+    return false;
+}
+
+bool Store::write_merged(const Run& merged, std::span<const Run> sources) {
+    constexpr std::size_t step = 16;  // blocks of a transaction
+    const std::uint64_t width = std::uint64_t{1} << (hash_bits - merged.bits);
+    for (std::size_t block = 0; block < merged.blocks(); block += step) {
+        const std::size_t end = std::min(block + step, merged.blocks());
+        const std::uint64_t low = block * width, high = end * width - 1;
+        std::vector<RunEntry> entries = keep([&](Connection& db) {
+            std::vector<RunEntry> gathered;
+            const std::int64_t pruned = meta(db, "pruned");
+            for (const Run& source : sources) {
+                for (std::size_t from = source.block_of(low); from <= source.block_of(high); ++from) {
+                    read_block(db, source, from, low, high, [&](const RunEntry& entry) {
+                        if (entry.sequence > pruned) gathered.push_back(entry);
+                    });
+                }
+            }
+            return gathered;
+        });
+        std::sort(entries.begin(), entries.end());
+        const bool mine = write([&](Connection& db) {
+            db.prepared("UPDATE runs SET touched = ? WHERE id = ? AND state = 'building'").run(options_.clock().micros(), merged.id);
+            if (db.changes() == 0) return false;
+            std::size_t at = 0;
+            for (std::size_t b = block; b < end; ++b) {
+                const std::size_t begin = at;
+                while (at < entries.size() && merged.block_of(entries[at].hash) == b) ++at;
+                write_block(db, merged, b, std::span(entries).subspan(begin, at - begin));
+            }
+            return true;
+        });
+        if (!mine) return false;
+    }
+    return write([&](Connection& db) {
+        for (const Run& source : sources) {
+            db.prepared("UPDATE runs SET state = 'dead' WHERE id = ? AND state = 'live'").run(source.id);
+            if (db.changes() == 0) throw Error(ErrorCode::busy, "runs", "merged by another process");
+        }
+        db.prepared("UPDATE runs SET state = 'live' WHERE id = ?").run(merged.id);
+        changed(db);
+        memory_.touch();
+        return true;
+    });
+}
+
+// Blocks of runs that a merge has replaced, or whose making was interrupted, a few at a time.
+void Store::drop_dead_runs() {
+    constexpr std::int64_t step = 64, patience = 60'000'000;
+    for (bool more = true; more;) {
+        more = write([&](Connection& db) {
+            db.prepared("UPDATE runs SET state = 'dead' WHERE state = 'building' AND touched < ?").run(options_.clock().micros() - patience);
+            const std::int64_t id = db.integer("SELECT id FROM runs WHERE state = 'dead' LIMIT 1");
+            if (id == 0) return false;
+            db.prepared("DELETE FROM run_blocks WHERE id IN (SELECT id FROM run_blocks WHERE id >= ? AND id < ? LIMIT ?)")
+                .run(id * max_blocks, (id + 1) * max_blocks, step);
+            if (db.changes() == 0) db.prepared("DELETE FROM runs WHERE id = ?").run(id);
+            return true;
+        });
+    }
+}
+
+}  // namespace
 
 // =============================================================================================
 // 5 reading: find, list, names. Uses 1-4.
 // =============================================================================================
 
+namespace {
+
+void check_period(const Period& period) {
+    if (period.from >= period.to) refuse("period", "ends before it begins");
+}
+
+void check_paging(std::int64_t limit, std::int64_t offset) {
+    const auto most = static_cast<std::int64_t>(limits::page_events);
+    if (limit < 1 || limit > most) refuse("limit", "must be from 1 to " + std::to_string(most));
+    if (offset < 0) refuse("offset", "must not be negative");
+}
+
+// The question's conditions on names and the customer as the scan takes them; nothing when one of them is not in the log at all.
+std::optional<ScanQuestion> scan_question(Connection& db, std::span<const std::string> names, const std::string& customer, const Period& period) {
+    ScanQuestion question;
+    question.from = period.from.micros();
+    question.to = period.to.micros();
+    if (!names.empty()) question.names.emplace();
+    for (const std::string& name : names) {
+        if (const std::int64_t id = text_id(db, name)) question.names->push_back(id);
+    }
+    if (!customer.empty()) question.customer = text_id(db, customer);
+    if ((question.names && question.names->empty()) || question.customer == 0) return std::nullopt;
+    return question;
+}
+
+// Conditions that ListQuery and AggregateQuery spell as members, joined with their filter.
+Filter joined_filter(const Filter& filter, const std::string& subscription, std::span<const std::string> sources = {}) {
+    Filter joined = Filter::all({});
+    if (!filter.empty()) joined.parts.push_back(filter);
+    if (!subscription.empty()) joined.parts.push_back(Filter::equals("subscription", subscription));
+    if (!sources.empty())
+        joined.parts.push_back(Filter::where("source", Operator::in, json(std::vector<std::string>(sources.begin(), sources.end()))));
+    return joined;
+}
+
+// ---- lists ----
+
+// A row's place in a list: total order, because sequences differ.
+struct Place {
+    std::int64_t time = 0, sequence = 0;
+    friend auto operator<=>(const Place&, const Place&) = default;
+};
+
+// Collects the first `keep` places in the list's order, after `start` if there is one.
+class TopPlaces {
+public:
+    TopPlaces(Order order, std::size_t keep, std::optional<Place> start) : newest_(order == Order::newest_first), keep_(keep), start_(start) {}
+    void add(const Place& place) {
+        if (start_ && !before(*start_, place)) return;
+        if (full() && !before(place, heap_.front())) return;
+        heap_.push_back(place);
+        std::push_heap(heap_.begin(), heap_.end(), Before{newest_});
+        if (heap_.size() > keep_) {
+            std::pop_heap(heap_.begin(), heap_.end(), Before{newest_});
+            heap_.pop_back();
+        }
+    }
+    // Whether nothing from `first` to `last` (times) can belong to what is kept.
+    bool excludes(std::int64_t first, std::int64_t last) const {
+        if (start_ && (newest_ ? first > start_->time : last < start_->time)) return true;
+        return full() && (newest_ ? last < heap_.front().time : first > heap_.front().time);
+    }
+    std::vector<Place> sorted() && {
+        std::sort_heap(heap_.begin(), heap_.end(), Before{newest_});
+        return std::move(heap_);
+    }
+
+private:
+    struct Before {
+        bool newest;
+        bool operator()(const Place& a, const Place& b) const { return newest ? a > b : a < b; }
+    };
+    bool before(const Place& a, const Place& b) const { return Before{newest_}(a, b); }
+    bool full() const { return heap_.size() >= keep_; }
+    bool newest_;
+    std::size_t keep_;
+    std::optional<Place> start_;
+    std::vector<Place> heap_;
+};
+
+template <class Use>
+void each_place(const Batch& batch, std::size_t time, std::size_t sequence, Use&& use) {
+    for (std::size_t row = 0; row < batch.rows; ++row) {
+        if (batch.mask.empty() || batch.mask[row]) use(Place{batch.columns[time].cells[row], batch.columns[sequence].cells[row]});
+    }
+}
+
+struct Listing {
+    std::vector<Place> places{};
+    std::int64_t total = 0;
+};
+
+// The places of up to `keep` rows that match, in order; of the given rows when the question names ids, else of the whole log.
+Listing list_places(const Reader& reader, const ListQuery& query, const std::vector<std::int64_t>* rows, std::size_t keep,
+                    std::optional<Place> start) {
+    Listing listing;
+    auto question = scan_question(reader, query.names, query.customer, query.period);
+    if (!question) return listing;
+    const std::size_t time = question->key(fields::time), sequence = question->key(fields::sequence);
+    const Condition condition(joined_filter(query.filter, query.subscription, query.sources), *question);
+    Parts parts;
+    for (const std::int64_t row : rows ? *rows : std::vector<std::int64_t>()) read_parts(reader, row - 1, row, {}, parts, question->keys);
+    std::vector<Source> found = rows ? part_sources(parts, *question) : sources(reader, *question);
+    const bool newest = query.order == Order::newest_first;
+    std::sort(found.begin(), found.end(),
+              [newest](const Source& a, const Source& b) { return newest ? a.last_time > b.last_time : a.first_time < b.first_time; });
+    TopPlaces top(query.order, keep, start);
+    for (const Source& source : found) {
+        const bool excluded = top.excludes(source.first_time, source.last_time);
+        if (excluded && !query.count) continue;
+        Batch batch = load(reader, source, *question);
+        condition.apply(reader, batch);
+        each_place(batch, time, sequence, [&](const Place& place) {
+            ++listing.total;
+            if (!excluded) top.add(place);
+        });
+    }
+    listing.places = std::move(top).sorted();
+    return listing;
+}
+
+// ---- cursors: the whole question and the last place seen, as base64url of JSON ----
+
+constexpr std::string_view base64_digits = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
+
+std::string to_base64(std::string_view bytes) {
+    std::string text;
+    std::uint32_t bits = 0;
+    int held = 0;
+    for (const char c : bytes) {
+        bits = bits << 8 | static_cast<unsigned char>(c);
+        for (held += 8; held >= 6;) text.push_back(base64_digits[bits >> (held -= 6) & 63]);
+    }
+    if (held > 0) text.push_back(base64_digits[bits << (6 - held) & 63]);
+    return text;
+}
+
+std::string from_base64(std::string_view text) {
+    std::string bytes;
+    std::uint32_t bits = 0;
+    int held = 0;
+    for (const char c : text) {
+        const std::size_t digit = base64_digits.find(c);
+        if (digit == std::string_view::npos) throw Error(ErrorCode::bad_cursor, "cursor", "was not made by list()");
+        bits = bits << 6 | static_cast<std::uint32_t>(digit);
+        held += 6;
+        if (held >= 8) bytes.push_back(static_cast<char>(bits >> (held -= 8) & 0xFF));
+    }
+    return bytes;
+}
+
+Cursor make_cursor(const ListQuery& query, const Place& last) {
+    const json tree = {{"customer", query.customer},
+                       {"subscription", query.subscription},
+                       {"names", query.names},
+                       {"sources", query.sources},
+                       {"ids", query.ids},
+                       {"from", query.period.from.micros()},
+                       {"to", query.period.to.micros()},
+                       {"filter", query.filter.to_json()},
+                       {"newest", query.order == Order::newest_first},
+                       {"limit", query.limit},
+                       {"count", query.count},
+                       {"time", last.time},
+                       {"sequence", last.sequence}};
+    return {to_base64(tree.dump())};
+}
+
+std::pair<ListQuery, Place> read_cursor(const Cursor& cursor) {
+    try {
+        const json tree = json::parse(from_base64(cursor.text));
+        ListQuery query;
+        query.customer = tree.at("customer").get<std::string>();
+        query.subscription = tree.at("subscription").get<std::string>();
+        query.names = tree.at("names").get<std::vector<std::string>>();
+        query.sources = tree.at("sources").get<std::vector<std::string>>();
+        query.ids = tree.at("ids").get<std::vector<std::string>>();
+        query.period = {Timestamp(tree.at("from").get<std::int64_t>()), Timestamp(tree.at("to").get<std::int64_t>())};
+        query.filter = Filter::from_json(tree.at("filter"));
+        query.order = tree.at("newest").get<bool>() ? Order::newest_first : Order::oldest_first;
+        query.limit = tree.at("limit").get<std::int64_t>();
+        query.count = tree.at("count").get<bool>();
+        return {query, {tree.at("time").get<std::int64_t>(), tree.at("sequence").get<std::int64_t>()}};
+    } catch (const std::exception&) {
+        throw Error(ErrorCode::bad_cursor, "cursor", "was not made by list()");
+    }
+}
+
+void check_list(const ListQuery& query) {
+    check_paging(query.limit, query.offset);
+    check_period(query.period);
+}
+
+Page list_page(const Reader& reader, const ListQuery& query, const std::vector<std::int64_t>* rows, std::optional<Place> start) {
+    // One more than the page holds tells whether there is a next one.
+    const auto offset = static_cast<std::size_t>(query.offset), limit = static_cast<std::size_t>(query.limit);
+    Listing listing = list_places(reader, query, rows, offset + limit + 1, start);
+    Page page;
+    if (query.count) page.total = listing.total;
+    for (std::size_t i = offset; i < listing.places.size() && page.events.size() < limit; ++i) {
+        if (auto event = event_at(reader, listing.places[i].sequence)) page.events.push_back(std::move(*event));
+    }
+    if (listing.places.size() > offset + limit) page.next = make_cursor(query, listing.places[offset + limit - 1]);
+    return page;
+}
+
+// ---- names ----
+
+char lower_ascii(char c) noexcept { return c >= 'A' && c <= 'Z' ? static_cast<char>(c - 'A' + 'a') : c; }
+
+bool contains_folded(std::string_view text, std::string_view part) {
+    const auto same = [](char a, char b) { return lower_ascii(a) == lower_ascii(b); };
+    return std::search(text.begin(), text.end(), part.begin(), part.end(), same) != text.end();
+}
+
+std::map<std::int64_t, NameInfo> count_names(const Reader& reader, ScanQuestion question) {
+    std::map<std::int64_t, NameInfo> names;
+    const std::size_t time = question.key(fields::time);
+    const auto count = [&names](std::int64_t name, std::int64_t rows, std::int64_t first, std::int64_t last) {
+        const auto [place, fresh] = names.try_emplace(name, NameInfo{{}, 0, Timestamp(first), Timestamp(last)});
+        NameInfo& info = place->second;
+        info.occurrences += rows;
+        info.first_seen = std::min(info.first_seen, Timestamp(first));
+        info.last_seen = std::max(info.last_seen, Timestamp(last));
+    };
+    for (const Source& source : sources(reader, question)) {
+        if (!question.customer && source.first_time >= question.from && source.last_time < question.to) {
+            count(source.name, source.rows, source.first_time, source.last_time);
+            continue;
+        }
+        const Batch batch = load(reader, source, question);
+        for (std::size_t row = 0; row < batch.rows; ++row) {
+            const std::int64_t at = batch.columns[time].cells[row];
+            if (batch.mask.empty() || batch.mask[row]) count(source.name, 1, at, at);
+        }
+    }
+    return names;
+}
+
+std::vector<NameInfo> names_page(const Reader& reader, const NamesQuery& query) {
+    std::vector<NameInfo> found;
+    const auto question = scan_question(reader, {}, query.customer, query.period);
+    if (!question) return found;
+    for (auto& [id, info] : count_names(reader, *question)) {
+        info.name = text_of(reader, id);
+        if (contains_folded(info.name, query.text)) found.push_back(std::move(info));
+    }
+    const auto before = [&query](const NameInfo& a, const NameInfo& b) {
+        switch (query.sort) {
+            case NameSort::occurrences:
+                return std::tie(a.occurrences, a.name) < std::tie(b.occurrences, b.name);
+            case NameSort::first_seen:
+                return std::tie(a.first_seen, a.name) < std::tie(b.first_seen, b.name);
+            case NameSort::last_seen:
+                return std::tie(a.last_seen, a.name) < std::tie(b.last_seen, b.name);
+            default:
+                return a.name < b.name;
+        }
+    };
+    std::sort(found.begin(), found.end(), [&](const NameInfo& a, const NameInfo& b) { return query.descending ? before(b, a) : before(a, b); });
+    const auto begin = std::min(found.size(), static_cast<std::size_t>(query.offset));
+    const auto end = std::min(found.size(), begin + static_cast<std::size_t>(query.limit));
+    return {found.begin() + static_cast<std::ptrdiff_t>(begin), found.begin() + static_cast<std::ptrdiff_t>(end)};
+}
+
+}  // namespace
+
 // =============================================================================================
-// 6 measuring: the scan, and aggregates over it. Uses 1-5.
+// 6 measuring: aggregates over the scan. Uses 1-5.
 // =============================================================================================
+
+namespace {
+
+// Keys -> 0, 1, 2, ... in the order they are met. Open addressing; groups, rows of an answer and distinct values are all numbered by it.
+class Numbering {
+public:
+    std::uint32_t number(std::uint64_t key) {
+        if ((keys_.size() + 1) * 10 > slots_.size() * 7) grow();
+        std::size_t at = place(key);
+        for (; slots_[at] != empty; at = (at + 1) & (slots_.size() - 1)) {
+            if (keys_[slots_[at]] == key) return slots_[at];
+        }
+        slots_[at] = static_cast<std::uint32_t>(keys_.size());
+        keys_.push_back(key);
+        return slots_[at];
+    }
+    const std::vector<std::uint64_t>& keys() const noexcept { return keys_; }
+
+private:
+    static constexpr std::uint32_t empty = 0xFFFFFFFF;
+    std::size_t place(std::uint64_t key) const noexcept { return static_cast<std::size_t>(key * 0x9E3779B97F4A7C15ULL >> 20) & (slots_.size() - 1); }
+    void grow() {
+        slots_.assign(std::max<std::size_t>(64, slots_.size() * 2), empty);
+        for (std::size_t i = 0; i < keys_.size(); ++i) {
+            std::size_t at = place(keys_[i]);
+            while (slots_[at] != empty) at = (at + 1) & (slots_.size() - 1);
+            slots_[at] = static_cast<std::uint32_t>(i);
+        }
+    }
+    std::vector<std::uint32_t> slots_;
+    std::vector<std::uint64_t> keys_;
+};
+
+constexpr std::uint64_t pair_key(std::uint32_t a, std::uint32_t b) noexcept { return std::uint64_t{a} << 32 | b; }
+
+// ---- values as small integers ----
+
+constexpr std::uint32_t no_value = 0;  // the row lacks the field
+
+// The values that a column takes, as text, numbered from 1 over all batches of a question.
+class Values {
+public:
+    // The number of every row's value.
+    const std::vector<std::uint32_t>& number(Connection& db, const Column& column, const Batch& batch) {
+        rows_.assign(batch.rows, no_value);
+        words_.assign(column.words.size(), unknown);
+        std::int64_t last_cell = -1;
+        std::uint32_t last = no_value;
+        for (std::size_t row = 0; row < batch.rows; ++row) {
+            if (!batch.mask.empty() && !batch.mask[row]) continue;
+            const CellKind kind = column.kind(row);
+            if (kind == CellKind::missing || kind == CellKind::null) continue;
+            const std::int64_t cell = column.cells[row];
+            if (kind == CellKind::interned) {
+                if (cell != last_cell) last = interned(db, cell), last_cell = cell;
+                rows_[row] = last;
+            } else if (kind == CellKind::text) {
+                const std::string_view word = column.word(row);
+                std::uint32_t& known = words_[static_cast<std::size_t>(cell)];
+                if (known == unknown) known = text(word);
+                rows_[row] = known;
+            } else {
+                rows_[row] = text(scalar_text(cell_scalar(column, row)));
+            }
+        }
+        return rows_;
+    }
+    std::optional<std::string> name(std::uint32_t number) const {
+        return number == no_value ? std::nullopt : std::optional<std::string>(names_[number - 1]);
+    }
+
+private:
+    static constexpr std::uint32_t unknown = 0xFFFFFFFF;
+    std::uint32_t text(std::string_view value) {
+        if (const auto known = numbers_.find(value); known != numbers_.end()) return known->second;
+        names_.emplace_back(value);
+        numbers_.emplace(names_.back(), static_cast<std::uint32_t>(names_.size()));
+        return static_cast<std::uint32_t>(names_.size());
+    }
+    std::uint32_t interned(Connection& db, std::int64_t id) {
+        const auto [place, fresh] = interned_.try_emplace(id, no_value);
+        if (fresh) place->second = text(text_of(db, id));
+        return place->second;
+    }
+    std::deque<std::string> names_;
+    std::unordered_map<std::string_view, std::uint32_t> numbers_;
+    std::unordered_map<std::int64_t, std::uint32_t> interned_;
+    std::vector<std::uint32_t> rows_, words_;
+};
+
+// ---- from rows to the rows of an answer ----
+
+std::int64_t bin_start(std::int64_t time, Bin bin) {
+    constexpr std::int64_t hour = 3'600'000'000, day = 24 * hour;
+    const auto floor_to = [time](std::int64_t unit) { return floor_divide(time, unit) * unit; };
+    switch (bin) {
+        case Bin::hour:
+            return floor_to(hour);
+        case Bin::day:
+            return floor_to(day);
+        case Bin::month:
+            return this_month(Timestamp(time)).from.micros();
+        default:
+            return 0;
+    }
+}
+
+// Gives every row of a batch the number of the answer's row it belongs to: one for each bin and combination of group values met.
+class Slots {
+public:
+    Slots(const AggregateQuery& query, ScanQuestion& question)
+        : bin_(query.bin), groups_(query.group_by.size()), combinations_(query.group_by.size()) {
+        if (bin_ != Bin::none) time_ = question.key(fields::time);
+        for (const std::string& field : query.group_by) columns_.push_back(question.key(column_key(field)));
+    }
+
+    const std::vector<std::uint32_t>& place(Connection& db, const Batch& batch) {
+        group_.assign(batch.rows, 0);
+        for (std::size_t i = 0; i < columns_.size(); ++i) combine(groups_[i].number(db, batch.columns[columns_[i]], batch), combinations_[i]);
+        slot_.assign(batch.rows, 0);
+        std::int64_t start = 1, end = 0;
+        std::uint32_t bin = 0;
+        for (std::size_t row = 0; row < batch.rows; ++row) {
+            if (!batch.mask.empty() && !batch.mask[row]) continue;
+            if (bin_ != Bin::none) {
+                const std::int64_t time = batch.columns[time_].cells[row];
+                if (time < start || time >= end) {
+                    start = bin_start(time, bin_);
+                    end = bin_ == Bin::month ? start + 28 * std::int64_t{86'400'000'000}
+                          : bin_ == Bin::day ? start + 86'400'000'000
+                                             : start + 3'600'000'000;
+                    bin = bins_.number(static_cast<std::uint64_t>(start));
+                }
+            }
+            slot_[row] = slots_.number(pair_key(group_[row], bin));
+        }
+        if (slots_.keys().size() > limits::aggregate_rows)
+            throw Error(ErrorCode::too_large, "bin", "the answer has more than " + std::to_string(limits::aggregate_rows) + " rows");
+        return slot_;
+    }
+
+    std::size_t size() const noexcept { return slots_.keys().size(); }
+
+    // The bin and group of a slot.
+    AggregateRow row(std::size_t slot) const {
+        AggregateRow row;
+        const std::uint64_t key = slots_.keys()[slot];
+        if (bin_ != Bin::none) row.bin = Timestamp(static_cast<std::int64_t>(bins_.keys()[key & 0xFFFFFFFF]));
+        row.group.resize(columns_.size());
+        auto group = static_cast<std::uint32_t>(key >> 32);
+        for (std::size_t i = columns_.size(); i-- > 0;) {
+            const std::uint64_t pair = combinations_[i].keys()[group];
+            row.group[i] = groups_[i].name(static_cast<std::uint32_t>(pair));
+            group = static_cast<std::uint32_t>(pair >> 32);
+        }
+        return row;
+    }
+
+private:
+    // group_ so far, with one more field.
+    void combine(const std::vector<std::uint32_t>& values, Numbering& numbering) {
+        std::uint64_t last_key = ~std::uint64_t{0};
+        std::uint32_t last = 0;
+        for (std::size_t row = 0; row < values.size(); ++row) {
+            const std::uint64_t key = pair_key(group_[row], values[row]);
+            if (key != last_key) last = numbering.number(key), last_key = key;
+            group_[row] = last;
+        }
+    }
+    Bin bin_;
+    std::size_t time_ = 0;
+    std::vector<std::size_t> columns_;
+    std::vector<Values> groups_;
+    std::vector<Numbering> combinations_;
+    Numbering bins_, slots_;
+    std::vector<std::uint32_t> group_, slot_;
+};
+
+// ---- accumulators: what becomes of the rows of a slot ----
+
+// A sum of 64-bit integers in 128 bits, two's complement: no order of adding overflows it.
+struct WideSum {
+    std::uint64_t low = 0, high = 0;
+    void add(std::int64_t value) noexcept {
+        const auto bits = static_cast<std::uint64_t>(value);
+        low += bits;
+        high += (value < 0 ? ~std::uint64_t{0} : 0) + (low < bits ? 1 : 0);
+    }
+    Decimal at_scale(int scale) const {
+        const bool negative = high >> 63 != 0;
+        const Words magnitude = negative ? subtract({}, {high, low}) : Words{high, low};
+        return DecimalParts::make(magnitude, scale, negative);
+    }
+};
+
+class Accumulator {
+public:
+    virtual ~Accumulator() = default;
+    virtual void add(Connection& db, const Batch& batch, const std::vector<std::uint32_t>& slots, std::size_t count) = 0;
+    virtual std::pair<Decimal, std::int64_t> result(std::size_t slot) const = 0;  // the value, and how many events took part
+};
+
+template <class Use>
+void each_row(const Batch& batch, Use&& use) {
+    for (std::size_t row = 0; row < batch.rows; ++row) {
+        if (batch.mask.empty() || batch.mask[row]) use(row);
+    }
+}
+
+class CountAccumulator : public Accumulator {
+public:
+    void add(Connection&, const Batch& batch, const std::vector<std::uint32_t>& slots, std::size_t count) override {
+        counts_.resize(count);
+        each_row(batch, [&](std::size_t row) { ++counts_[slots[row]]; });
+    }
+    std::pair<Decimal, std::int64_t> result(std::size_t slot) const override { return {Decimal(counts_[slot]), counts_[slot]}; }
+
+private:
+    std::vector<std::int64_t> counts_;
+};
+
+// Text counts as a number when it is written plainly (lago-api, postgres_store.rb:508): -?digits[.digits].
+bool plain_number(std::string_view text) noexcept {
+    const auto digits = [&text] {
+        const std::size_t size = std::min(text.find_first_not_of("0123456789"), text.size());
+        text.remove_prefix(size);
+        return size > 0;
+    };
+    if (text.starts_with('-')) text.remove_prefix(1);
+    if (!digits()) return false;
+    if (!text.starts_with('.')) return text.empty();
+    text.remove_prefix(1);
+    return digits() && text.empty();
+}
+
+class SumAccumulator : public Accumulator {
+public:
+    explicit SumAccumulator(std::size_t column) : column_(column) {}
+    void add(Connection&, const Batch& batch, const std::vector<std::uint32_t>& slots, std::size_t count) override {
+        const Column& column = batch.columns[column_];
+        if (column.all(CellKind::missing)) return counts_.resize(std::max(count, counts_.size()));
+        std::vector<WideSum>& sums = sums_[column.scale];
+        sums.resize(std::max(count, sums.size()));
+        counts_.resize(std::max(count, counts_.size()));
+        words_.assign(column.words.size(), std::nullopt);
+        each_row(batch, [&](std::size_t row) {
+            if (column.kind(row) == CellKind::number) {
+                sums[slots[row]].add(column.cells[row]);
+                ++counts_[slots[row]];
+            } else if (const auto number = other_number(column, row)) {
+                others_.resize(std::max(count, others_.size()));
+                others_[slots[row]] += *number;
+                ++counts_[slots[row]];
+            }
+        });
+    }
+    std::pair<Decimal, std::int64_t> result(std::size_t slot) const override {
+        Decimal sum = slot < others_.size() ? others_[slot] : Decimal();
+        for (const auto& [scale, sums] : sums_) {
+            if (slot < sums.size()) sum += sums[slot].at_scale(scale);
+        }
+        return {sum, counts_[slot]};
+    }
+
+private:
+    // Texts and wide numbers; each distinct one is parsed once.
+    std::optional<Decimal> other_number(const Column& column, std::size_t row) {
+        if (column.kind(row) != CellKind::text && column.kind(row) != CellKind::wide) return std::nullopt;
+        const std::string_view text = column.word(row);
+        auto& known = words_[static_cast<std::size_t>(column.cells[row])];
+        if (!known) known = column.kind(row) == CellKind::wide || plain_number(text) ? Decimal::parse(text) : std::nullopt;
+        return *known;
+    }
+    std::size_t column_;
+    std::map<int, std::vector<WideSum>> sums_;  // by scale, so that adding needs no multiplication
+    std::vector<Decimal> others_;
+    std::vector<std::int64_t> counts_;
+    std::vector<std::optional<std::optional<Decimal>>> words_;
+};
+
+// Distinct values, compared as text; rows without the property are left out.
+class UniqueAccumulator : public Accumulator {
+public:
+    explicit UniqueAccumulator(std::size_t column) : column_(column) {}
+    void add(Connection& db, const Batch& batch, const std::vector<std::uint32_t>& slots, std::size_t count) override {
+        counts_.resize(count);
+        events_.resize(count);
+        const std::vector<std::uint32_t>& values = values_.number(db, batch.columns[column_], batch);
+        each_row(batch, [&](std::size_t row) {
+            if (values[row] == no_value) return;
+            ++events_[slots[row]];
+            const std::size_t before = seen_.keys().size();
+            if (seen_.number(pair_key(slots[row], values[row])) == before) ++counts_[slots[row]];
+        });
+    }
+    std::pair<Decimal, std::int64_t> result(std::size_t slot) const override { return {Decimal(counts_[slot]), events_[slot]}; }
+
+private:
+    std::size_t column_;
+    Values values_;
+    Numbering seen_;
+    std::vector<std::int64_t> counts_, events_;
+};
+
+std::unique_ptr<Accumulator> make_accumulator(const Metric& metric, ScanQuestion& question) {
+    const auto property = [&] { return question.key(column_key(metric.property)); };
+    switch (metric.aggregation) {
+        case Aggregation::sum:
+            return std::make_unique<SumAccumulator>(property());
+        case Aggregation::unique_count:
+            return std::make_unique<UniqueAccumulator>(property());
+        default:
+            return std::make_unique<CountAccumulator>();
+    }
+}
+
+void check_metric(const Metric& metric) {
+    if (metric.code.empty() && metric.event.empty()) refuse("metric", "names neither a code nor an event");
+    if (metric.aggregation != Aggregation::count && metric.property.empty()) refuse("metric.property", "is needed for this aggregation");
+    if (metric.aggregation == Aggregation::count && !metric.property.empty()) refuse("metric.property", "has no meaning for a count");
+}
+
+// ---- metrics kept in the database ----
+
+constexpr std::array<std::pair<std::string_view, Aggregation>, 3> aggregations{
+    {{"count", Aggregation::count}, {"sum", Aggregation::sum}, {"unique_count", Aggregation::unique_count}}};
+
+void store_metric(Connection& db, const Metric& metric) {
+    const auto name =
+        std::find_if(aggregations.begin(), aggregations.end(), [&](const auto& row) { return row.second == metric.aggregation; })->first;
+    const json definition = {{"event", metric.event}, {"aggregation", name}, {"property", metric.property}, {"filter", metric.filter.to_json()}};
+    db.prepared("INSERT OR REPLACE INTO metrics VALUES(?, ?)").run(metric.code, definition.dump());
+}
+
+Metric read_metric(std::string_view code, std::string_view definition) {
+    const json tree = json::parse(definition);
+    const auto known = std::find_if(aggregations.begin(), aggregations.end(),
+                                    [name = tree.at("aggregation").get<std::string>()](const auto& row) { return row.first == name; });
+    if (known == aggregations.end()) damaged("metrics");
+    return {std::string(code), tree.at("event").get<std::string>(), known->second, tree.at("property").get<std::string>(),
+            Filter::from_json(tree.at("filter"))};
+}
+
+Metric find_metric(Connection& db, const std::string& code) {
+    const Prepared row = db.prepared("SELECT definition FROM metrics WHERE code = ?");
+    row.bind(code);
+    if (!row.row()) throw Error(ErrorCode::not_found, "metric", "\"" + code + "\" is not defined");
+    return read_metric(code, row.text(0));
+}
+
+std::vector<Metric> all_metrics(Connection& db) {
+    std::vector<Metric> metrics;
+    const Prepared row = db.prepared("SELECT code, definition FROM metrics ORDER BY code");
+    while (row.row()) metrics.push_back(read_metric(row.text(0), row.text(1)));
+    return metrics;
+}
+
+Aggregate measure(const Reader& reader, const Metric& metric, const AggregateQuery& query) {
+    Aggregate answer;
+    const std::array<std::string, 1> names{metric.event.empty() ? metric.code : metric.event};
+    auto question = scan_question(reader, names, query.customer, query.period);
+    if (!question) return answer;
+    const Condition chosen(joined_filter(query.filter, query.subscription), *question), part_of_metric(metric.filter, *question);
+    Slots slots(query, *question);
+    const std::unique_ptr<Accumulator> accumulator = make_accumulator(metric, *question);
+    for (const Source& source : sources(reader, *question)) {
+        Batch batch = load(reader, source, *question);
+        chosen.apply(reader, batch);
+        part_of_metric.apply(reader, batch);
+        const auto& places = slots.place(reader, batch);
+        accumulator->add(reader, batch, places, slots.size());
+    }
+    for (std::size_t slot = 0; slot < slots.size(); ++slot) {
+        AggregateRow row = slots.row(slot);
+        std::tie(row.value, row.events) = accumulator->result(slot);
+        if (row.events > 0) answer.rows.push_back(std::move(row));
+    }
+    std::sort(answer.rows.begin(), answer.rows.end(),
+              [](const AggregateRow& a, const AggregateRow& b) { return std::tie(a.bin, a.group) < std::tie(b.bin, b.group); });
+    return answer;
+}
+
+}  // namespace
 
 // =============================================================================================
 // 7 fees: tiers, packages, percentages, rounding to a currency. Pure. Uses 1-3.
 // =============================================================================================
 
+namespace {
+
+/// The units beyond `above` up to and including `up_to` (all of them when absent), at `rate` each, and `flat` once.
+struct Tier {
+    Decimal above;
+    std::optional<Decimal> up_to;
+    Decimal rate, flat;
+    Decimal from;  ///< the lower bound as the vendor writes it
+};
+
+/// An amount in currency units and the lines that add up to it.
+struct Priced {
+    Decimal amount;
+    std::vector<FeeLine> lines;
+
+    void add(FeeLine line) {
+        amount += line.amount;
+        lines.push_back(std::move(line));
+    }
+};
+
+/// a / b to 32 significant digits; 0 when b is 0.
+Decimal quotient(const Decimal& a, const Decimal& b) { return b.is_zero() ? Decimal() : Decimal::divide_significant(a, b, 32, Rounding::half_up); }
+
+Decimal percent(const Decimal& rate) { return rate * Decimal::scaled(1, 2); }
+
+Decimal smaller(const Decimal& a, const std::optional<Decimal>& b) { return b && *b < a ? *b : a; }
+
+Decimal at_least_zero(const Decimal& value) { return value.is_negative() ? Decimal() : value; }
+
+FeeLine units_line(const Decimal& units, const Decimal& rate) { return {.units = units, .rate = rate, .amount = units * rate}; }
+
+FeeLine free_line(const Decimal& units) { return {.step = FeeLine::Step::free, .units = units}; }
+
+FeeLine tier_line(const Tier& tier, const Decimal& units) {
+    return {.step = FeeLine::Step::tier,
+            .from = tier.from,
+            .to = tier.up_to,
+            .units = units,
+            .rate = tier.rate,
+            .flat = tier.flat,
+            .amount = units * tier.rate + tier.flat};
+}
+
+/// Graduated: every tier prices the units that fall into it, up to the first tier that reaches `units`. That includes the first tier
+/// for no units at all, or less.
+Priced graduated(std::span<const Tier> tiers, const Decimal& units) {
+    Priced priced;
+    priced.lines.reserve(tiers.size());
+    for (const auto& tier : tiers) {
+        priced.add(tier_line(tier, smaller(units, tier.up_to) - tier.above));
+        if (!tier.up_to || *tier.up_to >= units) break;
+    }
+    return priced;
+}
+
+/// How many packages of `size` are begun by `units`.
+Decimal begun_packages(const Decimal& units, const Decimal& size) { return Decimal::divide(units, size, 0, Rounding::ceil); }
+
+/// Packages: each begun one is paid whole.
+Priced packages(const Decimal& units, const Decimal& size, const Decimal& rate) {
+    Priced priced;
+    priced.add({.step = FeeLine::Step::package, .units = units, .rate = rate, .per = size, .amount = begun_packages(units, size) * rate});
+    return priced;
+}
+
+FeeLine percentage_line(const Decimal& units, const Decimal& rate_percent) {
+    const auto rate = percent(rate_percent);
+    return {.step = FeeLine::Step::percentage, .units = units, .rate = rate, .amount = units * rate};
+}
+
+FeeLine fixed_line(const Decimal& times, const Decimal& amount) {
+    return {.step = FeeLine::Step::fixed, .units = times, .rate = amount, .amount = times * amount};
+}
+
+/// What brings the amount to at least `minimum`, or nothing.
+void raise_to(Priced& priced, const Decimal& minimum) {
+    if (priced.amount < minimum) priced.add({.step = FeeLine::Step::minimum, .amount = minimum - priced.amount});
+}
+
+void lower_to(Priced& priced, const Decimal& maximum) {
+    if (priced.amount > maximum) priced.add({.step = FeeLine::Step::maximum, .amount = maximum - priced.amount});
+}
+
+/// `with` less `without`, line by line: lines of the same step and bounds are subtracted from each other, what is equal in both vanishes.
+Priced difference(const Priced& with, const Priced& without) {
+    Priced result;
+    auto lines = with.lines;
+    for (const auto& line : without.lines) {
+        const auto same = std::find_if(lines.begin(), lines.end(), [&](const FeeLine& other) {
+            return other.step == line.step && other.from == line.from && other.rate == line.rate;
+        });
+        if (same == lines.end()) {
+            lines.push_back({.step = FeeLine::Step::advance, .amount = -line.amount});
+            continue;
+        }
+        same->units -= line.units;
+        same->flat -= line.flat;
+        same->amount -= line.amount;
+    }
+    for (auto& line : lines) {
+        if (!line.amount.is_zero() || !line.units.is_zero()) result.add(std::move(line));
+    }
+    return result;
+}
+
+/// What makes the amount that in another unit.
+void convert_to(Priced& priced, const Decimal& amount, const Decimal& rate) {
+    priced.add({.step = FeeLine::Step::conversion, .rate = rate, .amount = amount - priced.amount});
+}
+
+/// A currency's smallest unit: amounts are rounded to `decimals` and counted in units of 1 / `subunits`.
+struct Currency {
+    int decimals = 2;
+    int subunits = 100;
+};
+
+/// Half up; a count of smallest units is whole (what MRO's fifths leave over is cut).
+Decimal to_cents(const Decimal& amount, Currency currency) {
+    return (amount.round(currency.decimals, Rounding::half_up) * Decimal(currency.subunits)).round(0, Rounding::down);
+}
+
+// --- fees as texts ---------------------------------------------------------------------------
+
+std::string_view step_name(FeeLine::Step step) {
+    static constexpr std::array<std::string_view, 12> names{"units", "tier",    "package", "percentage", "fixed",    "free",
+                                                            "given", "minimum", "maximum", "advance",    "discount", "conversion"};
+    return names[static_cast<std::size_t>(step)];
+}
+
+std::string tier_text(const FeeLine& line) {
+    auto text = "tier " + (line.from ? line.from->to_string() : "0") + (line.to ? " to " + line.to->to_string() : " and up");
+    text += ": " + line.units.to_string() + " x " + line.rate.to_string();
+    if (!line.flat.is_zero()) text += " + " + line.flat.to_string();
+    return text;
+}
+
+json optional_text(const std::optional<Decimal>& value) { return value ? json(value->to_string()) : json(nullptr); }
+
+json line_json(const FeeLine& line) {
+    return {{"step", step_name(line.step)},     {"text", line.text()},           {"from", optional_text(line.from)}, {"to", optional_text(line.to)},
+            {"units", line.units.to_string()},  {"rate", line.rate.to_string()}, {"flat", line.flat.to_string()},    {"per", line.per.to_string()},
+            {"amount", line.amount.to_string()}};
+}
+
+std::string padded(std::string text, std::size_t width) {
+    if (text.size() < width) text.insert(0, width - text.size(), ' ');
+    return text;
+}
+
+std::string text_row(std::string label, const std::string& amount) {
+    label.resize(std::max<std::size_t>(label.size(), 60), ' ');
+    return label + padded(amount, 16) + "\n";
+}
+
+std::string cents_text(const Decimal& cents, int subunits) {
+    return quotient(cents, Decimal(subunits)).to_fixed(subunits == 1 ? 0 : Decimal(subunits).digits() - 1);
+}
+
+}  // namespace
+
+std::string FeeLine::text() const {
+    switch (step) {
+        case Step::units:
+            return units.to_string() + " x " + rate.to_string();
+        case Step::tier:
+            return tier_text(*this);
+        case Step::package:
+            return units.to_string() + " in packages of " + per.to_string() + " x " + rate.to_string();
+        case Step::percentage:
+            return units.to_string() + " x " + (rate * 100).to_string() + " %";
+        case Step::fixed:
+            return units.to_string() + " times " + rate.to_string();
+        case Step::free:
+            return units.to_string() + " free";
+        case Step::given:
+            return "given with the events";
+        case Step::minimum:
+            return "up to the minimum";
+        case Step::maximum:
+            return "down to the maximum";
+        case Step::advance:
+            return "paid before";
+        case Step::discount:
+            return "discount";
+        case Step::conversion:
+            return "converted at " + rate.to_string();
+    }
+    return {};
+}
+
+json Fee::to_json() const {
+    auto groups = json::object();
+    for (const auto& [key, value] : group) groups[key] = value ? json(*value) : json(nullptr);
+    auto steps = json::array();
+    for (const auto& line : lines) steps.push_back(line_json(line));
+    return {{"charge", charge},
+            {"metric", metric},
+            {"customer", customer},
+            {"subscription", subscription},
+            {"group", std::move(groups)},
+            {"filter", filter},
+            {"currency", currency},
+            {"units", units.to_string()},
+            {"events", events},
+            {"amount", amount.to_string()},
+            {"amount_cents", amount_cents.to_string()},
+            {"unit_amount", unit_amount.to_string()},
+            {"pay_in_advance", pay_in_advance},
+            {"from", period.from.to_string()},
+            {"to", period.to.to_string()},
+            {"lines", std::move(steps)}};
+}
+
+json Fees::to_json() const {
+    auto list = json::array();
+    for (const auto& fee : fees) list.push_back(fee.to_json());
+    return {{"currency", currency}, {"amount_cents", amount_cents.to_string()}, {"fees", std::move(list)}};
+}
+
+std::string Fees::to_text() const {
+    std::string text;
+    for (const auto& fee : fees) {
+        auto title = fee.charge;
+        if (!fee.filter.empty()) title += " (" + fee.filter + ")";
+        for (const auto& [key, value] : fee.group) title += ", " + key + " " + value.value_or("-");
+        text += text_row(title + ": " + fee.units.to_string() + " units", cents_text(fee.amount_cents, subunits));
+        for (const auto& line : fee.lines) text += text_row("    " + line.text(), line.amount.to_string());
+    }
+    return text + text_row("total " + currency, cents_text(amount_cents, subunits));
+}
+
 // =============================================================================================
 // 8 books: how each vendor measures and prices, from its own JSON. Pure. Uses 1-3, 7.
 // =============================================================================================
 
+/// What a book asks of the log. Which events: those of the metric and the query, as in Meter::aggregate; bins are not used.
+struct Measured {
+    std::vector<std::optional<std::string>> group;
+    Decimal value;
+    std::int64_t events = 0;
+    bool falls = true;  ///< some event may have lowered the value: a negative number, a removal. True when not known
+};
+
+class UsageSource {
+public:
+    virtual ~UsageSource() = default;
+    /// One row for each group; without group_by exactly one, also when there are no events.
+    virtual std::vector<Measured> measure(const Metric& metric, const AggregateQuery& query) = 0;
+    /// What each event adds to the value (a count's 1, a sum's number, a unique count's 1, 0 or -1), by time, then sequence. Ends after
+    /// `limit` events, or with the one that brings the sum over `until`.
+    virtual std::vector<Decimal> steps(const Metric& metric, const AggregateQuery& query, std::size_t limit, const std::optional<Decimal>& until) = 0;
+    /// Sum of precise_total_amount_cents of the events that take part.
+    virtual Decimal precise_total_cents(const Metric& metric, const AggregateQuery& query) = 0;
+};
+
+/// What every vendor's book can do. An answer depends on nothing but the arguments and the source.
+struct Book::Impl {
+    std::string vendor, code;
+    json source;
+    std::vector<Metric> metrics;
+
+    virtual ~Impl() = default;
+    /// Whether the book prices this subscription or, where the vendor has none, this customer.
+    virtual bool serves(const std::string& subscription, const std::string& customer) const = 0;
+    virtual Fees estimate_fees(const Event& event, Timestamp now, UsageSource& usage) const = 0;
+    /// The event priced alone, without what came before it.
+    virtual Fees estimate_instant_fees(const Event&, Timestamp) const {
+        throw Error(ErrorCode::unsupported, "", vendor + " has no instant estimates");
+    }
+    virtual Fees usage(const UsageQuery& query, Timestamp now, UsageSource& usage) const = 0;
+};
+
+namespace {
+
+/// A place in a vendor's JSON with the path that leads to it, for reading with errors that name it.
+class Node {
+public:
+    explicit Node(const json& value, std::string path = {}) : value_(&value), path_(std::move(path)) {}
+
+    const json& value() const { return *value_; }
+    const std::string& path() const { return path_; }
+    std::string path(std::string_view key) const { return path_.empty() ? std::string(key) : path_ + "." + std::string(key); }
+    [[noreturn]] void refuse(std::string reason) const { throw Error(ErrorCode::bad_value, path_, std::move(reason)); }
+
+    /// The member, unless it is missing or null.
+    std::optional<Node> find(std::string_view key) const {
+        if (!value_->is_object()) return {};
+        const auto found = value_->find(std::string(key));
+        if (found == value_->end() || found->is_null()) return {};
+        return Node(*found, path(key));
+    }
+
+    Node object(std::string_view key) const {
+        const auto found = find(key);
+        if (!found || !found->value().is_object()) throw Error(ErrorCode::bad_value, path(key), "must be an object");
+        return *found;
+    }
+
+    /// The elements of a list; none when it is missing.
+    std::vector<Node> list(std::string_view key) const {
+        const auto found = find(key);
+        if (!found) return {};
+        if (!found->value().is_array()) found->refuse("must be a list");
+        std::vector<Node> elements;
+        for (std::size_t i = 0; i < found->value().size(); ++i)
+            elements.emplace_back(found->value()[i], found->path() + "[" + std::to_string(i) + "]");
+        return elements;
+    }
+
+    std::string text(std::string_view key, std::string fallback = {}) const {
+        const auto found = find(key);
+        if (!found) return fallback;
+        if (!found->value().is_string()) found->refuse("must be text");
+        return found->value().get<std::string>();
+    }
+
+    std::string required_text(std::string_view key) const {
+        auto found = text(key);
+        if (found.empty()) throw Error(ErrorCode::bad_value, path(key), "is required");
+        return found;
+    }
+
+    bool flag(std::string_view key, bool fallback = false) const {
+        const auto found = find(key);
+        if (!found) return fallback;
+        if (!found->value().is_boolean()) found->refuse("must be true or false");
+        return found->value().get<bool>();
+    }
+
+    std::optional<Decimal> decimal(std::string_view key) const {
+        const auto found = find(key);
+        if (!found) return {};
+        try {
+            return Decimal::from_json(found->value());
+        } catch (const Error& error) {
+            throw Error(error.code(), found->path(), error.reason());
+        }
+    }
+
+    std::optional<Timestamp> time(std::string_view key) const {
+        const auto found = find(key);
+        if (!found) return {};
+        if (!found->value().is_string()) found->refuse("must be an ISO 8601 time");
+        try {
+            return Timestamp::parse(found->value().get<std::string>());
+        } catch (const Error& error) {
+            throw Error(error.code(), found->path(), error.reason());
+        }
+    }
+
+    /// The value of the table's row whose first member is the text under `key`.
+    template <typename Table>
+    auto choice(std::string_view key, const Table& table, std::string fallback = {}) const {
+        const auto name = text(key, std::move(fallback));
+        for (const auto& row : table) {
+            if (row.first == name) return row.second;
+        }
+        throw Error(ErrorCode::bad_value, path(key), name.empty() ? "is required" : "is not known: " + name);
+    }
+
+private:
+    const json* value_;
+    std::string path_;
+};
+
+/// A rule of the vendor's that a field breaks, in the vendor's own word.
+struct Problem {
+    std::string path, field, code;
+};
+using Problems = std::vector<Problem>;
+
+/// A JSON value as the text a vendor compares: text as it is, numbers and booleans as JSON writes them; nothing for null and what is missing.
+std::optional<std::string> property_text(const json& properties, const std::string& key) {
+    const auto found = properties.find(key);
+    if (found == properties.end() || found->is_null()) return {};
+    return found->is_string() ? found->get<std::string>() : found->dump();
+}
+
+std::chrono::year_month_day civil_date(Timestamp time) {
+    return std::chrono::floor<std::chrono::days>(std::chrono::sys_time<std::chrono::microseconds>(std::chrono::microseconds(time.micros())));
+}
+
+Timestamp start_of(std::chrono::sys_days day) { return Timestamp(std::chrono::microseconds(day.time_since_epoch()).count()); }
+
+/// The day of that number in the month, or the month's last when it is shorter.
+std::chrono::sys_days day_in(std::chrono::year_month month, std::chrono::day day) {
+    return std::min(month / day, std::chrono::year_month_day(month / std::chrono::last));
+}
+
+/// How Filter, Metric and AggregateQuery name the property of that key.
+std::string property_field(const std::string& key) { return "properties." + key; }
+
+// --- Lago: dossier sections 3 to 9 -----------------------------------------------------------
+
+namespace lago {
+
+using Step = FeeLine::Step;
+
+// Exponents are those of the money gem, not of ISO 4217 (dossier 6.1).
+constexpr std::array<std::pair<std::string_view, Currency>, 23> currencies{{
+    {"BIF", {0, 1}}, {"CLP", {0, 1}},    {"DJF", {0, 1}},    {"GNF", {0, 1}},    {"HUF", {0, 1}},     {"ISK", {0, 1}},
+    {"JPY", {0, 1}}, {"KMF", {0, 1}},    {"KRW", {0, 1}},    {"MGA", {0, 1}},    {"PYG", {0, 1}},     {"RWF", {0, 1}},
+    {"UGX", {0, 1}}, {"VND", {0, 1}},    {"VUV", {0, 1}},    {"XAF", {0, 1}},    {"XOF", {0, 1}},     {"XPF", {0, 1}},
+    {"MRO", {1, 5}}, {"BHD", {3, 1000}}, {"JOD", {3, 1000}}, {"KWD", {3, 1000}}, {"CLF", {4, 10000}},
+}};
+
+Currency currency_of(std::string_view code) {
+    for (const auto& [name, currency] : currencies) {
+        if (name == code) return currency;
+    }
+    return {};
+}
+
+/// BigDecimal's text: always with a point.
+std::string ruby_text(const Decimal& value) {
+    auto text = value.to_string();
+    return text.find('.') == std::string::npos ? text + ".0" : text;
+}
+
+// --- the catalogue ---
+
+enum class Kind { count, sum, max, unique_count, weighted_sum, latest, custom };
+constexpr std::array<std::pair<std::string_view, Kind>, 7> kinds{{
+    {"count_agg", Kind::count},
+    {"sum_agg", Kind::sum},
+    {"max_agg", Kind::max},
+    {"unique_count_agg", Kind::unique_count},
+    {"weighted_sum_agg", Kind::weighted_sum},
+    {"latest_agg", Kind::latest},
+    {"custom_agg", Kind::custom},
+}};
+
+struct BillableMetric {
+    Kind kind = Kind::count;
+    Metric metric;
+    std::string id, name, description;
+    std::string kind_name;
+    std::optional<Rounding> rounding;
+    int precision = 0;
+    bool recurring = false;
+    std::map<std::string, std::vector<std::string>> filters;  ///< allowed values by key
+};
+
+/// The key of the property that is measured.
+std::string property_key(const BillableMetric& metric) { return metric.metric.property.substr(property_field("").size()); }
+
+enum class Model { standard, graduated, graduated_percentage, package, percentage, volume, dynamic, custom };
+
+/// Properties of a charge or of one of its filters; which of them count depends on the model.
+struct Price {
+    Model model = Model::standard;
+    Decimal amount = {}, package_size = 1, free_units = {};
+    Decimal rate = {}, fixed_amount = {}, free_total = {};
+    std::int64_t free_events = 0;
+    std::optional<Decimal> minimum = {}, maximum = {};
+    std::vector<Tier> tiers = {};
+    std::vector<std::string> group_keys = {};
+};
+
+using Values = std::map<std::string, std::vector<std::string>>;  ///< by key
+
+struct ChargeFilter {
+    Values values;
+    std::string name;
+    json id;
+    Price price;
+};
+
+struct Charge {
+    json id;
+    std::string code, name;
+    std::size_t metric = 0;
+    Price price;
+    std::vector<ChargeFilter> filters;
+    bool pay_in_advance = false, invoiceable = true, prorated = false;
+    Decimal minimum_cents = {};
+    std::optional<Decimal> conversion_rate = {};  ///< from a pricing unit to the plan's currency
+    std::string pricing_unit = {};
+};
+
+enum class Interval { weekly, monthly, quarterly, semiannual, yearly };
+constexpr std::array<std::pair<std::string_view, Interval>, 5> intervals{{
+    {"weekly", Interval::weekly},
+    {"monthly", Interval::monthly},
+    {"quarterly", Interval::quarterly},
+    {"semiannual", Interval::semiannual},
+    {"yearly", Interval::yearly},
+}};
+
+struct Subscription {
+    std::string id = {}, customer = {};
+    json lago_id = nullptr, lago_customer_id = nullptr;
+    bool anniversary = false;
+    Timestamp anchor = Timestamp::min();  ///< subscription_at: where anniversary periods start
+    Period active = {};
+};
+
+// --- prices: reading and refusing (dossier 9) ---
+
+struct Checking {
+    Kind kind = Kind::sum;
+    bool premium = true;
+    Problems& problems;
+
+    void report(const Node& at, std::string_view field, std::string code) const {
+        problems.push_back({at.path(field), std::string(field), std::move(code)});
+    }
+};
+
+/// Money and rates are texts holding a decimal that is not negative; a JSON number is refused (decimal_amount_service.rb:17).
+Decimal amount(const Node& at, std::string_view field, const char* code, const Checking& checking, bool optional = false) {
+    const auto found = at.find(field);
+    if (!found && optional) return {};
+    const auto value = found && found->value().is_string() ? Decimal::parse(found->value().get_ref<const std::string&>()) : std::nullopt;
+    if (value && !value->is_negative()) return *value;
+    checking.report(at, field, code);
+    return {};
+}
+
+std::int64_t whole(const Node& at, std::string_view field, const char* code, std::int64_t least, const Checking& checking, bool optional = false) {
+    const auto found = at.find(field);
+    if (!found && optional) return 0;
+    if (found && found->value().is_number_integer()) {
+        const auto value = Decimal::from_json(found->value()).to_int64();
+        if (value && *value >= least) return *value;
+    }
+    checking.report(at, field, code);
+    return least;
+}
+
+/// How a model's ranges join, and what a range costs.
+struct RangeRule {
+    std::string_view list;
+    std::string_view rate;  ///< the field of the rate
+    const char* rate_code;
+    bool as_percent;  ///< the rate is in percent
+    bool may_touch;   ///< ranges whose `from` is the previous `to` are read as touching, when all of them are so
+    int gap;          ///< `from` is the previous `to` + gap, or one more (range_bounds_validator.rb:5)
+};
+constexpr RangeRule graduated_rule{"graduated_ranges", "per_unit_amount", "invalid_amount", false, true, 0};
+constexpr RangeRule graduated_percentage_rule{"graduated_percentage_ranges", "rate", "invalid_rate", true, false, 0};
+constexpr RangeRule volume_rule{"volume_ranges", "per_unit_amount", "invalid_amount", false, false, 1};
+
+std::optional<Decimal> bound(const Node& range, std::string_view field) {
+    const auto found = range.find(field);
+    if (!found || !found->value().is_number()) return {};
+    return Decimal::from_json(found->value());
+}
+
+bool is_open(const Node& range) { return !range.find("to_value"); }
+
+/// Whether each range starts where the one before ended, and only the last is open.
+bool ranges_join(const std::vector<Node>& ranges, int gap) {
+    Decimal start;
+    for (std::size_t i = 0; i < ranges.size(); ++i) {
+        const auto from = bound(ranges[i], "from_value"), to = bound(ranges[i], "to_value");
+        if (!from || (*from != start && *from != start + 1)) return false;
+        const bool last = i + 1 == ranges.size();
+        if (last != is_open(ranges[i])) return false;
+        if (last) return true;
+        if (!to || *to <= *from) return false;
+        start = *to + gap;
+    }
+    return false;
+}
+
+/// Whether the ranges are written 0-10, 10-20 rather than 0-10, 11-20 (graduated_service.rb:31).
+bool ranges_touch(const std::vector<Tier>& tiers) {
+    if (tiers.size() < 2) return false;
+    for (std::size_t i = 1; i < tiers.size(); ++i) {
+        if (!tiers[i - 1].up_to || tiers[i].from != *tiers[i - 1].up_to) return false;
+    }
+    return true;
+}
+
+/// A range from 11 holds what is above 10, unless it touches the one before.
+void set_lower_bounds(std::vector<Tier>& tiers, bool may_touch) {
+    const bool touch = may_touch && ranges_touch(tiers);
+    for (auto& tier : tiers) tier.above = tier.from.is_zero() || touch ? tier.from : tier.from - 1;
+}
+
+std::vector<Tier> read_ranges(const Node& properties, const RangeRule& rule, const Checking& checking) {
+    const std::string name(rule.list);
+    const auto found = properties.find(rule.list);
+    if (!found || !found->value().is_array() || found->value().empty()) {
+        checking.report(properties, rule.list, "missing_" + name);
+        return {};
+    }
+    const auto ranges = properties.list(rule.list);
+    if (!ranges_join(ranges, rule.gap)) checking.report(properties, rule.list, "invalid_" + name);
+    std::vector<Tier> tiers;
+    for (const auto& range : ranges) {
+        Tier tier{.above = {}, .up_to = bound(range, "to_value"), .rate = {}, .flat = {}, .from = bound(range, "from_value").value_or(Decimal())};
+        tier.rate = amount(range, rule.rate, rule.rate_code, checking);
+        if (rule.as_percent) tier.rate = percent(tier.rate);
+        tier.flat = amount(range, "flat_amount", "invalid_amount", checking);
+        tiers.push_back(std::move(tier));
+    }
+    set_lower_bounds(tiers, rule.may_touch);
+    return tiers;
+}
+
+void read_standard(const Node& properties, Price& price, const Checking& checking) {
+    price.amount = amount(properties, "amount", "invalid_amount", checking);
+}
+
+void read_graduated(const Node& properties, Price& price, const Checking& checking) {
+    price.tiers = read_ranges(properties, graduated_rule, checking);
+}
+
+void read_graduated_percentage(const Node& properties, Price& price, const Checking& checking) {
+    price.tiers = read_ranges(properties, graduated_percentage_rule, checking);
+    if (checking.kind == Kind::latest) checking.report(properties, "billable_metric", "invalid_value");
+    if (!checking.premium) checking.report(properties, "charge_model", "graduated_percentage_requires_premium_license");
+}
+
+void read_volume(const Node& properties, Price& price, const Checking& checking) {
+    price.tiers = read_ranges(properties, volume_rule, checking);
+    std::stable_sort(price.tiers.begin(), price.tiers.end(), [](const Tier& a, const Tier& b) { return a.from < b.from; });
+}
+
+void read_package(const Node& properties, Price& price, const Checking& checking) {
+    price.amount = amount(properties, "amount", "invalid_amount", checking);
+    price.package_size = whole(properties, "package_size", "invalid_package_size", 1, checking);
+    price.free_units = whole(properties, "free_units", "invalid_free_units", 0, checking);
+}
+
+void read_percentage(const Node& properties, Price& price, const Checking& checking) {
+    price.rate = amount(properties, "rate", "invalid_rate", checking);
+    price.fixed_amount = amount(properties, "fixed_amount", "invalid_fixed_amount", checking, true);
+    price.free_events = whole(properties, "free_units_per_events", "invalid_free_units_per_events", 1, checking, true);
+    price.free_total = amount(properties, "free_units_per_total_aggregation", "invalid_free_units_per_total_aggregation", checking, true);
+    if (checking.kind == Kind::latest) checking.report(properties, "billable_metric", "invalid_value");
+    if (!checking.premium) return;  // bounds per transaction are a premium feature: neither checked nor applied without
+    const auto read_bound = [&](std::string_view field) -> std::optional<Decimal> {
+        if (!properties.find(field)) return {};
+        return amount(properties, field, "invalid_amount", checking);
+    };
+    price.minimum = read_bound("per_transaction_min_amount");
+    price.maximum = read_bound("per_transaction_max_amount");
+    if (price.minimum && price.maximum && *price.maximum < *price.minimum) {
+        checking.report(properties, "per_transaction_max_amount", "per_transaction_max_lower_than_per_transaction_min");
+    }
+}
+
+void read_nothing(const Node&, Price&, const Checking&) {}
+
+std::vector<std::string> read_group_keys(const Node& properties, const Checking& checking) {
+    const auto field = properties.find("pricing_group_keys") ? "pricing_group_keys" : "grouped_by";
+    const auto found = properties.find(field);
+    if (!found) return {};
+    std::vector<std::string> keys;
+    for (const auto& key : found->value()) {
+        if (key.is_string() && !key.get_ref<const std::string&>().empty()) keys.push_back(key.get<std::string>());
+    }
+    if (!found->value().is_array() || keys.size() != found->value().size()) checking.report(properties, field, "invalid_type");
+    return keys;
+}
+
+// --- prices: from units to amounts (dossier 5) ---
+
+/// Running totals of a percentage charge (dossier 4.6), as far as the model looks at them.
+struct RunningTotal {
+    std::int64_t length = 0;
+    Decimal last;
+    Decimal at_free_events;       ///< after the last free event; counts only when `length` exceeds the free events
+    std::int64_t below_free = 0;  ///< how many are below the free total
+};
+
+/// What is priced.
+struct Quantity {
+    Decimal units;
+    std::optional<Decimal> full_units = {};  ///< before proration
+    bool prorated = false;
+    std::int64_t events = 0;
+    RunningTotal running = {};
+    std::vector<Decimal> values = {};  ///< each event's, in time order; only where a bound per transaction needs them
+    Decimal precise_amount = {};       ///< sum of the events' own amounts, currency units
+    bool without_event = false;        ///< the side of a difference that lacks the event
+    bool premium = true;
+};
+
+Priced price_standard(const Price& price, const Quantity& quantity) {
+    Priced priced;
+    priced.add(units_line(quantity.units, price.amount));
+    return priced;
+}
+
+/// Without the event, no units owe no flat part (graduated_service.rb:31).
+Priced price_graduated(const Price& price, const Quantity& quantity) {
+    if (quantity.without_event && quantity.units.is_zero()) return {};
+    return graduated(price.tiers, quantity.units);
+}
+
+/// The first range that holds the units; one is chosen by full units and priced by prorated ones.
+const Tier& volume_tier(const Price& price, const Decimal& units) {
+    const auto ceiling = units.round(0, Rounding::ceil);
+    for (const auto& tier : price.tiers) {
+        if (tier.from <= ceiling && (!tier.up_to || units <= *tier.up_to)) return tier;
+    }
+    throw Error(ErrorCode::bad_value, "volume_ranges", "no range holds " + units.to_string() + " units");
+}
+
+const Decimal& counted_units(const Quantity& quantity) { return quantity.prorated && quantity.full_units ? *quantity.full_units : quantity.units; }
+
+Priced price_volume(const Price& price, const Quantity& quantity) {
+    Priced priced;
+    priced.add(tier_line(volume_tier(price, counted_units(quantity)), quantity.units));
+    return priced;
+}
+
+Priced price_package(const Price& price, const Quantity& quantity) {
+    const auto paid = quantity.units - price.free_units;
+    Priced priced;
+    if (paid.is_negative()) {
+        priced.add(free_line(quantity.units));
+        return priced;
+    }
+    priced = packages(paid, price.package_size, price.amount);
+    if (!price.free_units.is_zero()) priced.lines.insert(priced.lines.begin(), free_line(price.free_units));
+    return priced;
+}
+
+Decimal percentage_free_units(const Price& price, const RunningTotal& running) {
+    if (running.last.is_zero()) return {};
+    if (price.free_events > 0 && price.free_events < running.length) return running.at_free_events;
+    if (price.free_total.is_zero() || running.last <= price.free_total) return running.last;
+    return price.free_total;
+}
+
+std::int64_t percentage_free_events(const Price& price, const RunningTotal& running) {
+    if (price.free_events == 0 || running.below_free == 0) return std::max(price.free_events, running.below_free);
+    return std::min(price.free_events, running.below_free);
+}
+
+bool has_bounds(const Price& price, const Quantity& quantity) { return quantity.premium && (price.minimum || price.maximum); }
+
+Priced percentage_of_total(const Price& price, const Quantity& quantity) {
+    Priced priced;
+    const auto free_units = percentage_free_units(price, quantity.running);
+    const auto paid = free_units > quantity.units ? Decimal() : quantity.units - free_units;
+    if (!free_units.is_zero()) priced.add(free_line(free_units));
+    priced.add(percentage_line(paid, price.rate));
+    const auto paid_events = quantity.events - percentage_free_events(price, quantity.running);
+    if (!quantity.units.is_zero() && paid_events > 0 && !price.fixed_amount.is_zero()) priced.add(fixed_line(paid_events, price.fixed_amount));
+    return priced;
+}
+
+/// Event by event, each held between the bounds (percentage_service.rb:142-179). A free event starts the sum anew, as it does there.
+Decimal percentage_by_event(const Price& price, const std::vector<Decimal>& values) {
+    auto free_events = price.free_events;
+    auto free_total = price.free_total;
+    const auto rate = percent(price.rate);
+    Decimal total;
+    for (auto value : values) {
+        if (free_events > 0 || free_total > 0) {
+            --free_events;
+            if (free_total <= 0 || free_total > value) {
+                if (free_total > 0) free_total -= value;
+                total = {};
+                continue;
+            }
+            value -= free_total;
+            free_total = {};
+            free_events = 0;
+        }
+        auto amount = value * rate + price.fixed_amount;
+        if (price.minimum && amount < *price.minimum) {
+            amount = *price.minimum;
+        } else if (price.maximum && amount > *price.maximum) {
+            amount = *price.maximum;
+        }
+        total += amount;
+    }
+    return total;
+}
+
+Priced price_percentage(const Price& price, const Quantity& quantity) {
+    auto priced = percentage_of_total(price, quantity);
+    if (!has_bounds(price, quantity)) return priced;
+    const auto bounded = percentage_by_event(price, quantity.values);
+    raise_to(priced, bounded);
+    lower_to(priced, bounded);
+    return priced;
+}
+
+/// A custom metric's script brings the amount.
+Priced price_custom(const Price&, const Quantity& quantity) {
+    Priced priced;
+    priced.add({.step = Step::given, .units = quantity.units, .amount = quantity.precise_amount});
+    return priced;
+}
+
+/// The events bring their own amounts; none for no units (dossier 5.7).
+Priced price_dynamic(const Price& price, const Quantity& quantity) { return quantity.units.is_zero() ? Priced() : price_custom(price, quantity); }
+
+// --- prorated graduated (dossier 5.9): full units choose the tier, prorated ones are paid ---
+
+struct ProratedEvent {
+    Decimal full, prorated;
+
+    Decimal share() const { return quotient(prorated, full); }
+};
+
+/// The tier that the running total has come to (prorated_graduated_service.rb). What overflows a tier upwards stands at the next
+/// tier's first unit; a total resting on a tier's top moves on when units follow.
+std::size_t tier_reached(const std::vector<Tier>& tiers, const Decimal& total, const Decimal& overflow, bool rises) {
+    if (total <= 0) return 0;
+    const auto units = overflow.is_zero() ? total : overflow > 0 ? total - overflow + 1 : total + overflow;
+    for (std::size_t i = 0; i < tiers.size(); ++i) {
+        if (tiers[i].up_to && units == *tiers[i].up_to) return rises && i + 1 < tiers.size() ? i + 1 : i;
+        if (units >= tiers[i].from && (!tiers[i].up_to || units < *tiers[i].up_to)) return i;
+    }
+    return 0;
+}
+
+bool stays_in(const Tier& tier, const Decimal& total) { return tier.up_to ? total < *tier.up_to && total >= tier.from : total >= tier.from - 1; }
+
+/// How far the total is beyond the tier, above or below.
+Decimal overflow_of(const Tier& tier, const Decimal& total) {
+    return tier.up_to && total >= *tier.up_to ? total - *tier.up_to : total - tier.from + 1;
+}
+
+/// An added unit that was removed before the period weighs nothing and counts nothing, nor does its removal.
+bool is_void(const ProratedEvent& event, const Decimal& total) {
+    return event.prorated.is_zero() && (event.full > 0 || (total + event.full).is_negative());
+}
+
+/// Prorated units that each tier has, and how high the running total went.
+struct ProratedTiers {
+    std::vector<Decimal> units;
+    Decimal total, peak;
+};
+
+ProratedTiers walk_prorated(const std::vector<Tier>& tiers, const std::vector<ProratedEvent>& events) {
+    ProratedTiers result{.units = std::vector<Decimal>(tiers.size()), .total = {}, .peak = {}};
+    Decimal overflow, pending;
+    std::size_t next = 0, reached = 0, turns = 0;
+    const auto settle = [&](const ProratedEvent& event) {
+        pending -= overflow * event.share();
+        result.units[reached] += pending;
+        pending = {};
+    };
+    while (next < events.size() || !overflow.is_zero()) {
+        if (++turns > (events.size() + 1) * (tiers.size() + 2)) throw Error(ErrorCode::bad_value, "graduated_ranges", "cannot be prorated");
+        reached = tier_reached(tiers, result.total, overflow, next < events.size() && events[next].full > 0);
+        const auto& tier = tiers[reached];
+        if (!overflow.is_zero()) {
+            pending += overflow * events[next - 1].share();
+            if (tier.up_to && result.total >= *tier.up_to) {
+                overflow = result.total - *tier.up_to;
+                settle(events[next - 1]);
+                continue;
+            }
+            overflow = {};
+        }
+        if (next == events.size()) break;
+        const auto& event = events[next++];
+        if (is_void(event, result.total)) continue;
+        result.total += event.full;
+        result.peak = std::max(result.peak, result.total);
+        pending += event.prorated;
+        if (stays_in(tier, result.total)) continue;
+        overflow = overflow_of(tier, result.total);
+        settle(event);
+    }
+    result.units[reached] += pending;
+    return result;
+}
+
+Priced price_prorated_graduated(const std::vector<Tier>& tiers, const Decimal& units, const std::vector<ProratedEvent>& events) {
+    const auto walked = units.is_zero() ? ProratedTiers{std::vector<Decimal>(tiers.size()), {}, {}} : walk_prorated(tiers, events);
+    Priced priced;
+    if (walked.total.is_negative()) return priced;
+    for (std::size_t i = 0; i < tiers.size(); ++i) {
+        auto line = tier_line(tiers[i], walked.units[i]);
+        line.amount -= line.flat;
+        line.flat = {};
+        priced.add(std::move(line));
+    }
+    raise_to(priced, {});
+    for (const auto& tier : tiers) {
+        priced.add(fixed_line(1, tier.flat));
+        if (!tier.up_to || walked.peak <= *tier.up_to) break;
+    }
+    return priced;
+}
+
+// --- prices without history (estimate_instant_fees, dossier 3.4) ---
+
+/// The fixed amount is due also for no units; free units and licences play no part.
+Priced price_instant(const Price& price, const Decimal& units) {
+    if (price.model == Model::standard) return price_standard(price, {.units = units});
+    Priced priced;
+    priced.add(percentage_line(units, price.rate));
+    if (!price.fixed_amount.is_zero()) priced.add(fixed_line(1, price.fixed_amount));
+    if (price.minimum) raise_to(priced, *price.minimum);
+    if (price.maximum) lower_to(priced, *price.maximum);
+    return priced;
+}
+
+// --- what Lago calls amount_details: the same figures under its names ---
+
+json range_details(const FeeLine& line, bool as_percent) {
+    json details{{"from_value", line.from->to_string()},
+                 {"to_value", optional_text(line.to)},
+                 {"units", line.units.to_string()},
+                 {"flat_unit_amount", line.flat.to_string()},
+                 {"per_unit_total_amount", (line.units * line.rate).to_string()},
+                 {"total_with_flat_amount", line.amount.to_string()}};
+    if (as_percent) {
+        details["rate"] = (line.rate * 100).to_string();
+    } else {
+        details["per_unit_amount"] = line.units.is_zero() ? "0" : line.rate.to_string();
+    }
+    return details;
+}
+
+json tiers_details(const Priced& priced, std::string_view list, bool as_percent) {
+    auto ranges = json::array();
+    for (const auto& line : priced.lines) {
+        if (line.step == Step::tier) ranges.push_back(range_details(line, as_percent));
+    }
+    return {{std::string(list), std::move(ranges)}};
+}
+
+json details_none(const Price&, const Quantity&, const Priced&) { return json::object(); }
+
+json details_graduated(const Price&, const Quantity&, const Priced& priced) { return tiers_details(priced, "graduated_ranges", false); }
+
+json details_graduated_percentage(const Price&, const Quantity&, const Priced& priced) {
+    return tiers_details(priced, "graduated_percentage_ranges", true);
+}
+
+json details_volume(const Price&, const Quantity& quantity, const Priced& priced) {
+    const auto& line = priced.lines.front();
+    const auto total = line.units * line.rate;
+    return {{"flat_unit_amount", line.flat.to_string()},
+            {"per_unit_amount", quotient(total, counted_units(quantity)).to_string()},
+            {"per_unit_total_amount", total.to_string()}};
+}
+
+json details_package(const Price& price, const Quantity& quantity, const Priced&) {
+    const bool none = quantity.units.is_zero();
+    return {{"free_units", none ? "0" : price.free_units.to_string()},
+            {"paid_units", none ? "0" : at_least_zero(quantity.units - price.free_units).to_string()},
+            {"per_package_size", none ? "0" : price.package_size.to_string()},
+            {"per_package_unit_amount", none ? "0" : price.amount.to_string()}};
+}
+
+json details_percentage(const Price& price, const Quantity& quantity, const Priced& priced) {
+    const auto free_units = percentage_free_units(price, quantity.running);
+    const auto free_events = std::min(percentage_free_events(price, quantity.running), quantity.events);
+    const auto paid_events = quantity.events - free_events;
+    Decimal by_rate, fixed, bounds;
+    for (const auto& line : priced.lines) (line.step == Step::percentage ? by_rate : line.step == Step::fixed ? fixed : bounds) += line.amount;
+    return {{"units", quantity.units.to_string()},
+            {"free_units", free_units.to_string()},
+            {"free_events", free_events},
+            {"paid_units", at_least_zero(quantity.units - free_units).to_string()},
+            {"rate", price.rate.to_string()},
+            {"per_unit_total_amount", by_rate.to_string()},
+            {"paid_events", paid_events},
+            {"fixed_fee_unit_amount", paid_events > 0 ? price.fixed_amount.to_string() : "0"},
+            {"fixed_fee_total_amount", fixed.to_string()},
+            {"min_max_adjustment_total_amount", bounds.to_string()}};
+}
+
+// --- the models ---
+
+struct ModelRow {
+    Model model;
+    void (*read)(const Node& properties, Price& price, const Checking& checking);
+    Priced (*price)(const Price& price, const Quantity& quantity);
+    json (*details)(const Price& price, const Quantity& quantity, const Priced& priced);
+    const char* defaults;  ///< properties when they are left out (build_default_properties_service.rb:26)
+};
+constexpr const char* default_ranges = R"({"graduated_ranges": [{"from_value": 0, "per_unit_amount": "0", "flat_amount": "0"}],
+    "volume_ranges": [{"from_value": 0, "per_unit_amount": "0", "flat_amount": "0"}],
+    "graduated_percentage_ranges": [{"from_value": 0, "rate": "0", "flat_amount": "0"}]})";
+
+using ModelTable = std::array<std::pair<std::string_view, ModelRow>, 8>;
+constexpr ModelTable models{{
+    {"standard", {Model::standard, read_standard, price_standard, details_none, R"({"amount": "0"})"}},
+    {"graduated", {Model::graduated, read_graduated, price_graduated, details_graduated, default_ranges}},
+    {"graduated_percentage", {Model::graduated_percentage, read_graduated_percentage, price_graduated, details_graduated_percentage, default_ranges}},
+    {"package", {Model::package, read_package, price_package, details_package, R"({"package_size": 1, "free_units": 0, "amount": "0"})"}},
+    {"percentage", {Model::percentage, read_percentage, price_percentage, details_percentage, R"({"rate": "0"})"}},
+    {"volume", {Model::volume, read_volume, price_volume, details_volume, default_ranges}},
+    {"dynamic", {Model::dynamic, read_nothing, price_dynamic, details_none, "{}"}},
+    {"custom", {Model::custom, read_nothing, price_custom, details_none, "{}"}},
+}};
+
+const ModelRow& row_of(Model model) {
+    return std::find_if(models.begin(), models.end(), [&](const auto& row) { return row.second.model == model; })->second;
+}
+
+Price read_price(const ModelRow& row, const Node& properties, const Checking& checking) {
+    Price price{.model = row.model};
+    row.read(properties, price, checking);
+    price.group_keys = read_group_keys(properties, checking);
+    return price;
+}
+
+Priced apply(const Price& price, const Quantity& quantity) { return row_of(price.model).price(price, quantity); }
+
+/// Per full unit; a package's by paid units (package_service.rb), a volume's by those that chose the range.
+Decimal unit_amount(const Price& price, const Quantity& quantity, const Decimal& amount) {
+    if (price.model == Model::package) return quotient(amount, at_least_zero(quantity.units - price.free_units));
+    if (price.model == Model::volume) return quotient(amount, counted_units(quantity));
+    return quotient(amount, quantity.full_units.value_or(quantity.units));
+}
+
+// --- the plan, read from Lago's JSON ---
+
+Values read_values(const Node& at, std::string_view field, const BillableMetric* declared) {
+    Values values;
+    const auto found = at.find(field);
+    if (!found) return values;
+    if (!found->value().is_object()) found->refuse("must be an object of lists");
+    for (const auto& [key, list] : found->value().items()) {
+        const Node entry(list, found->path(key));
+        for (const auto& value : list) {
+            if (!value.is_string()) entry.refuse("must be a list of texts");
+            values[key].push_back(value.get<std::string>());
+        }
+        if (!declared || values[key] != std::vector<std::string>{"__ALL_FILTER_VALUES__"}) continue;
+        const auto all = declared->filters.find(key);  // all that the metric declares, not anything (charge_filter.rb:72)
+        if (all == declared->filters.end()) entry.refuse("is not a filter of the metric");
+        values[key] = all->second;
+    }
+    return values;
+}
+
+std::optional<Rounding> read_rounding(const Node& at) {
+    static constexpr std::array<std::pair<std::string_view, Rounding>, 3> functions{
+        {{"round", Rounding::half_up}, {"ceil", Rounding::ceil}, {"floor", Rounding::floor}}};
+    if (!at.find("rounding_function")) return {};
+    return at.choice("rounding_function", functions);
+}
+
+BillableMetric read_metric(const Node& at) {
+    static constexpr std::array<std::pair<Kind, Aggregation>, 3> measured{
+        {{Kind::count, Aggregation::count}, {Kind::sum, Aggregation::sum}, {Kind::unique_count, Aggregation::unique_count}}};
+    BillableMetric metric;
+    metric.kind = at.choice("aggregation_type", kinds);
+    metric.kind_name = at.text("aggregation_type");
+    const auto row = std::find_if(measured.begin(), measured.end(), [&](const auto& pair) { return pair.first == metric.kind; });
+    if (row == measured.end()) throw Error(ErrorCode::unsupported, at.path("aggregation_type"), metric.kind_name + " is not measured here");
+    metric.metric = {.code = at.required_text("code"), .event = {}, .aggregation = row->second, .property = {}, .filter = {}};
+    if (metric.kind != Kind::count) metric.metric.property = property_field(at.required_text("field_name"));
+    metric.id = at.text("lago_id");
+    metric.name = at.text("name", metric.metric.code);
+    metric.description = at.text("description");
+    metric.rounding = read_rounding(at);
+    metric.precision = static_cast<int>(at.decimal("rounding_precision").value_or(Decimal()).to_int64().value_or(0));
+    metric.recurring = at.flag("recurring");
+    for (const auto& filter : at.list("filters"))
+        metric.filters[filter.required_text("key")] = filter.value().value("values", std::vector<std::string>());
+    return metric;
+}
+
+/// Rules between a charge and its metric (charge.rb:118-180).
+void check_charge(const Node& at, const Charge& charge, const BillableMetric& metric, const Checking& checking) {
+    const auto model = charge.price.model;
+    const bool countable = metric.kind == Kind::count || metric.kind == Kind::sum || metric.kind == Kind::unique_count || metric.kind == Kind::custom;
+    if (charge.pay_in_advance && (model == Model::volume || !countable)) {
+        checking.report(at, "pay_in_advance", "invalid_aggregation_type_or_charge_model");
+    }
+    const bool prorates =
+        charge.pay_in_advance ? model == Model::standard : model == Model::standard || model == Model::volume || model == Model::graduated;
+    if (charge.prorated && !(metric.recurring && prorates)) checking.report(at, "prorated", "invalid_billable_metric_or_charge_model");
+    if (model == Model::dynamic && metric.kind != Kind::sum) checking.report(at, "charge_model", "invalid_aggregation_type_or_charge_model");
+    if (charge.pay_in_advance && !charge.minimum_cents.is_zero()) checking.report(at, "min_amount_cents", "not_compatible_with_pay_in_advance");
+}
+
+Price read_properties(const Node& at, const ModelRow& row, const Checking& checking) {
+    if (at.find("properties")) return read_price(row, at.object("properties"), checking);
+    const auto defaults = json::parse(row.defaults);
+    return read_price(row, Node(defaults, at.path("properties")), checking);
+}
+
+ChargeFilter read_filter(const Node& at, const ModelRow& row, const BillableMetric& metric, const Checking& checking) {
+    ChargeFilter filter;
+    filter.values = read_values(at, "values", &metric);
+    filter.name = at.text("invoice_display_name");
+    filter.id = at.value().value("lago_id", json());
+    filter.price = read_properties(at, row, checking);
+    return filter;
+}
+
+std::size_t find_metric(const Node& at, const std::vector<BillableMetric>& metrics) {
+    const auto code = at.text("billable_metric_code"), id = at.text("lago_billable_metric_id");
+    for (std::size_t i = 0; i < metrics.size(); ++i) {
+        if (code.empty() ? !id.empty() && metrics[i].id == id : metrics[i].metric.code == code) return i;
+    }
+    throw Error(ErrorCode::bad_value, at.path("billable_metric_code"), "no such billable metric: " + (code.empty() ? id : code));
+}
+
+/// A plan that exists was made under a licence that allowed it; which licence prices it is Plan::premium.
+Charge read_charge(const Node& at, const std::vector<BillableMetric>& metrics) {
+    constexpr bool premium = true;
+    Problems problems;
+    Charge charge;
+    charge.metric = find_metric(at, metrics);
+    const auto& metric = metrics[charge.metric];
+    const Checking checking{metric.kind, premium, problems};
+    const auto row = at.choice("charge_model", models);
+    charge.id = at.value().value("lago_id", json());
+    charge.code = at.text("code", metric.metric.code);
+    charge.name = at.text("invoice_display_name");
+    charge.pay_in_advance = at.flag("pay_in_advance");
+    charge.invoiceable = at.flag("invoiceable", true);
+    charge.prorated = at.flag("prorated");
+    charge.minimum_cents = at.decimal("min_amount_cents").value_or(Decimal());
+    if (at.find("applied_pricing_unit")) {
+        charge.conversion_rate = at.object("applied_pricing_unit").decimal("conversion_rate");
+        charge.pricing_unit = at.object("applied_pricing_unit").text("code");
+    }
+    charge.price = read_properties(at, row, checking);
+    for (const auto& filter : at.list("filters")) charge.filters.push_back(read_filter(filter, row, metric, checking));
+    check_charge(at, charge, metric, checking);
+    if (!problems.empty()) throw Error(ErrorCode::bad_value, problems.front().path, problems.front().code);
+    if (charge.prorated) throw Error(ErrorCode::unsupported, at.path("prorated"), "prorated charges are not measured here");
+    return charge;
+}
+
+Subscription read_subscription(const Node& at) {
+    Subscription subscription;
+    subscription.id = at.required_text("external_id");
+    subscription.customer = at.text("external_customer_id");
+    subscription.lago_id = at.value().value("lago_id", json());
+    subscription.lago_customer_id = at.value().value("lago_customer_id", json());
+    subscription.anniversary = at.text("billing_time") == "anniversary";
+    if (const auto started = at.time("started_at")) subscription.active.from = *started;
+    if (const auto ended = at.time("terminated_at")) subscription.active.to = *ended + std::chrono::microseconds(1);
+    subscription.anchor = at.time("subscription_at").value_or(subscription.active.from);
+    return subscription;
+}
+
+// --- billing periods (dossier 4.2) ---
+
+constexpr int months_in(Interval interval) {
+    switch (interval) {
+        case Interval::weekly:
+            return 0;
+        case Interval::monthly:
+            return 1;
+        case Interval::quarterly:
+            return 3;
+        case Interval::semiannual:
+            return 6;
+        case Interval::yearly:
+            return 12;
+    }
+    return 0;
+}
+
+/// Weeks from Monday, or from the anchor's weekday.
+Period week_around(std::chrono::sys_days today, const Subscription& subscription) {
+    using namespace std::chrono;
+    const auto first = subscription.anniversary ? weekday(sys_days(civil_date(subscription.anchor))) : Monday;
+    const auto from = today - (weekday(today) - first);
+    return {start_of(from), start_of(from + weeks(1))};
+}
+
+/// Months from January's first day, or from the anchor's day, which a short month clips.
+Period months_around(std::chrono::sys_days today, int count, const Subscription& subscription) {
+    using namespace std::chrono;
+    const auto anchor = subscription.anniversary ? civil_date(subscription.anchor) : year(1970) / January / day(1);
+    const auto anchor_month = anchor.year() / anchor.month();
+    const auto date = year_month_day(today);
+    auto passed = static_cast<int>((date.year() / date.month() - anchor_month).count());
+    if (today < day_in(date.year() / date.month(), anchor.day())) --passed;
+    const auto whole = (passed >= 0 ? passed : passed - count + 1) / count * count;
+    return {start_of(day_in(anchor_month + months(whole), anchor.day())), start_of(day_in(anchor_month + months(whole + count), anchor.day()))};
+}
+
+Period billing_period(Interval interval, const Subscription& subscription, Timestamp now) {
+    const std::chrono::sys_days today(civil_date(now));
+    const auto period = interval == Interval::weekly ? week_around(today, subscription) : months_around(today, months_in(interval), subscription);
+    return {std::max(period.from, subscription.active.from), std::min(period.to, subscription.active.to)};
+}
+
+// --- charge filters (dossier 4.5) ---
+
+bool holds(const std::vector<std::string>& list, const std::string& value) { return std::find(list.begin(), list.end(), value) != list.end(); }
+
+bool matches(const Values& values, const json& properties) {
+    return std::all_of(values.begin(), values.end(), [&](const auto& entry) {
+        const auto text = property_text(properties, entry.first);
+        return text && holds(entry.second, *text);
+    });
+}
+
+/// The filter that prices an event: of those that match, the first with the most keys; none: the charge's own price.
+const ChargeFilter* filter_of(const Charge& charge, const json& properties) {
+    const ChargeFilter* best = nullptr;
+    for (const auto& filter : charge.filters) {
+        if (matches(filter.values, properties) && (!best || filter.values.size() > best->values.size())) best = &filter;
+    }
+    return best;
+}
+
+bool same_keys(const Values& a, const Values& b) {
+    return std::equal(a.begin(), a.end(), b.begin(), b.end(), [](const auto& x, const auto& y) { return x.first == y.first; });
+}
+
+/// Whether `other` has each key of `filter` with a value in common.
+bool overlaps(const Values& filter, const Values& other) {
+    return std::all_of(filter.begin(), filter.end(), [&](const auto& entry) {
+        const auto found = other.find(entry.first);
+        return found != other.end() &&
+               std::any_of(entry.second.begin(), entry.second.end(), [&](const auto& value) { return holds(found->second, value); });
+    });
+}
+
+std::vector<std::string> without(const std::vector<std::string>& values, const std::vector<std::string>& others) {
+    std::vector<std::string> rest;
+    std::copy_if(values.begin(), values.end(), std::back_inserter(rest), [&](const auto& value) { return !holds(others, value); });
+    return rest;
+}
+
+/// Whether all values of `part` are in `whole`, which has the same keys.
+bool within(const Values& part, const Values& whole) {
+    return std::all_of(part.begin(), part.end(), [&](const auto& entry) { return without(entry.second, whole.at(entry.first)).empty(); });
+}
+
+/// What the bucket of `charge.filters[index]` leaves to other filters (matching_and_ignored_service.rb:72-130). The filters are in order
+/// of creation.
+std::vector<Values> ignored_values(const std::vector<Values>& filters, std::size_t index) {
+    std::vector<Values> ignored;
+    const auto& own = filters[index];
+    for (std::size_t i = 0; i < filters.size(); ++i) {
+        if (i == index || !overlaps(own, filters[i])) continue;
+        auto other = filters[i];
+        if (same_keys(own, other)) {
+            const bool inside = within(other, own);
+            if (inside && within(own, other) && i > index) continue;  // of equal filters the oldest counts
+            if (!inside) {
+                for (auto& [key, values] : other) values = without(values, own.at(key));
+            }
+        }
+        ignored.push_back(std::move(other));
+    }
+    return ignored;
+}
+
+/// Keeps the events that do not match the entry; an empty list in it counts for nothing, an entry of nothing else excludes nothing.
+Filter excluding(const Values& entry) {
+    auto misses = Filter::any({});
+    for (const auto& [key, values] : entry) {
+        if (!values.empty()) misses.parts.push_back(Filter::where(property_field(key), Operator::not_in, json(values)));
+    }
+    return misses.parts.empty() ? Filter() : misses;
+}
+
+/// The events priced by the filter, or by the charge itself when there is none.
+Filter bucket(const Charge& charge, const ChargeFilter* filter) {
+    auto result = Filter::all({});
+    std::vector<Values> all;
+    for (const auto& each : charge.filters) all.push_back(each.values);
+    if (filter) {
+        for (const auto& [key, values] : filter->values) result.parts.push_back(Filter::where(property_field(key), Operator::in, json(values)));
+        all = ignored_values(all, static_cast<std::size_t>(filter - charge.filters.data()));
+    }
+    for (const auto& entry : all) {
+        auto part = excluding(entry);
+        if (!part.empty()) result.parts.push_back(std::move(part));
+    }
+    return result;
+}
+
+/// A missing group property and an empty one are one group.
+Filter in_group(const std::string& key, const std::optional<std::string>& value) {
+    const auto field = property_field(key);
+    if (value) return Filter::equals(field, *value);
+    return Filter::any({Filter::where(field, Operator::exists, false), Filter::equals(field, ""), Filter::equals(field, nullptr)});
+}
+
+// --- one event of a pay-in-advance charge (dossier 7.2) ---
+
+/// What the period's events have come to, event by event: prices follow the period's maximum.
+struct AdvanceState {
+    std::optional<Decimal> current, maximum;
+};
+
+struct Contribution {
+    Decimal priced;  ///< units the event adds to what is priced
+    Decimal shown;   ///< units its fee shows
+};
+
+/// One event of a sum (`step` its number) or a unique count (`step` 1, 0 or -1).
+Contribution contribute(AdvanceState& state, const Decimal& step) {
+    if (!state.current) {
+        state.current = state.maximum = step;
+        return {at_least_zero(step), at_least_zero(step)};
+    }
+    *state.current += step;
+    if (*state.current <= *state.maximum) return {Decimal(), at_least_zero(step)};
+    const auto above = *state.current - *state.maximum;
+    state.maximum = std::max(*state.current, above);
+    return {above, above};
+}
+
+/// The same for a prorated charge, paid by the share of the period left at each event; up at 5 decimals (prorated_aggregations/base_service.rb).
+struct ProratedAdvance {
+    AdvanceState state;
+    Decimal maximum;
+
+    void add(const Decimal& step, const Decimal& share) {
+        const auto before = state.maximum;
+        const auto paid = (contribute(state, step).priced * share).round(5, Rounding::ceil);
+        if (!before || *state.maximum > *before) maximum += paid;
+    }
+
+    /// What current usage is priced by; `live` includes units from before the period, which weigh `share` of it.
+    Decimal paid(const Decimal& live, const Decimal& share) const {
+        const auto older = at_least_zero(live) - at_least_zero(state.current.value_or(Decimal()));
+        return (older * share).round(5, Rounding::ceil) + maximum;
+    }
+};
+
+// --- a book of one plan ---
+
+struct Plan final : Book::Impl {
+    std::string currency_code;
+    Currency currency;
+    Interval charges_interval = Interval::monthly;
+    bool premium = true;
+    std::vector<BillableMetric> billable_metrics;
+    std::vector<Charge> charges;
+    std::vector<Subscription> subscriptions;
+    bool lists_subscriptions = false;
+
+    bool serves(const std::string& subscription, const std::string& customer) const override {
+        return !lists_subscriptions || std::any_of(subscriptions.begin(), subscriptions.end(), [&](const Subscription& each) {
+            return subscription.empty() ? !customer.empty() && each.customer == customer : each.id == subscription;
+        });
+    }
+    Fees estimate_fees(const Event& event, Timestamp now, UsageSource& usage) const override;
+    Fees estimate_instant_fees(const Event& event, Timestamp now) const override;
+    Fees usage(const UsageQuery& query, Timestamp now, UsageSource& usage) const override;
+};
+
+/// One question about one charge: where its units are counted, and how they are priced.
+struct Scope {
+    const Plan& plan;
+    const Charge& charge;
+    const ChargeFilter* filter;
+    const Subscription& subscription;
+    Period period;
+
+    const Price& price() const { return filter ? filter->price : charge.price; }
+    const BillableMetric& metric() const { return plan.billable_metrics[charge.metric]; }
+    AggregateQuery query() const {
+        AggregateQuery query;
+        query.subscription = subscription.id;
+        query.period = period;
+        query.filter = bucket(charge, filter);
+        return query;
+    }
+};
+
+using Group = std::vector<std::pair<std::string, std::optional<std::string>>>;
+
+void keep_group(AggregateQuery& query, const Group& group) {
+    for (const auto& [key, value] : group) query.filter.parts.push_back(in_group(key, value));
+}
+
+Decimal sum_of(const std::vector<Decimal>& values) {
+    Decimal sum;
+    for (const auto& value : values) sum += value;
+    return sum;
+}
+
+/// Running totals over these steps.
+RunningTotal running_total(const Price& price, const std::vector<Decimal>& steps) {
+    RunningTotal running;
+    for (const auto& step : steps) {
+        running.last += step;
+        if (++running.length == price.free_events) running.at_free_events = running.last;
+        if (running.last < price.free_total) ++running.below_free;
+    }
+    return running;
+}
+
+/// Running totals 1, 2, 3 ... of a count.
+RunningTotal running_count(const Price& price, const Decimal& units) {
+    const auto length = units.to_int64().value_or(0);
+    const auto below = at_least_zero(price.free_total.round(0, Rounding::ceil) - 1).to_int64().value_or(length);
+    return {.length = length, .last = units, .at_free_events = price.free_events, .below_free = std::min(length, below)};
+}
+
+/// What a percentage charge needs besides units: running totals for free units, each event's value for bounds per transaction.
+void measure_percentage(const Scope& scope, const AggregateQuery& query, UsageSource& usage, Quantity& quantity) {
+    const auto& price = scope.price();
+    const bool counts = scope.metric().kind != Kind::sum;
+    const auto every = std::numeric_limits<std::size_t>::max();
+    if (has_bounds(price, quantity)) {
+        if (counts) {
+            quantity.values.assign(static_cast<std::size_t>(quantity.units.to_int64().value_or(0)), Decimal(1));
+        } else {
+            quantity.values = usage.steps(scope.metric().metric, query, every, {});
+        }
+    }
+    if (price.free_events == 0 && price.free_total.is_zero()) return;
+    if (counts) {
+        quantity.running = running_count(price, quantity.units);
+    } else if (price.free_events > 0) {
+        quantity.running = running_total(price, usage.steps(scope.metric().metric, query, static_cast<std::size_t>(price.free_events), {}));
+    } else {
+        quantity.running = running_total(price, usage.steps(scope.metric().metric, query, every, price.free_total));
+    }
+}
+
+Quantity quantity_of(const Scope& scope, const AggregateQuery& query, UsageSource& usage, const Measured& measured) {
+    Quantity quantity{.units = measured.value, .events = measured.events, .premium = scope.plan.premium};
+    if (scope.metric().kind == Kind::unique_count) quantity.events = measured.value.to_int64().value_or(0);
+    if (scope.price().model == Model::dynamic) {
+        quantity.precise_amount = quotient(usage.precise_total_cents(scope.metric().metric, query), scope.plan.currency.subunits);
+    }
+    if (scope.price().model == Model::percentage) measure_percentage(scope, query, usage, quantity);
+    return quantity;
+}
+
+// --- fees (dossier 3.2, 6) ---
+
+/// A fee's figures in smallest units (dossier 6.1). Each fee is rounded once; a unit's amount is cut, not rounded.
+struct Figures {
+    Decimal cents, precise_cents;
+    Decimal unit_cents, unit_amount;
+};
+
+Figures figures(const Decimal& amount, const Decimal& unit_amount, Currency currency) {
+    const Decimal subunits(currency.subunits);
+    return {to_cents(amount, currency), amount * subunits, (unit_amount * subunits).round(0, Rounding::down), unit_amount};
+}
+
+/// From a pricing unit, whose cents are hundredths, to money: what was rounded there is converted (pricing_unit_usage.rb:13).
+Figures converted(const Figures& units, const Decimal& rate, Currency currency) {
+    const auto hundredth = Decimal::scaled(1, 2);
+    return figures(units.cents * rate * hundredth, units.unit_cents * rate * hundredth, currency);
+}
+
+/// What lifts a charge to its minimum spending, which is prorated to the days billed (create_true_up_service.rb:16).
+Decimal true_up_cents(const Decimal& minimum_cents, const Decimal& used_cents, int days, int period_days) {
+    return at_least_zero(quotient(minimum_cents * days, period_days) - used_cents);
+}
+
+std::string time_text(Timestamp time) { return time.to_string(0); }
+
+json group_json(const Group& group) {
+    auto object = json::object();
+    for (const auto& [key, value] : group) object[key] = value ? json(*value) : json(nullptr);
+    return object;
+}
+
+json item_json(const Scope& scope, const Fee& fee) {
+    const auto& metric = scope.metric();
+    return {{"type", "charge"},
+            {"code", metric.metric.code},
+            {"name", metric.name},
+            {"description", metric.description.empty() ? json(nullptr) : json(metric.description)},
+            {"invoice_display_name", scope.charge.name.empty() ? metric.name : scope.charge.name},
+            {"filters", scope.filter ? json(scope.filter->values) : json(nullptr)},
+            {"filter_invoice_display_name", scope.filter && !scope.filter->name.empty() ? json(scope.filter->name) : json(nullptr)},
+            {"lago_item_id", metric.id.empty() ? json(nullptr) : json(metric.id)},
+            {"item_type", "BillableMetric"},
+            {"grouped_by", group_json(fee.group)}};
+}
+
+std::int64_t whole_cents(const Decimal& cents) {
+    const auto value = cents.to_int64();
+    if (!value) throw Error(ErrorCode::overflow, "amount_cents", "does not fit 64 bits: " + cents.to_string());
+    return *value;
+}
+
+/// As fee_serializer.rb:8-65 shows a fee that is not stored.
+json fee_json(const Scope& scope, const Fee& fee, json details) {
+    const auto cents = whole_cents(fee.amount_cents);
+    const auto text = [](const std::string& value) { return value.empty() ? json(nullptr) : json(value); };
+    json out{{"lago_id", nullptr},
+             {"lago_charge_id", scope.charge.id},
+             {"lago_charge_filter_id", scope.filter ? scope.filter->id : json(nullptr)},
+             {"lago_subscription_id", scope.subscription.lago_id},
+             {"external_subscription_id", text(fee.subscription)},
+             {"lago_customer_id", scope.subscription.lago_customer_id},
+             {"external_customer_id", text(fee.customer)},
+             {"item", item_json(scope, fee)},
+             {"pay_in_advance", fee.pay_in_advance},
+             {"invoiceable", scope.charge.invoiceable},
+             {"amount_cents", cents},
+             {"amount_currency", fee.currency},
+             {"precise_amount", ruby_text(fee.amount)},
+             {"precise_total_amount", ruby_text(fee.amount)},
+             {"taxes_amount_cents", 0},
+             {"taxes_precise_amount", "0.0"},
+             {"taxes_rate", 0.0},
+             {"total_aggregated_units", ruby_text(fee.units)},
+             {"total_amount_cents", cents},
+             {"total_amount_currency", fee.currency},
+             {"units", ruby_text(fee.units)},
+             {"description", nullptr},
+             {"precise_unit_amount", ruby_text(fee.unit_amount)},
+             {"precise_coupons_amount_cents", "0.0"},
+             {"sub_total_excluding_taxes_amount_cents", cents},
+             {"sub_total_excluding_taxes_precise_amount_cents", ruby_text(fee.amount * scope.plan.currency.subunits)},
+             {"events_count", fee.events},
+             {"payment_status", "pending"},
+             {"amount_details", std::move(details)},
+             {"self_billed", false},
+             {"presentation_breakdowns", json::array()},
+             {"from_date", time_text(fee.period.from)},
+             {"to_date", time_text(fee.period.to - std::chrono::microseconds(1))},
+             {"applied_taxes", json::array()}};
+    for (const char* absent : {"lago_fixed_charge_id", "lago_invoice_id", "lago_true_up_fee_id", "lago_true_up_parent_fee_id", "lago_original_fee_id",
+                               "created_at", "succeeded_at", "failed_at", "refunded_at", "pricing_unit_details"}) {
+        out[absent] = nullptr;
+    }
+    return out;
+}
+
+/// What a fee says apart from its figures.
+Fee empty_fee(const Scope& scope, Group group) {
+    Fee fee;
+    fee.charge = scope.charge.code;
+    fee.metric = scope.metric().metric.code;
+    fee.customer = scope.subscription.customer;
+    fee.subscription = scope.subscription.id;
+    fee.group = std::move(group);
+    if (scope.filter) fee.filter = scope.filter->name.empty() ? json(scope.filter->values).dump() : scope.filter->name;
+    fee.currency = scope.plan.currency_code;
+    fee.pay_in_advance = scope.charge.pay_in_advance;
+    fee.period = scope.period;
+    return fee;
+}
+
+/// Amounts of a fee that is a difference of two totals: rounded on its own (dossier 7.3).
+void set_amounts(Fee& fee, Priced priced, Currency currency) {
+    fee.amount_cents = to_cents(priced.amount, currency);
+    const auto rounded = priced.amount.round(currency.decimals, Rounding::half_up);
+    fee.unit_amount = quotient(rounded, fee.units);
+    fee.amount = priced.amount;
+    fee.lines = std::move(priced.lines);
+}
+
+/// Units or an amount below zero are shown as zero (charge_service.rb:275).
+void clamp(Priced& priced, Decimal& units) {
+    if (!units.is_negative() && !priced.amount.is_negative()) return;
+    units = {};
+    raise_to(priced, {});
+    lower_to(priced, {});
+}
+
+Fees sum_up(const Plan& plan, std::vector<Fee> list) {
+    Fees fees{.fees = std::move(list), .currency = plan.currency_code, .subunits = plan.currency.subunits, .amount_cents = {}};
+    for (const auto& fee : fees.fees) fees.amount_cents += fee.amount_cents;
+    return fees;
+}
+
+// --- the fee of a recorded event (dossier 7) ---
+
+/// Of two amount_details, what the event added (amount_details_calculator.rb:33-62).
+Decimal detail(const json& details, const char* key) {
+    const auto found = details.find(key);
+    return found == details.end() ? Decimal() : Decimal::from_json(*found);
+}
+
+json added_percentage(const json& with, const json& without) {
+    json added{{"rate", with.at("rate")}, {"fixed_fee_unit_amount", with.at("fixed_fee_unit_amount")}};
+    for (const char* key : {"units", "paid_units", "free_events", "paid_events", "fixed_fee_total_amount", "min_max_adjustment_total_amount",
+                            "per_unit_total_amount"}) {
+        added[key] = (detail(with, key) - detail(without, key)).to_string();
+    }
+    added["free_units"] = (detail(added, "units") - detail(added, "paid_units")).to_string();
+    return added;
+}
+
+json added_range(const json& with, const json& without) {
+    const auto total = detail(with, "total_with_flat_amount") - detail(without, "total_with_flat_amount");
+    const auto units = detail(with, "units") - detail(without, "units");
+    return {{"from_value", with.at("from_value")},
+            {"to_value", with.at("to_value")},
+            {"rate", with.at("rate")},
+            {"flat_unit_amount", (detail(with, "flat_unit_amount") - detail(without, "flat_unit_amount")).to_string()},
+            {"units", units.to_string()},
+            {"per_unit_total_amount", (units > 0 ? Decimal::divide(total, units, 2, Rounding::half_up) : Decimal()).to_string()},
+            {"total_with_flat_amount", total.to_string()}};
+}
+
+json added_ranges(const json& with, const json& without) {
+    auto ranges = json::array();
+    for (const auto& range : with) {
+        const auto same = std::find_if(without.begin(), without.end(), [&](const json& other) {
+            return other.at("from_value") == range.at("from_value") && other.at("to_value") == range.at("to_value");
+        });
+        ranges.push_back(added_range(range, same == without.end() ? json::object() : *same));
+    }
+    return {{"graduated_percentage_ranges", std::move(ranges)}};
+}
+
+/// Only percentages have details of a single event.
+json added_details(const json& with, const json& without) {
+    constexpr const char* ranges = "graduated_percentage_ranges";
+    if (with.contains(ranges)) return added_ranges(with.at(ranges), without.value(ranges, json::array()));
+    return with.contains("paid_events") ? added_percentage(with, without) : json::object();
+}
+
+/// The event's effect, it being the last of those that `query` chooses.
+Contribution last_contribution(const Scope& scope, const AggregateQuery& query, UsageSource& usage) {
+    if (scope.metric().kind == Kind::count) return {1, 1};
+    AdvanceState state;
+    Contribution last;
+    for (const auto& step : usage.steps(scope.metric().metric, query, std::numeric_limits<std::size_t>::max(), {})) last = contribute(state, step);
+    return last;
+}
+
+Quantity without_event(const Scope& scope, Quantity quantity, const Event& event, const Contribution& contribution) {
+    quantity.units -= contribution.priced;
+    --quantity.events;
+    quantity.without_event = true;
+    quantity.precise_amount -= quotient(event.precise_total_amount_cents.value_or(Decimal()), scope.plan.currency.subunits);
+    if (scope.metric().kind == Kind::sum && !quantity.values.empty()) quantity.values.pop_back();
+    return quantity;
+}
+
+Group group_of(const Scope& scope, const Event& event) {
+    Group group;
+    for (const auto& key : scope.price().group_keys) group.emplace_back(key, property_text(event.properties, key));
+    return group;
+}
+
+/// The fee of an event in the log under a pay-in-advance charge; scope's period ends with the event. Nothing when the event has no
+/// value to count.
+std::optional<Fee> advance_fee(const Scope& scope, const Event& event, UsageSource& usage) {
+    const auto& metric = scope.metric();
+    if (metric.kind != Kind::count && !property_text(event.properties, property_key(metric))) return {};
+    auto group = group_of(scope, event);
+    auto query = scope.query();
+    keep_group(query, group);
+    const auto contribution = last_contribution(scope, query, usage);
+    const auto after = quantity_of(scope, query, usage, usage.measure(metric.metric, query).front());
+    const auto before = without_event(scope, after, event, contribution);
+    const auto with = apply(scope.price(), after), without = apply(scope.price(), before);
+    auto fee = empty_fee(scope, std::move(group));
+    fee.units = contribution.shown;
+    fee.events = 1;
+    set_amounts(fee, difference(with, without), scope.plan.currency);
+    const auto details = row_of(scope.price().model).details;
+    fee.vendor = fee_json(scope, fee, added_details(details(scope.price(), after, with), details(scope.price(), before, without)));
+    fee.vendor["event_transaction_id"] = event.id;
+    return fee;
+}
+
+// --- estimate_fees (dossier 3.1, 3.3) ---
+
+[[noreturn]] void not_found(const char* field, const char* reason) { throw Error(ErrorCode::not_found, field, reason); }
+
+/// The subscription active now, under the plan. A plan without a list of subscriptions takes any, on calendar periods.
+Subscription subscription_at(const Plan& plan, const std::string& id, Timestamp now) {
+    if (id.empty()) not_found("subscription", "subscription_not_found");
+    if (!plan.lists_subscriptions) return {.id = id, .active = {}};
+    for (const auto& each : plan.subscriptions) {
+        if (each.id == id && each.active.contains(now)) return each;
+    }
+    not_found("subscription", "subscription_not_found");
+}
+
+/// The event's own number for a sum; its property, when present, must be a number (validate_creation_service.rb:83).
+Decimal summed(const BillableMetric& metric, const Event& event) {
+    const auto key = property_key(metric);
+    const auto text = property_text(event.properties, key);
+    if (!text) return {};
+    const auto value = Decimal::parse(*text);
+    if (!value) throw Error(ErrorCode::bad_value, "properties." + key, "value_is_not_valid_number");
+    return *value;
+}
+
+/// What the event does to a unique count: 1 for an add of an inactive value, -1 for a remove of an active one.
+Decimal unique_step(const Scope& scope, const Event& event, AggregateQuery query, UsageSource& usage) {
+    const auto& metric = scope.metric().metric;
+    const auto value = property_text(event.properties, property_key(scope.metric()));
+    if (!value) return {};
+    const bool adds = property_text(event.properties, "operation_type").value_or("add") == "add";
+    query.filter.parts.push_back(Filter::equals(metric.property, *value));
+    const bool active = usage.measure(metric, query).front().value > 0;
+    return adds == active ? Decimal() : Decimal(adds ? 1 : -1);
+}
+
+Contribution contribution_of(const Scope& scope, const Event& event, const AggregateQuery& query, UsageSource& usage, const Measured& measured) {
+    const auto& metric = scope.metric();
+    if (metric.kind == Kind::count) return {1, 1};
+    const auto step = metric.kind == Kind::sum ? summed(metric, event) : unique_step(scope, event, query, usage);
+    AdvanceState state;
+    if (measured.falls) {
+        for (const auto& each : usage.steps(metric.metric, query, std::numeric_limits<std::size_t>::max(), {})) contribute(state, each);
+    } else if (measured.events > 0) {
+        state.current = state.maximum = measured.value;
+    }
+    return contribute(state, step);
+}
+
+/// The quantity once the event has been added to it.
+Quantity with_event(const Scope& scope, Quantity quantity, const Event& event, const Contribution& contribution) {
+    quantity.units += contribution.priced;
+    ++quantity.events;
+    if (scope.metric().kind == Kind::sum) {
+        const auto value = summed(scope.metric(), event);
+        auto& running = quantity.running;
+        running.last += value;
+        if (++running.length == scope.price().free_events) running.at_free_events = running.last;
+        if (running.last < scope.price().free_total) ++running.below_free;
+        quantity.values.push_back(value);  // a count's values never include the event (count_service.rb:66)
+    }
+    quantity.precise_amount += quotient(event.precise_total_amount_cents.value_or(Decimal()), scope.plan.currency.subunits);
+    return quantity;
+}
+
+Fee estimate(const Scope& scope, const Event& event, UsageSource& usage) {
+    auto group = group_of(scope, event);
+    auto query = scope.query();
+    keep_group(query, group);
+    const auto measured = usage.measure(scope.metric().metric, query).front();
+    const auto contribution = contribution_of(scope, event, query, usage, measured);
+    const auto before = quantity_of(scope, query, usage, measured);
+    const auto after = with_event(scope, before, event, contribution);
+    auto fee = empty_fee(scope, std::move(group));
+    fee.units = contribution.shown;
+    fee.events = 1;
+    set_amounts(fee, difference(apply(scope.price(), after), apply(scope.price(), before)), scope.plan.currency);
+    fee.vendor = fee_json(scope, fee, json::object());
+    fee.vendor["event_transaction_id"] = event.id.empty() ? json(nullptr) : json(event.id);
+    return fee;
+}
+
+Decimal rounded(const BillableMetric& metric, const Decimal& value) {
+    return metric.rounding ? value.round(metric.precision, *metric.rounding) : value;
+}
+
+/// As estimate_instant_fees: standard and percentage charges, the event priced alone, its units rounded as the metric says.
+Fee instant(const Scope& scope, const Event& event) {
+    const auto& metric = scope.metric();
+    auto fee = empty_fee(scope, group_of(scope, event));
+    fee.units = at_least_zero(rounded(metric, metric.kind == Kind::count ? Decimal(1) : summed(metric, event)));
+    fee.events = 1;
+    set_amounts(fee, price_instant(scope.price(), fee.units), scope.plan.currency);
+    fee.vendor = fee_json(scope, fee, nullptr);
+    fee.vendor.erase("applied_taxes");
+    fee.vendor["amount_cents"] = fee.vendor["total_amount_cents"] = ruby_text(fee.amount_cents);
+    fee.vendor["precise_unit_amount"] = ruby_text(fee.unit_amount * scope.plan.currency.subunits);
+    fee.vendor["event_transaction_id"] = event.id.empty() ? json(nullptr) : json(event.id);
+    return fee;
+}
+
+Fees Plan::estimate_instant_fees(const Event& event, Timestamp now) const {
+    const auto subscription = subscription_at(*this, event.subscription, now);
+    std::vector<Fee> list;
+    for (const auto& charge : charges) {
+        const bool instantly = charge.price.model == Model::standard || charge.price.model == Model::percentage;
+        if (!charge.pay_in_advance || !instantly || billable_metrics[charge.metric].metric.code != event.name) continue;
+        list.push_back(
+            instant({*this, charge, filter_of(charge, event.properties), subscription, billing_period(charges_interval, subscription, now)}, event));
+    }
+    if (list.empty()) throw Error(ErrorCode::bad_value, "name", "does_not_match_an_instant_charge");
+    return sum_up(*this, std::move(list));
+}
+
+Fees Plan::estimate_fees(const Event& event, Timestamp now, UsageSource& usage_source) const {
+    const auto subscription = subscription_at(*this, event.subscription, now);
+    const auto known =
+        std::any_of(billable_metrics.begin(), billable_metrics.end(), [&](const auto& each) { return each.metric.code == event.name; });
+    if (!known) not_found("name", "billable_metric_not_found");
+    auto period = billing_period(charges_interval, subscription, now);
+    const auto whole = period;
+    period.to = std::min(period.to, now + std::chrono::microseconds(1));
+    std::vector<Fee> list;
+    for (const auto& charge : charges) {
+        if (!charge.pay_in_advance || billable_metrics[charge.metric].metric.code != event.name) continue;
+        const Scope scope{*this, charge, filter_of(charge, event.properties), subscription, period};
+        list.push_back(estimate(scope, event, usage_source));
+        list.back().period = whole;
+        list.back().vendor["to_date"] = time_text(whole.to - std::chrono::microseconds(1));
+    }
+    if (list.empty()) throw Error(ErrorCode::bad_value, "name", "does_not_match_an_instant_charge");
+    return sum_up(*this, std::move(list));
+}
+
+// --- usage of a period (dossier 4.4, 6, 7.4, 8) ---
+
+/// A pay-in-advance charge has been paid up to the period's maximum, which a live value below it does not bring back.
+Decimal paid_in_advance(const Scope& scope, const AggregateQuery& query, UsageSource& usage, const Measured& measured) {
+    if (scope.metric().kind == Kind::count || !measured.falls) return measured.value;
+    AdvanceState state;
+    for (const auto& step : usage.steps(scope.metric().metric, query, std::numeric_limits<std::size_t>::max(), {})) contribute(state, step);
+    if (!state.current) return measured.value;
+    return at_least_zero(measured.value - *state.current + *state.maximum);
+}
+
+/// Of the plan, or of the pricing unit that the charge is written in, which has hundredths.
+Currency currency_of(const Scope& scope) { return scope.charge.conversion_rate ? Currency() : scope.plan.currency; }
+
+json pricing_unit_json(const Charge& charge, const Figures& figures) {
+    if (!charge.conversion_rate) return nullptr;
+    return {
+        {"amount_cents", whole_cents(figures.cents)}, {"short_name", charge.pricing_unit}, {"conversion_rate", charge.conversion_rate->to_string()}};
+}
+
+Fee usage_fee(const Scope& scope, Measured measured, UsageSource& usage) {
+    Group group;
+    for (std::size_t i = 0; i < measured.group.size(); ++i) group.emplace_back(scope.price().group_keys[i], measured.group[i]);
+    auto query = scope.query();
+    keep_group(query, group);
+    auto fee = empty_fee(scope, std::move(group));
+    fee.units = measured.value = rounded(scope.metric(), measured.value);
+    if (scope.charge.pay_in_advance) measured.value = paid_in_advance(scope, query, usage, measured);
+    const auto quantity = quantity_of(scope, query, usage, measured);
+    auto priced = apply(scope.price(), quantity);
+    auto details = row_of(scope.price().model).details(scope.price(), quantity, priced);
+    clamp(priced, fee.units);
+    fee.events = quantity.events;
+    auto figures = lago::figures(priced.amount, unit_amount(scope.price(), quantity, priced.amount), currency_of(scope));
+    const auto pricing_unit = pricing_unit_json(scope.charge, figures);
+    if (scope.charge.conversion_rate) {
+        figures = converted(figures, *scope.charge.conversion_rate, scope.plan.currency);
+        convert_to(priced, quotient(figures.precise_cents, scope.plan.currency.subunits), *scope.charge.conversion_rate);
+    }
+    fee.unit_amount = figures.unit_amount;
+    fee.amount = priced.amount;
+    fee.amount_cents = figures.cents;
+    fee.lines = std::move(priced.lines);
+    fee.vendor = fee_json(scope, fee, std::move(details));
+    fee.vendor["total_aggregated_units"] = ruby_text(measured.value);
+    fee.vendor["pricing_unit_details"] = pricing_unit;
+    return fee;
+}
+
+/// Groups as the database answers them: a missing and an empty property are one; without events one group of nothing.
+std::vector<Measured> measured_groups(const Scope& scope, UsageSource& usage) {
+    auto query = scope.query();
+    const auto& keys = scope.price().group_keys;
+    for (const auto& key : keys) query.group_by.push_back(property_field(key));
+    auto rows = usage.measure(scope.metric().metric, query);
+    for (auto& row : rows) {
+        for (auto& value : row.group) value = value && value->empty() ? std::nullopt : value;
+    }
+    if (rows.empty()) rows.push_back({.group = std::vector<std::optional<std::string>>(keys.size()), .value = {}, .events = 0, .falls = false});
+    return rows;
+}
+
+void add_bucket(const Scope& scope, UsageSource& usage, std::vector<Fee>& fees) {
+    for (auto& row : measured_groups(scope, usage)) fees.push_back(usage_fee(scope, std::move(row), usage));
+}
+
+int days_in(const Period& period) {
+    const auto day = std::chrono::days(1);
+    return static_cast<int>((period.to - period.from + day - std::chrono::microseconds(1)) / day);
+}
+
+/// The charge's minimum spending, when its fees stay below it: one more fee of 1 unit.
+void add_true_up(const Scope& scope, const Decimal& used_cents, std::vector<Fee>& fees) {
+    const auto whole = billing_period(scope.plan.charges_interval,
+                                      {.anniversary = scope.subscription.anniversary, .anchor = scope.subscription.anchor}, scope.period.from);
+    const auto cents = true_up_cents(scope.charge.minimum_cents, used_cents, days_in(scope.period), days_in(whole));
+    if (cents.is_zero()) return;
+    const Decimal subunits(scope.plan.currency.subunits);
+    auto fee = empty_fee(scope, {});
+    fee.units = 1;
+    fee.amount = fee.unit_amount = quotient(cents, subunits);
+    fee.amount_cents = to_cents(fee.amount, scope.plan.currency);
+    fee.lines = {{.step = Step::minimum, .amount = fee.amount}};
+    fee.vendor = fee_json(scope, fee, json::object());
+    fees.push_back(std::move(fee));
+}
+
+void add_charge(const Plan& plan, const Charge& charge, const Subscription& subscription, const Period& period, bool closing, UsageSource& usage,
+                std::vector<Fee>& fees) {
+    const auto first = fees.size();
+    const Scope whole{plan, charge, nullptr, subscription, period};
+    for (const auto& filter : charge.filters) add_bucket({plan, charge, &filter, subscription, period}, usage, fees);
+    add_bucket(whole, usage, fees);
+    if (!closing || charge.minimum_cents.is_zero()) return;
+    Decimal used;
+    for (std::size_t i = first; i < fees.size(); ++i) used += fees[i].amount_cents;
+    add_true_up(whole, used, fees);
+}
+
+Fees Plan::usage(const UsageQuery& query, Timestamp now, UsageSource& usage_source) const {
+    std::vector<Subscription> asked;
+    for (const auto& each : subscriptions) {
+        const bool chosen =
+            (query.subscription.empty() || each.id == query.subscription) && (query.customer.empty() || each.customer == query.customer);
+        if (chosen && (query.period || each.active.contains(now))) asked.push_back(each);
+    }
+    if (!lists_subscriptions && !query.subscription.empty()) asked.push_back({.id = query.subscription, .customer = query.customer});
+    if (query.subscription.empty() && query.customer.empty())
+        throw Error(ErrorCode::bad_value, "subscription", "a subscription or a customer is required");
+    if (asked.empty()) not_found("subscription", "no_active_subscription");
+    std::vector<Fee> list;
+    for (const auto& subscription : asked) {
+        auto period = query.period.value_or(billing_period(charges_interval, subscription, now));
+        period = {std::max(period.from, subscription.active.from), std::min(period.to, subscription.active.to)};
+        if (!(period.from < period.to)) continue;
+        for (const auto& charge : charges) add_charge(*this, charge, subscription, period, query.closing, usage_source, list);
+    }
+    return sum_up(*this, std::move(list));
+}
+
+std::shared_ptr<const Book::Impl> load(const json& catalogue) {
+    const Node root(catalogue);
+    const auto at = root.object("plan");
+    auto plan = std::make_shared<Plan>();
+    plan->vendor = "lago";
+    plan->code = at.required_text("code");
+    plan->source = catalogue;
+    plan->currency_code = at.required_text("amount_currency");
+    if (plan->currency_code.size() != 3) throw Error(ErrorCode::bad_value, at.path("amount_currency"), "must be a currency's three letters");
+    plan->currency = currency_of(plan->currency_code);
+    plan->charges_interval = at.choice("interval", intervals, "monthly");
+    if (at.flag("bill_charges_monthly")) plan->charges_interval = Interval::monthly;
+    plan->premium = root.flag("premium", true);
+    for (const auto& metric : root.list("billable_metrics")) {
+        plan->billable_metrics.push_back(read_metric(metric));
+        plan->metrics.push_back(plan->billable_metrics.back().metric);
+    }
+    for (const auto& charge : at.list("charges")) plan->charges.push_back(read_charge(charge, plan->billable_metrics));
+    plan->lists_subscriptions = root.find("subscriptions").has_value();
+    for (const auto& each : root.list("subscriptions")) plan->subscriptions.push_back(read_subscription(each));
+    return plan;
+}
+
+}  // namespace lago
+}  // namespace
+
+Book Book::lago(const json& catalogue) { return Book(meter::lago::load(catalogue)); }
+
+const std::string& Book::vendor() const noexcept { return impl_->vendor; }
+const std::string& Book::code() const noexcept { return impl_->code; }
+const json& Book::source() const noexcept { return impl_->source; }
+std::vector<Metric> Book::metrics() const { return impl_->metrics; }
+
 // =============================================================================================
 // 9 wire: each vendor's requests, answers and rules, as tables. Pure. Uses 1-3.
 // =============================================================================================
+
+namespace {
+
+// ---- requests: which member of an event becomes which member of the body ---------------------
+
+enum class From { id, name, customer, subscription, timestamp, value, cents, source, properties, notice_body, severity, notify, extension, none };
+
+enum class Form {
+    text,
+    unix_seconds,  ///< as text: Lago would read a JSON number through a double (lago dossier 1.3)
+    unix_ms,       ///< whole milliseconds, cut
+    iso,
+    number,
+    boolean,
+    object,
+    object_go,  ///< whole numbers a double cannot hold leave as text: FlexPrice reads numbers into float64 (flexprice dossier 2.3)
+    text_component,
+};
+
+struct WireField {
+    std::string_view key;  ///< "customer.email" is the member email of the object customer; such fields stand together
+    From from;
+    Form form = Form::text;
+    bool required = false;           ///< the vendor takes no event without it
+    std::string_view fallback = {};  ///< sent where the event has nothing
+    bool always = false;             ///< sent even when it is empty
+    std::string_view rival = {};     ///< a key of the event's extension that takes its place
+    std::string_view other = {};     ///< a key of the event's extension that serves where this one is required
+};
+
+constexpr std::array lago_fields{
+    WireField{.key = "transaction_id", .from = From::id},
+    WireField{.key = "external_subscription_id", .from = From::subscription},
+    WireField{.key = "code", .from = From::name},
+    WireField{.key = "timestamp", .from = From::timestamp, .form = Form::unix_seconds},
+    WireField{.key = "precise_total_amount_cents", .from = From::cents},
+    WireField{.key = "properties", .from = From::properties, .form = Form::object},
+};
+constexpr std::array flexprice_fields{
+    WireField{.key = "event_id", .from = From::id},
+    WireField{.key = "event_name", .from = From::name, .required = true},
+    WireField{.key = "external_customer_id", .from = From::customer, .required = true},
+    WireField{.key = "timestamp", .from = From::timestamp, .form = Form::iso},
+    WireField{.key = "source", .from = From::source},
+    WireField{.key = "properties", .from = From::properties, .form = Form::object_go},
+};
+constexpr std::array polar_fields{
+    WireField{.key = "name", .from = From::name},
+    WireField{.key = "external_id", .from = From::id},
+    WireField{.key = "external_customer_id", .from = From::customer, .required = true, .rival = "customer_id"},
+    WireField{.key = "timestamp", .from = From::timestamp, .form = Form::iso},
+    WireField{.key = "metadata", .from = From::properties, .form = Form::object},
+};
+constexpr std::array autumn_fields{
+    WireField{.key = "customer_id", .from = From::customer, .required = true},
+    WireField{.key = "feature_id", .from = From::name, .rival = "event_name"},
+    WireField{.key = "entity_id", .from = From::subscription},
+    WireField{.key = "value", .from = From::value, .form = Form::number},
+    WireField{.key = "timestamp", .from = From::timestamp, .form = Form::unix_ms},
+    WireField{.key = "idempotency_key", .from = From::id},
+    WireField{.key = "properties", .from = From::properties, .form = Form::object},
+};
+// A name goes with an external id, empty or not: without one the server answers 200 and stores nothing (zyg dossier 5.4).
+constexpr std::array zyg_fields{
+    WireField{.key = "event", .from = From::name},
+    WireField{.key = "body", .from = From::notice_body, .always = true},
+    WireField{.key = "customer.customerId", .from = From::extension},
+    WireField{.key = "customer.externalId", .from = From::customer, .required = true, .other = "customerId"},
+    WireField{.key = "customer.email", .from = From::extension},
+    WireField{.key = "customer.name", .from = From::extension, .always = true, .rival = "customerId"},
+    WireField{.key = "notify", .from = From::notify, .form = Form::boolean},
+    WireField{.key = "severity", .from = From::severity},
+    WireField{.key = "timestamp", .from = From::timestamp, .form = Form::iso},
+};
+constexpr std::array zyg_workspace_fields{
+    WireField{.key = "title", .from = From::name},
+    WireField{.key = "components", .from = From::notice_body, .form = Form::text_component},
+    WireField{.key = "customer.customerId", .from = From::extension},
+    WireField{.key = "customer.externalId", .from = From::customer, .required = true, .rival = "customerId"},
+    WireField{.key = "customer.name", .from = From::extension, .always = true, .rival = "customerId"},
+    WireField{.key = "severity", .from = From::severity},
+    WireField{.key = "timestamp", .from = From::timestamp, .form = Form::iso},
+};
+// id and source together tell copies apart (ingest-rules 1.2), so the source must not depend on anything that changes.
+constexpr std::array openmeter_fields{
+    WireField{.key = "specversion", .from = From::none, .fallback = "1.0"},   WireField{.key = "id", .from = From::id},
+    WireField{.key = "source", .from = From::source, .fallback = "meter"},    WireField{.key = "type", .from = From::name},
+    WireField{.key = "subject", .from = From::customer, .required = true},    WireField{.key = "time", .from = From::timestamp, .form = Form::iso},
+    WireField{.key = "data", .from = From::properties, .form = Form::object},
+};
+
+// ---- answers: what a status means ---------------------------------------------------------------
+
+enum class Meaning {
+    delivered,  ///< accepted, if the body holds the vendor's proof
+    duplicate,  ///< was there already
+    indexed,    ///< some events are refused and the body names them; nothing was stored
+    refused,    ///< one event is refused, the body does not say which
+    too_large,  ///< fewer at a time
+    wait,       ///< passes by itself
+    pause,      ///< a person must act
+};
+
+struct StatusRule {
+    int from, to;
+    std::string_view code;  ///< only when the body says so: its "code", or any part of a body that is not JSON
+    Meaning meaning;
+    bool unknown = false;  ///< the events may have been stored all the same
+};
+
+constexpr std::array lago_rules{
+    StatusRule{200, 299, "", Meaning::delivered},
+    StatusRule{422, 422, "", Meaning::indexed},
+};
+constexpr std::array flexprice_rules{
+    StatusRule{202, 202, "", Meaning::delivered},
+    StatusRule{400, 400, "", Meaning::refused},
+    StatusRule{422, 422, "", Meaning::refused},
+};
+constexpr std::array polar_rules{
+    StatusRule{200, 200, "", Meaning::delivered},
+    StatusRule{422, 422, "", Meaning::indexed},
+};
+constexpr std::array autumn_rules{
+    StatusRule{200, 202, "", Meaning::delivered},
+    StatusRule{400, 400, "invalid_api_version", Meaning::pause},
+    StatusRule{400, 400, "", Meaning::indexed},
+    StatusRule{404, 404, "feature_not_found", Meaning::refused},
+    StatusRule{404, 404, "customer_not_found", Meaning::refused},
+    StatusRule{404, 404, "entity_not_found", Meaning::refused},
+    StatusRule{404, 404, "invalid_request", Meaning::refused},  // an event_name that belongs to no feature
+    StatusRule{409, 409, "duplicate_idempotency_key", Meaning::duplicate},
+    StatusRule{409, 409, "", Meaning::refused},
+};
+constexpr std::array zyg_rules{
+    StatusRule{200, 299, "", Meaning::delivered},
+    StatusRule{400, 400, "", Meaning::refused},
+    StatusRule{422, 422, "", Meaning::refused},
+};
+constexpr std::array zyg_workspace_rules{
+    StatusRule{200, 299, "", Meaning::delivered},
+    StatusRule{400, 400, "", Meaning::refused},
+    StatusRule{404, 404, "page not found", Meaning::pause},
+    StatusRule{404, 404, "", Meaning::refused},
+};
+constexpr std::array openmeter_rules{
+    StatusRule{202, 202, "", Meaning::delivered},
+    StatusRule{204, 204, "", Meaning::delivered},
+    StatusRule{400, 400, "", Meaning::refused},
+};
+// What holds for every vendor after its own rules.
+constexpr std::array common_rules{
+    StatusRule{200, 299, "", Meaning::wait, true},  // a success this vendor does not give: a portal, a proxy
+    StatusRule{408, 408, "", Meaning::wait, true}, StatusRule{413, 413, "", Meaning::too_large}, StatusRule{425, 425, "", Meaning::wait},
+    StatusRule{429, 429, "", Meaning::wait},       StatusRule{503, 503, "", Meaning::wait},      StatusRule{500, 599, "", Meaning::wait, true},
+    StatusRule{100, 499, "", Meaning::pause},      StatusRule{0, 999, "", Meaning::wait, true},
+};
+
+enum class IndexStyle {
+    none,
+    error_details,  ///< {"error_details": {"3": ...}}
+    loc,            ///< {"detail": [{"loc": ["body", "events", 3, ...], "msg": ...}]}
+    prefix,         ///< {"message": "3.timestamp: ..."} or "[Validation Errors] 3: ...; 5: ..."
+};
+
+constexpr std::chrono::hours for_ever = std::chrono::hours::max();
+
+struct Vendor {
+    std::string_view name;
+    std::string_view base_url, prefix, path;
+    std::string_view key_header, key_scheme;
+    std::string_view version_header, version;
+    std::string_view content_type;
+    std::string_view open, close;  ///< around the events, which a comma separates
+    std::int64_t batch_events;
+    std::size_t batch_bytes;
+    std::span<const WireField> fields;
+    std::span<const StatusRule> rules;
+    std::string_view proof;  ///< what the body of a success holds; an empty text: no body is needed
+    IndexStyle index;
+    std::string_view early;            ///< what a refusal of an event in the future says; empty: the vendor takes them
+    std::chrono::hours resend_window;  ///< how long a copy is recognised
+    bool key_required;
+    bool notices_only;
+};
+
+// Sources: the dossiers' sections on ingest, errors and retries, and ingest-rules. Bytes are ours where the vendor states none.
+constexpr std::size_t mebibyte = 1024 * 1024;
+constexpr std::array vendors{
+    Vendor{"lago",
+           "https://api.getlago.com",
+           "/api/v1",
+           "/events/batch",
+           "Authorization",
+           "Bearer ",
+           "",
+           "",
+           "application/json",
+           R"({"events":[)",
+           "]}",
+           100,
+           4 * mebibyte,
+           lago_fields,
+           lago_rules,
+           "events",
+           IndexStyle::error_details,
+           "",
+           for_ever,
+           true,
+           false},
+    Vendor{"flexprice",
+           "https://us.api.flexprice.io",
+           "/v1",
+           "/events/bulk",
+           "x-api-key",
+           "",
+           "",
+           "",
+           "application/json",
+           R"({"events":[)",
+           "]}",
+           1000,
+           32 * mebibyte,
+           flexprice_fields,
+           flexprice_rules,
+           "message",
+           IndexStyle::none,
+           "",
+           for_ever,
+           true,
+           false},
+    Vendor{"polar",
+           "https://api.polar.sh",
+           "/v1",
+           "/events/ingest",
+           "Authorization",
+           "Bearer ",
+           "Polar-Version",
+           "2026-04",
+           "application/json",
+           R"({"events":[)",
+           "]}",
+           500,
+           10 * mebibyte,
+           polar_fields,
+           polar_rules,
+           "inserted",
+           IndexStyle::loc,
+           "must be in the past",
+           for_ever,
+           true,
+           false},
+    Vendor{"autumn",
+           "https://api.useautumn.com",
+           "/v1",
+           "/balances.batch_track",
+           "Authorization",
+           "Bearer ",
+           "x-api-version",
+           "2.1",
+           "application/json",
+           "[",
+           "]",
+           1000,
+           4 * mebibyte,
+           autumn_fields,
+           autumn_rules,
+           "success",
+           IndexStyle::prefix,
+           "cannot be in the future",
+           std::chrono::hours(24),
+           true,
+           false},
+    Vendor{"zyg",
+           "",
+           "",
+           "/events",
+           "Authorization",
+           "Bearer ",
+           "",
+           "",
+           "application/json",
+           "",
+           "",
+           1,
+           mebibyte,
+           zyg_fields,
+           zyg_rules,
+           "eventId",
+           IndexStyle::none,
+           "",
+           std::chrono::hours(0),
+           false,
+           true},
+    Vendor{"zyg workspace",
+           "",
+           "",
+           "/customers/events/",
+           "Authorization",
+           "Bearer ",
+           "",
+           "",
+           "application/json",
+           "",
+           "",
+           1,
+           mebibyte,
+           zyg_workspace_fields,
+           zyg_workspace_rules,
+           "eventId",
+           IndexStyle::none,
+           "",
+           std::chrono::hours(0),
+           false,
+           true},
+    Vendor{"openmeter",
+           "https://openmeter.cloud",
+           "/api/v1",
+           "/events",
+           "Authorization",
+           "Bearer ",
+           "",
+           "",
+           "application/cloudevents-batch+json",
+           "[",
+           "]",
+           100,
+           4 * mebibyte,
+           openmeter_fields,
+           openmeter_rules,
+           "",
+           IndexStyle::none,
+           "",
+           std::chrono::hours(32 * 24),
+           false,
+           false},
+};
+
+const Vendor& vendor_named(std::string_view name) {
+    for (const Vendor& v : vendors)
+        if (v.name == name) return v;
+    throw Error(ErrorCode::bad_value, "vendor", "unknown: " + std::string(name));
+}
+
+const Vendor& vendor_of(const Upstream& upstream) {
+    return vendor_named(upstream.options().workspace.empty() ? upstream.vendor() : upstream.vendor() + " workspace");
+}
+
+void append_quoted(std::string& out, std::string_view text) {
+    static constexpr char hex[] = "0123456789abcdef";
+    out += '"';
+    for (const char c : text) {
+        const auto byte = static_cast<unsigned char>(c);
+        if (c == '"' || c == '\\') {
+            out += '\\';
+            out += c;
+        } else if (byte >= 0x20) {
+            out += c;
+        } else {
+            out += "\\u00";
+            out += hex[byte >> 4];
+            out += hex[byte & 15];
+        }
+    }
+    out += '"';
+}
+
+void append_json(std::string& out, const json& value) { out += value.dump(-1, ' ', false, json::error_handler_t::replace); }
+
+/// Whole numbers beyond 2^53 as text, at any depth.
+json without_large_integers(const json& value) {
+    constexpr std::int64_t largest = std::int64_t{1} << 53;
+    if (value.is_number_unsigned() && value.get<std::uint64_t>() > static_cast<std::uint64_t>(largest)) return value.dump();
+    if (value.is_number_integer() && !value.is_number_unsigned() && value.get<std::int64_t>() < -largest) return value.dump();
+    if (!value.is_structured()) return value;
+    json copy = value;
+    for (json& part : copy) part = without_large_integers(part);
+    return copy;
+}
+
+std::string_view severity_text(Severity severity) {
+    switch (severity) {
+        case Severity::info:
+            return "info";
+        case Severity::warning:
+            return "warning";
+        case Severity::critical:
+            return "critical";
+    }
+    return "info";
+}
+
+std::string timestamp_text(Timestamp t, Form form) {
+    if (form == Form::unix_seconds) return t.unix_seconds().to_string();
+    if (form == Form::iso) return t.to_string();
+    return std::to_string(t.micros() / 1000);
+}
+
+/// The text of a field, before it is quoted; empty when the event has nothing there.
+std::string plain_value(const WireField& field, const Event& event) {
+    switch (field.from) {
+        case From::id:
+            return event.id;
+        case From::name:
+            return event.name;
+        case From::customer:
+            return event.customer;
+        case From::subscription:
+            return event.subscription;
+        case From::source:
+            return event.source;
+        case From::timestamp:
+            return timestamp_text(event.timestamp.value_or(Timestamp()), field.form);
+        case From::value:
+            return event.value ? event.value->to_string() : "";
+        case From::cents:
+            return event.precise_total_amount_cents ? event.precise_total_amount_cents->to_string() : "";
+        case From::notice_body:
+            return event.notice ? event.notice->body : "";
+        case From::severity:
+            return event.notice ? std::string(severity_text(event.notice->severity)) : "";
+        case From::notify:
+            return event.notice && event.notice->notify ? "true" : "false";
+        case From::properties:
+        case From::extension:
+        case From::none:
+            return "";
+    }
+    return "";
+}
+
+std::string_view last_name(std::string_view key) { return key.substr(key.find('.') + 1); }
+std::string_view first_name(std::string_view key) { return key.substr(0, key.find('.')); }
+
+const json& extension_of(const Vendor& vendor, const Event& event) {
+    static const json nothing = json::object();
+    const auto found = event.extensions.find(std::string(vendor.name.substr(0, vendor.name.find(' '))));
+    return found != event.extensions.end() && found->is_object() ? *found : nothing;
+}
+
+/// The JSON text of a field; empty when nothing is to be sent.
+std::string field_json(const WireField& field, const Event& event, const json& extension) {
+    std::string out;
+    if (!field.rival.empty() && extension.contains(std::string(field.rival))) return out;
+    if (field.from == From::properties) {
+        append_json(out, field.form == Form::object_go ? without_large_integers(event.properties) : event.properties);
+        return out;
+    }
+    if (field.from == From::extension) {
+        const auto found = extension.find(std::string(last_name(field.key)));
+        if (found != extension.end()) {
+            append_json(out, *found);
+            return out;
+        }
+    }
+    std::string value = plain_value(field, event);
+    if (value.empty()) value = field.fallback;
+    if (value.empty() && !field.always) return out;
+    if (field.form == Form::text_component) {
+        out += R"([{"componentText":{"text":)";
+        append_quoted(out, value);
+        out += "}}]";
+        return out;
+    }
+    if (field.form == Form::unix_ms || field.form == Form::number || field.form == Form::boolean) return value;
+    append_quoted(out, value);
+    return out;
+}
+
+bool field_named(const Vendor& vendor, std::string_view key) {
+    return std::any_of(vendor.fields.begin(), vendor.fields.end(),
+                       [&](const WireField& f) { return first_name(f.key) == key || (f.from == From::extension && last_name(f.key) == key); });
+}
+
+/// One event as the vendor's JSON. What the extension has beyond the vendor's fields goes in as it is; it never replaces one.
+std::string event_json(const Vendor& vendor, const Event& event) {
+    const json& extension = extension_of(vendor, event);
+    std::string out = "{", open_object;
+    const auto comma = [&] {
+        if (out.back() != '{') out += ',';
+    };
+    for (const WireField& field : vendor.fields) {
+        const std::string value = field_json(field, event, extension);
+        if (value.empty()) continue;
+        const std::string_view object = field.key.find('.') == std::string_view::npos ? std::string_view() : first_name(field.key);
+        if (object != open_object) {
+            if (!open_object.empty()) out += '}';
+            if (!object.empty()) {
+                comma();
+                append_quoted(out, object);
+                out += ":{";
+            }
+            open_object = object;
+        }
+        comma();
+        append_quoted(out, last_name(field.key));
+        out += ':';
+        out += value;
+    }
+    if (!open_object.empty()) out += '}';
+    for (const auto& [key, value] : extension.items()) {
+        if (field_named(vendor, key)) continue;
+        comma();
+        append_quoted(out, key);
+        out += ':';
+        append_json(out, value);
+    }
+    return out += '}';
+}
+
+/// Why the vendor's format cannot carry the event; empty when it can. Only what no answer would tell us (flexprice dossier 3.4, autumn
+/// dossier 4.5, zyg dossier 5.4): everything else is the vendor's to judge.
+std::string unsendable_reason(const Vendor& vendor, const Event& event) {
+    const json& extension = extension_of(vendor, event);
+    for (const WireField& field : vendor.fields) {
+        if (!field.required) continue;
+        if (plain_value(field, event).find_first_not_of(" \t\r\n") != std::string::npos) continue;
+        const bool served = (!field.rival.empty() && extension.contains(std::string(field.rival))) ||
+                            (!field.other.empty() && extension.contains(std::string(field.other)));
+        if (!served) return std::string(field.key) + " is required";
+    }
+    return "";
+}
+
+std::string percent_encoded(std::string_view text) {
+    static constexpr char hex[] = "0123456789ABCDEF";
+    std::string out;
+    for (const char c : text) {
+        const auto byte = static_cast<unsigned char>(c);
+        const bool plain = (c >= '0' && c <= '9') || (c >= 'A' && c <= 'Z') || (c >= 'a' && c <= 'z') || c == '-' || c == '_' || c == '.' || c == '~';
+        if (plain) {
+            out += c;
+        } else {
+            out += '%';
+            out += hex[byte >> 4];
+            out += hex[byte & 15];
+        }
+    }
+    return out;
+}
+
+/// The vendor's address; the version prefix may stand in base_url already, as the vendors' own clients want it.
+std::string root_url(const Vendor& vendor, const UpstreamOptions& options) {
+    std::string url = options.base_url.empty() ? std::string(vendor.base_url) : options.base_url;
+    while (!url.empty() && url.back() == '/') url.pop_back();
+    if (!vendor.prefix.empty() && !url.ends_with(vendor.prefix)) url += vendor.prefix;
+    if (!options.workspace.empty()) url += "/workspaces/" + percent_encoded(options.workspace);
+    return url;
+}
+
+std::vector<std::pair<std::string, std::string>> request_headers(const Vendor& vendor, const UpstreamOptions& options) {
+    std::vector<std::pair<std::string, std::string>> headers = {
+        {"Content-Type", std::string(vendor.content_type)}, {"Accept", "application/json"}, {"User-Agent", "meter/" METER_VERSION}};
+    if (!options.api_key.empty()) headers.emplace_back(vendor.key_header, std::string(vendor.key_scheme) + options.api_key);
+    if (!vendor.version.empty()) headers.emplace_back(vendor.version_header, vendor.version);
+    return headers;
+}
+
+HttpRequest ingest_request(const Vendor& vendor, const UpstreamOptions& options, std::string body) {
+    HttpRequest request;
+    request.url = root_url(vendor, options) + std::string(vendor.path);
+    request.headers = request_headers(vendor, options);
+    request.body = std::move(body);
+    request.once = vendor.resend_window == std::chrono::hours(0);
+    return request;
+}
+
+std::string_view url_host(std::string_view url) {
+    std::string_view rest = url.substr(url.find("://") + 3);
+    rest = rest.substr(0, rest.find_first_of("/?#"));
+    if (rest.starts_with('[')) return rest.substr(0, rest.find(']') + 1);
+    return rest.substr(0, rest.find(':'));
+}
+
+void check_url(const std::string& url, bool allow_http) {
+    const auto fail = [](const char* reason) { throw Error(ErrorCode::bad_value, "base_url", reason); };
+    if (url.find_first_of(" \t\r\n\"\\@?#") != std::string::npos) fail("must be a plain address without spaces, @, ? or #");
+    const bool secure = url.starts_with("https://");
+    if (!secure && !url.starts_with("http://")) fail("must begin with https://");
+    const std::string_view host = url_host(url);
+    if (host.empty()) fail("has no host");
+    const bool loopback = host == "localhost" || host == "127.0.0.1" || host == "[::1]";
+    if (!secure && !loopback && !allow_http) fail("must be https; set allow_http to send the key unprotected");
+}
+
+void check_header_text(const std::string& text, const char* field) {
+    for (const char c : text)
+        if (static_cast<unsigned char>(c) < 0x21 || static_cast<unsigned char>(c) > 0x7e)
+            throw Error(ErrorCode::bad_value, field, "must be visible ASCII without spaces");
+}
+
+// ---- answers ------------------------------------------------------------------------------------
+
+struct Blame {
+    std::size_t index = 0;
+    bool duplicate = false;  ///< was there already
+    bool early = false;      ///< in the future, by the vendor's clock
+    std::string text = {};
+};
+
+struct Answer {
+    Meaning meaning = Meaning::wait;
+    bool unknown = false;                ///< the events may have been stored all the same
+    std::int64_t duplicates = 0;         ///< of a success, when the vendor counts them
+    std::vector<Blame> blamed = {};      ///< of indexed, in order of index, each once
+    bool early = false;                  ///< of refused: for the vendor's clock
+    std::string text = {};               ///< the vendor's words, or the transport's
+    std::chrono::seconds wait{0};        ///< asked for by the vendor
+    std::optional<Timestamp> date = {};  ///< the vendor's clock
+};
+
+/// Vendors' texts are kept short.
+std::string shortened(std::string text, std::size_t limit = 1000) {
+    if (text.size() <= limit) return text;
+    while (limit > 0 && (static_cast<unsigned char>(text[limit]) & 0xC0) == 0x80) --limit;
+    text.resize(limit);
+    return text + "...";
+}
+
+/// JSON from outside, without what lies deeper than anyone needs; discarded when it is not JSON.
+json parse_answer(const std::string& body) {
+    constexpr int depth_limit = 24;
+    return json::parse(
+        body, [](int depth, json::parse_event_t, json&) { return depth <= depth_limit; }, false);
+}
+
+/// A body that is not JSON, fit to be shown.
+std::string printable(std::string_view body) {
+    std::string out;
+    for (const char c : body.substr(0, 300)) {
+        const bool shown = static_cast<unsigned char>(c) > 0x20 && static_cast<unsigned char>(c) < 0x7f;
+        if (shown || (!out.empty() && out.back() != ' ')) out += shown ? c : ' ';
+    }
+    return out;
+}
+
+std::string text_member(const json& object, const char* key) {
+    if (!object.is_object()) return "";
+    const auto found = object.find(key);
+    return found != object.end() && found->is_string() ? found->get<std::string>() : "";
+}
+
+std::string dumped(const json& value) {
+    return value.is_string() ? value.get<std::string>() : value.dump(-1, ' ', false, json::error_handler_t::replace);
+}
+
+/// The words of an error body: message, error.message, error, detail, error_details, in the shapes the dossiers list.
+std::string error_text(const json& body, const std::string& raw) {
+    if (!body.is_object()) return printable(raw);
+    for (const char* key : {"error_details", "message", "detail"})
+        if (body.contains(key)) return shortened(dumped(body[key]));
+    if (!body.contains("error")) return shortened(dumped(body));
+    const json& error = body["error"];
+    return shortened(error.is_object() && error.contains("message") ? dumped(error["message"]) : dumped(error));
+}
+
+std::optional<std::int64_t> whole_number(std::string_view text) {
+    std::int64_t value = 0;
+    const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
+    if (error != std::errc() || end != text.data() + text.size() || value < 0) return std::nullopt;
+    return value;
+}
+
+/// "Sun, 06 Nov 1994 08:49:37 GMT" (RFC 9110, 5.6.7); the obsolete forms are not taken.
+std::optional<Timestamp> http_date(std::string_view text) {
+    static constexpr std::string_view months = "JanFebMarAprMayJunJulAugSepOctNovDec";
+    if (text.size() != 29 || text.substr(3, 2) != ", " || text.substr(25) != " GMT" || text[19] != ':' || text[22] != ':') return std::nullopt;
+    const std::size_t month = months.find(text.substr(8, 3));
+    const auto day = whole_number(text.substr(5, 2)), year = whole_number(text.substr(12, 4)), hour = whole_number(text.substr(17, 2)),
+               minute = whole_number(text.substr(20, 2)), second = whole_number(text.substr(23, 2));
+    if (month == std::string_view::npos || month % 3 != 0 || !day || !year || !hour || !minute || !second) return std::nullopt;
+    const std::chrono::year_month_day date{std::chrono::year(static_cast<int>(*year)), std::chrono::month(static_cast<unsigned>(month / 3 + 1)),
+                                           std::chrono::day(static_cast<unsigned>(*day))};
+    if (!date.ok() || *year == 0 || *hour > 23 || *minute > 59 || *second > 60) return std::nullopt;
+    const std::int64_t days = std::chrono::sys_days(date).time_since_epoch().count();
+    return Timestamp((days * 86400 + *hour * 3600 + *minute * 60 + *second) * 1000000);
+}
+
+/// What the vendor asks us to wait: Retry-After (seconds, or a date seen from the answer's own Date), else a rate limit's reset
+/// (lago dossier 1.9, autumn dossier 1.5). At most a day: the number comes from outside.
+std::chrono::seconds asked_wait(const HttpResponse& response, std::optional<Timestamp> date) {
+    static constexpr std::int64_t longest = 86400;
+    const auto bounded = [](std::int64_t seconds) { return std::chrono::seconds(std::clamp<std::int64_t>(seconds, 0, longest)); };
+    if (const auto after = response.header("Retry-After")) {
+        if (const auto seconds = whole_number(*after)) return bounded(*seconds);
+        const auto until = http_date(*after);
+        if (until && date) return bounded((*until - *date).count() / 1000000);
+    }
+    for (const char* name : {"X-RateLimit", "RateLimit"}) {
+        const auto remaining = response.header(std::string(name) + "-Remaining"), reset = response.header(std::string(name) + "-Reset");
+        const bool spent = response.status == 429 || (remaining && whole_number(*remaining) == 0);
+        if (spent && reset && whole_number(*reset)) return bounded(*whole_number(*reset));
+    }
+    return std::chrono::seconds(0);
+}
+
+/// Whether a body shows what this vendor's success shows (responses.json; zyg dossier 5.4): a portal's page does not.
+bool proves(const Vendor& vendor, const json& body, std::size_t sent) {
+    if (vendor.proof.empty()) return true;
+    if (!body.is_object()) return false;
+    const auto found = body.find(std::string(vendor.proof));
+    if (found == body.end()) return false;
+    if (found->is_array()) return found->size() == sent;
+    if (found->is_string()) return !found->get_ref<const std::string&>().empty();
+    if (found->is_number_unsigned()) return found->get<std::uint64_t>() <= sent;
+    return found->is_boolean() && found->get<bool>();
+}
+
+std::int64_t counted_duplicates(const Vendor& vendor, const json& body, std::size_t sent) {
+    if (vendor.proof != "inserted") return 0;
+    return static_cast<std::int64_t>(sent - std::min<std::size_t>(body["inserted"].get<std::size_t>(), sent));
+}
+
+/// What the reader of one index style finds; nothing when the answer does not say which events are refused.
+struct Blames {
+    std::vector<Blame> events = {};
+    bool too_large = false;
+};
+
+/// Lago: error_details by index. An index outside the batch, or other keys, means the batch as a whole (lago dossier 1.10). When an id stands
+/// twice in one batch the second is blamed and neither is stored: no index helps then, the two must part.
+std::optional<Blames> blame_by_key(const json& body, std::span<const std::string> ids) {
+    const auto details = body.find("error_details");
+    if (details == body.end() || !details->is_object()) return std::nullopt;
+    Blames blames;
+    for (const auto& [key, value] : details->items()) {
+        const auto index = whole_number(key);
+        if (!index && value.is_array() && value.size() == 1 && value[0] == "too_many_events") return Blames{{}, true};
+        if (!index || static_cast<std::size_t>(*index) >= ids.size()) return std::nullopt;
+        const auto at = static_cast<std::size_t>(*index);
+        const bool exists = value == json{{"transaction_id", {"value_already_exist"}}};
+        if (exists && std::find(ids.begin(), ids.begin() + *index, ids[at]) != ids.begin() + *index) return std::nullopt;
+        blames.events.push_back({at, exists, false, shortened(dumped(value))});
+    }
+    return blames;
+}
+
+/// Polar: detail[].loc = body, events, index, shape, field. A bad event is reported for both shapes of event, so it is early when one shape
+/// has nothing else to say (polar dossier 2.6).
+std::optional<Blames> blame_by_loc(const json& body, std::span<const std::string> ids, std::string_view early) {
+    const auto detail = body.find("detail");
+    if (detail == body.end() || !detail->is_array()) return std::nullopt;
+    struct Shape {
+        bool early = true;
+        std::string text = {};
+    };
+    std::map<std::size_t, std::map<std::string, Shape>> found;
+    for (const json& entry : *detail) {
+        const json loc = entry.is_object() ? entry.value("loc", json::array()) : json::array();
+        if (!loc.is_array() || loc.size() < 3 || loc[1] != "events" || !loc[2].is_number_unsigned()) return std::nullopt;
+        const auto index = loc[2].get<std::size_t>();
+        if (index >= ids.size()) return std::nullopt;
+        Shape& shape = found[index][loc.size() > 3 ? dumped(loc[3]) : ""];
+        const std::string message = text_member(entry, "msg");
+        shape.early = shape.early && message.find(early) != std::string::npos;
+        shape.text += (shape.text.empty() ? "" : "; ") + (loc.size() > 4 ? dumped(loc[4]) : dumped(loc.back())) + ": " + message;
+    }
+    Blames blames;
+    for (const auto& [index, shapes] : found) {
+        const auto chosen = std::min_element(shapes.begin(), shapes.end(), [](const auto& a, const auto& b) {
+            return std::pair(!a.second.early, a.second.text.size()) < std::pair(!b.second.early, b.second.text.size());
+        });
+        blames.events.push_back({index, false, chosen->second.early, shortened(chosen->second.text)});
+    }
+    return blames;
+}
+
+/// Autumn: the message begins with the index, or holds several such parts (autumn dossier 1.4, 4.5).
+std::optional<Blames> blame_by_prefix(const json& body, std::span<const std::string> ids, std::string_view early) {
+    std::string message = text_member(body, "message");
+    constexpr std::string_view several = "[Validation Errors] ";
+    if (message.starts_with(several)) message.erase(0, several.size());
+    std::map<std::size_t, Blame> found;
+    for (std::size_t from = 0; from < message.size();) {
+        const std::size_t to = std::min(message.find("; ", from), message.size());
+        const std::string_view part = std::string_view(message).substr(from, to - from);
+        const auto index = whole_number(part.substr(0, std::min(part.find_first_of(".: "), part.size())));
+        if (!index || static_cast<std::size_t>(*index) >= ids.size()) return std::nullopt;
+        Blame& blame = found.try_emplace(static_cast<std::size_t>(*index), Blame{static_cast<std::size_t>(*index), false, true, ""}).first->second;
+        blame.early = blame.early && part.find(early) != std::string_view::npos;
+        blame.text = shortened(blame.text + (blame.text.empty() ? "" : "; ") + std::string(part));
+        from = to + 2;
+    }
+    Blames blames;
+    for (auto& [index, blame] : found) blames.events.push_back(std::move(blame));
+    return blames;
+}
+
+std::optional<Blames> find_blames(const Vendor& vendor, const json& body, std::span<const std::string> ids) {
+    if (!body.is_object()) return std::nullopt;
+    switch (vendor.index) {
+        case IndexStyle::none:
+            return std::nullopt;
+        case IndexStyle::error_details:
+            return blame_by_key(body, ids);
+        case IndexStyle::loc:
+            return blame_by_loc(body, ids, vendor.early);
+        case IndexStyle::prefix:
+            return blame_by_prefix(body, ids, vendor.early);
+    }
+    return std::nullopt;
+}
+
+const StatusRule* find_rule(std::span<const StatusRule> rules, int status, const std::string& code, const std::string& raw) {
+    for (const StatusRule& rule : rules) {
+        if (status < rule.from || status > rule.to) continue;
+        if (rule.code.empty() || code == rule.code || (code.empty() && raw.find(rule.code) != std::string::npos)) return &rule;
+    }
+    return nullptr;
+}
+
+/// What an answer means for the events of one request, whose ids are given in the order they were sent.
+Answer read_answer(const Vendor& vendor, const HttpResponse& response, std::span<const std::string> ids) {
+    Answer answer;
+    if (response.status == 0) {
+        answer.unknown = response.sent;
+        answer.text = response.error.empty() ? "no answer" : response.error;
+        return answer;
+    }
+    const json body = parse_answer(response.body);
+    if (const auto date = response.header("Date")) answer.date = http_date(*date);
+    answer.wait = asked_wait(response, answer.date);
+    answer.text = error_text(body, response.body);
+    const std::string code = text_member(body, "code");
+    const StatusRule* rule = find_rule(vendor.rules, response.status, code, response.body);
+    if (rule && rule->meaning == Meaning::delivered && !proves(vendor, body, ids.size())) rule = nullptr;
+    if (!rule) rule = find_rule(common_rules, response.status, code, response.body);
+    answer.meaning = rule->meaning;
+    answer.unknown = rule->unknown;
+    if (rule->meaning == Meaning::delivered) answer.duplicates = counted_duplicates(vendor, body, ids.size());
+    if (rule->meaning == Meaning::wait && response.status < 300) answer.text = "not this vendor's answer: " + answer.text;
+    if (rule->meaning != Meaning::indexed) return answer;
+    auto blames = find_blames(vendor, body, ids);
+    if (blames && blames->too_large)
+        answer.meaning = Meaning::too_large;
+    else if (!blames || blames->events.empty())
+        answer.meaning = Meaning::refused;
+    else
+        answer.blamed = std::move(blames->events);
+    return answer;
+}
+
+}  // namespace
+
+std::optional<std::string_view> HttpResponse::header(std::string_view name) const noexcept {
+    const auto lower = [](char c) { return c >= 'A' && c <= 'Z' ? static_cast<char>(c - 'A' + 'a') : c; };
+    for (const auto& [key, value] : headers)
+        if (std::equal(key.begin(), key.end(), name.begin(), name.end(), [&](char a, char b) { return lower(a) == lower(b); })) return value;
+    return std::nullopt;
+}
+
+Upstream::Upstream(std::string vendor, UpstreamOptions options) : vendor_(std::move(vendor)), options_(std::move(options)) {
+    const Vendor& rules = vendor_of(*this);
+    if (options_.name.empty()) options_.name = vendor_;
+    if (options_.name.size() > limits::id_bytes) throw Error(ErrorCode::too_large, "name", "over limits::id_bytes");
+    if (options_.base_url.empty() && rules.base_url.empty())
+        throw Error(ErrorCode::bad_value, "base_url", vendor_ + " has no public address; give one");
+    check_url(root_url(rules, options_), options_.allow_http);
+    if (rules.key_required && options_.api_key.empty()) throw Error(ErrorCode::bad_value, "api_key", "is required");
+    check_header_text(options_.api_key, "api_key");
+    if (options_.request_timeout <= std::chrono::milliseconds(0)) throw Error(ErrorCode::bad_value, "request_timeout", "must be positive");
+    if (options_.batch_events < 0 || options_.batch_events > 10000) throw Error(ErrorCode::bad_value, "batch_events", "must be 0 to 10000");
+}
+
+Upstream Upstream::lago(UpstreamOptions options) { return Upstream("lago", std::move(options)); }
+Upstream Upstream::flexprice(UpstreamOptions options) { return Upstream("flexprice", std::move(options)); }
+Upstream Upstream::polar(UpstreamOptions options) { return Upstream("polar", std::move(options)); }
+Upstream Upstream::autumn(UpstreamOptions options) { return Upstream("autumn", std::move(options)); }
+Upstream Upstream::zyg(UpstreamOptions options) { return Upstream("zyg", std::move(options)); }
+Upstream Upstream::openmeter(UpstreamOptions options) { return Upstream("openmeter", std::move(options)); }
 
 // =============================================================================================
 // 10 delivery: cursors, batches, waiting, parking. Uses 1-5, 9.
@@ -866,8 +7080,339 @@ Period this_month(Timestamp now) {
 // 11 transport: one HTTP exchange through libcurl, when built with METER_CURL. Uses nothing.
 // =============================================================================================
 
+#ifdef METER_CURL
+namespace {
+
+/// An easy handle and the multi handle that keeps its connections. Used by one exchange at a time.
+struct CurlHandle {
+    CURLM* multi = curl_multi_init();
+    CURL* easy = curl_easy_init();
+    CurlHandle() = default;
+    CurlHandle(const CurlHandle&) = delete;
+    CurlHandle& operator=(const CurlHandle&) = delete;
+    ~CurlHandle() {
+        curl_easy_cleanup(easy);
+        curl_multi_cleanup(multi);
+    }
+};
+
+struct CurlAnswer {
+    HttpResponse response = {};
+    std::size_t limit = 0;
+    std::size_t received = 0;
+};
+
+std::size_t take_body(char* data, std::size_t size, std::size_t count, void* user) noexcept {
+    auto& answer = *static_cast<CurlAnswer*>(user);
+    answer.received += size * count;
+    if (answer.received > answer.limit) return 0;
+    try {
+        answer.response.body.append(data, size * count);
+    } catch (...) {
+        return 0;
+    }
+    return size * count;
+}
+
+std::size_t take_header(char* data, std::size_t size, std::size_t count, void* user) noexcept {
+    auto& answer = *static_cast<CurlAnswer*>(user);
+    answer.received += size * count;
+    if (answer.received > answer.limit) return 0;
+    std::string_view line(data, size * count);
+    while (!line.empty() && (line.back() == '\r' || line.back() == '\n' || line.back() == ' ')) line.remove_suffix(1);
+    try {
+        const std::size_t colon = line.find(':');
+        if (line.starts_with("HTTP/")) {
+            answer.response.headers.clear();  // of an interim answer
+        } else if (colon != std::string_view::npos) {
+            const std::size_t value = std::min(line.find_first_not_of(" \t", colon + 1), line.size());
+            answer.response.headers.emplace_back(line.substr(0, colon), line.substr(value));
+        }
+    } catch (...) {
+        return 0;
+    }
+    return size * count;
+}
+
+struct CurlList {
+    curl_slist* list = nullptr;
+    CurlList() = default;
+    CurlList(const CurlList&) = delete;
+    CurlList& operator=(const CurlList&) = delete;
+    ~CurlList() { curl_slist_free_all(list); }
+    void add(const std::string& line) {
+        curl_slist* longer = curl_slist_append(list, line.c_str());
+        if (!longer) throw std::bad_alloc();
+        list = longer;
+    }
+};
+
+class CurlTransport final : public Transport {
+public:
+    explicit CurlTransport(CurlOptions options) : options_(std::move(options)) {
+        static const CURLcode started = curl_global_init(CURL_GLOBAL_DEFAULT);
+        if (started != CURLE_OK) throw Error(ErrorCode::unsupported, "transport", curl_easy_strerror(started));
+    }
+
+    HttpResponse exchange(const HttpRequest& request, std::chrono::milliseconds timeout) override {
+        CurlAnswer answer;
+        answer.limit = options_.max_response_bytes;
+        std::unique_ptr<CurlHandle> handle = take();
+        CurlList headers;
+        headers.add("Expect:");  // no waiting for 100 Continue
+        for (const auto& [name, value] : request.headers) headers.add(name + ": " + value);
+        prepare(handle->easy, request, timeout, answer, headers.list);
+        curl_multi_add_handle(handle->multi, handle->easy);
+        const CURLcode result = perform(*handle, request);
+        finish(handle->easy, result, answer);
+        curl_multi_remove_handle(handle->multi, handle->easy);
+        curl_easy_reset(handle->easy);
+        if (result == CURLE_OK) give_back(std::move(handle));
+        return std::move(answer.response);
+    }
+
+private:
+    void prepare(CURL* easy, const HttpRequest& request, std::chrono::milliseconds timeout, CurlAnswer& answer, curl_slist* headers) const {
+        const auto bounded = [](std::chrono::milliseconds t) { return static_cast<long>(std::clamp<std::int64_t>(t.count(), 1, 86400000)); };
+        curl_easy_setopt(easy, CURLOPT_URL, request.url.c_str());
+#if LIBCURL_VERSION_NUM >= 0x075500
+        curl_easy_setopt(easy, CURLOPT_PROTOCOLS_STR, "http,https");
+#else
+        curl_easy_setopt(easy, CURLOPT_PROTOCOLS, CURLPROTO_HTTP | CURLPROTO_HTTPS);
+#endif
+        curl_easy_setopt(easy, CURLOPT_HTTPHEADER, headers);
+        if (request.method != "GET") {
+            curl_easy_setopt(easy, CURLOPT_POSTFIELDS, request.body.data());
+            curl_easy_setopt(easy, CURLOPT_POSTFIELDSIZE_LARGE, static_cast<curl_off_t>(request.body.size()));
+            curl_easy_setopt(easy, CURLOPT_CUSTOMREQUEST, request.method.c_str());
+        }
+        curl_easy_setopt(easy, CURLOPT_FOLLOWLOCATION, 0L);
+        curl_easy_setopt(easy, CURLOPT_NOSIGNAL, 1L);
+        curl_easy_setopt(easy, CURLOPT_TCP_NODELAY, 1L);
+        curl_easy_setopt(easy, CURLOPT_TCP_KEEPALIVE, 1L);
+        curl_easy_setopt(easy, CURLOPT_TIMEOUT_MS, bounded(timeout));
+        curl_easy_setopt(easy, CURLOPT_CONNECTTIMEOUT_MS, bounded(std::min(timeout, options_.connect_timeout)));
+        curl_easy_setopt(easy, CURLOPT_SSL_VERIFYPEER, 1L);
+        curl_easy_setopt(easy, CURLOPT_SSL_VERIFYHOST, 2L);
+        if (!options_.ca_file.empty()) curl_easy_setopt(easy, CURLOPT_CAINFO, options_.ca_file.c_str());
+        if (!options_.proxy.empty()) curl_easy_setopt(easy, CURLOPT_PROXY, options_.proxy.c_str());
+        // On a kept connection that turns out dead libcurl sends the request again by itself; on a fresh one it does not.
+        curl_easy_setopt(easy, CURLOPT_FRESH_CONNECT, request.once ? 1L : 0L);
+        curl_easy_setopt(easy, CURLOPT_WRITEFUNCTION, take_body);
+        curl_easy_setopt(easy, CURLOPT_WRITEDATA, &answer);
+        curl_easy_setopt(easy, CURLOPT_HEADERFUNCTION, take_header);
+        curl_easy_setopt(easy, CURLOPT_HEADERDATA, &answer);
+    }
+
+    static CURLcode perform(CurlHandle& handle, const HttpRequest& request) {
+        constexpr int slice_ms = 100;
+        for (int running = 1; running > 0;) {
+            if (curl_multi_perform(handle.multi, &running) != CURLM_OK) return CURLE_FAILED_INIT;
+            if (running == 0) break;
+            if (request.cancelled && request.cancelled()) return CURLE_ABORTED_BY_CALLBACK;
+            if (curl_multi_poll(handle.multi, nullptr, 0, slice_ms, nullptr) != CURLM_OK) return CURLE_FAILED_INIT;
+        }
+        int left = 0;
+        const CURLMsg* message = curl_multi_info_read(handle.multi, &left);
+        return message && message->msg == CURLMSG_DONE ? message->data.result : CURLE_FAILED_INIT;
+    }
+
+    static void finish(CURL* easy, CURLcode result, CurlAnswer& answer) {
+        long status = 0;
+        curl_off_t started = 0;
+        curl_easy_getinfo(easy, CURLINFO_RESPONSE_CODE, &status);
+        curl_easy_getinfo(easy, CURLINFO_PRETRANSFER_TIME_T, &started);
+        if (result == CURLE_OK) {
+            answer.response.status = static_cast<int>(status);
+            return;
+        }
+        answer.response.sent = started > 0;
+        answer.response.error = answer.received > answer.limit ? "answer over max_response_bytes" : curl_easy_strerror(result);
+        answer.response.headers.clear();
+        answer.response.body.clear();
+    }
+
+    std::unique_ptr<CurlHandle> take() {
+        {
+            const std::lock_guard lock(mutex_);
+            if (!idle_.empty()) {
+                std::unique_ptr<CurlHandle> handle = std::move(idle_.back());
+                idle_.pop_back();
+                return handle;
+            }
+        }
+        auto handle = std::make_unique<CurlHandle>();
+        if (!handle->easy || !handle->multi) throw std::bad_alloc();
+        return handle;
+    }
+
+    void give_back(std::unique_ptr<CurlHandle> handle) {
+        const std::lock_guard lock(mutex_);
+        if (idle_.size() < 8) idle_.push_back(std::move(handle));
+    }
+
+    const CurlOptions options_;
+    std::mutex mutex_;
+    std::vector<std::unique_ptr<CurlHandle>> idle_;
+};
+
+}  // namespace
+
+std::shared_ptr<Transport> curl_transport(CurlOptions options) { return std::make_shared<CurlTransport>(std::move(options)); }
+#else
+std::shared_ptr<Transport> curl_transport(CurlOptions) {
+    throw Error(ErrorCode::unsupported, "transport", "this build has no libcurl (METER_CURL); give UpstreamOptions::transport");
+}
+#endif
+
 // =============================================================================================
 // 12 Meter: the facade: locks, threads, wiring. Uses all of them.
 // =============================================================================================
+
+namespace {
+
+std::uint64_t system_random() {
+    static thread_local std::mt19937_64 engine{(std::uint64_t{std::random_device{}()} << 32) ^ std::random_device{}()};
+    return engine();
+}
+
+}  // namespace
+
+struct Meter::Impl {
+    explicit Impl(MeterOptions given) : options(complete(std::move(given))), store(store_options(options)) {}
+
+    static StoreOptions store_options(const MeterOptions& options) {
+        StoreOptions store;
+        store.path = options.path;
+        store.sync_full = options.durability == Durability::full;
+        store.busy_timeout = options.busy_timeout;
+        store.max_bytes = options.max_bytes;
+        store.cache_bytes = options.cache_bytes;
+        store.index_bytes = options.index_bytes;
+        store.chunk_events = options.chunk_events;
+        store.clock = options.clock;
+        return store;
+    }
+
+    static MeterOptions complete(MeterOptions options) {
+        if (!options.clock) options.clock = Timestamp::now;
+        if (!options.random) options.random = system_random;
+        if (options.path.empty()) refuse("path", "is empty; \":memory:\" is the database in memory");
+        if (options.chunk_events < min_chunk_events || options.chunk_events > max_segment_rows) {
+            refuse("chunk_events", "must be from " + std::to_string(min_chunk_events) + " to " + std::to_string(max_segment_rows));
+        }
+        return options;
+    }
+
+    // Gives ids to drafts without one, and stores them all.
+    void append(Drafts& drafts) {
+        const Timestamp now = options.clock();
+        for (Draft& draft : drafts.accepted) {
+            if (!draft.id.empty()) continue;
+            draft.id = drafts.texts.emplace_back(make_uuid(now, options.random()));
+            drafts.receipts[draft.receipt].id = draft.id;
+        }
+        if (!drafts.accepted.empty()) store.append(drafts, now);
+    }
+
+    static void check_batch(std::size_t events) {
+        if (events > limits::batch_events) throw Error(ErrorCode::too_large, "events", "are more than " + std::to_string(limits::batch_events));
+    }
+
+    Metric metric(const std::string& code) const {
+        return store.read([&](Connection& db) { return find_metric(db, code); });
+    }
+
+    std::vector<std::int64_t> locate(std::span<const std::string> ids) {
+        std::set<std::int64_t> rows;
+        for (const std::string& id : ids) {
+            if (const std::int64_t row = store.locate(id)) rows.insert(row);
+        }
+        return {rows.begin(), rows.end()};
+    }
+
+    Page list(const ListQuery& query, std::optional<Place> start) {
+        check_list(query);
+        const std::vector<std::int64_t> rows = locate(query.ids);
+        return store.scan([&](const Reader& reader) { return list_page(reader, query, query.ids.empty() ? nullptr : &rows, start); });
+    }
+
+    MeterOptions options;
+    Store store;
+};
+
+Meter::Meter(MeterOptions options) : impl_(std::make_unique<Impl>(std::move(options))) {}
+Meter::~Meter() = default;
+Meter::Meter(Meter&&) noexcept = default;
+Meter& Meter::operator=(Meter&&) noexcept = default;
+
+Receipt Meter::record(const Event& event) {
+    Drafts drafts;
+    add_draft(drafts, [&](Draft& draft) { draft_event(drafts, draft, event); });
+    if (drafts.accepted.empty()) throw Error(drafts.refusal, drafts.receipts[0].field, drafts.receipts[0].reason);
+    impl_->append(drafts);
+    return std::move(drafts.receipts[0]);
+}
+
+std::vector<Receipt> Meter::record(std::span<const Event> events) {
+    Impl::check_batch(events.size());
+    Drafts drafts;
+    drafts.accepted.reserve(events.size());
+    drafts.receipts.reserve(events.size());
+    for (const Event& event : events) add_draft(drafts, [&](Draft& draft) { draft_event(drafts, draft, event); });
+    impl_->append(drafts);
+    return std::move(drafts.receipts);
+}
+
+std::vector<Receipt> Meter::record_json(std::string_view lines) {
+    Drafts drafts;
+    for (std::size_t begin = 0; begin < lines.size();) {
+        const std::size_t end = std::min(lines.find('\n', begin), lines.size());
+        const std::string_view line = lines.substr(begin, end - begin);
+        begin = end + 1;
+        if (line.find_first_not_of(" \t\r") == std::string_view::npos) continue;
+        Impl::check_batch(drafts.receipts.size() + 1);
+        add_draft(drafts, [&](Draft& draft) { draft_line(drafts, draft, line); });
+    }
+    impl_->append(drafts);
+    return std::move(drafts.receipts);
+}
+
+std::optional<Event> Meter::find(std::string_view id) const {
+    const std::int64_t sequence = impl_->store.locate(id);
+    if (sequence == 0) return std::nullopt;
+    return impl_->store.read([sequence](Connection& db) { return event_at(db, sequence); });
+}
+
+Page Meter::list(const ListQuery& query) const { return impl_->list(query, std::nullopt); }
+
+Page Meter::list(const Cursor& cursor) const {
+    const auto [query, last] = read_cursor(cursor);
+    return impl_->list(query, last);
+}
+
+std::vector<NameInfo> Meter::list_names(const NamesQuery& query) const {
+    check_paging(query.limit, query.offset);
+    check_period(query.period);
+    return impl_->store.scan([&](const Reader& reader) { return names_page(reader, query); });
+}
+
+void Meter::define(const Metric& metric) {
+    if (metric.code.empty()) refuse("metric.code", "is empty");
+    check_metric(metric);
+    impl_->store.write([&](Connection& db) { store_metric(db, metric); });
+}
+
+std::vector<Metric> Meter::metrics() const {
+    return impl_->store.read([](Connection& db) { return all_metrics(db); });
+}
+
+Aggregate Meter::aggregate(const AggregateQuery& query) const { return aggregate(impl_->metric(query.metric), query); }
+
+Aggregate Meter::aggregate(const Metric& metric, const AggregateQuery& query) const {
+    check_metric(metric);
+    check_period(query.period);
+    return impl_->store.scan([&](const Reader& reader) { return measure(reader, metric, query); });
+}
 
 }  // namespace meter

@@ -210,7 +210,7 @@ inline constexpr std::size_t id_bytes = 256;
 inline constexpr std::size_t text_bytes = 1024;         ///< name, customer, subscription, source
 inline constexpr std::size_t properties_bytes = 65536;  ///< as JSON text
 inline constexpr std::size_t json_depth = 32;
-inline constexpr std::size_t notice_bytes = 65536;
+inline constexpr std::size_t extra_bytes = 65536;       ///< notice and extensions together, as JSON text
 inline constexpr std::size_t batch_events = 100000;     ///< in one call of record()
 inline constexpr std::size_t page_events = 1000;        ///< ListQuery::limit
 inline constexpr std::size_t aggregate_rows = 1000000;  ///< bins x groups of one answer
@@ -390,15 +390,33 @@ private:
 
 /// One step on the way to a fee. The amounts of a fee's lines add up to its amount exactly.
 struct FeeLine {
-    std::string text = {};                      ///< for people: "5 units x 0.10"
-    std::optional<Decimal> from = {}, to = {};  ///< bounds of the tier, in units
+    enum class Step {
+        units,       ///< units x rate
+        tier,        ///< the units of one tier x rate, and the tier's flat part
+        package,     ///< begun packages of `per` units x rate
+        percentage,  ///< units x rate, the rate being a share of 1
+        fixed,       ///< a fixed part for each of `units` events or items, x rate
+        free,        ///< units that cost nothing
+        given,       ///< an amount that came with the events
+        minimum,     ///< what lifts the amount to a minimum
+        maximum,     ///< what takes the amount down to a maximum
+        advance,     ///< what was paid for before
+        discount,
+        conversion,  ///< from a pricing unit to the currency
+    };
+    Step step = Step::units;
+    std::optional<Decimal> from = {}, to = {};  ///< bounds of the tier as the vendor writes them, in units
     Decimal units = {}, rate = {}, flat = {};
+    Decimal per = 1;      ///< units in one package
     Decimal amount = {};  ///< currency units
+    std::string text() const;  ///< for people: "tier 11 to 20: 5 units x 0.10 + 3"
 };
 
 struct Fee {
     std::string charge = {}, metric = {};
     std::string customer = {}, subscription = {};
+    std::vector<std::pair<std::string, std::optional<std::string>>> group = {};  ///< of a charge priced by group
+    std::string filter = {};                                                     ///< the charge filter's name, of a charge priced by filter
     std::string currency = {};
     Decimal units = {};
     std::int64_t events = 0;
@@ -409,19 +427,22 @@ struct Fee {
     Period period = {};
     std::vector<FeeLine> lines = {};
     json vendor = nullptr;  ///< the fee as the vendor's own API would show it
+    json to_json() const;   ///< numbers as texts, with every digit
 };
 
 struct Fees {
     std::vector<Fee> fees = {};
     std::string currency = {};
+    int subunits = 100;         ///< smallest units in one of the currency
     Decimal amount_cents = {};  ///< sum of the fees'
     json to_json() const;
-    std::string to_text() const;  ///< a table for people
+    std::string to_text() const;  ///< for people: each fee with its lines, and the sum
 };
 
 struct UsageQuery {
-    std::string subscription = {}, customer = {};
-    Period period = {};
+    std::string subscription = {}, customer = {};  ///< one of them at least
+    std::optional<Period> period = {};             ///< the plan's billing period around now when absent
+    bool closing = false;                          ///< as billed at the end: with what minimum spendings add
 };
 
 // ---------------------------------------------------------------------------------------------
@@ -433,6 +454,8 @@ struct HttpRequest {
     std::string url = {};
     std::vector<std::pair<std::string, std::string>> headers = {};
     std::string body = {};
+    bool once = false;                     ///< a second copy would count twice: never send it again, not even over a fresh connection
+    std::function<bool()> cancelled = {};  ///< a transport that can asks it at least every 100 ms, and gives up when it says true
 };
 
 struct HttpResponse {
@@ -445,8 +468,8 @@ struct HttpResponse {
     std::optional<std::string_view> header(std::string_view name) const noexcept;
 };
 
-/// One HTTP exchange. An app without libcurl brings its own. Must be usable from any thread, must return within `timeout`, and
-/// reports failure in the answer rather than by throwing.
+/// One HTTP exchange. An app without libcurl brings its own. Must be usable from any thread, must return within `timeout`, must not follow
+/// redirects, and reports failure in the answer rather than by throwing.
 class Transport {
 public:
     virtual ~Transport() = default;
@@ -459,7 +482,8 @@ struct CurlOptions {
     std::chrono::milliseconds connect_timeout{10000};
     std::size_t max_response_bytes = 4 * 1024 * 1024;
 };
-/// The bundled transport: libcurl, connections kept alive, certificates verified. Throws unsupported in a build without METER_CURL.
+/// The bundled transport: libcurl, connections kept alive, certificates verified, redirects not followed. Throws unsupported in a build
+/// without METER_CURL.
 std::shared_ptr<Transport> curl_transport(CurlOptions options = {});
 
 struct UpstreamOptions {
@@ -469,38 +493,60 @@ struct UpstreamOptions {
     bool allow_http = false;
     std::shared_ptr<Transport> transport = {};  ///< the bundled one when empty
     std::chrono::milliseconds request_timeout{30000};
+    std::int64_t batch_events = 0;  ///< events in a request at most; the vendor's limit when 0
+    Filter selection = {};          ///< only these events; the others are passed over
+    /// May take from a copy of the event what should not leave the device: source, properties, notice and extensions. What identifies and
+    /// counts the event, and the `pinned` properties, are put back afterwards. An event it throws for is parked.
+    std::function<void(Event&)> before_send = {};
+    std::vector<std::string> pinned = {};  ///< paths of properties a price or metric needs
+    std::string workspace = {};            ///< Zyg: the workspace, for a server that speaks the workspace API
+    /// One line about each request and each decision, never with the key. Called on the thread that sends.
+    std::function<void(std::string_view)> log = {};
 };
 
+/// Where events go: a vendor's wire format and rules, an address, a key, a selection. Making one throws bad_value, naming the option.
 class Upstream {
 public:
     static Upstream lago(UpstreamOptions options);
+    static Upstream flexprice(UpstreamOptions options);
+    static Upstream polar(UpstreamOptions options);
+    static Upstream autumn(UpstreamOptions options);
+    /// Only events with a notice. base_url is required, the key is not. Zyg cannot tell a copy from a new event, so an event whose
+    /// fate is unknown is parked and not sent again.
+    static Upstream zyg(UpstreamOptions options);
+    static Upstream openmeter(UpstreamOptions options);
     const std::string& vendor() const noexcept { return vendor_; }
     const UpstreamOptions& options() const noexcept { return options_; }
 
 private:
-    Upstream(std::string vendor, UpstreamOptions options) : vendor_(std::move(vendor)), options_(std::move(options)) {}
+    Upstream(std::string vendor, UpstreamOptions options);
     std::string vendor_;
     UpstreamOptions options_;
 };
 
 enum class UpstreamState {
     idle,     ///< nothing pending
-    pending,  ///< the deadline came first; more can be sent at once
-    waiting,  ///< a failure that passes by itself; the next attempt is at next_attempt
-    paused,   ///< the vendor refuses us (401, 403, 404): connect() again with a good key, or resume()
+    pending,  ///< more can be sent at once
+    waiting,  ///< for next_attempt: after a failure that passes by itself, or until held events may go
+    paused,   ///< a person must act (the key, the address): connect() again, or resume()
     busy,     ///< another thread or process is flushing this upstream
 };
 
 struct UpstreamStatus {
     std::string name = {}, vendor = {};
     UpstreamState state = UpstreamState::idle;
-    std::string reason = {};
-    std::optional<Timestamp> next_attempt = {};
+    std::string reason = {};                             ///< of waiting and paused
+    std::optional<Timestamp> next_attempt = {};          ///< of waiting
+    std::int64_t pending = 0, held = 0, parked = 0;      ///< held: of the pending, those the vendor's clock would refuse
+    std::chrono::microseconds lag{0};                    ///< since the oldest pending event was recorded
+    std::optional<std::chrono::microseconds> skew = {};  ///< how far the vendor's clock is ahead of this one, once known
 };
 
 /// recorded = delivered + pending + parked, at every instant.
 struct Balance {
-    std::int64_t recorded = 0, delivered = 0, pending = 0, parked = 0;
+    std::int64_t recorded = 0;  ///< events in the log meant for the upstream, as far as its selection has looked
+    std::int64_t delivered = 0, pending = 0, parked = 0;
+    std::int64_t skipped = 0;  ///< passed over by the selection, or deleted before the upstream was first connected; not in recorded
     bool holds() const noexcept { return recorded == delivered + pending + parked; }
     friend bool operator==(const Balance&, const Balance&) noexcept = default;
 };
@@ -511,21 +557,27 @@ struct FlushProgress {
 };
 
 struct FlushOptions {
-    std::string upstream = {};                                ///< all when empty
-    std::chrono::milliseconds deadline{30000};                ///< flush returns by then, also from a stalled exchange
-    std::function<void(const FlushProgress&)> progress = {};  ///< after each answer, on the calling thread
+    std::string upstream = {};                  ///< all when empty
+    std::chrono::milliseconds deadline{30000};  ///< flush returns by then, also from a stalled exchange
+    /// After each answer, from one thread at a time; not from the calling one when several upstreams are flushed.
+    std::function<void(const FlushProgress&)> progress = {};
 };
 
-/// What one flush did to one upstream. sent = delivered + parked + returned.
+/// What one flush did to one upstream. sent + unsent = delivered + parked + returned; parked is the sum of parked_by.
 struct UpstreamReport {
-    UpstreamStatus status = {};
-    std::int64_t sent = 0;        ///< events put into requests that gave them a final answer, or returned
-    std::int64_t delivered = 0;   ///< newly accepted, duplicates included
+    UpstreamStatus status = {};   ///< when flush returned
+    std::int64_t sent = 0;        ///< events put into requests, once for each time
+    std::int64_t unsent = 0;      ///< parked without being sent
+    std::int64_t delivered = 0;   ///< accepted, duplicates included
     std::int64_t duplicates = 0;  ///< of these, already there
     std::int64_t parked = 0;
-    std::int64_t pending = 0;  ///< still to go when flush returned
+    std::int64_t returned = 0;  ///< came back without a final answer, to be sent again
+    std::int64_t skipped = 0;   ///< passed over by the selection
+    std::int64_t held = 0;      ///< set back because of the vendor's clock
+    std::int64_t pending = 0;   ///< still to go when flush returned
     std::int64_t requests = 0;
-    std::int64_t bytes = 0;  ///< of request bodies
+    std::int64_t bytes = 0;                                            ///< of request bodies
+    std::vector<std::pair<std::string, std::int64_t>> parked_by = {};  ///< reason and number
     std::chrono::milliseconds duration{0};
 };
 
@@ -534,13 +586,43 @@ struct FlushReport {
     bool complete() const noexcept;  ///< nothing is pending anywhere
 };
 
-/// An event set aside for one upstream. Nothing deletes it; release() sends it again.
+/// When the background worker sends: as soon as one of these is reached.
+struct WorkerOptions {
+    std::int64_t events = 100;                          ///< recorded since it last sent
+    std::int64_t bytes = 256 * 1024;                    ///< likewise, of properties and notices
+    std::chrono::milliseconds age{5000};                ///< since the oldest of these was recorded
+    std::function<void(const FlushReport&)> done = {};  ///< after each round, on the worker's thread
+};
+
+/// An event set aside for one upstream. Only retention deletes it; release() sends it again.
 struct Parked {
     Event event = {};
-    std::string reason = {};  ///< in a word: "refused", "too_large", ...
-    int status = 0;           ///< of the HTTP answer
-    std::string text = {};    ///< the vendor's own words
+    /// In a word: refused (by the vendor), too_large, unsendable (the vendor's format has no place for it), before_send (it threw),
+    /// unknown (sent, no answer, and a second copy could count twice).
+    std::string reason = {};
+    int status = 0;         ///< of the HTTP answer; 0 when there was none
+    std::string text = {};  ///< the vendor's own words
     Timestamp at = {};
+};
+
+/// What the vendor holds beside what was delivered, for the events of a period.
+struct Confirmation {
+    std::int64_t matching = 0;
+    std::vector<std::int64_t> missing = {};    ///< sequences delivered that the vendor does not show
+    std::vector<std::int64_t> different = {};  ///< shown with another name, customer, time, or value
+    std::vector<std::string> extra = {};       ///< ids, or descriptions where the vendor shows none, that were not delivered from here
+    /// Of the missing, those that can be sent again without counting twice: release() them after confirm() marked them parked.
+    std::vector<std::int64_t> repairable = {};
+};
+
+struct ExportReport {
+    std::int64_t events = 0;
+    std::int64_t first = 0, last = 0;  ///< sequences
+};
+
+struct ImportReport {
+    std::int64_t stored = 0, duplicates = 0, conflicts = 0, refused = 0;
+    std::vector<std::pair<std::int64_t, std::int64_t>> gaps = {};  ///< sequences of the other device, first to last, never imported here
 };
 
 // ---------------------------------------------------------------------------------------------
@@ -557,7 +639,11 @@ struct MeterOptions {
     Durability durability = Durability::full;
     std::chrono::milliseconds busy_timeout{5000};
     std::int64_t max_bytes = 0;  ///< the database's size at most; 0: the disk's. Over it, record() throws full
-    std::size_t cache_bytes = 8 * 1024 * 1024;
+    std::size_t cache_bytes = 8 * 1024 * 1024;  ///< of pages, for each of the up to three connections
+    /// Memory for the filters that make looking for an id quick: 2 bytes an event, newest first. What goes beyond it costs a disk access an id.
+    std::size_t index_bytes = 64 * 1024 * 1024;
+    /// Events after which a stretch of the log is sealed into columns. Half of it is in memory at a time, about 100 bytes an event.
+    std::int64_t chunk_events = 65536;
     std::function<Timestamp()> clock = {};       ///< the system's when empty
     std::function<std::uint64_t()> random = {};  ///< 64 random bits a call; the system's when empty
 };

@@ -1,0 +1,7 @@
+#pragma once
+
+namespace golden {
+
+inline Vendor flexprice_pricing() { return {"flexprice", {}}; }
+
+}  // namespace golden

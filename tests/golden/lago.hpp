@@ -1,0 +1,306 @@
+// Lago's vectors: dossier section 10.2.
+#pragma once
+
+namespace golden::lago_vectors {
+
+namespace lago = meter::lago;
+using meter::Event;
+using meter::Timestamp;
+
+const lago::ModelRow& row_of(const json& vector) {
+    const auto name = vector.at("model").get<std::string>();
+    for (const auto& [key, row] : lago::models) {
+        if (key == name) return row;
+    }
+    throw std::runtime_error("unknown model " + name);
+}
+
+/// The price that properties say; the vectors of some kinds leave out what a plan could not.
+lago::Price price_of(const lago::ModelRow& row, const json& properties) {
+    meter::Problems problems;
+    return lago::read_price(row, meter::Node(properties), {lago::Kind::sum, true, problems});
+}
+
+lago::Price price_of(const json& vector) { return price_of(row_of(vector), vector.at("properties")); }
+
+meter::Currency currency_of(const json& input) { return lago::currency_of(input.value("currency", "EUR")); }
+
+lago::Quantity quantity_of(const json& input, const lago::Price& price) {
+    lago::Quantity quantity;
+    quantity.units = number(input, "units");
+    if (input.contains("full_units")) quantity.full_units = number(input, "full_units");
+    quantity.prorated = input.value("prorated", false);
+    quantity.events = integer(input, "events_count");
+    Decimal before;
+    std::vector<Decimal> steps;
+    for (const auto& total : numbers(input, "running_total")) {
+        steps.push_back(total - before);
+        before = total;
+    }
+    quantity.running = lago::running_total(price, steps);
+    quantity.values = numbers(input, "events_values");
+    quantity.premium = input.value("premium", false);
+    quantity.precise_amount = meter::quotient(number(input, "precise_total_amount_cents"), currency_of(input).subunits);
+    if (input.contains("custom_aggregation")) quantity.precise_amount = number(input.at("custom_aggregation"), "amount");
+    return quantity;
+}
+
+json charge_model(const json& vector) {
+    const auto& row = row_of(vector);
+    const auto price = price_of(vector);
+    const auto quantity = quantity_of(vector.at("input"), price);
+    const auto priced = row.price(price, quantity);
+    return {{"amount", text(priced.amount)},
+            {"unit_amount", text(lago::unit_amount(price, quantity, priced.amount))},
+            {"amount_details", row.details(price, quantity, priced)}};
+}
+
+json prorated(const json& properties, const Decimal& units, const std::vector<lago::ProratedEvent>& events) {
+    const auto price = price_of(lago::row_of(lago::Model::graduated), properties);
+    const auto priced = lago::price_prorated_graduated(price.tiers, units, events);
+    Decimal full;
+    for (const auto& event : events) full += event.full;
+    return {{"amount", text(priced.amount)},
+            {"unit_amount", text(meter::quotient(priced.amount, full))},
+            {"amount_cents", text(meter::to_cents(priced.amount, {}))},
+            {"units", text(full)}};
+}
+
+json prorated_graduated(const json& vector) {
+    const auto& input = vector.at("input");
+    const auto full = numbers(input, "full_units_per_event"), shares = numbers(input, "prorated_units_per_event");
+    std::vector<lago::ProratedEvent> events;
+    for (std::size_t i = 0; i < full.size(); ++i) events.push_back({full[i], i < shares.size() ? shares[i] : Decimal()});
+    return prorated(vector.at("properties"), number(input, "units"), events);
+}
+
+std::int64_t days_between(const std::string& from, const std::string& to) {
+    return (Timestamp::parse(to) - Timestamp::parse(from)) / std::chrono::hours(24) + 1;
+}
+
+json prorated_graduated_scenario(const json& vector) {
+    const auto& input = vector.at("input");
+    const auto& period = input.at("period");
+    const auto days = number(period, "days");
+    std::vector<lago::ProratedEvent> events;
+    const auto persisted = number(input, "persisted_units");
+    if (!persisted.is_zero()) events.push_back({persisted, persisted});
+    Decimal units;
+    for (const auto& event : input.at("events")) {
+        const auto value = number(event, "value");
+        events.push_back({value, meter::quotient(value * days_between(event.at("date"), period.at("to")), days)});
+    }
+    for (const auto& event : events) units += event.prorated;
+    return prorated(vector.at("properties"), units, events);
+}
+
+json range_detail(const json& vector) {
+    const auto& range = vector.at("properties").at("range");
+    const auto& input = vector.at("input");
+    const bool as_percent = range.contains("rate");
+    std::vector<meter::Tier> tiers(1);
+    auto& tier = tiers.front();
+    tier.from = number(range, "from_value");
+    if (!range.at("to_value").is_null()) tier.up_to = number(range, "to_value");
+    tier.rate = as_percent ? meter::percent(number(range, "rate")) : number(range, "per_unit_amount");
+    tier.flat = number(range, "flat_amount");
+    lago::set_lower_bounds(tiers, false);
+    if (input.value("adjacent", false)) tier.above = tier.from;
+    return lago::range_details(meter::graduated(tiers, number(input, "total_units")).lines.front(), as_percent);
+}
+
+json grouped(const json& vector) {
+    auto groups = json::array();
+    for (const auto& group : vector.at("input").at("groups")) {
+        const auto price = price_of(vector);
+        const auto quantity = quantity_of(group, price);
+        const auto priced = lago::apply(price, quantity);
+        groups.push_back({{"grouped_by", group.at("grouped_by")},
+                          {"units", text(quantity.units)},
+                          {"amount", text(priced.amount)},
+                          {"unit_amount", text(lago::unit_amount(price, quantity, priced.amount))}});
+    }
+    return {{"groups", groups}};
+}
+
+json calculate_price(const json& vector) {
+    const auto price = price_of(vector);
+    const auto amount = lago::apply(price, quantity_of(vector.at("input"), price)).amount;
+    return {{"charge_amount", text(amount)}, {"total", text(amount + number(vector.at("input"), "plan_amount_cents"))}};
+}
+
+json estimate_instant(const json& vector) {
+    const auto units = meter::at_least_zero(number(vector.at("input"), "units"));
+    const auto priced = lago::price_instant(price_of(vector), units);
+    return {{"amount", text(priced.amount)},
+            {"units", text(units)},
+            {"amount_cents", text(meter::to_cents(priced.amount, currency_of(vector.at("input"))))}};
+}
+
+json difference(const json& vector) {
+    const auto& input = vector.at("input");
+    const auto currency = currency_of(input);
+    meter::Fee fee;
+    fee.units = number(input, "units");
+    meter::Priced with, without;
+    with.add({.amount = number(input, "amount_with_event")});
+    without.add({.amount = number(input, "amount_without_event")});
+    lago::set_amounts(fee, meter::difference(with, without), currency);
+    return {{"amount_cents", text(fee.amount_cents)},
+            {"precise_amount_cents", text(fee.amount * currency.subunits)},
+            {"units", text(fee.units)},
+            {"unit_amount", text(fee.unit_amount)}};
+}
+
+json amount_details_delta(const json& vector) {
+    return lago::added_details(vector.at("input").at("with_event"), vector.at("input").at("without_event"));
+}
+
+// --- vectors with events ---
+
+/// A plan of the vector's one charge, for the subscription "sub".
+meter::Book book_of(const json& vector) {
+    const auto& input = vector.at("input");
+    json metric{{"code", "metric"}, {"aggregation_type", input.at("aggregation_type")}, {"field_name", input.value("field_name", "amount")}};
+    json charge{
+        {"billable_metric_code", "metric"}, {"charge_model", vector.at("model")}, {"pay_in_advance", true}, {"properties", vector.at("properties")}};
+    return meter::Book::lago({{"plan", {{"code", "plan"}, {"amount_currency", input.value("currency", "EUR")}, {"charges", {charge}}}},
+                              {"premium", input.value("premium", false)},
+                              {"billable_metrics", {metric}}});
+}
+
+Event event_of(const json& source) {
+    Event event{.name = "metric", .subscription = "sub", .timestamp = Timestamp::parse("2026-03-05"), .properties = source.at("properties")};
+    if (source.contains("precise_total_amount_cents")) event.precise_total_amount_cents = number(source, "precise_total_amount_cents");
+    return event;
+}
+
+json pay_in_advance_sequence(const json& vector) {
+    const auto book = book_of(vector);
+    const auto& plan = dynamic_cast<const lago::Plan&>(book.impl());
+    const lago::Subscription subscription{.id = "sub"};
+    const lago::Scope scope{plan, plan.charges.front(), nullptr, subscription, {}};
+    meter::PlainUsage usage;
+    auto fees = json::array();
+    for (const auto& source : vector.at("input").at("events")) {
+        usage.events.push_back(event_of(source));
+        const auto fee = lago::advance_fee(scope, usage.events.back(), usage);
+        if (!fee) continue;
+        fees.push_back({{"units", text(fee->units)},
+                        {"amount_cents", text(fee->amount_cents)},
+                        {"events_count", fee->events},
+                        {"amount_details", fee->vendor.at("amount_details")}});
+    }
+    return {{"fees", fees}};
+}
+
+json estimate_fees(const json& vector) {
+    meter::PlainUsage usage;
+    for (const auto& source : vector.at("input").at("persisted_events")) usage.events.push_back(event_of(source));
+    const auto event = event_of(vector.at("input").at("estimated_event"));
+    const auto fees = book_of(vector).impl().estimate_fees(event, Timestamp::parse("2026-03-10"), usage);
+    const auto& fee = fees.fees.at(0);
+    return {{"units", text(fee.units)}, {"amount_cents", text(fee.amount_cents)}, {"events_count", fee.events}};
+}
+
+json current_usage_pay_in_advance(const json& vector) {
+    const auto& input = vector.at("input");
+    const auto price = price_of(vector);
+    const auto days = number(input, "period_days");
+    const bool prorated = input.value("prorated", false);
+    lago::ProratedAdvance state;
+    Decimal live;
+    auto steps = json::array();
+    for (const auto& step : input.at("steps")) {
+        const auto delta = number(step, "units_delta");
+        live += delta;
+        state.add(delta, prorated ? meter::quotient(number(step, "days_to_period_end_inclusive", days), days) : Decimal(1));
+        const auto amount = lago::apply(price, {.units = state.paid(live, 1)}).amount;
+        steps.push_back({{"amount_cents", text(meter::to_cents(amount, currency_of(input)))}, {"units", text(live)}});
+    }
+    return {{"after_each_step", steps}};
+}
+
+// --- cents ---
+
+json fee(const json& vector) {
+    const auto& row = row_of(vector);
+    const auto price = price_of(vector);
+    const auto& input = vector.at("input");
+    const auto quantity = quantity_of(input, price);
+    auto priced = row.price(price, quantity);
+    const auto details = row.details(price, quantity, priced);
+    auto units = quantity.full_units && !quantity.prorated ? *quantity.full_units : quantity.units;
+    meter::lago::clamp(priced, units);
+    auto figures = lago::figures(priced.amount, lago::unit_amount(price, quantity, priced.amount), currency_of(input));
+    json out{{"units", text(units)}, {"amount_details", details}};
+    if (input.contains("conversion_rate")) {
+        out["pricing_unit_amount_cents"] = text(figures.cents);
+        out["pricing_unit_precise_amount_cents"] = text(figures.precise_cents);
+        out["pricing_unit_unit_amount_cents"] = text(figures.unit_cents);
+        figures = lago::converted(figures, number(input, "conversion_rate"), currency_of(input));
+    }
+    out["amount_cents"] = text(figures.cents);
+    out["precise_amount_cents"] = text(figures.precise_cents);
+    out["unit_amount_cents"] = text(figures.unit_cents);
+    out["precise_unit_amount"] = text(figures.unit_amount);
+    return out;
+}
+
+json true_up(const json& vector) {
+    const auto& input = vector.at("input");
+    const auto cents = lago::true_up_cents(number(input, "min_amount_cents"), number(input, "used_amount_cents"),
+                                           static_cast<int>(integer(input, "days")), static_cast<int>(integer(input, "period_days")));
+    const auto currency = currency_of(input);
+    return {{"amount_cents", text(meter::to_cents(meter::quotient(cents, currency.subunits), currency))}, {"precise_amount_cents", text(cents)}};
+}
+
+json to_cents(const json& vector) {
+    const auto& input = vector.at("input");
+    const auto cents = text(meter::to_cents(number(input, "amount"), currency_of(input)));
+    return {{"amount_cents", cents}, {"cents", cents}};
+}
+
+json validation(const json& vector) {
+    meter::Problems problems;
+    const auto& input = vector.at("input");
+    lago::Kind kind = lago::Kind::sum;
+    for (const auto& [name, value] : lago::kinds) {
+        if (input.value("aggregation_type", "sum_agg") == name) kind = value;
+    }
+    lago::read_price(row_of(vector), meter::Node(vector.at("properties")), {kind, input.value("premium", true), problems});
+    auto errors = json::object();
+    for (const auto& problem : problems) {
+        auto& codes = errors[problem.field];
+        if (std::find(codes.begin(), codes.end(), json(problem.code)) == codes.end()) codes.push_back(problem.code);
+    }
+    return {{"valid", problems.empty()}, {"errors_include", errors}};
+}
+
+}  // namespace golden::lago_vectors
+
+namespace golden {
+
+inline Vendor lago_pricing() {
+    using namespace lago_vectors;
+    return {"lago",
+            {{"charge_model", charge_model},
+             {"prorated_graduated", prorated_graduated},
+             {"prorated_graduated_scenario", prorated_graduated_scenario},
+             {"range_detail", range_detail},
+             {"grouped", grouped},
+             {"calculate_price", calculate_price},
+             {"estimate_instant", estimate_instant},
+             {"estimate_instant_fee", estimate_instant},
+             {"difference", difference},
+             {"amount_details_delta", amount_details_delta},
+             {"pay_in_advance_sequence", pay_in_advance_sequence},
+             {"estimate_fees", estimate_fees},
+             {"fee", fee},
+             {"current_usage_pay_in_advance", current_usage_pay_in_advance},
+             {"true_up", true_up},
+             {"to_cents", to_cents},
+             {"validation", validation}}};
+}
+
+}  // namespace golden

@@ -1,0 +1,118 @@
+// A book's questions answered from a plain list of events: the obvious way, for tests to hold the real one against.
+// Include after meter.cpp.
+#pragma once
+
+#include <algorithm>
+#include <map>
+#include <set>
+
+namespace meter {
+
+class PlainUsage final : public UsageSource {
+public:
+    std::vector<Event> events;
+    int measured = 0, stepped = 0;  ///< questions asked
+
+    std::vector<Measured> measure(const Metric& metric, const AggregateQuery& query) override {
+        ++measured;
+        std::map<std::vector<std::optional<std::string>>, std::vector<Event>> groups;
+        if (query.group_by.empty()) groups[{}];
+        for (const auto& event : chosen(metric, query)) groups[group_of(event, query.group_by)].push_back(event);
+        std::vector<Measured> rows;
+        for (const auto& [group, members] : groups) {
+            Measured row{group, {}, static_cast<std::int64_t>(members.size()), false};
+            for (const auto& step : all_steps(metric, members)) {
+                row.value += step;
+                row.falls = row.falls || step.is_negative();
+            }
+            rows.push_back(row);
+        }
+        return rows;
+    }
+
+    std::vector<Decimal> steps(const Metric& metric, const AggregateQuery& query, std::size_t limit, const std::optional<Decimal>& until) override {
+        ++stepped;
+        std::vector<Decimal> list;
+        Decimal sum;
+        for (const auto& step : all_steps(metric, chosen(metric, query))) {
+            if (list.size() >= limit || (until && sum > *until)) break;
+            list.push_back(step);
+            sum += step;
+        }
+        return list;
+    }
+
+    Decimal precise_total_cents(const Metric& metric, const AggregateQuery& query) override {
+        Decimal sum;
+        for (const auto& event : chosen(metric, query)) sum += event.precise_total_amount_cents.value_or(Decimal());
+        return sum;
+    }
+
+private:
+    static std::optional<std::string> text_of(const Event& event, const std::string& field) {
+        const std::string prefix = "properties.";
+        const auto found = event.properties.find(field.rfind(prefix, 0) == 0 ? field.substr(prefix.size()) : field);
+        if (found == event.properties.end() || found->is_null()) return {};
+        return found->is_string() ? found->get<std::string>() : found->dump();
+    }
+
+    static std::vector<std::optional<std::string>> group_of(const Event& event, const std::vector<std::string>& fields) {
+        std::vector<std::optional<std::string>> group;
+        for (const auto& field : fields) group.push_back(text_of(event, field));
+        return group;
+    }
+
+    static bool holds(const Filter& filter, const Event& event) {
+        const auto part = [&](const Filter& each) { return holds(each, event); };
+        if (filter.kind == Filter::Kind::all) return std::all_of(filter.parts.begin(), filter.parts.end(), part);
+        if (filter.kind == Filter::Kind::any) return std::any_of(filter.parts.begin(), filter.parts.end(), part);
+        const auto text = text_of(event, filter.field);
+        const auto among = [&] { return text && std::find(filter.value.begin(), filter.value.end(), *text) != filter.value.end(); };
+        switch (filter.op) {
+            case Operator::eq:
+                return text && filter.value == *text;
+            case Operator::in:
+                return among();
+            case Operator::not_in:
+                return !among();
+            case Operator::exists:
+                return text.has_value() == filter.value.get<bool>();
+            default:
+                throw std::logic_error("operator not used by books");
+        }
+    }
+
+    std::vector<Event> chosen(const Metric& metric, const AggregateQuery& query) const {
+        std::vector<Event> list;
+        for (const auto& event : events) {
+            const auto& name = metric.event.empty() ? metric.code : metric.event;
+            if (event.name != name || !query.period.contains(event.timestamp.value())) continue;
+            if (!query.subscription.empty() && event.subscription != query.subscription) continue;
+            if (!query.customer.empty() && event.customer != query.customer) continue;
+            if (!holds(metric.filter, event) || !holds(query.filter, event)) continue;
+            if (metric.aggregation == Aggregation::sum && !Decimal::parse(text_of(event, metric.property).value_or(""))) continue;
+            list.push_back(event);
+        }
+        std::stable_sort(list.begin(), list.end(), [](const Event& a, const Event& b) { return *a.timestamp < *b.timestamp; });
+        return list;
+    }
+
+    static std::vector<Decimal> all_steps(const Metric& metric, const std::vector<Event>& list) {
+        std::vector<Decimal> steps;
+        std::set<std::string> active;
+        for (const auto& event : list) {
+            if (metric.aggregation == Aggregation::count) steps.emplace_back(1);
+            if (metric.aggregation == Aggregation::sum) steps.push_back(Decimal(*text_of(event, metric.property)));
+            if (metric.aggregation != Aggregation::unique_count) continue;
+            const auto value = text_of(event, metric.property).value_or("");
+            if (text_of(event, "operation_type").value_or("add") == "add") {
+                steps.emplace_back(active.insert(value).second ? 1 : 0);
+            } else {
+                steps.emplace_back(active.erase(value) > 0 ? -1 : 0);
+            }
+        }
+        return steps;
+    }
+};
+
+}  // namespace meter
