@@ -39,6 +39,14 @@
 #include <curl/curl.h>
 #endif
 
+// IANA time zones: Howard Hinnant's date when METER_TZ_DATE asks for it (link date-tz), else the standard library's where it has them.
+#if defined(METER_TZ_DATE)
+#include <date/tz.h>
+#define METER_TZ_NAMESPACE date
+#elif (defined(__cpp_lib_chrono) && __cpp_lib_chrono >= 201907L) || (defined(_GLIBCXX_RELEASE) && _GLIBCXX_RELEASE >= 13)
+#define METER_TZ_NAMESPACE std::chrono
+#endif
+
 namespace meter {
 
 Error::Error(ErrorCode code, std::string field, std::string reason)
@@ -834,6 +842,331 @@ Period this_month(Timestamp now) {
     const year_month_day first = date.year() / date.month() / day(1);
     return {midnight(first), midnight(first + months(1))};
 }
+
+Period named_period(std::string_view name, Timestamp now, const std::optional<BillingCycle>& cycle) {
+    struct Range {
+        std::string_view name;
+        int days, cycles;  // neither: the last cycle
+    };
+    static constexpr Range ranges[] = {{"24h", 1, 0}, {"7d", 7, 0},  {"30d", 30, 0},      {"90d", 90, 0},
+                                       {"1bc", 0, 1}, {"3bc", 0, 3}, {"last_cycle", 0, 0}};
+    const auto range = std::find_if(std::begin(ranges), std::end(ranges), [&](const Range& each) { return each.name == name; });
+    if (range == std::end(ranges)) throw Error(ErrorCode::bad_value, "period", quote(name) + " is not the name of a range");
+    if (range->days > 0) return last_days(range->days, now);
+    if (!cycle) throw Error(ErrorCode::bad_value, "period", quote(name) + " needs a billing cycle");
+    const auto [from, to] = cycle->current;
+    if (from < Timestamp::min() || to > Period{}.to || to <= from) throw Error(ErrorCode::bad_value, "cycle", "must end after it starts");
+    const auto back = [length = to - from](Timestamp end, int times) { return Period{std::max(Timestamp::min(), end - length * times), end}; };
+    if (range->cycles > 0) return back(now, range->cycles);
+    return cycle->subscribed_at >= from ? cycle->current : back(from, 1);
+}
+
+namespace {
+
+// --- zones ------------------------------------------------------------------------------------
+
+#ifdef METER_TZ_NAMESPACE
+namespace tz = METER_TZ_NAMESPACE;
+
+/// date misreads zone files in zic's "slim" form (HowardHinnant/date#614): after the last listed change it sees no other. London
+/// changed its clock twice in 2010, and has done so since 1996 by a rule that a slim file does not list.
+bool zone_files_are_whole() {
+    const auto* london = tz::locate_zone("Europe/London");
+    const auto hours = [&](int month) {
+        using namespace std::chrono;
+        return floor<std::chrono::hours>(london->get_info(sys_seconds(sys_days(year(2010) / month / 1))).offset).count();
+    };
+    return hours(1) == 0 && hours(7) == 1;
+}
+
+const tz::time_zone* find_zone(std::string_view name) {
+    static const bool usable = [] {
+        try {
+            return zone_files_are_whole();
+        } catch (const std::exception&) {
+            return false;  // no zone files on this system
+        }
+    }();
+    if (!usable) throw Error(ErrorCode::unsupported, "time_zone", "this system has no time-zone files that can be read");
+    try {
+        return tz::locate_zone(name);
+    } catch (const std::exception&) {
+        throw Error(ErrorCode::bad_value, "time_zone", quote(name) + " is not a time zone");
+    }
+}
+#endif
+
+/// From `from` until `to` a zone's clock is `offset` ahead of UTC; all in microseconds.
+struct ZoneSpan {
+    std::int64_t from = std::numeric_limits<std::int64_t>::min(), to = std::numeric_limits<std::int64_t>::max();
+    std::int64_t offset = 0;
+};
+
+/// UTC, a fixed offset ("+02:00") or an IANA zone. Local times are microseconds since 1970-01-01 00:00 on the zone's clock.
+class Zone {
+public:
+    /// UTC when the name is empty. Throws bad_value for a name that is unknown, unsupported for one that this build or system cannot know.
+    explicit Zone(std::string_view name) {
+        if (name.empty() || name == "UTC" || name == "Etc/UTC" || name == "Z") return;
+        if (name.front() == '+' || name.front() == '-') {
+            fixed_ = read_offset(name);
+            return;
+        }
+#ifdef METER_TZ_NAMESPACE
+        zone_ = find_zone(name);
+#else
+        throw Error(ErrorCode::unsupported, "time_zone", "this build knows only UTC and offsets like +02:00");
+#endif
+    }
+
+    ZoneSpan span_at(std::int64_t micros) const {
+#ifdef METER_TZ_NAMESPACE
+        if (zone_) {
+            using namespace std::chrono;
+            const auto info = zone_->get_info(sys_seconds(seconds(floor_divide(micros, micros_per_second))));
+            return {in_micros(info.begin), in_micros(info.end), microseconds(info.offset).count()};
+        }
+#endif
+        ZoneSpan span;
+        span.offset = fixed_;
+        static_cast<void>(micros);
+        return span;
+    }
+
+    std::int64_t to_local(Timestamp time) const { return time.micros() + span_at(time.micros()).offset; }
+
+    /// A local time that the clock shows twice is the first of the two; one that it skips is the moment of the skip.
+    Timestamp to_utc(std::int64_t local) const {
+        constexpr std::int64_t most_offset = 26 * 3600 * micros_per_second;
+        ZoneSpan span = span_at(local - most_offset);
+        while (local - span.offset >= span.to) span = span_at(span.to);
+        return Timestamp(std::max(local - span.offset, span.from));
+    }
+
+private:
+    static std::int64_t read_offset(std::string_view name) {
+        try {
+            TimeReader reader(name);
+            const int minutes = reader.offset();
+            if (reader.at_end()) return minutes * 60 * micros_per_second;
+        } catch (const Error&) {
+        }
+        throw Error(ErrorCode::bad_value, "time_zone", quote(name) + " is not an offset like +02:00");
+    }
+
+    std::int64_t fixed_ = 0;
+#ifdef METER_TZ_NAMESPACE
+    /// The libraries' first and last moments do not fit microseconds.
+    static std::int64_t in_micros(std::chrono::sys_seconds time) {
+        constexpr std::int64_t most = std::numeric_limits<std::int64_t>::max() / micros_per_second;
+        return std::clamp<std::int64_t>(time.time_since_epoch().count(), -most, most) * micros_per_second;
+    }
+    const tz::time_zone* zone_ = nullptr;
+#endif
+};
+
+// --- cycles and bins --------------------------------------------------------------------------
+
+/// A stretch of the calendar: months, or microseconds on a zone's clock. One of the two is above zero.
+struct Step {
+    int months = 0;
+    std::int64_t micros = 0;
+};
+
+/// Throws bad_value for a count that is not from 1 to 1000.
+Step repeated(Step step, std::int64_t count) {
+    if (count < 1 || count > 1000) throw Error(ErrorCode::bad_value, "interval_count", "must be from 1 to 1000");
+    return {step.months * static_cast<int>(count), step.micros * count};
+}
+
+/// Where a day stands that a month does not have: on its last, or as many days into the next (31 February is 3 March).
+enum class MonthEnd { clamp, overflow };
+
+/// An endless row of moments, anchor + k steps on a zone's clock. Each is counted from the anchor itself, so that a 31st that was moved to
+/// 28 February is the 31st again in March.
+class Cycle {
+public:
+    Cycle(Step step, std::int64_t local_anchor, Zone zone, MonthEnd month_end = MonthEnd::clamp)
+        : zone_(zone), step_(step), month_end_(month_end), anchor_(local_anchor) {
+        const std::int64_t days = floor_divide(local_anchor, micros_per_day);
+        const std::chrono::year_month_day date = std::chrono::sys_days(std::chrono::days(days));
+        month_ = date.year() / date.month();
+        day_ = date.day();
+        time_of_day_ = local_anchor - days * micros_per_day;
+    }
+
+    Timestamp boundary(std::int64_t k) const { return zone_.to_utc(step_.months > 0 ? month_boundary(k) : anchor_ + k * step_.micros); }
+
+    /// The k for which boundary(k) <= time < boundary(k + 1).
+    std::int64_t index(Timestamp time) const {
+        std::int64_t k = estimate(zone_.to_local(time));
+        while (boundary(k) > time) --k;
+        while (boundary(k + 1) <= time) ++k;
+        return k;
+    }
+
+    Period around(Timestamp time) const {
+        const std::int64_t k = index(time);
+        return {boundary(k), boundary(k + 1)};
+    }
+
+private:
+    std::int64_t month_boundary(std::int64_t k) const {
+        using namespace std::chrono;
+        const year_month month = month_ + months(k * step_.months);
+        const sys_days clamped = month / std::min(day_, (month / last).day()), overflown = sys_days(month / 1) + (day_ - day(1));
+        return (month_end_ == MonthEnd::clamp ? clamped : overflown).time_since_epoch().count() * micros_per_day + time_of_day_;
+    }
+
+    std::int64_t estimate(std::int64_t local) const {
+        if (step_.months == 0) return floor_divide(local - anchor_, step_.micros);
+        const auto date = date_of(Timestamp(local));
+        return floor_divide((date.year() / date.month() - month_).count(), step_.months);
+    }
+
+    Zone zone_;
+    Step step_;
+    MonthEnd month_end_;
+    std::int64_t anchor_, time_of_day_ = 0;
+    std::chrono::year_month month_;
+    std::chrono::day day_{1};
+};
+
+struct BinOptions {
+    Bin bin = Bin::none;
+    std::string time_zone = {};
+    std::chrono::weekday week_start = std::chrono::Monday;
+    std::optional<Timestamp> anchor = {};  ///< of months, quarters and years: they begin on its day and at its time, not on the first
+    MonthEnd month_end = MonthEnd::clamp;
+};
+
+struct BinRow {
+    Bin bin;
+    Step step;
+};
+
+constexpr std::int64_t micros_per_minute = 60 * micros_per_second, micros_per_hour = 60 * micros_per_minute;
+
+constexpr BinRow bin_rows[] = {
+    {Bin::minute, {0, micros_per_minute}},
+    {Bin::minutes_15, {0, 15 * micros_per_minute}},
+    {Bin::minutes_30, {0, 30 * micros_per_minute}},
+    {Bin::hour, {0, micros_per_hour}},
+    {Bin::hours_3, {0, 3 * micros_per_hour}},
+    {Bin::hours_6, {0, 6 * micros_per_hour}},
+    {Bin::hours_12, {0, 12 * micros_per_hour}},
+    {Bin::day, {0, micros_per_day}},
+    {Bin::week, {0, 7 * micros_per_day}},
+    {Bin::month, {1, 0}},
+    {Bin::quarter, {3, 0}},
+    {Bin::year, {12, 0}},
+};
+
+Step step_of(Bin bin) {
+    const auto row = std::find_if(std::begin(bin_rows), std::end(bin_rows), [&](const BinRow& each) { return each.bin == bin; });
+    if (row == std::end(bin_rows)) throw Error(ErrorCode::bad_value, "bin", "is not one of the bins");
+    return row->step;
+}
+
+/// The bins that cover a period, ascending. The first may begin before it and the last end after it: they are whole.
+/// Where all are equally long the grid is a formula; else it is a list, of at most limits::aggregate_rows bins (too_large), so give a
+/// period no longer than there are events.
+class BinGrid {
+public:
+    /// Throws bad_value for a zone, anchor or bin that cannot be.
+    BinGrid(Period period, const BinOptions& options) {
+        period = {std::max(period.from, Timestamp::min()), std::min(period.to, Period{}.to)};
+        if (options.anchor && (*options.anchor < Timestamp::min() || *options.anchor > Timestamp::max())) throw_bad_anchor("is out of range");
+        const Zone zone(options.time_zone);
+        if (period.from >= period.to) return;
+        if (options.bin == Bin::none) {
+            edges_ = {period.from.micros(), period.to.micros()};
+        } else {
+            const Step step = step_of(options.bin);
+            const std::int64_t anchor = local_anchor(step, zone, options);
+            const bool by_length = step.months == 0 && step.micros <= micros_per_hour;
+            if (by_length)
+                cut_by_length(period, step.micros, zone);
+            else
+                cut_by_calendar(period, Cycle(step, anchor, zone, options.month_end), step.micros, zone);
+        }
+        if (length_ == 0) count_ = static_cast<std::int64_t>(edges_.size()) - 1;
+    }
+
+    std::int64_t count() const noexcept { return count_; }
+
+    /// Of bin 0 to count(); that of count() is where the last one ends.
+    Timestamp start(std::int64_t index) const noexcept {
+        return Timestamp(length_ > 0 ? first_ + index * length_ : edges_[static_cast<std::size_t>(index)]);
+    }
+
+    /// The bin of a time in the period. `hint` is the caller's, 0 at first: near times are found at once.
+    std::int64_t index(Timestamp time, std::int64_t& hint) const noexcept {
+        const std::int64_t micros = time.micros();
+        if (length_ > 0) return (micros - first_) / length_;
+        const auto at = static_cast<std::size_t>(hint);
+        if (edges_[at] <= micros && micros < edges_[at + 1]) return hint;
+        return hint = std::upper_bound(edges_.begin(), edges_.end(), micros) - edges_.begin() - 1;
+    }
+
+private:
+    [[noreturn]] static void throw_bad_anchor(const char* why) { throw Error(ErrorCode::bad_value, "anchor", why); }
+
+    void cut_evenly(std::int64_t first, std::int64_t length, std::int64_t end) {
+        first_ = first;
+        length_ = length;
+        count_ = (end - first + length - 1) / length;
+    }
+
+    void add_edge(std::int64_t edge) {
+        if (!edges_.empty() && edges_.back() == edge) return;  // a day that the zone skipped altogether
+        if (edges_.size() > limits::aggregate_rows) {
+            throw Error(ErrorCode::too_large, "bin", "the period has more than " + std::to_string(limits::aggregate_rows) + " bins");
+        }
+        edges_.push_back(edge);
+    }
+
+    void cut_by_length(Period period, std::int64_t length, const Zone& zone) {
+        const std::int64_t from = period.from.micros(), to = period.to.micros();
+        const auto aligned = [length](std::int64_t time, const ZoneSpan& span) {
+            return floor_divide(time + span.offset, length) * length - span.offset;
+        };
+        const ZoneSpan first = zone.span_at(from);
+        ZoneSpan span = first;
+        while (span.to < to && (span.offset - first.offset) % length == 0) span = zone.span_at(span.to);
+        if ((span.offset - first.offset) % length == 0) return cut_evenly(aligned(from, first), length, to);
+
+        // Clocks that move by less than a bin (Lord Howe by half an hour, everyone before time zones): a bin ends where the clock moves.
+        add_edge(std::max(aligned(from, first), first.from));
+        for (span = first; edges_.back() < to; span = zone.span_at(span.to)) {
+            for (std::int64_t edge = aligned(edges_.back(), span) + length; edge < std::min(span.to, to + length); edge += length) add_edge(edge);
+            if (edges_.back() < to) add_edge(span.to);
+        }
+    }
+
+    static std::int64_t local_anchor(Step step, const Zone& zone, const BinOptions& options) {
+        constexpr unsigned a_monday = 4;  // 5 January 1970
+        if (options.anchor && step.months == 0) throw_bad_anchor("is only for months, quarters and years");
+        if (options.anchor) return zone.to_local(*options.anchor);
+        return options.bin == Bin::week ? (a_monday + options.week_start.iso_encoding() - 1) * micros_per_day : 0;
+    }
+
+    /// `length` is 0 for months.
+    void cut_by_calendar(Period period, const Cycle& cycle, std::int64_t length, const Zone& zone) {
+        const std::int64_t to = period.to.micros();
+        std::int64_t k = cycle.index(period.from);
+        const std::int64_t first = cycle.boundary(k).micros();
+        const bool whole = cycle.boundary(k + 1).micros() - first == length;  // not so where the clock skipped the beginning
+        if (whole && zone.span_at(first).to >= to) return cut_evenly(first, length, to);
+        add_edge(first);
+        while (edges_.back() < to) add_edge(cycle.boundary(++k).micros());
+    }
+
+    std::int64_t first_ = 0, length_ = 0, count_ = 0;
+    std::vector<std::int64_t> edges_;
+};
+
+}  // namespace
 
 // =============================================================================================
 // 3 values: JSON text (scanner, writer, canonical form), property paths, filters. Pure. Uses 1, 2.
