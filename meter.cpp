@@ -675,6 +675,8 @@ constexpr std::int64_t micros_per_second = 1000000, micros_per_day = 86400 * mic
 
 constexpr std::int64_t floor_divide(std::int64_t a, std::int64_t b) noexcept { return a / b - (a % b < 0 ? 1 : 0); }
 
+constexpr std::int64_t round_up(std::int64_t a, std::int64_t b) noexcept { return -floor_divide(-a, b) * b; }
+
 [[noreturn]] void throw_bad_time(std::string_view text, const char* why) {
     throw Error(ErrorCode::bad_value, "timestamp", (text.empty() ? "" : quote(text) + " ") + why);
 }
@@ -1070,7 +1072,8 @@ Step step_of(Bin bin) {
 
 /// The bins that cover a period, ascending. The first may begin before it and the last end after it: they are whole.
 /// Where all are equally long the grid is a formula; else it is a list, of at most limits::aggregate_rows bins (too_large), so give a
-/// period no longer than there are events.
+/// period no longer than there are events. A bin begins at the first moment that the zone's clock shows its beginning, also when the
+/// clock is set back to before it (St. John's until 2011, at 00:01).
 class BinGrid {
 public:
     /// Throws bad_value for a zone, anchor or bin that cannot be.
@@ -1115,7 +1118,7 @@ private:
     void cut_evenly(std::int64_t first, std::int64_t length, std::int64_t end) {
         first_ = first;
         length_ = length;
-        count_ = (end - first + length - 1) / length;
+        count_ = (end - first) / length;
     }
 
     void add_edge(std::int64_t edge) {
@@ -1131,14 +1134,16 @@ private:
         const auto aligned = [length](std::int64_t time, const ZoneSpan& span) {
             return floor_divide(time + span.offset, length) * length - span.offset;
         };
-        const ZoneSpan first = zone.span_at(from);
-        ZoneSpan span = first;
-        while (span.to < to && (span.offset - first.offset) % length == 0) span = zone.span_at(span.to);
-        if ((span.offset - first.offset) % length == 0) return cut_evenly(aligned(from, first), length, to);
+        const ZoneSpan here = zone.span_at(from);
+        const std::int64_t first = aligned(from, here), end = first + round_up(to - first, length);
+        ZoneSpan span = zone.span_at(first);
+        const auto fits = [&] { return (span.offset - here.offset) % length == 0; };
+        while (span.to < end && fits()) span = zone.span_at(span.to);
+        if (fits()) return cut_evenly(first, length, end);
 
         // Clocks that move by less than a bin (Lord Howe by half an hour, everyone before time zones): a bin ends where the clock moves.
-        add_edge(std::max(aligned(from, first), first.from));
-        for (span = first; edges_.back() < to; span = zone.span_at(span.to)) {
+        add_edge(std::max(first, here.from));
+        for (span = here; edges_.back() < to; span = zone.span_at(span.to)) {
             for (std::int64_t edge = aligned(edges_.back(), span) + length; edge < std::min(span.to, to + length); edge += length) add_edge(edge);
             if (edges_.back() < to) add_edge(span.to);
         }
@@ -1156,8 +1161,11 @@ private:
         const std::int64_t to = period.to.micros();
         std::int64_t k = cycle.index(period.from);
         const std::int64_t first = cycle.boundary(k).micros();
-        const bool whole = cycle.boundary(k + 1).micros() - first == length;  // not so where the clock skipped the beginning
-        if (whole && zone.span_at(first).to >= to) return cut_evenly(first, length, to);
+        if (length > 0) {
+            const std::int64_t end = first + round_up(to - first, length);
+            const bool whole = cycle.boundary(k + 1).micros() - first == length;  // not so where the clock skipped the beginning
+            if (whole && zone.span_at(first).to >= end) return cut_evenly(first, length, end);
+        }
         add_edge(first);
         while (edges_.back() < to) add_edge(cycle.boundary(++k).micros());
     }
