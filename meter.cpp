@@ -2985,7 +2985,7 @@ public:
         sequences_.push_back(sequence);
         times_.push_back(time);
         customers_.push_back(customer);
-        column(fields::subscription).add_interned(row, subscription);
+        subscriptions_.push_back(subscription);
         column(fields::source).add_interned(row, source);
         if (!value.empty()) column(fields::value).add_number(row, value);
         if (!extra.empty()) {
@@ -3003,6 +3003,7 @@ public:
     const std::vector<std::int64_t>& times() const noexcept { return times_; }
     const std::vector<std::int64_t>& sequences() const noexcept { return sequences_; }
     const std::vector<std::int64_t>& customers() const noexcept { return customers_; }
+    const std::vector<std::int64_t>& subscriptions() const noexcept { return subscriptions_; }
     // Whether some property got no column, because there were too many.
     bool partial() const noexcept { return partial_; }
     struct Named {
@@ -3035,7 +3036,7 @@ private:
     }
 
     std::vector<std::string> only_;
-    std::vector<std::int64_t> times_, sequences_, customers_;
+    std::vector<std::int64_t> times_, sequences_, customers_, subscriptions_;
     std::deque<Named> columns_;
     std::unordered_map<std::string, std::size_t> places_;
     std::size_t next_ = 0;
@@ -3065,24 +3066,27 @@ void read_parts(Connection& db, std::int64_t first, std::int64_t last, std::opti
 
 // ---- sealed segments ----
 
-// A part in its lasting form: rows by customer, time and sequence; each column packed.
+// A part in its lasting form: rows by customer, subscription, time and sequence; each column packed.
 struct Segment {
     std::int64_t name = 0, rows = 0, first_time = 0, last_time = 0;
     std::vector<std::string> keys{};
     std::vector<Bytes> columns{};
 };
 
-// Where each customer's rows begin: count, customers ascending, first rows.
-Bytes pack_directory(std::span<const std::int64_t> customers, std::span<const std::uint32_t> order) {
-    std::vector<std::int64_t> ids, starts;
+// Where the rows of each customer and subscription begin: count, customers, subscriptions, first rows.
+Bytes pack_directory(const Part& part, std::span<const std::uint32_t> order) {
+    std::vector<std::int64_t> customers, subscriptions, starts;
     for (std::size_t i = 0; i < order.size(); ++i) {
-        if (!ids.empty() && ids.back() == customers[order[i]]) continue;
-        ids.push_back(customers[order[i]]);
+        const std::int64_t customer = part.customers()[order[i]], subscription = part.subscriptions()[order[i]];
+        if (!starts.empty() && customers.back() == customer && subscriptions.back() == subscription) continue;
+        customers.push_back(customer);
+        subscriptions.push_back(subscription);
         starts.push_back(static_cast<std::int64_t>(i));
     }
     Bytes out;
-    put_bytes(out, ids.size(), 4);
-    pack_integers(out, ids);
+    put_bytes(out, starts.size(), 4);
+    pack_integers(out, customers);
+    pack_integers(out, subscriptions);
     pack_integers(out, starts);
     return out;
 }
@@ -3096,7 +3100,9 @@ Bytes pack_ordered(std::span<const std::int64_t> values, std::span<const std::ui
 Segment seal_part(std::int64_t name, const Part& part) {
     std::vector<std::uint32_t> order(part.rows());
     std::iota(order.begin(), order.end(), 0U);
-    const auto key = [&](std::uint32_t row) { return std::tuple(part.customers()[row], part.times()[row], part.sequences()[row]); };
+    const auto key = [&](std::uint32_t row) {
+        return std::tuple(part.customers()[row], part.subscriptions()[row], part.times()[row], part.sequences()[row]);
+    };
     std::sort(order.begin(), order.end(), [&](std::uint32_t a, std::uint32_t b) { return key(a) < key(b); });
     const auto [first, last] = std::minmax_element(part.times().begin(), part.times().end());
     Segment segment{name, static_cast<std::int64_t>(part.rows()), *first, *last, {}, {}};
@@ -3104,7 +3110,7 @@ Segment seal_part(std::int64_t name, const Part& part) {
         segment.keys.emplace_back(column);
         segment.columns.push_back(std::move(bytes));
     };
-    add(fields::customer, pack_directory(part.customers(), order));
+    add(fields::customer, pack_directory(part, order));
     add(fields::time, pack_ordered(part.times(), order));
     add(fields::sequence, pack_ordered(part.sequences(), order));
     for (const auto& [column, builder] : part.columns()) {
@@ -3194,10 +3200,10 @@ struct SegmentInfo {
     const Layout* layout = nullptr;
 };
 
-// What a scan reads: events of some names, of one customer or all, in a period, and of those the given columns.
+// What a scan reads: events of some names, of one customer or subscription or all, in a period, and of those the given columns.
 struct ScanQuestion {
     std::optional<std::vector<std::int64_t>> names{};  // texts.id; all when absent
-    std::optional<std::int64_t> customer{};
+    std::optional<std::int64_t> customer{}, subscription{};
     std::int64_t from = std::numeric_limits<std::int64_t>::min(), to = std::numeric_limits<std::int64_t>::max();  // microseconds, half-open
     std::vector<std::string> keys{};
 
@@ -3343,17 +3349,20 @@ Column interned_column(std::vector<std::int64_t> ids) {
     return column;
 }
 
-// A sealed segment opened for reading, or the stretch of one customer in it.
+// A sealed segment opened for reading, or the stretch of it in which one customer's or subscription's rows lie.
 class SegmentReader {
 public:
-    SegmentReader(Connection& db, const SegmentInfo& info, std::optional<std::int64_t> customer)
+    SegmentReader(Connection& db, const SegmentInfo& info, const ScanQuestion& question)
         : db_(db), info_(info), last_(static_cast<std::size_t>(info.rows)) {
-        if (customer) find_customer(*customer);
+        if (question.customer || question.subscription) find_stretch(question);
     }
     std::size_t rows() const noexcept { return last_ - first_; }
+    // Whether the stretch holds nothing else.
+    bool exact() const noexcept { return exact_; }
 
     Column column(const std::string& key) const {
-        if (key == fields::customer) return customers();
+        if (key == fields::customer) return owners(&Directory::customers);
+        if (key == fields::subscription) return owners(&Directory::subscriptions);
         const auto place = info_.layout->places.find(key);
         if (place == info_.layout->places.end()) return constant_column(CellKind::missing, 0, rows());
         const Prepared row = blob(place->second);
@@ -3361,42 +3370,57 @@ public:
     }
 
 private:
+    struct Directory {
+        std::vector<std::int64_t> customers{}, subscriptions{}, starts{};
+    };
+
     Prepared blob(std::int64_t place) const {
         Prepared row = db_.prepared("SELECT data FROM columns WHERE id = ?");
         row.bind(info_.id * max_columns + place);
         if (!row.row()) damaged("columns");
         return row;
     }
-    void directory(std::vector<std::int64_t>& ids, std::vector<std::int64_t>& starts) const {
+    Directory directory() const {
         const Prepared row = blob(0);
         Unpacker in(row.text(0));
         const auto count = static_cast<std::size_t>(in.bytes(4));
-        if (count > static_cast<std::size_t>(info_.rows)) damaged("columns.customer");
-        in.integers(ids, count, 0, count);
-        in.integers(starts, count, 0, count);
-        starts.push_back(info_.rows);
-        if (count == 0 || starts[0] != 0 || !std::is_sorted(starts.begin(), starts.end())) damaged("columns.customer");
+        if (count == 0 || count > static_cast<std::size_t>(info_.rows)) damaged("columns.customer");
+        Directory found;
+        for (auto* list : {&found.customers, &found.subscriptions, &found.starts}) in.integers(*list, count, 0, count);
+        found.starts.push_back(info_.rows);
+        if (found.starts[0] != 0 || !std::is_sorted(found.starts.begin(), found.starts.end())) damaged("columns.customer");
+        return found;
     }
-    void find_customer(std::int64_t customer) {
-        std::vector<std::int64_t> ids, starts;
-        directory(ids, starts);
-        const auto found = std::lower_bound(ids.begin(), ids.end(), customer);
-        const auto at = static_cast<std::size_t>(found - ids.begin());
-        const bool here = found != ids.end() && *found == customer;
-        first_ = here ? static_cast<std::size_t>(starts[at]) : 0;
-        last_ = here ? static_cast<std::size_t>(starts[at + 1]) : 0;
+    void find_stretch(const ScanQuestion& question) {
+        const Directory all = directory();
+        first_ = last_ = 0;
+        for (std::size_t i = 0; i < all.customers.size(); ++i) {
+            if (question.customer && all.customers[i] != *question.customer) continue;
+            if (question.subscription && all.subscriptions[i] != *question.subscription) continue;
+            const auto start = static_cast<std::size_t>(all.starts[i]);
+            if (last_ == 0)
+                first_ = start;
+            else
+                exact_ = exact_ && last_ == start;
+            last_ = static_cast<std::size_t>(all.starts[i + 1]);
+        }
     }
-    Column customers() const {
-        std::vector<std::int64_t> ids, starts, cells;
-        directory(ids, starts);
-        cells.reserve(last_);
-        for (std::size_t i = 0; i < ids.size(); ++i) cells.insert(cells.end(), static_cast<std::size_t>(starts[i + 1] - starts[i]), ids[i]);
-        return interned_column({cells.begin() + static_cast<std::ptrdiff_t>(first_), cells.begin() + static_cast<std::ptrdiff_t>(last_)});
+    Column owners(std::vector<std::int64_t> Directory::*ids) const {
+        const Directory all = directory();
+        std::vector<std::int64_t> cells(rows());
+        for (std::size_t i = 0; i < all.customers.size(); ++i) {
+            const auto begin = std::clamp(static_cast<std::size_t>(all.starts[i]), first_, last_),
+                       end = std::clamp(static_cast<std::size_t>(all.starts[i + 1]), first_, last_);
+            std::fill(cells.begin() + static_cast<std::ptrdiff_t>(begin - first_), cells.begin() + static_cast<std::ptrdiff_t>(end - first_),
+                      (all.*ids)[i]);
+        }
+        return interned_column(std::move(cells));
     }
 
     Connection& db_;
     const SegmentInfo& info_;
     std::size_t first_ = 0, last_;
+    bool exact_ = true;
 };
 
 // The columns of a part that is held in memory.
@@ -3404,6 +3428,7 @@ Column part_column(const Part& part, const std::string& key) {
     if (key == fields::time) return integer_column(part.times());
     if (key == fields::sequence) return integer_column(part.sequences());
     if (key == fields::customer) return interned_column(part.customers());
+    if (key == fields::subscription) return interned_column(part.subscriptions());
     const ColumnBuilder* builder = part.find(key);
     if (builder == nullptr) return constant_column(CellKind::missing, 0, part.rows());
     std::vector<std::uint32_t> order(part.rows());
@@ -3437,7 +3462,7 @@ Batch load(const Reader& reader, const Source& source, const ScanQuestion& quest
     const auto lacking = [&] { return std::any_of(question.keys.begin(), question.keys.end(), lacks); };
     if (part ? part->partial() && lacking() : source.segment->layout->partial && lacking()) rebuild();
     if (part == nullptr) {
-        segment.emplace(reader.db, *source.segment, question.customer);
+        segment.emplace(reader.db, *source.segment, question);
         if (segment->rows() == 0) return batch;
     }
     const auto column = [&](const std::string& key) { return part ? part_column(*part, key) : segment->column(key); };
@@ -3454,8 +3479,9 @@ Batch load(const Reader& reader, const Source& source, const ScanQuestion& quest
     if (source.first_time < question.from || source.last_time >= question.to) {
         mask_out(batch, column(std::string(fields::time)), [&](std::int64_t time) { return time >= question.from && time < question.to; });
     }
-    if (part != nullptr && question.customer) {
-        mask_out(batch, column(std::string(fields::customer)), [&](std::int64_t customer) { return customer == *question.customer; });
+    const bool exact = part == nullptr && segment->exact();
+    for (const auto& [key, owner] : {std::pair{fields::customer, question.customer}, std::pair{fields::subscription, question.subscription}}) {
+        if (owner && !exact) mask_out(batch, column(std::string(key)), [id = *owner](std::int64_t cell) { return cell == id; });
     }
     return batch;
 }
@@ -3572,6 +3598,20 @@ private:
     std::size_t column_ = 0;
     Clause clause_{};
 };
+
+// ---- books: kept as the JSON they were made from ----
+
+void put_book(Connection& db, std::string_view vendor, std::string_view code, std::string_view source) {
+    db.prepared("INSERT OR REPLACE INTO books VALUES(?, ?, ?)").run(vendor, code, source);
+}
+
+// Vendor and source of each.
+std::vector<std::pair<std::string, std::string>> stored_books(Connection& db) {
+    std::vector<std::pair<std::string, std::string>> books;
+    const Prepared row = db.prepared("SELECT vendor, source FROM books ORDER BY vendor, code");
+    while (row.row()) books.emplace_back(row.text(0), row.text(1));
+    return books;
+}
 
 // ---- the store: who may write when, and what is done behind the caller's back ----
 
@@ -3951,7 +3991,8 @@ void check_paging(std::int64_t limit, std::int64_t offset) {
 }
 
 // The question's conditions on names and the customer as the scan takes them; nothing when one of them is not in the log at all.
-std::optional<ScanQuestion> scan_question(Connection& db, std::span<const std::string> names, const std::string& customer, const Period& period) {
+std::optional<ScanQuestion> scan_question(Connection& db, std::span<const std::string> names, const std::string& customer,
+                                          const std::string& subscription, const Period& period) {
     ScanQuestion question;
     question.from = period.from.micros();
     question.to = period.to.micros();
@@ -3960,18 +4001,15 @@ std::optional<ScanQuestion> scan_question(Connection& db, std::span<const std::s
         if (const std::int64_t id = text_id(db, name)) question.names->push_back(id);
     }
     if (!customer.empty()) question.customer = text_id(db, customer);
-    if ((question.names && question.names->empty()) || question.customer == 0) return std::nullopt;
+    if (!subscription.empty()) question.subscription = text_id(db, subscription);
+    if ((question.names && question.names->empty()) || question.customer == 0 || question.subscription == 0) return std::nullopt;
     return question;
 }
 
-// Conditions that ListQuery and AggregateQuery spell as members, joined with their filter.
-Filter joined_filter(const Filter& filter, const std::string& subscription, std::span<const std::string> sources = {}) {
-    Filter joined = Filter::all({});
-    if (!filter.empty()) joined.parts.push_back(filter);
-    if (!subscription.empty()) joined.parts.push_back(Filter::equals("subscription", subscription));
-    if (!sources.empty())
-        joined.parts.push_back(Filter::where("source", Operator::in, json(std::vector<std::string>(sources.begin(), sources.end()))));
-    return joined;
+// The filter of a list, with what ListQuery spells as a member.
+Filter list_filter(const ListQuery& query) {
+    if (query.sources.empty()) return query.filter;
+    return Filter::all({query.filter, Filter::where("source", Operator::in, query.sources)});
 }
 
 // ---- lists ----
@@ -4035,10 +4073,10 @@ struct Listing {
 Listing list_places(const Reader& reader, const ListQuery& query, const std::vector<std::int64_t>* rows, std::size_t keep,
                     std::optional<Place> start) {
     Listing listing;
-    auto question = scan_question(reader, query.names, query.customer, query.period);
+    auto question = scan_question(reader, query.names, query.customer, query.subscription, query.period);
     if (!question) return listing;
     const std::size_t time = question->key(fields::time), sequence = question->key(fields::sequence);
-    const Condition condition(joined_filter(query.filter, query.subscription, query.sources), *question);
+    const Condition condition(list_filter(query), *question);
     Parts parts;
     for (const std::int64_t row : rows ? *rows : std::vector<std::int64_t>()) read_parts(reader, row - 1, row, {}, parts, question->keys);
     std::vector<Source> found = rows ? part_sources(parts, *question) : sources(reader, *question);
@@ -4180,7 +4218,7 @@ std::map<std::int64_t, NameInfo> count_names(const Reader& reader, ScanQuestion 
 
 std::vector<NameInfo> names_page(const Reader& reader, const NamesQuery& query) {
     std::vector<NameInfo> found;
-    const auto question = scan_question(reader, {}, query.customer, query.period);
+    const auto question = scan_question(reader, {}, query.customer, {}, query.period);
     if (!question) return found;
     for (auto& [id, info] : count_names(reader, *question)) {
         info.name = text_of(reader, id);
@@ -4280,14 +4318,15 @@ public:
         return number == no_value ? std::nullopt : std::optional<std::string>(names_[number - 1]);
     }
 
-private:
-    static constexpr std::uint32_t unknown = 0xFFFFFFFF;
     std::uint32_t text(std::string_view value) {
         if (const auto known = numbers_.find(value); known != numbers_.end()) return known->second;
         names_.emplace_back(value);
         numbers_.emplace(names_.back(), static_cast<std::uint32_t>(names_.size()));
         return static_cast<std::uint32_t>(names_.size());
     }
+
+private:
+    static constexpr std::uint32_t unknown = 0xFFFFFFFF;
     std::uint32_t interned(Connection& db, std::int64_t id) {
         const auto [place, fresh] = interned_.try_emplace(id, no_value);
         if (fresh) place->second = text(text_of(db, id));
@@ -4409,6 +4448,7 @@ public:
     virtual ~Accumulator() = default;
     virtual void add(Connection& db, const Batch& batch, const std::vector<std::uint32_t>& slots, std::size_t count) = 0;
     virtual std::pair<Decimal, std::int64_t> result(std::size_t slot) const = 0;  // the value, and how many events took part
+    virtual bool falls(std::size_t) const { return false; }                       // whether an event may have lowered the value
 };
 
 template <class Use>
@@ -4458,10 +4498,12 @@ public:
             if (column.kind(row) == CellKind::number) {
                 sums[slots[row]].add(column.cells[row]);
                 ++counts_[slots[row]];
+                if (column.cells[row] < 0) falls_.insert(slots[row]);
             } else if (const auto number = other_number(column, row)) {
                 others_.resize(std::max(count, others_.size()));
                 others_[slots[row]] += *number;
                 ++counts_[slots[row]];
+                if (number->is_negative()) falls_.insert(slots[row]);
             }
         });
     }
@@ -4472,6 +4514,7 @@ public:
         }
         return {sum, counts_[slot]};
     }
+    bool falls(std::size_t slot) const override { return falls_.contains(slot); }
 
 private:
     // Texts and wide numbers; each distinct one is parsed once.
@@ -4486,6 +4529,7 @@ private:
     std::map<int, std::vector<WideSum>> sums_;  // by scale, so that adding needs no multiplication
     std::vector<Decimal> others_;
     std::vector<std::int64_t> counts_;
+    std::unordered_set<std::size_t> falls_;
     std::vector<std::optional<std::optional<Decimal>>> words_;
 };
 
@@ -4566,29 +4610,124 @@ std::vector<Metric> all_metrics(Connection& db) {
     return metrics;
 }
 
-Aggregate measure(const Reader& reader, const Metric& metric, const AggregateQuery& query) {
-    Aggregate answer;
-    const std::array<std::string, 1> names{metric.event.empty() ? metric.code : metric.event};
-    auto question = scan_question(reader, names, query.customer, query.period);
-    if (!question) return answer;
-    const Condition chosen(joined_filter(query.filter, query.subscription), *question), part_of_metric(metric.filter, *question);
-    Slots slots(query, *question);
-    const std::unique_ptr<Accumulator> accumulator = make_accumulator(metric, *question);
-    for (const Source& source : sources(reader, *question)) {
-        Batch batch = load(reader, source, *question);
-        chosen.apply(reader, batch);
-        part_of_metric.apply(reader, batch);
+// The scan that a question about a metric comes down to.
+class MetricScan {
+public:
+    // Nothing is found when the log knows no such name, customer or subscription.
+    MetricScan(const Reader& reader, const Metric& metric, const AggregateQuery& query) : reader_(reader) {
+        const std::array<std::string, 1> names{metric.event.empty() ? metric.code : metric.event};
+        auto found = scan_question(reader, names, query.customer, query.subscription, query.period);
+        empty_ = !found;
+        if (found) question = std::move(*found);
+        conditions_.emplace_back(query.filter, question);
+        conditions_.emplace_back(metric.filter, question);
+    }
+    template <class Use>
+    void each(Use&& use) const {
+        if (empty_) return;
+        for (const Source& source : sources(reader_, question)) {
+            Batch batch = load(reader_, source, question);
+            if (batch.rows == 0) continue;
+            for (const Condition& condition : conditions_) condition.apply(reader_, batch);
+            use(batch);
+        }
+    }
+    ScanQuestion question{};
+
+private:
+    const Reader& reader_;
+    bool empty_ = false;
+    std::vector<Condition> conditions_{};
+};
+
+// The rows of an answer, and which of them some event may have lowered.
+struct MeasuredRows {
+    std::vector<AggregateRow> rows{};
+    std::vector<bool> falls{};
+};
+
+MeasuredRows measure(const Reader& reader, const Metric& metric, const AggregateQuery& query) {
+    MetricScan scan(reader, metric, query);
+    Slots slots(query, scan.question);
+    const std::unique_ptr<Accumulator> accumulator = make_accumulator(metric, scan.question);
+    scan.each([&](const Batch& batch) {
         const auto& places = slots.place(reader, batch);
         accumulator->add(reader, batch, places, slots.size());
-    }
+    });
+    MeasuredRows answer;
     for (std::size_t slot = 0; slot < slots.size(); ++slot) {
         AggregateRow row = slots.row(slot);
         std::tie(row.value, row.events) = accumulator->result(slot);
-        if (row.events > 0) answer.rows.push_back(std::move(row));
+        if (row.events == 0) continue;
+        answer.rows.push_back(std::move(row));
+        answer.falls.push_back(accumulator->falls(slot));
     }
+    return answer;
+}
+
+Aggregate aggregate(const Reader& reader, const Metric& metric, const AggregateQuery& query) {
+    Aggregate answer{measure(reader, metric, query).rows};
     std::sort(answer.rows.begin(), answer.rows.end(),
               [](const AggregateRow& a, const AggregateRow& b) { return std::tie(a.bin, a.group) < std::tie(b.bin, b.group); });
     return answer;
+}
+
+// ---- steps: what each event adds to a metric, in order of time ----
+
+struct Step {
+    Place place{};
+    std::uint32_t slot = 0;
+    Decimal value{};
+    std::uint32_t item = 0, action = 0;  // of a unique count: the value, and what is done to it
+};
+
+std::optional<Decimal> cell_number(const Column& column, std::size_t row) {
+    const Scalar value = cell_scalar(column, row);
+    if (value.kind == Scalar::Kind::text && !plain_number(value.text)) return std::nullopt;
+    return scalar_number(value);
+}
+
+// A value's first add counts 1, a repeated action nothing, whatever follows an add -1; each value begins as removed
+// (lago-api, unique_count_query.rb:12-37).
+void count_items(std::vector<Step>& steps, std::uint32_t add, std::uint32_t remove) {
+    std::map<std::pair<std::uint32_t, std::uint32_t>, std::uint32_t> last;
+    for (Step& step : steps) {
+        std::uint32_t& before = last.try_emplace({step.slot, step.item}, remove).first->second;
+        step.value = step.action == before ? 0 : step.action == add ? 1 : -1;
+        before = step.action;
+    }
+}
+
+std::vector<Step> ordered_steps(const Reader& reader, const Metric& metric, MetricScan& scan, Slots& slots) {
+    const bool unique = metric.aggregation == Aggregation::unique_count, count = metric.aggregation == Aggregation::count;
+    const std::size_t time = scan.question.key(fields::time), sequence = scan.question.key(fields::sequence);
+    const std::size_t property = count ? time : scan.question.key(column_key(metric.property));
+    const std::size_t action = unique ? scan.question.key(".operation_type") : time;
+    Values items, actions;
+    const std::uint32_t add = actions.text("add"), remove = actions.text("remove");
+    std::vector<Step> steps;
+    scan.each([&](const Batch& batch) {
+        const auto& slot = slots.place(reader, batch);
+        const auto step = [&](std::size_t row) {
+            return Step{{batch.columns[time].cells[row], batch.columns[sequence].cells[row]}, slot[row], 1, 0, 0};
+        };
+        if (!unique) {
+            each_row(batch, [&](std::size_t row) {
+                const auto number = count ? std::optional<Decimal>(1) : cell_number(batch.columns[property], row);
+                if (number) steps.push_back(step(row)), steps.back().value = *number;
+            });
+            return;
+        }
+        const auto &item = items.number(reader, batch.columns[property], batch), &done = actions.number(reader, batch.columns[action], batch);
+        each_row(batch, [&](std::size_t row) {
+            Step& one = steps.emplace_back(step(row));
+            one.item = item[row];
+            one.action = done[row] == no_value ? add : done[row];
+        });
+    });
+    std::sort(steps.begin(), steps.end(), [](const Step& a, const Step& b) { return a.place < b.place; });
+    if (unique) count_items(steps, add, remove);
+    return steps;
 }
 
 }  // namespace
@@ -7617,6 +7756,69 @@ std::uint64_t system_random() {
     return engine();
 }
 
+// What books ask, answered from a snapshot of the log.
+class StoreUsage final : public UsageSource {
+public:
+    explicit StoreUsage(const Reader& reader) : reader_(reader) {}
+
+    std::vector<Measured> measure(const Metric& metric, const AggregateQuery& query) override {
+        std::vector<Measured> rows = metric.aggregation == Aggregation::unique_count ? items(metric, query) : values(metric, query);
+        if (rows.empty() && query.group_by.empty()) rows.push_back({{}, {}, 0, false});
+        return rows;
+    }
+
+    std::vector<Decimal> steps(const Metric& metric, const AggregateQuery& query, std::size_t limit, const std::optional<Decimal>& until) override {
+        MetricScan scan(reader_, metric, query);
+        Slots slots({}, scan.question);
+        std::vector<Decimal> found;
+        Decimal sum;
+        for (const Step& step : ordered_steps(reader_, metric, scan, slots)) {
+            if (found.size() >= limit || (until && sum > *until)) break;
+            found.push_back(step.value);
+            sum += step.value;
+        }
+        return found;
+    }
+
+    Decimal precise_total_cents(const Metric& metric, const AggregateQuery& query) override {
+        Metric cents = metric;
+        cents.aggregation = Aggregation::sum;
+        cents.property = fields::cents;
+        const MeasuredRows found = meter::measure(reader_, cents, query);
+        return found.rows.empty() ? Decimal() : found.rows[0].value;
+    }
+
+private:
+    std::vector<Measured> values(const Metric& metric, const AggregateQuery& query) const {
+        MeasuredRows found = meter::measure(reader_, metric, query);
+        std::vector<Measured> rows;
+        for (std::size_t i = 0; i < found.rows.size(); ++i)
+            rows.push_back({std::move(found.rows[i].group), found.rows[i].value, found.rows[i].events, found.falls[i]});
+        return rows;
+    }
+    std::vector<Measured> items(const Metric& metric, const AggregateQuery& query) const {
+        MetricScan scan(reader_, metric, query);
+        Slots slots(query, scan.question);
+        std::map<std::uint32_t, Measured> rows;
+        for (const Step& step : ordered_steps(reader_, metric, scan, slots)) {
+            Measured& row = rows.try_emplace(step.slot, Measured{slots.row(step.slot).group, {}, 0, false}).first->second;
+            row.value += step.value;
+            row.falls = row.falls || step.value.is_negative();
+            ++row.events;
+        }
+        std::vector<Measured> list;
+        for (auto& [slot, row] : rows) list.push_back(std::move(row));
+        return list;
+    }
+    const Reader& reader_;
+};
+
+// The vendors whose books a database may hold.
+Book make_book(const std::string& vendor, const json& source) {
+    if (vendor == "lago") return Book::lago(source);
+    throw Error(ErrorCode::corrupt, "books", "\"" + vendor + "\" is not a vendor");
+}
+
 }  // namespace
 
 struct Meter::Impl {
@@ -7662,6 +7864,26 @@ struct Meter::Impl {
 
     Metric metric(const std::string& code) const {
         return store.read([&](Connection& db) { return find_metric(db, code); });
+    }
+
+    std::vector<Book> books() const {
+        const auto stored = store.read([](Connection& db) { return stored_books(db); });
+        std::vector<Book> made;
+        for (const auto& [vendor, source] : stored) made.push_back(make_book(vendor, json::parse(source)));
+        return made;
+    }
+
+    // The first book that serves is asked; what it asks in turn is answered from one snapshot.
+    template <class Ask>
+    Fees price(const std::string& subscription, const std::string& customer, Ask&& ask) const {
+        for (const Book& book : books()) {
+            if (!book.impl().serves(subscription, customer)) continue;
+            return store.scan([&](const Reader& reader) {
+                StoreUsage usage(reader);
+                return ask(book.impl(), usage);
+            });
+        }
+        throw Error(ErrorCode::not_found, subscription.empty() ? "customer" : "subscription", "no book that is loaded prices it");
     }
 
     std::vector<std::int64_t> locate(std::span<const std::string> ids) {
@@ -7753,7 +7975,28 @@ Aggregate Meter::aggregate(const AggregateQuery& query) const { return aggregate
 Aggregate Meter::aggregate(const Metric& metric, const AggregateQuery& query) const {
     check_metric(metric);
     check_period(query.period);
-    return impl_->store.scan([&](const Reader& reader) { return measure(reader, metric, query); });
+    return impl_->store.scan([&](const Reader& reader) { return meter::aggregate(reader, metric, query); });
+}
+
+void Meter::load(const Book& book) {
+    const std::string source = book.source().dump();
+    const std::vector<Metric> metrics = book.metrics();
+    impl_->store.write([&](Connection& db) {
+        put_book(db, book.vendor(), book.code(), source);
+        for (const Metric& metric : metrics) store_metric(db, metric);
+    });
+}
+
+std::vector<Book> Meter::books() const { return impl_->books(); }
+
+Fees Meter::estimate_fees(const Event& event) const {
+    return impl_->price(event.subscription, event.customer,
+                        [&](const Book::Impl& book, UsageSource& usage) { return book.estimate_fees(event, impl_->options.clock(), usage); });
+}
+
+Fees Meter::usage(const UsageQuery& query) const {
+    return impl_->price(query.subscription, query.customer,
+                        [&](const Book::Impl& book, UsageSource& usage) { return book.usage(query, impl_->options.clock(), usage); });
 }
 
 }  // namespace meter
