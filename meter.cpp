@@ -970,15 +970,15 @@ private:
 // --- cycles and bins --------------------------------------------------------------------------
 
 /// A stretch of the calendar: months, or microseconds on a zone's clock. One of the two is above zero.
-struct Step {
+struct Stride {
     int months = 0;
     std::int64_t micros = 0;
 };
 
 /// Throws bad_value for a count that is not from 1 to 1000.
-Step repeated(Step step, std::int64_t count) {
+Stride repeated(Stride stride, std::int64_t count) {
     if (count < 1 || count > 1000) throw Error(ErrorCode::bad_value, "interval_count", "must be from 1 to 1000");
-    return {step.months * static_cast<int>(count), step.micros * count};
+    return {stride.months * static_cast<int>(count), stride.micros * count};
 }
 
 /// Where a day stands that a month does not have: on its last, or as many days into the next (31 February is 3 March).
@@ -988,8 +988,8 @@ enum class MonthEnd { clamp, overflow };
 /// 28 February is the 31st again in March.
 class Cycle {
 public:
-    Cycle(Step step, std::int64_t local_anchor, Zone zone, MonthEnd month_end = MonthEnd::clamp)
-        : zone_(zone), step_(step), month_end_(month_end), anchor_(local_anchor) {
+    Cycle(Stride stride, std::int64_t local_anchor, Zone zone, MonthEnd month_end = MonthEnd::clamp)
+        : zone_(zone), stride_(stride), month_end_(month_end), anchor_(local_anchor) {
         const std::int64_t days = floor_divide(local_anchor, micros_per_day);
         const std::chrono::year_month_day date = std::chrono::sys_days(std::chrono::days(days));
         month_ = date.year() / date.month();
@@ -997,7 +997,7 @@ public:
         time_of_day_ = local_anchor - days * micros_per_day;
     }
 
-    Timestamp boundary(std::int64_t k) const { return zone_.to_utc(step_.months > 0 ? month_boundary(k) : anchor_ + k * step_.micros); }
+    Timestamp boundary(std::int64_t k) const { return zone_.to_utc(stride_.months > 0 ? month_boundary(k) : anchor_ + k * stride_.micros); }
 
     /// The k for which boundary(k) <= time < boundary(k + 1).
     std::int64_t index(Timestamp time) const {
@@ -1015,19 +1015,19 @@ public:
 private:
     std::int64_t month_boundary(std::int64_t k) const {
         using namespace std::chrono;
-        const year_month month = month_ + months(k * step_.months);
+        const year_month month = month_ + months(k * stride_.months);
         const sys_days clamped = month / std::min(day_, (month / last).day()), overflown = sys_days(month / 1) + (day_ - day(1));
         return (month_end_ == MonthEnd::clamp ? clamped : overflown).time_since_epoch().count() * micros_per_day + time_of_day_;
     }
 
     std::int64_t estimate(std::int64_t local) const {
-        if (step_.months == 0) return floor_divide(local - anchor_, step_.micros);
+        if (stride_.months == 0) return floor_divide(local - anchor_, stride_.micros);
         const auto date = date_of(Timestamp(local));
-        return floor_divide((date.year() / date.month() - month_).count(), step_.months);
+        return floor_divide((date.year() / date.month() - month_).count(), stride_.months);
     }
 
     Zone zone_;
-    Step step_;
+    Stride stride_;
     MonthEnd month_end_;
     std::int64_t anchor_, time_of_day_ = 0;
     std::chrono::year_month month_;
@@ -1044,7 +1044,7 @@ struct BinOptions {
 
 struct BinRow {
     Bin bin;
-    Step step;
+    Stride stride;
 };
 
 constexpr std::int64_t micros_per_minute = 60 * micros_per_second, micros_per_hour = 60 * micros_per_minute;
@@ -1064,10 +1064,10 @@ constexpr BinRow bin_rows[] = {
     {Bin::year, {12, 0}},
 };
 
-Step step_of(Bin bin) {
+Stride stride_of(Bin bin) {
     const auto row = std::find_if(std::begin(bin_rows), std::end(bin_rows), [&](const BinRow& each) { return each.bin == bin; });
     if (row == std::end(bin_rows)) throw Error(ErrorCode::bad_value, "bin", "is not one of the bins");
-    return row->step;
+    return row->stride;
 }
 
 /// The bins that cover a period, ascending. The first may begin before it and the last end after it: they are whole.
@@ -1080,18 +1080,19 @@ public:
     BinGrid(Period period, const BinOptions& options) {
         period = {std::max(period.from, Timestamp::min()), std::min(period.to, Period{}.to)};
         if (options.anchor && (*options.anchor < Timestamp::min() || *options.anchor > Timestamp::max())) throw_bad_anchor("is out of range");
+        if (!options.week_start.ok()) throw Error(ErrorCode::bad_value, "week_start", "is not a day of the week");
         const Zone zone(options.time_zone);
         if (period.from >= period.to) return;
         if (options.bin == Bin::none) {
             edges_ = {period.from.micros(), period.to.micros()};
         } else {
-            const Step step = step_of(options.bin);
-            const std::int64_t anchor = local_anchor(step, zone, options);
-            const bool by_length = step.months == 0 && step.micros <= micros_per_hour;
+            const Stride stride = stride_of(options.bin);
+            const std::int64_t anchor = local_anchor(stride, zone, options);
+            const bool by_length = stride.months == 0 && stride.micros <= micros_per_hour;
             if (by_length)
-                cut_by_length(period, step.micros, zone);
+                cut_by_length(period, stride.micros, zone);
             else
-                cut_by_calendar(period, Cycle(step, anchor, zone, options.month_end), step.micros, zone);
+                cut_by_calendar(period, Cycle(stride, anchor, zone, options.month_end), stride.micros, zone);
         }
         if (length_ == 0) count_ = static_cast<std::int64_t>(edges_.size()) - 1;
     }
@@ -1149,9 +1150,9 @@ private:
         }
     }
 
-    static std::int64_t local_anchor(Step step, const Zone& zone, const BinOptions& options) {
+    static std::int64_t local_anchor(Stride stride, const Zone& zone, const BinOptions& options) {
         constexpr unsigned a_monday = 4;  // 5 January 1970
-        if (options.anchor && step.months == 0) throw_bad_anchor("is only for months, quarters and years");
+        if (options.anchor && stride.months == 0) throw_bad_anchor("is only for months, quarters and years");
         if (options.anchor) return zone.to_local(*options.anchor);
         return options.bin == Bin::week ? (a_monday + options.week_start.iso_encoding() - 1) * micros_per_day : 0;
     }
@@ -1172,6 +1173,40 @@ private:
 
     std::int64_t first_ = 0, length_ = 0, count_ = 0;
     std::vector<std::int64_t> edges_;
+};
+
+/// The bins of all of time, found when they are asked for: a grid for each stretch of 407 days in which a time fell.
+class Bins {
+public:
+    /// Throws as BinGrid.
+    explicit Bins(BinOptions options) : options_(std::move(options)) { grid_of(0); }
+    Bins(const Bins&) = delete;
+    Bins& operator=(const Bins&) = delete;
+
+    /// The bin that holds the time; all of time without bins.
+    Period around(Timestamp time) {
+        if (options_.bin == Bin::none) return {};
+        time = std::clamp(time, Timestamp::min(), Timestamp::max());
+        const std::int64_t era = time.micros() >> era_bits;
+        if (era != last_era_) last_grid_ = &grid_of(era), last_era_ = era, hint_ = 0;
+        const std::int64_t index = last_grid_->index(time, hint_);
+        return {last_grid_->start(index), last_grid_->start(index + 1)};
+    }
+
+private:
+    static constexpr int era_bits = 45;
+
+    const BinGrid& grid_of(std::int64_t era) {
+        const auto known = grids_.find(era);
+        if (known != grids_.end()) return known->second;
+        const Timestamp from(era * (std::int64_t{1} << era_bits));
+        return grids_.try_emplace(era, Period{from, from + std::chrono::microseconds(std::int64_t{1} << era_bits)}, options_).first->second;
+    }
+
+    BinOptions options_;
+    std::unordered_map<std::int64_t, BinGrid> grids_;
+    const BinGrid* last_grid_ = nullptr;
+    std::int64_t last_era_ = std::numeric_limits<std::int64_t>::min(), hint_ = 0;
 };
 
 }  // namespace
@@ -4340,26 +4375,14 @@ private:
 
 // ---- from rows to the rows of an answer ----
 
-std::int64_t bin_start(std::int64_t time, Bin bin) {
-    constexpr std::int64_t hour = 3'600'000'000, day = 24 * hour;
-    const auto floor_to = [time](std::int64_t unit) { return floor_divide(time, unit) * unit; };
-    switch (bin) {
-        case Bin::hour:
-            return floor_to(hour);
-        case Bin::day:
-            return floor_to(day);
-        case Bin::month:
-            return this_month(Timestamp(time)).from.micros();
-        default:
-            return 0;
-    }
-}
-
 // Gives every row of a batch the number of the answer's row it belongs to: one for each bin and combination of group values met.
 class Slots {
 public:
     Slots(const AggregateQuery& query, ScanQuestion& question)
-        : bin_(query.bin), groups_(query.group_by.size()), combinations_(query.group_by.size()) {
+        : bin_(query.bin),
+          calendar_({query.bin, query.time_zone, query.week_start, query.billing_anchor}),
+          groups_(query.group_by.size()),
+          combinations_(query.group_by.size()) {
         if (bin_ != Bin::none) time_ = question.key(fields::time);
         for (const std::string& field : query.group_by) columns_.push_back(question.key(column_key(field)));
     }
@@ -4375,10 +4398,8 @@ public:
             if (bin_ != Bin::none) {
                 const std::int64_t time = batch.columns[time_].cells[row];
                 if (time < start || time >= end) {
-                    start = bin_start(time, bin_);
-                    end = bin_ == Bin::month ? start + 28 * std::int64_t{86'400'000'000}
-                          : bin_ == Bin::day ? start + 86'400'000'000
-                                             : start + 3'600'000'000;
+                    const Period whole = calendar_.around(Timestamp(time));
+                    start = whole.from.micros(), end = whole.to.micros();
                     bin = bins_.number(static_cast<std::uint64_t>(start));
                 }
             }
@@ -4418,6 +4439,7 @@ private:
         }
     }
     Bin bin_;
+    Bins calendar_;
     std::size_t time_ = 0;
     std::vector<std::size_t> columns_;
     std::vector<Values> groups_;

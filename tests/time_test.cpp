@@ -322,6 +322,7 @@ TEST_CASE("Bins at the edges", "[time]") {
     CHECK(BinGrid({now, now + std::chrono::microseconds(1)}, {.bin = Bin::minute}).count() == 1);
     CHECK(thrown([] { BinGrid({}, {.bin = static_cast<Bin>(99)}); }) == bad("bin"));
     CHECK(thrown([] { BinGrid({}, {.bin = Bin::day, .time_zone = "Mars/Base"}); }) == bad("time_zone"));
+    CHECK(thrown([] { BinGrid({}, {.bin = Bin::week, .week_start = std::chrono::weekday(9)}); }) == bad("week_start"));
     const std::string too_large = std::to_string(static_cast<int>(ErrorCode::too_large)) + " bin";
     CHECK(thrown([] { BinGrid({}, {.bin = Bin::hours_3, .time_zone = "Europe/Paris"}); }) == too_large);
     // All of time is no trouble where the grid is a formula, nor for months.
@@ -345,6 +346,22 @@ TEST_CASE("Bins tell where a time belongs", "[time]") {
         CHECK(grid.start(index) <= time);
         CHECK(time < grid.start(index + 1));
     }
+}
+
+TEST_CASE("Bins of all of time", "[time]") {
+    meter::Bins weeks({.bin = Bin::week, .time_zone = "Europe/Paris"}), none({});
+    CHECK(weeks.around(Timestamp::parse("2026-03-29T12:00Z")) == period("2026-03-22T23:00Z", "2026-03-29T22:00Z"));
+    CHECK(weeks.around(Timestamp::parse("2026-03-29T22:00Z")) == period("2026-03-29T22:00Z", "2026-04-05T22:00Z"));
+    CHECK(weeks.around(Timestamp::parse("9999-12-30T12:00Z")).from == Timestamp::parse("9999-12-26T23:00Z"));
+    CHECK(weeks.around(Timestamp::min()).contains(Timestamp::min()));
+    CHECK(weeks.around(Timestamp::max()).contains(Timestamp::max()));
+    CHECK(none.around(Timestamp()) == Period{});
+    // At the seams of the grids a bin is the same from both sides.
+    for (std::int64_t era = -3; era <= 3; ++era) {
+        const Timestamp seam(era * (std::int64_t{1} << 45));
+        CHECK(weeks.around(seam) == weeks.around(seam - std::chrono::microseconds(1)));
+    }
+    CHECK(thrown([] { meter::Bins({.bin = Bin::day, .time_zone = "Mars/Base"}); }) == bad("time_zone"));
 }
 
 TEST_CASE("Cycles count from their anchor", "[time]") {
@@ -377,6 +394,24 @@ TEST_CASE("Ranges known by name", "[time]") {
     CHECK(thrown([&] { meter::named_period("31d", now, cycle); }) == bad("period"));
     CHECK(thrown([&] { meter::named_period("", now, cycle); }) == bad("period"));
     CHECK(thrown([&] { meter::named_period("1bc", now, meter::BillingCycle{{now, now}, now}); }) == bad("cycle"));
+}
+
+TEST_CASE("Aggregates in the bins of a zone", "[time]") {
+    meter::Meter m;
+    for (const char* time : {"2026-03-08T04:59:59Z", "2026-03-08T05:00Z", "2026-03-09T03:59:59Z", "2026-03-09T04:00Z", "2026-03-31T04:00Z"}) {
+        m.record({.name = "call", .timestamp = Timestamp::parse(time)});
+    }
+    const auto counts = [&](const meter::AggregateQuery& query) {
+        Edges list;
+        for (const auto& row : m.aggregate({.code = "call"}, query).rows) list.push_back(row.bin->to_string() + " " + row.value.to_string());
+        return list;
+    };
+    CHECK(counts({.bin = Bin::day, .time_zone = "America/New_York"}) ==
+          Edges{"2026-03-07T05:00:00Z 1", "2026-03-08T05:00:00Z 2", "2026-03-09T04:00:00Z 1", "2026-03-31T04:00:00Z 1"});
+    CHECK(counts({.bin = Bin::week, .week_start = std::chrono::Sunday}) == Edges{"2026-03-08T00:00:00Z 4", "2026-03-29T00:00:00Z 1"});
+    CHECK(counts({.bin = Bin::month, .billing_anchor = Timestamp::parse("2025-12-31T04:00Z")}) ==
+          Edges{"2026-02-28T04:00:00Z 4", "2026-03-31T04:00:00Z 1"});
+    CHECK(thrown([&] { counts({.bin = Bin::day, .time_zone = "Mars/Base"}); }) == bad("time_zone"));
 }
 
 #ifndef _WIN32
