@@ -5022,6 +5022,150 @@ std::string Fees::to_text() const {
 // 8 books: how each vendor measures and prices, from its own JSON. Pure. Uses 1-3, 7.
 // =============================================================================================
 
+namespace {
+
+// ---- the vendors' calendars ----
+
+namespace autumn {
+
+/// Of resets, prices and usage windows (getCycleIntervalFunctions.ts:27).
+constexpr std::pair<std::string_view, Stride> intervals[] = {
+    {"hour", {0, micros_per_hour}},
+    {"day", {0, micros_per_day}},
+    {"week", {0, 7 * micros_per_day}},
+    {"month", {1, 0}},
+    {"quarter", {3, 0}},
+    {"semi_annual", {6, 0}},
+    {"year", {12, 0}},
+};
+
+Stride stride_of(std::string_view interval, std::int64_t count = 1) {
+    const auto row = std::find_if(std::begin(intervals), std::end(intervals), [&](const auto& each) { return each.first == interval; });
+    if (row == std::end(intervals)) throw Error(ErrorCode::bad_value, "interval", quote(interval) + " is not an interval");
+    return repeated(row->second, count);
+}
+
+/// The billing cycle around a moment; neither end is before the floor (getCycleStart.ts:25, getCycleEnd.ts:25).
+Period cycle_around(Timestamp now, Timestamp anchor, Stride stride, Timestamp floor = Timestamp::min()) {
+    const Period cycle = Cycle(stride, anchor.micros(), Zone({})).around(now);
+    return {std::max(cycle.from, floor), std::max(cycle.to, floor)};
+}
+
+/// The window of a usage limit: the billing cycle when there is an anchor, else the calendar's, with weeks from Monday; nothing when
+/// it never ends (getUsageWindowBounds.ts:21).
+std::optional<Period> usage_window(std::string_view interval, Timestamp now, const std::optional<Timestamp>& anchor) {
+    if (interval == "lifetime") return std::nullopt;
+    constexpr std::int64_t a_monday = 4;  // 5 January 1970
+    const Timestamp calendar(interval == "week" ? a_monday * micros_per_day : 0);
+    return cycle_around(now, anchor.value_or(calendar), stride_of(interval));
+}
+
+/// Both ends belong to it.
+struct Range {
+    Timestamp from, to;
+};
+
+/// What an analytics range covers: the bins of the list, and the total beside them.
+struct Ranges {
+    Range list, total;
+};
+
+Timestamp cut(Timestamp time, std::int64_t unit) { return Timestamp(floor_divide(time.micros(), unit) * unit); }
+
+/// Without a billing cycle its ranges are the last day (aggregate.ts:90). The total of a range of days begins earlier than its list, with
+/// the day when bins are days and else with the hour (getCountAndSum.ts:79).
+Ranges named_ranges(std::string_view name, Bin bin, Timestamp now, const std::optional<BillingCycle>& cycle) {
+    const bool days = name.ends_with('h') || name.ends_with('d');
+    const Period period = named_period(days || cycle ? name : "24h", cut(now, micros_per_second), cycle);
+    const Range list{period.from, period.to};
+    if (!days && cycle) return {list, list};
+    return {list, {cut(list.from, bin == Bin::day ? micros_per_day : micros_per_hour), list.to}};
+}
+
+/// Milliseconds are cut off at both ends (aggregate.ts:101).
+Ranges custom_ranges(Timestamp from, Timestamp to) {
+    const Range range{cut(from, micros_per_second), cut(to, micros_per_second)};
+    return {range, range};
+}
+
+/// The bins of a list. The range's last moment belongs to it, so an end at midnight adds a day (aggregate.ts:142).
+BinGrid list_bins(const Range& range, Bin bin, std::string time_zone) {
+    return BinGrid({range.from, range.to + std::chrono::seconds(1)}, {.bin = bin, .time_zone = std::move(time_zone)});
+}
+
+}  // namespace autumn
+
+namespace flexprice {
+
+/// Window sizes (window_size.go:29).
+constexpr std::pair<std::string_view, Bin> window_sizes[] = {
+    {"MINUTE", Bin::minute}, {"15MIN", Bin::minutes_15}, {"30MIN", Bin::minutes_30}, {"HOUR", Bin::hour}, {"3HOUR", Bin::hours_3},
+    {"6HOUR", Bin::hours_6}, {"12HOUR", Bin::hours_12},  {"DAY", Bin::day},          {"WEEK", Bin::week}, {"MONTH", Bin::month},
+};
+
+/// A name that is none of them counts as a day (aggregators.go:188).
+Bin window_of(std::string_view size) {
+    const auto row = std::find_if(std::begin(window_sizes), std::end(window_sizes), [&](const auto& each) { return each.first == size; });
+    return row == std::end(window_sizes) ? Bin::day : row->second;
+}
+
+/// The windows of events: weeks from Sunday; months from midnight of the anchor's day, which runs over into the next month where a month is too
+/// short for it (aggregators.go:183 and 214).
+BinOptions event_windows(std::string_view size, std::string time_zone, const std::optional<Timestamp>& anchor) {
+    BinOptions windows{.bin = window_of(size), .time_zone = std::move(time_zone), .week_start = std::chrono::Sunday};
+    if (windows.bin != Bin::month || !anchor) return windows;
+    const Zone zone(windows.time_zone);
+    windows.anchor = zone.to_utc(midnight(date_of(*anchor)).micros());
+    windows.month_end = MonthEnd::overflow;
+    return windows;
+}
+
+/// The windows of commitments: weeks from Monday; months from the anchor or the period's beginning, clamped (billing_commitment.go:50-101).
+BinOptions commitment_windows(std::string_view size, const Period& period, const std::optional<Timestamp>& anchor) {
+    BinOptions windows{.bin = window_of(size)};
+    if (windows.bin == Bin::month) windows.anchor = anchor.value_or(period.from);
+    return windows;
+}
+
+}  // namespace flexprice
+
+namespace polar {
+
+/// Intervals of meter quantities, and how many days a question may span at most (time_queries.py:46).
+struct Interval {
+    std::string_view name;
+    Bin bin;
+    Stride stride;
+    int most_days;
+};
+
+constexpr Interval intervals[] = {
+    {"hour", Bin::hour, {0, micros_per_hour}, 7}, {"day", Bin::day, {0, micros_per_day}, 366}, {"week", Bin::week, {0, 7 * micros_per_day}, 371},
+    {"month", Bin::month, {1, 0}, 1460},          {"year", Bin::year, {12, 0}, 3650},
+};
+
+const Interval& interval_named(std::string_view name) {
+    const auto row = std::find_if(std::begin(intervals), std::end(intervals), [&](const auto& each) { return each.name == name; });
+    if (row == std::end(intervals)) throw Error(ErrorCode::bad_value, "interval", quote(name) + " is not an interval");
+    return *row;
+}
+
+/// The moments that have a row in the answer: the start, and on by one interval each, on the zone's clock, until the end has passed. Each is
+/// counted from the one before, so a 31st that a short month moved stays where it is. (generate_series in time_queries.py:32)
+std::vector<Timestamp> quantity_rows(Timestamp start, Timestamp end, const Interval& interval, const Zone& zone) {
+    if (start > end) throw Error(ErrorCode::bad_value, "end", "is before the start");
+    if (end - start > std::chrono::days(interval.most_days)) throw Error(ErrorCode::bad_value, "interval", "is too small for so long a time");
+    std::vector<Timestamp> rows;
+    for (Timestamp row = start; row <= end;) {
+        rows.push_back(row);
+        row = interval.bin == Bin::hour ? row + std::chrono::hours(1) : Cycle(interval.stride, zone.to_local(row), zone).boundary(1);
+    }
+    return rows;
+}
+
+}  // namespace polar
+}  // namespace
+
 /// What a book asks of the log. Which events: those of the metric and the query, as in Meter::aggregate; bins are not used.
 struct Measured {
     std::vector<std::optional<std::string>> group;
