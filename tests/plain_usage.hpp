@@ -70,7 +70,7 @@ private:
         const auto among = [&] { return text && std::find(filter.value.begin(), filter.value.end(), *text) != filter.value.end(); };
         switch (filter.op) {
             case Operator::eq:
-                return text && filter.value == *text;
+                return filter.value.is_null() ? !text : text && filter.value == *text;
             case Operator::in:
                 return among();
             case Operator::not_in:
