@@ -49,6 +49,14 @@
 #define METER_POSIX 0
 #endif
 
+// IANA time zones: Howard Hinnant's date when METER_TZ_DATE asks for it (link date-tz), else the standard library's where it has them.
+#if defined(METER_TZ_DATE)
+#include <date/tz.h>
+#define METER_TZ_NAMESPACE date
+#elif (defined(__cpp_lib_chrono) && __cpp_lib_chrono >= 201907L) || (defined(_GLIBCXX_RELEASE) && _GLIBCXX_RELEASE >= 13)
+#define METER_TZ_NAMESPACE std::chrono
+#endif
+
 namespace meter {
 
 Error::Error(ErrorCode code, std::string field, std::string reason)
@@ -60,14 +68,14 @@ Error::Error(ErrorCode code, std::string field, std::string reason)
 
 namespace {
 
-/// An unsigned 128-bit integer; the members' order makes the defaulted comparison the numeric one.
+// An unsigned 128-bit integer; the members' order makes the defaulted comparison the numeric one.
 struct Words {
     std::uint64_t high = 0, low = 0;
     friend constexpr auto operator<=>(const Words&, const Words&) noexcept = default;
 };
 
-/// An unsigned integer for what lies between exact operands and an exact result: at most 10^190, the numerator of a division
-/// (10^38 moved by both scales). Little-endian; no zero limb at `size - 1`.
+// An unsigned integer for what lies between exact operands and an exact result: at most 10^190, the numerator of a division
+// (10^38 moved by both scales). Little-endian; no zero limb at `size - 1`.
 struct Wide {
     static constexpr int capacity = 24;
     std::array<std::uint32_t, capacity> limbs{};
@@ -113,7 +121,7 @@ constexpr std::uint64_t power64(int exponent) noexcept { return powers64[static_
 constexpr Words power128(int exponent) noexcept { return powers128[static_cast<std::size_t>(exponent)]; }
 constexpr Words coefficient_limit = power128(Decimal::max_digits);
 
-/// False, and a value without meaning, when the product needs more than 128 bits.
+// False, and a value without meaning, when the product needs more than 128 bits.
 bool multiply_by(Words& value, std::uint64_t factor) noexcept {
     const Words low = multiply(value.low, factor), high = multiply(value.high, factor);
     value = {low.high + high.low, low.low};
@@ -135,7 +143,7 @@ Words add(Words a, Words b) noexcept {
 
 Words subtract(Words a, Words b) noexcept { return {a.high - b.high - (a.low < b.low ? 1U : 0U), a.low - b.low}; }
 
-/// Divides in place and answers the remainder.
+// Divides in place and answers the remainder.
 std::uint32_t divide_by(Words& value, std::uint32_t divisor) noexcept {
     std::uint64_t remainder = 0;
     const auto step = [&](std::uint32_t half) {
@@ -178,7 +186,7 @@ Wide widen(Words value) noexcept {
     return wide;
 }
 
-/// Of a number of at most four limbs.
+// Of a number of at most four limbs.
 Words narrow(const Wide& wide) noexcept { return {join(wide.limbs[3], wide.limbs[2]), join(wide.limbs[1], wide.limbs[0])}; }
 
 void multiply_add(Wide& value, std::uint32_t factor, std::uint32_t carry = 0) noexcept {
@@ -230,7 +238,7 @@ std::strong_ordering compare(const Wide& a, const Wide& b) noexcept {
     return std::strong_ordering::equal;
 }
 
-/// value -= factor * other * 2^(32 * shift), limb by limb; true when that went below zero (the value is then 2^32-complemented).
+// value -= factor * other * 2^(32 * shift), limb by limb; true when that went below zero (the value is then 2^32-complemented).
 bool subtract_multiple(Wide& value, const Wide& other, std::uint32_t factor, int shift) noexcept {
     std::uint64_t carry = 0, borrow = 0;
     for (int i = 0; i <= other.size; ++i) {
@@ -256,7 +264,7 @@ struct Quotient {
     Wide value, remainder;
 };
 
-/// Schoolbook division (Knuth, The Art of Computer Programming, volume 2, 4.3.1, algorithm D). The divisor is not zero.
+// Schoolbook division (Knuth, The Art of Computer Programming, volume 2, 4.3.1, algorithm D). The divisor is not zero.
 Quotient divide(Wide numerator, Wide divisor) noexcept {
     Quotient result;
     if (compare(numerator, divisor) < 0) return {{}, numerator};
@@ -292,7 +300,7 @@ Quotient divide(Wide numerator, Wide divisor) noexcept {
     return result;
 }
 
-/// Whether a quotient cut towards zero moves one step away from zero. `half` compares the remainder with half of the divisor.
+// Whether a quotient cut towards zero moves one step away from zero. `half` compares the remainder with half of the divisor.
 bool rounds_away(Rounding mode, bool negative, bool odd, bool exact, std::strong_ordering half) noexcept {
     if (exact) return false;
     switch (mode) {
@@ -325,14 +333,14 @@ std::uint64_t divide_rounded(std::uint64_t numerator, std::uint64_t divisor, Rou
     return quotient + (rounds_away(mode, negative, quotient % 2 != 0, remainder == 0, remainder <=> divisor - remainder) ? 1 : 0);
 }
 
-/// True when a * b < 2^63 for certain, so that another such number can be added.
+// True when a * b < 2^63 for certain, so that another such number can be added.
 bool product_is_small(std::uint64_t a, std::uint64_t b) noexcept { return std::countl_zero(a) + std::countl_zero(b) > 64; }
 
 constexpr bool is_digit(char c) noexcept { return c >= '0' && c <= '9'; }
 
 [[noreturn]] void throw_overflow() { throw Error(ErrorCode::overflow, "", "the exact result needs more than 38 digits or 76 decimals"); }
 
-/// Text from outside for an error's reason: its beginning, in printable ASCII.
+// Text from outside for an error's reason: its beginning, in printable ASCII.
 std::string quote(std::string_view text) {
     constexpr std::size_t shown = 40;
     std::string quoted = "\"";
@@ -342,12 +350,12 @@ std::string quote(std::string_view text) {
 
 }  // namespace
 
-/// What the functions of this section need of Decimal's inside.
+// What the functions of this section need of Decimal's inside.
 struct DecimalParts {
     static Words coefficient(const Decimal& value) noexcept { return {value.high_, value.low_}; }
     static bool is_small(const Decimal& value) noexcept { return value.high_ == 0; }
 
-    /// From a number in lowest terms that fits.
+    // From a number in lowest terms that fits.
     static Decimal assemble(Words coefficient, int scale, bool negative) noexcept {
         Decimal result;
         result.high_ = coefficient.high;
@@ -369,7 +377,7 @@ struct DecimalParts {
         return assemble(coefficient, scale, negative);
     }
 
-    /// A negative scale stands for zeros before the point.
+    // A negative scale stands for zeros before the point.
     static Decimal make(Wide coefficient, int scale, bool negative) {
         if (coefficient.is_zero()) return {};
         if (scale < 0) multiply_by_power(coefficient, -scale);
@@ -387,13 +395,14 @@ struct DecimalParts {
     enum class Outcome { ok, malformed, overflow };
     static Outcome parse(std::string_view text, Decimal& result) noexcept;
     static Decimal divide(const Decimal& a, const Decimal& b, int scale, Rounding mode);
-    static Decimal add(const Decimal& coarse, const Decimal& fine);
+    static bool add_small(const Decimal& a, const Decimal& b, Decimal& sum) noexcept;
+    static Decimal add(const Decimal& a, const Decimal& b);
     static std::strong_ordering compare_magnitude(const Decimal& a, const Decimal& b) noexcept;
 };
 
 namespace {
 
-/// Appends `zeros` zeros and one digit. False when that is more digits than a Decimal holds.
+// Appends `zeros` zeros and one digit. False when that is more digits than a Decimal holds.
 bool append_digits(Words& coefficient, std::int64_t zeros, char digit) noexcept {
     const auto value = static_cast<std::uint64_t>(digit - '0');
     if (zeros == 0 && coefficient.high == 0 && coefficient.low < power64(max_power64 - 1)) {
@@ -406,7 +415,7 @@ bool append_digits(Words& coefficient, std::int64_t zeros, char digit) noexcept 
     return coefficient < coefficient_limit;
 }
 
-/// Reads "e", a sign and digits to the end of the text; nothing when it is something else. Saturates far outside of what fits.
+// Reads "e", a sign and digits to the end of the text; nothing when it is something else. Saturates far outside of what fits.
 std::optional<std::int64_t> parse_exponent(std::string_view text) noexcept {
     if (text.empty()) return 0;
     if (text.front() != 'e' && text.front() != 'E') return std::nullopt;
@@ -414,7 +423,7 @@ std::optional<std::int64_t> parse_exponent(std::string_view text) noexcept {
     const bool negative = !text.empty() && text.front() == '-';
     if (!text.empty() && (text.front() == '-' || text.front() == '+')) text.remove_prefix(1);
     if (text.empty() || !std::all_of(text.begin(), text.end(), is_digit)) return std::nullopt;
-    constexpr std::int64_t most = std::int64_t{1} << 60;
+    constexpr std::int64_t most = 100000000000000000;
     std::int64_t exponent = 0;
     for (const char c : text) exponent = std::min(most, exponent * 10 + (c - '0'));
     return negative ? -exponent : exponent;
@@ -551,31 +560,52 @@ Decimal Decimal::abs() const noexcept { return DecimalParts::assemble({high_, lo
 
 Decimal Decimal::operator-() const noexcept { return DecimalParts::assemble({high_, low_}, scale_, !negative_); }
 
-/// `fine` has at least as many decimals as `coarse`.
-Decimal DecimalParts::add(const Decimal& coarse, const Decimal& fine) {
-    // A difference in scale leaves fine's last digit as the sum's. So when the sum fits, so does coarse in fine's decimals (it is under
+// The ordinary case, all in 64 bits; false, and nothing done, in any other. `sum` may be `a`: a running total is then updated in
+// place, three times as fast as through a temporary (its 16-byte copy would have to wait for two 8-byte stores).
+bool DecimalParts::add_small(const Decimal& a, const Decimal& b, Decimal& sum) noexcept {
+    const bool first_is_coarse = a.scale_ <= b.scale_;
+    const Decimal& coarse = first_is_coarse ? a : b;
+    const Decimal& fine = first_is_coarse ? b : a;
+    int scale = fine.scale_;
+    const int shift = scale - coarse.scale_;
+    if (!is_small(a) || !is_small(b) || shift > max_power64) return false;
+    if (!product_is_small(coarse.low_, power64(shift)) || !product_is_small(fine.low_, 1)) return false;
+    const std::uint64_t left = coarse.low_ * power64(shift), right = fine.low_;
+    const bool same_sign = coarse.negative_ == fine.negative_;
+    std::uint64_t total = same_sign ? left + right : left >= right ? left - right : right - left;
+    const bool negative = same_sign || left >= right ? coarse.negative_ : fine.negative_;
+    strip_zeros(total, scale);
+    sum.low_ = total;
+    sum.high_ = 0;
+    sum.scale_ = static_cast<std::int16_t>(scale);
+    sum.negative_ = negative && total != 0;
+    return true;
+}
+
+Decimal DecimalParts::add(const Decimal& a, const Decimal& b) {
+    const Decimal& coarse = a.scale_ <= b.scale_ ? a : b;
+    const Decimal& fine = a.scale_ <= b.scale_ ? b : a;
+    // Where the scales differ, fine's last digit is the sum's too. So when the sum fits, so does coarse in fine's decimals (it is under
     // 10^38 + 10^38 < 2^128).
-    Words a = coefficient(coarse);
-    const Words b = coefficient(fine);
-    if (!multiply_by_power(a, fine.scale_ - coarse.scale_)) throw_overflow();
+    Words left = coefficient(coarse);
+    const Words right = coefficient(fine);
+    if (!multiply_by_power(left, fine.scale_ - coarse.scale_)) throw_overflow();
     if (coarse.negative_ != fine.negative_) {
-        return a >= b ? make(meter::subtract(a, b), fine.scale_, coarse.negative_) : make(meter::subtract(b, a), fine.scale_, fine.negative_);
+        return left >= right ? make(subtract(left, right), fine.scale_, coarse.negative_) : make(subtract(right, left), fine.scale_, fine.negative_);
     }
-    const Words sum = meter::add(a, b);
-    if (sum < a) throw_overflow();
+    const Words sum = meter::add(left, right);
+    if (sum < left) throw_overflow();
     return make(sum, fine.scale_, fine.negative_);
 }
 
 Decimal operator+(const Decimal& a, const Decimal& b) {
-    const Decimal& coarse = a.scale_ <= b.scale_ ? a : b;
-    const Decimal& fine = a.scale_ <= b.scale_ ? b : a;
-    const int shift = fine.scale_ - coarse.scale_;
-    const bool small = DecimalParts::is_small(a) && DecimalParts::is_small(b) && shift <= max_power64;
-    if (!small || !product_is_small(coarse.low_, power64(shift)) || !product_is_small(fine.low_, 1)) return DecimalParts::add(coarse, fine);
-    const std::uint64_t left = coarse.low_ * power64(shift), right = fine.low_;
-    if (coarse.negative_ == fine.negative_) return DecimalParts::make(left + right, fine.scale_, fine.negative_);
-    return left >= right ? DecimalParts::make(left - right, fine.scale_, coarse.negative_)
-                         : DecimalParts::make(right - left, fine.scale_, fine.negative_);
+    Decimal sum;
+    return DecimalParts::add_small(a, b, sum) ? sum : DecimalParts::add(a, b);
+}
+
+Decimal& Decimal::operator+=(const Decimal& other) {
+    if (!DecimalParts::add_small(*this, other, *this)) *this = DecimalParts::add(*this, other);
+    return *this;
 }
 
 Decimal operator*(const Decimal& a, const Decimal& b) {
@@ -588,7 +618,7 @@ Decimal operator*(const Decimal& a, const Decimal& b) {
     return DecimalParts::make(multiply(widen({a.high_, a.low_}), widen({b.high_, b.low_})), scale, negative);
 }
 
-/// The scale may be negative here: to tens, hundreds, ...
+// The scale may be negative here: to tens, hundreds, ...
 Decimal DecimalParts::divide(const Decimal& a, const Decimal& b, int scale, Rounding mode) {
     const bool negative = a.negative_ != b.negative_;
     const int shift = scale - a.scale_ + b.scale_;
@@ -655,6 +685,8 @@ constexpr std::int64_t micros_per_second = 1000000, micros_per_day = 86400 * mic
 
 constexpr std::int64_t floor_divide(std::int64_t a, std::int64_t b) noexcept { return a / b - (a % b < 0 ? 1 : 0); }
 
+constexpr std::int64_t round_up(std::int64_t a, std::int64_t b) noexcept { return -floor_divide(-a, b) * b; }
+
 [[noreturn]] void throw_bad_time(std::string_view text, const char* why) {
     throw Error(ErrorCode::bad_value, "timestamp", (text.empty() ? "" : quote(text) + " ") + why);
 }
@@ -669,7 +701,7 @@ std::int64_t days_of(int year, unsigned month, unsigned day, std::string_view te
     return sys_days(date).time_since_epoch().count();
 }
 
-/// Reads a timestamp from left to right; every function throws when the text goes on in another way.
+// Reads a timestamp from left to right; every function throws when the text goes on in another way.
 class TimeReader {
 public:
     explicit TimeReader(std::string_view text) noexcept : text_(text) {}
@@ -689,7 +721,7 @@ public:
         if (value > most) throw_bad_time(text_, "has a part out of range");
         return value;
     }
-    /// The digits after a point, cut to microseconds.
+    // The digits after a point, cut to microseconds.
     std::int64_t fraction() {
         std::int64_t micros = 0, unit = micros_per_second / 10;
         do {
@@ -698,7 +730,7 @@ public:
         } while (!at_end() && is_digit(text_[at_]));
         return micros;
     }
-    /// Minutes east of UTC.
+    // Minutes east of UTC.
     int offset() {
         if (take("Zz")) return 0;
         const bool west = take("-");
@@ -726,7 +758,7 @@ Timestamp checked(std::int64_t micros, std::string_view text) {
     return Timestamp(micros);
 }
 
-/// `value` in units of 10^-decimals microseconds' worth: 6 for seconds, 3 for milliseconds.
+// `value` in units of 10^-decimals microseconds' worth: 6 for seconds, 3 for milliseconds.
 Timestamp from_count(const Decimal& value, int decimals) {
     const Decimal unit(static_cast<std::int64_t>(power64(decimals)));
     const Decimal past_end(floor_divide(Timestamp::max().micros(), unit.to_int64().value()) + 1);
@@ -822,6 +854,372 @@ Period this_month(Timestamp now) {
     const year_month_day first = date.year() / date.month() / day(1);
     return {midnight(first), midnight(first + months(1))};
 }
+
+Period named_period(std::string_view name, Timestamp now, const std::optional<BillingCycle>& cycle) {
+    struct Range {
+        std::string_view name;
+        int days, cycles;  // neither: the last cycle
+    };
+    static constexpr Range ranges[] = {{"24h", 1, 0}, {"7d", 7, 0},  {"30d", 30, 0},      {"90d", 90, 0},
+                                       {"1bc", 0, 1}, {"3bc", 0, 3}, {"last_cycle", 0, 0}};
+    const auto range = std::find_if(std::begin(ranges), std::end(ranges), [&](const Range& each) { return each.name == name; });
+    if (range == std::end(ranges)) throw Error(ErrorCode::bad_value, "period", quote(name) + " is not the name of a range");
+    if (range->days > 0) return last_days(range->days, now);
+    if (!cycle) throw Error(ErrorCode::bad_value, "period", quote(name) + " needs a billing cycle");
+    const auto [from, to] = cycle->current;
+    if (from < Timestamp::min() || to > Period{}.to || to <= from) throw Error(ErrorCode::bad_value, "cycle", "must end after it starts");
+    const auto back = [length = to - from](Timestamp end, int times) { return Period{std::max(Timestamp::min(), end - length * times), end}; };
+    if (range->cycles > 0) return back(now, range->cycles);
+    return cycle->subscribed_at >= from ? cycle->current : back(from, 1);
+}
+
+namespace {
+
+// --- zones ------------------------------------------------------------------------------------
+
+#ifdef METER_TZ_NAMESPACE
+namespace tz = METER_TZ_NAMESPACE;
+
+// date misreads zone files in zic's "slim" form (HowardHinnant/date#614): after the last listed change it sees no other. London
+// changed its clock twice in 2010, and has done so since 1996 by a rule that a slim file does not list.
+bool zone_files_are_whole() {
+    const auto* london = tz::locate_zone("Europe/London");
+    const auto hours = [&](int month) {
+        using namespace std::chrono;
+        return floor<std::chrono::hours>(london->get_info(sys_seconds(sys_days(year(2010) / month / 1))).offset).count();
+    };
+    return hours(1) == 0 && hours(7) == 1;
+}
+
+const tz::time_zone* find_zone(std::string_view name) {
+    static const bool usable = [] {
+        try {
+            return zone_files_are_whole();
+        } catch (const std::exception&) {
+            return false;  // no zone files on this system
+        }
+    }();
+    if (!usable) throw Error(ErrorCode::unsupported, "time_zone", "this system has no time-zone files that can be read");
+    try {
+        return tz::locate_zone(name);
+    } catch (const std::exception&) {
+        throw Error(ErrorCode::bad_value, "time_zone", quote(name) + " is not a time zone");
+    }
+}
+#endif
+
+// From `from` until `to` a zone's clock is `offset` ahead of UTC; all in microseconds.
+struct ZoneSpan {
+    std::int64_t from = std::numeric_limits<std::int64_t>::min(), to = std::numeric_limits<std::int64_t>::max();
+    std::int64_t offset = 0;
+};
+
+// UTC, a fixed offset ("+02:00") or an IANA zone. Local times are microseconds since 1970-01-01 00:00 on the zone's clock.
+class Zone {
+public:
+    // UTC when the name is empty. Throws bad_value for a name that is unknown, unsupported for one that this build or system cannot know.
+    explicit Zone(std::string_view name) {
+        if (name.empty() || name == "UTC" || name == "Etc/UTC" || name == "Z") return;
+        if (name.front() == '+' || name.front() == '-') {
+            fixed_ = read_offset(name);
+            return;
+        }
+#ifdef METER_TZ_NAMESPACE
+        zone_ = find_zone(name);
+#else
+        throw Error(ErrorCode::unsupported, "time_zone", "this build knows only UTC and offsets like +02:00");
+#endif
+    }
+
+    ZoneSpan span_at(std::int64_t micros) const {
+#ifdef METER_TZ_NAMESPACE
+        if (zone_) {
+            using namespace std::chrono;
+            const auto info = zone_->get_info(sys_seconds(seconds(floor_divide(micros, micros_per_second))));
+            return {in_micros(info.begin), in_micros(info.end), microseconds(info.offset).count()};
+        }
+#endif
+        ZoneSpan span;
+        span.offset = fixed_;
+        static_cast<void>(micros);
+        return span;
+    }
+
+    std::int64_t to_local(Timestamp time) const { return time.micros() + span_at(time.micros()).offset; }
+
+    // A local time that the clock shows twice is the first of the two; one that it skips is the moment of the skip.
+    Timestamp to_utc(std::int64_t local) const {
+        constexpr std::int64_t most_offset = 26 * 3600 * micros_per_second;
+        ZoneSpan span = span_at(local - most_offset);
+        while (local - span.offset >= span.to) span = span_at(span.to);
+        return Timestamp(std::max(local - span.offset, span.from));
+    }
+
+private:
+    static std::int64_t read_offset(std::string_view name) {
+        try {
+            TimeReader reader(name);
+            const int minutes = reader.offset();
+            if (reader.at_end()) return minutes * 60 * micros_per_second;
+        } catch (const Error&) {
+        }
+        throw Error(ErrorCode::bad_value, "time_zone", quote(name) + " is not an offset like +02:00");
+    }
+
+    std::int64_t fixed_ = 0;
+#ifdef METER_TZ_NAMESPACE
+    // The libraries' first and last moments do not fit microseconds.
+    static std::int64_t in_micros(std::chrono::sys_seconds time) {
+        constexpr std::int64_t most = std::numeric_limits<std::int64_t>::max() / micros_per_second;
+        return std::clamp<std::int64_t>(time.time_since_epoch().count(), -most, most) * micros_per_second;
+    }
+    const tz::time_zone* zone_ = nullptr;
+#endif
+};
+
+// --- cycles and bins --------------------------------------------------------------------------
+
+// A stretch of the calendar: months, or microseconds on a zone's clock. One of the two is above zero.
+struct Stride {
+    int months = 0;
+    std::int64_t micros = 0;
+};
+
+// Throws bad_value for a count that is not from 1 to 1000.
+Stride repeated(Stride stride, std::int64_t count) {
+    if (count < 1 || count > 1000) throw Error(ErrorCode::bad_value, "interval_count", "must be from 1 to 1000");
+    return {stride.months * static_cast<int>(count), stride.micros * count};
+}
+
+// Where a day stands that a month does not have: on its last, or as many days into the next (31 February is 3 March).
+enum class MonthEnd { clamp, overflow };
+
+// An endless row of moments, anchor + k steps on a zone's clock. Each is counted from the anchor itself, so that a 31st that was moved to
+// 28 February is the 31st again in March.
+class Cycle {
+public:
+    Cycle(Stride stride, std::int64_t local_anchor, Zone zone, MonthEnd month_end = MonthEnd::clamp)
+        : zone_(zone), stride_(stride), month_end_(month_end), anchor_(local_anchor) {
+        const std::int64_t days = floor_divide(local_anchor, micros_per_day);
+        const std::chrono::year_month_day date = std::chrono::sys_days(std::chrono::days(days));
+        month_ = date.year() / date.month();
+        day_ = date.day();
+        time_of_day_ = local_anchor - days * micros_per_day;
+    }
+
+    Timestamp boundary(std::int64_t k) const { return zone_.to_utc(stride_.months > 0 ? month_boundary(k) : anchor_ + k * stride_.micros); }
+
+    // The k for which boundary(k) <= time < boundary(k + 1).
+    std::int64_t index(Timestamp time) const {
+        std::int64_t k = estimate(zone_.to_local(time));
+        while (boundary(k) > time) --k;
+        while (boundary(k + 1) <= time) ++k;
+        return k;
+    }
+
+    Period around(Timestamp time) const {
+        const std::int64_t k = index(time);
+        return {boundary(k), boundary(k + 1)};
+    }
+
+private:
+    std::int64_t month_boundary(std::int64_t k) const {
+        using namespace std::chrono;
+        const year_month month = month_ + months(k * stride_.months);
+        const sys_days clamped = month / std::min(day_, (month / last).day()), overflown = sys_days(month / 1) + (day_ - day(1));
+        return (month_end_ == MonthEnd::clamp ? clamped : overflown).time_since_epoch().count() * micros_per_day + time_of_day_;
+    }
+
+    std::int64_t estimate(std::int64_t local) const {
+        if (stride_.months == 0) return floor_divide(local - anchor_, stride_.micros);
+        const auto date = date_of(Timestamp(local));
+        return floor_divide((date.year() / date.month() - month_).count(), stride_.months);
+    }
+
+    Zone zone_;
+    Stride stride_;
+    MonthEnd month_end_;
+    std::int64_t anchor_, time_of_day_ = 0;
+    std::chrono::year_month month_;
+    std::chrono::day day_{1};
+};
+
+struct BinOptions {
+    Bin bin = Bin::none;
+    std::string time_zone = {};
+    std::chrono::weekday week_start = std::chrono::Monday;
+    std::optional<Timestamp> anchor = {};  // of months, quarters and years: they begin on its day and at its time, not on the first
+    MonthEnd month_end = MonthEnd::clamp;
+};
+
+struct BinRow {
+    Bin bin;
+    Stride stride;
+};
+
+constexpr std::int64_t micros_per_minute = 60 * micros_per_second, micros_per_hour = 60 * micros_per_minute;
+
+constexpr BinRow bin_rows[] = {
+    {Bin::minute, {0, micros_per_minute}},
+    {Bin::minutes_15, {0, 15 * micros_per_minute}},
+    {Bin::minutes_30, {0, 30 * micros_per_minute}},
+    {Bin::hour, {0, micros_per_hour}},
+    {Bin::hours_3, {0, 3 * micros_per_hour}},
+    {Bin::hours_6, {0, 6 * micros_per_hour}},
+    {Bin::hours_12, {0, 12 * micros_per_hour}},
+    {Bin::day, {0, micros_per_day}},
+    {Bin::week, {0, 7 * micros_per_day}},
+    {Bin::month, {1, 0}},
+    {Bin::quarter, {3, 0}},
+    {Bin::year, {12, 0}},
+};
+
+Stride stride_of(Bin bin) {
+    const auto row = std::find_if(std::begin(bin_rows), std::end(bin_rows), [&](const BinRow& each) { return each.bin == bin; });
+    if (row == std::end(bin_rows)) throw Error(ErrorCode::bad_value, "bin", "is not one of the bins");
+    return row->stride;
+}
+
+// The bins that cover a period, ascending. The first may begin before it and the last end after it: they are whole.
+// Where all are equally long the grid is a formula; else it is a list, of at most limits::aggregate_rows bins (too_large), so give a
+// period no longer than there are events. A bin begins at the first moment that the zone's clock shows its beginning, also when the
+// clock is set back to before it (St. John's until 2011, at 00:01).
+class BinGrid {
+public:
+    // Throws bad_value for a zone, anchor or bin that cannot be.
+    BinGrid(Period period, const BinOptions& options) {
+        period = {std::max(period.from, Timestamp::min()), std::min(period.to, Period{}.to)};
+        if (options.anchor && (*options.anchor < Timestamp::min() || *options.anchor > Timestamp::max())) throw_bad_anchor("is out of range");
+        if (!options.week_start.ok()) throw Error(ErrorCode::bad_value, "week_start", "is not a day of the week");
+        const Zone zone(options.time_zone);
+        if (period.from >= period.to) return;
+        if (options.bin == Bin::none) {
+            edges_ = {period.from.micros(), period.to.micros()};
+        } else {
+            const Stride stride = stride_of(options.bin);
+            const std::int64_t anchor = local_anchor(stride, zone, options);
+            const bool by_length = stride.months == 0 && stride.micros <= micros_per_hour;
+            if (by_length)
+                cut_by_length(period, stride.micros, zone);
+            else
+                cut_by_calendar(period, Cycle(stride, anchor, zone, options.month_end), stride.micros, zone);
+        }
+        if (length_ == 0) count_ = static_cast<std::int64_t>(edges_.size()) - 1;
+    }
+
+    std::int64_t count() const noexcept { return count_; }
+
+    // Of bin 0 to count(); that of count() is where the last one ends.
+    Timestamp start(std::int64_t index) const noexcept {
+        return Timestamp(length_ > 0 ? first_ + index * length_ : edges_[static_cast<std::size_t>(index)]);
+    }
+
+    // The bin of a time in the period. `hint` is the caller's, 0 at first: near times are found at once.
+    std::int64_t index(Timestamp time, std::int64_t& hint) const noexcept {
+        const std::int64_t micros = time.micros();
+        if (length_ > 0) return (micros - first_) / length_;
+        const auto at = static_cast<std::size_t>(hint);
+        if (edges_[at] <= micros && micros < edges_[at + 1]) return hint;
+        return hint = std::upper_bound(edges_.begin(), edges_.end(), micros) - edges_.begin() - 1;
+    }
+
+private:
+    [[noreturn]] static void throw_bad_anchor(const char* why) { throw Error(ErrorCode::bad_value, "anchor", why); }
+
+    void cut_evenly(std::int64_t first, std::int64_t length, std::int64_t end) {
+        first_ = first;
+        length_ = length;
+        count_ = (end - first) / length;
+    }
+
+    void add_edge(std::int64_t edge) {
+        if (!edges_.empty() && edges_.back() == edge) return;  // a day that the zone skipped altogether
+        if (edges_.size() > limits::aggregate_rows) {
+            throw Error(ErrorCode::too_large, "bin", "the period has more than " + std::to_string(limits::aggregate_rows) + " bins");
+        }
+        edges_.push_back(edge);
+    }
+
+    void cut_by_length(Period period, std::int64_t length, const Zone& zone) {
+        const std::int64_t from = period.from.micros(), to = period.to.micros();
+        const auto aligned = [length](std::int64_t time, const ZoneSpan& span) {
+            return floor_divide(time + span.offset, length) * length - span.offset;
+        };
+        const ZoneSpan here = zone.span_at(from);
+        const std::int64_t first = aligned(from, here), end = first + round_up(to - first, length);
+        ZoneSpan span = zone.span_at(first);
+        const auto fits = [&] { return (span.offset - here.offset) % length == 0; };
+        while (span.to < end && fits()) span = zone.span_at(span.to);
+        if (fits()) return cut_evenly(first, length, end);
+
+        // Clocks that move by less than a bin (Lord Howe by half an hour, everyone before time zones): a bin ends where the clock moves.
+        add_edge(std::max(first, here.from));
+        for (span = here; edges_.back() < to; span = zone.span_at(span.to)) {
+            for (std::int64_t edge = aligned(edges_.back(), span) + length; edge < std::min(span.to, to + length); edge += length) add_edge(edge);
+            if (edges_.back() < to) add_edge(span.to);
+        }
+    }
+
+    static std::int64_t local_anchor(Stride stride, const Zone& zone, const BinOptions& options) {
+        constexpr unsigned a_monday = 4;  // 5 January 1970
+        if (options.anchor && stride.months == 0) throw_bad_anchor("is only for months, quarters and years");
+        if (options.anchor) return zone.to_local(*options.anchor);
+        return options.bin == Bin::week ? (a_monday + options.week_start.iso_encoding() - 1) * micros_per_day : 0;
+    }
+
+    // `length` is 0 for months.
+    void cut_by_calendar(Period period, const Cycle& cycle, std::int64_t length, const Zone& zone) {
+        const std::int64_t to = period.to.micros();
+        std::int64_t k = cycle.index(period.from);
+        const std::int64_t first = cycle.boundary(k).micros();
+        if (length > 0) {
+            const std::int64_t end = first + round_up(to - first, length);
+            const bool whole = cycle.boundary(k + 1).micros() - first == length;  // not so where the clock skipped the beginning
+            if (whole && zone.span_at(first).to >= end) return cut_evenly(first, length, end);
+        }
+        add_edge(first);
+        while (edges_.back() < to) add_edge(cycle.boundary(++k).micros());
+    }
+
+    std::int64_t first_ = 0, length_ = 0, count_ = 0;
+    std::vector<std::int64_t> edges_;
+};
+
+// The bins of all of time, found when they are asked for: a grid for each stretch of 407 days in which a time fell.
+class Bins {
+public:
+    // Throws as BinGrid.
+    explicit Bins(BinOptions options) : options_(std::move(options)) { grid_of(0); }
+    Bins(const Bins&) = delete;
+    Bins& operator=(const Bins&) = delete;
+
+    // The bin that holds the time; all of time without bins.
+    Period around(Timestamp time) {
+        if (options_.bin == Bin::none) return {};
+        time = std::clamp(time, Timestamp::min(), Timestamp::max());
+        const std::int64_t era = time.micros() >> era_bits;
+        if (era != last_era_) last_grid_ = &grid_of(era), last_era_ = era, hint_ = 0;
+        const std::int64_t index = last_grid_->index(time, hint_);
+        return {last_grid_->start(index), last_grid_->start(index + 1)};
+    }
+
+private:
+    static constexpr int era_bits = 45;
+
+    const BinGrid& grid_of(std::int64_t era) {
+        const auto known = grids_.find(era);
+        if (known != grids_.end()) return known->second;
+        const Timestamp from(era * (std::int64_t{1} << era_bits));
+        return grids_.try_emplace(era, Period{from, from + std::chrono::microseconds(std::int64_t{1} << era_bits)}, options_).first->second;
+    }
+
+    BinOptions options_;
+    std::unordered_map<std::int64_t, BinGrid> grids_;
+    const BinGrid* last_grid_ = nullptr;
+    std::int64_t last_era_ = std::numeric_limits<std::int64_t>::min(), hint_ = 0;
+};
+
+}  // namespace
 
 // =============================================================================================
 // 3 values: JSON text (scanner, writer, canonical form), property paths, filters. Pure. Uses 1, 2.
@@ -4206,26 +4604,14 @@ private:
 
 // ---- from rows to the rows of an answer ----
 
-std::int64_t bin_start(std::int64_t time, Bin bin) {
-    constexpr std::int64_t hour = 3'600'000'000, day = 24 * hour;
-    const auto floor_to = [time](std::int64_t unit) { return floor_divide(time, unit) * unit; };
-    switch (bin) {
-        case Bin::hour:
-            return floor_to(hour);
-        case Bin::day:
-            return floor_to(day);
-        case Bin::month:
-            return this_month(Timestamp(time)).from.micros();
-        default:
-            return 0;
-    }
-}
-
 // Gives every row of a batch the number of the answer's row it belongs to: one for each bin and combination of group values met.
 class Slots {
 public:
     Slots(const AggregateQuery& query, ScanQuestion& question)
-        : bin_(query.bin), groups_(query.group_by.size()), combinations_(query.group_by.size()) {
+        : bin_(query.bin),
+          calendar_({query.bin, query.time_zone, query.week_start, query.billing_anchor}),
+          groups_(query.group_by.size()),
+          combinations_(query.group_by.size()) {
         if (bin_ != Bin::none) time_ = question.key(fields::time);
         for (const std::string& field : query.group_by) columns_.push_back(question.key(column_key(field)));
     }
@@ -4241,10 +4627,8 @@ public:
             if (bin_ != Bin::none) {
                 const std::int64_t time = batch.columns[time_].cells[row];
                 if (time < start || time >= end) {
-                    start = bin_start(time, bin_);
-                    end = bin_ == Bin::month ? start + 28 * std::int64_t{86'400'000'000}
-                          : bin_ == Bin::day ? start + 86'400'000'000
-                                             : start + 3'600'000'000;
+                    const Period whole = calendar_.around(Timestamp(time));
+                    start = whole.from.micros(), end = whole.to.micros();
                     bin = bins_.number(static_cast<std::uint64_t>(start));
                 }
             }
@@ -4284,6 +4668,7 @@ private:
         }
     }
     Bin bin_;
+    Bins calendar_;
     std::size_t time_ = 0;
     std::vector<std::size_t> columns_;
     std::vector<Values> groups_;
@@ -4843,6 +5228,150 @@ std::string Fees::to_text() const {
 // =============================================================================================
 // 8 books: how each vendor measures and prices, from its own JSON. Pure. Uses 1-3, 7.
 // =============================================================================================
+
+namespace {
+
+// ---- the vendors' calendars ----
+
+namespace autumn {
+
+// Of resets, prices and usage windows (getCycleIntervalFunctions.ts:27).
+constexpr std::pair<std::string_view, Stride> intervals[] = {
+    {"hour", {0, micros_per_hour}},
+    {"day", {0, micros_per_day}},
+    {"week", {0, 7 * micros_per_day}},
+    {"month", {1, 0}},
+    {"quarter", {3, 0}},
+    {"semi_annual", {6, 0}},
+    {"year", {12, 0}},
+};
+
+Stride stride_of(std::string_view interval, std::int64_t count = 1) {
+    const auto row = std::find_if(std::begin(intervals), std::end(intervals), [&](const auto& each) { return each.first == interval; });
+    if (row == std::end(intervals)) throw Error(ErrorCode::bad_value, "interval", quote(interval) + " is not an interval");
+    return repeated(row->second, count);
+}
+
+// The billing cycle around a moment; neither end is before the floor (getCycleStart.ts:25, getCycleEnd.ts:25).
+Period cycle_around(Timestamp now, Timestamp anchor, Stride stride, Timestamp floor = Timestamp::min()) {
+    const Period cycle = Cycle(stride, anchor.micros(), Zone({})).around(now);
+    return {std::max(cycle.from, floor), std::max(cycle.to, floor)};
+}
+
+// The window of a usage limit: the billing cycle when there is an anchor, else the calendar's, with weeks from Monday; nothing when
+// it never ends (getUsageWindowBounds.ts:21).
+std::optional<Period> usage_window(std::string_view interval, Timestamp now, const std::optional<Timestamp>& anchor) {
+    if (interval == "lifetime") return std::nullopt;
+    constexpr std::int64_t a_monday = 4;  // 5 January 1970
+    const Timestamp calendar(interval == "week" ? a_monday * micros_per_day : 0);
+    return cycle_around(now, anchor.value_or(calendar), stride_of(interval));
+}
+
+// Both ends belong to it.
+struct Range {
+    Timestamp from, to;
+};
+
+// What an analytics range covers: the bins of the list, and the total beside them.
+struct Ranges {
+    Range list, total;
+};
+
+Timestamp cut(Timestamp time, std::int64_t unit) { return Timestamp(floor_divide(time.micros(), unit) * unit); }
+
+// Without a billing cycle its ranges are the last day (aggregate.ts:90). The total of a range of days begins earlier than its list, with
+// the day when bins are days and else with the hour (getCountAndSum.ts:79).
+Ranges named_ranges(std::string_view name, Bin bin, Timestamp now, const std::optional<BillingCycle>& cycle) {
+    const bool days = name.ends_with('h') || name.ends_with('d');
+    const Period period = named_period(days || cycle ? name : "24h", cut(now, micros_per_second), cycle);
+    const Range list{period.from, period.to};
+    if (!days && cycle) return {list, list};
+    return {list, {cut(list.from, bin == Bin::day ? micros_per_day : micros_per_hour), list.to}};
+}
+
+// Milliseconds are cut off at both ends (aggregate.ts:101).
+Ranges custom_ranges(Timestamp from, Timestamp to) {
+    const Range range{cut(from, micros_per_second), cut(to, micros_per_second)};
+    return {range, range};
+}
+
+// The bins of a list. The range's last moment belongs to it, so an end at midnight adds a day (aggregate.ts:142).
+BinGrid list_bins(const Range& range, Bin bin, std::string time_zone) {
+    return BinGrid({range.from, range.to + std::chrono::seconds(1)}, {.bin = bin, .time_zone = std::move(time_zone)});
+}
+
+}  // namespace autumn
+
+namespace flexprice {
+
+// Window sizes (window_size.go:29).
+constexpr std::pair<std::string_view, Bin> window_sizes[] = {
+    {"MINUTE", Bin::minute}, {"15MIN", Bin::minutes_15}, {"30MIN", Bin::minutes_30}, {"HOUR", Bin::hour}, {"3HOUR", Bin::hours_3},
+    {"6HOUR", Bin::hours_6}, {"12HOUR", Bin::hours_12},  {"DAY", Bin::day},          {"WEEK", Bin::week}, {"MONTH", Bin::month},
+};
+
+// A name that is none of them counts as a day (aggregators.go:188).
+Bin window_of(std::string_view size) {
+    const auto row = std::find_if(std::begin(window_sizes), std::end(window_sizes), [&](const auto& each) { return each.first == size; });
+    return row == std::end(window_sizes) ? Bin::day : row->second;
+}
+
+// The windows of events: weeks from Sunday; months from midnight of the anchor's day, which runs over into the next month where a month is too
+// short for it (aggregators.go:183 and 214).
+BinOptions event_windows(std::string_view size, std::string time_zone, const std::optional<Timestamp>& anchor) {
+    BinOptions windows{.bin = window_of(size), .time_zone = std::move(time_zone), .week_start = std::chrono::Sunday};
+    if (windows.bin != Bin::month || !anchor) return windows;
+    const Zone zone(windows.time_zone);
+    windows.anchor = zone.to_utc(midnight(date_of(*anchor)).micros());
+    windows.month_end = MonthEnd::overflow;
+    return windows;
+}
+
+// The windows of commitments: weeks from Monday; months from the anchor or the period's beginning, clamped (billing_commitment.go:50-101).
+BinOptions commitment_windows(std::string_view size, const Period& period, const std::optional<Timestamp>& anchor) {
+    BinOptions windows{.bin = window_of(size)};
+    if (windows.bin == Bin::month) windows.anchor = anchor.value_or(period.from);
+    return windows;
+}
+
+}  // namespace flexprice
+
+namespace polar {
+
+// Intervals of meter quantities, and how many days a question may span at most (time_queries.py:46).
+struct Interval {
+    std::string_view name;
+    Bin bin;
+    Stride stride;
+    int most_days;
+};
+
+constexpr Interval intervals[] = {
+    {"hour", Bin::hour, {0, micros_per_hour}, 7}, {"day", Bin::day, {0, micros_per_day}, 366}, {"week", Bin::week, {0, 7 * micros_per_day}, 371},
+    {"month", Bin::month, {1, 0}, 1460},          {"year", Bin::year, {12, 0}, 3650},
+};
+
+const Interval& interval_named(std::string_view name) {
+    const auto row = std::find_if(std::begin(intervals), std::end(intervals), [&](const auto& each) { return each.name == name; });
+    if (row == std::end(intervals)) throw Error(ErrorCode::bad_value, "interval", quote(name) + " is not an interval");
+    return *row;
+}
+
+// The moments that have a row in the answer: the start, and on by one interval each, on the zone's clock, until the end has passed. Each is
+// counted from the one before, so a 31st that a short month moved stays where it is. (generate_series in time_queries.py:32)
+std::vector<Timestamp> quantity_rows(Timestamp start, Timestamp end, const Interval& interval, const Zone& zone) {
+    if (start > end) throw Error(ErrorCode::bad_value, "end", "is before the start");
+    if (end - start > std::chrono::days(interval.most_days)) throw Error(ErrorCode::bad_value, "interval", "is too small for so long a time");
+    std::vector<Timestamp> rows;
+    for (Timestamp row = start; row <= end;) {
+        rows.push_back(row);
+        row = interval.bin == Bin::hour ? row + std::chrono::hours(1) : Cycle(interval.stride, zone.to_local(row), zone).boundary(1);
+    }
+    return rows;
+}
+
+}  // namespace polar
+}  // namespace
 
 // What a book asks of the log. Which events: those of the metric and the query, as in Meter::aggregate; bins are not used.
 struct Measured {
@@ -7867,11 +8396,11 @@ enum class Form {
 };
 
 struct WireField {
-    std::string_view key;  ///< "customer.email" is the member email of the object customer; such fields stand together
+    std::string_view key;  // "customer.email" is the member email of the object customer; such fields stand together
     From from;
     Form form = Form::text;
     bool required = false;           ///< the vendor takes no event without it
-    std::string_view fallback = {};  ///< sent where the event has nothing
+    std::string_view fallback = {};  // sent where the event has nothing
     bool always = false;             ///< sent even when it is empty
     std::string_view rival = {};     ///< a key of the event's extension that takes its place
     std::string_view other = {};     ///< a key of the event's extension that serves where this one is required
@@ -7952,9 +8481,9 @@ enum class Meaning {
 
 struct StatusRule {
     int from, to;
-    std::string_view code;  ///< only when the body says so: its "code", or any part of a body that is not JSON
+    std::string_view code;  // only when the body says so: its "code", or any part of a body that is not JSON
     Meaning meaning;
-    bool unknown = false;  ///< the events may have been stored all the same
+    bool unknown = false;  // the events may have been stored all the same
 };
 
 constexpr std::array lago_rules{
@@ -8152,7 +8681,7 @@ const Vendor& vendor_of(const Upstream& upstream) {
 
 std::string json_text(const json& value) { return value.dump(-1, ' ', false, json::error_handler_t::replace); }
 
-/// Whole numbers beyond 2^53 as text, at any depth.
+// Whole numbers beyond 2^53 as text, at any depth.
 json without_large_integers(const json& value) {
     constexpr std::int64_t largest = std::int64_t{1} << 53;
     if (value.is_number_unsigned() && value.get<std::uint64_t>() > static_cast<std::uint64_t>(largest)) return value.dump();
@@ -8169,7 +8698,7 @@ std::string timestamp_text(Timestamp t, Form form) {
     return std::to_string(t.micros() / 1000);
 }
 
-/// The text of a field, before it is quoted; empty when the event has nothing there.
+// The text of a field, before it is quoted; empty when the event has nothing there.
 std::string plain_value(const WireField& field, const Event& event) {
     switch (field.from) {
         case From::id:
@@ -8211,7 +8740,7 @@ const json& extension_of(const Vendor& vendor, const Event& event) {
     return found != event.extensions.end() && found->is_object() ? *found : nothing;
 }
 
-/// The JSON text of a field; empty when nothing is to be sent.
+// The JSON text of a field; empty when nothing is to be sent.
 std::string field_json(const WireField& field, const Event& event, const json& extension) {
     std::string out;
     if (!field.rival.empty() && extension.contains(std::string(field.rival))) return out;
@@ -8245,7 +8774,7 @@ bool field_named(const Vendor& vendor, std::string_view key) {
                        [&](const WireField& f) { return first_name(f.key) == key || (f.from == From::extension && last_name(f.key) == key); });
 }
 
-/// One event as the vendor's JSON. What the extension has beyond the vendor's fields goes in as it is; it never replaces one.
+// One event as the vendor's JSON. What the extension has beyond the vendor's fields goes in as it is; it never replaces one.
 std::string event_json(const Vendor& vendor, const Event& event) {
     const json& extension = extension_of(vendor, event);
     std::string out = "{", open_object;
@@ -8281,8 +8810,8 @@ std::string event_json(const Vendor& vendor, const Event& event) {
     return out += '}';
 }
 
-/// Why the vendor's format cannot carry the event; empty when it can. Only what no answer would tell us (flexprice dossier 3.4, autumn
-/// dossier 4.5, zyg dossier 5.4): everything else is the vendor's to judge.
+// Why the vendor's format cannot carry the event; empty when it can. Only what no answer would tell us (flexprice dossier 3.4, autumn
+// dossier 4.5, zyg dossier 5.4): everything else is the vendor's to judge.
 std::string unsendable_reason(const Vendor& vendor, const Event& event) {
     const json& extension = extension_of(vendor, event);
     for (const WireField& field : vendor.fields) {
@@ -8312,7 +8841,7 @@ std::string percent_encoded(std::string_view text) {
     return out;
 }
 
-/// The vendor's address; the version prefix may stand in base_url already, as the vendors' own clients want it.
+// The vendor's address; the version prefix may stand in base_url already, as the vendors' own clients want it.
 std::string root_url(const Vendor& vendor, const UpstreamOptions& options) {
     std::string url = options.base_url.empty() ? std::string(vendor.base_url) : options.base_url;
     while (!url.empty() && url.back() == '/') url.pop_back();
@@ -8366,7 +8895,7 @@ void check_header_text(const std::string& text, const char* field) {
 
 struct Blame {
     std::size_t index = 0;
-    bool duplicate = false;  ///< was there already
+    bool duplicate = false;  // was there already
     bool early = false;      ///< in the future, by the vendor's clock
     std::string text = {};
 };
@@ -8379,10 +8908,10 @@ struct Answer {
     bool early = false;                  ///< of refused: for the vendor's clock
     std::string text = {};               ///< the vendor's words, or the transport's
     std::chrono::seconds wait{0};        ///< asked for by the vendor
-    std::optional<Timestamp> date = {};  ///< the vendor's clock
+    std::optional<Timestamp> date = {};  // the vendor's clock
 };
 
-/// Vendors' texts are kept short.
+// Vendors' texts are kept short.
 std::string shortened(std::string text, std::size_t limit = 1000) {
     if (text.size() <= limit) return text;
     while (limit > 0 && (static_cast<unsigned char>(text[limit]) & 0xC0) == 0x80) --limit;
@@ -8390,14 +8919,14 @@ std::string shortened(std::string text, std::size_t limit = 1000) {
     return text + "...";
 }
 
-/// JSON from outside, without what lies deeper than anyone needs; discarded when it is not JSON.
+// JSON from outside, without what lies deeper than anyone needs; discarded when it is not JSON.
 json parse_answer(const std::string& body) {
     constexpr int depth_limit = 24;
     return json::parse(
         body, [](int depth, json::parse_event_t, json&) { return depth <= depth_limit; }, false);
 }
 
-/// A body that is not JSON, fit to be shown.
+// A body that is not JSON, fit to be shown.
 std::string printable(std::string_view body) {
     std::string out;
     for (const char c : body.substr(0, 300)) {
@@ -8415,7 +8944,7 @@ std::string text_member(const json& object, const char* key) {
 
 std::string words(const json& value) { return value.is_string() ? value.get<std::string>() : json_text(value); }
 
-/// The words of an error body: message, error.message, error, detail, error_details, in the shapes the dossiers list.
+// The words of an error body: message, error.message, error, detail, error_details, in the shapes the dossiers list.
 std::string error_text(const json& body, const std::string& raw) {
     if (!body.is_object()) return printable(raw);
     for (const char* key : {"error_details", "message", "detail"})
@@ -8432,7 +8961,7 @@ std::optional<std::int64_t> whole_number(std::string_view text) {
     return value;
 }
 
-/// "Sun, 06 Nov 1994 08:49:37 GMT" (RFC 9110, 5.6.7); the obsolete forms are not taken.
+// "Sun, 06 Nov 1994 08:49:37 GMT" (RFC 9110, 5.6.7); the obsolete forms are not taken.
 std::optional<Timestamp> http_date(std::string_view text) {
     static constexpr std::string_view months = "JanFebMarAprMayJunJulAugSepOctNovDec";
     if (text.size() != 29 || text.substr(3, 2) != ", " || text.substr(25) != " GMT" || text[19] != ':' || text[22] != ':') return std::nullopt;
@@ -8447,8 +8976,8 @@ std::optional<Timestamp> http_date(std::string_view text) {
     return Timestamp((days * 86400 + *hour * 3600 + *minute * 60 + *second) * 1000000);
 }
 
-/// What the vendor asks us to wait: Retry-After (seconds, or a date seen from the answer's own Date), else a rate limit's reset
-/// (lago dossier 1.9, autumn dossier 1.5). At most a day: the number comes from outside.
+// What the vendor asks us to wait: Retry-After (seconds, or a date seen from the answer's own Date), else a rate limit's reset
+// (lago dossier 1.9, autumn dossier 1.5). At most a day: the number comes from outside.
 std::chrono::seconds asked_wait(const HttpResponse& response, std::optional<Timestamp> date) {
     static constexpr std::int64_t longest = 86400;
     const auto bounded = [](std::int64_t seconds) { return std::chrono::seconds(std::clamp<std::int64_t>(seconds, 0, longest)); };
@@ -8465,7 +8994,7 @@ std::chrono::seconds asked_wait(const HttpResponse& response, std::optional<Time
     return std::chrono::seconds(0);
 }
 
-/// Whether a body shows what this vendor's success shows (responses.json; zyg dossier 5.4): a portal's page does not.
+// Whether a body shows what this vendor's success shows (responses.json; zyg dossier 5.4): a portal's page does not.
 bool proves(const Vendor& vendor, const json& body, std::size_t sent) {
     if (vendor.proof.empty()) return true;
     if (!body.is_object()) return false;
@@ -8489,14 +9018,14 @@ std::int64_t counted_duplicates(const Vendor& vendor, const json& body, std::siz
     return static_cast<std::int64_t>(sent - body[std::string(vendor.proof)].get<std::size_t>());
 }
 
-/// What the reader of one index style finds; nothing when the answer does not say which events are refused.
+// What the reader of one index style finds; nothing when the answer does not say which events are refused.
 struct Blames {
     std::vector<Blame> events = {};
     bool too_large = false;
 };
 
-/// Lago: error_details by index. An index outside the batch, or other keys, means the batch as a whole (lago dossier 1.10). When an id stands
-/// twice in one batch the second is blamed and neither is stored: no index helps then, the two must part.
+// Lago: error_details by index. An index outside the batch, or other keys, means the batch as a whole (lago dossier 1.10). When an id stands
+// twice in one batch the second is blamed and neither is stored: no index helps then, the two must part.
 std::optional<Blames> blame_by_key(const json& body, std::span<const std::string> ids) {
     const auto details = body.find("error_details");
     if (details == body.end() || !details->is_object()) return std::nullopt;
@@ -8513,8 +9042,8 @@ std::optional<Blames> blame_by_key(const json& body, std::span<const std::string
     return blames;
 }
 
-/// Polar: detail[].loc = body, events, index, shape, field. A bad event is reported for both shapes of event, so it is early when one shape
-/// has nothing else to say (polar dossier 2.6).
+// Polar: detail[].loc = body, events, index, shape, field. A bad event is reported for both shapes of event, so it is early when one shape
+// has nothing else to say (polar dossier 2.6).
 std::optional<Blames> blame_by_loc(const json& body, std::span<const std::string> ids, std::string_view early) {
     const auto detail = body.find("detail");
     if (detail == body.end() || !detail->is_array()) return std::nullopt;
@@ -8543,7 +9072,7 @@ std::optional<Blames> blame_by_loc(const json& body, std::span<const std::string
     return blames;
 }
 
-/// Autumn: the message begins with the index, or holds several such parts (autumn dossier 1.4, 4.5).
+// Autumn: the message begins with the index, or holds several such parts (autumn dossier 1.4, 4.5).
 std::optional<Blames> blame_by_prefix(const json& body, std::span<const std::string> ids, std::string_view early) {
     std::string message = text_member(body, "message");
     constexpr std::string_view several = "[Validation Errors] ";
@@ -8587,7 +9116,7 @@ const StatusRule* find_rule(std::span<const StatusRule> rules, int status, const
     return nullptr;
 }
 
-/// What an answer means for the events of one request, whose ids are given in the order they were sent.
+// What an answer means for the events of one request, whose ids are given in the order they were sent.
 Answer read_answer(const Vendor& vendor, const HttpResponse& response, std::span<const std::string> ids) {
     Answer answer;
     if (response.status == 0) {
@@ -9827,7 +10356,7 @@ bool FlushReport::complete() const noexcept {
 #ifdef METER_CURL
 namespace {
 
-/// An easy handle and the multi handle that keeps its connections. Used by one exchange at a time.
+// An easy handle and the multi handle that keeps its connections. Used by one exchange at a time.
 struct CurlHandle {
     CURLM* multi = curl_multi_init();
     CURL* easy = curl_easy_init();
