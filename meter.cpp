@@ -849,17 +849,19 @@ std::size_t utf8_length(std::string_view text, std::size_t at) noexcept {
     return 0;
 }
 
-// How many of the first bytes are plain: ASCII from space on, without quotation mark and backslash. Eight bytes at a time: a byte of the
-// word gets its high bit set when it is below space, or one of the two, or has it already (Hacker's Delight, 6-1).
+// How many of the first bytes are plain: ASCII from space on, without quotation mark and backslash. Eight bytes at a time: (word - n x ones)
+// & ~word has the high bit of the lowest byte that is below n, and none below it (Hacker's Delight, 6-1).
 std::size_t plain_run(std::string_view text) noexcept {
     constexpr std::uint64_t ones = 0x0101010101010101ULL, highs = 0x8080808080808080ULL;
-    const auto below = [](std::uint64_t word, std::uint64_t bound) { return word - ones * bound; };
+    const auto below = [](std::uint64_t word, std::uint64_t bound) { return (word - ones * bound) & ~word; };
     std::size_t at = 0;
-    for (; at + 8 <= text.size(); at += 8) {
-        std::uint64_t word = 0;
-        std::memcpy(&word, text.data() + at, 8);
-        const std::uint64_t quote = word ^ ones * '"', slash = word ^ ones * '\\';
-        if (((word | below(word, ' ') | below(quote, 1) | below(slash, 1)) & highs) != 0) break;
+    if constexpr (std::endian::native == std::endian::little) {
+        for (; at + 8 <= text.size(); at += 8) {
+            std::uint64_t word = 0;
+            std::memcpy(&word, text.data() + at, 8);
+            const std::uint64_t stops = (word | below(word, ' ') | below(word ^ ones * '"', 1) | below(word ^ ones * '\\', 1)) & highs;
+            if (stops != 0) return at + static_cast<std::size_t>(std::countr_zero(stops)) / 8;
+        }
     }
     while (at < text.size() && text[at] >= ' ' && text[at] != '"' && text[at] != '\\' && static_cast<unsigned char>(text[at]) < 0x80) ++at;
     return at;
@@ -913,7 +915,7 @@ public:
 
     // The first character of the next value; NUL at the end.
     char peek() noexcept {
-        while (at_ != end_ && (*at_ == ' ' || *at_ == '\t' || *at_ == '\n' || *at_ == '\r')) ++at_;
+        while (at_ != end_ && static_cast<unsigned char>(*at_) <= ' ' && (*at_ == ' ' || *at_ == '\t' || *at_ == '\n' || *at_ == '\r')) ++at_;
         return at_ == end_ ? '\0' : *at_;
     }
 
@@ -1013,9 +1015,10 @@ private:
     static constexpr std::pair<std::string_view, std::string_view> escapes{"\"\\/bfnrt", "\"\\/\b\f\n\r\t"};
 
     void expect(char c) {
-        if (peek() != c || at_ == end_) fail(std::string("'") + c + "' expected");
+        if (peek() != c || at_ == end_) missing(c);
         ++at_;
     }
+    [[noreturn]] void missing(char c) const { fail(std::string("'") + c + "' expected"); }
     void open(char c) {
         expect(c);
         if (++depth_ > limits::json_depth) fail("nested more than " + std::to_string(limits::json_depth) + " deep");
@@ -1793,7 +1796,7 @@ public:
     Connection(const std::string& path, std::chrono::milliseconds busy_timeout)
         : db(path, SQLite::OPEN_READWRITE | SQLite::OPEN_CREATE | SQLite::OPEN_NOMUTEX, static_cast<int>(busy_timeout.count())) {}
 
-    // `sql` must be a literal. The same text must not be in use twice at a time.
+    // `sql` must be a literal, and not be in use already.
     Prepared prepared(const char* sql) {
         auto& statement = statements_[sql];
         if (!statement) {
@@ -1820,7 +1823,7 @@ private:
     struct Finalize {
         void operator()(sqlite3_stmt* statement) const noexcept { sqlite3_finalize(statement); }
     };
-    std::unordered_map<std::string_view, std::unique_ptr<sqlite3_stmt, Finalize>> statements_;
+    std::unordered_map<const void*, std::unique_ptr<sqlite3_stmt, Finalize>> statements_;  // by the address of the literal
 };
 
 class Transaction {
@@ -1865,7 +1868,7 @@ CREATE TABLE log(
     extra TEXT);                -- JSON object: precise_total_amount_cents, notice, extensions
 CREATE TABLE metrics(code TEXT PRIMARY KEY, definition TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE books(vendor TEXT, code TEXT, source TEXT NOT NULL, PRIMARY KEY(vendor, code)) WITHOUT ROWID;
-CREATE TABLE chunks(id INTEGER PRIMARY KEY, first INTEGER NOT NULL, last INTEGER NOT NULL);
+CREATE TABLE chunks(id INTEGER PRIMARY KEY, first INTEGER NOT NULL, last INTEGER NOT NULL, recorded INTEGER NOT NULL);
 CREATE TABLE layouts(id INTEGER PRIMARY KEY, keys TEXT NOT NULL UNIQUE);
 CREATE TABLE segments(
     id INTEGER PRIMARY KEY, chunk INTEGER NOT NULL, name INTEGER NOT NULL, layout INTEGER NOT NULL,
@@ -1915,20 +1918,25 @@ struct PackedId {
 
 constexpr bool uuid_dash(std::size_t at) noexcept { return at == 8 || at == 13 || at == 18 || at == 23; }
 
+// What a lower-case hexadecimal digit stands for; 16 for every other character.
+constexpr std::array<std::uint8_t, 256> hex_values = [] {
+    std::array<std::uint8_t, 256> values{};
+    values.fill(16);
+    for (std::uint8_t i = 0; i < 16; ++i) values[static_cast<unsigned char>("0123456789abcdef"[i])] = i;
+    return values;
+}();
+
 PackedId pack_id(std::string_view id) noexcept {
-    PackedId packed{{}, id, id.size() == 36};
-    std::size_t nibble = 0;
-    for (std::size_t i = 0; packed.is_uuid && i < id.size(); ++i) {
-        const char c = id[i];
-        if (uuid_dash(i)) {
-            packed.is_uuid = c == '-';
-            continue;
-        }
-        const int digit = c >= '0' && c <= '9' ? c - '0' : c >= 'a' && c <= 'f' ? c - 'a' + 10 : -1;
-        packed.is_uuid = digit >= 0;
-        packed.uuid[nibble / 2] = static_cast<char>(static_cast<unsigned char>(packed.uuid[nibble / 2]) << 4 | (digit & 15));
-        ++nibble;
+    PackedId packed{{}, id, id.size() == 36 && id[8] == '-' && id[13] == '-' && id[18] == '-' && id[23] == '-'};
+    if (!packed.is_uuid) return packed;
+    unsigned seen = 0;
+    for (std::size_t byte = 0, at = 0; byte < 16; ++byte, at += 2) {
+        if (uuid_dash(at)) ++at;
+        const unsigned high = hex_values[static_cast<unsigned char>(id[at])], low = hex_values[static_cast<unsigned char>(id[at + 1])];
+        packed.uuid[byte] = static_cast<char>(high << 4 | low);
+        seen |= high | low;
     }
+    packed.is_uuid = seen < 16;
     return packed;
 }
 
@@ -2120,6 +2128,7 @@ public:
     void refresh(Connection& db) {
         if (const std::int64_t generation = meta(db, "generation"); generation != generation_) {
             load_runs(db);
+            pruned_ = meta(db, "pruned");
             sealed_ = meta(db, "sealed");
             tail_.keep_after(sealed_);
             through_ = std::max(through_, sealed_);
@@ -2135,7 +2144,7 @@ public:
 
     std::int64_t find(Connection& db, const PackedId& id, std::uint64_t hash) const {
         std::int64_t found = 0;
-        const auto same = [&](std::int64_t sequence) { return is_id(db, sequence, id) && (found = sequence, true); };
+        const auto same = [&](std::int64_t sequence) { return sequence > pruned_ && is_id(db, sequence, id) && (found = sequence, true); };
         if (tail_.look(hash, same)) return found;
         for (const Run& run : runs_) {
             if (!may_hold(run, hash)) continue;
@@ -2196,18 +2205,17 @@ private:
     }
 
     std::size_t memory_;
-    std::int64_t generation_ = -1, sealed_ = 0, through_ = 0;
+    std::int64_t generation_ = -1, pruned_ = 0, sealed_ = 0, through_ = 0;
     HashTable tail_;
     std::vector<Run> runs_;
 };
 
 // ---- the log ----
 
-// Text -> texts.id, with a bounded memory of the answers. 0 stands for the empty text, which is stored as NULL.
+// Text -> texts.id, with a bounded memory of the answers.
 class Interner {
 public:
     std::int64_t intern(Connection& db, std::string_view text) {
-        if (text.empty()) return 0;
         if (const auto known = ids_.find(text); known != ids_.end()) return known->second;
         std::int64_t id = db.integer("SELECT id FROM texts WHERE text = ?", text);
         if (id == 0) {
@@ -2281,27 +2289,6 @@ bool same_content(const Prepared& row, const Drafts& drafts, const Draft& draft)
            same_json(row.text(10), drafts.properties(draft)) && (row.null(11) ? extra.empty() : !extra.empty() && same_json(row.text(11), extra));
 }
 
-// 0 and the empty text stand for what an event does not have.
-std::optional<std::int64_t> known(std::int64_t id) { return id == 0 ? std::nullopt : std::optional(id); }
-std::optional<std::string_view> known(std::string_view text) { return text.empty() ? std::nullopt : std::optional(text); }
-
-void insert_row(Connection& db, Interner& texts, const Drafts& drafts, const Draft& draft, const PackedId& id, std::int64_t sequence,
-                std::int64_t time, Timestamp now) {
-    const std::int64_t name = texts.intern(db, draft.name);
-    const auto customer = known(texts.intern(db, draft.customer)), subscription = known(texts.intern(db, draft.subscription)),
-               source = known(texts.intern(db, draft.source));
-    const Prepared insert = db.prepared("INSERT INTO log VALUES(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)");
-    const auto values = [&](const auto& stored_id) {
-        insert.run(sequence, stored_id, time, now.micros() - time, name, customer, subscription, source, known(draft.value), drafts.properties(draft),
-                   known(drafts.extra(draft)));
-    };
-    if (id.is_uuid) {
-        values(std::span(reinterpret_cast<const std::uint8_t*>(id.uuid.data()), id.uuid.size()));
-    } else {
-        values(id.text);
-    }
-}
-
 // What the writing side remembers between transactions. `forget` after a rollback.
 struct LogMemory {
     explicit LogMemory(std::size_t index_bytes) : ids(index_bytes) {}
@@ -2328,29 +2315,63 @@ private:
 };
 
 // Stores the accepted drafts, each unless its id is in the log already, and completes the receipts. Inside a transaction.
-void append_log(Connection& db, LogMemory& memory, Drafts& drafts, Timestamp now) {
-    memory.refresh(db);
-    std::int64_t sequence = last_sequence(db);
-    for (const Draft& draft : drafts.accepted) {
-        Receipt& receipt = drafts.receipts[draft.receipt];
-        const PackedId id = pack_id(draft.id);
-        const std::uint64_t hash = id_hash(id);
-        if (const std::int64_t earlier = memory.ids.find(db, id, hash); earlier != 0) {
-            const Prepared row = db.prepared(METER_EVENT_COLUMNS "WHERE l.sequence = ?");
-            row.bind(earlier);
-            const bool same = row.row() && same_content(row, drafts, draft);
-            receipt.status = same ? ReceiptStatus::duplicate : ReceiptStatus::conflict;
-            receipt.sequence = earlier;
-            if (!same) receipt.field = "id", receipt.reason = "is in the log with other content";
-            continue;
+class LogAppend {
+public:
+    LogAppend(Connection& db, LogMemory& memory, Drafts& drafts, Timestamp now)
+        : db_(db), memory_(memory), drafts_(drafts), now_(now), insert_(db.prepared("INSERT INTO log VALUES(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)")) {}
+
+    void run() {
+        memory_.refresh(db_);
+        sequence_ = last_sequence(db_);
+        for (const Draft& draft : drafts_.accepted) {
+            Receipt& receipt = drafts_.receipts[draft.receipt];
+            const PackedId id = pack_id(draft.id);
+            const std::uint64_t hash = id_hash(id);
+            if (const std::int64_t earlier = memory_.ids.find(db_, id, hash); earlier != 0) {
+                compare(draft, earlier, receipt);
+                continue;
+            }
+            receipt.sequence = ++sequence_;
+            receipt.status = ReceiptStatus::stored;
+            insert(draft, id);
+            memory_.ids.add(hash, sequence_);
         }
-        const std::int64_t time = draft.timestamp.value_or(now).micros();
-        insert_row(db, memory.texts, drafts, draft, id, ++sequence, time, now);
-        memory.ids.add(hash, sequence);
-        receipt.status = ReceiptStatus::stored;
-        receipt.sequence = sequence;
     }
-}
+
+private:
+    void compare(const Draft& draft, std::int64_t earlier, Receipt& receipt) {
+        const Prepared row = db_.prepared(METER_EVENT_COLUMNS "WHERE l.sequence = ?");
+        row.bind(earlier);
+        const bool same = row.row() && same_content(row, drafts_, draft);
+        receipt.status = same ? ReceiptStatus::duplicate : ReceiptStatus::conflict;
+        receipt.sequence = earlier;
+        if (!same) receipt.field = "id", receipt.reason = "is in the log with other content";
+    }
+    void insert(const Draft& draft, const PackedId& id) {
+        const std::int64_t time = draft.timestamp.value_or(now_).micros();
+        const std::int64_t name = memory_.texts.intern(db_, draft.name);
+        const auto customer = intern(draft.customer), subscription = intern(draft.subscription), source = intern(draft.source);
+        const auto row = [&](const auto& stored_id) {
+            insert_.run(sequence_, stored_id, time, now_.micros() - time, name, customer, subscription, source, stored(draft.value),
+                        drafts_.properties(draft), stored(drafts_.extra(draft)));
+        };
+        if (id.is_uuid) {
+            row(std::span(reinterpret_cast<const std::uint8_t*>(id.uuid.data()), id.uuid.size()));
+        } else {
+            row(id.text);
+        }
+    }
+    // What an event does not have is stored as NULL.
+    std::optional<std::int64_t> intern(std::string_view text) { return text.empty() ? std::nullopt : std::optional(memory_.texts.intern(db_, text)); }
+    static std::optional<std::string_view> stored(std::string_view text) { return text.empty() ? std::nullopt : std::optional(text); }
+
+    Connection& db_;
+    LogMemory& memory_;
+    Drafts& drafts_;
+    Timestamp now_;
+    Prepared insert_;
+    std::int64_t sequence_ = 0;
+};
 
 // ---- columns ----
 //
@@ -2661,7 +2682,7 @@ public:
         times_.push_back(time);
         customers_.push_back(customer);
         subscriptions_.push_back(subscription);
-        column(fields::source).add_interned(row, source);
+        if (source != 0) column(fields::source).add_interned(row, source);
         if (!value.empty()) column(fields::value).add_number(row, value);
         if (!extra.empty()) {
             Event event;
@@ -2816,12 +2837,13 @@ void write_segment(Connection& db, std::int64_t chunk, const Segment& segment) {
 // A stretch of the log in its lasting form, made outside of any transaction.
 struct Chunk {
     std::int64_t first = 0, last = 0;  // sequences after `first` up to `last`
+    std::int64_t recorded = 0;         // when the latest of them was recorded
     std::vector<Segment> segments{};
     std::vector<RunEntry> ids{};
 };
 
 Chunk make_chunk(Connection& db, std::int64_t first, std::int64_t last) {
-    Chunk chunk{first, last, {}, {}};
+    Chunk chunk{first, last, db.integer("SELECT max(timestamp + delay) FROM log WHERE sequence > ? AND sequence <= ?", first, last), {}, {}};
     Parts parts;
     read_parts(db, first, last, std::nullopt, parts);
     for (const auto& [name, part] : parts) {
@@ -2850,7 +2872,7 @@ void changed(Connection& db) { set_meta(db, "generation", meta(db, "generation")
 // Stores a sealed chunk, unless another process was first. Inside a transaction; all or nothing.
 bool write_chunk(Connection& db, const Chunk& chunk) {
     if (meta(db, "sealed") != chunk.first) return false;
-    db.prepared("INSERT INTO chunks(first, last) VALUES(?, ?)").run(chunk.first, chunk.last);
+    db.prepared("INSERT INTO chunks(first, last, recorded) VALUES(?, ?, ?)").run(chunk.first, chunk.last, chunk.recorded);
     const std::int64_t id = db.last_rowid();
     for (const Segment& segment : chunk.segments) write_segment(db, id, segment);
     Run run{0, 0, chunk.first, chunk.last, run_bits(chunk.ids.size()), {}};
@@ -3198,6 +3220,22 @@ Scalar cell_scalar(const Column& column, std::size_t row) {
     }
 }
 
+// Times are compared as microseconds.
+Filter in_micros(Filter filter) {
+    const auto convert = [](json& value) {
+        if (value.is_string()) {
+            value = Timestamp::parse(value.get_ref<const std::string&>()).micros();
+        } else if (value.is_number()) {
+            value = Timestamp::from_unix(Decimal::from_json(value)).micros();
+        }
+    };
+    if (!filter.value.is_array())
+        convert(filter.value);
+    else
+        for (json& value : filter.value) convert(value);
+    return filter;
+}
+
 // A filter with its fields found among a scan's columns and its values prepared.
 class Condition {
 public:
@@ -3220,18 +3258,6 @@ public:
     }
 
 private:
-    // Times are compared as microseconds.
-    static Filter in_micros(Filter filter) {
-        const auto convert = [](const json& value) -> json {
-            if (value.is_string()) return Timestamp::parse(value.get_ref<const std::string&>()).micros();
-            if (value.is_number()) return Timestamp::from_unix(Decimal::from_json(value)).micros();
-            return value;
-        };
-        if (!filter.value.is_array()) filter.value = convert(filter.value);
-        for (json& value : filter.value.is_array() ? filter.value : json::array()) value = convert(value);
-        return filter;
-    }
-
     std::vector<std::uint8_t> rows(Connection& db, const Batch& batch) const {
         if (kind_ == Filter::Kind::clause) return clause_rows(db, batch.columns[column_], batch.rows);
         std::vector<std::uint8_t> met(batch.rows, kind_ == Filter::Kind::all ? 1 : 0);
@@ -3273,6 +3299,125 @@ private:
     std::size_t column_ = 0;
     Clause clause_{};
 };
+
+// Bytes of the file that hold something.
+std::int64_t used_bytes(Connection& db) {
+    return (db.integer("PRAGMA page_count") - db.integer("PRAGMA freelist_count")) * db.integer("PRAGMA page_size");
+}
+
+// ---- retention: whole chunks, the oldest first ----
+
+struct ChunkInfo {
+    std::int64_t id = 0, first = 0, last = 0, recorded = 0;
+};
+
+std::vector<ChunkInfo> all_chunks(Connection& db) {
+    std::vector<ChunkInfo> chunks;
+    const Prepared row = db.prepared("SELECT id, first, last, recorded FROM chunks ORDER BY first");
+    while (row.row()) chunks.push_back({row.integer(0), row.integer(1), row.integer(2), row.integer(3)});
+    return chunks;
+}
+
+void drop_segments(Connection& db, std::int64_t chunk) {
+    db.prepared(
+          "DELETE FROM columns WHERE id IN (SELECT c.id FROM segments s JOIN columns c ON c.id >= s.id * ?1 AND c.id < (s.id + 1) * ?1 WHERE s.chunk "
+          "= ?2)")
+        .run(max_columns, chunk);
+    db.prepared("DELETE FROM segments WHERE chunk = ?").run(chunk);
+    db.prepared("DELETE FROM chunks WHERE id = ?").run(chunk);
+}
+
+// Takes the chunk out of every answer; its rows are deleted later. Inside a transaction. False when another process was first.
+bool prune_chunk(Connection& db, const ChunkInfo& chunk) {
+    if (meta(db, "pruned") != chunk.first) return false;
+    drop_segments(db, chunk.id);
+    db.prepared("UPDATE runs SET state = 'dead' WHERE state = 'live' AND last <= ?").run(chunk.last);
+    set_meta(db, "pruned", chunk.last);
+    changed(db);
+    return true;
+}
+
+// Rows of pruned chunks, a few at a time. How many were deleted.
+std::int64_t delete_pruned(Connection& db) {
+    constexpr std::int64_t step = 4096;
+    const std::int64_t first = db.integer("SELECT sequence FROM log ORDER BY sequence LIMIT 1");
+    if (first == 0) return 0;
+    db.prepared("DELETE FROM log WHERE sequence < ? AND sequence <= (SELECT value FROM meta WHERE key = 'pruned')").run(first + step);
+    return db.changes();
+}
+
+// Everything that can be made again from the log. Inside a transaction.
+void drop_derived(Connection& db) {
+    for (const char* sql :
+         {"DELETE FROM columns", "DELETE FROM segments", "DELETE FROM chunks", "DELETE FROM layouts", "DELETE FROM run_blocks", "DELETE FROM runs"}) {
+        db.db.exec(sql);
+    }
+    set_meta(db, "sealed", meta(db, "pruned"));
+    changed(db);
+}
+
+// ---- checking: the derived against the log ----
+
+// What a sealed chunk holds against what the log would give now.
+void verify_chunk(Connection& db, const ChunkInfo& info, std::vector<std::string>& problems) {
+    const std::string where = "chunk " + std::to_string(info.id);
+    const Chunk expected = make_chunk(db, info.first, info.last);
+    std::size_t at = 0;
+    const Prepared segment = db.prepared(
+        "SELECT s.id, s.name, s.rows, s.first_time, s.last_time, l.keys FROM segments s JOIN layouts l ON l.id = s.layout WHERE s.chunk = ? ORDER BY "
+        "s.id");
+    segment.bind(info.id);
+    for (; segment.row(); ++at) {
+        if (at >= expected.segments.size()) break;
+        const Segment& want = expected.segments[at];
+        const bool head = segment.integer(1) == want.name && segment.integer(2) == want.rows && segment.integer(3) == want.first_time &&
+                          segment.integer(4) == want.last_time && segment.text(5) == json(want.keys).dump();
+        if (!head) problems.push_back(where + ": segment " + std::to_string(segment.integer(0)) + " differs from the log");
+        for (std::size_t i = 0; head && i < want.columns.size(); ++i) {
+            const Prepared column = db.prepared("SELECT data FROM columns WHERE id = ?");
+            column.bind(segment.integer(0) * max_columns + static_cast<std::int64_t>(i));
+            const std::string_view bytes(reinterpret_cast<const char*>(want.columns[i].data()), want.columns[i].size());
+            if (!column.row() || column.text(0) != bytes) problems.push_back(where + ": column " + want.keys[i] + " differs from the log");
+        }
+    }
+    if (at != expected.segments.size() || segment.row()) problems.push_back(where + ": has not the segments the log gives");
+}
+
+// Whether every id of the sealed log is in the runs, where it belongs.
+void verify_ids(Connection& db, std::vector<std::string>& problems) {
+    const std::vector<Run> runs = live_runs(db);
+    const Prepared row = db.prepared(
+        "SELECT sequence, id FROM log WHERE sequence > (SELECT value FROM meta WHERE key = 'pruned') AND sequence <= (SELECT value FROM meta WHERE "
+        "key = 'sealed')");
+    while (row.row()) {
+        const std::int64_t sequence = row.integer(0);
+        const std::uint64_t hash = hash_bytes(row.text(1)) >> (64 - hash_bits);
+        const auto run = std::find_if(runs.begin(), runs.end(), [sequence](const Run& one) { return one.first < sequence && sequence <= one.last; });
+        bool found = false;
+        if (run != runs.end())
+            read_block(db, *run, run->block_of(hash), hash, hash, [&](const RunEntry& entry) { found = found || entry.sequence == sequence; });
+        if (!found) problems.push_back("the id of event " + std::to_string(sequence) + " is not in the index");
+        if (problems.size() > 100) return;
+    }
+}
+
+void verify_database(Connection& db, std::vector<std::string>& problems) {
+    const Prepared check = db.prepared("PRAGMA integrity_check(20)");
+    while (check.row()) {
+        if (check.text(0) != "ok") problems.emplace_back(check.text(0));
+    }
+    const std::int64_t rows = db.integer("SELECT count(*) FROM log WHERE sequence > (SELECT value FROM meta WHERE key = 'pruned')");
+    if (rows != last_sequence(db) - meta(db, "pruned"))
+        problems.emplace_back("the log has gaps: " + std::to_string(rows) + " rows of " + std::to_string(last_sequence(db) - meta(db, "pruned")));
+    std::int64_t through = meta(db, "pruned");
+    for (const ChunkInfo& chunk : all_chunks(db)) {
+        if (chunk.first != through) problems.push_back("chunk " + std::to_string(chunk.id) + " does not follow the one before");
+        verify_chunk(db, chunk, problems);
+        through = chunk.last;
+    }
+    if (through != meta(db, "sealed")) problems.emplace_back("the chunks do not reach as far as is sealed");
+    verify_ids(db, problems);
+}
 
 // ---- books: kept as the JSON they were made from ----
 
@@ -3368,7 +3513,7 @@ public:
 
     void append(Drafts& drafts, Timestamp now) {
         const std::int64_t unsealed = write([&](Connection& db) {
-            append_log(db, memory_, drafts, now);
+            LogAppend(db, memory_, drafts, now).run();
             return last_sequence(db) - memory_.ids.sealed();
         });
         if (unsealed >= options_.chunk_events) wake();
@@ -3385,6 +3530,52 @@ public:
         } catch (const SQLite::Exception& fault) {
             rethrow(fault, options_.path);
         }
+    }
+
+    // Drops the oldest chunks as far as `may_go(chunk)` allows. How many events went.
+    template <class MayGo>
+    std::int64_t prune(MayGo&& may_go) {
+        std::int64_t events = 0;
+        for (const ChunkInfo& chunk : read([](Connection& db) { return all_chunks(db); })) {
+            const bool gone = write([&](Connection& db) {
+                memory_.touch();
+                return may_go(db, chunk) && prune_chunk(db, chunk);
+            });
+            if (!gone) break;
+            events += chunk.last - chunk.first;
+        }
+        while (write(delete_pruned) > 0) {
+        }
+        drop_dead_runs();
+        return events;
+    }
+
+    // Gives free pages back to the disk, a few at a time; `progress(done, total)` in pages.
+    void compact(const std::function<void(std::int64_t, std::int64_t)>& progress) {
+        const std::int64_t total = write([](Connection& db) { return db.integer("PRAGMA freelist_count"); });
+        for (std::int64_t left = total; left > 0;) {
+            const std::int64_t now = write([](Connection& db) {
+                db.prepared("PRAGMA incremental_vacuum(512)").run();
+                return db.integer("PRAGMA freelist_count");
+            });
+            if (progress) progress(total - now, total);
+            if (now >= left) break;
+            left = now;
+        }
+        const std::lock_guard lock(writer_mutex_);
+        writer_->prepared("PRAGMA wal_checkpoint(TRUNCATE)").run();
+    }
+
+    std::vector<std::string> verify(bool repair) {
+        std::vector<std::string> problems;
+        read([&](Connection& db) { verify_database(db, problems); });
+        if (!repair || problems.empty()) return problems;
+        write([this](Connection& db) {
+            drop_derived(db);
+            memory_.touch();
+        });
+        housekeep();
+        return problems;
     }
 
     // Seals what is full and merges what has become many, now.
@@ -7298,28 +7489,13 @@ Scalar event_scalar(const Event& event, const std::string& key, std::string& kep
     return {Scalar::Kind::json, false, {}, kept};
 }
 
-/// Times are compared as microseconds.
-Filter with_instants(Filter filter) {
-    const auto convert = [](json& value) {
-        if (value.is_string())
-            value = Timestamp::parse(value.get_ref<const std::string&>()).micros();
-        else if (value.is_number())
-            value = Timestamp::from_unix(Decimal::from_json(value)).micros();
-    };
-    if (!filter.value.is_array())
-        convert(filter.value);
-    else
-        for (json& value : filter.value) convert(value);
-    return filter;
-}
-
 class Selection {
 public:
     explicit Selection(const Filter& filter) : kind_(filter.kind) {
         for (const Filter& part : filter.parts) parts_.emplace_back(part);
         if (kind_ != Filter::Kind::clause) return;
         key_ = column_key(filter.field);
-        clause_ = make_clause(key_ == fields::time ? with_instants(filter) : filter);
+        clause_ = make_clause(key_ == fields::time ? in_micros(filter) : filter);
     }
 
     bool holds(const Event& event) const {
@@ -8070,6 +8246,12 @@ private:
 // ---- all upstreams of a store ---------------------------------------------------------------------
 
 /// What class Meter offers of delivery. Any thread may call any function; stop() must have returned before the store goes.
+/// The last sequence up to which every upstream has had all events for good; without an upstream, any.
+std::int64_t delivered_through(Connection& c) {
+    return c.integer("SELECT min(coalesce((SELECT min(cursor) FROM upstreams), ?1), coalesce((SELECT min(sequence) - 1 FROM exceptions), ?1))",
+                     std::numeric_limits<std::int64_t>::max());
+}
+
 class Delivery {
 public:
     Delivery(Store& store, Clock clock, Random random) : store_(store), clock_(std::move(clock)), random_(std::move(random)) {}
@@ -8749,6 +8931,22 @@ std::vector<NameInfo> Meter::list_names(const NamesQuery& query) const {
     check_period(query.period);
     return impl_->store.scan([&](const Reader& reader) { return names_page(reader, query); });
 }
+
+PruneReport Meter::prune(const PruneOptions& options) {
+    if (options.keep_bytes < 0) refuse("keep_bytes", "must not be negative");
+    PruneReport report;
+    const auto may_go = [&](Connection& db, const ChunkInfo& chunk) {
+        const bool old = chunk.recorded < options.recorded_before.micros();
+        const bool over = options.keep_bytes > 0 && used_bytes(db) > options.keep_bytes;
+        return (old || over) && chunk.last <= delivered_through(db);
+    };
+    report.events = impl_->store.prune(may_go);
+    return report;
+}
+
+void Meter::compact(const std::function<void(std::int64_t done, std::int64_t total)>& progress) { impl_->store.compact(progress); }
+
+std::vector<std::string> Meter::verify(bool repair) { return impl_->store.verify(repair); }
 
 void Meter::define(const Metric& metric) {
     if (metric.code.empty()) refuse("metric.code", "is empty");

@@ -629,6 +629,15 @@ struct ImportReport {
 // 8 Meter
 // ---------------------------------------------------------------------------------------------
 
+struct PruneOptions {
+    Timestamp recorded_before = Timestamp::min();  ///< events recorded before this may go
+    std::int64_t keep_bytes = 0;                   ///< so may the oldest while the database holds more than this; 0: no such rule
+};
+
+struct PruneReport {
+    std::int64_t events = 0;  ///< removed
+};
+
 enum class Durability {
     full,     ///< record() returns after a commit that survives power loss
     process,  ///< ... that survives the end of this process; a power loss may take the last moments
@@ -675,6 +684,15 @@ public:
     /// The page after the one that gave the cursor. No event is skipped or seen twice while others arrive. Throws bad_cursor.
     Page list(const Cursor& cursor) const;
     std::vector<NameInfo> list_names(const NamesQuery& query = {}) const;
+
+    /// Removes the oldest events, in whole sealed chunks (MeterOptions::chunk_events), as far as the options allow and every upstream has
+    /// had them; parked events and all that follow stay. Ids of removed events are forgotten: the same id would be stored again.
+    PruneReport prune(const PruneOptions& options);
+    /// Gives the room of removed events back to the disk, in short steps between which others write. `progress` is told pages.
+    void compact(const std::function<void(std::int64_t done, std::int64_t total)>& progress = {});
+    /// Compares everything derived (segments, index of ids) with the log, and the file with itself; answers what differs, nothing when all
+    /// is well. With `repair`, what differs is made again from the log. Takes time in proportion to the log; others may read and write.
+    std::vector<std::string> verify(bool repair = false);
 
     /// Declares a metric, or replaces the one of that code. Throws bad_value.
     void define(const Metric& metric);
