@@ -9196,7 +9196,7 @@ using SteadyTime = std::chrono::steady_clock::time_point;
 //   pending   = last sequence - cursor + exceptions that are not parked
 //   recorded  = delivered + pending + parked, with delivered counted by itself
 // `attempted`: events past the cursor up to this one were sent and the answer is unknown, the first time at attempted_at.
-// `offline`: the wait began because there was no answer at all. Times are microseconds, `due` by the vendor's clock.
+// `offline`: the wait began because there was no answer at all. Times are microseconds, 0 is never, `due` is by the vendor's clock.
 constexpr const char* delivery_schema = R"sql(
 CREATE TABLE upstreams(
     id INTEGER PRIMARY KEY,
@@ -9212,7 +9212,7 @@ CREATE TABLE upstreams(
     offline INTEGER NOT NULL DEFAULT 0,
     paused INTEGER NOT NULL DEFAULT 0,
     reason TEXT NOT NULL DEFAULT '',
-    skew INTEGER,
+    skew INTEGER NOT NULL DEFAULT 0,
     skew_at INTEGER NOT NULL DEFAULT 0,
     attempted INTEGER NOT NULL DEFAULT 0,
     attempted_at INTEGER NOT NULL DEFAULT 0,
@@ -9229,7 +9229,7 @@ CREATE TABLE exceptions(
     text TEXT NOT NULL DEFAULT '',
     at INTEGER NOT NULL,
     due INTEGER NOT NULL DEFAULT 0,
-    attempted_at INTEGER,
+    attempted_at INTEGER NOT NULL DEFAULT 0,
     PRIMARY KEY(upstream, sequence)
 ) WITHOUT ROWID;
 CREATE INDEX exceptions_by_state ON exceptions(upstream, state, sequence);
@@ -9249,6 +9249,14 @@ microseconds backoff(std::int64_t failures, std::uint64_t random) {
     const auto doublings = std::clamp<std::int64_t>(failures - 1, 0, 30);
     const std::int64_t bound = std::min<std::int64_t>(microseconds(backoff_base).count() << doublings, microseconds(backoff_cap).count());
     return microseconds(static_cast<std::int64_t>(random % static_cast<std::uint64_t>(bound + 1)));
+}
+
+/// After a failure: what the vendor asked for, and on top of it jitter over as long a time, so that a fleet told the same does not come
+/// back as one.
+microseconds wait_after(const Answer& answer, std::int64_t failures, std::uint64_t random) {
+    constexpr seconds widest{60};
+    const auto spread = static_cast<std::uint64_t>(microseconds(std::min(answer.wait, widest)).count());
+    return answer.wait + std::max(backoff(failures, random), microseconds(static_cast<std::int64_t>(random % (spread + 1))));
 }
 
 /// How far the vendor's clock is ahead, from the whole second in its Date and our clock before and after the exchange: nothing while that
@@ -9443,8 +9451,6 @@ void apply_answer(const Answer& answer, int status, Timestamp vendor_now, Shipme
     }
 }
 
-std::optional<std::int64_t> micros_of(std::optional<Timestamp> t) { return t ? std::optional(t->micros()) : std::nullopt; }
-
 bool may_have_been_counted(std::chrono::hours window, Timestamp attempted_at, Timestamp now) {
     if (window == for_ever) return false;
     return window == std::chrono::hours(0) || now < attempted_at || now - attempted_at >= window;
@@ -9545,7 +9551,7 @@ struct UpstreamRow {
     Timestamp next_attempt = {};
     bool offline = false, paused = false;
     std::string reason = {};
-    std::optional<microseconds> skew = {};
+    microseconds skew{0};  // known when skew_at is set
     Timestamp skew_at = {};
     std::int64_t attempted = 0;
     Timestamp attempted_at = {};
@@ -9554,8 +9560,8 @@ struct UpstreamRow {
     std::int64_t fence = 0;
 
     Timestamp vendor_time(Timestamp now) const {
-        const bool fresh = skew && skew_at <= now && now - skew_at < skew_lifetime;
-        return fresh ? now + *skew : now;
+        const bool fresh = skew_at <= now && now - skew_at < skew_lifetime;
+        return fresh ? now + skew : now;
     }
     /// A stored time further off than any wait means that the clock was set back: such a wait has ended.
     bool waits(Timestamp now) const { return now < next_attempt && next_attempt - now <= longest_wait; }
@@ -9580,7 +9586,7 @@ std::optional<UpstreamRow> find_upstream(Connection& c, const std::string& name)
     row.offline = number(8) != 0;
     row.paused = number(9) != 0;
     row.reason = found.text(10);
-    if (!found.null(11)) row.skew = microseconds(number(11));
+    row.skew = microseconds(number(11));
     row.skew_at = Timestamp(number(12));
     row.attempted = number(13);
     row.attempted_at = Timestamp(number(14));
@@ -9632,7 +9638,7 @@ UpstreamStatus read_status(Connection& c, const std::string& name, const Upstrea
     status.pending = balance.pending;
     status.parked = balance.parked;
     status.held = count_exceptions(c, row.id, ExceptionState::held);
-    status.skew = row.skew;
+    if (row.skew_at != Timestamp()) status.skew = row.skew;
     if (const auto oldest = oldest_pending(c, row)) {
         const auto event = event_at(c, *oldest);
         if (event && event->recorded_at) status.lag = std::max(microseconds(0), now - *event->recorded_at);
@@ -9669,7 +9675,7 @@ std::vector<Item> read_released(Connection& c, const UpstreamRow& row, const Ite
         const std::int64_t sequence = next.integer(0);
         const auto event = event_at(c, sequence);
         Item item = event ? maker.make(*event) : maker.skip(sequence);
-        if (!next.null(1)) item.attempted_at = Timestamp(next.integer(1));
+        if (next.integer(1) != 0) item.attempted_at = Timestamp(next.integer(1));
         bytes += item.body.size();
         items.push_back(std::move(item));
     }
@@ -9933,8 +9939,7 @@ private:
         row_.paused = answer.meaning == Meaning::pause;
         row_.offline = status == 0;
         row_.reason.clear();
-        microseconds wait = answer.wait;
-        if (row_.failures > 0) wait += backoff(row_.failures, context_.random());
+        const microseconds wait = row_.failures > 0 ? wait_after(answer, row_.failures, context_.random()) : microseconds(answer.wait);
         row_.next_attempt = wait > microseconds(0) ? at + wait : Timestamp();
         if (row_.failures == 0 && !row_.paused) return;
         row_.reason = (status ? "HTTP " + std::to_string(status) + ": " : "") + answer.text;
@@ -9967,7 +9972,7 @@ private:
             if (!still_mine(c)) return false;
             for (const Item& item : settled) write_fate(c, item);
             if (!batch_.from_log)
-                for (const Item& item : rest) write_attempted_at(c, item, item.attempted_at);
+                for (const Item& item : rest) write_attempted_at(c, item, item.attempted_at.value_or(Timestamp()));
             write_row(c, cursor, settled);
             return true;
         });
@@ -9988,8 +9993,8 @@ private:
         }
     }
 
-    void write_attempted_at(Connection& c, const Item& item, std::optional<Timestamp> at) const {
-        c.prepared("UPDATE exceptions SET attempted_at = ? WHERE upstream = ? AND sequence = ?").run(micros_of(at), row_.id, item.sequence);
+    void write_attempted_at(Connection& c, const Item& item, Timestamp at) const {
+        c.prepared("UPDATE exceptions SET attempted_at = ? WHERE upstream = ? AND sequence = ?").run(at.micros(), row_.id, item.sequence);
     }
 
     /// The small row, and with it the lease for the next exchange.
@@ -9997,13 +10002,12 @@ private:
         const auto number = [&](Fate fate) {
             return static_cast<std::int64_t>(std::count_if(settled.begin(), settled.end(), [&](const Item& i) { return i.fate == fate; }));
         };
-        const auto skew = row_.skew ? std::optional<std::int64_t>(row_.skew->count()) : std::nullopt;
         c.prepared(
              "UPDATE upstreams SET cursor = ?, delivered = delivered + ?, duplicates = duplicates + ?, skipped = skipped + ?, failures = ?,"
              " next_attempt = ?, offline = ?, paused = ?, reason = ?, skew = ?, skew_at = ?, attempted = ?, attempted_at = ?,"
              " lease_until = ? WHERE id = ?")
             .run(cursor, number(Fate::delivered) + number(Fate::duplicate), number(Fate::duplicate), number(Fate::skipped), row_.failures,
-                 row_.next_attempt.micros(), row_.offline, row_.paused, row_.reason, skew, row_.skew_at.micros(), row_.attempted,
+                 row_.next_attempt.micros(), row_.offline, row_.paused, row_.reason, row_.skew.count(), row_.skew_at.micros(), row_.attempted,
                  row_.attempted_at.micros(), lease_end(), row_.id);
     }
 
@@ -10159,12 +10163,11 @@ public:
             const std::int64_t id = get_upstream(c, upstream).id;
             std::int64_t changed = 0;
             if (sequences.empty()) {
-                c.prepared("UPDATE exceptions SET state = 2, attempted_at = NULL WHERE upstream = ? AND state = 0").run(id);
+                c.prepared("UPDATE exceptions SET state = 2, attempted_at = 0 WHERE upstream = ? AND state = 0").run(id);
                 changed = c.changes();
             }
             for (const std::int64_t sequence : sequences) {
-                c.prepared("UPDATE exceptions SET state = 2, attempted_at = NULL WHERE upstream = ? AND state = 0 AND sequence = ?")
-                    .run(id, sequence);
+                c.prepared("UPDATE exceptions SET state = 2, attempted_at = 0 WHERE upstream = ? AND state = 0 AND sequence = ?").run(id, sequence);
                 changed += c.changes();
             }
             return changed;
