@@ -731,7 +731,7 @@ TEST_CASE("A file that is not a database is refused and left as it is") {
         const Error error = error_of([&] { Meter m(options_for(scratch.path())); });
         CHECK(error.code() == ErrorCode::not_a_database);
         CHECK(error.field() == scratch.path());
-        CHECK(read_file(scratch.path()) == content);
+        CHECK((read_file(scratch.path()) == content));
     }
 }
 
@@ -757,7 +757,7 @@ TEST_CASE("A newer schema is refused and left as it is") {
     const Error error = error_of([&] { Meter m(options_for(scratch.path())); });
     CHECK(error.code() == ErrorCode::newer_schema);
     CHECK(error.field() == scratch.path());
-    CHECK(read_file(scratch.path()) == before);
+    CHECK((read_file(scratch.path()) == before));
 }
 
 TEST_CASE("Another program's database is refused and left as it is") {
@@ -770,7 +770,7 @@ TEST_CASE("Another program's database is refused and left as it is") {
     sqlite3_close(made);
     const std::string before = read_file(scratch.path());
     CHECK(error_of([&] { Meter m(options_for(scratch.path())); }).code() == ErrorCode::not_a_database);
-    CHECK(read_file(scratch.path()) == before);
+    CHECK((read_file(scratch.path()) == before));
 }
 
 #ifdef METER_TEST_CHILDREN
@@ -816,7 +816,7 @@ TEST_CASE("A file that may not be written is read_only, and left as it is") {
         WARN("the user could not be changed, so nothing was tested");
     else
         CHECK(status == 0);
-    CHECK(read_file(scratch.path()) == before);
+    CHECK((read_file(scratch.path()) == before));
 }
 #endif
 
