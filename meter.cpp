@@ -3950,6 +3950,7 @@ Listing list_places(const Reader& reader, const ListQuery& query, const std::vec
         const bool excluded = top.excludes(source.first_time, source.last_time);
         if (excluded && !query.count) continue;
         Batch batch = load(reader, source, *question);
+        if (batch.rows == 0) continue;
         condition.apply(reader, batch);
         each_place(batch, time, sequence, [&](const Place& place) {
             ++listing.total;
