@@ -1180,7 +1180,7 @@ void append_json_number(std::string& out, Number number, const JsonPath& path) {
 
 // Writes what an app handed us as compact JSON text, refusing what cannot be stored. The depth bound also bounds the recursion.
 void append_json(std::string& out, const json& value, const JsonPath& path, std::size_t depth = 1) {
-    if (depth > limits::json_depth + 1) refuse(path.text(), "nested more than " + std::to_string(limits::json_depth) + " deep");
+    if (value.is_structured() && depth > limits::json_depth) refuse(path.text(), "nested more than " + std::to_string(limits::json_depth) + " deep");
     const auto text = [&](std::string_view content) {
         if (const char* fault = text_fault(content)) refuse(path.text(), fault);
         append_json_text(out, content);
