@@ -2922,6 +2922,7 @@ struct Batch {
     std::size_t rows = 0;
     std::vector<Column> columns{};  // as ScanQuestion::keys
     std::vector<std::uint8_t> mask{};
+    Parts rebuilt{};  // where the columns' texts live when they were read again from the log
 };
 
 // One place that rows come from: a sealed segment, or the part of the unsealed tail with one name.
@@ -3143,15 +3144,14 @@ void mask_out(Batch& batch, const Column& column, Keep&& keep) {
 
 // Reads one source. No rows may be left; then the columns are not there either.
 Batch load(const Reader& reader, const Source& source, const ScanQuestion& question) {
-    Batch batch{source.name, 0, {}, {}};
+    Batch batch{source.name, 0, {}, {}, {}};
     std::optional<SegmentReader> segment;
-    Parts rebuilt;
     const Part* part = source.part;
     const auto rebuild = [&] {  // what could not take all properties, again from the log, with those asked for
         const std::int64_t first = source.segment ? source.segment->chunk_first : reader.memory.tail_first();
         const std::int64_t last = source.segment ? source.segment->chunk_last : reader.memory.tail_last();
-        read_parts(reader.db, first, last, source.name, rebuilt, question.keys);
-        part = &rebuilt.at(source.name);
+        read_parts(reader.db, first, last, source.name, batch.rebuilt, question.keys);
+        part = &batch.rebuilt.at(source.name);
     };
     const auto lacks = [&](const std::string& key) {
         return key[0] == '.' && !(part ? part->find(key) != nullptr : source.segment->layout->places.contains(key));
