@@ -1129,7 +1129,7 @@ private:
 struct JsonPath {
     const JsonPath* parent = nullptr;
     std::string_view key{};
-    std::string text() const { return parent ? parent->text() + "." + std::string(key) : std::string(key); }
+    std::string text() const { return parent && !parent->key.empty() ? parent->text() + "." + std::string(key) : std::string(key); }
 };
 
 void append_json_text(std::string& out, std::string_view text) {
@@ -1503,6 +1503,17 @@ Filter Filter::from_json(const json& tree) { return filter_from(tree, "filter", 
 
 namespace {
 
+// Runs `read`; an error that names no field gets this one.
+template <class Read>
+auto naming(std::string_view field, Read&& read) {
+    try {
+        return read();
+    } catch (const Error& error) {
+        if (!error.field().empty()) throw;
+        throw Error(error.code(), std::string(field), error.reason());
+    }
+}
+
 // ---- events as JSON ----
 
 constexpr std::array<std::pair<std::string_view, Severity>, 3> severities{
@@ -1662,7 +1673,7 @@ Decimal read_number(const JsonToken& token, std::string_view field) {
 
 void draft_member(Drafts& drafts, Draft& draft, Extra& extra, std::string_view& properties, JsonScanner& scanner, std::string_view key) {
     const auto text = std::find_if(text_members.begin(), text_members.end(), [&](const auto& row) { return row.first == key; });
-    const JsonToken token = scanner.value();
+    const JsonToken token = naming(key, [&] { return scanner.value(); });
     if (token.kind == JsonToken::Kind::null) return;  // as if it were absent
     if (text != text_members.end()) {
         if (token.kind != JsonToken::Kind::text) refuse(std::string(key), "must be text");
@@ -1688,8 +1699,10 @@ void draft_line(Drafts& drafts, Draft& draft, std::string_view line) {
     JsonScanner scanner(line);
     Extra extra;
     std::string_view properties = "{}";
-    scanner.object([&](std::string_view key) { draft_member(drafts, draft, extra, properties, scanner, key); });
-    scanner.end();
+    naming("line", [&] {
+        scanner.object([&](std::string_view key) { draft_member(drafts, draft, extra, properties, scanner, key); });
+        scanner.end();
+    });
     drafts.json_text += properties;
     draft.extra_at = drafts.json_text.size();
     append_extra(drafts.json_text, extra);
