@@ -1965,11 +1965,15 @@ std::string unpack_uuid(std::string_view bytes) {
     return text;
 }
 
-// A UUID of version 7 (RFC 9562): 48 bits of milliseconds, 12 bits of their fraction, 62 random bits.
-std::string make_uuid(Timestamp now, std::uint64_t random) {
+// The time of a UUID of version 7 (RFC 9562, 6.2, method 3): 48 bits of milliseconds, 12 bits of their fraction.
+std::uint64_t uuid_moment(Timestamp now) noexcept {
     const auto micros = static_cast<std::uint64_t>(std::max<std::int64_t>(now.micros(), 0));
-    const std::uint64_t fraction = micros % 1000 * 4096 / 1000;
-    const std::uint64_t high = (micros / 1000) << 16 | 0x7000 | fraction;
+    return micros / 1000 << 12 | micros % 1000 * 4096 / 1000;
+}
+
+// Then 62 random bits.
+std::string make_uuid(std::uint64_t moment, std::uint64_t random) {
+    const std::uint64_t high = moment >> 12 << 16 | 0x7000 | (moment & 0xFFF);
     const std::uint64_t low = (random & 0x3FFFFFFFFFFFFFFFULL) | 0x8000000000000000ULL;
     std::string bytes(16, '\0');
     for (std::size_t i = 0; i < 8; ++i) {
@@ -8832,12 +8836,21 @@ struct Meter::Impl {
         return options;
     }
 
+    // Later than all before, whatever the clock says: ids made are in the order of their events.
+    std::uint64_t next_moment(Timestamp now) {
+        std::uint64_t last = last_moment, next = 0;
+        do {
+            next = std::max(uuid_moment(now), last + 1);
+        } while (!last_moment.compare_exchange_weak(last, next));
+        return next;
+    }
+
     // Gives ids to drafts without one, and stores them all.
     void append(Drafts& drafts) {
         const Timestamp now = options.clock();
         for (Draft& draft : drafts.accepted) {
             if (!draft.id.empty()) continue;
-            draft.id = drafts.texts.emplace_back(make_uuid(now, options.random()));
+            draft.id = drafts.texts.emplace_back(make_uuid(next_moment(now), options.random()));
             drafts.receipts[draft.receipt].id = draft.id;
         }
         if (drafts.accepted.empty()) return;
@@ -8888,6 +8901,7 @@ struct Meter::Impl {
     }
 
     MeterOptions options;
+    std::atomic<std::uint64_t> last_moment{0};
     Store store;
     Delivery delivery;  // after the store: it goes first
 };
