@@ -2179,10 +2179,12 @@ public:
     // The last sequence that runs cover, as of the last refresh.
     std::int64_t sealed() const noexcept { return sealed_; }
 
-    // After a rollback: what was added may not be in the file.
+    // After a rollback: neither what was added nor what was sealed or merged may be in the file.
     void forget() {
         tail_.clear();
-        through_ = sealed_;
+        runs_.clear();
+        generation_ = -1;
+        pruned_ = sealed_ = through_ = 0;
     }
 
 private:
@@ -2342,6 +2344,7 @@ public:
         sequence_ = last_sequence(db_);
         for (const Draft& draft : drafts_.accepted) {
             Receipt& receipt = drafts_.receipts[draft.receipt];
+            receipt.field.clear(), receipt.reason.clear();  // of an attempt that was rolled back
             const PackedId id = pack_id(draft.id);
             const std::uint64_t hash = id_hash(id);
             if (const std::int64_t earlier = memory_.ids.find(db_, id, hash); earlier != 0) {
