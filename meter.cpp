@@ -2969,7 +2969,12 @@ public:
             tail_.clear();
             tail_last_ = tail_first_;
         }
-        if (last > tail_last_) read_parts(db, tail_last_, last, std::nullopt, tail_);
+        if (last == tail_last_) return;
+        const std::int64_t known = std::exchange(tail_last_, tail_first_);  // a read that breaks off leaves the tail half taken in
+        Parts taken = std::move(tail_);
+        tail_.clear();
+        read_parts(db, known, last, std::nullopt, taken);
+        tail_ = std::move(taken);
         tail_last_ = last;
     }
     const std::vector<SegmentInfo>& segments() const noexcept { return segments_; }
