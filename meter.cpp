@@ -3617,6 +3617,7 @@ private:
     void run_transaction(std::span<Job* const> group);
     void wake();
     void work();
+    void tidy() noexcept;
     bool seal_one();
     bool merge_one();
     bool write_merged(const Run& merged, std::span<const Run> sources);
@@ -3740,7 +3741,7 @@ void Store::run_transaction(std::span<Job* const> group) {
 }
 
 void Store::wake() {
-    if (!worker_.joinable()) return housekeep();
+    if (!worker_.joinable()) return tidy();
     {
         const std::lock_guard lock(work_mutex_);
         wanted_ = true;
@@ -3748,8 +3749,7 @@ void Store::wake() {
     work_wanted_.notify_one();
 }
 
-// The background thread. What fails here is tried again at the next full chunk: sealing makes questions fast, it holds nothing that the
-// log does not.
+// The background thread.
 void Store::work() {
     for (;;) {
         {
@@ -3758,10 +3758,15 @@ void Store::work() {
             if (stopping_) return;
             wanted_ = false;
         }
-        try {
-            housekeep();
-        } catch (const std::exception&) {
-        }
+        tidy();
+    }
+}
+
+// What fails here is tried again at the next full chunk: sealing makes questions fast, it holds nothing that the log does not.
+void Store::tidy() noexcept {
+    try {
+        housekeep();
+    } catch (const std::exception&) {
     }
 }
 
