@@ -3837,11 +3837,13 @@ bool Store::write_merged(const Run& merged, std::span<const Run> sources) {
         if (!mine) return false;
     }
     return write([&](Connection& db) {
+        // Another process takes a run that has long been in the making for abandoned and deletes it, for instance after this one slept.
+        db.prepared("UPDATE runs SET state = 'live' WHERE id = ? AND state = 'building'").run(merged.id);
+        if (db.changes() == 0) return false;
         for (const Run& source : sources) {
             db.prepared("UPDATE runs SET state = 'dead' WHERE id = ? AND state = 'live'").run(source.id);
             if (db.changes() == 0) throw Error(ErrorCode::busy, "runs", "merged by another process");
         }
-        db.prepared("UPDATE runs SET state = 'live' WHERE id = ?").run(merged.id);
         changed(db);
         memory_.touch();
         return true;
