@@ -2667,8 +2667,9 @@ Column unpack_column(std::string_view data, std::size_t rows, std::size_t first,
     std::vector<std::int64_t> lengths;
     if (count > data.size()) damaged("columns.dictionary");
     in.integers(lengths, count, 0, count);
-    column.text.resize(in.left());
-    std::memcpy(column.text.data(), in.take(column.text.size()), column.text.size());
+    const std::size_t size = in.left();
+    const std::uint8_t* text = in.take(size);
+    column.text.assign(text, text + size);
     std::size_t at = 0;
     for (const std::int64_t length : lengths) {
         if (length < 0 || static_cast<std::uint64_t>(length) > column.text.size() - at) damaged("columns.dictionary");
