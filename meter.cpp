@@ -1999,6 +1999,23 @@ std::uint64_t get_bytes(const std::uint8_t* at, std::size_t width) noexcept {
 
 [[noreturn]] void damaged(const char* what) { throw Error(ErrorCode::corrupt, what, "does not have the form it was written in"); }
 
+// Runs `read` on what a file holds: whatever it finds wrong is damage.
+template <class Read>
+auto from_file(const char* what, Read&& read) {
+    try {
+        return read();
+    } catch (const Error&) {
+        damaged(what);
+    } catch (const json::exception&) {
+        damaged(what);
+    }
+}
+
+std::int64_t checked_time(std::int64_t micros, const char* what) {
+    if (micros < Timestamp::min().micros() || micros > Timestamp::max().micros()) damaged(what);
+    return micros;
+}
+
 // ---- the index of ids: is this id in the log, and where? ----
 //
 // A hash finds candidates, the id in the log decides. Hashes of the newest events are in a table in memory; those of sealed chunks are in
@@ -2268,19 +2285,23 @@ std::int64_t first_sequence(Connection& db) { return meta(db, "pruned") + 1; }
     "(SELECT text FROM texts WHERE id = l.source), l.value, l.properties, l.extra FROM log l "
 
 Event read_event(const Prepared& row) {
-    Event event;
-    event.sequence = row.integer(0);
-    event.id = row.integer(2) != 0 ? unpack_uuid(row.text(1)) : std::string(row.text(1));
-    event.timestamp = Timestamp(row.integer(3));
-    event.recorded_at = *event.timestamp + std::chrono::microseconds(row.integer(4));
-    event.name = row.text(5);
-    event.customer = row.text(6);
-    event.subscription = row.text(7);
-    event.source = row.text(8);
-    if (!row.null(9)) event.value = Decimal(row.text(9));
-    event.properties = json::parse(row.text(10));
-    if (!row.null(11)) read_extra(event, row.text(11));
-    return event;
+    return from_file("log", [&row] {
+        Event event;
+        event.sequence = row.integer(0);
+        event.id = row.integer(2) != 0 ? unpack_uuid(row.text(1)) : std::string(row.text(1));
+        event.timestamp = Timestamp(checked_time(row.integer(3), "log"));
+        const std::int64_t delay = row.integer(4), most = Timestamp::max().micros() - Timestamp::min().micros();
+        if (delay < -most || delay > most) damaged("log");
+        event.recorded_at = *event.timestamp + std::chrono::microseconds(delay);
+        event.name = row.text(5);
+        event.customer = row.text(6);
+        event.subscription = row.text(7);
+        event.source = row.text(8);
+        if (!row.null(9)) event.value = Decimal(row.text(9));
+        event.properties = json::parse(row.text(10));
+        if (!row.null(11)) read_extra(event, row.text(11));
+        return event;
+    });
 }
 
 std::optional<Event> event_at(Connection& db, std::int64_t sequence) {
@@ -2700,14 +2721,14 @@ public:
              std::string_view properties, std::string_view extra) {
         const std::size_t row = times_.size();
         sequences_.push_back(sequence);
-        times_.push_back(time);
+        times_.push_back(checked_time(time, "log"));
         customers_.push_back(customer);
         subscriptions_.push_back(subscription);
         if (source != 0) column(fields::source).add_interned(row, source);
         if (!value.empty()) column(fields::value).add_number(row, value);
         if (!extra.empty()) {
             Event event;
-            read_extra(event, extra);
+            from_file("log", [&] { read_extra(event, extra); });
             if (event.precise_total_amount_cents) column(fields::cents).add_number(row, event.precise_total_amount_cents->to_string());
         }
         JsonScanner scanner(properties);
@@ -2989,9 +3010,9 @@ private:
         segments_.clear();
         const Prepared layout = db.prepared("SELECT id, keys FROM layouts");
         while (layout.row()) {
-            const json keys = json::parse(layout.text(1));
+            const auto keys = from_file("layouts", [&] { return json::parse(layout.text(1)).get<std::vector<std::string>>(); });
             Layout& known = layouts_[layout.integer(0)];
-            for (std::size_t i = 0; i < keys.size(); ++i) known.places[keys[i].get<std::string>()] = static_cast<std::int64_t>(i);
+            for (std::size_t i = 0; i < keys.size(); ++i) known.places[keys[i]] = static_cast<std::int64_t>(i);
             known.partial = known.places.erase(partial_mark) != 0;
         }
         const Prepared row = db.prepared(
@@ -3236,7 +3257,7 @@ Scalar cell_scalar(const Column& column, std::size_t row) {
         case CellKind::number:
             return {Scalar::Kind::number, false, Decimal::scaled(column.cells[row], column.scale), {}};
         case CellKind::wide:
-            return {Scalar::Kind::number, false, Decimal(column.word(row)), {}};
+            return {Scalar::Kind::number, false, from_file("columns", [&] { return Decimal(column.word(row)); }), {}};
         case CellKind::text:
             return {Scalar::Kind::text, false, {}, column.word(row)};
         case CellKind::json:
@@ -4271,7 +4292,7 @@ public:
             if (bin_ != Bin::none) {
                 const std::int64_t time = batch.columns[time_].cells[row];
                 if (time < start || time >= end) {
-                    start = bin_start(time, bin_);
+                    start = bin_start(checked_time(time, "columns.time"), bin_);
                     end = bin_ == Bin::month ? start + 28 * std::int64_t{86'400'000'000}
                           : bin_ == Bin::day ? start + 86'400'000'000
                                              : start + 3'600'000'000;
@@ -4484,12 +4505,14 @@ void store_metric(Connection& db, const Metric& metric) {
 }
 
 Metric read_metric(std::string_view code, std::string_view definition) {
-    const json tree = json::parse(definition);
-    const auto known = std::find_if(aggregations.begin(), aggregations.end(),
-                                    [name = tree.at("aggregation").get<std::string>()](const auto& row) { return row.first == name; });
-    if (known == aggregations.end()) damaged("metrics");
-    return {std::string(code), tree.at("event").get<std::string>(), known->second, tree.at("property").get<std::string>(),
-            Filter::from_json(tree.at("filter"))};
+    return from_file("metrics", [&]() -> Metric {
+        const json tree = json::parse(definition);
+        const auto known = std::find_if(aggregations.begin(), aggregations.end(),
+                                        [name = tree.at("aggregation").get<std::string>()](const auto& row) { return row.first == name; });
+        if (known == aggregations.end()) damaged("metrics");
+        return {std::string(code), tree.at("event").get<std::string>(), known->second, tree.at("property").get<std::string>(),
+                Filter::from_json(tree.at("filter"))};
+    });
 }
 
 Metric find_metric(Connection& db, const std::string& code) {
@@ -8864,6 +8887,7 @@ struct Meter::Impl {
     // Gives ids to drafts without one, and stores them all.
     void append(Drafts& drafts) {
         const Timestamp now = options.clock();
+        if (now < Timestamp::min() || now > Timestamp::max()) refuse("clock", "is outside the years 1 to 9999");
         for (Draft& draft : drafts.accepted) {
             if (!draft.id.empty()) continue;
             draft.id = drafts.texts.emplace_back(make_uuid(next_moment(now), options.random()));
@@ -8885,7 +8909,7 @@ struct Meter::Impl {
     std::vector<Book> books() const {
         const auto stored = store.read([](Connection& db) { return stored_books(db); });
         std::vector<Book> made;
-        for (const auto& [vendor, source] : stored) made.push_back(make_book(vendor, json::parse(source)));
+        for (const auto& [vendor, source] : stored) made.push_back(from_file("books", [&] { return make_book(vendor, json::parse(source)); }));
         return made;
     }
 
