@@ -1441,6 +1441,7 @@ private:
     bool among(const Scalar& value) const {
         return std::any_of(operands.begin(), operands.end(), [&](const Operand& operand) {
             if (value.absent() || operand.kind == Scalar::Kind::null) return value.absent() && operand.kind == Scalar::Kind::null;
+            if (value.kind == Scalar::Kind::text && operand.kind == Scalar::Kind::text) return value.text == operand.text;
             return compare(value, operand) == 0;
         });
     }
