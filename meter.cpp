@@ -895,6 +895,17 @@ void append_utf8(std::string& out, std::uint32_t code) {
     put(0x80 | (code & 0x3F));
 }
 
+// Runs `read`; an error that names no field gets this one.
+template <class Read>
+auto naming(std::string_view field, Read&& read) {
+    try {
+        return read();
+    } catch (const Error& error) {
+        if (!error.field().empty()) throw;
+        throw Error(error.code(), std::string(field), error.reason());
+    }
+}
+
 // Numbers that Decimal cannot hold are refused on the way in, so that whatever is stored can be measured exactly.
 const char* number_fault(std::string_view text) noexcept {
     if (text.size() <= 18 && text.find_first_of("eE") == std::string_view::npos) return nullptr;
@@ -1359,12 +1370,13 @@ Operand make_operand(const json& value, const std::string& field) {
             return {Scalar::Kind::boolean, value.get<bool>(), {}, value.get<bool>() ? "true" : "false"};
         case json::value_t::string: {
             const auto& text = value.get_ref<const std::string&>();
+            if (const char* fault = text_fault(text)) refuse(field, fault);
             return {Scalar::Kind::text, false, Decimal::parse(text), text};
         }
         case json::value_t::number_integer:
         case json::value_t::number_unsigned:
         case json::value_t::number_float: {
-            const Decimal number = Decimal::from_json(value);
+            const Decimal number = naming(field, [&] { return Decimal::from_json(value); });
             return {Scalar::Kind::number, false, number, number.to_string()};
         }
         default:
@@ -1468,6 +1480,16 @@ Clause make_clause(const Filter& filter) {
     return clause;
 }
 
+// Of a filter that did not come from JSON: that it can be asked, and written as JSON.
+void check_filter(const Filter& filter, std::size_t depth = 1) {
+    if (depth > limits::json_depth) refuse("filter", "nested too deep");
+    for (const Filter& part : filter.parts) check_filter(part, depth + 1);
+    if (filter.kind != Filter::Kind::clause) return;
+    if (filter.field.empty()) refuse("filter.field", "is empty");
+    if (const char* fault = text_fault(filter.field)) refuse("filter.field", fault);
+    make_clause(filter);
+}
+
 Filter filter_from(const json& tree, const std::string& path, std::size_t depth) {
     if (depth > limits::json_depth) refuse(path, "nested too deep");
     if (!tree.is_object()) refuse(path, "a filter is an object");
@@ -1503,17 +1525,6 @@ json Filter::to_json() const {
 Filter Filter::from_json(const json& tree) { return filter_from(tree, "filter", 1); }
 
 namespace {
-
-// Runs `read`; an error that names no field gets this one.
-template <class Read>
-auto naming(std::string_view field, Read&& read) {
-    try {
-        return read();
-    } catch (const Error& error) {
-        if (!error.field().empty()) throw;
-        throw Error(error.code(), std::string(field), error.reason());
-    }
-}
 
 // ---- events as JSON ----
 
@@ -3907,6 +3918,21 @@ void check_paging(std::int64_t limit, std::int64_t offset) {
     if (offset < 0) refuse("offset", "must not be negative");
 }
 
+void check_question(std::string_view field, std::string_view text) {
+    if (const char* fault = text_fault(text)) refuse(std::string(field), fault);
+}
+
+void check_list(const ListQuery& query) {
+    check_paging(query.limit, query.offset);
+    check_period(query.period);
+    check_filter(query.filter);
+    check_question("customer", query.customer);
+    check_question("subscription", query.subscription);
+    for (const auto& [field, texts] : {std::pair{"names", &query.names}, std::pair{"sources", &query.sources}, std::pair{"ids", &query.ids}}) {
+        for (const std::string& text : *texts) check_question(field, text);
+    }
+}
+
 // The question's conditions on names and the customer as the scan takes them; nothing when one of them is not in the log at all.
 std::optional<ScanQuestion> scan_question(Connection& db, std::span<const std::string> names, const std::string& customer,
                                           const std::string& subscription, const Period& period) {
@@ -4077,15 +4103,11 @@ std::pair<ListQuery, Place> read_cursor(const Cursor& cursor) {
         query.order = tree.at("newest").get<bool>() ? Order::newest_first : Order::oldest_first;
         query.limit = tree.at("limit").get<std::int64_t>();
         query.count = tree.at("count").get<bool>();
+        check_list(query);
         return {query, {tree.at("time").get<std::int64_t>(), tree.at("sequence").get<std::int64_t>()}};
     } catch (const std::exception&) {
         throw Error(ErrorCode::bad_cursor, "cursor", "was not made by list()");
     }
-}
-
-void check_list(const ListQuery& query) {
-    check_paging(query.limit, query.offset);
-    check_period(query.period);
 }
 
 Page list_page(const Reader& reader, const ListQuery& query, const std::vector<std::int64_t>* rows, std::optional<Place> start) {
@@ -4491,6 +4513,15 @@ void check_metric(const Metric& metric) {
     if (metric.code.empty() && metric.event.empty()) refuse("metric", "names neither a code nor an event");
     if (metric.aggregation != Aggregation::count && metric.property.empty()) refuse("metric.property", "is needed for this aggregation");
     if (metric.aggregation == Aggregation::count && !metric.property.empty()) refuse("metric.property", "has no meaning for a count");
+    check_question("metric.code", metric.code);
+    check_question("metric.event", metric.event);
+    check_question("metric.property", metric.property);
+    check_filter(metric.filter);
+}
+
+void check_aggregate(const AggregateQuery& query) {
+    check_period(query.period);
+    check_filter(query.filter);
 }
 
 // ---- metrics kept in the database ----
@@ -9033,7 +9064,7 @@ Aggregate Meter::aggregate(const AggregateQuery& query) const { return aggregate
 
 Aggregate Meter::aggregate(const Metric& metric, const AggregateQuery& query) const {
     check_metric(metric);
-    check_period(query.period);
+    check_aggregate(query);
     return impl_->store.scan([&](const Reader& reader) { return meter::aggregate(reader, metric, query); });
 }
 
