@@ -3702,7 +3702,7 @@ std::unique_ptr<Connection> Store::open() const {
 void Store::prepare(Connection& db) const {
     const auto found = [&](const char* pragma) { return db.db.execAndGet(pragma).getInt64(); };
     const bool fresh = found("SELECT count(*) FROM sqlite_master") == 0;
-    if (!fresh && found("PRAGMA application_id") != application_id) {
+    if (const auto owner = found("PRAGMA application_id"); owner != application_id && !(fresh && owner == 0)) {
         throw Error(ErrorCode::not_a_database, options_.path, "is another program's database; it was left as it is");
     }
     if (const auto version = found("PRAGMA user_version"); version > schema_version) {
@@ -8901,6 +8901,9 @@ struct Meter::Impl {
         if (!options.clock) options.clock = Timestamp::now;
         if (!options.random) options.random = system_random;
         if (options.path.empty()) refuse("path", "is empty; \":memory:\" is the database in memory");
+        if (options.path.find('\0') != std::string::npos) refuse("path", "contains a NUL character");
+        if (options.max_bytes < 0) refuse("max_bytes", "must not be negative");
+        if (options.busy_timeout.count() < 0) refuse("busy_timeout", "must not be negative");
         if (options.chunk_events < min_chunk_events || options.chunk_events > max_segment_rows) {
             refuse("chunk_events", "must be from " + std::to_string(min_chunk_events) + " to " + std::to_string(max_segment_rows));
         }
