@@ -3598,11 +3598,17 @@ public:
             });
             if (!gone) break;
             events += chunk.last - chunk.first;
+            delete_rest();  // now, because `may_go` may look at how much there is
         }
+        delete_rest();  // also what an earlier call was interrupted in
+        return events;
+    }
+
+    // Rows and runs that no answer needs.
+    void delete_rest() {
         while (write(delete_pruned) > 0) {
         }
         drop_dead_runs();
-        return events;
     }
 
     // Gives free pages back to the disk, a few at a time; `progress(done, total)` in pages.
