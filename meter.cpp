@@ -3624,7 +3624,11 @@ public:
             left = now;
         }
         const std::lock_guard lock(writer_mutex_);
-        writer_->prepared("PRAGMA wal_checkpoint(TRUNCATE)").run();
+        try {
+            writer_->prepared("PRAGMA wal_checkpoint(TRUNCATE)").run();
+        } catch (const SQLite::Exception& fault) {
+            rethrow(fault, options_.path);
+        }
     }
 
     std::vector<std::string> verify(bool repair) {
