@@ -1293,6 +1293,17 @@ void append_utf8(std::string& out, std::uint32_t code) {
     put(0x80 | (code & 0x3F));
 }
 
+// Runs `read`; an error that names no field gets this one.
+template <class Read>
+auto naming(std::string_view field, Read&& read) {
+    try {
+        return read();
+    } catch (const Error& error) {
+        if (!error.field().empty()) throw;
+        throw Error(error.code(), std::string(field), error.reason());
+    }
+}
+
 // Numbers that Decimal cannot hold are refused on the way in, so that whatever is stored can be measured exactly.
 const char* number_fault(std::string_view text) noexcept {
     if (text.size() <= 18 && text.find_first_of("eE") == std::string_view::npos) return nullptr;
@@ -1527,7 +1538,7 @@ private:
 struct JsonPath {
     const JsonPath* parent = nullptr;
     std::string_view key{};
-    std::string text() const { return parent ? parent->text() + "." + std::string(key) : std::string(key); }
+    std::string text() const { return parent && !parent->key.empty() ? parent->text() + "." + std::string(key) : std::string(key); }
 };
 
 void append_json_text(std::string& out, std::string_view text) {
@@ -1578,7 +1589,7 @@ void append_json_number(std::string& out, Number number, const JsonPath& path) {
 
 // Writes what an app handed us as compact JSON text, refusing what cannot be stored. The depth bound also bounds the recursion.
 void append_json(std::string& out, const json& value, const JsonPath& path, std::size_t depth = 1) {
-    if (depth > limits::json_depth + 1) refuse(path.text(), "nested more than " + std::to_string(limits::json_depth) + " deep");
+    if (value.is_structured() && depth > limits::json_depth) refuse(path.text(), "nested more than " + std::to_string(limits::json_depth) + " deep");
     const auto text = [&](std::string_view content) {
         if (const char* fault = text_fault(content)) refuse(path.text(), fault);
         append_json_text(out, content);
@@ -1757,12 +1768,13 @@ Operand make_operand(const json& value, const std::string& field) {
             return {Scalar::Kind::boolean, value.get<bool>(), {}, value.get<bool>() ? "true" : "false"};
         case json::value_t::string: {
             const auto& text = value.get_ref<const std::string&>();
+            if (const char* fault = text_fault(text)) refuse(field, fault);
             return {Scalar::Kind::text, false, Decimal::parse(text), text};
         }
         case json::value_t::number_integer:
         case json::value_t::number_unsigned:
         case json::value_t::number_float: {
-            const Decimal number = Decimal::from_json(value);
+            const Decimal number = naming(field, [&] { return Decimal::from_json(value); });
             return {Scalar::Kind::number, false, number, number.to_string()};
         }
         default:
@@ -1839,6 +1851,7 @@ private:
     bool among(const Scalar& value) const {
         return std::any_of(operands.begin(), operands.end(), [&](const Operand& operand) {
             if (value.absent() || operand.kind == Scalar::Kind::null) return value.absent() && operand.kind == Scalar::Kind::null;
+            if (value.kind == Scalar::Kind::text && operand.kind == Scalar::Kind::text) return value.text == operand.text;
             return compare(value, operand) == 0;
         });
     }
@@ -1863,6 +1876,16 @@ Clause make_clause(const Filter& filter) {
         filter.op == Operator::contains || filter.op == Operator::not_contains || filter.op == Operator::like || filter.op == Operator::not_like;
     if (text_only && clause.operands[0].kind != Scalar::Kind::text) refuse(where, "takes a text");
     return clause;
+}
+
+// Of a filter that did not come from JSON: that it can be asked, and written as JSON.
+void check_filter(const Filter& filter, std::size_t depth = 1) {
+    if (depth > limits::json_depth) refuse("filter", "nested too deep");
+    for (const Filter& part : filter.parts) check_filter(part, depth + 1);
+    if (filter.kind != Filter::Kind::clause) return;
+    if (filter.field.empty()) refuse("filter.field", "is empty");
+    if (const char* fault = text_fault(filter.field)) refuse("filter.field", fault);
+    make_clause(filter);
 }
 
 Filter filter_from(const json& tree, const std::string& path, std::size_t depth) {
@@ -2060,7 +2083,7 @@ Decimal read_number(const JsonToken& token, std::string_view field) {
 
 void draft_member(Drafts& drafts, Draft& draft, Extra& extra, std::string_view& properties, JsonScanner& scanner, std::string_view key) {
     const auto text = std::find_if(text_members.begin(), text_members.end(), [&](const auto& row) { return row.first == key; });
-    const JsonToken token = scanner.value();
+    const JsonToken token = naming(key, [&] { return scanner.value(); });
     if (token.kind == JsonToken::Kind::null) return;  // as if it were absent
     if (text != text_members.end()) {
         if (token.kind != JsonToken::Kind::text) refuse(std::string(key), "must be text");
@@ -2086,8 +2109,10 @@ void draft_line(Drafts& drafts, Draft& draft, std::string_view line) {
     JsonScanner scanner(line);
     Extra extra;
     std::string_view properties = "{}";
-    scanner.object([&](std::string_view key) { draft_member(drafts, draft, extra, properties, scanner, key); });
-    scanner.end();
+    naming("line", [&] {
+        scanner.object([&](std::string_view key) { draft_member(drafts, draft, extra, properties, scanner, key); });
+        scanner.end();
+    });
     drafts.json_text += properties;
     draft.extra_at = drafts.json_text.size();
     append_extra(drafts.json_text, extra);
@@ -2350,11 +2375,15 @@ std::string unpack_uuid(std::string_view bytes) {
     return text;
 }
 
-// A UUID of version 7 (RFC 9562): 48 bits of milliseconds, 12 bits of their fraction, 62 random bits.
-std::string make_uuid(Timestamp now, std::uint64_t random) {
+// The time of a UUID of version 7 (RFC 9562, 6.2, method 3): 48 bits of milliseconds, 12 bits of their fraction.
+std::uint64_t uuid_moment(Timestamp now) noexcept {
     const auto micros = static_cast<std::uint64_t>(std::max<std::int64_t>(now.micros(), 0));
-    const std::uint64_t fraction = micros % 1000 * 4096 / 1000;
-    const std::uint64_t high = (micros / 1000) << 16 | 0x7000 | fraction;
+    return micros / 1000 << 12 | micros % 1000 * 4096 / 1000;
+}
+
+// Then 62 random bits.
+std::string make_uuid(std::uint64_t moment, std::uint64_t random) {
+    const std::uint64_t high = moment >> 12 << 16 | 0x7000 | (moment & 0xFFF);
     const std::uint64_t low = (random & 0x3FFFFFFFFFFFFFFFULL) | 0x8000000000000000ULL;
     std::string bytes(16, '\0');
     for (std::size_t i = 0; i < 8; ++i) {
@@ -2379,6 +2408,23 @@ std::uint64_t get_bytes(const std::uint8_t* at, std::size_t width) noexcept {
 }
 
 [[noreturn]] void damaged(const char* what) { throw Error(ErrorCode::corrupt, what, "does not have the form it was written in"); }
+
+// Runs `read` on what a file holds: whatever it finds wrong is damage.
+template <class Read>
+auto from_file(const char* what, Read&& read) {
+    try {
+        return read();
+    } catch (const Error&) {
+        damaged(what);
+    } catch (const json::exception&) {
+        damaged(what);
+    }
+}
+
+std::int64_t checked_time(std::int64_t micros, const char* what) {
+    if (micros < Timestamp::min().micros() || micros > Timestamp::max().micros()) damaged(what);
+    return micros;
+}
 
 // ---- the index of ids: is this id in the log, and where? ----
 //
@@ -2560,10 +2606,12 @@ public:
     // The last sequence that runs cover, as of the last refresh.
     std::int64_t sealed() const noexcept { return sealed_; }
 
-    // After a rollback: what was added may not be in the file.
+    // After a rollback: neither what was added nor what was sealed or merged may be in the file.
     void forget() {
         tail_.clear();
-        through_ = sealed_;
+        runs_.clear();
+        generation_ = -1;
+        pruned_ = sealed_ = through_ = 0;
     }
 
 private:
@@ -2647,19 +2695,23 @@ std::int64_t first_sequence(Connection& db) { return meta(db, "pruned") + 1; }
     "(SELECT text FROM texts WHERE id = l.source), l.value, l.properties, l.extra FROM log l "
 
 Event read_event(const Prepared& row) {
-    Event event;
-    event.sequence = row.integer(0);
-    event.id = row.integer(2) != 0 ? unpack_uuid(row.text(1)) : std::string(row.text(1));
-    event.timestamp = Timestamp(row.integer(3));
-    event.recorded_at = *event.timestamp + std::chrono::microseconds(row.integer(4));
-    event.name = row.text(5);
-    event.customer = row.text(6);
-    event.subscription = row.text(7);
-    event.source = row.text(8);
-    if (!row.null(9)) event.value = Decimal(row.text(9));
-    event.properties = json::parse(row.text(10));
-    if (!row.null(11)) read_extra(event, row.text(11));
-    return event;
+    return from_file("log", [&row] {
+        Event event;
+        event.sequence = row.integer(0);
+        event.id = row.integer(2) != 0 ? unpack_uuid(row.text(1)) : std::string(row.text(1));
+        event.timestamp = Timestamp(checked_time(row.integer(3), "log"));
+        const std::int64_t delay = row.integer(4), most = Timestamp::max().micros() - Timestamp::min().micros();
+        if (delay < -most || delay > most) damaged("log");
+        event.recorded_at = *event.timestamp + std::chrono::microseconds(delay);
+        event.name = row.text(5);
+        event.customer = row.text(6);
+        event.subscription = row.text(7);
+        event.source = row.text(8);
+        if (!row.null(9)) event.value = Decimal(row.text(9));
+        event.properties = json::parse(row.text(10));
+        if (!row.null(11)) read_extra(event, row.text(11));
+        return event;
+    });
 }
 
 std::optional<Event> event_at(Connection& db, std::int64_t sequence) {
@@ -2723,6 +2775,7 @@ public:
         sequence_ = last_sequence(db_);
         for (const Draft& draft : drafts_.accepted) {
             Receipt& receipt = drafts_.receipts[draft.receipt];
+            receipt.field.clear(), receipt.reason.clear();  // of an attempt that was rolled back
             const PackedId id = pack_id(draft.id);
             const std::uint64_t hash = id_hash(id);
             if (const std::int64_t earlier = memory_.ids.find(db_, id, hash); earlier != 0) {
@@ -3045,8 +3098,9 @@ Column unpack_column(std::string_view data, std::size_t rows, std::size_t first,
     std::vector<std::int64_t> lengths;
     if (count > data.size()) damaged("columns.dictionary");
     in.integers(lengths, count, 0, count);
-    column.text.resize(in.left());
-    std::memcpy(column.text.data(), in.take(column.text.size()), column.text.size());
+    const std::size_t size = in.left();
+    const std::uint8_t* text = in.take(size);
+    column.text.assign(text, text + size);
     std::size_t at = 0;
     for (const std::int64_t length : lengths) {
         if (length < 0 || static_cast<std::uint64_t>(length) > column.text.size() - at) damaged("columns.dictionary");
@@ -3077,14 +3131,14 @@ public:
              std::string_view properties, std::string_view extra) {
         const std::size_t row = times_.size();
         sequences_.push_back(sequence);
-        times_.push_back(time);
+        times_.push_back(checked_time(time, "log"));
         customers_.push_back(customer);
         subscriptions_.push_back(subscription);
         if (source != 0) column(fields::source).add_interned(row, source);
         if (!value.empty()) column(fields::value).add_number(row, value);
         if (!extra.empty()) {
             Event event;
-            read_extra(event, extra);
+            from_file("log", [&] { read_extra(event, extra); });
             if (event.precise_total_amount_cents) column(fields::cents).add_number(row, event.precise_total_amount_cents->to_string());
         }
         JsonScanner scanner(properties);
@@ -3320,6 +3374,7 @@ struct Batch {
     std::size_t rows = 0;
     std::vector<Column> columns{};  // as ScanQuestion::keys
     std::vector<std::uint8_t> mask{};
+    Parts rebuilt{};  // where the columns' texts live when they were read again from the log
 };
 
 // One place that rows come from: a sealed segment, or the part of the unsealed tail with one name.
@@ -3346,7 +3401,12 @@ public:
             tail_.clear();
             tail_last_ = tail_first_;
         }
-        if (last > tail_last_) read_parts(db, tail_last_, last, std::nullopt, tail_);
+        if (last == tail_last_) return;
+        const std::int64_t known = std::exchange(tail_last_, tail_first_);  // a read that breaks off leaves the tail half taken in
+        Parts taken = std::move(tail_);
+        tail_.clear();
+        read_parts(db, known, last, std::nullopt, taken);
+        tail_ = std::move(taken);
         tail_last_ = last;
     }
     const std::vector<SegmentInfo>& segments() const noexcept { return segments_; }
@@ -3360,9 +3420,9 @@ private:
         segments_.clear();
         const Prepared layout = db.prepared("SELECT id, keys FROM layouts");
         while (layout.row()) {
-            const json keys = json::parse(layout.text(1));
+            const auto keys = from_file("layouts", [&] { return json::parse(layout.text(1)).get<std::vector<std::string>>(); });
             Layout& known = layouts_[layout.integer(0)];
-            for (std::size_t i = 0; i < keys.size(); ++i) known.places[keys[i].get<std::string>()] = static_cast<std::int64_t>(i);
+            for (std::size_t i = 0; i < keys.size(); ++i) known.places[keys[i]] = static_cast<std::int64_t>(i);
             known.partial = known.places.erase(partial_mark) != 0;
         }
         const Prepared row = db.prepared(
@@ -3541,15 +3601,14 @@ void mask_out(Batch& batch, const Column& column, Keep&& keep) {
 
 // Reads one source. No rows may be left; then the columns are not there either.
 Batch load(const Reader& reader, const Source& source, const ScanQuestion& question) {
-    Batch batch{source.name, 0, {}, {}};
+    Batch batch{source.name, 0, {}, {}, {}};
     std::optional<SegmentReader> segment;
-    Parts rebuilt;
     const Part* part = source.part;
     const auto rebuild = [&] {  // what could not take all properties, again from the log, with those asked for
         const std::int64_t first = source.segment ? source.segment->chunk_first : reader.memory.tail_first();
         const std::int64_t last = source.segment ? source.segment->chunk_last : reader.memory.tail_last();
-        read_parts(reader.db, first, last, source.name, rebuilt, question.keys);
-        part = &rebuilt.at(source.name);
+        read_parts(reader.db, first, last, source.name, batch.rebuilt, question.keys);
+        part = &batch.rebuilt.at(source.name);
     };
     const auto lacks = [&](const std::string& key) {
         return key[0] == '.' && !(part ? part->find(key) != nullptr : source.segment->layout->places.contains(key));
@@ -3608,7 +3667,7 @@ Scalar cell_scalar(const Column& column, std::size_t row) {
         case CellKind::number:
             return {Scalar::Kind::number, false, Decimal::scaled(column.cells[row], column.scale), {}};
         case CellKind::wide:
-            return {Scalar::Kind::number, false, Decimal(column.word(row)), {}};
+            return {Scalar::Kind::number, false, from_file("columns", [&] { return Decimal(column.word(row)); }), {}};
         case CellKind::text:
             return {Scalar::Kind::text, false, {}, column.word(row)};
         case CellKind::json:
@@ -3941,11 +4000,17 @@ public:
             });
             if (!gone) break;
             events += chunk.last - chunk.first;
+            delete_rest();  // now, because `may_go` may look at how much there is
         }
+        delete_rest();  // also what an earlier call was interrupted in
+        return events;
+    }
+
+    // Rows and runs that no answer needs.
+    void delete_rest() {
         while (write(delete_pruned) > 0) {
         }
         drop_dead_runs();
-        return events;
     }
 
     // Gives free pages back to the disk, a few at a time; `progress(done, total)` in pages.
@@ -3961,7 +4026,11 @@ public:
             left = now;
         }
         const std::lock_guard lock(writer_mutex_);
-        writer_->prepared("PRAGMA wal_checkpoint(TRUNCATE)").run();
+        try {
+            writer_->prepared("PRAGMA wal_checkpoint(TRUNCATE)").run();
+        } catch (const SQLite::Exception& fault) {
+            rethrow(fault, options_.path);
+        }
     }
 
     std::vector<std::string> verify(bool repair) {
@@ -3994,6 +4063,7 @@ private:
     void run_transaction(std::span<Job* const> group);
     void wake();
     void work();
+    void tidy() noexcept;
     bool seal_one();
     bool merge_one();
     bool write_merged(const Run& merged, std::span<const Run> sources);
@@ -4044,7 +4114,7 @@ std::unique_ptr<Connection> Store::open() const {
 void Store::prepare(Connection& db) const {
     const auto found = [&](const char* pragma) { return db.db.execAndGet(pragma).getInt64(); };
     const bool fresh = found("SELECT count(*) FROM sqlite_master") == 0;
-    if (!fresh && found("PRAGMA application_id") != application_id) {
+    if (const auto owner = found("PRAGMA application_id"); owner != application_id && !(fresh && owner == 0)) {
         throw Error(ErrorCode::not_a_database, options_.path, "is another program's database; it was left as it is");
     }
     if (const auto version = found("PRAGMA user_version"); version > schema_version) {
@@ -4117,7 +4187,7 @@ void Store::run_transaction(std::span<Job* const> group) {
 }
 
 void Store::wake() {
-    if (!worker_.joinable()) return housekeep();
+    if (!worker_.joinable()) return tidy();
     {
         const std::lock_guard lock(work_mutex_);
         wanted_ = true;
@@ -4125,8 +4195,7 @@ void Store::wake() {
     work_wanted_.notify_one();
 }
 
-// The background thread. What fails here is tried again at the next full chunk: sealing makes questions fast, it holds nothing that the
-// log does not.
+// The background thread.
 void Store::work() {
     for (;;) {
         {
@@ -4135,10 +4204,15 @@ void Store::work() {
             if (stopping_) return;
             wanted_ = false;
         }
-        try {
-            housekeep();
-        } catch (const std::exception&) {
-        }
+        tidy();
+    }
+}
+
+// What fails here is tried again at the next full chunk: sealing makes questions fast, it holds nothing that the log does not.
+void Store::tidy() noexcept {
+    try {
+        housekeep();
+    } catch (const std::exception&) {
     }
 }
 
@@ -4209,11 +4283,13 @@ bool Store::write_merged(const Run& merged, std::span<const Run> sources) {
         if (!mine) return false;
     }
     return write([&](Connection& db) {
+        // Another process takes a run that has long been in the making for abandoned and deletes it, for instance after this one slept.
+        db.prepared("UPDATE runs SET state = 'live' WHERE id = ? AND state = 'building'").run(merged.id);
+        if (db.changes() == 0) return false;
         for (const Run& source : sources) {
             db.prepared("UPDATE runs SET state = 'dead' WHERE id = ? AND state = 'live'").run(source.id);
             if (db.changes() == 0) throw Error(ErrorCode::busy, "runs", "merged by another process");
         }
-        db.prepared("UPDATE runs SET state = 'live' WHERE id = ?").run(merged.id);
         changed(db);
         memory_.touch();
         return true;
@@ -4252,6 +4328,21 @@ void check_paging(std::int64_t limit, std::int64_t offset) {
     const auto most = static_cast<std::int64_t>(limits::page_events);
     if (limit < 1 || limit > most) refuse("limit", "must be from 1 to " + std::to_string(most));
     if (offset < 0) refuse("offset", "must not be negative");
+}
+
+void check_question(std::string_view field, std::string_view text) {
+    if (const char* fault = text_fault(text)) refuse(std::string(field), fault);
+}
+
+void check_list(const ListQuery& query) {
+    check_paging(query.limit, query.offset);
+    check_period(query.period);
+    check_filter(query.filter);
+    check_question("customer", query.customer);
+    check_question("subscription", query.subscription);
+    for (const auto& [field, texts] : {std::pair{"names", &query.names}, std::pair{"sources", &query.sources}, std::pair{"ids", &query.ids}}) {
+        for (const std::string& text : *texts) check_question(field, text);
+    }
 }
 
 // The question's conditions on names and the customer as the scan takes them; nothing when one of them is not in the log at all.
@@ -4352,6 +4443,7 @@ Listing list_places(const Reader& reader, const ListQuery& query, const std::vec
         const bool excluded = top.excludes(source.first_time, source.last_time);
         if (excluded && !query.count) continue;
         Batch batch = load(reader, source, *question);
+        if (batch.rows == 0) continue;
         condition.apply(reader, batch);
         each_place(batch, time, sequence, [&](const Place& place) {
             ++listing.total;
@@ -4423,15 +4515,11 @@ std::pair<ListQuery, Place> read_cursor(const Cursor& cursor) {
         query.order = tree.at("newest").get<bool>() ? Order::newest_first : Order::oldest_first;
         query.limit = tree.at("limit").get<std::int64_t>();
         query.count = tree.at("count").get<bool>();
+        check_list(query);
         return {query, {tree.at("time").get<std::int64_t>(), tree.at("sequence").get<std::int64_t>()}};
     } catch (const std::exception&) {
         throw Error(ErrorCode::bad_cursor, "cursor", "was not made by list()");
     }
-}
-
-void check_list(const ListQuery& query) {
-    check_paging(query.limit, query.offset);
-    check_period(query.period);
 }
 
 Page list_page(const Reader& reader, const ListQuery& query, const std::vector<std::int64_t>* rows, std::optional<Place> start) {
@@ -4627,7 +4715,7 @@ public:
             if (bin_ != Bin::none) {
                 const std::int64_t time = batch.columns[time_].cells[row];
                 if (time < start || time >= end) {
-                    const Period whole = calendar_.around(Timestamp(time));
+                    const Period whole = calendar_.around(Timestamp(checked_time(time, "columns.time")));
                     start = whole.from.micros(), end = whole.to.micros();
                     bin = bins_.number(static_cast<std::uint64_t>(start));
                 }
@@ -4824,6 +4912,15 @@ void check_metric(const Metric& metric) {
     if (metric.code.empty() && metric.event.empty()) refuse("metric", "names neither a code nor an event");
     if (metric.aggregation != Aggregation::count && metric.property.empty()) refuse("metric.property", "is needed for this aggregation");
     if (metric.aggregation == Aggregation::count && !metric.property.empty()) refuse("metric.property", "has no meaning for a count");
+    check_question("metric.code", metric.code);
+    check_question("metric.event", metric.event);
+    check_question("metric.property", metric.property);
+    check_filter(metric.filter);
+}
+
+void check_aggregate(const AggregateQuery& query) {
+    check_period(query.period);
+    check_filter(query.filter);
 }
 
 // ---- metrics kept in the database ----
@@ -4839,12 +4936,14 @@ void store_metric(Connection& db, const Metric& metric) {
 }
 
 Metric read_metric(std::string_view code, std::string_view definition) {
-    const json tree = json::parse(definition);
-    const auto known = std::find_if(aggregations.begin(), aggregations.end(),
-                                    [name = tree.at("aggregation").get<std::string>()](const auto& row) { return row.first == name; });
-    if (known == aggregations.end()) damaged("metrics");
-    return {std::string(code), tree.at("event").get<std::string>(), known->second, tree.at("property").get<std::string>(),
-            Filter::from_json(tree.at("filter"))};
+    return from_file("metrics", [&]() -> Metric {
+        const json tree = json::parse(definition);
+        const auto known = std::find_if(aggregations.begin(), aggregations.end(),
+                                        [name = tree.at("aggregation").get<std::string>()](const auto& row) { return row.first == name; });
+        if (known == aggregations.end()) damaged("metrics");
+        return {std::string(code), tree.at("event").get<std::string>(), known->second, tree.at("property").get<std::string>(),
+                Filter::from_json(tree.at("filter"))};
+    });
 }
 
 Metric find_metric(Connection& db, const std::string& code) {
@@ -10642,18 +10741,31 @@ struct Meter::Impl {
         if (!options.clock) options.clock = Timestamp::now;
         if (!options.random) options.random = system_random;
         if (options.path.empty()) refuse("path", "is empty; \":memory:\" is the database in memory");
+        if (options.path.find('\0') != std::string::npos) refuse("path", "contains a NUL character");
+        if (options.max_bytes < 0) refuse("max_bytes", "must not be negative");
+        if (options.busy_timeout.count() < 0) refuse("busy_timeout", "must not be negative");
         if (options.chunk_events < min_chunk_events || options.chunk_events > max_segment_rows) {
             refuse("chunk_events", "must be from " + std::to_string(min_chunk_events) + " to " + std::to_string(max_segment_rows));
         }
         return options;
     }
 
+    // Later than all before, whatever the clock says: ids made are in the order of their events.
+    std::uint64_t next_moment(Timestamp now) {
+        std::uint64_t last = last_moment, next = 0;
+        do {
+            next = std::max(uuid_moment(now), last + 1);
+        } while (!last_moment.compare_exchange_weak(last, next));
+        return next;
+    }
+
     // Gives ids to drafts without one, and stores them all.
     void append(Drafts& drafts) {
         const Timestamp now = options.clock();
+        if (now < Timestamp::min() || now > Timestamp::max()) refuse("clock", "is outside the years 1 to 9999");
         for (Draft& draft : drafts.accepted) {
             if (!draft.id.empty()) continue;
-            draft.id = drafts.texts.emplace_back(make_uuid(now, options.random()));
+            draft.id = drafts.texts.emplace_back(make_uuid(next_moment(now), options.random()));
             drafts.receipts[draft.receipt].id = draft.id;
         }
         if (drafts.accepted.empty()) return;
@@ -10672,7 +10784,7 @@ struct Meter::Impl {
     std::vector<Book> books() const {
         const auto stored = store.read([](Connection& db) { return stored_books(db); });
         std::vector<Book> made;
-        for (const auto& [vendor, source] : stored) made.push_back(make_book(vendor, json::parse(source)));
+        for (const auto& book : stored) made.push_back(from_file("books", [&] { return make_book(book.first, json::parse(book.second)); }));
         return made;
     }
 
@@ -10704,6 +10816,7 @@ struct Meter::Impl {
     }
 
     MeterOptions options;
+    std::atomic<std::uint64_t> last_moment{0};
     Store store;
     Delivery delivery;  // after the store: it goes first
 };
@@ -10794,7 +10907,7 @@ Aggregate Meter::aggregate(const AggregateQuery& query) const { return aggregate
 
 Aggregate Meter::aggregate(const Metric& metric, const AggregateQuery& query) const {
     check_metric(metric);
-    check_period(query.period);
+    check_aggregate(query);
     return impl_->store.scan([&](const Reader& reader) { return meter::aggregate(reader, metric, query); });
 }
 
