@@ -839,9 +839,25 @@ std::size_t utf8_length(std::string_view text, std::size_t at) noexcept {
     return 0;
 }
 
+// How many of the first bytes are plain: ASCII from space on, without quotation mark and backslash. Eight bytes at a time: a byte of the
+// word gets its high bit set when it is below space, or one of the two, or has it already (Hacker's Delight, 6-1).
+std::size_t plain_run(std::string_view text) noexcept {
+    constexpr std::uint64_t ones = 0x0101010101010101ULL, highs = 0x8080808080808080ULL;
+    const auto below = [](std::uint64_t word, std::uint64_t bound) { return word - ones * bound; };
+    std::size_t at = 0;
+    for (; at + 8 <= text.size(); at += 8) {
+        std::uint64_t word = 0;
+        std::memcpy(&word, text.data() + at, 8);
+        const std::uint64_t quote = word ^ ones * '"', slash = word ^ ones * '\\';
+        if (((word | below(word, ' ') | below(quote, 1) | below(slash, 1)) & highs) != 0) break;
+    }
+    while (at < text.size() && text[at] >= ' ' && text[at] != '"' && text[at] != '\\' && static_cast<unsigned char>(text[at]) < 0x80) ++at;
+    return at;
+}
+
 // Why a text cannot be stored, or nothing. NUL is refused because SQLite's text functions and PostgreSQL's jsonb end at it.
 const char* text_fault(std::string_view text) noexcept {
-    for (std::size_t at = 0; at < text.size();) {
+    for (std::size_t at = plain_run(text); at < text.size();) {
         if (text[at] == '\0') return "contains a NUL character";
         const std::size_t length = utf8_length(text, at);
         if (length == 0) return "is not valid UTF-8";
@@ -895,14 +911,15 @@ public:
     template <class Member>
     void object(Member&& member) {
         open('{');
-        std::vector<std::string_view> keys;
+        std::array<std::string_view, max_compared_keys> keys;
+        std::size_t count = 0;
         if (!close('}')) {
             do {
                 const JsonToken key = string();
-                for (const std::string_view earlier : keys) {
-                    if (earlier == key.raw) fail("the key \"" + std::string(key.raw) + "\" stands twice");
+                for (std::size_t i = 0; i < count; ++i) {
+                    if (keys[i] == key.raw) fail("the key \"" + std::string(key.raw) + "\" stands twice");
                 }
-                if (keys.size() < max_compared_keys) keys.push_back(key.raw);
+                if (count < keys.size()) keys[count++] = key.raw;
                 expect(':');
                 if (key.escaped) {
                     const std::string decoded = decode(key);
@@ -982,7 +999,7 @@ public:
 
 private:
     // Beyond so many keys in one object a repeated key is not noticed; the last one counts.
-    static constexpr std::size_t max_compared_keys = 64;
+    static constexpr std::size_t max_compared_keys = 32;
     static constexpr std::pair<std::string_view, std::string_view> escapes{"\"\\/bfnrt", "\"\\/\b\f\n\r\t"};
 
     void expect(char c) {
@@ -1038,7 +1055,7 @@ private:
         const char* start = at_;
         bool escaped = false;
         for (;;) {
-            while (at_ != end_ && static_cast<unsigned char>(*at_) - 0x20U < 0x60U && *at_ != '"' && *at_ != '\\') ++at_;
+            at_ += plain_run({at_, static_cast<std::size_t>(end_ - at_)});
             if (at_ == end_) fail("the text ends in the middle of a string");
             if (*at_ == '"') break;
             if (*at_ == '\\') {
@@ -1480,15 +1497,22 @@ constexpr std::array<std::pair<std::string_view, Severity>, 3> severities{
 
 std::string_view severity_name(Severity severity) { return severities[static_cast<std::size_t>(severity)].first; }
 
-// What the log keeps of an event beside its columns; empty when there is nothing.
-void append_extra(std::string& out, const Event& event) {
-    if (!event.precise_total_amount_cents && !event.notice && event.extensions.empty()) return;
-    json extra = json::object();
-    if (event.precise_total_amount_cents) extra["precise_total_amount_cents"] = event.precise_total_amount_cents->to_string();
-    if (event.notice)
-        extra["notice"] = {{"body", event.notice->body}, {"severity", severity_name(event.notice->severity)}, {"notify", event.notice->notify}};
-    if (!event.extensions.empty()) extra["extensions"] = event.extensions;
-    append_json(out, extra, {});
+// What the log keeps of an event beside its columns.
+struct Extra {
+    std::optional<Decimal> cents{};
+    std::optional<Notice> notice{};
+    json extensions = nullptr;
+};
+
+// As JSON text; empty when there is nothing.
+void append_extra(std::string& out, const Extra& extra) {
+    if (!extra.cents && !extra.notice && extra.extensions.empty()) return;
+    json tree = json::object();
+    if (extra.cents) tree["precise_total_amount_cents"] = extra.cents->to_string();
+    if (extra.notice)
+        tree["notice"] = {{"body", extra.notice->body}, {"severity", severity_name(extra.notice->severity)}, {"notify", extra.notice->notify}};
+    if (!extra.extensions.empty()) tree["extensions"] = extra.extensions;
+    append_json(out, tree, {});
 }
 
 Notice read_notice(const json& tree) {
@@ -1552,23 +1576,19 @@ struct Drafts {
     std::string_view extra(const Draft& draft) const { return std::string_view(json_text).substr(draft.extra_at, draft.end - draft.extra_at); }
 };
 
-void check_text(std::string_view field, std::string_view text, std::size_t limit) {
-    if (text.size() > limit) throw Error(ErrorCode::too_large, std::string(field), "is longer than " + std::to_string(limit) + " bytes");
-    if (const char* fault = text_fault(text)) refuse(std::string(field), fault);
+void check_size(std::string_view field, std::size_t size, std::size_t limit) {
+    if (size > limit) throw Error(ErrorCode::too_large, std::string(field), "is longer than " + std::to_string(limit) + " bytes");
 }
 
 void check_draft(const Drafts& drafts, const Draft& draft) {
     if (draft.name.empty()) refuse("name", "is missing");
-    check_text("id", draft.id, limits::id_bytes);
-    const std::array<std::pair<std::string_view, std::string_view>, 4> fields{
-        {{"name", draft.name}, {"customer", draft.customer}, {"subscription", draft.subscription}, {"source", draft.source}}};
-    for (const auto& [field, text] : fields) check_text(field, text, limits::text_bytes);
-    if (drafts.properties(draft).size() > limits::properties_bytes) {
-        throw Error(ErrorCode::too_large, "properties", "are longer than " + std::to_string(limits::properties_bytes) + " bytes as JSON");
-    }
-    if (drafts.extra(draft).size() > limits::extra_bytes) {
-        throw Error(ErrorCode::too_large, "notice", "with extensions is longer than " + std::to_string(limits::extra_bytes) + " bytes as JSON");
-    }
+    check_size("id", draft.id.size(), limits::id_bytes);
+    check_size("name", draft.name.size(), limits::text_bytes);
+    check_size("customer", draft.customer.size(), limits::text_bytes);
+    check_size("subscription", draft.subscription.size(), limits::text_bytes);
+    check_size("source", draft.source.size(), limits::text_bytes);
+    check_size("properties", drafts.properties(draft).size(), limits::properties_bytes);
+    check_size("extensions", drafts.extra(draft).size(), limits::extra_bytes);
     if (draft.timestamp && (*draft.timestamp < Timestamp::min() || *draft.timestamp > Timestamp::max()))
         refuse("timestamp", "is outside the years 1 to 9999");
 }
@@ -1594,7 +1614,13 @@ void add_draft(Drafts& drafts, Fill&& fill) {
     }
 }
 
+// Of an event from the app. Its texts are checked here; those of a line were, as it was read.
 void draft_event(Drafts& drafts, Draft& draft, const Event& event) {
+    const std::array<std::pair<std::string_view, std::string_view>, 5> texts{
+        {{"id", event.id}, {"name", event.name}, {"customer", event.customer}, {"subscription", event.subscription}, {"source", event.source}}};
+    for (const auto& [field, text] : texts) {
+        if (const char* fault = text_fault(text)) refuse(std::string(field), fault);
+    }
     draft.id = event.id;
     draft.name = event.name;
     draft.customer = event.customer;
@@ -1606,48 +1632,50 @@ void draft_event(Drafts& drafts, Draft& draft, const Event& event) {
     if (!event.extensions.is_object()) refuse("extensions", "must be an object");
     append_json(drafts.json_text, event.properties, {nullptr, "properties"});
     draft.extra_at = drafts.json_text.size();
-    append_extra(drafts.json_text, event);
+    if (event.precise_total_amount_cents || event.notice || !event.extensions.empty()) {
+        append_extra(drafts.json_text, {event.precise_total_amount_cents, event.notice, event.extensions});
+    }
 }
 
 // The members of a line that are plain text.
 constexpr std::array<std::pair<std::string_view, std::string_view Draft::*>, 5> text_members{
     {{"id", &Draft::id}, {"name", &Draft::name}, {"customer", &Draft::customer}, {"subscription", &Draft::subscription}, {"source", &Draft::source}}};
 
-Decimal read_number(const JsonToken& token, const std::string& field) {
+Decimal read_number(const JsonToken& token, std::string_view field) {
     const auto number = token.kind == JsonToken::Kind::number || token.kind == JsonToken::Kind::text ? Decimal::parse(token.raw) : std::nullopt;
-    if (!number) refuse(field, "is not a number");
+    if (!number) refuse(std::string(field), "is not a number");
     return *number;
 }
 
-void draft_member(Drafts& drafts, Draft& draft, Event& extra, std::string_view& properties, JsonScanner& scanner, const std::string& key) {
+void draft_member(Drafts& drafts, Draft& draft, Extra& extra, std::string_view& properties, JsonScanner& scanner, std::string_view key) {
     const auto text = std::find_if(text_members.begin(), text_members.end(), [&](const auto& row) { return row.first == key; });
     const JsonToken token = scanner.value();
     if (token.kind == JsonToken::Kind::null) return;  // as if it were absent
     if (text != text_members.end()) {
-        if (token.kind != JsonToken::Kind::text) refuse(key, "must be text");
+        if (token.kind != JsonToken::Kind::text) refuse(std::string(key), "must be text");
         draft.*(text->second) = token.escaped ? drafts.texts.emplace_back(scanner.decode(token)) : token.raw;
     } else if (key == "timestamp") {
         draft.timestamp = read_timestamp(token);
     } else if (key == "value") {
         draft.value = read_number(token, key).to_string();
     } else if (key == "precise_total_amount_cents") {
-        extra.precise_total_amount_cents = read_number(token, key);
+        extra.cents = read_number(token, key);
     } else if (key == "properties" || key == "extensions" || key == "notice") {
-        if (token.kind != JsonToken::Kind::object) refuse(key, "must be an object");
+        if (token.kind != JsonToken::Kind::object) refuse(std::string(key), "must be an object");
         if (key == "properties") properties = token.raw;
         if (key == "extensions") extra.extensions = json::parse(token.raw);
         if (key == "notice") extra.notice = read_notice(json::parse(token.raw));
     } else {
-        refuse(key, "is not a member of an event");
+        refuse(std::string(key), "is not a member of an event");
     }
 }
 
 // One line of JSON. Properties are kept as they stand, after a check, so that no digit changes.
 void draft_line(Drafts& drafts, Draft& draft, std::string_view line) {
     JsonScanner scanner(line);
-    Event extra;
+    Extra extra;
     std::string_view properties = "{}";
-    scanner.object([&](std::string_view key) { draft_member(drafts, draft, extra, properties, scanner, std::string(key)); });
+    scanner.object([&](std::string_view key) { draft_member(drafts, draft, extra, properties, scanner, key); });
     scanner.end();
     drafts.json_text += properties;
     draft.extra_at = drafts.json_text.size();
@@ -1753,7 +1781,7 @@ private:
 class Connection {
 public:
     Connection(const std::string& path, std::chrono::milliseconds busy_timeout)
-        : db(path, SQLite::OPEN_READWRITE | SQLite::OPEN_CREATE, static_cast<int>(busy_timeout.count())) {}
+        : db(path, SQLite::OPEN_READWRITE | SQLite::OPEN_CREATE | SQLite::OPEN_NOMUTEX, static_cast<int>(busy_timeout.count())) {}
 
     // `sql` must be a literal. The same text must not be in use twice at a time.
     Prepared prepared(const char* sql) {
