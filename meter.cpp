@@ -5359,7 +5359,7 @@ Period cycle_around(Timestamp now, Timestamp anchor, Stride stride, Timestamp fl
 
 // The window of a usage limit: the billing cycle when there is an anchor, else the calendar's, with weeks from Monday; nothing when
 // it never ends (getUsageWindowBounds.ts:21).
-std::optional<Period> usage_window(std::string_view interval, Timestamp now, const std::optional<Timestamp>& anchor) {
+[[maybe_unused]] std::optional<Period> usage_window(std::string_view interval, Timestamp now, const std::optional<Timestamp>& anchor) {
     if (interval == "lifetime") return std::nullopt;
     constexpr std::int64_t a_monday = 4;  // 5 January 1970
     const Timestamp calendar(interval == "week" ? a_monday * micros_per_day : 0);
@@ -5380,7 +5380,7 @@ Timestamp cut(Timestamp time, std::int64_t unit) { return Timestamp(floor_divide
 
 // Without a billing cycle its ranges are the last day (aggregate.ts:90). The total of a range of days begins earlier than its list, with
 // the day when bins are days and else with the hour (getCountAndSum.ts:79).
-Ranges named_ranges(std::string_view name, Bin bin, Timestamp now, const std::optional<BillingCycle>& cycle) {
+[[maybe_unused]] Ranges named_ranges(std::string_view name, Bin bin, Timestamp now, const std::optional<BillingCycle>& cycle) {
     const bool days = name.ends_with('h') || name.ends_with('d');
     const Period period = named_period(days || cycle ? name : "24h", cut(now, micros_per_second), cycle);
     const Range list{period.from, period.to};
@@ -5389,13 +5389,13 @@ Ranges named_ranges(std::string_view name, Bin bin, Timestamp now, const std::op
 }
 
 // Milliseconds are cut off at both ends (aggregate.ts:101).
-Ranges custom_ranges(Timestamp from, Timestamp to) {
+[[maybe_unused]] Ranges custom_ranges(Timestamp from, Timestamp to) {
     const Range range{cut(from, micros_per_second), cut(to, micros_per_second)};
     return {range, range};
 }
 
 // The bins of a list. The range's last moment belongs to it, so an end at midnight adds a day (aggregate.ts:142).
-BinGrid list_bins(const Range& range, Bin bin, std::string time_zone) {
+[[maybe_unused]] BinGrid list_bins(const Range& range, Bin bin, std::string time_zone) {
     return BinGrid({range.from, range.to + std::chrono::seconds(1)}, {.bin = bin, .time_zone = std::move(time_zone)});
 }
 
@@ -5417,7 +5417,7 @@ Bin window_of(std::string_view size) {
 
 // The windows of events: weeks from Sunday; months from midnight of the anchor's day, which runs over into the next month where a month is too
 // short for it (aggregators.go:183 and 214).
-BinOptions event_windows(std::string_view size, std::string time_zone, const std::optional<Timestamp>& anchor) {
+[[maybe_unused]] BinOptions event_windows(std::string_view size, std::string time_zone, const std::optional<Timestamp>& anchor) {
     BinOptions windows{.bin = window_of(size), .time_zone = std::move(time_zone), .week_start = std::chrono::Sunday};
     if (windows.bin != Bin::month || !anchor) return windows;
     const Zone zone(windows.time_zone);
@@ -5427,7 +5427,7 @@ BinOptions event_windows(std::string_view size, std::string time_zone, const std
 }
 
 // The windows of commitments: weeks from Monday; months from the anchor or the period's beginning, clamped (billing_commitment.go:50-101).
-BinOptions commitment_windows(std::string_view size, const Period& period, const std::optional<Timestamp>& anchor) {
+[[maybe_unused]] BinOptions commitment_windows(std::string_view size, const Period& period, const std::optional<Timestamp>& anchor) {
     BinOptions windows{.bin = window_of(size)};
     if (windows.bin == Bin::month) windows.anchor = anchor.value_or(period.from);
     return windows;
@@ -5450,7 +5450,7 @@ constexpr Interval intervals[] = {
     {"month", Bin::month, {1, 0}, 1460},          {"year", Bin::year, {12, 0}, 3650},
 };
 
-const Interval& interval_named(std::string_view name) {
+[[maybe_unused]] const Interval& interval_named(std::string_view name) {
     const auto row = std::find_if(std::begin(intervals), std::end(intervals), [&](const auto& each) { return each.name == name; });
     if (row == std::end(intervals)) throw Error(ErrorCode::bad_value, "interval", quote(name) + " is not an interval");
     return *row;
@@ -5458,7 +5458,7 @@ const Interval& interval_named(std::string_view name) {
 
 // The moments that have a row in the answer: the start, and on by one interval each, on the zone's clock, until the end has passed. Each is
 // counted from the one before, so a 31st that a short month moved stays where it is. (generate_series in time_queries.py:32)
-std::vector<Timestamp> quantity_rows(Timestamp start, Timestamp end, const Interval& interval, const Zone& zone) {
+[[maybe_unused]] std::vector<Timestamp> quantity_rows(Timestamp start, Timestamp end, const Interval& interval, const Zone& zone) {
     if (start > end) throw Error(ErrorCode::bad_value, "end", "is before the start");
     if (end - start > std::chrono::days(interval.most_days)) throw Error(ErrorCode::bad_value, "interval", "is too small for so long a time");
     std::vector<Timestamp> rows;
@@ -6615,7 +6615,7 @@ AggregateQuery beside(AggregateQuery query, const Group& group) {
     return query;
 }
 
-Decimal sum_of(const std::vector<Decimal>& values) {
+[[maybe_unused]] Decimal sum_of(const std::vector<Decimal>& values) {
     Decimal sum;
     for (const auto& value : values) sum += value;
     return sum;
@@ -6928,7 +6928,7 @@ Group group_of(const Scope& scope, const Event& event) {
 
 // The fee of an event in the log under a pay-in-advance charge; scope's period ends with the event. Nothing when the event has no
 // value to count.
-std::optional<Fee> advance_fee(const Scope& scope, const Event& event, UsageSource& usage) {
+[[maybe_unused]] std::optional<Fee> advance_fee(const Scope& scope, const Event& event, UsageSource& usage) {
     const auto& metric = scope.metric();
     if (metric.kind != Kind::count && !property_text(event.properties, property_key(metric))) return {};
     auto group = group_of(scope, event);
@@ -7385,7 +7385,7 @@ Priced price_units(const Price& price, const Decimal& units) {
 }
 
 // Buckets of a bucketed meter: each is priced alone, tiers and packages start anew.
-Priced price_buckets(const Price& price, const std::vector<Decimal>& buckets) {
+[[maybe_unused]] Priced price_buckets(const Price& price, const std::vector<Decimal>& buckets) {
     Priced priced;
     for (const auto& units : buckets) {
         for (auto& line : (price.model == Model::tiered ? price_tiers(price, units) : price_units(price, units)).lines) priced.add(std::move(line));
@@ -7399,7 +7399,7 @@ struct Breakup {
     int tier = -1;
 };
 
-Breakup breakup(const Price& price, const Decimal& units) {
+[[maybe_unused]] Breakup breakup(const Price& price, const Decimal& units) {
     Breakup result;
     result.cost = price_units(price, units).amount;
     result.unit_cost = divided(result.cost, units);
@@ -7436,7 +7436,7 @@ struct Entitlement {
 
 Entitlement read_entitlement(const Node& at) { return {at.flag("is_enabled"), at.decimal("usage_limit"), at.text("usage_reset_period") == "DAILY"}; }
 
-Decimal overage(const Decimal& usage, const Decimal& quota) { return at_least_zero(usage - quota); }
+[[maybe_unused]] Decimal overage(const Decimal& usage, const Decimal& quota) { return at_least_zero(usage - quota); }
 
 // --- commitments (9.13 to 9.16) ---
 
@@ -7475,7 +7475,7 @@ Committed commit(const Commitment& commitment, const Decimal& cost) {
 }
 
 // A commitment longer than the billing period: what earlier invoices used of it is gone (9.16).
-Committed commit_rest(const Commitment& commitment, const Decimal& used_before, const Decimal& cost) {
+[[maybe_unused]] Committed commit_rest(const Commitment& commitment, const Decimal& used_before, const Decimal& cost) {
     const auto within = std::min(cost, at_least_zero(commitment.amount - used_before));
     const auto overage = (cost - within) * commitment.overage_factor;
     return {within + overage, within, overage, {}};
@@ -7499,7 +7499,7 @@ int read_minute(const Node& at, std::string_view field) {
     return static_cast<int>(hours->to_int64().value() * 60 + minutes->to_int64().value());
 }
 
-TimeBucket read_time_bucket(const Node& at) {
+[[maybe_unused]] TimeBucket read_time_bucket(const Node& at) {
     TimeBucket bucket{at.text("id"), read_minute(at, "start"), read_minute(at, "end"), {}, {}};
     if (at.find("price")) bucket.price = read_price(at.object("price"));
     bucket.commitment = read_commitment(at, bucket.price);
@@ -7541,7 +7541,7 @@ Decimal percentage_discount(const Decimal& price, const Decimal& percentage, Cur
 }
 
 // One after the other, each on what the one before left.
-Decimal compound_discount(const Decimal& price, const std::vector<Decimal>& percentages, Currency currency) {
+[[maybe_unused]] Decimal compound_discount(const Decimal& price, const std::vector<Decimal>& percentages, Currency currency) {
     auto left = price;
     for (const auto& percentage : percentages) left -= percentage_discount(left, percentage, currency);
     return price - left;
@@ -7635,7 +7635,7 @@ std::string money(const Decimal& cents, const std::string& code) {
     return symbol + grouped(amount.to_fixed(std::max(currency.decimals, amount.scale())));
 }
 
-std::string label(const MeteredPrice& price, double consumed, const Priced& priced) {
+[[maybe_unused]] std::string label(const MeteredPrice& price, double consumed, const Priced& priced) {
     auto text = "(" + grouped(Decimal::from_double(consumed).round(3, Rounding::half_even).to_string()) + " consumed units) \u00d7 " +
                 money(price.unit_amount, price.currency);
     if (priced.lines.back().step == FeeLine::Step::maximum) text += " \u2014 Capped at " + money(*price.cap, price.currency);
@@ -7656,7 +7656,7 @@ constexpr std::array<std::pair<std::string_view, Function>, 6> functions{{{"coun
 bool is_summable(Function function) { return function == Function::count || function == Function::sum; }
 
 // Over user events; doubles, added in order, as Polar does.
-double aggregated(Function function, const std::vector<double>& values) {
+[[maybe_unused]] double aggregated(Function function, const std::vector<double>& values) {
     if (function == Function::count) return static_cast<double>(values.size());
     if (function == Function::unique) return static_cast<double>(std::unordered_set<double>(values.begin(), values.end()).size());
     if (values.empty()) return 0;
@@ -7668,7 +7668,7 @@ double aggregated(Function function, const std::vector<double>& values) {
 }
 
 // Credits in the order they came; what is taken away never leaves less than none.
-std::int64_t credited_units(const std::vector<std::int64_t>& credits) {
+[[maybe_unused]] std::int64_t credited_units(const std::vector<std::int64_t>& credits) {
     std::int64_t sum = 0;
     for (const auto units : credits) sum = std::max<std::int64_t>(0, sum + units);
     return sum;
@@ -7682,7 +7682,7 @@ struct Tiers {
 };
 
 // Sorted by bound, the open tier last. Problems carry pydantic's words.
-Tiers read_tiers(const Node& at, Problems& problems) {
+[[maybe_unused]] Tiers read_tiers(const Node& at, Problems& problems) {
     static constexpr std::array<std::pair<std::string_view, bool>, 2> types{{{"volume", true}, {"graduated", false}}};
     Tiers result{at.choice("type", types, "volume"), {}};
     for (const auto& each : at.list("tiers")) {
@@ -7704,7 +7704,7 @@ Tiers read_tiers(const Node& at, Problems& problems) {
 }
 
 // Bounds are the last quantity included. A volume needs a tier that holds it; graduated units past the last bound are free.
-Priced price_tiers(const Tiers& tiers, const Decimal& quantity) {
+[[maybe_unused]] Priced price_tiers(const Tiers& tiers, const Decimal& quantity) {
     if (quantity.is_negative()) throw Error(ErrorCode::bad_value, "quantity", "negative");
     if (quantity.is_zero()) return {};
     if (!tiers.volume) return graduated(tiers.tiers, quantity);
@@ -7744,7 +7744,7 @@ struct Item {
 
 // The limits of tiers are in total units to users and beyond the included ones inside (7.2); "inf" stays.
 Decimal internal_limit(const Decimal& limit, const Decimal& included) { return limit > 0 ? limit - included : limit; }
-Decimal user_limit(const Decimal& limit, const Decimal& included) { return limit > 0 ? limit + included : limit; }
+[[maybe_unused]] Decimal user_limit(const Decimal& limit, const Decimal& included) { return limit > 0 ? limit + included : limit; }
 
 std::optional<Decimal> read_limit(const Node& at) {
     const auto found = at.find("to");
@@ -7871,7 +7871,7 @@ CreditSystem read_credit_system(const Node& at, std::string_view id_field) {
 }
 
 // Credits for that many units of a feature; the system's own units are credits already.
-Decimal credits(const CreditSystem& system, const std::string& feature, const Decimal& units) {
+[[maybe_unused]] Decimal credits(const CreditSystem& system, const std::string& feature, const Decimal& units) {
     if (feature == system.id) return units;
     const auto found = system.costs.find(feature);
     if (found == system.costs.end()) throw Error(ErrorCode::bad_value, "feature_id", "invalid_request");
@@ -7930,7 +7930,7 @@ Decimal refund(std::vector<Balance>& balances, Decimal units) {
 }
 
 // What is left of `value` that no balance took; with reject nothing moves unless all of it fits.
-Decimal settle(std::vector<Balance>& balances, const Decimal& value, OverageBehavior behavior) {
+[[maybe_unused]] Decimal settle(std::vector<Balance>& balances, const Decimal& value, OverageBehavior behavior) {
     auto changed = balances;
     const auto left = value.is_negative() ? -refund(changed, -value) : deduct(changed, value, behavior);
     if (behavior != OverageBehavior::reject || left.is_zero()) balances = std::move(changed);
