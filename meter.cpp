@@ -17,6 +17,7 @@
 
 #include <algorithm>
 #include <array>
+#include <atomic>
 #include <bit>
 #include <charconv>
 #include <cmath>
@@ -45,6 +46,15 @@
 #define METER_TZ_NAMESPACE date
 #elif (defined(__cpp_lib_chrono) && __cpp_lib_chrono >= 201907L) || (defined(_GLIBCXX_RELEASE) && _GLIBCXX_RELEASE >= 13)
 #define METER_TZ_NAMESPACE std::chrono
+#endif
+
+// The one use of POSIX: asking whether another process is alive (section 10, leases).
+#if defined(__unix__) || defined(__APPLE__)
+#define METER_POSIX 1
+#include <signal.h>
+#include <unistd.h>
+#else
+#define METER_POSIX 0
 #endif
 
 namespace meter {
@@ -1237,17 +1247,19 @@ std::size_t utf8_length(std::string_view text, std::size_t at) noexcept {
     return 0;
 }
 
-// How many of the first bytes are plain: ASCII from space on, without quotation mark and backslash. Eight bytes at a time: a byte of the
-// word gets its high bit set when it is below space, or one of the two, or has it already (Hacker's Delight, 6-1).
+// How many of the first bytes are plain: ASCII from space on, without quotation mark and backslash. Eight bytes at a time: (word - n x ones)
+// & ~word has the high bit of the lowest byte that is below n, and none below it (Hacker's Delight, 6-1).
 std::size_t plain_run(std::string_view text) noexcept {
     constexpr std::uint64_t ones = 0x0101010101010101ULL, highs = 0x8080808080808080ULL;
-    const auto below = [](std::uint64_t word, std::uint64_t bound) { return word - ones * bound; };
+    const auto below = [](std::uint64_t word, std::uint64_t bound) { return (word - ones * bound) & ~word; };
     std::size_t at = 0;
-    for (; at + 8 <= text.size(); at += 8) {
-        std::uint64_t word = 0;
-        std::memcpy(&word, text.data() + at, 8);
-        const std::uint64_t quote = word ^ ones * '"', slash = word ^ ones * '\\';
-        if (((word | below(word, ' ') | below(quote, 1) | below(slash, 1)) & highs) != 0) break;
+    if constexpr (std::endian::native == std::endian::little) {
+        for (; at + 8 <= text.size(); at += 8) {
+            std::uint64_t word = 0;
+            std::memcpy(&word, text.data() + at, 8);
+            const std::uint64_t stops = (word | below(word, ' ') | below(word ^ ones * '"', 1) | below(word ^ ones * '\\', 1)) & highs;
+            if (stops != 0) return at + static_cast<std::size_t>(std::countr_zero(stops)) / 8;
+        }
     }
     while (at < text.size() && text[at] >= ' ' && text[at] != '"' && text[at] != '\\' && static_cast<unsigned char>(text[at]) < 0x80) ++at;
     return at;
@@ -1301,7 +1313,7 @@ public:
 
     // The first character of the next value; NUL at the end.
     char peek() noexcept {
-        while (at_ != end_ && (*at_ == ' ' || *at_ == '\t' || *at_ == '\n' || *at_ == '\r')) ++at_;
+        while (at_ != end_ && static_cast<unsigned char>(*at_) <= ' ' && (*at_ == ' ' || *at_ == '\t' || *at_ == '\n' || *at_ == '\r')) ++at_;
         return at_ == end_ ? '\0' : *at_;
     }
 
@@ -1401,9 +1413,10 @@ private:
     static constexpr std::pair<std::string_view, std::string_view> escapes{"\"\\/bfnrt", "\"\\/\b\f\n\r\t"};
 
     void expect(char c) {
-        if (peek() != c || at_ == end_) fail(std::string("'") + c + "' expected");
+        if (peek() != c || at_ == end_) missing(c);
         ++at_;
     }
+    [[noreturn]] void missing(char c) const { fail(std::string("'") + c + "' expected"); }
     void open(char c) {
         expect(c);
         if (++depth_ > limits::json_depth) fail("nested more than " + std::to_string(limits::json_depth) + " deep");
@@ -2181,7 +2194,7 @@ public:
     Connection(const std::string& path, std::chrono::milliseconds busy_timeout)
         : db(path, SQLite::OPEN_READWRITE | SQLite::OPEN_CREATE | SQLite::OPEN_NOMUTEX, static_cast<int>(busy_timeout.count())) {}
 
-    // `sql` must be a literal. The same text must not be in use twice at a time.
+    // `sql` must be a literal, and not be in use already.
     Prepared prepared(const char* sql) {
         auto& statement = statements_[sql];
         if (!statement) {
@@ -2208,7 +2221,7 @@ private:
     struct Finalize {
         void operator()(sqlite3_stmt* statement) const noexcept { sqlite3_finalize(statement); }
     };
-    std::unordered_map<std::string_view, std::unique_ptr<sqlite3_stmt, Finalize>> statements_;
+    std::unordered_map<const void*, std::unique_ptr<sqlite3_stmt, Finalize>> statements_;  // by the address of the literal
 };
 
 class Transaction {
@@ -2253,7 +2266,7 @@ CREATE TABLE log(
     extra TEXT);                -- JSON object: precise_total_amount_cents, notice, extensions
 CREATE TABLE metrics(code TEXT PRIMARY KEY, definition TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE books(vendor TEXT, code TEXT, source TEXT NOT NULL, PRIMARY KEY(vendor, code)) WITHOUT ROWID;
-CREATE TABLE chunks(id INTEGER PRIMARY KEY, first INTEGER NOT NULL, last INTEGER NOT NULL);
+CREATE TABLE chunks(id INTEGER PRIMARY KEY, first INTEGER NOT NULL, last INTEGER NOT NULL, recorded INTEGER NOT NULL);
 CREATE TABLE layouts(id INTEGER PRIMARY KEY, keys TEXT NOT NULL UNIQUE);
 CREATE TABLE segments(
     id INTEGER PRIMARY KEY, chunk INTEGER NOT NULL, name INTEGER NOT NULL, layout INTEGER NOT NULL,
@@ -2303,20 +2316,25 @@ struct PackedId {
 
 constexpr bool uuid_dash(std::size_t at) noexcept { return at == 8 || at == 13 || at == 18 || at == 23; }
 
+// What a lower-case hexadecimal digit stands for; 16 for every other character.
+constexpr std::array<std::uint8_t, 256> hex_values = [] {
+    std::array<std::uint8_t, 256> values{};
+    values.fill(16);
+    for (std::uint8_t i = 0; i < 16; ++i) values[static_cast<unsigned char>("0123456789abcdef"[i])] = i;
+    return values;
+}();
+
 PackedId pack_id(std::string_view id) noexcept {
-    PackedId packed{{}, id, id.size() == 36};
-    std::size_t nibble = 0;
-    for (std::size_t i = 0; packed.is_uuid && i < id.size(); ++i) {
-        const char c = id[i];
-        if (uuid_dash(i)) {
-            packed.is_uuid = c == '-';
-            continue;
-        }
-        const int digit = c >= '0' && c <= '9' ? c - '0' : c >= 'a' && c <= 'f' ? c - 'a' + 10 : -1;
-        packed.is_uuid = digit >= 0;
-        packed.uuid[nibble / 2] = static_cast<char>(static_cast<unsigned char>(packed.uuid[nibble / 2]) << 4 | (digit & 15));
-        ++nibble;
+    PackedId packed{{}, id, id.size() == 36 && id[8] == '-' && id[13] == '-' && id[18] == '-' && id[23] == '-'};
+    if (!packed.is_uuid) return packed;
+    unsigned seen = 0;
+    for (std::size_t byte = 0, at = 0; byte < 16; ++byte, at += 2) {
+        if (uuid_dash(at)) ++at;
+        const unsigned high = hex_values[static_cast<unsigned char>(id[at])], low = hex_values[static_cast<unsigned char>(id[at + 1])];
+        packed.uuid[byte] = static_cast<char>(high << 4 | low);
+        seen |= high | low;
     }
+    packed.is_uuid = seen < 16;
     return packed;
 }
 
@@ -2508,6 +2526,7 @@ public:
     void refresh(Connection& db) {
         if (const std::int64_t generation = meta(db, "generation"); generation != generation_) {
             load_runs(db);
+            pruned_ = meta(db, "pruned");
             sealed_ = meta(db, "sealed");
             tail_.keep_after(sealed_);
             through_ = std::max(through_, sealed_);
@@ -2523,7 +2542,7 @@ public:
 
     std::int64_t find(Connection& db, const PackedId& id, std::uint64_t hash) const {
         std::int64_t found = 0;
-        const auto same = [&](std::int64_t sequence) { return is_id(db, sequence, id) && (found = sequence, true); };
+        const auto same = [&](std::int64_t sequence) { return sequence > pruned_ && is_id(db, sequence, id) && (found = sequence, true); };
         if (tail_.look(hash, same)) return found;
         for (const Run& run : runs_) {
             if (!may_hold(run, hash)) continue;
@@ -2584,18 +2603,17 @@ private:
     }
 
     std::size_t memory_;
-    std::int64_t generation_ = -1, sealed_ = 0, through_ = 0;
+    std::int64_t generation_ = -1, pruned_ = 0, sealed_ = 0, through_ = 0;
     HashTable tail_;
     std::vector<Run> runs_;
 };
 
 // ---- the log ----
 
-// Text -> texts.id, with a bounded memory of the answers. 0 stands for the empty text, which is stored as NULL.
+// Text -> texts.id, with a bounded memory of the answers.
 class Interner {
 public:
     std::int64_t intern(Connection& db, std::string_view text) {
-        if (text.empty()) return 0;
         if (const auto known = ids_.find(text); known != ids_.end()) return known->second;
         std::int64_t id = db.integer("SELECT id FROM texts WHERE text = ?", text);
         if (id == 0) {
@@ -2669,27 +2687,6 @@ bool same_content(const Prepared& row, const Drafts& drafts, const Draft& draft)
            same_json(row.text(10), drafts.properties(draft)) && (row.null(11) ? extra.empty() : !extra.empty() && same_json(row.text(11), extra));
 }
 
-// 0 and the empty text stand for what an event does not have.
-std::optional<std::int64_t> known(std::int64_t id) { return id == 0 ? std::nullopt : std::optional(id); }
-std::optional<std::string_view> known(std::string_view text) { return text.empty() ? std::nullopt : std::optional(text); }
-
-void insert_row(Connection& db, Interner& texts, const Drafts& drafts, const Draft& draft, const PackedId& id, std::int64_t sequence,
-                std::int64_t time, Timestamp now) {
-    const std::int64_t name = texts.intern(db, draft.name);
-    const auto customer = known(texts.intern(db, draft.customer)), subscription = known(texts.intern(db, draft.subscription)),
-               source = known(texts.intern(db, draft.source));
-    const Prepared insert = db.prepared("INSERT INTO log VALUES(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)");
-    const auto values = [&](const auto& stored_id) {
-        insert.run(sequence, stored_id, time, now.micros() - time, name, customer, subscription, source, known(draft.value), drafts.properties(draft),
-                   known(drafts.extra(draft)));
-    };
-    if (id.is_uuid) {
-        values(std::span(reinterpret_cast<const std::uint8_t*>(id.uuid.data()), id.uuid.size()));
-    } else {
-        values(id.text);
-    }
-}
-
 // What the writing side remembers between transactions. `forget` after a rollback.
 struct LogMemory {
     explicit LogMemory(std::size_t index_bytes) : ids(index_bytes) {}
@@ -2716,29 +2713,63 @@ private:
 };
 
 // Stores the accepted drafts, each unless its id is in the log already, and completes the receipts. Inside a transaction.
-void append_log(Connection& db, LogMemory& memory, Drafts& drafts, Timestamp now) {
-    memory.refresh(db);
-    std::int64_t sequence = last_sequence(db);
-    for (const Draft& draft : drafts.accepted) {
-        Receipt& receipt = drafts.receipts[draft.receipt];
-        const PackedId id = pack_id(draft.id);
-        const std::uint64_t hash = id_hash(id);
-        if (const std::int64_t earlier = memory.ids.find(db, id, hash); earlier != 0) {
-            const Prepared row = db.prepared(METER_EVENT_COLUMNS "WHERE l.sequence = ?");
-            row.bind(earlier);
-            const bool same = row.row() && same_content(row, drafts, draft);
-            receipt.status = same ? ReceiptStatus::duplicate : ReceiptStatus::conflict;
-            receipt.sequence = earlier;
-            if (!same) receipt.field = "id", receipt.reason = "is in the log with other content";
-            continue;
+class LogAppend {
+public:
+    LogAppend(Connection& db, LogMemory& memory, Drafts& drafts, Timestamp now)
+        : db_(db), memory_(memory), drafts_(drafts), now_(now), insert_(db.prepared("INSERT INTO log VALUES(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)")) {}
+
+    void run() {
+        memory_.refresh(db_);
+        sequence_ = last_sequence(db_);
+        for (const Draft& draft : drafts_.accepted) {
+            Receipt& receipt = drafts_.receipts[draft.receipt];
+            const PackedId id = pack_id(draft.id);
+            const std::uint64_t hash = id_hash(id);
+            if (const std::int64_t earlier = memory_.ids.find(db_, id, hash); earlier != 0) {
+                compare(draft, earlier, receipt);
+                continue;
+            }
+            receipt.sequence = ++sequence_;
+            receipt.status = ReceiptStatus::stored;
+            insert(draft, id);
+            memory_.ids.add(hash, sequence_);
         }
-        const std::int64_t time = draft.timestamp.value_or(now).micros();
-        insert_row(db, memory.texts, drafts, draft, id, ++sequence, time, now);
-        memory.ids.add(hash, sequence);
-        receipt.status = ReceiptStatus::stored;
-        receipt.sequence = sequence;
     }
-}
+
+private:
+    void compare(const Draft& draft, std::int64_t earlier, Receipt& receipt) {
+        const Prepared row = db_.prepared(METER_EVENT_COLUMNS "WHERE l.sequence = ?");
+        row.bind(earlier);
+        const bool same = row.row() && same_content(row, drafts_, draft);
+        receipt.status = same ? ReceiptStatus::duplicate : ReceiptStatus::conflict;
+        receipt.sequence = earlier;
+        if (!same) receipt.field = "id", receipt.reason = "is in the log with other content";
+    }
+    void insert(const Draft& draft, const PackedId& id) {
+        const std::int64_t time = draft.timestamp.value_or(now_).micros();
+        const std::int64_t name = memory_.texts.intern(db_, draft.name);
+        const auto customer = intern(draft.customer), subscription = intern(draft.subscription), source = intern(draft.source);
+        const auto row = [&](const auto& stored_id) {
+            insert_.run(sequence_, stored_id, time, now_.micros() - time, name, customer, subscription, source, stored(draft.value),
+                        drafts_.properties(draft), stored(drafts_.extra(draft)));
+        };
+        if (id.is_uuid) {
+            row(std::span(reinterpret_cast<const std::uint8_t*>(id.uuid.data()), id.uuid.size()));
+        } else {
+            row(id.text);
+        }
+    }
+    // What an event does not have is stored as NULL.
+    std::optional<std::int64_t> intern(std::string_view text) { return text.empty() ? std::nullopt : std::optional(memory_.texts.intern(db_, text)); }
+    static std::optional<std::string_view> stored(std::string_view text) { return text.empty() ? std::nullopt : std::optional(text); }
+
+    Connection& db_;
+    LogMemory& memory_;
+    Drafts& drafts_;
+    Timestamp now_;
+    Prepared insert_;
+    std::int64_t sequence_ = 0;
+};
 
 // ---- columns ----
 //
@@ -3049,7 +3080,7 @@ public:
         times_.push_back(time);
         customers_.push_back(customer);
         subscriptions_.push_back(subscription);
-        column(fields::source).add_interned(row, source);
+        if (source != 0) column(fields::source).add_interned(row, source);
         if (!value.empty()) column(fields::value).add_number(row, value);
         if (!extra.empty()) {
             Event event;
@@ -3204,12 +3235,13 @@ void write_segment(Connection& db, std::int64_t chunk, const Segment& segment) {
 // A stretch of the log in its lasting form, made outside of any transaction.
 struct Chunk {
     std::int64_t first = 0, last = 0;  // sequences after `first` up to `last`
+    std::int64_t recorded = 0;         // when the latest of them was recorded
     std::vector<Segment> segments{};
     std::vector<RunEntry> ids{};
 };
 
 Chunk make_chunk(Connection& db, std::int64_t first, std::int64_t last) {
-    Chunk chunk{first, last, {}, {}};
+    Chunk chunk{first, last, db.integer("SELECT max(timestamp + delay) FROM log WHERE sequence > ? AND sequence <= ?", first, last), {}, {}};
     Parts parts;
     read_parts(db, first, last, std::nullopt, parts);
     for (const auto& [name, part] : parts) {
@@ -3238,7 +3270,7 @@ void changed(Connection& db) { set_meta(db, "generation", meta(db, "generation")
 // Stores a sealed chunk, unless another process was first. Inside a transaction; all or nothing.
 bool write_chunk(Connection& db, const Chunk& chunk) {
     if (meta(db, "sealed") != chunk.first) return false;
-    db.prepared("INSERT INTO chunks(first, last) VALUES(?, ?)").run(chunk.first, chunk.last);
+    db.prepared("INSERT INTO chunks(first, last, recorded) VALUES(?, ?, ?)").run(chunk.first, chunk.last, chunk.recorded);
     const std::int64_t id = db.last_rowid();
     for (const Segment& segment : chunk.segments) write_segment(db, id, segment);
     Run run{0, 0, chunk.first, chunk.last, run_bits(chunk.ids.size()), {}};
@@ -3586,6 +3618,22 @@ Scalar cell_scalar(const Column& column, std::size_t row) {
     }
 }
 
+// Times are compared as microseconds.
+Filter in_micros(Filter filter) {
+    const auto convert = [](json& value) {
+        if (value.is_string()) {
+            value = Timestamp::parse(value.get_ref<const std::string&>()).micros();
+        } else if (value.is_number()) {
+            value = Timestamp::from_unix(Decimal::from_json(value)).micros();
+        }
+    };
+    if (!filter.value.is_array())
+        convert(filter.value);
+    else
+        for (json& value : filter.value) convert(value);
+    return filter;
+}
+
 // A filter with its fields found among a scan's columns and its values prepared.
 class Condition {
 public:
@@ -3608,18 +3656,6 @@ public:
     }
 
 private:
-    // Times are compared as microseconds.
-    static Filter in_micros(Filter filter) {
-        const auto convert = [](const json& value) -> json {
-            if (value.is_string()) return Timestamp::parse(value.get_ref<const std::string&>()).micros();
-            if (value.is_number()) return Timestamp::from_unix(Decimal::from_json(value)).micros();
-            return value;
-        };
-        if (!filter.value.is_array()) filter.value = convert(filter.value);
-        for (json& value : filter.value.is_array() ? filter.value : json::array()) value = convert(value);
-        return filter;
-    }
-
     std::vector<std::uint8_t> rows(Connection& db, const Batch& batch) const {
         if (kind_ == Filter::Kind::clause) return clause_rows(db, batch.columns[column_], batch.rows);
         std::vector<std::uint8_t> met(batch.rows, kind_ == Filter::Kind::all ? 1 : 0);
@@ -3661,6 +3697,125 @@ private:
     std::size_t column_ = 0;
     Clause clause_{};
 };
+
+// Bytes of the file that hold something.
+std::int64_t used_bytes(Connection& db) {
+    return (db.integer("PRAGMA page_count") - db.integer("PRAGMA freelist_count")) * db.integer("PRAGMA page_size");
+}
+
+// ---- retention: whole chunks, the oldest first ----
+
+struct ChunkInfo {
+    std::int64_t id = 0, first = 0, last = 0, recorded = 0;
+};
+
+std::vector<ChunkInfo> all_chunks(Connection& db) {
+    std::vector<ChunkInfo> chunks;
+    const Prepared row = db.prepared("SELECT id, first, last, recorded FROM chunks ORDER BY first");
+    while (row.row()) chunks.push_back({row.integer(0), row.integer(1), row.integer(2), row.integer(3)});
+    return chunks;
+}
+
+void drop_segments(Connection& db, std::int64_t chunk) {
+    db.prepared(
+          "DELETE FROM columns WHERE id IN (SELECT c.id FROM segments s JOIN columns c ON c.id >= s.id * ?1 AND c.id < (s.id + 1) * ?1 WHERE s.chunk "
+          "= ?2)")
+        .run(max_columns, chunk);
+    db.prepared("DELETE FROM segments WHERE chunk = ?").run(chunk);
+    db.prepared("DELETE FROM chunks WHERE id = ?").run(chunk);
+}
+
+// Takes the chunk out of every answer; its rows are deleted later. Inside a transaction. False when another process was first.
+bool prune_chunk(Connection& db, const ChunkInfo& chunk) {
+    if (meta(db, "pruned") != chunk.first) return false;
+    drop_segments(db, chunk.id);
+    db.prepared("UPDATE runs SET state = 'dead' WHERE state = 'live' AND last <= ?").run(chunk.last);
+    set_meta(db, "pruned", chunk.last);
+    changed(db);
+    return true;
+}
+
+// Rows of pruned chunks, a few at a time. How many were deleted.
+std::int64_t delete_pruned(Connection& db) {
+    constexpr std::int64_t step = 4096;
+    const std::int64_t first = db.integer("SELECT sequence FROM log ORDER BY sequence LIMIT 1");
+    if (first == 0) return 0;
+    db.prepared("DELETE FROM log WHERE sequence < ? AND sequence <= (SELECT value FROM meta WHERE key = 'pruned')").run(first + step);
+    return db.changes();
+}
+
+// Everything that can be made again from the log. Inside a transaction.
+void drop_derived(Connection& db) {
+    for (const char* sql :
+         {"DELETE FROM columns", "DELETE FROM segments", "DELETE FROM chunks", "DELETE FROM layouts", "DELETE FROM run_blocks", "DELETE FROM runs"}) {
+        db.db.exec(sql);
+    }
+    set_meta(db, "sealed", meta(db, "pruned"));
+    changed(db);
+}
+
+// ---- checking: the derived against the log ----
+
+// What a sealed chunk holds against what the log would give now.
+void verify_chunk(Connection& db, const ChunkInfo& info, std::vector<std::string>& problems) {
+    const std::string where = "chunk " + std::to_string(info.id);
+    const Chunk expected = make_chunk(db, info.first, info.last);
+    std::size_t at = 0;
+    const Prepared segment = db.prepared(
+        "SELECT s.id, s.name, s.rows, s.first_time, s.last_time, l.keys FROM segments s JOIN layouts l ON l.id = s.layout WHERE s.chunk = ? ORDER BY "
+        "s.id");
+    segment.bind(info.id);
+    for (; segment.row(); ++at) {
+        if (at >= expected.segments.size()) break;
+        const Segment& want = expected.segments[at];
+        const bool head = segment.integer(1) == want.name && segment.integer(2) == want.rows && segment.integer(3) == want.first_time &&
+                          segment.integer(4) == want.last_time && segment.text(5) == json(want.keys).dump();
+        if (!head) problems.push_back(where + ": segment " + std::to_string(segment.integer(0)) + " differs from the log");
+        for (std::size_t i = 0; head && i < want.columns.size(); ++i) {
+            const Prepared column = db.prepared("SELECT data FROM columns WHERE id = ?");
+            column.bind(segment.integer(0) * max_columns + static_cast<std::int64_t>(i));
+            const std::string_view bytes(reinterpret_cast<const char*>(want.columns[i].data()), want.columns[i].size());
+            if (!column.row() || column.text(0) != bytes) problems.push_back(where + ": column " + want.keys[i] + " differs from the log");
+        }
+    }
+    if (at != expected.segments.size() || segment.row()) problems.push_back(where + ": has not the segments the log gives");
+}
+
+// Whether every id of the sealed log is in the runs, where it belongs.
+void verify_ids(Connection& db, std::vector<std::string>& problems) {
+    const std::vector<Run> runs = live_runs(db);
+    const Prepared row = db.prepared(
+        "SELECT sequence, id FROM log WHERE sequence > (SELECT value FROM meta WHERE key = 'pruned') AND sequence <= (SELECT value FROM meta WHERE "
+        "key = 'sealed')");
+    while (row.row()) {
+        const std::int64_t sequence = row.integer(0);
+        const std::uint64_t hash = hash_bytes(row.text(1)) >> (64 - hash_bits);
+        const auto run = std::find_if(runs.begin(), runs.end(), [sequence](const Run& one) { return one.first < sequence && sequence <= one.last; });
+        bool found = false;
+        if (run != runs.end())
+            read_block(db, *run, run->block_of(hash), hash, hash, [&](const RunEntry& entry) { found = found || entry.sequence == sequence; });
+        if (!found) problems.push_back("the id of event " + std::to_string(sequence) + " is not in the index");
+        if (problems.size() > 100) return;
+    }
+}
+
+void verify_database(Connection& db, std::vector<std::string>& problems) {
+    const Prepared check = db.prepared("PRAGMA integrity_check(20)");
+    while (check.row()) {
+        if (check.text(0) != "ok") problems.emplace_back(check.text(0));
+    }
+    const std::int64_t rows = db.integer("SELECT count(*) FROM log WHERE sequence > (SELECT value FROM meta WHERE key = 'pruned')");
+    if (rows != last_sequence(db) - meta(db, "pruned"))
+        problems.emplace_back("the log has gaps: " + std::to_string(rows) + " rows of " + std::to_string(last_sequence(db) - meta(db, "pruned")));
+    std::int64_t through = meta(db, "pruned");
+    for (const ChunkInfo& chunk : all_chunks(db)) {
+        if (chunk.first != through) problems.push_back("chunk " + std::to_string(chunk.id) + " does not follow the one before");
+        verify_chunk(db, chunk, problems);
+        through = chunk.last;
+    }
+    if (through != meta(db, "sealed")) problems.emplace_back("the chunks do not reach as far as is sealed");
+    verify_ids(db, problems);
+}
 
 // ---- books: kept as the JSON they were made from ----
 
@@ -3756,7 +3911,7 @@ public:
 
     void append(Drafts& drafts, Timestamp now) {
         const std::int64_t unsealed = write([&](Connection& db) {
-            append_log(db, memory_, drafts, now);
+            LogAppend(db, memory_, drafts, now).run();
             return last_sequence(db) - memory_.ids.sealed();
         });
         if (unsealed >= options_.chunk_events) wake();
@@ -3773,6 +3928,52 @@ public:
         } catch (const SQLite::Exception& fault) {
             rethrow(fault, options_.path);
         }
+    }
+
+    // Drops the oldest chunks as far as `may_go(chunk)` allows. How many events went.
+    template <class MayGo>
+    std::int64_t prune(MayGo&& may_go) {
+        std::int64_t events = 0;
+        for (const ChunkInfo& chunk : read([](Connection& db) { return all_chunks(db); })) {
+            const bool gone = write([&](Connection& db) {
+                memory_.touch();
+                return may_go(db, chunk) && prune_chunk(db, chunk);
+            });
+            if (!gone) break;
+            events += chunk.last - chunk.first;
+        }
+        while (write(delete_pruned) > 0) {
+        }
+        drop_dead_runs();
+        return events;
+    }
+
+    // Gives free pages back to the disk, a few at a time; `progress(done, total)` in pages.
+    void compact(const std::function<void(std::int64_t, std::int64_t)>& progress) {
+        const std::int64_t total = write([](Connection& db) { return db.integer("PRAGMA freelist_count"); });
+        for (std::int64_t left = total; left > 0;) {
+            const std::int64_t now = write([](Connection& db) {
+                db.prepared("PRAGMA incremental_vacuum(512)").run();
+                return db.integer("PRAGMA freelist_count");
+            });
+            if (progress) progress(total - now, total);
+            if (now >= left) break;
+            left = now;
+        }
+        const std::lock_guard lock(writer_mutex_);
+        writer_->prepared("PRAGMA wal_checkpoint(TRUNCATE)").run();
+    }
+
+    std::vector<std::string> verify(bool repair) {
+        std::vector<std::string> problems;
+        read([&](Connection& db) { verify_database(db, problems); });
+        if (!repair || problems.empty()) return problems;
+        write([this](Connection& db) {
+            drop_derived(db);
+            memory_.touch();
+        });
+        housekeep();
+        return problems;
     }
 
     // Seals what is full and merges what has become many, now.
@@ -8195,11 +8396,11 @@ enum class Form {
 };
 
 struct WireField {
-    std::string_view key;  // "customer.email" is the member email of the object customer; such fields stand together
+    std::string_view key;  ///< "customer.email" is the member email of the object customer; such fields stand together
     From from;
     Form form = Form::text;
     bool required = false;           ///< the vendor takes no event without it
-    std::string_view fallback = {};  // sent where the event has nothing
+    std::string_view fallback = {};  ///< sent where the event has nothing
     bool always = false;             ///< sent even when it is empty
     std::string_view rival = {};     ///< a key of the event's extension that takes its place
     std::string_view other = {};     ///< a key of the event's extension that serves where this one is required
@@ -8280,9 +8481,9 @@ enum class Meaning {
 
 struct StatusRule {
     int from, to;
-    std::string_view code;  // only when the body says so: its "code", or any part of a body that is not JSON
+    std::string_view code;  ///< only when the body says so: its "code", or any part of a body that is not JSON
     Meaning meaning;
-    bool unknown = false;  // the events may have been stored all the same
+    bool unknown = false;  ///< the events may have been stored all the same
 };
 
 constexpr std::array lago_rules{
@@ -8344,173 +8545,128 @@ constexpr std::chrono::hours for_ever = std::chrono::hours::max();
 
 struct Vendor {
     std::string_view name;
-    std::string_view base_url, prefix, path;
-    std::string_view key_header, key_scheme;
-    std::string_view version_header, version;
-    std::string_view content_type;
-    std::string_view open, close;  // around the events, which a comma separates
-    std::int64_t batch_events;
-    std::size_t batch_bytes;
+    std::string_view base_url = {}, prefix = {}, path;
+    std::string_view key_header = "Authorization", key_scheme = "Bearer ";
+    bool key_required = true;
+    std::string_view version_header = {}, version = {};
+    std::string_view content_type = "application/json";
+    std::string_view open = {}, close = {};  ///< around the events, which a comma separates
     std::span<const WireField> fields;
+    std::int64_t batch_events = 1;
+    std::size_t batch_bytes = 4 * 1024 * 1024;
     std::span<const StatusRule> rules;
-    std::string_view proof;  // what the body of a success holds; an empty text: no body is needed
-    IndexStyle index;
-    std::string_view early;            ///< what a refusal of an event in the future says; empty: the vendor takes them
-    std::chrono::hours resend_window;  // how long a copy is recognised
-    bool key_required;
-    bool notices_only;
+    std::string_view proof = {};  ///< what the body of a success holds, and of which type; empty: no body is needed
+    json::value_t proof_type = json::value_t::null;
+    IndexStyle index = IndexStyle::none;
+    std::string_view early = {};                  ///< what a refusal of an event in the future says; empty: the vendor takes them
+    std::chrono::hours resend_window = for_ever;  ///< how long a copy is recognised
+    bool notices_only = false;
 };
 
-// Sources: the dossiers' sections on ingest, errors and retries, and ingest-rules. Bytes are ours where the vendor states none.
-constexpr std::size_t mebibyte = 1024 * 1024;
+// Sources: the dossiers' sections on ingest, errors and retries, and ingest-rules. Where a vendor states no limit in bytes it is ours.
 constexpr std::array vendors{
-    Vendor{"lago",
-           "https://api.getlago.com",
-           "/api/v1",
-           "/events/batch",
-           "Authorization",
-           "Bearer ",
-           "",
-           "",
-           "application/json",
-           R"({"events":[)",
-           "]}",
-           100,
-           4 * mebibyte,
-           lago_fields,
-           lago_rules,
-           "events",
-           IndexStyle::error_details,
-           "",
-           for_ever,
-           true,
-           false},
-    Vendor{"flexprice",
-           "https://us.api.flexprice.io",
-           "/v1",
-           "/events/bulk",
-           "x-api-key",
-           "",
-           "",
-           "",
-           "application/json",
-           R"({"events":[)",
-           "]}",
-           1000,
-           32 * mebibyte,
-           flexprice_fields,
-           flexprice_rules,
-           "message",
-           IndexStyle::none,
-           "",
-           for_ever,
-           true,
-           false},
-    Vendor{"polar",
-           "https://api.polar.sh",
-           "/v1",
-           "/events/ingest",
-           "Authorization",
-           "Bearer ",
-           "Polar-Version",
-           "2026-04",
-           "application/json",
-           R"({"events":[)",
-           "]}",
-           500,
-           10 * mebibyte,
-           polar_fields,
-           polar_rules,
-           "inserted",
-           IndexStyle::loc,
-           "must be in the past",
-           for_ever,
-           true,
-           false},
-    Vendor{"autumn",
-           "https://api.useautumn.com",
-           "/v1",
-           "/balances.batch_track",
-           "Authorization",
-           "Bearer ",
-           "x-api-version",
-           "2.1",
-           "application/json",
-           "[",
-           "]",
-           1000,
-           4 * mebibyte,
-           autumn_fields,
-           autumn_rules,
-           "success",
-           IndexStyle::prefix,
-           "cannot be in the future",
-           std::chrono::hours(24),
-           true,
-           false},
-    Vendor{"zyg",
-           "",
-           "",
-           "/events",
-           "Authorization",
-           "Bearer ",
-           "",
-           "",
-           "application/json",
-           "",
-           "",
-           1,
-           mebibyte,
-           zyg_fields,
-           zyg_rules,
-           "eventId",
-           IndexStyle::none,
-           "",
-           std::chrono::hours(0),
-           false,
-           true},
-    Vendor{"zyg workspace",
-           "",
-           "",
-           "/customers/events/",
-           "Authorization",
-           "Bearer ",
-           "",
-           "",
-           "application/json",
-           "",
-           "",
-           1,
-           mebibyte,
-           zyg_workspace_fields,
-           zyg_workspace_rules,
-           "eventId",
-           IndexStyle::none,
-           "",
-           std::chrono::hours(0),
-           false,
-           true},
-    Vendor{"openmeter",
-           "https://openmeter.cloud",
-           "/api/v1",
-           "/events",
-           "Authorization",
-           "Bearer ",
-           "",
-           "",
-           "application/cloudevents-batch+json",
-           "[",
-           "]",
-           100,
-           4 * mebibyte,
-           openmeter_fields,
-           openmeter_rules,
-           "",
-           IndexStyle::none,
-           "",
-           std::chrono::hours(32 * 24),
-           false,
-           false},
+    Vendor{
+        .name = "lago",
+        .base_url = "https://api.getlago.com",
+        .prefix = "/api/v1",
+        .path = "/events/batch",
+        .open = R"({"events":[)",
+        .close = "]}",
+        .fields = lago_fields,
+        .batch_events = 100,
+        .rules = lago_rules,
+        .proof = "events",
+        .proof_type = json::value_t::array,
+        .index = IndexStyle::error_details,
+    },
+    Vendor{
+        .name = "flexprice",
+        .base_url = "https://us.api.flexprice.io",
+        .prefix = "/v1",
+        .path = "/events/bulk",
+        .key_header = "x-api-key",
+        .key_scheme = "",
+        .open = R"({"events":[)",
+        .close = "]}",
+        .fields = flexprice_fields,
+        .batch_events = 1000,
+        .batch_bytes = 32 * 1024 * 1024,
+        .rules = flexprice_rules,
+        .proof = "message",
+        .proof_type = json::value_t::string,
+    },
+    Vendor{
+        .name = "polar",
+        .base_url = "https://api.polar.sh",
+        .prefix = "/v1",
+        .path = "/events/ingest",
+        .version_header = "Polar-Version",
+        .version = "2026-04",
+        .open = R"({"events":[)",
+        .close = "]}",
+        .fields = polar_fields,
+        .batch_events = 500,
+        .batch_bytes = 10 * 1024 * 1024,
+        .rules = polar_rules,
+        .proof = "inserted",
+        .proof_type = json::value_t::number_unsigned,
+        .index = IndexStyle::loc,
+        .early = "must be in the past",
+    },
+    Vendor{
+        .name = "autumn",
+        .base_url = "https://api.useautumn.com",
+        .prefix = "/v1",
+        .path = "/balances.batch_track",
+        .version_header = "x-api-version",
+        .version = "2.1",
+        .open = "[",
+        .close = "]",
+        .fields = autumn_fields,
+        .batch_events = 1000,
+        .rules = autumn_rules,
+        .proof = "success",
+        .proof_type = json::value_t::boolean,
+        .index = IndexStyle::prefix,
+        .early = "cannot be in the future",
+        .resend_window = std::chrono::hours(24),
+    },
+    Vendor{
+        .name = "zyg",
+        .path = "/events",
+        .key_required = false,
+        .fields = zyg_fields,
+        .rules = zyg_rules,
+        .proof = "eventId",
+        .proof_type = json::value_t::string,
+        .resend_window = std::chrono::hours(0),
+        .notices_only = true,
+    },
+    Vendor{
+        .name = "zyg workspace",
+        .path = "/customers/events/",
+        .key_required = false,
+        .fields = zyg_workspace_fields,
+        .rules = zyg_workspace_rules,
+        .proof = "eventId",
+        .proof_type = json::value_t::string,
+        .resend_window = std::chrono::hours(0),
+        .notices_only = true,
+    },
+    Vendor{
+        .name = "openmeter",
+        .base_url = "https://openmeter.cloud",
+        .prefix = "/api/v1",
+        .path = "/events",
+        .key_required = false,
+        .content_type = "application/cloudevents-batch+json",
+        .open = "[",
+        .close = "]",
+        .fields = openmeter_fields,
+        .batch_events = 100,
+        .rules = openmeter_rules,
+        .resend_window = std::chrono::hours(32 * 24),
+    },
 };
 
 const Vendor& vendor_named(std::string_view name) {
@@ -8523,48 +8679,17 @@ const Vendor& vendor_of(const Upstream& upstream) {
     return vendor_named(upstream.options().workspace.empty() ? upstream.vendor() : upstream.vendor() + " workspace");
 }
 
-void append_quoted(std::string& out, std::string_view text) {
-    static constexpr char hex[] = "0123456789abcdef";
-    out += '"';
-    for (const char c : text) {
-        const auto byte = static_cast<unsigned char>(c);
-        if (c == '"' || c == '\\') {
-            out += '\\';
-            out += c;
-        } else if (byte >= 0x20) {
-            out += c;
-        } else {
-            out += "\\u00";
-            out += hex[byte >> 4];
-            out += hex[byte & 15];
-        }
-    }
-    out += '"';
-}
+std::string json_text(const json& value) { return value.dump(-1, ' ', false, json::error_handler_t::replace); }
 
-void append_json(std::string& out, const json& value) { out += value.dump(-1, ' ', false, json::error_handler_t::replace); }
-
-// Whole numbers beyond 2^53 as text, at any depth.
+/// Whole numbers beyond 2^53 as text, at any depth.
 json without_large_integers(const json& value) {
     constexpr std::int64_t largest = std::int64_t{1} << 53;
     if (value.is_number_unsigned() && value.get<std::uint64_t>() > static_cast<std::uint64_t>(largest)) return value.dump();
-    if (value.is_number_integer() && !value.is_number_unsigned() && value.get<std::int64_t>() < -largest) return value.dump();
+    if (value.is_number_integer() && !value.is_number_unsigned() && std::abs(value.get<std::int64_t>()) > largest) return value.dump();
     if (!value.is_structured()) return value;
     json copy = value;
     for (json& part : copy) part = without_large_integers(part);
     return copy;
-}
-
-std::string_view severity_text(Severity severity) {
-    switch (severity) {
-        case Severity::info:
-            return "info";
-        case Severity::warning:
-            return "warning";
-        case Severity::critical:
-            return "critical";
-    }
-    return "info";
 }
 
 std::string timestamp_text(Timestamp t, Form form) {
@@ -8573,7 +8698,7 @@ std::string timestamp_text(Timestamp t, Form form) {
     return std::to_string(t.micros() / 1000);
 }
 
-// The text of a field, before it is quoted; empty when the event has nothing there.
+/// The text of a field, before it is quoted; empty when the event has nothing there.
 std::string plain_value(const WireField& field, const Event& event) {
     switch (field.from) {
         case From::id:
@@ -8595,7 +8720,7 @@ std::string plain_value(const WireField& field, const Event& event) {
         case From::notice_body:
             return event.notice ? event.notice->body : "";
         case From::severity:
-            return event.notice ? std::string(severity_text(event.notice->severity)) : "";
+            return event.notice ? std::string(severity_name(event.notice->severity)) : "";
         case From::notify:
             return event.notice && event.notice->notify ? "true" : "false";
         case From::properties:
@@ -8615,18 +8740,18 @@ const json& extension_of(const Vendor& vendor, const Event& event) {
     return found != event.extensions.end() && found->is_object() ? *found : nothing;
 }
 
-// The JSON text of a field; empty when nothing is to be sent.
+/// The JSON text of a field; empty when nothing is to be sent.
 std::string field_json(const WireField& field, const Event& event, const json& extension) {
     std::string out;
     if (!field.rival.empty() && extension.contains(std::string(field.rival))) return out;
     if (field.from == From::properties) {
-        append_json(out, field.form == Form::object_go ? without_large_integers(event.properties) : event.properties);
+        out += json_text(field.form == Form::object_go ? without_large_integers(event.properties) : event.properties);
         return out;
     }
     if (field.from == From::extension) {
         const auto found = extension.find(std::string(last_name(field.key)));
         if (found != extension.end()) {
-            append_json(out, *found);
+            out += json_text(*found);
             return out;
         }
     }
@@ -8635,12 +8760,12 @@ std::string field_json(const WireField& field, const Event& event, const json& e
     if (value.empty() && !field.always) return out;
     if (field.form == Form::text_component) {
         out += R"([{"componentText":{"text":)";
-        append_quoted(out, value);
+        append_json_text(out, value);
         out += "}}]";
         return out;
     }
     if (field.form == Form::unix_ms || field.form == Form::number || field.form == Form::boolean) return value;
-    append_quoted(out, value);
+    append_json_text(out, value);
     return out;
 }
 
@@ -8649,7 +8774,7 @@ bool field_named(const Vendor& vendor, std::string_view key) {
                        [&](const WireField& f) { return first_name(f.key) == key || (f.from == From::extension && last_name(f.key) == key); });
 }
 
-// One event as the vendor's JSON. What the extension has beyond the vendor's fields goes in as it is; it never replaces one.
+/// One event as the vendor's JSON. What the extension has beyond the vendor's fields goes in as it is; it never replaces one.
 std::string event_json(const Vendor& vendor, const Event& event) {
     const json& extension = extension_of(vendor, event);
     std::string out = "{", open_object;
@@ -8664,13 +8789,13 @@ std::string event_json(const Vendor& vendor, const Event& event) {
             if (!open_object.empty()) out += '}';
             if (!object.empty()) {
                 comma();
-                append_quoted(out, object);
+                append_json_text(out, object);
                 out += ":{";
             }
             open_object = object;
         }
         comma();
-        append_quoted(out, last_name(field.key));
+        append_json_text(out, last_name(field.key));
         out += ':';
         out += value;
     }
@@ -8678,15 +8803,15 @@ std::string event_json(const Vendor& vendor, const Event& event) {
     for (const auto& [key, value] : extension.items()) {
         if (field_named(vendor, key)) continue;
         comma();
-        append_quoted(out, key);
+        append_json_text(out, key);
         out += ':';
-        append_json(out, value);
+        out += json_text(value);
     }
     return out += '}';
 }
 
-// Why the vendor's format cannot carry the event; empty when it can. Only what no answer would tell us (flexprice dossier 3.4, autumn
-// dossier 4.5, zyg dossier 5.4): everything else is the vendor's to judge.
+/// Why the vendor's format cannot carry the event; empty when it can. Only what no answer would tell us (flexprice dossier 3.4, autumn
+/// dossier 4.5, zyg dossier 5.4): everything else is the vendor's to judge.
 std::string unsendable_reason(const Vendor& vendor, const Event& event) {
     const json& extension = extension_of(vendor, event);
     for (const WireField& field : vendor.fields) {
@@ -8716,7 +8841,7 @@ std::string percent_encoded(std::string_view text) {
     return out;
 }
 
-// The vendor's address; the version prefix may stand in base_url already, as the vendors' own clients want it.
+/// The vendor's address; the version prefix may stand in base_url already, as the vendors' own clients want it.
 std::string root_url(const Vendor& vendor, const UpstreamOptions& options) {
     std::string url = options.base_url.empty() ? std::string(vendor.base_url) : options.base_url;
     while (!url.empty() && url.back() == '/') url.pop_back();
@@ -8770,7 +8895,7 @@ void check_header_text(const std::string& text, const char* field) {
 
 struct Blame {
     std::size_t index = 0;
-    bool duplicate = false;  // was there already
+    bool duplicate = false;  ///< was there already
     bool early = false;      ///< in the future, by the vendor's clock
     std::string text = {};
 };
@@ -8783,10 +8908,10 @@ struct Answer {
     bool early = false;                  ///< of refused: for the vendor's clock
     std::string text = {};               ///< the vendor's words, or the transport's
     std::chrono::seconds wait{0};        ///< asked for by the vendor
-    std::optional<Timestamp> date = {};  // the vendor's clock
+    std::optional<Timestamp> date = {};  ///< the vendor's clock
 };
 
-// Vendors' texts are kept short.
+/// Vendors' texts are kept short.
 std::string shortened(std::string text, std::size_t limit = 1000) {
     if (text.size() <= limit) return text;
     while (limit > 0 && (static_cast<unsigned char>(text[limit]) & 0xC0) == 0x80) --limit;
@@ -8794,14 +8919,14 @@ std::string shortened(std::string text, std::size_t limit = 1000) {
     return text + "...";
 }
 
-// JSON from outside, without what lies deeper than anyone needs; discarded when it is not JSON.
+/// JSON from outside, without what lies deeper than anyone needs; discarded when it is not JSON.
 json parse_answer(const std::string& body) {
     constexpr int depth_limit = 24;
     return json::parse(
         body, [](int depth, json::parse_event_t, json&) { return depth <= depth_limit; }, false);
 }
 
-// A body that is not JSON, fit to be shown.
+/// A body that is not JSON, fit to be shown.
 std::string printable(std::string_view body) {
     std::string out;
     for (const char c : body.substr(0, 300)) {
@@ -8817,18 +8942,16 @@ std::string text_member(const json& object, const char* key) {
     return found != object.end() && found->is_string() ? found->get<std::string>() : "";
 }
 
-std::string dumped(const json& value) {
-    return value.is_string() ? value.get<std::string>() : value.dump(-1, ' ', false, json::error_handler_t::replace);
-}
+std::string words(const json& value) { return value.is_string() ? value.get<std::string>() : json_text(value); }
 
-// The words of an error body: message, error.message, error, detail, error_details, in the shapes the dossiers list.
+/// The words of an error body: message, error.message, error, detail, error_details, in the shapes the dossiers list.
 std::string error_text(const json& body, const std::string& raw) {
     if (!body.is_object()) return printable(raw);
     for (const char* key : {"error_details", "message", "detail"})
-        if (body.contains(key)) return shortened(dumped(body[key]));
-    if (!body.contains("error")) return shortened(dumped(body));
+        if (body.contains(key)) return shortened(words(body[key]));
+    if (!body.contains("error")) return shortened(words(body));
     const json& error = body["error"];
-    return shortened(error.is_object() && error.contains("message") ? dumped(error["message"]) : dumped(error));
+    return shortened(error.is_object() && error.contains("message") ? words(error["message"]) : words(error));
 }
 
 std::optional<std::int64_t> whole_number(std::string_view text) {
@@ -8838,7 +8961,7 @@ std::optional<std::int64_t> whole_number(std::string_view text) {
     return value;
 }
 
-// "Sun, 06 Nov 1994 08:49:37 GMT" (RFC 9110, 5.6.7); the obsolete forms are not taken.
+/// "Sun, 06 Nov 1994 08:49:37 GMT" (RFC 9110, 5.6.7); the obsolete forms are not taken.
 std::optional<Timestamp> http_date(std::string_view text) {
     static constexpr std::string_view months = "JanFebMarAprMayJunJulAugSepOctNovDec";
     if (text.size() != 29 || text.substr(3, 2) != ", " || text.substr(25) != " GMT" || text[19] != ':' || text[22] != ':') return std::nullopt;
@@ -8853,8 +8976,8 @@ std::optional<Timestamp> http_date(std::string_view text) {
     return Timestamp((days * 86400 + *hour * 3600 + *minute * 60 + *second) * 1000000);
 }
 
-// What the vendor asks us to wait: Retry-After (seconds, or a date seen from the answer's own Date), else a rate limit's reset
-// (lago dossier 1.9, autumn dossier 1.5). At most a day: the number comes from outside.
+/// What the vendor asks us to wait: Retry-After (seconds, or a date seen from the answer's own Date), else a rate limit's reset
+/// (lago dossier 1.9, autumn dossier 1.5). At most a day: the number comes from outside.
 std::chrono::seconds asked_wait(const HttpResponse& response, std::optional<Timestamp> date) {
     static constexpr std::int64_t longest = 86400;
     const auto bounded = [](std::int64_t seconds) { return std::chrono::seconds(std::clamp<std::int64_t>(seconds, 0, longest)); };
@@ -8871,31 +8994,38 @@ std::chrono::seconds asked_wait(const HttpResponse& response, std::optional<Time
     return std::chrono::seconds(0);
 }
 
-// Whether a body shows what this vendor's success shows (responses.json; zyg dossier 5.4): a portal's page does not.
+/// Whether a body shows what this vendor's success shows (responses.json; zyg dossier 5.4): a portal's page does not.
 bool proves(const Vendor& vendor, const json& body, std::size_t sent) {
     if (vendor.proof.empty()) return true;
     if (!body.is_object()) return false;
     const auto found = body.find(std::string(vendor.proof));
-    if (found == body.end()) return false;
-    if (found->is_array()) return found->size() == sent;
-    if (found->is_string()) return !found->get_ref<const std::string&>().empty();
-    if (found->is_number_unsigned()) return found->get<std::uint64_t>() <= sent;
-    return found->is_boolean() && found->get<bool>();
+    if (found == body.end() || found->type() != vendor.proof_type) return false;
+    switch (vendor.proof_type) {
+        case json::value_t::array:
+            return found->size() == sent;
+        case json::value_t::string:
+            return !found->get_ref<const std::string&>().empty();
+        case json::value_t::number_unsigned:
+            return found->get<std::uint64_t>() <= sent;
+        default:
+            return found->get<bool>();
+    }
 }
 
+/// Where the proof is a number, it is of the events that were new.
 std::int64_t counted_duplicates(const Vendor& vendor, const json& body, std::size_t sent) {
-    if (vendor.proof != "inserted") return 0;
-    return static_cast<std::int64_t>(sent - std::min<std::size_t>(body["inserted"].get<std::size_t>(), sent));
+    if (vendor.proof_type != json::value_t::number_unsigned) return 0;
+    return static_cast<std::int64_t>(sent - body[std::string(vendor.proof)].get<std::size_t>());
 }
 
-// What the reader of one index style finds; nothing when the answer does not say which events are refused.
+/// What the reader of one index style finds; nothing when the answer does not say which events are refused.
 struct Blames {
     std::vector<Blame> events = {};
     bool too_large = false;
 };
 
-// Lago: error_details by index. An index outside the batch, or other keys, means the batch as a whole (lago dossier 1.10). When an id stands
-// twice in one batch the second is blamed and neither is stored: no index helps then, the two must part.
+/// Lago: error_details by index. An index outside the batch, or other keys, means the batch as a whole (lago dossier 1.10). When an id stands
+/// twice in one batch the second is blamed and neither is stored: no index helps then, the two must part.
 std::optional<Blames> blame_by_key(const json& body, std::span<const std::string> ids) {
     const auto details = body.find("error_details");
     if (details == body.end() || !details->is_object()) return std::nullopt;
@@ -8907,13 +9037,13 @@ std::optional<Blames> blame_by_key(const json& body, std::span<const std::string
         const auto at = static_cast<std::size_t>(*index);
         const bool exists = value == json{{"transaction_id", {"value_already_exist"}}};
         if (exists && std::find(ids.begin(), ids.begin() + *index, ids[at]) != ids.begin() + *index) return std::nullopt;
-        blames.events.push_back({at, exists, false, shortened(dumped(value))});
+        blames.events.push_back({at, exists, false, shortened(words(value))});
     }
     return blames;
 }
 
-// Polar: detail[].loc = body, events, index, shape, field. A bad event is reported for both shapes of event, so it is early when one shape
-// has nothing else to say (polar dossier 2.6).
+/// Polar: detail[].loc = body, events, index, shape, field. A bad event is reported for both shapes of event, so it is early when one shape
+/// has nothing else to say (polar dossier 2.6).
 std::optional<Blames> blame_by_loc(const json& body, std::span<const std::string> ids, std::string_view early) {
     const auto detail = body.find("detail");
     if (detail == body.end() || !detail->is_array()) return std::nullopt;
@@ -8927,10 +9057,10 @@ std::optional<Blames> blame_by_loc(const json& body, std::span<const std::string
         if (!loc.is_array() || loc.size() < 3 || loc[1] != "events" || !loc[2].is_number_unsigned()) return std::nullopt;
         const auto index = loc[2].get<std::size_t>();
         if (index >= ids.size()) return std::nullopt;
-        Shape& shape = found[index][loc.size() > 3 ? dumped(loc[3]) : ""];
+        Shape& shape = found[index][loc.size() > 3 ? words(loc[3]) : ""];
         const std::string message = text_member(entry, "msg");
         shape.early = shape.early && message.find(early) != std::string::npos;
-        shape.text += (shape.text.empty() ? "" : "; ") + (loc.size() > 4 ? dumped(loc[4]) : dumped(loc.back())) + ": " + message;
+        shape.text += (shape.text.empty() ? "" : "; ") + (loc.size() > 4 ? words(loc[4]) : words(loc.back())) + ": " + message;
     }
     Blames blames;
     for (const auto& [index, shapes] : found) {
@@ -8942,7 +9072,7 @@ std::optional<Blames> blame_by_loc(const json& body, std::span<const std::string
     return blames;
 }
 
-// Autumn: the message begins with the index, or holds several such parts (autumn dossier 1.4, 4.5).
+/// Autumn: the message begins with the index, or holds several such parts (autumn dossier 1.4, 4.5).
 std::optional<Blames> blame_by_prefix(const json& body, std::span<const std::string> ids, std::string_view early) {
     std::string message = text_member(body, "message");
     constexpr std::string_view several = "[Validation Errors] ";
@@ -8986,7 +9116,7 @@ const StatusRule* find_rule(std::span<const StatusRule> rules, int status, const
     return nullptr;
 }
 
-// What an answer means for the events of one request, whose ids are given in the order they were sent.
+/// What an answer means for the events of one request, whose ids are given in the order they were sent.
 Answer read_answer(const Vendor& vendor, const HttpResponse& response, std::span<const std::string> ids) {
     Answer answer;
     if (response.status == 0) {
@@ -8998,6 +9128,7 @@ Answer read_answer(const Vendor& vendor, const HttpResponse& response, std::span
     if (const auto date = response.header("Date")) answer.date = http_date(*date);
     answer.wait = asked_wait(response, answer.date);
     answer.text = error_text(body, response.body);
+    answer.early = !vendor.early.empty() && answer.text.find(vendor.early) != std::string::npos;
     const std::string code = text_member(body, "code");
     const StatusRule* rule = find_rule(vendor.rules, response.status, code, response.body);
     if (rule && rule->meaning == Meaning::delivered && !proves(vendor, body, ids.size())) rule = nullptr;
@@ -9050,6 +9181,1174 @@ Upstream Upstream::openmeter(UpstreamOptions options) { return Upstream("openmet
 // 10 delivery: cursors, batches, waiting, parking. Uses 1-5, 9.
 // =============================================================================================
 
+namespace {
+
+using Clock = std::function<Timestamp()>;
+using Random = std::function<std::uint64_t()>;
+using std::chrono::microseconds;
+using std::chrono::milliseconds;
+using std::chrono::seconds;
+using SteadyTime = std::chrono::steady_clock::time_point;
+
+// Every event up to the cursor is settled for the upstream, or has a row in exceptions. So with `base` the last sequence before
+// the first event the upstream was given:
+//   recorded  = last sequence - base - skipped
+//   pending   = last sequence - cursor + exceptions that are not parked
+//   recorded  = delivered + pending + parked, with delivered counted by itself
+// `attempted`: events past the cursor up to this one were sent and the answer is unknown, the first time at attempted_at.
+// `offline`: the wait began because there was no answer at all. Times are microseconds, `due` by the vendor's clock.
+constexpr const char* delivery_schema = R"sql(
+CREATE TABLE upstreams(
+    id INTEGER PRIMARY KEY,
+    name TEXT NOT NULL UNIQUE,
+    vendor TEXT NOT NULL,
+    base INTEGER NOT NULL,
+    cursor INTEGER NOT NULL,
+    delivered INTEGER NOT NULL DEFAULT 0,
+    duplicates INTEGER NOT NULL DEFAULT 0,
+    skipped INTEGER NOT NULL DEFAULT 0,
+    failures INTEGER NOT NULL DEFAULT 0,
+    next_attempt INTEGER NOT NULL DEFAULT 0,
+    offline INTEGER NOT NULL DEFAULT 0,
+    paused INTEGER NOT NULL DEFAULT 0,
+    reason TEXT NOT NULL DEFAULT '',
+    skew INTEGER,
+    skew_at INTEGER NOT NULL DEFAULT 0,
+    attempted INTEGER NOT NULL DEFAULT 0,
+    attempted_at INTEGER NOT NULL DEFAULT 0,
+    lease_owner TEXT NOT NULL DEFAULT '',
+    lease_until INTEGER NOT NULL DEFAULT 0,
+    fence INTEGER NOT NULL DEFAULT 0
+);
+CREATE TABLE exceptions(
+    upstream INTEGER NOT NULL,
+    sequence INTEGER NOT NULL,
+    state INTEGER NOT NULL,
+    reason TEXT NOT NULL DEFAULT '',
+    status INTEGER NOT NULL DEFAULT 0,
+    text TEXT NOT NULL DEFAULT '',
+    at INTEGER NOT NULL,
+    due INTEGER NOT NULL DEFAULT 0,
+    attempted_at INTEGER,
+    PRIMARY KEY(upstream, sequence)
+) WITHOUT ROWID;
+CREATE INDEX exceptions_by_state ON exceptions(upstream, state, sequence);
+)sql";
+
+enum class ExceptionState : int { parked = 0, held = 1, released = 2 };
+
+// ---- waiting ------------------------------------------------------------------------------------
+
+constexpr seconds backoff_base{1};
+constexpr seconds backoff_cap{300};
+constexpr seconds longest_wait = std::chrono::hours(24) + backoff_cap;
+constexpr std::chrono::hours skew_lifetime{24};  // a wrong clock met once must not hold events for ever
+
+/// Full jitter: anywhere between nothing and a bound that doubles with each failure up to the cap.
+microseconds backoff(std::int64_t failures, std::uint64_t random) {
+    const auto doublings = std::clamp<std::int64_t>(failures - 1, 0, 30);
+    const std::int64_t bound = std::min<std::int64_t>(microseconds(backoff_base).count() << doublings, microseconds(backoff_cap).count());
+    return microseconds(static_cast<std::int64_t>(random % static_cast<std::uint64_t>(bound + 1)));
+}
+
+/// How far the vendor's clock is ahead, from the whole second in its Date and our clock before and after the exchange: nothing while that
+/// cannot be told from none at all, else the least it can be, so that no event is sent too early.
+microseconds measured_skew(Timestamp date, Timestamp before, Timestamp after) {
+    const microseconds least = date - after, most = date + microseconds(seconds(1)) - before;
+    return least <= microseconds(0) && microseconds(0) <= most ? microseconds(0) : least;
+}
+
+// ---- selection and redaction ----------------------------------------------------------------------
+
+/// A property by its path; a key that holds dots itself is found too.
+const json* find_property(const json& object, std::string_view path) {
+    if (!object.is_object()) return nullptr;
+    if (const auto whole = object.find(std::string(path)); whole != object.end()) return &*whole;
+    for (std::size_t dot = path.find('.'); dot != std::string_view::npos; dot = path.find('.', dot + 1)) {
+        const auto part = object.find(std::string(path.substr(0, dot)));
+        if (part == object.end()) continue;
+        if (const json* found = find_property(*part, path.substr(dot + 1))) return found;
+    }
+    return nullptr;
+}
+
+/// Gives `copy` the property that `original` has at the path, if it has one.
+void restore_property(json& copy, const json& original, std::string_view path) {
+    if (!original.is_object() || !find_property(original, path)) return;
+    if (!copy.is_object()) copy = json::object();
+    if (const auto whole = original.find(std::string(path)); whole != original.end()) {
+        copy[std::string(path)] = *whole;
+        return;
+    }
+    for (std::size_t dot = path.find('.'); dot != std::string_view::npos; dot = path.find('.', dot + 1)) {
+        const std::string key(path.substr(0, dot));
+        const auto part = original.find(key);
+        if (part == original.end() || !find_property(*part, path.substr(dot + 1))) continue;
+        return restore_property(copy[key], *part, path.substr(dot + 1));
+    }
+}
+
+/// A filter asked about one event. `kept` holds the text of a list or object while the scalar is looked at.
+Scalar event_scalar(const Event& event, const std::string& key, std::string& kept) {
+    const auto text = [](std::string_view value) { return value.empty() ? Scalar{} : Scalar{Scalar::Kind::text, false, {}, value}; };
+    const auto number = [](const Decimal& value) { return Scalar{Scalar::Kind::number, false, value, {}}; };
+    if (key == fields::id) return text(event.id);
+    if (key == fields::name) return text(event.name);
+    if (key == fields::source) return text(event.source);
+    if (key == fields::customer) return text(event.customer);
+    if (key == fields::subscription) return text(event.subscription);
+    if (key == fields::time) return number(event.timestamp.value_or(Timestamp()).micros());
+    if (key == fields::value) return event.value ? number(*event.value) : Scalar{};
+    if (key == fields::cents) return event.precise_total_amount_cents ? number(*event.precise_total_amount_cents) : Scalar{};
+    const json* value = find_property(event.properties, std::string_view(key).substr(1));
+    if (!value) return {};
+    if (value->is_null()) return {Scalar::Kind::null, false, {}, {}};
+    if (value->is_boolean()) return {Scalar::Kind::boolean, value->get<bool>(), {}, {}};
+    if (value->is_number()) return number(Decimal::from_json(*value));
+    if (value->is_string()) return {Scalar::Kind::text, false, {}, value->get_ref<const std::string&>()};
+    kept = value->dump();
+    return {Scalar::Kind::json, false, {}, kept};
+}
+
+class Selection {
+public:
+    explicit Selection(const Filter& filter) : kind_(filter.kind) {
+        for (const Filter& part : filter.parts) parts_.emplace_back(part);
+        if (kind_ != Filter::Kind::clause) return;
+        key_ = column_key(filter.field);
+        clause_ = make_clause(key_ == fields::time ? in_micros(filter) : filter);
+    }
+
+    bool holds(const Event& event) const {
+        const auto part_holds = [&](const Selection& part) { return part.holds(event); };
+        if (kind_ == Filter::Kind::all) return std::all_of(parts_.begin(), parts_.end(), part_holds);
+        if (kind_ == Filter::Kind::any) return std::any_of(parts_.begin(), parts_.end(), part_holds);
+        std::string kept;
+        return clause_.holds(event_scalar(event, key_, kept));
+    }
+
+private:
+    Filter::Kind kind_;
+    std::vector<Selection> parts_;
+    std::string key_;
+    Clause clause_;
+};
+
+// ---- batches ------------------------------------------------------------------------------------
+
+enum class Fate { open, delivered, duplicate, parked, held, skipped };
+
+struct Item {
+    std::int64_t sequence = 0;
+    Fate fate = Fate::open;
+    std::string id = {}, body = {};
+    Timestamp timestamp = {};
+    std::string reason = {}, text = {};
+    int status = 0;
+    Timestamp due = {};                          // of held
+    std::optional<Timestamp> attempted_at = {};  // sent before, with unknown outcome
+    bool was_sent = false;
+};
+
+/// A stretch of the log, or events set aside earlier that may go now. Fates are decided here and written down together.
+struct Shipment {
+    std::vector<Item> items = {};
+    bool from_log = true;
+    std::size_t suspects = 0;  // among the first so many open items is one the vendor refuses without saying which
+
+    bool all_settled() const {
+        return std::none_of(items.begin(), items.end(), [](const Item& item) { return item.fate == Fate::open; });
+    }
+};
+
+/// The items of the next request: the open ones in order, as many as fit. Where one of the suspects is refused half of them go, so that
+/// it stands alone after log2 requests.
+std::vector<Item*> next_request(Shipment& batch, std::int64_t events, std::size_t bytes) {
+    std::size_t most = static_cast<std::size_t>(events);
+    if (batch.suspects > 0) most = std::min(most, (batch.suspects + 1) / 2);
+    std::vector<Item*> chosen;
+    std::size_t size = 0;
+    for (Item& item : batch.items) {
+        if (item.fate != Fate::open) continue;
+        size += item.body.size() + 1;
+        if (chosen.size() == most || (!chosen.empty() && size > bytes)) break;
+        chosen.push_back(&item);
+    }
+    return chosen;
+}
+
+std::string request_body(const Vendor& vendor, const std::vector<Item*>& items) {
+    std::string body(vendor.open);
+    for (const Item* item : items) {
+        if (body.size() > vendor.open.size()) body += ',';
+        body += item->body;
+    }
+    return body += vendor.close;
+}
+
+void park(Item& item, std::string reason, std::string text, int status = 0) {
+    item.fate = Fate::parked;
+    item.reason = std::move(reason);
+    item.text = std::move(text);
+    item.status = status;
+}
+
+/// Held for the vendor's clock; unless the event is past by that clock too, when the refusal means something else.
+void hold_or_park(Item& item, const Answer& answer, Timestamp vendor_now, const std::string& text, int status) {
+    constexpr seconds margin{1}, doubt{5};
+    if (answer.date && item.timestamp + microseconds(doubt) < *answer.date) return park(item, "refused", text, status);
+    item.fate = Fate::held;
+    item.due = std::max(item.timestamp, vendor_now) + microseconds(margin);
+}
+
+/// What the answer means for the items that were sent. Those it does not settle stay open.
+void apply_answer(const Answer& answer, int status, Timestamp vendor_now, Shipment& batch, const std::vector<Item*>& sent) {
+    const bool alone = sent.size() == 1;
+    switch (answer.meaning) {
+        case Meaning::delivered:
+            // A vendor that counts duplicates does not say which: how many there are is all that is kept.
+            for (std::size_t i = 0; i < sent.size(); ++i)
+                sent[i]->fate = static_cast<std::int64_t>(i) < answer.duplicates ? Fate::duplicate : Fate::delivered;
+            batch.suspects -= std::min(batch.suspects, sent.size());
+            return;
+        case Meaning::duplicate:
+            if (alone) sent[0]->fate = Fate::duplicate;
+            batch.suspects = alone ? 0 : sent.size();
+            return;
+        case Meaning::indexed:
+            for (const Blame& blame : answer.blamed) {
+                Item& item = *sent[blame.index];
+                if (blame.duplicate)
+                    item.fate = Fate::duplicate;
+                else if (blame.early)
+                    hold_or_park(item, answer, vendor_now, blame.text, status);
+                else
+                    park(item, "refused", blame.text, status);
+            }
+            batch.suspects = 0;
+            return;
+        case Meaning::refused:
+            if (alone && answer.early)
+                hold_or_park(*sent[0], answer, vendor_now, answer.text, status);
+            else if (alone)
+                park(*sent[0], "refused", answer.text, status);
+            batch.suspects = alone ? 0 : sent.size();
+            return;
+        case Meaning::too_large:
+            if (alone) park(*sent[0], "too_large", answer.text, status);
+            return;
+        case Meaning::wait:
+        case Meaning::pause:
+            return;
+    }
+}
+
+std::optional<std::int64_t> micros_of(std::optional<Timestamp> t) { return t ? std::optional(t->micros()) : std::nullopt; }
+
+bool may_have_been_counted(std::chrono::hours window, Timestamp attempted_at, Timestamp now) {
+    if (window == for_ever) return false;
+    return window == std::chrono::hours(0) || now < attempted_at || now - attempted_at >= window;
+}
+
+/// A property of the events of one name that a metric needs.
+struct MeasuredProperty {
+    std::string event = {}, path = {};
+};
+
+void add_measured(std::vector<MeasuredProperty>& all, const std::string& event, const std::string& field) {
+    const std::string key = field.empty() ? field : column_key(field);
+    if (key.starts_with('.')) all.push_back({event, key.substr(1)});
+}
+
+void add_measured(std::vector<MeasuredProperty>& all, const std::string& event, const Filter& filter) {
+    add_measured(all, event, filter.field);
+    for (const Filter& part : filter.parts) add_measured(all, event, part);
+}
+
+std::vector<MeasuredProperty> measured_properties(Connection& c) {
+    std::vector<MeasuredProperty> all;
+    for (const Metric& metric : all_metrics(c)) {
+        const std::string& event = metric.event.empty() ? metric.code : metric.event;
+        add_measured(all, event, metric.property);
+        add_measured(all, event, metric.filter);
+    }
+    return all;
+}
+
+/// A copy after before_send, with what identifies and counts the event put back.
+Event redacted(const UpstreamOptions& options, std::span<const MeasuredProperty> measured, const Event& event) {
+    if (!options.before_send) return event;
+    Event copy = event;
+    options.before_send(copy);
+    copy.id = event.id;
+    copy.name = event.name;
+    copy.customer = event.customer;
+    copy.subscription = event.subscription;
+    copy.timestamp = event.timestamp;
+    copy.value = event.value;
+    copy.precise_total_amount_cents = event.precise_total_amount_cents;
+    if (!copy.properties.is_object()) copy.properties = json::object();
+    for (const std::string& path : options.pinned) restore_property(copy.properties, event.properties, path);
+    for (const MeasuredProperty& property : measured)
+        if (property.event == event.name) restore_property(copy.properties, event.properties, property.path);
+    return copy;
+}
+
+struct ItemMaker {
+    const Vendor& vendor;
+    const UpstreamOptions& options;
+    const Selection& selection;
+    std::span<const MeasuredProperty> measured;
+    Timestamp vendor_now;
+    std::size_t bytes;
+
+    bool selected(const Event& event) const { return (event.notice || !vendor.notices_only) && selection.holds(event); }
+
+    Item make(const Event& event) const {
+        Item item;
+        item.sequence = event.sequence;
+        item.id = event.id;
+        item.timestamp = event.timestamp.value_or(Timestamp());
+        try {
+            const Event copy = redacted(options, measured, event);
+            const std::string reason = unsendable_reason(vendor, copy);
+            if (!reason.empty())
+                park(item, "unsendable", reason);
+            else
+                item.body = event_json(vendor, copy);
+        } catch (const std::exception& error) {
+            park(item, "before_send", shortened(error.what()));
+        }
+        if (item.fate == Fate::open && item.body.size() > bytes) park(item, "too_large", "over the vendor's limit on a request");
+        if (item.fate == Fate::open && !vendor.early.empty() && item.timestamp > vendor_now) {
+            item.fate = Fate::held;
+            item.due = item.timestamp;
+        }
+        if (item.fate != Fate::open) item.body.clear();
+        return item;
+    }
+
+    Item skip(std::int64_t sequence) const {
+        Item item;
+        item.sequence = sequence;
+        item.fate = Fate::skipped;
+        return item;
+    }
+};
+
+// ---- the rows -----------------------------------------------------------------------------------
+
+struct UpstreamRow {
+    std::int64_t id = 0;
+    std::string vendor = {};
+    std::int64_t base = 0, cursor = 0, delivered = 0, skipped = 0, failures = 0;
+    Timestamp next_attempt = {};
+    bool offline = false, paused = false;
+    std::string reason = {};
+    std::optional<microseconds> skew = {};
+    Timestamp skew_at = {};
+    std::int64_t attempted = 0;
+    Timestamp attempted_at = {};
+    std::string lease_owner = {};
+    Timestamp lease_until = {};
+    std::int64_t fence = 0;
+
+    Timestamp vendor_time(Timestamp now) const {
+        const bool fresh = skew && skew_at <= now && now - skew_at < skew_lifetime;
+        return fresh ? now + *skew : now;
+    }
+    /// A stored time further off than any wait means that the clock was set back: such a wait has ended.
+    bool waits(Timestamp now) const { return now < next_attempt && next_attempt - now <= longest_wait; }
+};
+
+std::optional<UpstreamRow> find_upstream(Connection& c, const std::string& name) {
+    const Prepared found = c.prepared(
+        "SELECT id, vendor, base, cursor, delivered, skipped, failures, next_attempt, offline, paused, reason, skew, skew_at, attempted,"
+        " attempted_at, lease_owner, lease_until, fence FROM upstreams WHERE name = ?");
+    found.bind(name);
+    if (!found.row()) return std::nullopt;
+    const auto number = [&](int column) { return found.integer(column); };
+    UpstreamRow row;
+    row.id = number(0);
+    row.vendor = found.text(1);
+    row.base = number(2);
+    row.cursor = number(3);
+    row.delivered = number(4);
+    row.skipped = number(5);
+    row.failures = number(6);
+    row.next_attempt = Timestamp(number(7));
+    row.offline = number(8) != 0;
+    row.paused = number(9) != 0;
+    row.reason = found.text(10);
+    if (!found.null(11)) row.skew = microseconds(number(11));
+    row.skew_at = Timestamp(number(12));
+    row.attempted = number(13);
+    row.attempted_at = Timestamp(number(14));
+    row.lease_owner = found.text(15);
+    row.lease_until = Timestamp(number(16));
+    row.fence = number(17);
+    return row;
+}
+
+UpstreamRow get_upstream(Connection& c, const std::string& name) {
+    auto row = find_upstream(c, name);
+    if (!row) throw Error(ErrorCode::not_found, "upstream", "no upstream of that name: " + name);
+    return *row;
+}
+
+std::int64_t count_exceptions(Connection& c, std::int64_t upstream, ExceptionState state) {
+    return c.integer("SELECT count(*) FROM exceptions WHERE upstream = ? AND state = ?", upstream, static_cast<int>(state));
+}
+
+Balance read_balance(Connection& c, const UpstreamRow& row) {
+    const std::int64_t last = last_sequence(c);
+    Balance balance;
+    balance.recorded = last - row.base - row.skipped;
+    balance.delivered = row.delivered;
+    balance.parked = count_exceptions(c, row.id, ExceptionState::parked);
+    balance.pending = last - row.cursor + count_exceptions(c, row.id, ExceptionState::held) + count_exceptions(c, row.id, ExceptionState::released);
+    balance.skipped = row.skipped;
+    return balance;
+}
+
+/// The first moment, by the vendor's clock, at which a held event may go.
+std::optional<Timestamp> first_due(Connection& c, std::int64_t upstream) {
+    const Prepared first = c.prepared("SELECT min(due) FROM exceptions WHERE upstream = ? AND state = ?");
+    first.bind(upstream, static_cast<int>(ExceptionState::held));
+    return first.row() && !first.null(0) ? std::optional(Timestamp(first.integer(0))) : std::nullopt;
+}
+
+std::optional<std::int64_t> oldest_pending(Connection& c, const UpstreamRow& row) {
+    const std::int64_t set_aside = c.integer("SELECT min(sequence) FROM exceptions WHERE upstream = ? AND state <> 0", row.id);
+    if (set_aside > 0) return set_aside;
+    return last_sequence(c) > row.cursor ? std::optional(row.cursor + 1) : std::nullopt;
+}
+
+UpstreamStatus read_status(Connection& c, const std::string& name, const UpstreamRow& row, Timestamp now) {
+    const Balance balance = read_balance(c, row);
+    UpstreamStatus status;
+    status.name = name;
+    status.vendor = row.vendor;
+    status.pending = balance.pending;
+    status.parked = balance.parked;
+    status.held = count_exceptions(c, row.id, ExceptionState::held);
+    status.skew = row.skew;
+    if (const auto oldest = oldest_pending(c, row)) {
+        const auto event = event_at(c, *oldest);
+        if (event && event->recorded_at) status.lag = std::max(microseconds(0), now - *event->recorded_at);
+    }
+    const auto due = first_due(c, row.id);
+    const bool only_held = balance.pending > 0 && balance.pending == status.held && due && *due > row.vendor_time(now);
+    if (row.paused) {
+        status.state = UpstreamState::paused;
+        status.reason = row.reason;
+    } else if (balance.pending == 0) {
+        status.state = UpstreamState::idle;
+    } else if (row.waits(now)) {
+        status.state = UpstreamState::waiting;
+        status.reason = row.reason;
+        status.next_attempt = row.next_attempt;
+    } else if (only_held) {
+        status.state = UpstreamState::waiting;
+        status.reason = "held: in the future by the vendor's clock";
+        status.next_attempt = now + (*due - row.vendor_time(now));
+    } else {
+        status.state = UpstreamState::pending;
+    }
+    return status;
+}
+
+/// Events set aside that may go now, in order.
+std::vector<Item> read_released(Connection& c, const UpstreamRow& row, const ItemMaker& maker, std::int64_t limit) {
+    const Prepared next = c.prepared(
+        "SELECT sequence, attempted_at FROM exceptions WHERE upstream = ? AND (state = 2 OR (state = 1 AND due <= ?)) ORDER BY sequence LIMIT ?");
+    next.bind(row.id, maker.vendor_now.micros(), limit);
+    std::vector<Item> items;
+    std::size_t bytes = 0;
+    while (bytes < maker.bytes && next.row()) {
+        const std::int64_t sequence = next.integer(0);
+        const auto event = event_at(c, sequence);
+        Item item = event ? maker.make(*event) : maker.skip(sequence);
+        if (!next.null(1)) item.attempted_at = Timestamp(next.integer(1));
+        bytes += item.body.size();
+        items.push_back(std::move(item));
+    }
+    return items;
+}
+
+/// The next stretch of the log: enough for one request, read in small pieces so that memory stays small whatever the events' size.
+std::vector<Item> read_log(Connection& c, const UpstreamRow& row, const ItemMaker& maker, std::int64_t limit) {
+    constexpr std::int64_t piece = 50;
+    constexpr std::size_t longest = 5000;
+    const bool attempted = row.attempted > row.cursor;
+    std::vector<Item> items;
+    std::int64_t open = 0, after = row.cursor;
+    std::size_t bytes = 0;
+    while (open < limit && bytes < maker.bytes && items.size() < longest) {
+        std::int64_t wanted = std::min(piece, limit - open);
+        if (attempted) wanted = std::min(wanted, row.attempted - after);  // what was sent is never mixed with what was not
+        const std::vector<Event> events = wanted > 0 ? events_after(c, after, wanted) : std::vector<Event>();
+        for (const Event& event : events) {
+            items.push_back(maker.selected(event) ? maker.make(event) : maker.skip(event.sequence));
+            if (attempted) items.back().attempted_at = row.attempted_at;
+            if (items.back().fate == Fate::open) ++open;
+            bytes += items.back().body.size();
+            after = event.sequence;
+        }
+        if (events.empty()) break;
+    }
+    return items;
+}
+
+// ---- leases ---------------------------------------------------------------------------------------
+
+/// This process, as a lease names it: "pid:nonce".
+std::string process_token() {
+    static const std::string nonce = std::to_string((std::uint64_t{std::random_device{}()} << 32) ^ std::random_device{}());
+#if METER_POSIX
+    return std::to_string(::getpid()) + ":" + nonce;
+#else
+    return "0:" + nonce;
+#endif
+}
+
+/// Whether the process that took a lease is known to have ended. A wrong answer (another pid namespace) costs no more than an expiry that
+/// comes early: the fence keeps the books right.
+bool has_ended(const std::string& owner) {
+#if METER_POSIX
+    const auto pid = whole_number(std::string_view(owner).substr(0, owner.find(':')));
+    if (!pid || *pid <= 0) return false;
+    if (*pid == ::getpid()) return !owner.starts_with(process_token() + ":");
+    return ::kill(static_cast<pid_t>(*pid), 0) != 0 && errno == ESRCH;
+#else
+    return owner.empty();
+#endif
+}
+
+constexpr std::chrono::hours longest_lease{2};
+
+/// An end further off than any lease means that the clock was set back.
+bool lease_holds(const std::string& owner, Timestamp until, Timestamp now) {
+    return !owner.empty() && now < until && until - now <= longest_lease && !has_ended(owner);
+}
+
+// ---- one flush of one upstream ------------------------------------------------------------------
+
+/// Settings of an upstream in this process.
+struct Link {
+    Upstream upstream;
+    const Vendor& vendor;
+    const Selection selection;
+    std::shared_ptr<Transport> transport;
+    std::atomic<std::int64_t> batch_events;  // less than the vendor's limit after a 413
+
+    Link(const Upstream& u, std::shared_ptr<Transport> t)
+        : upstream(u), vendor(vendor_of(u)), selection(u.options().selection), transport(std::move(t)), batch_events(limit()) {}
+    std::int64_t limit() const { return upstream.options().batch_events > 0 ? upstream.options().batch_events : vendor_of(upstream).batch_events; }
+    const std::string& name() const { return upstream.options().name; }
+    void log(const std::string& line) const {
+        if (upstream.options().log) upstream.options().log(name() + ": " + line);
+    }
+};
+
+/// What all flushes of one call share.
+struct FlushContext {
+    Store& store;
+    const Clock& clock;
+    const Random& random;
+    SteadyTime deadline;
+    std::function<bool()> stopped;
+    std::function<void(const FlushProgress&)> progress;
+
+    milliseconds left() const {
+        const auto rest = std::chrono::duration_cast<milliseconds>(deadline - std::chrono::steady_clock::now());
+        return std::max(rest, milliseconds(0));
+    }
+    bool over() const { return left() == milliseconds(0) || stopped(); }
+};
+
+constexpr seconds lease_slack{5};
+constexpr std::size_t request_bytes = 4 * 1024 * 1024;  // of a request at most, whatever the vendor would take: memory is bounded by it
+
+/// One flusher of one upstream. Holds the lease while it runs; every write checks the fence, so that a flusher that was overtaken
+/// (stopped for longer than its lease) changes nothing.
+class Sender {
+public:
+    Sender(FlushContext& context, Link& link, std::string owner) : context_(context), link_(link), owner_(std::move(owner)) {}
+
+    UpstreamReport run() {
+        const auto start = std::chrono::steady_clock::now();
+        Step step = acquire() ? Step::more : Step::lost;
+        try {
+            while (step == Step::more && ready()) step = send_next();
+        } catch (...) {
+            give_back_lease();
+            throw;
+        }
+        if (step != Step::lost) give_back_lease();
+        finish_report(step == Step::lost);
+        report_.duration = std::chrono::duration_cast<milliseconds>(std::chrono::steady_clock::now() - start);
+        return report_;
+    }
+
+private:
+    enum class Step { more, finished, lost };
+
+    const Vendor& vendor() const { return link_.vendor; }
+    const UpstreamOptions& options() const { return link_.upstream.options(); }
+    Timestamp now() const { return context_.clock(); }
+
+    // ---- the lease
+
+    bool acquire() {
+        while (!try_acquire()) {
+            if (context_.over()) return false;
+            std::this_thread::sleep_for(std::min(milliseconds(20), context_.left()));
+        }
+        return true;
+    }
+
+    bool try_acquire() {
+        return context_.store.write([&](Connection& c) {
+            row_ = get_upstream(c, link_.name());
+            if (lease_holds(row_.lease_owner, row_.lease_until, now())) return false;
+            ++row_.fence;
+            c.prepared("UPDATE upstreams SET lease_owner = ?, lease_until = ?, fence = ? WHERE id = ?").run(owner_, lease_end(), row_.fence, row_.id);
+            return true;
+        });
+    }
+
+    bool still_mine(Connection& c) const { return c.integer("SELECT fence FROM upstreams WHERE id = ?", row_.id) == row_.fence; }
+
+    /// As long as one exchange may take, and some.
+    std::int64_t lease_end() const { return (now() + microseconds(options().request_timeout + lease_slack)).micros(); }
+
+    /// Best effort: a lease that is not given back ends by itself.
+    void give_back_lease() noexcept {
+        try {
+            context_.store.write([&](Connection& c) {
+                c.prepared("UPDATE upstreams SET lease_owner = '', lease_until = 0 WHERE id = ? AND fence = ?").run(row_.id, row_.fence);
+            });
+        } catch (const std::exception& error) {
+            link_.log(std::string("lease not given back: ") + error.what());
+        }
+    }
+
+    // ---- one round: read, send, decide, write down
+
+    bool ready() const { return !row_.paused && !row_.waits(now()) && !context_.over(); }
+
+    Step send_next() {
+        if (batch_.items.empty() && !fill()) return Step::finished;
+        const std::vector<Item*> sent = next_request(batch_, link_.batch_events, std::min(vendor().batch_bytes, request_bytes));
+        if (sent.empty()) return settle() ? Step::more : Step::lost;
+        if (!mark_attempt(sent)) return Step::lost;
+        HttpResponse response;
+        const Answer answer = exchange(sent, response);
+        if (response.status == 0 && context_.stopped()) return give_up(sent);
+        decide(answer, response.status, sent);
+        if (!settle()) return Step::lost;
+        tell_progress();
+        return row_.failures > 0 ? Step::finished : Step::more;  // also when the wait drawn is next to nothing
+    }
+
+    /// The next batch: what was set aside and may go now, else the next stretch of the log.
+    bool fill() {
+        batch_ = Shipment();
+        context_.store.read([&](Connection& c) {
+            const auto measured = options().before_send ? measured_properties(c) : std::vector<MeasuredProperty>();
+            const ItemMaker maker{
+                vendor(), options(), link_.selection, measured, row_.vendor_time(now()), std::min(vendor().batch_bytes, request_bytes)};
+            batch_.items = read_released(c, row_, maker, link_.batch_events);
+            batch_.from_log = batch_.items.empty();
+            if (batch_.from_log) batch_.items = read_log(c, row_, maker, link_.batch_events);
+        });
+        for (Item& item : batch_.items)
+            if (item.fate == Fate::open && item.attempted_at && may_have_been_counted(vendor().resend_window, *item.attempted_at, now()))
+                park(item, "unknown", "sent at " + item.attempted_at->to_string() + " without an answer; a second copy could count twice");
+        return !batch_.items.empty();
+    }
+
+    /// For vendors that recognise a copy only for a time: that events are about to be sent is on disk before they are.
+    bool mark_attempt(const std::vector<Item*>& sent) {
+        before_ = {row_.attempted, row_.attempted_at};
+        if (vendor().resend_window == for_ever) return true;
+        const Timestamp at = now();
+        return context_.store.write([&](Connection& c) {
+            if (!still_mine(c)) return false;
+            if (batch_.from_log) {
+                if (before_.attempted <= row_.cursor) row_.attempted_at = at;
+                row_.attempted = std::max(before_.attempted, sent.back()->sequence);
+            } else {
+                for (const Item* item : sent) write_attempted_at(c, *item, item->attempted_at.value_or(at));
+            }
+            write_row(c, row_.cursor, {});
+            return true;
+        });
+    }
+
+    Answer exchange(const std::vector<Item*>& sent, HttpResponse& response) {
+        HttpRequest request = ingest_request(vendor(), options(), request_body(vendor(), sent));
+        request.cancelled = context_.stopped;
+        std::vector<std::string> ids;
+        for (Item* item : sent) {
+            ids.push_back(item->id);
+            item->was_sent = true;
+        }
+        ++report_.requests;
+        report_.sent += static_cast<std::int64_t>(sent.size());
+        report_.bytes += static_cast<std::int64_t>(request.body.size());
+        const Timestamp before = now();
+        response = link_.transport->exchange(request, std::max(milliseconds(1), std::min(options().request_timeout, context_.left())));
+        Answer answer = read_answer(vendor(), response, ids);
+        link_.log(std::to_string(sent.size()) + " events, " + std::to_string(request.body.size()) +
+                  " bytes: " + (response.status ? "HTTP " + std::to_string(response.status) : answer.text));
+        if (answer.date && answer.meaning != Meaning::wait && answer.meaning != Meaning::pause) {
+            row_.skew_at = now();
+            row_.skew = measured_skew(*answer.date, before, row_.skew_at);
+        }
+        return answer;
+    }
+
+    void decide(const Answer& answer, int status, const std::vector<Item*>& sent) {
+        const Timestamp at = now();
+        apply_answer(answer, status, row_.vendor_time(at), batch_, sent);
+        if (answer.meaning == Meaning::too_large) link_.batch_events = std::max<std::int64_t>(1, static_cast<std::int64_t>(sent.size()) / 2);
+        if (answer.meaning == Meaning::delivered) grow_batch(sent.size());
+        if (!answer.unknown) {
+            row_.attempted = before_.attempted;
+            row_.attempted_at = before_.at;
+        }
+        for (Item* item : sent) {
+            if (answer.unknown && !item->attempted_at) item->attempted_at = at;
+            if (item->fate == Fate::open && answer.unknown && may_have_been_counted(vendor().resend_window, at, at))
+                park(*item, "unknown", answer.text, status);
+            if (item->fate == Fate::open || item->fate == Fate::held) ++report_.returned;
+        }
+        decide_wait(answer, status, at);
+    }
+
+    void decide_wait(const Answer& answer, int status, Timestamp at) {
+        row_.failures = answer.meaning == Meaning::wait ? row_.failures + 1 : 0;
+        row_.paused = answer.meaning == Meaning::pause;
+        row_.offline = status == 0;
+        row_.reason.clear();
+        microseconds wait = answer.wait;
+        if (row_.failures > 0) wait += backoff(row_.failures, context_.random());
+        row_.next_attempt = wait > microseconds(0) ? at + wait : Timestamp();
+        if (row_.failures == 0 && !row_.paused) return;
+        row_.reason = (status ? "HTTP " + std::to_string(status) + ": " : "") + answer.text;
+        link_.log((row_.paused ? "paused: " : "waiting until " + row_.next_attempt.to_string() + ": ") + row_.reason);
+    }
+
+    /// Back towards the limit, slowly, so that a server with a smaller one is not asked again and again.
+    void grow_batch(std::size_t sent) {
+        const std::int64_t size = link_.batch_events;
+        if (static_cast<std::int64_t>(sent) == size) link_.batch_events = std::min(link_.limit(), size + std::max<std::int64_t>(1, size / 16));
+    }
+
+    /// A cancelled exchange is no failure of the vendor's. What was marked before sending stays marked.
+    Step give_up(const std::vector<Item*>& sent) {
+        report_.returned += static_cast<std::int64_t>(sent.size());
+        return Step::finished;
+    }
+
+    // ---- writing down
+
+    /// Commits the fates that are decided: of a stretch of the log as far as nothing is open. False when the lease was lost.
+    bool settle() {
+        const auto open = [](const Item& item) { return item.fate == Fate::open; };
+        auto& items = batch_.items;
+        const auto end =
+            batch_.from_log ? std::find_if(items.begin(), items.end(), open) : std::stable_partition(items.begin(), items.end(), std::not_fn(open));
+        const std::span<const Item> settled(items.begin(), end), rest(end, items.end());
+        const std::int64_t cursor = batch_.from_log && !settled.empty() ? settled.back().sequence : row_.cursor;
+        const bool mine = context_.store.write([&](Connection& c) {
+            if (!still_mine(c)) return false;
+            for (const Item& item : settled) write_fate(c, item);
+            if (!batch_.from_log)
+                for (const Item& item : rest) write_attempted_at(c, item, item.attempted_at);
+            write_row(c, cursor, settled);
+            return true;
+        });
+        if (!mine) return false;
+        row_.cursor = cursor;
+        for (const Item& item : settled) count(item);
+        items.erase(items.begin(), end);
+        return true;
+    }
+
+    void write_fate(Connection& c, const Item& item) const {
+        if (item.fate == Fate::parked || item.fate == Fate::held) {
+            const auto state = item.fate == Fate::parked ? ExceptionState::parked : ExceptionState::held;
+            c.prepared("INSERT OR REPLACE INTO exceptions(upstream, sequence, state, reason, status, text, at, due) VALUES(?, ?, ?, ?, ?, ?, ?, ?)")
+                .run(row_.id, item.sequence, static_cast<int>(state), item.reason, item.status, item.text, now().micros(), item.due.micros());
+        } else if (!batch_.from_log) {
+            c.prepared("DELETE FROM exceptions WHERE upstream = ? AND sequence = ?").run(row_.id, item.sequence);
+        }
+    }
+
+    void write_attempted_at(Connection& c, const Item& item, std::optional<Timestamp> at) const {
+        c.prepared("UPDATE exceptions SET attempted_at = ? WHERE upstream = ? AND sequence = ?").run(micros_of(at), row_.id, item.sequence);
+    }
+
+    /// The small row, and with it the lease for the next exchange.
+    void write_row(Connection& c, std::int64_t cursor, std::span<const Item> settled) const {
+        const auto number = [&](Fate fate) {
+            return static_cast<std::int64_t>(std::count_if(settled.begin(), settled.end(), [&](const Item& i) { return i.fate == fate; }));
+        };
+        const auto skew = row_.skew ? std::optional<std::int64_t>(row_.skew->count()) : std::nullopt;
+        c.prepared(
+             "UPDATE upstreams SET cursor = ?, delivered = delivered + ?, duplicates = duplicates + ?, skipped = skipped + ?, failures = ?,"
+             " next_attempt = ?, offline = ?, paused = ?, reason = ?, skew = ?, skew_at = ?, attempted = ?, attempted_at = ?,"
+             " lease_until = ? WHERE id = ?")
+            .run(cursor, number(Fate::delivered) + number(Fate::duplicate), number(Fate::duplicate), number(Fate::skipped), row_.failures,
+                 row_.next_attempt.micros(), row_.offline, row_.paused, row_.reason, skew, row_.skew_at.micros(), row_.attempted,
+                 row_.attempted_at.micros(), lease_end(), row_.id);
+    }
+
+    // ---- the report
+
+    void count(const Item& item) {
+        switch (item.fate) {
+            case Fate::open:
+                return;
+            case Fate::duplicate:
+                ++report_.duplicates;
+                [[fallthrough]];
+            case Fate::delivered:
+                ++report_.delivered;
+                return;
+            case Fate::held:
+                ++report_.held;
+                return;
+            case Fate::skipped:
+                ++report_.skipped;
+                return;
+            case Fate::parked:
+                break;
+        }
+        ++report_.parked;
+        if (!item.was_sent) ++report_.unsent;
+        auto& by = report_.parked_by;
+        const auto found = std::find_if(by.begin(), by.end(), [&](const auto& entry) { return entry.first == item.reason; });
+        if (found != by.end())
+            ++found->second;
+        else
+            by.emplace_back(item.reason, 1);
+    }
+
+    void tell_progress() {
+        if (!context_.progress) return;
+        const Balance balance = context_.store.read([&](Connection& c) { return read_balance(c, get_upstream(c, link_.name())); });
+        context_.progress({link_.name(), balance.delivered, balance.parked, balance.pending});
+    }
+
+    void finish_report(bool lost) {
+        for (const Item& item : batch_.items)  // decided, but not the events before them: they are sent again
+            if (item.was_sent && (item.fate == Fate::delivered || item.fate == Fate::duplicate || item.fate == Fate::parked)) ++report_.returned;
+        report_.status = context_.store.read([&](Connection& c) { return read_status(c, link_.name(), get_upstream(c, link_.name()), now()); });
+        report_.pending = report_.status.pending;
+        if (!lost) return;
+        report_.status.state = UpstreamState::busy;
+        report_.status.reason = "another flush has it";
+    }
+
+    struct Attempt {
+        std::int64_t attempted = 0;
+        Timestamp at = {};
+    };
+
+    FlushContext& context_;
+    Link& link_;
+    const std::string owner_;
+    UpstreamRow row_;
+    Shipment batch_;
+    Attempt before_;
+    UpstreamReport report_;
+};
+
+// ---- all upstreams of a store ---------------------------------------------------------------------
+
+/// What class Meter offers of delivery. Any thread may call any function; stop() must have returned before the store goes.
+/// The last sequence up to which every upstream has had all events for good; without an upstream, any.
+std::int64_t delivered_through(Connection& c) {
+    return c.integer("SELECT min(coalesce((SELECT min(cursor) FROM upstreams), ?1), coalesce((SELECT min(sequence) - 1 FROM exceptions), ?1))",
+                     std::numeric_limits<std::int64_t>::max());
+}
+
+class Delivery {
+public:
+    Delivery(Store& store, Clock clock, Random random) : store_(store), clock_(std::move(clock)), random_(std::move(random)) {}
+    Delivery(const Delivery&) = delete;
+    Delivery& operator=(const Delivery&) = delete;
+    ~Delivery() { stop(); }
+
+    void connect(const Upstream& upstream) {
+        const std::string& name = upstream.options().name;
+        auto transport = upstream.options().transport ? upstream.options().transport : shared_curl();
+        auto link = std::make_shared<Link>(upstream, std::move(transport));
+        store_.write([&](Connection& c) {
+            const auto row = find_upstream(c, name);
+            if (row && row->vendor != upstream.vendor())
+                throw Error(ErrorCode::bad_value, "name", "belongs to an upstream of another vendor: " + row->vendor);
+            if (row) return c.prepared("UPDATE upstreams SET paused = 0, reason = '' WHERE name = ? AND paused = 1").run(name);
+            const std::int64_t base = first_sequence(c) - 1;
+            c.prepared("INSERT INTO upstreams(name, vendor, base, cursor) VALUES(?, ?, ?, ?)").run(name, upstream.vendor(), base, base);
+        });
+        {
+            const std::lock_guard lock(mutex_);
+            links_[name] = std::move(link);
+        }
+        wake();
+    }
+
+    FlushReport flush(
+        const FlushOptions& options, std::function<bool()> stopped = [] { return false; }) {
+        if (options.deadline < milliseconds(0)) throw Error(ErrorCode::bad_value, "deadline", "must not be negative");
+        const auto links = chosen(options.upstream);
+        std::mutex one;
+        FlushContext context{store_, clock_, random_, std::chrono::steady_clock::now() + options.deadline, std::move(stopped), {}};
+        if (options.progress)
+            context.progress = [&](const FlushProgress& progress) {
+                const std::lock_guard lock(one);
+                options.progress(progress);
+            };
+        FlushReport report;
+        report.upstreams.resize(links.size());
+        each_in_its_thread(links.size(), [&](std::size_t i) { report.upstreams[i] = Sender(context, *links[i], new_owner()).run(); });
+        return report;
+    }
+
+    std::vector<UpstreamStatus> upstreams() const {
+        return store_.read([&](Connection& c) {
+            std::vector<UpstreamStatus> all;
+            for (const std::string& name : names(c)) all.push_back(read_status(c, name, get_upstream(c, name), clock_()));
+            return all;
+        });
+    }
+
+    Balance balance(const std::string& upstream) const {
+        return store_.read([&](Connection& c) { return read_balance(c, get_upstream(c, upstream)); });
+    }
+
+    std::vector<Parked> parked(const std::string& upstream, std::int64_t limit, std::int64_t after_sequence) const {
+        if (limit < 1 || limit > static_cast<std::int64_t>(limits::page_events)) throw Error(ErrorCode::bad_value, "limit", "must be 1 to 1000");
+        return store_.read([&](Connection& c) {
+            const Prepared row = c.prepared(
+                "SELECT sequence, reason, status, text, at FROM exceptions WHERE upstream = ? AND state = 0 AND sequence > ? ORDER BY sequence LIMIT "
+                "?");
+            row.bind(get_upstream(c, upstream).id, after_sequence, limit);
+            std::vector<Parked> all;
+            while (row.row()) {
+                Parked parked;
+                parked.event = event_at(c, row.integer(0)).value_or(Event());
+                parked.event.sequence = row.integer(0);
+                parked.reason = row.text(1);
+                parked.status = static_cast<int>(row.integer(2));
+                parked.text = row.text(3);
+                parked.at = Timestamp(row.integer(4));
+                all.push_back(std::move(parked));
+            }
+            return all;
+        });
+    }
+
+    std::int64_t release(const std::string& upstream, std::span<const std::int64_t> sequences) {
+        const std::int64_t released = store_.write([&](Connection& c) {
+            const std::int64_t id = get_upstream(c, upstream).id;
+            std::int64_t changed = 0;
+            if (sequences.empty()) {
+                c.prepared("UPDATE exceptions SET state = 2, attempted_at = NULL WHERE upstream = ? AND state = 0").run(id);
+                changed = c.changes();
+            }
+            for (const std::int64_t sequence : sequences) {
+                c.prepared("UPDATE exceptions SET state = 2, attempted_at = NULL WHERE upstream = ? AND state = 0 AND sequence = ?")
+                    .run(id, sequence);
+                changed += c.changes();
+            }
+            return changed;
+        });
+        wake();
+        return released;
+    }
+
+    void resume(const std::string& upstream) {
+        store_.write([&](Connection& c) {
+            const std::int64_t id = get_upstream(c, upstream).id;
+            c.prepared("UPDATE upstreams SET paused = 0, failures = 0, next_attempt = 0, reason = '' WHERE id = ?").run(id);
+        });
+        wake();
+    }
+
+    // ---- the background worker
+
+    void start(const WorkerOptions& options) {
+        if (options.events < 1) throw Error(ErrorCode::bad_value, "events", "must be positive");
+        if (options.bytes < 1) throw Error(ErrorCode::bad_value, "bytes", "must be positive");
+        if (options.age <= milliseconds(0)) throw Error(ErrorCode::bad_value, "age", "must be positive");
+        stop();
+        const std::lock_guard lock(worker_mutex_);
+        stopping_ = false;
+        woken_ = true;  // for what is left from earlier
+        worker_options_ = options;
+        worker_ = std::thread([this, options] { work(options); });
+    }
+
+    /// Ends the exchange under way, if any. What was not sent stays pending.
+    void stop() {
+        std::thread worker;
+        {
+            const std::lock_guard lock(worker_mutex_);
+            stopping_ = true;
+            std::swap(worker, worker_);
+        }
+        work_wanted_.notify_all();
+        if (worker.joinable()) worker.join();
+    }
+
+    /// Events were recorded.
+    void recorded(std::int64_t events, std::int64_t bytes) {
+        bool full = false;
+        {
+            const std::lock_guard lock(worker_mutex_);
+            if (new_events_ == 0) oldest_new_ = std::chrono::steady_clock::now();
+            new_events_ += events;
+            new_bytes_ += bytes;
+            full = new_events_ == events || new_events_ >= worker_options_.events || new_bytes_ >= worker_options_.bytes;
+        }
+        if (full) work_wanted_.notify_all();
+    }
+
+    /// Coming online ends the waits that began because nothing answered; a wait that a server asked for goes on.
+    void set_online(bool online) {
+        if (online) store_.write([](Connection& c) { c.prepared("UPDATE upstreams SET failures = 0, next_attempt = 0 WHERE offline = 1").run(); });
+        {
+            const std::lock_guard lock(worker_mutex_);
+            online_ = online;
+        }
+        wake();
+    }
+
+private:
+    std::vector<std::shared_ptr<Link>> chosen(const std::string& name) const {
+        const std::lock_guard lock(mutex_);
+        std::vector<std::shared_ptr<Link>> links;
+        for (const auto& [key, link] : links_)
+            if (name.empty() || key == name) links.push_back(link);
+        if (links.empty() && !name.empty()) throw Error(ErrorCode::not_found, "upstream", "not connected: " + name);
+        return links;
+    }
+
+    /// One stalled upstream does not hold up the others.
+    template <class F>
+    static void each_in_its_thread(std::size_t count, F&& f) {
+        if (count == 1) return f(0);
+        std::vector<std::exception_ptr> faults(count);
+        std::vector<std::thread> threads;
+        for (std::size_t i = 0; i < count; ++i)
+            threads.emplace_back([&, i] {
+                try {
+                    f(i);
+                } catch (...) {
+                    faults[i] = std::current_exception();
+                }
+            });
+        for (std::thread& thread : threads) thread.join();
+        for (const std::exception_ptr& fault : faults)
+            if (fault) std::rethrow_exception(fault);
+    }
+
+    static std::vector<std::string> names(Connection& c) {
+        std::vector<std::string> all;
+        const Prepared row = c.prepared("SELECT name FROM upstreams ORDER BY id");
+        while (row.row()) all.emplace_back(row.text(0));
+        return all;
+    }
+
+    std::string new_owner() { return process_token() + ":" + std::to_string(++flushes_); }
+
+    std::shared_ptr<Transport> shared_curl() {
+        const std::lock_guard lock(mutex_);
+        if (!curl_) curl_ = curl_transport();
+        return curl_;
+    }
+
+    void wake() {
+        {
+            const std::lock_guard lock(worker_mutex_);
+            woken_ = true;
+        }
+        work_wanted_.notify_all();
+    }
+
+    /// Waits until there is a reason to send: a threshold, a wake-up, or the time of the next attempt. False when it is to stop.
+    bool wait_for_work(const WorkerOptions& options, std::optional<SteadyTime> next) {
+        std::unique_lock lock(worker_mutex_);
+        for (;;) {
+            const SteadyTime now = std::chrono::steady_clock::now();
+            if (stopping_) return false;
+            const bool full = new_events_ >= options.events || new_bytes_ >= options.bytes;
+            const bool aged = new_events_ > 0 && now - oldest_new_ >= options.age;
+            if (online_ && (woken_ || full || aged || (next && now >= *next))) break;
+            SteadyTime until = now + std::chrono::hours(1);
+            if (online_ && next) until = std::min(until, *next);
+            if (online_ && new_events_ > 0) until = std::min(until, oldest_new_ + options.age);
+            work_wanted_.wait_until(lock, until);
+        }
+        woken_ = false;
+        new_events_ = new_bytes_ = 0;
+        return true;
+    }
+
+    void work(const WorkerOptions& options) {
+        constexpr milliseconds round{600000};
+        const auto stopped = [this] { return stopping_.load(); };
+        std::optional<SteadyTime> next;
+        while (wait_for_work(options, next)) {
+            next = std::chrono::steady_clock::now() + options.age;  // other processes' events come without a word
+            try {
+                const FlushReport report = flush({.upstream = {}, .deadline = round, .progress = {}}, stopped);
+                for (const UpstreamReport& upstream : report.upstreams) next = std::min(*next, next_look(upstream.status));
+                if (options.done) options.done(report);
+            } catch (const std::exception& error) {
+                for (const auto& link : chosen("")) link->log(std::string("worker: ") + error.what());
+            }
+        }
+    }
+
+    SteadyTime next_look(const UpstreamStatus& status) const {
+        constexpr milliseconds soonest{20};
+        const SteadyTime now = std::chrono::steady_clock::now();
+        if (status.state == UpstreamState::pending) return now + soonest;
+        if (status.state != UpstreamState::waiting || !status.next_attempt) return now + std::chrono::hours(1);
+        return now + std::max<microseconds>(soonest, *status.next_attempt - clock_());
+    }
+
+    Store& store_;
+    const Clock clock_;
+    const Random random_;
+    mutable std::mutex mutex_;  // of links_ and curl_
+    std::map<std::string, std::shared_ptr<Link>> links_;
+    std::shared_ptr<Transport> curl_;
+    std::atomic<std::uint64_t> flushes_{0};
+
+    std::mutex worker_mutex_;  // of what follows
+    std::condition_variable work_wanted_;
+    std::thread worker_;
+    WorkerOptions worker_options_;
+    std::atomic<bool> stopping_{true};
+    bool woken_ = false, online_ = true;
+    std::int64_t new_events_ = 0, new_bytes_ = 0;
+    SteadyTime oldest_new_ = {};
+};
+
+}  // namespace
+
+bool FlushReport::complete() const noexcept {
+    return std::all_of(upstreams.begin(), upstreams.end(), [](const UpstreamReport& report) { return report.pending == 0; });
+}
+
 // =============================================================================================
 // 11 transport: one HTTP exchange through libcurl, when built with METER_CURL. Uses nothing.
 // =============================================================================================
@@ -9057,7 +10356,7 @@ Upstream Upstream::openmeter(UpstreamOptions options) { return Upstream("openmet
 #ifdef METER_CURL
 namespace {
 
-// An easy handle and the multi handle that keeps its connections. Used by one exchange at a time.
+/// An easy handle and the multi handle that keeps its connections. Used by one exchange at a time.
 struct CurlHandle {
     CURLM* multi = curl_multi_init();
     CURL* easy = curl_easy_init();
@@ -9319,7 +10618,8 @@ Book make_book(const std::string& vendor, const json& source) {
 }  // namespace
 
 struct Meter::Impl {
-    explicit Impl(MeterOptions given) : options(complete(std::move(given))), store(store_options(options)) {}
+    explicit Impl(MeterOptions given)
+        : options(complete(std::move(given))), store(store_options(options)), delivery(store, options.clock, options.random) {}
 
     static StoreOptions store_options(const MeterOptions& options) {
         StoreOptions store;
@@ -9331,6 +10631,7 @@ struct Meter::Impl {
         store.index_bytes = options.index_bytes;
         store.chunk_events = options.chunk_events;
         store.clock = options.clock;
+        store.schemas = {delivery_schema};
         return store;
     }
 
@@ -9352,7 +10653,9 @@ struct Meter::Impl {
             draft.id = drafts.texts.emplace_back(make_uuid(now, options.random()));
             drafts.receipts[draft.receipt].id = draft.id;
         }
-        if (!drafts.accepted.empty()) store.append(drafts, now);
+        if (drafts.accepted.empty()) return;
+        store.append(drafts, now);
+        delivery.recorded(static_cast<std::int64_t>(drafts.accepted.size()), static_cast<std::int64_t>(drafts.json_text.size()));
     }
 
     static void check_batch(std::size_t events) {
@@ -9399,6 +10702,7 @@ struct Meter::Impl {
 
     MeterOptions options;
     Store store;
+    Delivery delivery;  // after the store: it goes first
 };
 
 Meter::Meter(MeterOptions options) : impl_(std::make_unique<Impl>(std::move(options))) {}
@@ -9457,6 +10761,22 @@ std::vector<NameInfo> Meter::list_names(const NamesQuery& query) const {
     return impl_->store.scan([&](const Reader& reader) { return names_page(reader, query); });
 }
 
+PruneReport Meter::prune(const PruneOptions& options) {
+    if (options.keep_bytes < 0) refuse("keep_bytes", "must not be negative");
+    PruneReport report;
+    const auto may_go = [&](Connection& db, const ChunkInfo& chunk) {
+        const bool old = chunk.recorded < options.recorded_before.micros();
+        const bool over = options.keep_bytes > 0 && used_bytes(db) > options.keep_bytes;
+        return (old || over) && chunk.last <= delivered_through(db);
+    };
+    report.events = impl_->store.prune(may_go);
+    return report;
+}
+
+void Meter::compact(const std::function<void(std::int64_t done, std::int64_t total)>& progress) { impl_->store.compact(progress); }
+
+std::vector<std::string> Meter::verify(bool repair) { return impl_->store.verify(repair); }
+
 void Meter::define(const Metric& metric) {
     if (metric.code.empty()) refuse("metric.code", "is empty");
     check_metric(metric);
@@ -9495,5 +10815,20 @@ Fees Meter::usage(const UsageQuery& query) const {
     return impl_->price(query.subscription, query.customer,
                         [&](const Book::Impl& book, UsageSource& usage) { return book.usage(query, impl_->options.clock(), usage); });
 }
+
+void Meter::connect(const Upstream& upstream) { impl_->delivery.connect(upstream); }
+FlushReport Meter::flush(const FlushOptions& options) { return impl_->delivery.flush(options); }
+void Meter::start(const WorkerOptions& options) { impl_->delivery.start(options); }
+void Meter::stop() { impl_->delivery.stop(); }
+void Meter::set_online(bool online) { impl_->delivery.set_online(online); }
+std::vector<UpstreamStatus> Meter::upstreams() const { return impl_->delivery.upstreams(); }
+Balance Meter::balance(const std::string& upstream) const { return impl_->delivery.balance(upstream); }
+std::vector<Parked> Meter::parked(const std::string& upstream, std::int64_t limit, std::int64_t after_sequence) const {
+    return impl_->delivery.parked(upstream, limit, after_sequence);
+}
+std::int64_t Meter::release(const std::string& upstream, std::span<const std::int64_t> sequences) {
+    return impl_->delivery.release(upstream, sequences);
+}
+void Meter::resume(const std::string& upstream) { impl_->delivery.resume(upstream); }
 
 }  // namespace meter

@@ -110,9 +110,9 @@ public:
     /// A JSON number (a float enters by its shortest text) or a string holding one. Throws bad_value or overflow.
     static Decimal from_json(const json& value);
 
-    std::string to_string() const;          ///< plain form: "-12.5", "0"
-    std::string to_fixed(int scale) const;  ///< with exactly `scale` (0 to 76) decimals, rounded half up: "12.50"
-    double to_double() const noexcept;      ///< the nearest
+    std::string to_string() const;                          ///< plain form: "-12.5", "0"
+    std::string to_fixed(int scale) const;                  ///< with exactly `scale` (0 to 76) decimals, rounded half up: "12.50"
+    double to_double() const noexcept;                      ///< the nearest
     std::optional<std::int64_t> to_int64() const noexcept;  ///< nothing when not an integer of that size
 
     constexpr bool is_zero() const noexcept { return high_ == 0 && low_ == 0; }
@@ -437,8 +437,8 @@ struct FeeLine {
     Step step = Step::units;
     std::optional<Decimal> from = {}, to = {};  ///< bounds of the tier as the vendor writes them, in units
     Decimal units = {}, rate = {}, flat = {};
-    Decimal per = 1;      ///< units in one package
-    Decimal amount = {};  ///< currency units
+    Decimal per = 1;           ///< units in one package
+    Decimal amount = {};       ///< currency units
     std::string text() const;  ///< for people: "tier 11 to 20: 5 units x 0.10 + 3"
 };
 
@@ -533,9 +533,9 @@ struct UpstreamOptions {
     std::int64_t batch_events = 0;  ///< events in a request at most; the vendor's limit when 0
     Filter selection = {};          ///< only these events; the others are passed over
     /// May take from a copy of the event what should not leave the device: source, properties, notice and extensions. What identifies and
-    /// counts the event, and the `pinned` properties, are put back afterwards. An event it throws for is parked.
+    /// counts the event, the properties that metrics need and the `pinned` ones are put back afterwards. An event it throws for is parked.
     std::function<void(Event&)> before_send = {};
-    std::vector<std::string> pinned = {};  ///< paths of properties a price or metric needs
+    std::vector<std::string> pinned = {};  ///< paths of properties, besides those a metric measures or filters by
     std::string workspace = {};            ///< Zyg: the workspace, for a server that speaks the workspace API
     /// One line about each request and each decision, never with the key. Called on the thread that sends.
     std::function<void(std::string_view)> log = {};
@@ -666,6 +666,15 @@ struct ImportReport {
 // 8 Meter
 // ---------------------------------------------------------------------------------------------
 
+struct PruneOptions {
+    Timestamp recorded_before = Timestamp::min();  ///< events recorded before this may go
+    std::int64_t keep_bytes = 0;                   ///< so may the oldest while the database holds more than this; 0: no such rule
+};
+
+struct PruneReport {
+    std::int64_t events = 0;  ///< removed
+};
+
 enum class Durability {
     full,     ///< record() returns after a commit that survives power loss
     process,  ///< ... that survives the end of this process; a power loss may take the last moments
@@ -675,7 +684,7 @@ struct MeterOptions {
     std::string path = ":memory:";
     Durability durability = Durability::full;
     std::chrono::milliseconds busy_timeout{5000};
-    std::int64_t max_bytes = 0;  ///< the database's size at most; 0: the disk's. Over it, record() throws full
+    std::int64_t max_bytes = 0;                 ///< the database's size at most; 0: the disk's. Over it, record() throws full
     std::size_t cache_bytes = 8 * 1024 * 1024;  ///< of pages, for each of the up to three connections
     /// Memory for the filters that make looking for an id quick: 2 bytes an event, newest first. What goes beyond it costs a disk access an id.
     std::size_t index_bytes = 64 * 1024 * 1024;
@@ -713,6 +722,15 @@ public:
     Page list(const Cursor& cursor) const;
     std::vector<NameInfo> list_names(const NamesQuery& query = {}) const;
 
+    /// Removes the oldest events, in whole sealed chunks (MeterOptions::chunk_events), as far as the options allow and every upstream has
+    /// had them; parked events and all that follow stay. Ids of removed events are forgotten: the same id would be stored again.
+    PruneReport prune(const PruneOptions& options);
+    /// Gives the room of removed events back to the disk, in short steps between which others write. `progress` is told pages.
+    void compact(const std::function<void(std::int64_t done, std::int64_t total)>& progress = {});
+    /// Compares everything derived (segments, index of ids) with the log, and the file with itself; answers what differs, nothing when all
+    /// is well. With `repair`, what differs is made again from the log. Takes time in proportion to the log; others may read and write.
+    std::vector<std::string> verify(bool repair = false);
+
     /// Declares a metric, or replaces the one of that code. Throws bad_value.
     void define(const Metric& metric);
     std::vector<Metric> metrics() const;
@@ -733,6 +751,14 @@ public:
     void connect(const Upstream& upstream);
     /// Sends what is pending until done, or something stops it, or the deadline. Never throws for the network's sake.
     FlushReport flush(const FlushOptions& options = {});
+    /// Starts a thread that sends in the background; with other options when it runs already. Throws bad_value.
+    void start(const WorkerOptions& options = {});
+    /// Ends the background thread, and with it an exchange under way: at once with the bundled transport, with another as soon as that
+    /// one gives up. What was not sent stays pending. The destructor does the same.
+    void stop();
+    /// Tells the background thread whether there is a network. Coming online ends the waits that began because nothing answered; a wait
+    /// a server asked for goes on.
+    void set_online(bool online);
     std::vector<UpstreamStatus> upstreams() const;
     Balance balance(const std::string& upstream) const;
     std::vector<Parked> parked(const std::string& upstream, std::int64_t limit = 100, std::int64_t after_sequence = 0) const;
