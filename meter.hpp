@@ -359,8 +359,8 @@ struct AggregateQuery {
     std::string metric = {};  ///< code of a metric declared with define() or loaded with a book
     std::string customer = {}, subscription = {};
     Period period = {};
-    Bin bin = Bin::none;          ///< empty bins are absent
-    std::string time_zone = {};   ///< of the bins: an IANA name ("Europe/Paris"), an offset ("+02:00") or UTC when empty
+    Bin bin = Bin::none;         ///< empty bins are absent
+    std::string time_zone = {};  ///< of the bins: an IANA name ("Europe/Paris"), an offset ("+02:00") or UTC when empty
     std::chrono::weekday week_start = std::chrono::Monday;
     std::optional<Timestamp> billing_anchor = {};  ///< months, quarters and years begin on its day of the month and at its time of day; a 31st is
                                                    ///< the last day of a shorter month
