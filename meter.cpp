@@ -1888,6 +1888,124 @@ void check_filter(const Filter& filter, std::size_t depth = 1) {
     make_clause(filter);
 }
 
+// ---- coercion: what vendors do where the value and what it is compared with differ in type ----
+
+enum class Meeting : std::uint8_t {
+    never,   // no operator holds, not even ne
+    differ,  // they are unequal and have no order
+    number,  // compared as numbers, a boolean as 0 or 1
+    text,    // compared as texts
+    zero,    // the value counts as 0
+    empty,   // the value counts as ""
+};
+
+// One evaluator's rules as a table: what is stored meets a boolean, a number, a text.
+struct Coercion {
+    struct Row {
+        std::array<Meeting, 3> compared{}, searched{};  // searched: by contains and not_contains
+    };
+    Row missing{}, boolean{}, number{}, text{}, structure{};  // null is missing
+    std::array<std::string_view, 2> stored_booleans{"false", "true"}, asked_booleans{"false", "true"};
+
+    const Row& row(Scalar::Kind kind) const {
+        switch (kind) {
+            case Scalar::Kind::boolean:
+                return boolean;
+            case Scalar::Kind::number:
+                return number;
+            case Scalar::Kind::text:
+                return text;
+            case Scalar::Kind::json:
+                return structure;
+            default:
+                return missing;
+        }
+    }
+};
+
+bool satisfies(Operator op, std::strong_ordering order) {
+    switch (op) {
+        case Operator::eq:
+            return order == 0;
+        case Operator::ne:
+            return order != 0;
+        case Operator::gt:
+            return order > 0;
+        case Operator::gte:
+            return order >= 0;
+        case Operator::lt:
+            return order < 0;
+        case Operator::lte:
+            return order <= 0;
+        default:
+            return false;
+    }
+}
+
+// One value against another, by an evaluator's rules. Not for in, not_in, like, not_like and exists.
+bool meets(const Coercion& rules, Operator op, const Scalar& value, const Operand& asked) {
+    const bool contains = op == Operator::contains, searched = contains || op == Operator::not_contains;
+    const std::size_t column = asked.kind == Scalar::Kind::boolean ? 0 : asked.kind == Scalar::Kind::number ? 1 : 2;
+    const Coercion::Row& row = rules.row(value.kind);
+    const Meeting meeting = (searched ? row.searched : row.compared)[column];
+    const auto number_of = [](bool is_boolean, bool boolean, const Decimal& number) { return is_boolean ? Decimal(boolean ? 1 : 0) : number; };
+    switch (meeting) {
+        case Meeting::never:
+            return false;
+        case Meeting::differ:
+            return op == Operator::ne;
+        case Meeting::number:
+        case Meeting::zero: {
+            const Decimal zero, stored = number_of(value.kind == Scalar::Kind::boolean, value.boolean, value.number);
+            return satisfies(op, (meeting == Meeting::zero ? zero : stored) <=> number_of(column == 0, asked.boolean, asked.number.value_or(zero)));
+        }
+        case Meeting::text:
+        case Meeting::empty:
+            break;
+    }
+    const std::string wanted = column == 0 ? std::string(rules.asked_booleans[asked.boolean ? 1 : 0]) : asked.text;
+    const std::string written = value.kind == Scalar::Kind::boolean ? std::string(rules.stored_booleans[value.boolean ? 1 : 0]) : scalar_text(value);
+    const std::string stored = meeting == Meeting::empty ? "" : written;
+    if (searched) return (stored.find(wanted) != std::string::npos) == contains;
+    return satisfies(op, stored <=> wanted);
+}
+
+// A clause against one value: in and not_in are eq and ne to each of a list.
+bool meets(const Coercion& rules, const Clause& clause, const Scalar& value) {
+    const auto each = [&](Operator op) { return [&rules, &value, op](const Operand& asked) { return meets(rules, op, value, asked); }; };
+    const auto& asked = clause.operands;
+    if (clause.op == Operator::exists) return value.absent() != asked[0].boolean;
+    if (clause.op == Operator::in) return std::any_of(asked.begin(), asked.end(), each(Operator::eq));
+    if (clause.op == Operator::not_in) return std::all_of(asked.begin(), asked.end(), each(Operator::ne));
+    return meets(rules, clause.op, value, asked[0]);
+}
+
+// The value at a path of keys. The text of a list or object stays in `keep`.
+Scalar scalar_at(const json& tree, std::string_view path, std::string& keep) {
+    const json* at = &tree;
+    for (std::size_t begin = 0; begin <= path.size();) {
+        const std::size_t end = std::min(path.find('.', begin), path.size());
+        const auto found = at->is_object() ? at->find(std::string(path.substr(begin, end - begin))) : at->end();
+        if (!at->is_object() || found == at->end()) return {};
+        at = &*found;
+        begin = end + 1;
+    }
+    switch (at->type()) {
+        case json::value_t::null:
+            return {Scalar::Kind::null, false, {}, {}};
+        case json::value_t::boolean:
+            return {Scalar::Kind::boolean, at->get<bool>(), {}, {}};
+        case json::value_t::string:
+            return {Scalar::Kind::text, false, {}, at->get_ref<const std::string&>()};
+        case json::value_t::array:
+        case json::value_t::object:
+            keep = at->dump();
+            return {Scalar::Kind::json, false, {}, keep};
+        default:
+            return {Scalar::Kind::number, false, Decimal::from_json(*at), {}};
+    }
+}
+
 Filter filter_from(const json& tree, const std::string& path, std::size_t depth) {
     if (depth > limits::json_depth) refuse(path, "nested too deep");
     if (!tree.is_object()) refuse(path, "a filter is an object");
@@ -8208,6 +8326,23 @@ std::shared_ptr<const Book::Impl> load(const json& catalogue) {
 
 namespace polar {
 
+// Text of at most 1000 characters, a 32-bit integer (1.0 is 1) or a boolean (filter.py:31).
+json clause_value(const Node& at) {
+    const auto value = at.find("value");
+    const auto bad = [&]() -> json { throw Error(ErrorCode::bad_value, at.path("value"), "must be text, a whole number or true or false"); };
+    if (!value) return bad();
+    if (value->value().is_string()) {
+        const auto& text = value->value().get_ref<const std::string&>();
+        const auto characters = std::count_if(text.begin(), text.end(), [](char c) { return (static_cast<unsigned char>(c) & 0xC0) != 0x80; });
+        if (characters > 1000) throw Error(ErrorCode::bad_value, at.path("value"), "is longer than 1000 characters");
+        return text;
+    }
+    if (!value->value().is_number()) return value->value().is_boolean() ? value->value() : bad();
+    const auto whole = Decimal::from_json(value->value()).to_int64();
+    if (!whole || *whole < std::numeric_limits<std::int32_t>::min() || *whole > std::numeric_limits<std::int32_t>::max()) return bad();
+    return *whole;
+}
+
 // Clauses in Polar's words; all but their negations need the property (6.2).
 Filter read_clause(const Node& at) {
     static constexpr std::array<std::pair<std::string_view, Operator>, 8> operators{{{"eq", Operator::eq},
@@ -8220,13 +8355,11 @@ Filter read_clause(const Node& at) {
                                                                                      {"not_like", Operator::not_contains}}};
     auto property = at.required_text("property");
     const auto op = at.choice("operator", operators);
-    const auto value = at.find("value");
-    if (!value || value->value().is_structured())
-        throw Error(ErrorCode::bad_value, at.path("value"), "must be text, a whole number or true or false");
+    const auto value = clause_value(at);
     if (property.rfind("metadata.", 0) == 0) property = property.substr(std::string_view("metadata.").size());
     const bool built_in = property == "name" || property == "source" || property == "timestamp";
     const auto field = built_in ? property : property_field(property);
-    auto clause = Filter::where(field, op, value->value());
+    auto clause = Filter::where(field, op, value);
     if (op != Operator::ne && op != Operator::not_contains) return clause;
     return Filter::all({Filter::where(field, Operator::exists, true), std::move(clause)});
 }
@@ -8452,6 +8585,186 @@ std::shared_ptr<const Book::Impl> load(const json& catalogue) {
 
 constexpr std::array<std::pair<std::string_view, std::shared_ptr<const Book::Impl> (*)(const json&)>, 4> book_vendors{
     {{"lago", lago::load}, {"flexprice", flexprice::load}, {"polar", polar::load}, {"autumn", autumn::load}}};
+
+}  // namespace
+
+namespace {
+
+// --- Polar: its three evaluators of filters, and meter quantities (dossier 6 to 8) ---
+
+namespace polar {
+
+using enum Meeting;
+
+constexpr std::array<Meeting, 3> never_any{never, never, never}, text_any{text, text, text}, empty_any{empty, empty, empty};
+
+// One evaluator: metadata by a table, and how a time becomes whole seconds.
+struct Evaluator {
+    Coercion metadata;
+    Rounding seconds;
+};
+
+// Quantities and balances (filter.py:52).
+constexpr Evaluator postgres{{.missing = {never_any, never_any},
+                              .boolean = {{number, never, never}, text_any},
+                              .number = {{number, number, never}, text_any},
+                              .text = {text_any, text_any},
+                              .structure = {never_any, text_any},
+                              .asked_booleans = {"f", "t"}},
+                             Rounding::half_up};
+
+// What a meter bills (filter.py:127).
+constexpr Evaluator billing{{.missing = {never_any, never_any},
+                             .boolean = {{number, number, differ}, text_any},
+                             .number = {{number, number, differ}, text_any},
+                             .text = {{differ, differ, text}, text_any},
+                             .structure = {{differ, differ, differ}, text_any},
+                             .stored_booleans = {"False", "True"},
+                             .asked_booleans = {"False", "True"}},
+                            Rounding::down};
+
+// Lists of events (tinybird/service.py:722).
+[[maybe_unused]] constexpr Evaluator clickhouse{{.missing = {{zero, zero, empty}, empty_any},
+                                                 .boolean = {{zero, zero, empty}, empty_any},
+                                                 .number = {{number, number, empty}, empty_any},
+                                                 .text = {{zero, zero, text}, text_any},
+                                                 .structure = {{zero, zero, empty}, empty_any}},
+                                                Rounding::down};
+
+// name and source meet texts alone, timestamp numbers alone, in every evaluator.
+constexpr Coercion built_in{.missing = {never_any, never_any},
+                            .boolean = {never_any, never_any},
+                            .number = {{never, number, never}, {never, text, never}},
+                            .text = {{never, never, text}, {never, never, text}},
+                            .structure = {never_any, never_any}};
+
+// The metadata parameter of a question compares texts (kit/metadata.py:138).
+constexpr Coercion parameter{.missing = {never_any, never_any},
+                             .boolean = {text_any, text_any},
+                             .number = {text_any, text_any},
+                             .text = {text_any, text_any},
+                             .structure = {text_any, text_any}};
+
+bool is_metadata(std::string_view field) { return field.starts_with("properties."); }
+
+Scalar field_of(const Event& event, std::string_view field, Rounding seconds, std::string& keep) {
+    if (is_metadata(field)) return scalar_at(event.properties, field.substr(property_field("").size()), keep);
+    if (field == "timestamp") return {Scalar::Kind::number, false, event.timestamp.value_or(Timestamp()).unix_seconds().round(0, seconds), {}};
+    return {Scalar::Kind::text, false, {}, field == "name" ? event.name : event.source};
+}
+
+bool matches(const Evaluator& evaluator, const Filter& filter, const Event& event) {
+    const auto each = [&](const Filter& part) { return matches(evaluator, part, event); };
+    if (filter.kind == Filter::Kind::all) return std::all_of(filter.parts.begin(), filter.parts.end(), each);
+    if (filter.kind == Filter::Kind::any) return std::any_of(filter.parts.begin(), filter.parts.end(), each);
+    std::string keep;
+    const Scalar value = field_of(event, filter.field, evaluator.seconds, keep);
+    if (filter.op == Operator::exists) return value.absent() != filter.value.get<bool>();
+    return meets(is_metadata(filter.field) ? evaluator.metadata : built_in, filter.op, value, make_operand(filter.value, filter.field));
+}
+
+struct Measure {
+    Function function = Function::count;
+    std::string property{};  // as Polar writes it; a leading "metadata." is dropped once
+};
+
+bool is_timestamp(const Measure& measure) { return measure.property == "timestamp"; }
+
+// Polar's numbers are doubles. Only JSON numbers take part, and the time as seconds; of a unique count every value, numbered by what it is.
+class Values {
+public:
+    explicit Values(const Measure& measure) : measure_(measure) {
+        constexpr std::string_view prefix = "metadata.";
+        if (measure_.property.starts_with(prefix)) measure_.property.erase(0, prefix.size());
+    }
+
+    std::optional<double> of(const Event& event) {
+        std::string keep;
+        if (measure_.function == Function::count) return 1;
+        if (measure_.function == Function::unique) {
+            const Scalar value = scalar_at(event.properties, measure_.property, keep);
+            if (value.kind == Scalar::Kind::missing) return std::nullopt;
+            const std::string identity = std::to_string(static_cast<int>(value.kind)) + scalar_text(value);
+            return static_cast<double>(known_.try_emplace(identity, known_.size()).first->second);
+        }
+        if (measure_.property == "name" || measure_.property == "source") return std::nullopt;
+        const std::string field = is_timestamp(measure_) ? measure_.property : property_field(measure_.property);
+        const Scalar value = field_of(event, field, postgres.seconds, keep);
+        return value.kind == Scalar::Kind::number ? std::optional(value.number.to_double()) : std::nullopt;
+    }
+
+private:
+    Measure measure_;
+    std::unordered_map<std::string, std::size_t> known_;
+};
+
+double aggregated(const Measure& measure, std::span<const Event> events) {
+    Values values(measure);
+    std::vector<double> found;
+    for (const Event& event : events) {
+        if (const auto value = values.of(event)) found.push_back(*value);
+    }
+    return aggregated(measure.function, found);
+}
+
+// Whether an event takes part: for billing, a unique count takes all, and so does a text field (7).
+[[maybe_unused]] bool takes_part(const Measure& measure, const Event& event, bool for_billing) {
+    if (measure.function == Function::unique) return true;
+    const bool text_field = measure.property == "name" || measure.property == "source";
+    return (for_billing && text_field) || Values(measure).of(event).has_value();
+}
+
+struct Quantities {
+    std::vector<std::pair<Timestamp, double>> rows;
+    double total = 0;
+};
+
+// The total of the rows that have events; an average or unique count is one over all events, whatever their time (service.py:360).
+double total_of(const Measure& measure, std::span<const Event> events, const std::vector<double>& rows) {
+    if (is_summable(measure.function)) return aggregated(Function::sum, rows);
+    const bool over_rows = measure.function == Function::max || measure.function == Function::min;
+    return over_rows ? aggregated(measure.function, rows) : aggregated(measure, events);
+}
+
+// First each customer's value, then `over_customers` of these.
+double quantity(const Measure& measure, const std::optional<Function>& over_customers, std::span<const Event> events) {
+    if (!over_customers) return aggregated(measure, events);
+    std::map<std::string_view, std::vector<Event>> customers;
+    for (const Event& event : events) customers[event.customer].push_back(event);
+    std::vector<double> values;
+    for (const auto& [customer, own] : customers) values.push_back(aggregated(measure, own));
+    return aggregated(*over_customers, values);
+}
+
+// Meter quantities over events that meet the meter's filter. A row stands for the whole bin it falls into, also before the start.
+[[maybe_unused]] Quantities quantities(const Measure& measure, const std::optional<Function>& over_customers, std::span<const Event> events,
+                                       Timestamp start, Timestamp end, const Interval& interval, const std::string& time_zone) {
+    Bins bins({.bin = interval.bin, .time_zone = time_zone});
+    std::map<Timestamp, std::vector<Event>> by_bin;
+    for (const Event& event : events) by_bin[bins.around(event.timestamp.value_or(Timestamp())).from].push_back(event);
+    Quantities answer;
+    std::vector<double> with_events;
+    for (const Timestamp row : quantity_rows(start, end, interval, Zone(time_zone))) {
+        const auto found = by_bin.find(bins.around(row).from);
+        answer.rows.emplace_back(row, found == by_bin.end() ? 0 : quantity(measure, over_customers, found->second));
+        if (found != by_bin.end()) with_events.push_back(answer.rows.back().second);
+    }
+    answer.total = total_of(measure, events, with_events);
+    return answer;
+}
+
+// Whether an event meets the metadata parameter: for every key one of its texts.
+[[maybe_unused]] bool meets_parameter(const json& wanted, const Event& event) {
+    return std::all_of(wanted.items().begin(), wanted.items().end(), [&](const auto& item) {
+        std::string keep;
+        const json& list = item.value();
+        const Scalar value = event.properties.contains(item.key()) ? scalar_at({{"", event.properties.at(item.key())}}, "", keep) : Scalar{};
+        return std::any_of(list.begin(), list.end(),
+                           [&](const json& text) { return meets(parameter, Operator::eq, value, make_operand(text, item.key())); });
+    });
+}
+
+}  // namespace polar
 
 }  // namespace
 
