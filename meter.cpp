@@ -1293,6 +1293,17 @@ void append_utf8(std::string& out, std::uint32_t code) {
     put(0x80 | (code & 0x3F));
 }
 
+// Runs `read`; an error that names no field gets this one.
+template <class Read>
+auto naming(std::string_view field, Read&& read) {
+    try {
+        return read();
+    } catch (const Error& error) {
+        if (!error.field().empty()) throw;
+        throw Error(error.code(), std::string(field), error.reason());
+    }
+}
+
 // Numbers that Decimal cannot hold are refused on the way in, so that whatever is stored can be measured exactly.
 const char* number_fault(std::string_view text) noexcept {
     if (text.size() <= 18 && text.find_first_of("eE") == std::string_view::npos) return nullptr;
@@ -1527,7 +1538,7 @@ private:
 struct JsonPath {
     const JsonPath* parent = nullptr;
     std::string_view key{};
-    std::string text() const { return parent ? parent->text() + "." + std::string(key) : std::string(key); }
+    std::string text() const { return parent && !parent->key.empty() ? parent->text() + "." + std::string(key) : std::string(key); }
 };
 
 void append_json_text(std::string& out, std::string_view text) {
@@ -1578,7 +1589,7 @@ void append_json_number(std::string& out, Number number, const JsonPath& path) {
 
 // Writes what an app handed us as compact JSON text, refusing what cannot be stored. The depth bound also bounds the recursion.
 void append_json(std::string& out, const json& value, const JsonPath& path, std::size_t depth = 1) {
-    if (depth > limits::json_depth + 1) refuse(path.text(), "nested more than " + std::to_string(limits::json_depth) + " deep");
+    if (value.is_structured() && depth > limits::json_depth) refuse(path.text(), "nested more than " + std::to_string(limits::json_depth) + " deep");
     const auto text = [&](std::string_view content) {
         if (const char* fault = text_fault(content)) refuse(path.text(), fault);
         append_json_text(out, content);
@@ -1757,12 +1768,13 @@ Operand make_operand(const json& value, const std::string& field) {
             return {Scalar::Kind::boolean, value.get<bool>(), {}, value.get<bool>() ? "true" : "false"};
         case json::value_t::string: {
             const auto& text = value.get_ref<const std::string&>();
+            if (const char* fault = text_fault(text)) refuse(field, fault);
             return {Scalar::Kind::text, false, Decimal::parse(text), text};
         }
         case json::value_t::number_integer:
         case json::value_t::number_unsigned:
         case json::value_t::number_float: {
-            const Decimal number = Decimal::from_json(value);
+            const Decimal number = naming(field, [&] { return Decimal::from_json(value); });
             return {Scalar::Kind::number, false, number, number.to_string()};
         }
         default:
@@ -1839,6 +1851,7 @@ private:
     bool among(const Scalar& value) const {
         return std::any_of(operands.begin(), operands.end(), [&](const Operand& operand) {
             if (value.absent() || operand.kind == Scalar::Kind::null) return value.absent() && operand.kind == Scalar::Kind::null;
+            if (value.kind == Scalar::Kind::text && operand.kind == Scalar::Kind::text) return value.text == operand.text;
             return compare(value, operand) == 0;
         });
     }
@@ -1863,6 +1876,16 @@ Clause make_clause(const Filter& filter) {
         filter.op == Operator::contains || filter.op == Operator::not_contains || filter.op == Operator::like || filter.op == Operator::not_like;
     if (text_only && clause.operands[0].kind != Scalar::Kind::text) refuse(where, "takes a text");
     return clause;
+}
+
+// Of a filter that did not come from JSON: that it can be asked, and written as JSON.
+void check_filter(const Filter& filter, std::size_t depth = 1) {
+    if (depth > limits::json_depth) refuse("filter", "nested too deep");
+    for (const Filter& part : filter.parts) check_filter(part, depth + 1);
+    if (filter.kind != Filter::Kind::clause) return;
+    if (filter.field.empty()) refuse("filter.field", "is empty");
+    if (const char* fault = text_fault(filter.field)) refuse("filter.field", fault);
+    make_clause(filter);
 }
 
 Filter filter_from(const json& tree, const std::string& path, std::size_t depth) {
@@ -2060,7 +2083,7 @@ Decimal read_number(const JsonToken& token, std::string_view field) {
 
 void draft_member(Drafts& drafts, Draft& draft, Extra& extra, std::string_view& properties, JsonScanner& scanner, std::string_view key) {
     const auto text = std::find_if(text_members.begin(), text_members.end(), [&](const auto& row) { return row.first == key; });
-    const JsonToken token = scanner.value();
+    const JsonToken token = naming(key, [&] { return scanner.value(); });
     if (token.kind == JsonToken::Kind::null) return;  // as if it were absent
     if (text != text_members.end()) {
         if (token.kind != JsonToken::Kind::text) refuse(std::string(key), "must be text");
@@ -2086,8 +2109,10 @@ void draft_line(Drafts& drafts, Draft& draft, std::string_view line) {
     JsonScanner scanner(line);
     Extra extra;
     std::string_view properties = "{}";
-    scanner.object([&](std::string_view key) { draft_member(drafts, draft, extra, properties, scanner, key); });
-    scanner.end();
+    naming("line", [&] {
+        scanner.object([&](std::string_view key) { draft_member(drafts, draft, extra, properties, scanner, key); });
+        scanner.end();
+    });
     drafts.json_text += properties;
     draft.extra_at = drafts.json_text.size();
     append_extra(drafts.json_text, extra);
@@ -2350,11 +2375,15 @@ std::string unpack_uuid(std::string_view bytes) {
     return text;
 }
 
-// A UUID of version 7 (RFC 9562): 48 bits of milliseconds, 12 bits of their fraction, 62 random bits.
-std::string make_uuid(Timestamp now, std::uint64_t random) {
+// The time of a UUID of version 7 (RFC 9562, 6.2, method 3): 48 bits of milliseconds, 12 bits of their fraction.
+std::uint64_t uuid_moment(Timestamp now) noexcept {
     const auto micros = static_cast<std::uint64_t>(std::max<std::int64_t>(now.micros(), 0));
-    const std::uint64_t fraction = micros % 1000 * 4096 / 1000;
-    const std::uint64_t high = (micros / 1000) << 16 | 0x7000 | fraction;
+    return micros / 1000 << 12 | micros % 1000 * 4096 / 1000;
+}
+
+// Then 62 random bits.
+std::string make_uuid(std::uint64_t moment, std::uint64_t random) {
+    const std::uint64_t high = moment >> 12 << 16 | 0x7000 | (moment & 0xFFF);
     const std::uint64_t low = (random & 0x3FFFFFFFFFFFFFFFULL) | 0x8000000000000000ULL;
     std::string bytes(16, '\0');
     for (std::size_t i = 0; i < 8; ++i) {
@@ -2379,6 +2408,23 @@ std::uint64_t get_bytes(const std::uint8_t* at, std::size_t width) noexcept {
 }
 
 [[noreturn]] void damaged(const char* what) { throw Error(ErrorCode::corrupt, what, "does not have the form it was written in"); }
+
+// Runs `read` on what a file holds: whatever it finds wrong is damage.
+template <class Read>
+auto from_file(const char* what, Read&& read) {
+    try {
+        return read();
+    } catch (const Error&) {
+        damaged(what);
+    } catch (const json::exception&) {
+        damaged(what);
+    }
+}
+
+std::int64_t checked_time(std::int64_t micros, const char* what) {
+    if (micros < Timestamp::min().micros() || micros > Timestamp::max().micros()) damaged(what);
+    return micros;
+}
 
 // ---- the index of ids: is this id in the log, and where? ----
 //
@@ -2560,10 +2606,12 @@ public:
     // The last sequence that runs cover, as of the last refresh.
     std::int64_t sealed() const noexcept { return sealed_; }
 
-    // After a rollback: what was added may not be in the file.
+    // After a rollback: neither what was added nor what was sealed or merged may be in the file.
     void forget() {
         tail_.clear();
-        through_ = sealed_;
+        runs_.clear();
+        generation_ = -1;
+        pruned_ = sealed_ = through_ = 0;
     }
 
 private:
@@ -2647,19 +2695,23 @@ std::int64_t first_sequence(Connection& db) { return meta(db, "pruned") + 1; }
     "(SELECT text FROM texts WHERE id = l.source), l.value, l.properties, l.extra FROM log l "
 
 Event read_event(const Prepared& row) {
-    Event event;
-    event.sequence = row.integer(0);
-    event.id = row.integer(2) != 0 ? unpack_uuid(row.text(1)) : std::string(row.text(1));
-    event.timestamp = Timestamp(row.integer(3));
-    event.recorded_at = *event.timestamp + std::chrono::microseconds(row.integer(4));
-    event.name = row.text(5);
-    event.customer = row.text(6);
-    event.subscription = row.text(7);
-    event.source = row.text(8);
-    if (!row.null(9)) event.value = Decimal(row.text(9));
-    event.properties = json::parse(row.text(10));
-    if (!row.null(11)) read_extra(event, row.text(11));
-    return event;
+    return from_file("log", [&row] {
+        Event event;
+        event.sequence = row.integer(0);
+        event.id = row.integer(2) != 0 ? unpack_uuid(row.text(1)) : std::string(row.text(1));
+        event.timestamp = Timestamp(checked_time(row.integer(3), "log"));
+        const std::int64_t delay = row.integer(4), most = Timestamp::max().micros() - Timestamp::min().micros();
+        if (delay < -most || delay > most) damaged("log");
+        event.recorded_at = *event.timestamp + std::chrono::microseconds(delay);
+        event.name = row.text(5);
+        event.customer = row.text(6);
+        event.subscription = row.text(7);
+        event.source = row.text(8);
+        if (!row.null(9)) event.value = Decimal(row.text(9));
+        event.properties = json::parse(row.text(10));
+        if (!row.null(11)) read_extra(event, row.text(11));
+        return event;
+    });
 }
 
 std::optional<Event> event_at(Connection& db, std::int64_t sequence) {
@@ -2723,6 +2775,7 @@ public:
         sequence_ = last_sequence(db_);
         for (const Draft& draft : drafts_.accepted) {
             Receipt& receipt = drafts_.receipts[draft.receipt];
+            receipt.field.clear(), receipt.reason.clear();  // of an attempt that was rolled back
             const PackedId id = pack_id(draft.id);
             const std::uint64_t hash = id_hash(id);
             if (const std::int64_t earlier = memory_.ids.find(db_, id, hash); earlier != 0) {
@@ -3045,8 +3098,9 @@ Column unpack_column(std::string_view data, std::size_t rows, std::size_t first,
     std::vector<std::int64_t> lengths;
     if (count > data.size()) damaged("columns.dictionary");
     in.integers(lengths, count, 0, count);
-    column.text.resize(in.left());
-    std::memcpy(column.text.data(), in.take(column.text.size()), column.text.size());
+    const std::size_t size = in.left();
+    const std::uint8_t* text = in.take(size);
+    column.text.assign(text, text + size);
     std::size_t at = 0;
     for (const std::int64_t length : lengths) {
         if (length < 0 || static_cast<std::uint64_t>(length) > column.text.size() - at) damaged("columns.dictionary");
@@ -3077,14 +3131,14 @@ public:
              std::string_view properties, std::string_view extra) {
         const std::size_t row = times_.size();
         sequences_.push_back(sequence);
-        times_.push_back(time);
+        times_.push_back(checked_time(time, "log"));
         customers_.push_back(customer);
         subscriptions_.push_back(subscription);
         if (source != 0) column(fields::source).add_interned(row, source);
         if (!value.empty()) column(fields::value).add_number(row, value);
         if (!extra.empty()) {
             Event event;
-            read_extra(event, extra);
+            from_file("log", [&] { read_extra(event, extra); });
             if (event.precise_total_amount_cents) column(fields::cents).add_number(row, event.precise_total_amount_cents->to_string());
         }
         JsonScanner scanner(properties);
@@ -3320,6 +3374,7 @@ struct Batch {
     std::size_t rows = 0;
     std::vector<Column> columns{};  // as ScanQuestion::keys
     std::vector<std::uint8_t> mask{};
+    Parts rebuilt{};  // where the columns' texts live when they were read again from the log
 };
 
 // One place that rows come from: a sealed segment, or the part of the unsealed tail with one name.
@@ -3346,7 +3401,12 @@ public:
             tail_.clear();
             tail_last_ = tail_first_;
         }
-        if (last > tail_last_) read_parts(db, tail_last_, last, std::nullopt, tail_);
+        if (last == tail_last_) return;
+        const std::int64_t known = std::exchange(tail_last_, tail_first_);  // a read that breaks off leaves the tail half taken in
+        Parts taken = std::move(tail_);
+        tail_.clear();
+        read_parts(db, known, last, std::nullopt, taken);
+        tail_ = std::move(taken);
         tail_last_ = last;
     }
     const std::vector<SegmentInfo>& segments() const noexcept { return segments_; }
@@ -3360,9 +3420,9 @@ private:
         segments_.clear();
         const Prepared layout = db.prepared("SELECT id, keys FROM layouts");
         while (layout.row()) {
-            const json keys = json::parse(layout.text(1));
+            const auto keys = from_file("layouts", [&] { return json::parse(layout.text(1)).get<std::vector<std::string>>(); });
             Layout& known = layouts_[layout.integer(0)];
-            for (std::size_t i = 0; i < keys.size(); ++i) known.places[keys[i].get<std::string>()] = static_cast<std::int64_t>(i);
+            for (std::size_t i = 0; i < keys.size(); ++i) known.places[keys[i]] = static_cast<std::int64_t>(i);
             known.partial = known.places.erase(partial_mark) != 0;
         }
         const Prepared row = db.prepared(
@@ -3541,15 +3601,14 @@ void mask_out(Batch& batch, const Column& column, Keep&& keep) {
 
 // Reads one source. No rows may be left; then the columns are not there either.
 Batch load(const Reader& reader, const Source& source, const ScanQuestion& question) {
-    Batch batch{source.name, 0, {}, {}};
+    Batch batch{source.name, 0, {}, {}, {}};
     std::optional<SegmentReader> segment;
-    Parts rebuilt;
     const Part* part = source.part;
     const auto rebuild = [&] {  // what could not take all properties, again from the log, with those asked for
         const std::int64_t first = source.segment ? source.segment->chunk_first : reader.memory.tail_first();
         const std::int64_t last = source.segment ? source.segment->chunk_last : reader.memory.tail_last();
-        read_parts(reader.db, first, last, source.name, rebuilt, question.keys);
-        part = &rebuilt.at(source.name);
+        read_parts(reader.db, first, last, source.name, batch.rebuilt, question.keys);
+        part = &batch.rebuilt.at(source.name);
     };
     const auto lacks = [&](const std::string& key) {
         return key[0] == '.' && !(part ? part->find(key) != nullptr : source.segment->layout->places.contains(key));
@@ -3608,7 +3667,7 @@ Scalar cell_scalar(const Column& column, std::size_t row) {
         case CellKind::number:
             return {Scalar::Kind::number, false, Decimal::scaled(column.cells[row], column.scale), {}};
         case CellKind::wide:
-            return {Scalar::Kind::number, false, Decimal(column.word(row)), {}};
+            return {Scalar::Kind::number, false, from_file("columns", [&] { return Decimal(column.word(row)); }), {}};
         case CellKind::text:
             return {Scalar::Kind::text, false, {}, column.word(row)};
         case CellKind::json:
@@ -3941,11 +4000,17 @@ public:
             });
             if (!gone) break;
             events += chunk.last - chunk.first;
+            delete_rest();  // now, because `may_go` may look at how much there is
         }
+        delete_rest();  // also what an earlier call was interrupted in
+        return events;
+    }
+
+    // Rows and runs that no answer needs.
+    void delete_rest() {
         while (write(delete_pruned) > 0) {
         }
         drop_dead_runs();
-        return events;
     }
 
     // Gives free pages back to the disk, a few at a time; `progress(done, total)` in pages.
@@ -3961,7 +4026,11 @@ public:
             left = now;
         }
         const std::lock_guard lock(writer_mutex_);
-        writer_->prepared("PRAGMA wal_checkpoint(TRUNCATE)").run();
+        try {
+            writer_->prepared("PRAGMA wal_checkpoint(TRUNCATE)").run();
+        } catch (const SQLite::Exception& fault) {
+            rethrow(fault, options_.path);
+        }
     }
 
     std::vector<std::string> verify(bool repair) {
@@ -3994,6 +4063,7 @@ private:
     void run_transaction(std::span<Job* const> group);
     void wake();
     void work();
+    void tidy() noexcept;
     bool seal_one();
     bool merge_one();
     bool write_merged(const Run& merged, std::span<const Run> sources);
@@ -4044,7 +4114,7 @@ std::unique_ptr<Connection> Store::open() const {
 void Store::prepare(Connection& db) const {
     const auto found = [&](const char* pragma) { return db.db.execAndGet(pragma).getInt64(); };
     const bool fresh = found("SELECT count(*) FROM sqlite_master") == 0;
-    if (!fresh && found("PRAGMA application_id") != application_id) {
+    if (const auto owner = found("PRAGMA application_id"); owner != application_id && !(fresh && owner == 0)) {
         throw Error(ErrorCode::not_a_database, options_.path, "is another program's database; it was left as it is");
     }
     if (const auto version = found("PRAGMA user_version"); version > schema_version) {
@@ -4117,7 +4187,7 @@ void Store::run_transaction(std::span<Job* const> group) {
 }
 
 void Store::wake() {
-    if (!worker_.joinable()) return housekeep();
+    if (!worker_.joinable()) return tidy();
     {
         const std::lock_guard lock(work_mutex_);
         wanted_ = true;
@@ -4125,8 +4195,7 @@ void Store::wake() {
     work_wanted_.notify_one();
 }
 
-// The background thread. What fails here is tried again at the next full chunk: sealing makes questions fast, it holds nothing that the
-// log does not.
+// The background thread.
 void Store::work() {
     for (;;) {
         {
@@ -4135,10 +4204,15 @@ void Store::work() {
             if (stopping_) return;
             wanted_ = false;
         }
-        try {
-            housekeep();
-        } catch (const std::exception&) {
-        }
+        tidy();
+    }
+}
+
+// What fails here is tried again at the next full chunk: sealing makes questions fast, it holds nothing that the log does not.
+void Store::tidy() noexcept {
+    try {
+        housekeep();
+    } catch (const std::exception&) {
     }
 }
 
@@ -4209,11 +4283,13 @@ bool Store::write_merged(const Run& merged, std::span<const Run> sources) {
         if (!mine) return false;
     }
     return write([&](Connection& db) {
+        // Another process takes a run that has long been in the making for abandoned and deletes it, for instance after this one slept.
+        db.prepared("UPDATE runs SET state = 'live' WHERE id = ? AND state = 'building'").run(merged.id);
+        if (db.changes() == 0) return false;
         for (const Run& source : sources) {
             db.prepared("UPDATE runs SET state = 'dead' WHERE id = ? AND state = 'live'").run(source.id);
             if (db.changes() == 0) throw Error(ErrorCode::busy, "runs", "merged by another process");
         }
-        db.prepared("UPDATE runs SET state = 'live' WHERE id = ?").run(merged.id);
         changed(db);
         memory_.touch();
         return true;
@@ -4252,6 +4328,21 @@ void check_paging(std::int64_t limit, std::int64_t offset) {
     const auto most = static_cast<std::int64_t>(limits::page_events);
     if (limit < 1 || limit > most) refuse("limit", "must be from 1 to " + std::to_string(most));
     if (offset < 0) refuse("offset", "must not be negative");
+}
+
+void check_question(std::string_view field, std::string_view text) {
+    if (const char* fault = text_fault(text)) refuse(std::string(field), fault);
+}
+
+void check_list(const ListQuery& query) {
+    check_paging(query.limit, query.offset);
+    check_period(query.period);
+    check_filter(query.filter);
+    check_question("customer", query.customer);
+    check_question("subscription", query.subscription);
+    for (const auto& [field, texts] : {std::pair{"names", &query.names}, std::pair{"sources", &query.sources}, std::pair{"ids", &query.ids}}) {
+        for (const std::string& text : *texts) check_question(field, text);
+    }
 }
 
 // The question's conditions on names and the customer as the scan takes them; nothing when one of them is not in the log at all.
@@ -4352,6 +4443,7 @@ Listing list_places(const Reader& reader, const ListQuery& query, const std::vec
         const bool excluded = top.excludes(source.first_time, source.last_time);
         if (excluded && !query.count) continue;
         Batch batch = load(reader, source, *question);
+        if (batch.rows == 0) continue;
         condition.apply(reader, batch);
         each_place(batch, time, sequence, [&](const Place& place) {
             ++listing.total;
@@ -4423,15 +4515,11 @@ std::pair<ListQuery, Place> read_cursor(const Cursor& cursor) {
         query.order = tree.at("newest").get<bool>() ? Order::newest_first : Order::oldest_first;
         query.limit = tree.at("limit").get<std::int64_t>();
         query.count = tree.at("count").get<bool>();
+        check_list(query);
         return {query, {tree.at("time").get<std::int64_t>(), tree.at("sequence").get<std::int64_t>()}};
     } catch (const std::exception&) {
         throw Error(ErrorCode::bad_cursor, "cursor", "was not made by list()");
     }
-}
-
-void check_list(const ListQuery& query) {
-    check_paging(query.limit, query.offset);
-    check_period(query.period);
 }
 
 Page list_page(const Reader& reader, const ListQuery& query, const std::vector<std::int64_t>* rows, std::optional<Place> start) {
@@ -4627,7 +4715,7 @@ public:
             if (bin_ != Bin::none) {
                 const std::int64_t time = batch.columns[time_].cells[row];
                 if (time < start || time >= end) {
-                    const Period whole = calendar_.around(Timestamp(time));
+                    const Period whole = calendar_.around(Timestamp(checked_time(time, "columns.time")));
                     start = whole.from.micros(), end = whole.to.micros();
                     bin = bins_.number(static_cast<std::uint64_t>(start));
                 }
@@ -4824,6 +4912,15 @@ void check_metric(const Metric& metric) {
     if (metric.code.empty() && metric.event.empty()) refuse("metric", "names neither a code nor an event");
     if (metric.aggregation != Aggregation::count && metric.property.empty()) refuse("metric.property", "is needed for this aggregation");
     if (metric.aggregation == Aggregation::count && !metric.property.empty()) refuse("metric.property", "has no meaning for a count");
+    check_question("metric.code", metric.code);
+    check_question("metric.event", metric.event);
+    check_question("metric.property", metric.property);
+    check_filter(metric.filter);
+}
+
+void check_aggregate(const AggregateQuery& query) {
+    check_period(query.period);
+    check_filter(query.filter);
 }
 
 // ---- metrics kept in the database ----
@@ -4839,12 +4936,14 @@ void store_metric(Connection& db, const Metric& metric) {
 }
 
 Metric read_metric(std::string_view code, std::string_view definition) {
-    const json tree = json::parse(definition);
-    const auto known = std::find_if(aggregations.begin(), aggregations.end(),
-                                    [name = tree.at("aggregation").get<std::string>()](const auto& row) { return row.first == name; });
-    if (known == aggregations.end()) damaged("metrics");
-    return {std::string(code), tree.at("event").get<std::string>(), known->second, tree.at("property").get<std::string>(),
-            Filter::from_json(tree.at("filter"))};
+    return from_file("metrics", [&]() -> Metric {
+        const json tree = json::parse(definition);
+        const auto known = std::find_if(aggregations.begin(), aggregations.end(),
+                                        [name = tree.at("aggregation").get<std::string>()](const auto& row) { return row.first == name; });
+        if (known == aggregations.end()) damaged("metrics");
+        return {std::string(code), tree.at("event").get<std::string>(), known->second, tree.at("property").get<std::string>(),
+                Filter::from_json(tree.at("filter"))};
+    });
 }
 
 Metric find_metric(Connection& db, const std::string& code) {
@@ -5260,7 +5359,7 @@ Period cycle_around(Timestamp now, Timestamp anchor, Stride stride, Timestamp fl
 
 // The window of a usage limit: the billing cycle when there is an anchor, else the calendar's, with weeks from Monday; nothing when
 // it never ends (getUsageWindowBounds.ts:21).
-std::optional<Period> usage_window(std::string_view interval, Timestamp now, const std::optional<Timestamp>& anchor) {
+[[maybe_unused]] std::optional<Period> usage_window(std::string_view interval, Timestamp now, const std::optional<Timestamp>& anchor) {
     if (interval == "lifetime") return std::nullopt;
     constexpr std::int64_t a_monday = 4;  // 5 January 1970
     const Timestamp calendar(interval == "week" ? a_monday * micros_per_day : 0);
@@ -5281,7 +5380,7 @@ Timestamp cut(Timestamp time, std::int64_t unit) { return Timestamp(floor_divide
 
 // Without a billing cycle its ranges are the last day (aggregate.ts:90). The total of a range of days begins earlier than its list, with
 // the day when bins are days and else with the hour (getCountAndSum.ts:79).
-Ranges named_ranges(std::string_view name, Bin bin, Timestamp now, const std::optional<BillingCycle>& cycle) {
+[[maybe_unused]] Ranges named_ranges(std::string_view name, Bin bin, Timestamp now, const std::optional<BillingCycle>& cycle) {
     const bool days = name.ends_with('h') || name.ends_with('d');
     const Period period = named_period(days || cycle ? name : "24h", cut(now, micros_per_second), cycle);
     const Range list{period.from, period.to};
@@ -5290,13 +5389,13 @@ Ranges named_ranges(std::string_view name, Bin bin, Timestamp now, const std::op
 }
 
 // Milliseconds are cut off at both ends (aggregate.ts:101).
-Ranges custom_ranges(Timestamp from, Timestamp to) {
+[[maybe_unused]] Ranges custom_ranges(Timestamp from, Timestamp to) {
     const Range range{cut(from, micros_per_second), cut(to, micros_per_second)};
     return {range, range};
 }
 
 // The bins of a list. The range's last moment belongs to it, so an end at midnight adds a day (aggregate.ts:142).
-BinGrid list_bins(const Range& range, Bin bin, std::string time_zone) {
+[[maybe_unused]] BinGrid list_bins(const Range& range, Bin bin, std::string time_zone) {
     return BinGrid({range.from, range.to + std::chrono::seconds(1)}, {.bin = bin, .time_zone = std::move(time_zone)});
 }
 
@@ -5318,7 +5417,7 @@ Bin window_of(std::string_view size) {
 
 // The windows of events: weeks from Sunday; months from midnight of the anchor's day, which runs over into the next month where a month is too
 // short for it (aggregators.go:183 and 214).
-BinOptions event_windows(std::string_view size, std::string time_zone, const std::optional<Timestamp>& anchor) {
+[[maybe_unused]] BinOptions event_windows(std::string_view size, std::string time_zone, const std::optional<Timestamp>& anchor) {
     BinOptions windows{.bin = window_of(size), .time_zone = std::move(time_zone), .week_start = std::chrono::Sunday};
     if (windows.bin != Bin::month || !anchor) return windows;
     const Zone zone(windows.time_zone);
@@ -5328,7 +5427,7 @@ BinOptions event_windows(std::string_view size, std::string time_zone, const std
 }
 
 // The windows of commitments: weeks from Monday; months from the anchor or the period's beginning, clamped (billing_commitment.go:50-101).
-BinOptions commitment_windows(std::string_view size, const Period& period, const std::optional<Timestamp>& anchor) {
+[[maybe_unused]] BinOptions commitment_windows(std::string_view size, const Period& period, const std::optional<Timestamp>& anchor) {
     BinOptions windows{.bin = window_of(size)};
     if (windows.bin == Bin::month) windows.anchor = anchor.value_or(period.from);
     return windows;
@@ -5351,7 +5450,7 @@ constexpr Interval intervals[] = {
     {"month", Bin::month, {1, 0}, 1460},          {"year", Bin::year, {12, 0}, 3650},
 };
 
-const Interval& interval_named(std::string_view name) {
+[[maybe_unused]] const Interval& interval_named(std::string_view name) {
     const auto row = std::find_if(std::begin(intervals), std::end(intervals), [&](const auto& each) { return each.name == name; });
     if (row == std::end(intervals)) throw Error(ErrorCode::bad_value, "interval", quote(name) + " is not an interval");
     return *row;
@@ -5359,7 +5458,7 @@ const Interval& interval_named(std::string_view name) {
 
 // The moments that have a row in the answer: the start, and on by one interval each, on the zone's clock, until the end has passed. Each is
 // counted from the one before, so a 31st that a short month moved stays where it is. (generate_series in time_queries.py:32)
-std::vector<Timestamp> quantity_rows(Timestamp start, Timestamp end, const Interval& interval, const Zone& zone) {
+[[maybe_unused]] std::vector<Timestamp> quantity_rows(Timestamp start, Timestamp end, const Interval& interval, const Zone& zone) {
     if (start > end) throw Error(ErrorCode::bad_value, "end", "is before the start");
     if (end - start > std::chrono::days(interval.most_days)) throw Error(ErrorCode::bad_value, "interval", "is too small for so long a time");
     std::vector<Timestamp> rows;
@@ -6516,7 +6615,7 @@ AggregateQuery beside(AggregateQuery query, const Group& group) {
     return query;
 }
 
-Decimal sum_of(const std::vector<Decimal>& values) {
+[[maybe_unused]] Decimal sum_of(const std::vector<Decimal>& values) {
     Decimal sum;
     for (const auto& value : values) sum += value;
     return sum;
@@ -6829,7 +6928,7 @@ Group group_of(const Scope& scope, const Event& event) {
 
 // The fee of an event in the log under a pay-in-advance charge; scope's period ends with the event. Nothing when the event has no
 // value to count.
-std::optional<Fee> advance_fee(const Scope& scope, const Event& event, UsageSource& usage) {
+[[maybe_unused]] std::optional<Fee> advance_fee(const Scope& scope, const Event& event, UsageSource& usage) {
     const auto& metric = scope.metric();
     if (metric.kind != Kind::count && !property_text(event.properties, property_key(metric))) return {};
     auto group = group_of(scope, event);
@@ -7286,7 +7385,7 @@ Priced price_units(const Price& price, const Decimal& units) {
 }
 
 // Buckets of a bucketed meter: each is priced alone, tiers and packages start anew.
-Priced price_buckets(const Price& price, const std::vector<Decimal>& buckets) {
+[[maybe_unused]] Priced price_buckets(const Price& price, const std::vector<Decimal>& buckets) {
     Priced priced;
     for (const auto& units : buckets) {
         for (auto& line : (price.model == Model::tiered ? price_tiers(price, units) : price_units(price, units)).lines) priced.add(std::move(line));
@@ -7300,7 +7399,7 @@ struct Breakup {
     int tier = -1;
 };
 
-Breakup breakup(const Price& price, const Decimal& units) {
+[[maybe_unused]] Breakup breakup(const Price& price, const Decimal& units) {
     Breakup result;
     result.cost = price_units(price, units).amount;
     result.unit_cost = divided(result.cost, units);
@@ -7337,7 +7436,7 @@ struct Entitlement {
 
 Entitlement read_entitlement(const Node& at) { return {at.flag("is_enabled"), at.decimal("usage_limit"), at.text("usage_reset_period") == "DAILY"}; }
 
-Decimal overage(const Decimal& usage, const Decimal& quota) { return at_least_zero(usage - quota); }
+[[maybe_unused]] Decimal overage(const Decimal& usage, const Decimal& quota) { return at_least_zero(usage - quota); }
 
 // --- commitments (9.13 to 9.16) ---
 
@@ -7376,7 +7475,7 @@ Committed commit(const Commitment& commitment, const Decimal& cost) {
 }
 
 // A commitment longer than the billing period: what earlier invoices used of it is gone (9.16).
-Committed commit_rest(const Commitment& commitment, const Decimal& used_before, const Decimal& cost) {
+[[maybe_unused]] Committed commit_rest(const Commitment& commitment, const Decimal& used_before, const Decimal& cost) {
     const auto within = std::min(cost, at_least_zero(commitment.amount - used_before));
     const auto overage = (cost - within) * commitment.overage_factor;
     return {within + overage, within, overage, {}};
@@ -7400,7 +7499,7 @@ int read_minute(const Node& at, std::string_view field) {
     return static_cast<int>(hours->to_int64().value() * 60 + minutes->to_int64().value());
 }
 
-TimeBucket read_time_bucket(const Node& at) {
+[[maybe_unused]] TimeBucket read_time_bucket(const Node& at) {
     TimeBucket bucket{at.text("id"), read_minute(at, "start"), read_minute(at, "end"), {}, {}};
     if (at.find("price")) bucket.price = read_price(at.object("price"));
     bucket.commitment = read_commitment(at, bucket.price);
@@ -7442,7 +7541,7 @@ Decimal percentage_discount(const Decimal& price, const Decimal& percentage, Cur
 }
 
 // One after the other, each on what the one before left.
-Decimal compound_discount(const Decimal& price, const std::vector<Decimal>& percentages, Currency currency) {
+[[maybe_unused]] Decimal compound_discount(const Decimal& price, const std::vector<Decimal>& percentages, Currency currency) {
     auto left = price;
     for (const auto& percentage : percentages) left -= percentage_discount(left, percentage, currency);
     return price - left;
@@ -7536,7 +7635,7 @@ std::string money(const Decimal& cents, const std::string& code) {
     return symbol + grouped(amount.to_fixed(std::max(currency.decimals, amount.scale())));
 }
 
-std::string label(const MeteredPrice& price, double consumed, const Priced& priced) {
+[[maybe_unused]] std::string label(const MeteredPrice& price, double consumed, const Priced& priced) {
     auto text = "(" + grouped(Decimal::from_double(consumed).round(3, Rounding::half_even).to_string()) + " consumed units) \u00d7 " +
                 money(price.unit_amount, price.currency);
     if (priced.lines.back().step == FeeLine::Step::maximum) text += " \u2014 Capped at " + money(*price.cap, price.currency);
@@ -7557,7 +7656,7 @@ constexpr std::array<std::pair<std::string_view, Function>, 6> functions{{{"coun
 bool is_summable(Function function) { return function == Function::count || function == Function::sum; }
 
 // Over user events; doubles, added in order, as Polar does.
-double aggregated(Function function, const std::vector<double>& values) {
+[[maybe_unused]] double aggregated(Function function, const std::vector<double>& values) {
     if (function == Function::count) return static_cast<double>(values.size());
     if (function == Function::unique) return static_cast<double>(std::unordered_set<double>(values.begin(), values.end()).size());
     if (values.empty()) return 0;
@@ -7569,7 +7668,7 @@ double aggregated(Function function, const std::vector<double>& values) {
 }
 
 // Credits in the order they came; what is taken away never leaves less than none.
-std::int64_t credited_units(const std::vector<std::int64_t>& credits) {
+[[maybe_unused]] std::int64_t credited_units(const std::vector<std::int64_t>& credits) {
     std::int64_t sum = 0;
     for (const auto units : credits) sum = std::max<std::int64_t>(0, sum + units);
     return sum;
@@ -7583,7 +7682,7 @@ struct Tiers {
 };
 
 // Sorted by bound, the open tier last. Problems carry pydantic's words.
-Tiers read_tiers(const Node& at, Problems& problems) {
+[[maybe_unused]] Tiers read_tiers(const Node& at, Problems& problems) {
     static constexpr std::array<std::pair<std::string_view, bool>, 2> types{{{"volume", true}, {"graduated", false}}};
     Tiers result{at.choice("type", types, "volume"), {}};
     for (const auto& each : at.list("tiers")) {
@@ -7605,7 +7704,7 @@ Tiers read_tiers(const Node& at, Problems& problems) {
 }
 
 // Bounds are the last quantity included. A volume needs a tier that holds it; graduated units past the last bound are free.
-Priced price_tiers(const Tiers& tiers, const Decimal& quantity) {
+[[maybe_unused]] Priced price_tiers(const Tiers& tiers, const Decimal& quantity) {
     if (quantity.is_negative()) throw Error(ErrorCode::bad_value, "quantity", "negative");
     if (quantity.is_zero()) return {};
     if (!tiers.volume) return graduated(tiers.tiers, quantity);
@@ -7645,7 +7744,7 @@ struct Item {
 
 // The limits of tiers are in total units to users and beyond the included ones inside (7.2); "inf" stays.
 Decimal internal_limit(const Decimal& limit, const Decimal& included) { return limit > 0 ? limit - included : limit; }
-Decimal user_limit(const Decimal& limit, const Decimal& included) { return limit > 0 ? limit + included : limit; }
+[[maybe_unused]] Decimal user_limit(const Decimal& limit, const Decimal& included) { return limit > 0 ? limit + included : limit; }
 
 std::optional<Decimal> read_limit(const Node& at) {
     const auto found = at.find("to");
@@ -7772,7 +7871,7 @@ CreditSystem read_credit_system(const Node& at, std::string_view id_field) {
 }
 
 // Credits for that many units of a feature; the system's own units are credits already.
-Decimal credits(const CreditSystem& system, const std::string& feature, const Decimal& units) {
+[[maybe_unused]] Decimal credits(const CreditSystem& system, const std::string& feature, const Decimal& units) {
     if (feature == system.id) return units;
     const auto found = system.costs.find(feature);
     if (found == system.costs.end()) throw Error(ErrorCode::bad_value, "feature_id", "invalid_request");
@@ -7831,7 +7930,7 @@ Decimal refund(std::vector<Balance>& balances, Decimal units) {
 }
 
 // What is left of `value` that no balance took; with reject nothing moves unless all of it fits.
-Decimal settle(std::vector<Balance>& balances, const Decimal& value, OverageBehavior behavior) {
+[[maybe_unused]] Decimal settle(std::vector<Balance>& balances, const Decimal& value, OverageBehavior behavior) {
     auto changed = balances;
     const auto left = value.is_negative() ? -refund(changed, -value) : deduct(changed, value, behavior);
     if (behavior != OverageBehavior::reject || left.is_zero()) balances = std::move(changed);
@@ -10642,18 +10741,31 @@ struct Meter::Impl {
         if (!options.clock) options.clock = Timestamp::now;
         if (!options.random) options.random = system_random;
         if (options.path.empty()) refuse("path", "is empty; \":memory:\" is the database in memory");
+        if (options.path.find('\0') != std::string::npos) refuse("path", "contains a NUL character");
+        if (options.max_bytes < 0) refuse("max_bytes", "must not be negative");
+        if (options.busy_timeout.count() < 0) refuse("busy_timeout", "must not be negative");
         if (options.chunk_events < min_chunk_events || options.chunk_events > max_segment_rows) {
             refuse("chunk_events", "must be from " + std::to_string(min_chunk_events) + " to " + std::to_string(max_segment_rows));
         }
         return options;
     }
 
+    // Later than all before, whatever the clock says: ids made are in the order of their events.
+    std::uint64_t next_moment(Timestamp now) {
+        std::uint64_t last = last_moment, next = 0;
+        do {
+            next = std::max(uuid_moment(now), last + 1);
+        } while (!last_moment.compare_exchange_weak(last, next));
+        return next;
+    }
+
     // Gives ids to drafts without one, and stores them all.
     void append(Drafts& drafts) {
         const Timestamp now = options.clock();
+        if (now < Timestamp::min() || now > Timestamp::max()) refuse("clock", "is outside the years 1 to 9999");
         for (Draft& draft : drafts.accepted) {
             if (!draft.id.empty()) continue;
-            draft.id = drafts.texts.emplace_back(make_uuid(now, options.random()));
+            draft.id = drafts.texts.emplace_back(make_uuid(next_moment(now), options.random()));
             drafts.receipts[draft.receipt].id = draft.id;
         }
         if (drafts.accepted.empty()) return;
@@ -10672,7 +10784,7 @@ struct Meter::Impl {
     std::vector<Book> books() const {
         const auto stored = store.read([](Connection& db) { return stored_books(db); });
         std::vector<Book> made;
-        for (const auto& [vendor, source] : stored) made.push_back(make_book(vendor, json::parse(source)));
+        for (const auto& book : stored) made.push_back(from_file("books", [&] { return make_book(book.first, json::parse(book.second)); }));
         return made;
     }
 
@@ -10704,6 +10816,7 @@ struct Meter::Impl {
     }
 
     MeterOptions options;
+    std::atomic<std::uint64_t> last_moment{0};
     Store store;
     Delivery delivery;  // after the store: it goes first
 };
@@ -10794,7 +10907,7 @@ Aggregate Meter::aggregate(const AggregateQuery& query) const { return aggregate
 
 Aggregate Meter::aggregate(const Metric& metric, const AggregateQuery& query) const {
     check_metric(metric);
-    check_period(query.period);
+    check_aggregate(query);
     return impl_->store.scan([&](const Reader& reader) { return meter::aggregate(reader, metric, query); });
 }
 
