@@ -4855,7 +4855,8 @@ struct Measured {
 class UsageSource {
 public:
     virtual ~UsageSource() = default;
-    // One row for each group; without group_by exactly one, also when there are no events.
+    // One row for each group; without group_by exactly one, also when there are no events. A unique count has events without the
+    // property as one more value.
     virtual std::vector<Measured> measure(const Metric& metric, const AggregateQuery& query) = 0;
     // What each event adds to the value (a count's 1, a sum's number, a unique count's 1, 0 or -1), by time, then sequence. Ends after
     // `limit` events, or with the one that brings the sum over `until`.
@@ -7504,17 +7505,9 @@ bool measures(const Meter& meter, const Event& event) {
            });
 }
 
-// A negative total counts as none (5.10); events without the property are one more distinct value (5.7).
+// A negative total counts as none (5.10).
 Decimal counted(const Meter& meter, const AggregateQuery& query, UsageSource& usage) {
-    auto units = usage.measure(meter.metric, query).front().value;
-    if (meter.metric.aggregation == Aggregation::unique_count) {
-        auto absent = meter.metric;
-        absent.aggregation = Aggregation::count;
-        absent.property.clear();
-        absent.filter.parts.push_back(Filter::where(property_field(meter.field), Operator::exists, false));
-        if (usage.measure(absent, query).front().value > 0) units += 1;
-    }
-    return at_least_zero(units * meter.multiplier);
+    return at_least_zero(usage.measure(meter.metric, query).front().value * meter.multiplier);
 }
 
 std::optional<Decimal> step_of(const Meter& meter, const Event& event, AggregateQuery query, UsageSource& usage) {
@@ -7642,6 +7635,8 @@ Meter read_meter(const Node& at) {
     }
     meter.metric.aggregation = meter.function == Function::sum ? Aggregation::sum : Aggregation::unique_count;
     meter.metric.property = property_field(aggregation.required_text("property"));
+    // Events without the property are no value of their own (7).
+    meter.metric.filter = Filter::all({std::move(meter.metric.filter), Filter::where(meter.metric.property, Operator::exists, true)});
     return meter;
 }
 
