@@ -49,6 +49,14 @@
 #define METER_POSIX 0
 #endif
 
+// IANA time zones: Howard Hinnant's date when METER_TZ_DATE asks for it (link date-tz), else the standard library's where it has them.
+#if defined(METER_TZ_DATE)
+#include <date/tz.h>
+#define METER_TZ_NAMESPACE date
+#elif (defined(__cpp_lib_chrono) && __cpp_lib_chrono >= 201907L) || (defined(_GLIBCXX_RELEASE) && _GLIBCXX_RELEASE >= 13)
+#define METER_TZ_NAMESPACE std::chrono
+#endif
+
 namespace meter {
 
 Error::Error(ErrorCode code, std::string field, std::string reason)
@@ -60,14 +68,14 @@ Error::Error(ErrorCode code, std::string field, std::string reason)
 
 namespace {
 
-/// An unsigned 128-bit integer; the members' order makes the defaulted comparison the numeric one.
+// An unsigned 128-bit integer; the members' order makes the defaulted comparison the numeric one.
 struct Words {
     std::uint64_t high = 0, low = 0;
     friend constexpr auto operator<=>(const Words&, const Words&) noexcept = default;
 };
 
-/// An unsigned integer for what lies between exact operands and an exact result: at most 10^190, the numerator of a division
-/// (10^38 moved by both scales). Little-endian; no zero limb at `size - 1`.
+// An unsigned integer for what lies between exact operands and an exact result: at most 10^190, the numerator of a division
+// (10^38 moved by both scales). Little-endian; no zero limb at `size - 1`.
 struct Wide {
     static constexpr int capacity = 24;
     std::array<std::uint32_t, capacity> limbs{};
@@ -113,7 +121,7 @@ constexpr std::uint64_t power64(int exponent) noexcept { return powers64[static_
 constexpr Words power128(int exponent) noexcept { return powers128[static_cast<std::size_t>(exponent)]; }
 constexpr Words coefficient_limit = power128(Decimal::max_digits);
 
-/// False, and a value without meaning, when the product needs more than 128 bits.
+// False, and a value without meaning, when the product needs more than 128 bits.
 bool multiply_by(Words& value, std::uint64_t factor) noexcept {
     const Words low = multiply(value.low, factor), high = multiply(value.high, factor);
     value = {low.high + high.low, low.low};
@@ -135,7 +143,7 @@ Words add(Words a, Words b) noexcept {
 
 Words subtract(Words a, Words b) noexcept { return {a.high - b.high - (a.low < b.low ? 1U : 0U), a.low - b.low}; }
 
-/// Divides in place and answers the remainder.
+// Divides in place and answers the remainder.
 std::uint32_t divide_by(Words& value, std::uint32_t divisor) noexcept {
     std::uint64_t remainder = 0;
     const auto step = [&](std::uint32_t half) {
@@ -178,7 +186,7 @@ Wide widen(Words value) noexcept {
     return wide;
 }
 
-/// Of a number of at most four limbs.
+// Of a number of at most four limbs.
 Words narrow(const Wide& wide) noexcept { return {join(wide.limbs[3], wide.limbs[2]), join(wide.limbs[1], wide.limbs[0])}; }
 
 void multiply_add(Wide& value, std::uint32_t factor, std::uint32_t carry = 0) noexcept {
@@ -230,7 +238,7 @@ std::strong_ordering compare(const Wide& a, const Wide& b) noexcept {
     return std::strong_ordering::equal;
 }
 
-/// value -= factor * other * 2^(32 * shift), limb by limb; true when that went below zero (the value is then 2^32-complemented).
+// value -= factor * other * 2^(32 * shift), limb by limb; true when that went below zero (the value is then 2^32-complemented).
 bool subtract_multiple(Wide& value, const Wide& other, std::uint32_t factor, int shift) noexcept {
     std::uint64_t carry = 0, borrow = 0;
     for (int i = 0; i <= other.size; ++i) {
@@ -256,7 +264,7 @@ struct Quotient {
     Wide value, remainder;
 };
 
-/// Schoolbook division (Knuth, The Art of Computer Programming, volume 2, 4.3.1, algorithm D). The divisor is not zero.
+// Schoolbook division (Knuth, The Art of Computer Programming, volume 2, 4.3.1, algorithm D). The divisor is not zero.
 Quotient divide(Wide numerator, Wide divisor) noexcept {
     Quotient result;
     if (compare(numerator, divisor) < 0) return {{}, numerator};
@@ -292,7 +300,7 @@ Quotient divide(Wide numerator, Wide divisor) noexcept {
     return result;
 }
 
-/// Whether a quotient cut towards zero moves one step away from zero. `half` compares the remainder with half of the divisor.
+// Whether a quotient cut towards zero moves one step away from zero. `half` compares the remainder with half of the divisor.
 bool rounds_away(Rounding mode, bool negative, bool odd, bool exact, std::strong_ordering half) noexcept {
     if (exact) return false;
     switch (mode) {
@@ -325,14 +333,14 @@ std::uint64_t divide_rounded(std::uint64_t numerator, std::uint64_t divisor, Rou
     return quotient + (rounds_away(mode, negative, quotient % 2 != 0, remainder == 0, remainder <=> divisor - remainder) ? 1 : 0);
 }
 
-/// True when a * b < 2^63 for certain, so that another such number can be added.
+// True when a * b < 2^63 for certain, so that another such number can be added.
 bool product_is_small(std::uint64_t a, std::uint64_t b) noexcept { return std::countl_zero(a) + std::countl_zero(b) > 64; }
 
 constexpr bool is_digit(char c) noexcept { return c >= '0' && c <= '9'; }
 
 [[noreturn]] void throw_overflow() { throw Error(ErrorCode::overflow, "", "the exact result needs more than 38 digits or 76 decimals"); }
 
-/// Text from outside for an error's reason: its beginning, in printable ASCII.
+// Text from outside for an error's reason: its beginning, in printable ASCII.
 std::string quote(std::string_view text) {
     constexpr std::size_t shown = 40;
     std::string quoted = "\"";
@@ -342,12 +350,12 @@ std::string quote(std::string_view text) {
 
 }  // namespace
 
-/// What the functions of this section need of Decimal's inside.
+// What the functions of this section need of Decimal's inside.
 struct DecimalParts {
     static Words coefficient(const Decimal& value) noexcept { return {value.high_, value.low_}; }
     static bool is_small(const Decimal& value) noexcept { return value.high_ == 0; }
 
-    /// From a number in lowest terms that fits.
+    // From a number in lowest terms that fits.
     static Decimal assemble(Words coefficient, int scale, bool negative) noexcept {
         Decimal result;
         result.high_ = coefficient.high;
@@ -369,7 +377,7 @@ struct DecimalParts {
         return assemble(coefficient, scale, negative);
     }
 
-    /// A negative scale stands for zeros before the point.
+    // A negative scale stands for zeros before the point.
     static Decimal make(Wide coefficient, int scale, bool negative) {
         if (coefficient.is_zero()) return {};
         if (scale < 0) multiply_by_power(coefficient, -scale);
@@ -387,13 +395,14 @@ struct DecimalParts {
     enum class Outcome { ok, malformed, overflow };
     static Outcome parse(std::string_view text, Decimal& result) noexcept;
     static Decimal divide(const Decimal& a, const Decimal& b, int scale, Rounding mode);
-    static Decimal add(const Decimal& coarse, const Decimal& fine);
+    static bool add_small(const Decimal& a, const Decimal& b, Decimal& sum) noexcept;
+    static Decimal add(const Decimal& a, const Decimal& b);
     static std::strong_ordering compare_magnitude(const Decimal& a, const Decimal& b) noexcept;
 };
 
 namespace {
 
-/// Appends `zeros` zeros and one digit. False when that is more digits than a Decimal holds.
+// Appends `zeros` zeros and one digit. False when that is more digits than a Decimal holds.
 bool append_digits(Words& coefficient, std::int64_t zeros, char digit) noexcept {
     const auto value = static_cast<std::uint64_t>(digit - '0');
     if (zeros == 0 && coefficient.high == 0 && coefficient.low < power64(max_power64 - 1)) {
@@ -406,7 +415,7 @@ bool append_digits(Words& coefficient, std::int64_t zeros, char digit) noexcept 
     return coefficient < coefficient_limit;
 }
 
-/// Reads "e", a sign and digits to the end of the text; nothing when it is something else. Saturates far outside of what fits.
+// Reads "e", a sign and digits to the end of the text; nothing when it is something else. Saturates far outside of what fits.
 std::optional<std::int64_t> parse_exponent(std::string_view text) noexcept {
     if (text.empty()) return 0;
     if (text.front() != 'e' && text.front() != 'E') return std::nullopt;
@@ -414,7 +423,7 @@ std::optional<std::int64_t> parse_exponent(std::string_view text) noexcept {
     const bool negative = !text.empty() && text.front() == '-';
     if (!text.empty() && (text.front() == '-' || text.front() == '+')) text.remove_prefix(1);
     if (text.empty() || !std::all_of(text.begin(), text.end(), is_digit)) return std::nullopt;
-    constexpr std::int64_t most = std::int64_t{1} << 60;
+    constexpr std::int64_t most = 100000000000000000;
     std::int64_t exponent = 0;
     for (const char c : text) exponent = std::min(most, exponent * 10 + (c - '0'));
     return negative ? -exponent : exponent;
@@ -551,31 +560,52 @@ Decimal Decimal::abs() const noexcept { return DecimalParts::assemble({high_, lo
 
 Decimal Decimal::operator-() const noexcept { return DecimalParts::assemble({high_, low_}, scale_, !negative_); }
 
-/// `fine` has at least as many decimals as `coarse`.
-Decimal DecimalParts::add(const Decimal& coarse, const Decimal& fine) {
-    // A difference in scale leaves fine's last digit as the sum's. So when the sum fits, so does coarse in fine's decimals (it is under
+// The ordinary case, all in 64 bits; false, and nothing done, in any other. `sum` may be `a`: a running total is then updated in
+// place, three times as fast as through a temporary (its 16-byte copy would have to wait for two 8-byte stores).
+bool DecimalParts::add_small(const Decimal& a, const Decimal& b, Decimal& sum) noexcept {
+    const bool first_is_coarse = a.scale_ <= b.scale_;
+    const Decimal& coarse = first_is_coarse ? a : b;
+    const Decimal& fine = first_is_coarse ? b : a;
+    int scale = fine.scale_;
+    const int shift = scale - coarse.scale_;
+    if (!is_small(a) || !is_small(b) || shift > max_power64) return false;
+    if (!product_is_small(coarse.low_, power64(shift)) || !product_is_small(fine.low_, 1)) return false;
+    const std::uint64_t left = coarse.low_ * power64(shift), right = fine.low_;
+    const bool same_sign = coarse.negative_ == fine.negative_;
+    std::uint64_t total = same_sign ? left + right : left >= right ? left - right : right - left;
+    const bool negative = same_sign || left >= right ? coarse.negative_ : fine.negative_;
+    strip_zeros(total, scale);
+    sum.low_ = total;
+    sum.high_ = 0;
+    sum.scale_ = static_cast<std::int16_t>(scale);
+    sum.negative_ = negative && total != 0;
+    return true;
+}
+
+Decimal DecimalParts::add(const Decimal& a, const Decimal& b) {
+    const Decimal& coarse = a.scale_ <= b.scale_ ? a : b;
+    const Decimal& fine = a.scale_ <= b.scale_ ? b : a;
+    // Where the scales differ, fine's last digit is the sum's too. So when the sum fits, so does coarse in fine's decimals (it is under
     // 10^38 + 10^38 < 2^128).
-    Words a = coefficient(coarse);
-    const Words b = coefficient(fine);
-    if (!multiply_by_power(a, fine.scale_ - coarse.scale_)) throw_overflow();
+    Words left = coefficient(coarse);
+    const Words right = coefficient(fine);
+    if (!multiply_by_power(left, fine.scale_ - coarse.scale_)) throw_overflow();
     if (coarse.negative_ != fine.negative_) {
-        return a >= b ? make(meter::subtract(a, b), fine.scale_, coarse.negative_) : make(meter::subtract(b, a), fine.scale_, fine.negative_);
+        return left >= right ? make(subtract(left, right), fine.scale_, coarse.negative_) : make(subtract(right, left), fine.scale_, fine.negative_);
     }
-    const Words sum = meter::add(a, b);
-    if (sum < a) throw_overflow();
+    const Words sum = meter::add(left, right);
+    if (sum < left) throw_overflow();
     return make(sum, fine.scale_, fine.negative_);
 }
 
 Decimal operator+(const Decimal& a, const Decimal& b) {
-    const Decimal& coarse = a.scale_ <= b.scale_ ? a : b;
-    const Decimal& fine = a.scale_ <= b.scale_ ? b : a;
-    const int shift = fine.scale_ - coarse.scale_;
-    const bool small = DecimalParts::is_small(a) && DecimalParts::is_small(b) && shift <= max_power64;
-    if (!small || !product_is_small(coarse.low_, power64(shift)) || !product_is_small(fine.low_, 1)) return DecimalParts::add(coarse, fine);
-    const std::uint64_t left = coarse.low_ * power64(shift), right = fine.low_;
-    if (coarse.negative_ == fine.negative_) return DecimalParts::make(left + right, fine.scale_, fine.negative_);
-    return left >= right ? DecimalParts::make(left - right, fine.scale_, coarse.negative_)
-                         : DecimalParts::make(right - left, fine.scale_, fine.negative_);
+    Decimal sum;
+    return DecimalParts::add_small(a, b, sum) ? sum : DecimalParts::add(a, b);
+}
+
+Decimal& Decimal::operator+=(const Decimal& other) {
+    if (!DecimalParts::add_small(*this, other, *this)) *this = DecimalParts::add(*this, other);
+    return *this;
 }
 
 Decimal operator*(const Decimal& a, const Decimal& b) {
@@ -588,7 +618,7 @@ Decimal operator*(const Decimal& a, const Decimal& b) {
     return DecimalParts::make(multiply(widen({a.high_, a.low_}), widen({b.high_, b.low_})), scale, negative);
 }
 
-/// The scale may be negative here: to tens, hundreds, ...
+// The scale may be negative here: to tens, hundreds, ...
 Decimal DecimalParts::divide(const Decimal& a, const Decimal& b, int scale, Rounding mode) {
     const bool negative = a.negative_ != b.negative_;
     const int shift = scale - a.scale_ + b.scale_;
@@ -655,6 +685,8 @@ constexpr std::int64_t micros_per_second = 1000000, micros_per_day = 86400 * mic
 
 constexpr std::int64_t floor_divide(std::int64_t a, std::int64_t b) noexcept { return a / b - (a % b < 0 ? 1 : 0); }
 
+constexpr std::int64_t round_up(std::int64_t a, std::int64_t b) noexcept { return -floor_divide(-a, b) * b; }
+
 [[noreturn]] void throw_bad_time(std::string_view text, const char* why) {
     throw Error(ErrorCode::bad_value, "timestamp", (text.empty() ? "" : quote(text) + " ") + why);
 }
@@ -669,7 +701,7 @@ std::int64_t days_of(int year, unsigned month, unsigned day, std::string_view te
     return sys_days(date).time_since_epoch().count();
 }
 
-/// Reads a timestamp from left to right; every function throws when the text goes on in another way.
+// Reads a timestamp from left to right; every function throws when the text goes on in another way.
 class TimeReader {
 public:
     explicit TimeReader(std::string_view text) noexcept : text_(text) {}
@@ -689,7 +721,7 @@ public:
         if (value > most) throw_bad_time(text_, "has a part out of range");
         return value;
     }
-    /// The digits after a point, cut to microseconds.
+    // The digits after a point, cut to microseconds.
     std::int64_t fraction() {
         std::int64_t micros = 0, unit = micros_per_second / 10;
         do {
@@ -698,7 +730,7 @@ public:
         } while (!at_end() && is_digit(text_[at_]));
         return micros;
     }
-    /// Minutes east of UTC.
+    // Minutes east of UTC.
     int offset() {
         if (take("Zz")) return 0;
         const bool west = take("-");
@@ -726,7 +758,7 @@ Timestamp checked(std::int64_t micros, std::string_view text) {
     return Timestamp(micros);
 }
 
-/// `value` in units of 10^-decimals microseconds' worth: 6 for seconds, 3 for milliseconds.
+// `value` in units of 10^-decimals microseconds' worth: 6 for seconds, 3 for milliseconds.
 Timestamp from_count(const Decimal& value, int decimals) {
     const Decimal unit(static_cast<std::int64_t>(power64(decimals)));
     const Decimal past_end(floor_divide(Timestamp::max().micros(), unit.to_int64().value()) + 1);
@@ -823,6 +855,372 @@ Period this_month(Timestamp now) {
     return {midnight(first), midnight(first + months(1))};
 }
 
+Period named_period(std::string_view name, Timestamp now, const std::optional<BillingCycle>& cycle) {
+    struct Range {
+        std::string_view name;
+        int days, cycles;  // neither: the last cycle
+    };
+    static constexpr Range ranges[] = {{"24h", 1, 0}, {"7d", 7, 0},  {"30d", 30, 0},      {"90d", 90, 0},
+                                       {"1bc", 0, 1}, {"3bc", 0, 3}, {"last_cycle", 0, 0}};
+    const auto range = std::find_if(std::begin(ranges), std::end(ranges), [&](const Range& each) { return each.name == name; });
+    if (range == std::end(ranges)) throw Error(ErrorCode::bad_value, "period", quote(name) + " is not the name of a range");
+    if (range->days > 0) return last_days(range->days, now);
+    if (!cycle) throw Error(ErrorCode::bad_value, "period", quote(name) + " needs a billing cycle");
+    const auto [from, to] = cycle->current;
+    if (from < Timestamp::min() || to > Period{}.to || to <= from) throw Error(ErrorCode::bad_value, "cycle", "must end after it starts");
+    const auto back = [length = to - from](Timestamp end, int times) { return Period{std::max(Timestamp::min(), end - length * times), end}; };
+    if (range->cycles > 0) return back(now, range->cycles);
+    return cycle->subscribed_at >= from ? cycle->current : back(from, 1);
+}
+
+namespace {
+
+// --- zones ------------------------------------------------------------------------------------
+
+#ifdef METER_TZ_NAMESPACE
+namespace tz = METER_TZ_NAMESPACE;
+
+// date misreads zone files in zic's "slim" form (HowardHinnant/date#614): after the last listed change it sees no other. London
+// changed its clock twice in 2010, and has done so since 1996 by a rule that a slim file does not list.
+bool zone_files_are_whole() {
+    const auto* london = tz::locate_zone("Europe/London");
+    const auto hours = [&](int month) {
+        using namespace std::chrono;
+        return floor<std::chrono::hours>(london->get_info(sys_seconds(sys_days(year(2010) / month / 1))).offset).count();
+    };
+    return hours(1) == 0 && hours(7) == 1;
+}
+
+const tz::time_zone* find_zone(std::string_view name) {
+    static const bool usable = [] {
+        try {
+            return zone_files_are_whole();
+        } catch (const std::exception&) {
+            return false;  // no zone files on this system
+        }
+    }();
+    if (!usable) throw Error(ErrorCode::unsupported, "time_zone", "this system has no time-zone files that can be read");
+    try {
+        return tz::locate_zone(name);
+    } catch (const std::exception&) {
+        throw Error(ErrorCode::bad_value, "time_zone", quote(name) + " is not a time zone");
+    }
+}
+#endif
+
+// From `from` until `to` a zone's clock is `offset` ahead of UTC; all in microseconds.
+struct ZoneSpan {
+    std::int64_t from = std::numeric_limits<std::int64_t>::min(), to = std::numeric_limits<std::int64_t>::max();
+    std::int64_t offset = 0;
+};
+
+// UTC, a fixed offset ("+02:00") or an IANA zone. Local times are microseconds since 1970-01-01 00:00 on the zone's clock.
+class Zone {
+public:
+    // UTC when the name is empty. Throws bad_value for a name that is unknown, unsupported for one that this build or system cannot know.
+    explicit Zone(std::string_view name) {
+        if (name.empty() || name == "UTC" || name == "Etc/UTC" || name == "Z") return;
+        if (name.front() == '+' || name.front() == '-') {
+            fixed_ = read_offset(name);
+            return;
+        }
+#ifdef METER_TZ_NAMESPACE
+        zone_ = find_zone(name);
+#else
+        throw Error(ErrorCode::unsupported, "time_zone", "this build knows only UTC and offsets like +02:00");
+#endif
+    }
+
+    ZoneSpan span_at(std::int64_t micros) const {
+#ifdef METER_TZ_NAMESPACE
+        if (zone_) {
+            using namespace std::chrono;
+            const auto info = zone_->get_info(sys_seconds(seconds(floor_divide(micros, micros_per_second))));
+            return {in_micros(info.begin), in_micros(info.end), microseconds(info.offset).count()};
+        }
+#endif
+        ZoneSpan span;
+        span.offset = fixed_;
+        static_cast<void>(micros);
+        return span;
+    }
+
+    std::int64_t to_local(Timestamp time) const { return time.micros() + span_at(time.micros()).offset; }
+
+    // A local time that the clock shows twice is the first of the two; one that it skips is the moment of the skip.
+    Timestamp to_utc(std::int64_t local) const {
+        constexpr std::int64_t most_offset = 26 * 3600 * micros_per_second;
+        ZoneSpan span = span_at(local - most_offset);
+        while (local - span.offset >= span.to) span = span_at(span.to);
+        return Timestamp(std::max(local - span.offset, span.from));
+    }
+
+private:
+    static std::int64_t read_offset(std::string_view name) {
+        try {
+            TimeReader reader(name);
+            const int minutes = reader.offset();
+            if (reader.at_end()) return minutes * 60 * micros_per_second;
+        } catch (const Error&) {
+        }
+        throw Error(ErrorCode::bad_value, "time_zone", quote(name) + " is not an offset like +02:00");
+    }
+
+    std::int64_t fixed_ = 0;
+#ifdef METER_TZ_NAMESPACE
+    // The libraries' first and last moments do not fit microseconds.
+    static std::int64_t in_micros(std::chrono::sys_seconds time) {
+        constexpr std::int64_t most = std::numeric_limits<std::int64_t>::max() / micros_per_second;
+        return std::clamp<std::int64_t>(time.time_since_epoch().count(), -most, most) * micros_per_second;
+    }
+    const tz::time_zone* zone_ = nullptr;
+#endif
+};
+
+// --- cycles and bins --------------------------------------------------------------------------
+
+// A stretch of the calendar: months, or microseconds on a zone's clock. One of the two is above zero.
+struct Stride {
+    int months = 0;
+    std::int64_t micros = 0;
+};
+
+// Throws bad_value for a count that is not from 1 to 1000.
+Stride repeated(Stride stride, std::int64_t count) {
+    if (count < 1 || count > 1000) throw Error(ErrorCode::bad_value, "interval_count", "must be from 1 to 1000");
+    return {stride.months * static_cast<int>(count), stride.micros * count};
+}
+
+// Where a day stands that a month does not have: on its last, or as many days into the next (31 February is 3 March).
+enum class MonthEnd { clamp, overflow };
+
+// An endless row of moments, anchor + k steps on a zone's clock. Each is counted from the anchor itself, so that a 31st that was moved to
+// 28 February is the 31st again in March.
+class Cycle {
+public:
+    Cycle(Stride stride, std::int64_t local_anchor, Zone zone, MonthEnd month_end = MonthEnd::clamp)
+        : zone_(zone), stride_(stride), month_end_(month_end), anchor_(local_anchor) {
+        const std::int64_t days = floor_divide(local_anchor, micros_per_day);
+        const std::chrono::year_month_day date = std::chrono::sys_days(std::chrono::days(days));
+        month_ = date.year() / date.month();
+        day_ = date.day();
+        time_of_day_ = local_anchor - days * micros_per_day;
+    }
+
+    Timestamp boundary(std::int64_t k) const { return zone_.to_utc(stride_.months > 0 ? month_boundary(k) : anchor_ + k * stride_.micros); }
+
+    // The k for which boundary(k) <= time < boundary(k + 1).
+    std::int64_t index(Timestamp time) const {
+        std::int64_t k = estimate(zone_.to_local(time));
+        while (boundary(k) > time) --k;
+        while (boundary(k + 1) <= time) ++k;
+        return k;
+    }
+
+    Period around(Timestamp time) const {
+        const std::int64_t k = index(time);
+        return {boundary(k), boundary(k + 1)};
+    }
+
+private:
+    std::int64_t month_boundary(std::int64_t k) const {
+        using namespace std::chrono;
+        const year_month month = month_ + months(k * stride_.months);
+        const sys_days clamped = month / std::min(day_, (month / last).day()), overflown = sys_days(month / 1) + (day_ - day(1));
+        return (month_end_ == MonthEnd::clamp ? clamped : overflown).time_since_epoch().count() * micros_per_day + time_of_day_;
+    }
+
+    std::int64_t estimate(std::int64_t local) const {
+        if (stride_.months == 0) return floor_divide(local - anchor_, stride_.micros);
+        const auto date = date_of(Timestamp(local));
+        return floor_divide((date.year() / date.month() - month_).count(), stride_.months);
+    }
+
+    Zone zone_;
+    Stride stride_;
+    MonthEnd month_end_;
+    std::int64_t anchor_, time_of_day_ = 0;
+    std::chrono::year_month month_;
+    std::chrono::day day_{1};
+};
+
+struct BinOptions {
+    Bin bin = Bin::none;
+    std::string time_zone = {};
+    std::chrono::weekday week_start = std::chrono::Monday;
+    std::optional<Timestamp> anchor = {};  // of months, quarters and years: they begin on its day and at its time, not on the first
+    MonthEnd month_end = MonthEnd::clamp;
+};
+
+struct BinRow {
+    Bin bin;
+    Stride stride;
+};
+
+constexpr std::int64_t micros_per_minute = 60 * micros_per_second, micros_per_hour = 60 * micros_per_minute;
+
+constexpr BinRow bin_rows[] = {
+    {Bin::minute, {0, micros_per_minute}},
+    {Bin::minutes_15, {0, 15 * micros_per_minute}},
+    {Bin::minutes_30, {0, 30 * micros_per_minute}},
+    {Bin::hour, {0, micros_per_hour}},
+    {Bin::hours_3, {0, 3 * micros_per_hour}},
+    {Bin::hours_6, {0, 6 * micros_per_hour}},
+    {Bin::hours_12, {0, 12 * micros_per_hour}},
+    {Bin::day, {0, micros_per_day}},
+    {Bin::week, {0, 7 * micros_per_day}},
+    {Bin::month, {1, 0}},
+    {Bin::quarter, {3, 0}},
+    {Bin::year, {12, 0}},
+};
+
+Stride stride_of(Bin bin) {
+    const auto row = std::find_if(std::begin(bin_rows), std::end(bin_rows), [&](const BinRow& each) { return each.bin == bin; });
+    if (row == std::end(bin_rows)) throw Error(ErrorCode::bad_value, "bin", "is not one of the bins");
+    return row->stride;
+}
+
+// The bins that cover a period, ascending. The first may begin before it and the last end after it: they are whole.
+// Where all are equally long the grid is a formula; else it is a list, of at most limits::aggregate_rows bins (too_large), so give a
+// period no longer than there are events. A bin begins at the first moment that the zone's clock shows its beginning, also when the
+// clock is set back to before it (St. John's until 2011, at 00:01).
+class BinGrid {
+public:
+    // Throws bad_value for a zone, anchor or bin that cannot be.
+    BinGrid(Period period, const BinOptions& options) {
+        period = {std::max(period.from, Timestamp::min()), std::min(period.to, Period{}.to)};
+        if (options.anchor && (*options.anchor < Timestamp::min() || *options.anchor > Timestamp::max())) throw_bad_anchor("is out of range");
+        if (!options.week_start.ok()) throw Error(ErrorCode::bad_value, "week_start", "is not a day of the week");
+        const Zone zone(options.time_zone);
+        if (period.from >= period.to) return;
+        if (options.bin == Bin::none) {
+            edges_ = {period.from.micros(), period.to.micros()};
+        } else {
+            const Stride stride = stride_of(options.bin);
+            const std::int64_t anchor = local_anchor(stride, zone, options);
+            const bool by_length = stride.months == 0 && stride.micros <= micros_per_hour;
+            if (by_length)
+                cut_by_length(period, stride.micros, zone);
+            else
+                cut_by_calendar(period, Cycle(stride, anchor, zone, options.month_end), stride.micros, zone);
+        }
+        if (length_ == 0) count_ = static_cast<std::int64_t>(edges_.size()) - 1;
+    }
+
+    std::int64_t count() const noexcept { return count_; }
+
+    // Of bin 0 to count(); that of count() is where the last one ends.
+    Timestamp start(std::int64_t index) const noexcept {
+        return Timestamp(length_ > 0 ? first_ + index * length_ : edges_[static_cast<std::size_t>(index)]);
+    }
+
+    // The bin of a time in the period. `hint` is the caller's, 0 at first: near times are found at once.
+    std::int64_t index(Timestamp time, std::int64_t& hint) const noexcept {
+        const std::int64_t micros = time.micros();
+        if (length_ > 0) return (micros - first_) / length_;
+        const auto at = static_cast<std::size_t>(hint);
+        if (edges_[at] <= micros && micros < edges_[at + 1]) return hint;
+        return hint = std::upper_bound(edges_.begin(), edges_.end(), micros) - edges_.begin() - 1;
+    }
+
+private:
+    [[noreturn]] static void throw_bad_anchor(const char* why) { throw Error(ErrorCode::bad_value, "anchor", why); }
+
+    void cut_evenly(std::int64_t first, std::int64_t length, std::int64_t end) {
+        first_ = first;
+        length_ = length;
+        count_ = (end - first) / length;
+    }
+
+    void add_edge(std::int64_t edge) {
+        if (!edges_.empty() && edges_.back() == edge) return;  // a day that the zone skipped altogether
+        if (edges_.size() > limits::aggregate_rows) {
+            throw Error(ErrorCode::too_large, "bin", "the period has more than " + std::to_string(limits::aggregate_rows) + " bins");
+        }
+        edges_.push_back(edge);
+    }
+
+    void cut_by_length(Period period, std::int64_t length, const Zone& zone) {
+        const std::int64_t from = period.from.micros(), to = period.to.micros();
+        const auto aligned = [length](std::int64_t time, const ZoneSpan& span) {
+            return floor_divide(time + span.offset, length) * length - span.offset;
+        };
+        const ZoneSpan here = zone.span_at(from);
+        const std::int64_t first = aligned(from, here), end = first + round_up(to - first, length);
+        ZoneSpan span = zone.span_at(first);
+        const auto fits = [&] { return (span.offset - here.offset) % length == 0; };
+        while (span.to < end && fits()) span = zone.span_at(span.to);
+        if (fits()) return cut_evenly(first, length, end);
+
+        // Clocks that move by less than a bin (Lord Howe by half an hour, everyone before time zones): a bin ends where the clock moves.
+        add_edge(std::max(first, here.from));
+        for (span = here; edges_.back() < to; span = zone.span_at(span.to)) {
+            for (std::int64_t edge = aligned(edges_.back(), span) + length; edge < std::min(span.to, to + length); edge += length) add_edge(edge);
+            if (edges_.back() < to) add_edge(span.to);
+        }
+    }
+
+    static std::int64_t local_anchor(Stride stride, const Zone& zone, const BinOptions& options) {
+        constexpr unsigned a_monday = 4;  // 5 January 1970
+        if (options.anchor && stride.months == 0) throw_bad_anchor("is only for months, quarters and years");
+        if (options.anchor) return zone.to_local(*options.anchor);
+        return options.bin == Bin::week ? (a_monday + options.week_start.iso_encoding() - 1) * micros_per_day : 0;
+    }
+
+    // `length` is 0 for months.
+    void cut_by_calendar(Period period, const Cycle& cycle, std::int64_t length, const Zone& zone) {
+        const std::int64_t to = period.to.micros();
+        std::int64_t k = cycle.index(period.from);
+        const std::int64_t first = cycle.boundary(k).micros();
+        if (length > 0) {
+            const std::int64_t end = first + round_up(to - first, length);
+            const bool whole = cycle.boundary(k + 1).micros() - first == length;  // not so where the clock skipped the beginning
+            if (whole && zone.span_at(first).to >= end) return cut_evenly(first, length, end);
+        }
+        add_edge(first);
+        while (edges_.back() < to) add_edge(cycle.boundary(++k).micros());
+    }
+
+    std::int64_t first_ = 0, length_ = 0, count_ = 0;
+    std::vector<std::int64_t> edges_;
+};
+
+// The bins of all of time, found when they are asked for: a grid for each stretch of 407 days in which a time fell.
+class Bins {
+public:
+    // Throws as BinGrid.
+    explicit Bins(BinOptions options) : options_(std::move(options)) { grid_of(0); }
+    Bins(const Bins&) = delete;
+    Bins& operator=(const Bins&) = delete;
+
+    // The bin that holds the time; all of time without bins.
+    Period around(Timestamp time) {
+        if (options_.bin == Bin::none) return {};
+        time = std::clamp(time, Timestamp::min(), Timestamp::max());
+        const std::int64_t era = time.micros() >> era_bits;
+        if (era != last_era_) last_grid_ = &grid_of(era), last_era_ = era, hint_ = 0;
+        const std::int64_t index = last_grid_->index(time, hint_);
+        return {last_grid_->start(index), last_grid_->start(index + 1)};
+    }
+
+private:
+    static constexpr int era_bits = 45;
+
+    const BinGrid& grid_of(std::int64_t era) {
+        const auto known = grids_.find(era);
+        if (known != grids_.end()) return known->second;
+        const Timestamp from(era * (std::int64_t{1} << era_bits));
+        return grids_.try_emplace(era, Period{from, from + std::chrono::microseconds(std::int64_t{1} << era_bits)}, options_).first->second;
+    }
+
+    BinOptions options_;
+    std::unordered_map<std::int64_t, BinGrid> grids_;
+    const BinGrid* last_grid_ = nullptr;
+    std::int64_t last_era_ = std::numeric_limits<std::int64_t>::min(), hint_ = 0;
+};
+
+}  // namespace
+
 // =============================================================================================
 // 3 values: JSON text (scanner, writer, canonical form), property paths, filters. Pure. Uses 1, 2.
 // =============================================================================================
@@ -893,6 +1291,17 @@ void append_utf8(std::string& out, std::uint32_t code) {
     }
     put(0x80 | (code >> 6 & 0x3F));
     put(0x80 | (code & 0x3F));
+}
+
+// Runs `read`; an error that names no field gets this one.
+template <class Read>
+auto naming(std::string_view field, Read&& read) {
+    try {
+        return read();
+    } catch (const Error& error) {
+        if (!error.field().empty()) throw;
+        throw Error(error.code(), std::string(field), error.reason());
+    }
 }
 
 // Numbers that Decimal cannot hold are refused on the way in, so that whatever is stored can be measured exactly.
@@ -1129,7 +1538,7 @@ private:
 struct JsonPath {
     const JsonPath* parent = nullptr;
     std::string_view key{};
-    std::string text() const { return parent ? parent->text() + "." + std::string(key) : std::string(key); }
+    std::string text() const { return parent && !parent->key.empty() ? parent->text() + "." + std::string(key) : std::string(key); }
 };
 
 void append_json_text(std::string& out, std::string_view text) {
@@ -1180,7 +1589,7 @@ void append_json_number(std::string& out, Number number, const JsonPath& path) {
 
 // Writes what an app handed us as compact JSON text, refusing what cannot be stored. The depth bound also bounds the recursion.
 void append_json(std::string& out, const json& value, const JsonPath& path, std::size_t depth = 1) {
-    if (depth > limits::json_depth + 1) refuse(path.text(), "nested more than " + std::to_string(limits::json_depth) + " deep");
+    if (value.is_structured() && depth > limits::json_depth) refuse(path.text(), "nested more than " + std::to_string(limits::json_depth) + " deep");
     const auto text = [&](std::string_view content) {
         if (const char* fault = text_fault(content)) refuse(path.text(), fault);
         append_json_text(out, content);
@@ -1359,12 +1768,13 @@ Operand make_operand(const json& value, const std::string& field) {
             return {Scalar::Kind::boolean, value.get<bool>(), {}, value.get<bool>() ? "true" : "false"};
         case json::value_t::string: {
             const auto& text = value.get_ref<const std::string&>();
+            if (const char* fault = text_fault(text)) refuse(field, fault);
             return {Scalar::Kind::text, false, Decimal::parse(text), text};
         }
         case json::value_t::number_integer:
         case json::value_t::number_unsigned:
         case json::value_t::number_float: {
-            const Decimal number = Decimal::from_json(value);
+            const Decimal number = naming(field, [&] { return Decimal::from_json(value); });
             return {Scalar::Kind::number, false, number, number.to_string()};
         }
         default:
@@ -1441,6 +1851,7 @@ private:
     bool among(const Scalar& value) const {
         return std::any_of(operands.begin(), operands.end(), [&](const Operand& operand) {
             if (value.absent() || operand.kind == Scalar::Kind::null) return value.absent() && operand.kind == Scalar::Kind::null;
+            if (value.kind == Scalar::Kind::text && operand.kind == Scalar::Kind::text) return value.text == operand.text;
             return compare(value, operand) == 0;
         });
     }
@@ -1465,6 +1876,16 @@ Clause make_clause(const Filter& filter) {
         filter.op == Operator::contains || filter.op == Operator::not_contains || filter.op == Operator::like || filter.op == Operator::not_like;
     if (text_only && clause.operands[0].kind != Scalar::Kind::text) refuse(where, "takes a text");
     return clause;
+}
+
+// Of a filter that did not come from JSON: that it can be asked, and written as JSON.
+void check_filter(const Filter& filter, std::size_t depth = 1) {
+    if (depth > limits::json_depth) refuse("filter", "nested too deep");
+    for (const Filter& part : filter.parts) check_filter(part, depth + 1);
+    if (filter.kind != Filter::Kind::clause) return;
+    if (filter.field.empty()) refuse("filter.field", "is empty");
+    if (const char* fault = text_fault(filter.field)) refuse("filter.field", fault);
+    make_clause(filter);
 }
 
 Filter filter_from(const json& tree, const std::string& path, std::size_t depth) {
@@ -1662,7 +2083,7 @@ Decimal read_number(const JsonToken& token, std::string_view field) {
 
 void draft_member(Drafts& drafts, Draft& draft, Extra& extra, std::string_view& properties, JsonScanner& scanner, std::string_view key) {
     const auto text = std::find_if(text_members.begin(), text_members.end(), [&](const auto& row) { return row.first == key; });
-    const JsonToken token = scanner.value();
+    const JsonToken token = naming(key, [&] { return scanner.value(); });
     if (token.kind == JsonToken::Kind::null) return;  // as if it were absent
     if (text != text_members.end()) {
         if (token.kind != JsonToken::Kind::text) refuse(std::string(key), "must be text");
@@ -1688,8 +2109,10 @@ void draft_line(Drafts& drafts, Draft& draft, std::string_view line) {
     JsonScanner scanner(line);
     Extra extra;
     std::string_view properties = "{}";
-    scanner.object([&](std::string_view key) { draft_member(drafts, draft, extra, properties, scanner, key); });
-    scanner.end();
+    naming("line", [&] {
+        scanner.object([&](std::string_view key) { draft_member(drafts, draft, extra, properties, scanner, key); });
+        scanner.end();
+    });
     drafts.json_text += properties;
     draft.extra_at = drafts.json_text.size();
     append_extra(drafts.json_text, extra);
@@ -1952,11 +2375,15 @@ std::string unpack_uuid(std::string_view bytes) {
     return text;
 }
 
-// A UUID of version 7 (RFC 9562): 48 bits of milliseconds, 12 bits of their fraction, 62 random bits.
-std::string make_uuid(Timestamp now, std::uint64_t random) {
+// The time of a UUID of version 7 (RFC 9562, 6.2, method 3): 48 bits of milliseconds, 12 bits of their fraction.
+std::uint64_t uuid_moment(Timestamp now) noexcept {
     const auto micros = static_cast<std::uint64_t>(std::max<std::int64_t>(now.micros(), 0));
-    const std::uint64_t fraction = micros % 1000 * 4096 / 1000;
-    const std::uint64_t high = (micros / 1000) << 16 | 0x7000 | fraction;
+    return micros / 1000 << 12 | micros % 1000 * 4096 / 1000;
+}
+
+// Then 62 random bits.
+std::string make_uuid(std::uint64_t moment, std::uint64_t random) {
+    const std::uint64_t high = moment >> 12 << 16 | 0x7000 | (moment & 0xFFF);
     const std::uint64_t low = (random & 0x3FFFFFFFFFFFFFFFULL) | 0x8000000000000000ULL;
     std::string bytes(16, '\0');
     for (std::size_t i = 0; i < 8; ++i) {
@@ -1981,6 +2408,23 @@ std::uint64_t get_bytes(const std::uint8_t* at, std::size_t width) noexcept {
 }
 
 [[noreturn]] void damaged(const char* what) { throw Error(ErrorCode::corrupt, what, "does not have the form it was written in"); }
+
+// Runs `read` on what a file holds: whatever it finds wrong is damage.
+template <class Read>
+auto from_file(const char* what, Read&& read) {
+    try {
+        return read();
+    } catch (const Error&) {
+        damaged(what);
+    } catch (const json::exception&) {
+        damaged(what);
+    }
+}
+
+std::int64_t checked_time(std::int64_t micros, const char* what) {
+    if (micros < Timestamp::min().micros() || micros > Timestamp::max().micros()) damaged(what);
+    return micros;
+}
 
 // ---- the index of ids: is this id in the log, and where? ----
 //
@@ -2162,10 +2606,12 @@ public:
     // The last sequence that runs cover, as of the last refresh.
     std::int64_t sealed() const noexcept { return sealed_; }
 
-    // After a rollback: what was added may not be in the file.
+    // After a rollback: neither what was added nor what was sealed or merged may be in the file.
     void forget() {
         tail_.clear();
-        through_ = sealed_;
+        runs_.clear();
+        generation_ = -1;
+        pruned_ = sealed_ = through_ = 0;
     }
 
 private:
@@ -2249,19 +2695,23 @@ std::int64_t first_sequence(Connection& db) { return meta(db, "pruned") + 1; }
     "(SELECT text FROM texts WHERE id = l.source), l.value, l.properties, l.extra FROM log l "
 
 Event read_event(const Prepared& row) {
-    Event event;
-    event.sequence = row.integer(0);
-    event.id = row.integer(2) != 0 ? unpack_uuid(row.text(1)) : std::string(row.text(1));
-    event.timestamp = Timestamp(row.integer(3));
-    event.recorded_at = *event.timestamp + std::chrono::microseconds(row.integer(4));
-    event.name = row.text(5);
-    event.customer = row.text(6);
-    event.subscription = row.text(7);
-    event.source = row.text(8);
-    if (!row.null(9)) event.value = Decimal(row.text(9));
-    event.properties = json::parse(row.text(10));
-    if (!row.null(11)) read_extra(event, row.text(11));
-    return event;
+    return from_file("log", [&row] {
+        Event event;
+        event.sequence = row.integer(0);
+        event.id = row.integer(2) != 0 ? unpack_uuid(row.text(1)) : std::string(row.text(1));
+        event.timestamp = Timestamp(checked_time(row.integer(3), "log"));
+        const std::int64_t delay = row.integer(4), most = Timestamp::max().micros() - Timestamp::min().micros();
+        if (delay < -most || delay > most) damaged("log");
+        event.recorded_at = *event.timestamp + std::chrono::microseconds(delay);
+        event.name = row.text(5);
+        event.customer = row.text(6);
+        event.subscription = row.text(7);
+        event.source = row.text(8);
+        if (!row.null(9)) event.value = Decimal(row.text(9));
+        event.properties = json::parse(row.text(10));
+        if (!row.null(11)) read_extra(event, row.text(11));
+        return event;
+    });
 }
 
 std::optional<Event> event_at(Connection& db, std::int64_t sequence) {
@@ -2325,6 +2775,7 @@ public:
         sequence_ = last_sequence(db_);
         for (const Draft& draft : drafts_.accepted) {
             Receipt& receipt = drafts_.receipts[draft.receipt];
+            receipt.field.clear(), receipt.reason.clear();  // of an attempt that was rolled back
             const PackedId id = pack_id(draft.id);
             const std::uint64_t hash = id_hash(id);
             if (const std::int64_t earlier = memory_.ids.find(db_, id, hash); earlier != 0) {
@@ -2647,8 +3098,9 @@ Column unpack_column(std::string_view data, std::size_t rows, std::size_t first,
     std::vector<std::int64_t> lengths;
     if (count > data.size()) damaged("columns.dictionary");
     in.integers(lengths, count, 0, count);
-    column.text.resize(in.left());
-    std::memcpy(column.text.data(), in.take(column.text.size()), column.text.size());
+    const std::size_t size = in.left();
+    const std::uint8_t* text = in.take(size);
+    column.text.assign(text, text + size);
     std::size_t at = 0;
     for (const std::int64_t length : lengths) {
         if (length < 0 || static_cast<std::uint64_t>(length) > column.text.size() - at) damaged("columns.dictionary");
@@ -2679,14 +3131,14 @@ public:
              std::string_view properties, std::string_view extra) {
         const std::size_t row = times_.size();
         sequences_.push_back(sequence);
-        times_.push_back(time);
+        times_.push_back(checked_time(time, "log"));
         customers_.push_back(customer);
         subscriptions_.push_back(subscription);
         if (source != 0) column(fields::source).add_interned(row, source);
         if (!value.empty()) column(fields::value).add_number(row, value);
         if (!extra.empty()) {
             Event event;
-            read_extra(event, extra);
+            from_file("log", [&] { read_extra(event, extra); });
             if (event.precise_total_amount_cents) column(fields::cents).add_number(row, event.precise_total_amount_cents->to_string());
         }
         JsonScanner scanner(properties);
@@ -2922,6 +3374,7 @@ struct Batch {
     std::size_t rows = 0;
     std::vector<Column> columns{};  // as ScanQuestion::keys
     std::vector<std::uint8_t> mask{};
+    Parts rebuilt{};  // where the columns' texts live when they were read again from the log
 };
 
 // One place that rows come from: a sealed segment, or the part of the unsealed tail with one name.
@@ -2948,7 +3401,12 @@ public:
             tail_.clear();
             tail_last_ = tail_first_;
         }
-        if (last > tail_last_) read_parts(db, tail_last_, last, std::nullopt, tail_);
+        if (last == tail_last_) return;
+        const std::int64_t known = std::exchange(tail_last_, tail_first_);  // a read that breaks off leaves the tail half taken in
+        Parts taken = std::move(tail_);
+        tail_.clear();
+        read_parts(db, known, last, std::nullopt, taken);
+        tail_ = std::move(taken);
         tail_last_ = last;
     }
     const std::vector<SegmentInfo>& segments() const noexcept { return segments_; }
@@ -2962,9 +3420,9 @@ private:
         segments_.clear();
         const Prepared layout = db.prepared("SELECT id, keys FROM layouts");
         while (layout.row()) {
-            const json keys = json::parse(layout.text(1));
+            const auto keys = from_file("layouts", [&] { return json::parse(layout.text(1)).get<std::vector<std::string>>(); });
             Layout& known = layouts_[layout.integer(0)];
-            for (std::size_t i = 0; i < keys.size(); ++i) known.places[keys[i].get<std::string>()] = static_cast<std::int64_t>(i);
+            for (std::size_t i = 0; i < keys.size(); ++i) known.places[keys[i]] = static_cast<std::int64_t>(i);
             known.partial = known.places.erase(partial_mark) != 0;
         }
         const Prepared row = db.prepared(
@@ -3143,15 +3601,14 @@ void mask_out(Batch& batch, const Column& column, Keep&& keep) {
 
 // Reads one source. No rows may be left; then the columns are not there either.
 Batch load(const Reader& reader, const Source& source, const ScanQuestion& question) {
-    Batch batch{source.name, 0, {}, {}};
+    Batch batch{source.name, 0, {}, {}, {}};
     std::optional<SegmentReader> segment;
-    Parts rebuilt;
     const Part* part = source.part;
     const auto rebuild = [&] {  // what could not take all properties, again from the log, with those asked for
         const std::int64_t first = source.segment ? source.segment->chunk_first : reader.memory.tail_first();
         const std::int64_t last = source.segment ? source.segment->chunk_last : reader.memory.tail_last();
-        read_parts(reader.db, first, last, source.name, rebuilt, question.keys);
-        part = &rebuilt.at(source.name);
+        read_parts(reader.db, first, last, source.name, batch.rebuilt, question.keys);
+        part = &batch.rebuilt.at(source.name);
     };
     const auto lacks = [&](const std::string& key) {
         return key[0] == '.' && !(part ? part->find(key) != nullptr : source.segment->layout->places.contains(key));
@@ -3210,7 +3667,7 @@ Scalar cell_scalar(const Column& column, std::size_t row) {
         case CellKind::number:
             return {Scalar::Kind::number, false, Decimal::scaled(column.cells[row], column.scale), {}};
         case CellKind::wide:
-            return {Scalar::Kind::number, false, Decimal(column.word(row)), {}};
+            return {Scalar::Kind::number, false, from_file("columns", [&] { return Decimal(column.word(row)); }), {}};
         case CellKind::text:
             return {Scalar::Kind::text, false, {}, column.word(row)};
         case CellKind::json:
@@ -3543,11 +4000,17 @@ public:
             });
             if (!gone) break;
             events += chunk.last - chunk.first;
+            delete_rest();  // now, because `may_go` may look at how much there is
         }
+        delete_rest();  // also what an earlier call was interrupted in
+        return events;
+    }
+
+    // Rows and runs that no answer needs.
+    void delete_rest() {
         while (write(delete_pruned) > 0) {
         }
         drop_dead_runs();
-        return events;
     }
 
     // Gives free pages back to the disk, a few at a time; `progress(done, total)` in pages.
@@ -3563,7 +4026,11 @@ public:
             left = now;
         }
         const std::lock_guard lock(writer_mutex_);
-        writer_->prepared("PRAGMA wal_checkpoint(TRUNCATE)").run();
+        try {
+            writer_->prepared("PRAGMA wal_checkpoint(TRUNCATE)").run();
+        } catch (const SQLite::Exception& fault) {
+            rethrow(fault, options_.path);
+        }
     }
 
     std::vector<std::string> verify(bool repair) {
@@ -3596,6 +4063,7 @@ private:
     void run_transaction(std::span<Job* const> group);
     void wake();
     void work();
+    void tidy() noexcept;
     bool seal_one();
     bool merge_one();
     bool write_merged(const Run& merged, std::span<const Run> sources);
@@ -3646,7 +4114,7 @@ std::unique_ptr<Connection> Store::open() const {
 void Store::prepare(Connection& db) const {
     const auto found = [&](const char* pragma) { return db.db.execAndGet(pragma).getInt64(); };
     const bool fresh = found("SELECT count(*) FROM sqlite_master") == 0;
-    if (!fresh && found("PRAGMA application_id") != application_id) {
+    if (const auto owner = found("PRAGMA application_id"); owner != application_id && !(fresh && owner == 0)) {
         throw Error(ErrorCode::not_a_database, options_.path, "is another program's database; it was left as it is");
     }
     if (const auto version = found("PRAGMA user_version"); version > schema_version) {
@@ -3719,7 +4187,7 @@ void Store::run_transaction(std::span<Job* const> group) {
 }
 
 void Store::wake() {
-    if (!worker_.joinable()) return housekeep();
+    if (!worker_.joinable()) return tidy();
     {
         const std::lock_guard lock(work_mutex_);
         wanted_ = true;
@@ -3727,8 +4195,7 @@ void Store::wake() {
     work_wanted_.notify_one();
 }
 
-// The background thread. What fails here is tried again at the next full chunk: sealing makes questions fast, it holds nothing that the
-// log does not.
+// The background thread.
 void Store::work() {
     for (;;) {
         {
@@ -3737,10 +4204,15 @@ void Store::work() {
             if (stopping_) return;
             wanted_ = false;
         }
-        try {
-            housekeep();
-        } catch (const std::exception&) {
-        }
+        tidy();
+    }
+}
+
+// What fails here is tried again at the next full chunk: sealing makes questions fast, it holds nothing that the log does not.
+void Store::tidy() noexcept {
+    try {
+        housekeep();
+    } catch (const std::exception&) {
     }
 }
 
@@ -3811,11 +4283,13 @@ bool Store::write_merged(const Run& merged, std::span<const Run> sources) {
         if (!mine) return false;
     }
     return write([&](Connection& db) {
+        // Another process takes a run that has long been in the making for abandoned and deletes it, for instance after this one slept.
+        db.prepared("UPDATE runs SET state = 'live' WHERE id = ? AND state = 'building'").run(merged.id);
+        if (db.changes() == 0) return false;
         for (const Run& source : sources) {
             db.prepared("UPDATE runs SET state = 'dead' WHERE id = ? AND state = 'live'").run(source.id);
             if (db.changes() == 0) throw Error(ErrorCode::busy, "runs", "merged by another process");
         }
-        db.prepared("UPDATE runs SET state = 'live' WHERE id = ?").run(merged.id);
         changed(db);
         memory_.touch();
         return true;
@@ -3854,6 +4328,21 @@ void check_paging(std::int64_t limit, std::int64_t offset) {
     const auto most = static_cast<std::int64_t>(limits::page_events);
     if (limit < 1 || limit > most) refuse("limit", "must be from 1 to " + std::to_string(most));
     if (offset < 0) refuse("offset", "must not be negative");
+}
+
+void check_question(std::string_view field, std::string_view text) {
+    if (const char* fault = text_fault(text)) refuse(std::string(field), fault);
+}
+
+void check_list(const ListQuery& query) {
+    check_paging(query.limit, query.offset);
+    check_period(query.period);
+    check_filter(query.filter);
+    check_question("customer", query.customer);
+    check_question("subscription", query.subscription);
+    for (const auto& [field, texts] : {std::pair{"names", &query.names}, std::pair{"sources", &query.sources}, std::pair{"ids", &query.ids}}) {
+        for (const std::string& text : *texts) check_question(field, text);
+    }
 }
 
 // The question's conditions on names and the customer as the scan takes them; nothing when one of them is not in the log at all.
@@ -3954,6 +4443,7 @@ Listing list_places(const Reader& reader, const ListQuery& query, const std::vec
         const bool excluded = top.excludes(source.first_time, source.last_time);
         if (excluded && !query.count) continue;
         Batch batch = load(reader, source, *question);
+        if (batch.rows == 0) continue;
         condition.apply(reader, batch);
         each_place(batch, time, sequence, [&](const Place& place) {
             ++listing.total;
@@ -4025,15 +4515,11 @@ std::pair<ListQuery, Place> read_cursor(const Cursor& cursor) {
         query.order = tree.at("newest").get<bool>() ? Order::newest_first : Order::oldest_first;
         query.limit = tree.at("limit").get<std::int64_t>();
         query.count = tree.at("count").get<bool>();
+        check_list(query);
         return {query, {tree.at("time").get<std::int64_t>(), tree.at("sequence").get<std::int64_t>()}};
     } catch (const std::exception&) {
         throw Error(ErrorCode::bad_cursor, "cursor", "was not made by list()");
     }
-}
-
-void check_list(const ListQuery& query) {
-    check_paging(query.limit, query.offset);
-    check_period(query.period);
 }
 
 Page list_page(const Reader& reader, const ListQuery& query, const std::vector<std::int64_t>* rows, std::optional<Place> start) {
@@ -4206,26 +4692,14 @@ private:
 
 // ---- from rows to the rows of an answer ----
 
-std::int64_t bin_start(std::int64_t time, Bin bin) {
-    constexpr std::int64_t hour = 3'600'000'000, day = 24 * hour;
-    const auto floor_to = [time](std::int64_t unit) { return floor_divide(time, unit) * unit; };
-    switch (bin) {
-        case Bin::hour:
-            return floor_to(hour);
-        case Bin::day:
-            return floor_to(day);
-        case Bin::month:
-            return this_month(Timestamp(time)).from.micros();
-        default:
-            return 0;
-    }
-}
-
 // Gives every row of a batch the number of the answer's row it belongs to: one for each bin and combination of group values met.
 class Slots {
 public:
     Slots(const AggregateQuery& query, ScanQuestion& question)
-        : bin_(query.bin), groups_(query.group_by.size()), combinations_(query.group_by.size()) {
+        : bin_(query.bin),
+          calendar_({query.bin, query.time_zone, query.week_start, query.billing_anchor}),
+          groups_(query.group_by.size()),
+          combinations_(query.group_by.size()) {
         if (bin_ != Bin::none) time_ = question.key(fields::time);
         for (const std::string& field : query.group_by) columns_.push_back(question.key(column_key(field)));
     }
@@ -4241,10 +4715,8 @@ public:
             if (bin_ != Bin::none) {
                 const std::int64_t time = batch.columns[time_].cells[row];
                 if (time < start || time >= end) {
-                    start = bin_start(time, bin_);
-                    end = bin_ == Bin::month ? start + 28 * std::int64_t{86'400'000'000}
-                          : bin_ == Bin::day ? start + 86'400'000'000
-                                             : start + 3'600'000'000;
+                    const Period whole = calendar_.around(Timestamp(checked_time(time, "columns.time")));
+                    start = whole.from.micros(), end = whole.to.micros();
                     bin = bins_.number(static_cast<std::uint64_t>(start));
                 }
             }
@@ -4284,6 +4756,7 @@ private:
         }
     }
     Bin bin_;
+    Bins calendar_;
     std::size_t time_ = 0;
     std::vector<std::size_t> columns_;
     std::vector<Values> groups_;
@@ -4439,6 +4912,15 @@ void check_metric(const Metric& metric) {
     if (metric.code.empty() && metric.event.empty()) refuse("metric", "names neither a code nor an event");
     if (metric.aggregation != Aggregation::count && metric.property.empty()) refuse("metric.property", "is needed for this aggregation");
     if (metric.aggregation == Aggregation::count && !metric.property.empty()) refuse("metric.property", "has no meaning for a count");
+    check_question("metric.code", metric.code);
+    check_question("metric.event", metric.event);
+    check_question("metric.property", metric.property);
+    check_filter(metric.filter);
+}
+
+void check_aggregate(const AggregateQuery& query) {
+    check_period(query.period);
+    check_filter(query.filter);
 }
 
 // ---- metrics kept in the database ----
@@ -4454,12 +4936,14 @@ void store_metric(Connection& db, const Metric& metric) {
 }
 
 Metric read_metric(std::string_view code, std::string_view definition) {
-    const json tree = json::parse(definition);
-    const auto known = std::find_if(aggregations.begin(), aggregations.end(),
-                                    [name = tree.at("aggregation").get<std::string>()](const auto& row) { return row.first == name; });
-    if (known == aggregations.end()) damaged("metrics");
-    return {std::string(code), tree.at("event").get<std::string>(), known->second, tree.at("property").get<std::string>(),
-            Filter::from_json(tree.at("filter"))};
+    return from_file("metrics", [&]() -> Metric {
+        const json tree = json::parse(definition);
+        const auto known = std::find_if(aggregations.begin(), aggregations.end(),
+                                        [name = tree.at("aggregation").get<std::string>()](const auto& row) { return row.first == name; });
+        if (known == aggregations.end()) damaged("metrics");
+        return {std::string(code), tree.at("event").get<std::string>(), known->second, tree.at("property").get<std::string>(),
+                Filter::from_json(tree.at("filter"))};
+    });
 }
 
 Metric find_metric(Connection& db, const std::string& code) {
@@ -4843,6 +5327,150 @@ std::string Fees::to_text() const {
 // =============================================================================================
 // 8 books: how each vendor measures and prices, from its own JSON. Pure. Uses 1-3, 7.
 // =============================================================================================
+
+namespace {
+
+// ---- the vendors' calendars ----
+
+namespace autumn {
+
+// Of resets, prices and usage windows (getCycleIntervalFunctions.ts:27).
+constexpr std::pair<std::string_view, Stride> intervals[] = {
+    {"hour", {0, micros_per_hour}},
+    {"day", {0, micros_per_day}},
+    {"week", {0, 7 * micros_per_day}},
+    {"month", {1, 0}},
+    {"quarter", {3, 0}},
+    {"semi_annual", {6, 0}},
+    {"year", {12, 0}},
+};
+
+Stride stride_of(std::string_view interval, std::int64_t count = 1) {
+    const auto row = std::find_if(std::begin(intervals), std::end(intervals), [&](const auto& each) { return each.first == interval; });
+    if (row == std::end(intervals)) throw Error(ErrorCode::bad_value, "interval", quote(interval) + " is not an interval");
+    return repeated(row->second, count);
+}
+
+// The billing cycle around a moment; neither end is before the floor (getCycleStart.ts:25, getCycleEnd.ts:25).
+Period cycle_around(Timestamp now, Timestamp anchor, Stride stride, Timestamp floor = Timestamp::min()) {
+    const Period cycle = Cycle(stride, anchor.micros(), Zone({})).around(now);
+    return {std::max(cycle.from, floor), std::max(cycle.to, floor)};
+}
+
+// The window of a usage limit: the billing cycle when there is an anchor, else the calendar's, with weeks from Monday; nothing when
+// it never ends (getUsageWindowBounds.ts:21).
+[[maybe_unused]] std::optional<Period> usage_window(std::string_view interval, Timestamp now, const std::optional<Timestamp>& anchor) {
+    if (interval == "lifetime") return std::nullopt;
+    constexpr std::int64_t a_monday = 4;  // 5 January 1970
+    const Timestamp calendar(interval == "week" ? a_monday * micros_per_day : 0);
+    return cycle_around(now, anchor.value_or(calendar), stride_of(interval));
+}
+
+// Both ends belong to it.
+struct Range {
+    Timestamp from, to;
+};
+
+// What an analytics range covers: the bins of the list, and the total beside them.
+struct Ranges {
+    Range list, total;
+};
+
+Timestamp cut(Timestamp time, std::int64_t unit) { return Timestamp(floor_divide(time.micros(), unit) * unit); }
+
+// Without a billing cycle its ranges are the last day (aggregate.ts:90). The total of a range of days begins earlier than its list, with
+// the day when bins are days and else with the hour (getCountAndSum.ts:79).
+[[maybe_unused]] Ranges named_ranges(std::string_view name, Bin bin, Timestamp now, const std::optional<BillingCycle>& cycle) {
+    const bool days = name.ends_with('h') || name.ends_with('d');
+    const Period period = named_period(days || cycle ? name : "24h", cut(now, micros_per_second), cycle);
+    const Range list{period.from, period.to};
+    if (!days && cycle) return {list, list};
+    return {list, {cut(list.from, bin == Bin::day ? micros_per_day : micros_per_hour), list.to}};
+}
+
+// Milliseconds are cut off at both ends (aggregate.ts:101).
+[[maybe_unused]] Ranges custom_ranges(Timestamp from, Timestamp to) {
+    const Range range{cut(from, micros_per_second), cut(to, micros_per_second)};
+    return {range, range};
+}
+
+// The bins of a list. The range's last moment belongs to it, so an end at midnight adds a day (aggregate.ts:142).
+[[maybe_unused]] BinGrid list_bins(const Range& range, Bin bin, std::string time_zone) {
+    return BinGrid({range.from, range.to + std::chrono::seconds(1)}, {.bin = bin, .time_zone = std::move(time_zone)});
+}
+
+}  // namespace autumn
+
+namespace flexprice {
+
+// Window sizes (window_size.go:29).
+constexpr std::pair<std::string_view, Bin> window_sizes[] = {
+    {"MINUTE", Bin::minute}, {"15MIN", Bin::minutes_15}, {"30MIN", Bin::minutes_30}, {"HOUR", Bin::hour}, {"3HOUR", Bin::hours_3},
+    {"6HOUR", Bin::hours_6}, {"12HOUR", Bin::hours_12},  {"DAY", Bin::day},          {"WEEK", Bin::week}, {"MONTH", Bin::month},
+};
+
+// A name that is none of them counts as a day (aggregators.go:188).
+Bin window_of(std::string_view size) {
+    const auto row = std::find_if(std::begin(window_sizes), std::end(window_sizes), [&](const auto& each) { return each.first == size; });
+    return row == std::end(window_sizes) ? Bin::day : row->second;
+}
+
+// The windows of events: weeks from Sunday; months from midnight of the anchor's day, which runs over into the next month where a month is too
+// short for it (aggregators.go:183 and 214).
+[[maybe_unused]] BinOptions event_windows(std::string_view size, std::string time_zone, const std::optional<Timestamp>& anchor) {
+    BinOptions windows{.bin = window_of(size), .time_zone = std::move(time_zone), .week_start = std::chrono::Sunday};
+    if (windows.bin != Bin::month || !anchor) return windows;
+    const Zone zone(windows.time_zone);
+    windows.anchor = zone.to_utc(midnight(date_of(*anchor)).micros());
+    windows.month_end = MonthEnd::overflow;
+    return windows;
+}
+
+// The windows of commitments: weeks from Monday; months from the anchor or the period's beginning, clamped (billing_commitment.go:50-101).
+[[maybe_unused]] BinOptions commitment_windows(std::string_view size, const Period& period, const std::optional<Timestamp>& anchor) {
+    BinOptions windows{.bin = window_of(size)};
+    if (windows.bin == Bin::month) windows.anchor = anchor.value_or(period.from);
+    return windows;
+}
+
+}  // namespace flexprice
+
+namespace polar {
+
+// Intervals of meter quantities, and how many days a question may span at most (time_queries.py:46).
+struct Interval {
+    std::string_view name;
+    Bin bin;
+    Stride stride;
+    int most_days;
+};
+
+constexpr Interval intervals[] = {
+    {"hour", Bin::hour, {0, micros_per_hour}, 7}, {"day", Bin::day, {0, micros_per_day}, 366}, {"week", Bin::week, {0, 7 * micros_per_day}, 371},
+    {"month", Bin::month, {1, 0}, 1460},          {"year", Bin::year, {12, 0}, 3650},
+};
+
+[[maybe_unused]] const Interval& interval_named(std::string_view name) {
+    const auto row = std::find_if(std::begin(intervals), std::end(intervals), [&](const auto& each) { return each.name == name; });
+    if (row == std::end(intervals)) throw Error(ErrorCode::bad_value, "interval", quote(name) + " is not an interval");
+    return *row;
+}
+
+// The moments that have a row in the answer: the start, and on by one interval each, on the zone's clock, until the end has passed. Each is
+// counted from the one before, so a 31st that a short month moved stays where it is. (generate_series in time_queries.py:32)
+[[maybe_unused]] std::vector<Timestamp> quantity_rows(Timestamp start, Timestamp end, const Interval& interval, const Zone& zone) {
+    if (start > end) throw Error(ErrorCode::bad_value, "end", "is before the start");
+    if (end - start > std::chrono::days(interval.most_days)) throw Error(ErrorCode::bad_value, "interval", "is too small for so long a time");
+    std::vector<Timestamp> rows;
+    for (Timestamp row = start; row <= end;) {
+        rows.push_back(row);
+        row = interval.bin == Bin::hour ? row + std::chrono::hours(1) : Cycle(interval.stride, zone.to_local(row), zone).boundary(1);
+    }
+    return rows;
+}
+
+}  // namespace polar
+}  // namespace
 
 // What a book asks of the log. Which events: those of the metric and the query, as in Meter::aggregate; bins are not used.
 struct Measured {
@@ -6004,7 +6632,7 @@ AggregateQuery beside(AggregateQuery query, const Group& group) {
     return query;
 }
 
-Decimal sum_of(const std::vector<Decimal>& values) {
+[[maybe_unused]] Decimal sum_of(const std::vector<Decimal>& values) {
     Decimal sum;
     for (const auto& value : values) sum += value;
     return sum;
@@ -6319,7 +6947,7 @@ Group group_of(const Scope& scope, const Event& event) {
 
 // The fee of an event in the log under a pay-in-advance charge; scope's period ends with the event. Nothing when the event has no
 // value to count.
-std::optional<Fee> advance_fee(const Scope& scope, const Event& event, UsageSource& usage) {
+[[maybe_unused]] std::optional<Fee> advance_fee(const Scope& scope, const Event& event, UsageSource& usage) {
     const auto& metric = scope.metric();
     if (metric.kind != Kind::count && !property_text(event.properties, property_key(metric))) return {};
     auto group = group_of(scope, event);
@@ -6805,7 +7433,7 @@ Priced price_units(const Price& price, const Decimal& units) {
 }
 
 // Buckets of a bucketed meter: each is priced alone, tiers and packages start anew.
-Priced price_buckets(const Price& price, const std::vector<Decimal>& buckets) {
+[[maybe_unused]] Priced price_buckets(const Price& price, const std::vector<Decimal>& buckets) {
     Priced priced;
     for (const auto& units : buckets) {
         for (auto& line : (price.model == Model::tiered ? price_tiers(price, units) : price_units(price, units)).lines) priced.add(std::move(line));
@@ -6819,7 +7447,7 @@ struct Breakup {
     int tier = -1;
 };
 
-Breakup breakup(const Price& price, const Decimal& units) {
+[[maybe_unused]] Breakup breakup(const Price& price, const Decimal& units) {
     Breakup result;
     result.cost = price_units(price, units).amount;
     result.unit_cost = divided(result.cost, units);
@@ -6856,7 +7484,7 @@ struct Entitlement {
 
 Entitlement read_entitlement(const Node& at) { return {at.flag("is_enabled"), at.decimal("usage_limit"), at.text("usage_reset_period") == "DAILY"}; }
 
-Decimal overage(const Decimal& usage, const Decimal& quota) { return at_least_zero(usage - quota); }
+[[maybe_unused]] Decimal overage(const Decimal& usage, const Decimal& quota) { return at_least_zero(usage - quota); }
 
 // --- commitments (9.13 to 9.16) ---
 
@@ -6895,7 +7523,7 @@ Committed commit(const Commitment& commitment, const Decimal& cost) {
 }
 
 // A commitment longer than the billing period: what earlier invoices used of it is gone (9.16).
-Committed commit_rest(const Commitment& commitment, const Decimal& used_before, const Decimal& cost) {
+[[maybe_unused]] Committed commit_rest(const Commitment& commitment, const Decimal& used_before, const Decimal& cost) {
     const auto within = std::min(cost, at_least_zero(commitment.amount - used_before));
     const auto overage = (cost - within) * commitment.overage_factor;
     return {within + overage, within, overage, {}};
@@ -6919,7 +7547,7 @@ int read_minute(const Node& at, std::string_view field) {
     return static_cast<int>(hours->to_int64().value() * 60 + minutes->to_int64().value());
 }
 
-TimeBucket read_time_bucket(const Node& at) {
+[[maybe_unused]] TimeBucket read_time_bucket(const Node& at) {
     TimeBucket bucket{at.text("id"), read_minute(at, "start"), read_minute(at, "end"), {}, {}};
     if (at.find("price")) bucket.price = read_price(at.object("price"));
     bucket.commitment = read_commitment(at, bucket.price);
@@ -6961,7 +7589,7 @@ Decimal percentage_discount(const Decimal& price, const Decimal& percentage, Cur
 }
 
 // One after the other, each on what the one before left.
-Decimal compound_discount(const Decimal& price, const std::vector<Decimal>& percentages, Currency currency) {
+[[maybe_unused]] Decimal compound_discount(const Decimal& price, const std::vector<Decimal>& percentages, Currency currency) {
     auto left = price;
     for (const auto& percentage : percentages) left -= percentage_discount(left, percentage, currency);
     return price - left;
@@ -7055,7 +7683,7 @@ std::string money(const Decimal& cents, const std::string& code) {
     return symbol + grouped(amount.to_fixed(std::max(currency.decimals, amount.scale())));
 }
 
-std::string label(const MeteredPrice& price, double consumed, const Priced& priced) {
+[[maybe_unused]] std::string label(const MeteredPrice& price, double consumed, const Priced& priced) {
     auto text = "(" + grouped(Decimal::from_double(consumed).round(3, Rounding::half_even).to_string()) + " consumed units) \u00d7 " +
                 money(price.unit_amount, price.currency);
     if (priced.lines.back().step == FeeLine::Step::maximum) text += " \u2014 Capped at " + money(*price.cap, price.currency);
@@ -7076,7 +7704,7 @@ constexpr std::array<std::pair<std::string_view, Function>, 6> functions{{{"coun
 bool is_summable(Function function) { return function == Function::count || function == Function::sum; }
 
 // Over user events; doubles, added in order, as Polar does.
-double aggregated(Function function, const std::vector<double>& values) {
+[[maybe_unused]] double aggregated(Function function, const std::vector<double>& values) {
     if (function == Function::count) return static_cast<double>(values.size());
     if (function == Function::unique) return static_cast<double>(std::unordered_set<double>(values.begin(), values.end()).size());
     if (values.empty()) return 0;
@@ -7088,7 +7716,7 @@ double aggregated(Function function, const std::vector<double>& values) {
 }
 
 // Credits in the order they came; what is taken away never leaves less than none.
-std::int64_t credited_units(const std::vector<std::int64_t>& credits) {
+[[maybe_unused]] std::int64_t credited_units(const std::vector<std::int64_t>& credits) {
     std::int64_t sum = 0;
     for (const auto units : credits) sum = std::max<std::int64_t>(0, sum + units);
     return sum;
@@ -7102,7 +7730,7 @@ struct Tiers {
 };
 
 // Sorted by bound, the open tier last. Problems carry pydantic's words.
-Tiers read_tiers(const Node& at, Problems& problems) {
+[[maybe_unused]] Tiers read_tiers(const Node& at, Problems& problems) {
     static constexpr std::array<std::pair<std::string_view, bool>, 2> types{{{"volume", true}, {"graduated", false}}};
     Tiers result{at.choice("type", types, "volume"), {}};
     for (const auto& each : at.list("tiers")) {
@@ -7124,7 +7752,7 @@ Tiers read_tiers(const Node& at, Problems& problems) {
 }
 
 // Bounds are the last quantity included. A volume needs a tier that holds it; graduated units past the last bound are free.
-Priced price_tiers(const Tiers& tiers, const Decimal& quantity) {
+[[maybe_unused]] Priced price_tiers(const Tiers& tiers, const Decimal& quantity) {
     if (quantity.is_negative()) throw Error(ErrorCode::bad_value, "quantity", "negative");
     if (quantity.is_zero()) return {};
     if (!tiers.volume) return graduated(tiers.tiers, quantity);
@@ -7164,7 +7792,7 @@ struct Item {
 
 // The limits of tiers are in total units to users and beyond the included ones inside (7.2); "inf" stays.
 Decimal internal_limit(const Decimal& limit, const Decimal& included) { return limit > 0 ? limit - included : limit; }
-Decimal user_limit(const Decimal& limit, const Decimal& included) { return limit > 0 ? limit + included : limit; }
+[[maybe_unused]] Decimal user_limit(const Decimal& limit, const Decimal& included) { return limit > 0 ? limit + included : limit; }
 
 std::optional<Decimal> read_limit(const Node& at) {
     const auto found = at.find("to");
@@ -7291,7 +7919,7 @@ CreditSystem read_credit_system(const Node& at, std::string_view id_field) {
 }
 
 // Credits for that many units of a feature; the system's own units are credits already.
-Decimal credits(const CreditSystem& system, const std::string& feature, const Decimal& units) {
+[[maybe_unused]] Decimal credits(const CreditSystem& system, const std::string& feature, const Decimal& units) {
     if (feature == system.id) return units;
     const auto found = system.costs.find(feature);
     if (found == system.costs.end()) throw Error(ErrorCode::bad_value, "feature_id", "invalid_request");
@@ -7350,7 +7978,7 @@ Decimal refund(std::vector<Balance>& balances, Decimal units) {
 }
 
 // What is left of `value` that no balance took; with reject nothing moves unless all of it fits.
-Decimal settle(std::vector<Balance>& balances, const Decimal& value, OverageBehavior behavior) {
+[[maybe_unused]] Decimal settle(std::vector<Balance>& balances, const Decimal& value, OverageBehavior behavior) {
     auto changed = balances;
     const auto left = value.is_negative() ? -refund(changed, -value) : deduct(changed, value, behavior);
     if (behavior != OverageBehavior::reject || left.is_zero()) balances = std::move(changed);
@@ -7919,11 +8547,11 @@ enum class Form {
 };
 
 struct WireField {
-    std::string_view key;  ///< "customer.email" is the member email of the object customer; such fields stand together
+    std::string_view key;  // "customer.email" is the member email of the object customer; such fields stand together
     From from;
     Form form = Form::text;
     bool required = false;           ///< the vendor takes no event without it
-    std::string_view fallback = {};  ///< sent where the event has nothing
+    std::string_view fallback = {};  // sent where the event has nothing
     bool always = false;             ///< sent even when it is empty
     std::string_view rival = {};     ///< a key of the event's extension that takes its place
     std::string_view other = {};     ///< a key of the event's extension that serves where this one is required
@@ -8004,9 +8632,9 @@ enum class Meaning {
 
 struct StatusRule {
     int from, to;
-    std::string_view code;  ///< only when the body says so: its "code", or any part of a body that is not JSON
+    std::string_view code;  // only when the body says so: its "code", or any part of a body that is not JSON
     Meaning meaning;
-    bool unknown = false;  ///< the events may have been stored all the same
+    bool unknown = false;  // the events may have been stored all the same
 };
 
 constexpr std::array lago_rules{
@@ -8204,7 +8832,7 @@ const Vendor& vendor_of(const Upstream& upstream) {
 
 std::string json_text(const json& value) { return value.dump(-1, ' ', false, json::error_handler_t::replace); }
 
-/// Whole numbers beyond 2^53 as text, at any depth.
+// Whole numbers beyond 2^53 as text, at any depth.
 json without_large_integers(const json& value) {
     constexpr std::int64_t largest = std::int64_t{1} << 53;
     if (value.is_number_unsigned() && value.get<std::uint64_t>() > static_cast<std::uint64_t>(largest)) return value.dump();
@@ -8221,7 +8849,7 @@ std::string timestamp_text(Timestamp t, Form form) {
     return std::to_string(t.micros() / 1000);
 }
 
-/// The text of a field, before it is quoted; empty when the event has nothing there.
+// The text of a field, before it is quoted; empty when the event has nothing there.
 std::string plain_value(const WireField& field, const Event& event) {
     switch (field.from) {
         case From::id:
@@ -8263,7 +8891,7 @@ const json& extension_of(const Vendor& vendor, const Event& event) {
     return found != event.extensions.end() && found->is_object() ? *found : nothing;
 }
 
-/// The JSON text of a field; empty when nothing is to be sent.
+// The JSON text of a field; empty when nothing is to be sent.
 std::string field_json(const WireField& field, const Event& event, const json& extension) {
     std::string out;
     if (!field.rival.empty() && extension.contains(std::string(field.rival))) return out;
@@ -8297,7 +8925,7 @@ bool field_named(const Vendor& vendor, std::string_view key) {
                        [&](const WireField& f) { return first_name(f.key) == key || (f.from == From::extension && last_name(f.key) == key); });
 }
 
-/// One event as the vendor's JSON. What the extension has beyond the vendor's fields goes in as it is; it never replaces one.
+// One event as the vendor's JSON. What the extension has beyond the vendor's fields goes in as it is; it never replaces one.
 std::string event_json(const Vendor& vendor, const Event& event) {
     const json& extension = extension_of(vendor, event);
     std::string out = "{", open_object;
@@ -8333,8 +8961,8 @@ std::string event_json(const Vendor& vendor, const Event& event) {
     return out += '}';
 }
 
-/// Why the vendor's format cannot carry the event; empty when it can. Only what no answer would tell us (flexprice dossier 3.4, autumn
-/// dossier 4.5, zyg dossier 5.4): everything else is the vendor's to judge.
+// Why the vendor's format cannot carry the event; empty when it can. Only what no answer would tell us (flexprice dossier 3.4, autumn
+// dossier 4.5, zyg dossier 5.4): everything else is the vendor's to judge.
 std::string unsendable_reason(const Vendor& vendor, const Event& event) {
     const json& extension = extension_of(vendor, event);
     for (const WireField& field : vendor.fields) {
@@ -8364,7 +8992,7 @@ std::string percent_encoded(std::string_view text) {
     return out;
 }
 
-/// The vendor's address; the version prefix may stand in base_url already, as the vendors' own clients want it.
+// The vendor's address; the version prefix may stand in base_url already, as the vendors' own clients want it.
 std::string root_url(const Vendor& vendor, const UpstreamOptions& options) {
     std::string url = options.base_url.empty() ? std::string(vendor.base_url) : options.base_url;
     while (!url.empty() && url.back() == '/') url.pop_back();
@@ -8418,7 +9046,7 @@ void check_header_text(const std::string& text, const char* field) {
 
 struct Blame {
     std::size_t index = 0;
-    bool duplicate = false;  ///< was there already
+    bool duplicate = false;  // was there already
     bool early = false;      ///< in the future, by the vendor's clock
     std::string text = {};
 };
@@ -8431,10 +9059,10 @@ struct Answer {
     bool early = false;                  ///< of refused: for the vendor's clock
     std::string text = {};               ///< the vendor's words, or the transport's
     std::chrono::seconds wait{0};        ///< asked for by the vendor
-    std::optional<Timestamp> date = {};  ///< the vendor's clock
+    std::optional<Timestamp> date = {};  // the vendor's clock
 };
 
-/// Vendors' texts are kept short.
+// Vendors' texts are kept short.
 std::string shortened(std::string text, std::size_t limit = 1000) {
     if (text.size() <= limit) return text;
     while (limit > 0 && (static_cast<unsigned char>(text[limit]) & 0xC0) == 0x80) --limit;
@@ -8442,14 +9070,14 @@ std::string shortened(std::string text, std::size_t limit = 1000) {
     return text + "...";
 }
 
-/// JSON from outside, without what lies deeper than anyone needs; discarded when it is not JSON.
+// JSON from outside, without what lies deeper than anyone needs; discarded when it is not JSON.
 json parse_answer(const std::string& body) {
     constexpr int depth_limit = 24;
     return json::parse(
         body, [](int depth, json::parse_event_t, json&) { return depth <= depth_limit; }, false);
 }
 
-/// A body that is not JSON, fit to be shown.
+// A body that is not JSON, fit to be shown.
 std::string printable(std::string_view body) {
     std::string out;
     for (const char c : body.substr(0, 300)) {
@@ -8467,7 +9095,7 @@ std::string text_member(const json& object, const char* key) {
 
 std::string words(const json& value) { return value.is_string() ? value.get<std::string>() : json_text(value); }
 
-/// The words of an error body: message, error.message, error, detail, error_details, in the shapes the dossiers list.
+// The words of an error body: message, error.message, error, detail, error_details, in the shapes the dossiers list.
 std::string error_text(const json& body, const std::string& raw) {
     if (!body.is_object()) return printable(raw);
     for (const char* key : {"error_details", "message", "detail"})
@@ -8484,7 +9112,7 @@ std::optional<std::int64_t> whole_number(std::string_view text) {
     return value;
 }
 
-/// "Sun, 06 Nov 1994 08:49:37 GMT" (RFC 9110, 5.6.7); the obsolete forms are not taken.
+// "Sun, 06 Nov 1994 08:49:37 GMT" (RFC 9110, 5.6.7); the obsolete forms are not taken.
 std::optional<Timestamp> http_date(std::string_view text) {
     static constexpr std::string_view months = "JanFebMarAprMayJunJulAugSepOctNovDec";
     if (text.size() != 29 || text.substr(3, 2) != ", " || text.substr(25) != " GMT" || text[19] != ':' || text[22] != ':') return std::nullopt;
@@ -8499,8 +9127,8 @@ std::optional<Timestamp> http_date(std::string_view text) {
     return Timestamp((days * 86400 + *hour * 3600 + *minute * 60 + *second) * 1000000);
 }
 
-/// What the vendor asks us to wait: Retry-After (seconds, or a date seen from the answer's own Date), else a rate limit's reset
-/// (lago dossier 1.9, autumn dossier 1.5). At most a day: the number comes from outside.
+// What the vendor asks us to wait: Retry-After (seconds, or a date seen from the answer's own Date), else a rate limit's reset
+// (lago dossier 1.9, autumn dossier 1.5). At most a day: the number comes from outside.
 std::chrono::seconds asked_wait(const HttpResponse& response, std::optional<Timestamp> date) {
     static constexpr std::int64_t longest = 86400;
     const auto bounded = [](std::int64_t seconds) { return std::chrono::seconds(std::clamp<std::int64_t>(seconds, 0, longest)); };
@@ -8517,7 +9145,7 @@ std::chrono::seconds asked_wait(const HttpResponse& response, std::optional<Time
     return std::chrono::seconds(0);
 }
 
-/// Whether a body shows what this vendor's success shows (responses.json; zyg dossier 5.4): a portal's page does not.
+// Whether a body shows what this vendor's success shows (responses.json; zyg dossier 5.4): a portal's page does not.
 bool proves(const Vendor& vendor, const json& body, std::size_t sent) {
     if (vendor.proof.empty()) return true;
     if (!body.is_object()) return false;
@@ -8541,14 +9169,14 @@ std::int64_t counted_duplicates(const Vendor& vendor, const json& body, std::siz
     return static_cast<std::int64_t>(sent - body[std::string(vendor.proof)].get<std::size_t>());
 }
 
-/// What the reader of one index style finds; nothing when the answer does not say which events are refused.
+// What the reader of one index style finds; nothing when the answer does not say which events are refused.
 struct Blames {
     std::vector<Blame> events = {};
     bool too_large = false;
 };
 
-/// Lago: error_details by index. An index outside the batch, or other keys, means the batch as a whole (lago dossier 1.10). When an id stands
-/// twice in one batch the second is blamed and neither is stored: no index helps then, the two must part.
+// Lago: error_details by index. An index outside the batch, or other keys, means the batch as a whole (lago dossier 1.10). When an id stands
+// twice in one batch the second is blamed and neither is stored: no index helps then, the two must part.
 std::optional<Blames> blame_by_key(const json& body, std::span<const std::string> ids) {
     const auto details = body.find("error_details");
     if (details == body.end() || !details->is_object()) return std::nullopt;
@@ -8565,8 +9193,8 @@ std::optional<Blames> blame_by_key(const json& body, std::span<const std::string
     return blames;
 }
 
-/// Polar: detail[].loc = body, events, index, shape, field. A bad event is reported for both shapes of event, so it is early when one shape
-/// has nothing else to say (polar dossier 2.6).
+// Polar: detail[].loc = body, events, index, shape, field. A bad event is reported for both shapes of event, so it is early when one shape
+// has nothing else to say (polar dossier 2.6).
 std::optional<Blames> blame_by_loc(const json& body, std::span<const std::string> ids, std::string_view early) {
     const auto detail = body.find("detail");
     if (detail == body.end() || !detail->is_array()) return std::nullopt;
@@ -8595,7 +9223,7 @@ std::optional<Blames> blame_by_loc(const json& body, std::span<const std::string
     return blames;
 }
 
-/// Autumn: the message begins with the index, or holds several such parts (autumn dossier 1.4, 4.5).
+// Autumn: the message begins with the index, or holds several such parts (autumn dossier 1.4, 4.5).
 std::optional<Blames> blame_by_prefix(const json& body, std::span<const std::string> ids, std::string_view early) {
     std::string message = text_member(body, "message");
     constexpr std::string_view several = "[Validation Errors] ";
@@ -8639,7 +9267,7 @@ const StatusRule* find_rule(std::span<const StatusRule> rules, int status, const
     return nullptr;
 }
 
-/// What an answer means for the events of one request, whose ids are given in the order they were sent.
+// What an answer means for the events of one request, whose ids are given in the order they were sent.
 Answer read_answer(const Vendor& vendor, const HttpResponse& response, std::span<const std::string> ids) {
     Answer answer;
     if (response.status == 0) {
@@ -8719,7 +9347,7 @@ using SteadyTime = std::chrono::steady_clock::time_point;
 //   pending   = last sequence - cursor + exceptions that are not parked
 //   recorded  = delivered + pending + parked, with delivered counted by itself
 // `attempted`: events past the cursor up to this one were sent and the answer is unknown, the first time at attempted_at.
-// `offline`: the wait began because there was no answer at all. Times are microseconds, `due` by the vendor's clock.
+// `offline`: the wait began because there was no answer at all. Times are microseconds, 0 is never, `due` is by the vendor's clock.
 constexpr const char* delivery_schema = R"sql(
 CREATE TABLE upstreams(
     id INTEGER PRIMARY KEY,
@@ -8735,7 +9363,7 @@ CREATE TABLE upstreams(
     offline INTEGER NOT NULL DEFAULT 0,
     paused INTEGER NOT NULL DEFAULT 0,
     reason TEXT NOT NULL DEFAULT '',
-    skew INTEGER,
+    skew INTEGER NOT NULL DEFAULT 0,
     skew_at INTEGER NOT NULL DEFAULT 0,
     attempted INTEGER NOT NULL DEFAULT 0,
     attempted_at INTEGER NOT NULL DEFAULT 0,
@@ -8752,7 +9380,7 @@ CREATE TABLE exceptions(
     text TEXT NOT NULL DEFAULT '',
     at INTEGER NOT NULL,
     due INTEGER NOT NULL DEFAULT 0,
-    attempted_at INTEGER,
+    attempted_at INTEGER NOT NULL DEFAULT 0,
     PRIMARY KEY(upstream, sequence)
 ) WITHOUT ROWID;
 CREATE INDEX exceptions_by_state ON exceptions(upstream, state, sequence);
@@ -8772,6 +9400,14 @@ microseconds backoff(std::int64_t failures, std::uint64_t random) {
     const auto doublings = std::clamp<std::int64_t>(failures - 1, 0, 30);
     const std::int64_t bound = std::min<std::int64_t>(microseconds(backoff_base).count() << doublings, microseconds(backoff_cap).count());
     return microseconds(static_cast<std::int64_t>(random % static_cast<std::uint64_t>(bound + 1)));
+}
+
+/// After a failure: what the vendor asked for, and on top of it jitter over as long a time, so that a fleet told the same does not come
+/// back as one.
+microseconds wait_after(const Answer& answer, std::int64_t failures, std::uint64_t random) {
+    constexpr seconds widest{60};
+    const auto spread = static_cast<std::uint64_t>(microseconds(std::min(answer.wait, widest)).count());
+    return answer.wait + std::max(backoff(failures, random), microseconds(static_cast<std::int64_t>(random % (spread + 1))));
 }
 
 /// How far the vendor's clock is ahead, from the whole second in its Date and our clock before and after the exchange: nothing while that
@@ -8966,8 +9602,6 @@ void apply_answer(const Answer& answer, int status, Timestamp vendor_now, Shipme
     }
 }
 
-std::optional<std::int64_t> micros_of(std::optional<Timestamp> t) { return t ? std::optional(t->micros()) : std::nullopt; }
-
 bool may_have_been_counted(std::chrono::hours window, Timestamp attempted_at, Timestamp now) {
     if (window == for_ever) return false;
     return window == std::chrono::hours(0) || now < attempted_at || now - attempted_at >= window;
@@ -9068,7 +9702,7 @@ struct UpstreamRow {
     Timestamp next_attempt = {};
     bool offline = false, paused = false;
     std::string reason = {};
-    std::optional<microseconds> skew = {};
+    microseconds skew{0};  // known when skew_at is set
     Timestamp skew_at = {};
     std::int64_t attempted = 0;
     Timestamp attempted_at = {};
@@ -9077,8 +9711,8 @@ struct UpstreamRow {
     std::int64_t fence = 0;
 
     Timestamp vendor_time(Timestamp now) const {
-        const bool fresh = skew && skew_at <= now && now - skew_at < skew_lifetime;
-        return fresh ? now + *skew : now;
+        const bool fresh = skew_at <= now && now - skew_at < skew_lifetime;
+        return fresh ? now + skew : now;
     }
     /// A stored time further off than any wait means that the clock was set back: such a wait has ended.
     bool waits(Timestamp now) const { return now < next_attempt && next_attempt - now <= longest_wait; }
@@ -9103,7 +9737,7 @@ std::optional<UpstreamRow> find_upstream(Connection& c, const std::string& name)
     row.offline = number(8) != 0;
     row.paused = number(9) != 0;
     row.reason = found.text(10);
-    if (!found.null(11)) row.skew = microseconds(number(11));
+    row.skew = microseconds(number(11));
     row.skew_at = Timestamp(number(12));
     row.attempted = number(13);
     row.attempted_at = Timestamp(number(14));
@@ -9155,7 +9789,7 @@ UpstreamStatus read_status(Connection& c, const std::string& name, const Upstrea
     status.pending = balance.pending;
     status.parked = balance.parked;
     status.held = count_exceptions(c, row.id, ExceptionState::held);
-    status.skew = row.skew;
+    if (row.skew_at != Timestamp()) status.skew = row.skew;
     if (const auto oldest = oldest_pending(c, row)) {
         const auto event = event_at(c, *oldest);
         if (event && event->recorded_at) status.lag = std::max(microseconds(0), now - *event->recorded_at);
@@ -9192,7 +9826,7 @@ std::vector<Item> read_released(Connection& c, const UpstreamRow& row, const Ite
         const std::int64_t sequence = next.integer(0);
         const auto event = event_at(c, sequence);
         Item item = event ? maker.make(*event) : maker.skip(sequence);
-        if (!next.null(1)) item.attempted_at = Timestamp(next.integer(1));
+        if (next.integer(1) != 0) item.attempted_at = Timestamp(next.integer(1));
         bytes += item.body.size();
         items.push_back(std::move(item));
     }
@@ -9456,8 +10090,7 @@ private:
         row_.paused = answer.meaning == Meaning::pause;
         row_.offline = status == 0;
         row_.reason.clear();
-        microseconds wait = answer.wait;
-        if (row_.failures > 0) wait += backoff(row_.failures, context_.random());
+        const microseconds wait = row_.failures > 0 ? wait_after(answer, row_.failures, context_.random()) : microseconds(answer.wait);
         row_.next_attempt = wait > microseconds(0) ? at + wait : Timestamp();
         if (row_.failures == 0 && !row_.paused) return;
         row_.reason = (status ? "HTTP " + std::to_string(status) + ": " : "") + answer.text;
@@ -9490,7 +10123,7 @@ private:
             if (!still_mine(c)) return false;
             for (const Item& item : settled) write_fate(c, item);
             if (!batch_.from_log)
-                for (const Item& item : rest) write_attempted_at(c, item, item.attempted_at);
+                for (const Item& item : rest) write_attempted_at(c, item, item.attempted_at.value_or(Timestamp()));
             write_row(c, cursor, settled);
             return true;
         });
@@ -9511,8 +10144,8 @@ private:
         }
     }
 
-    void write_attempted_at(Connection& c, const Item& item, std::optional<Timestamp> at) const {
-        c.prepared("UPDATE exceptions SET attempted_at = ? WHERE upstream = ? AND sequence = ?").run(micros_of(at), row_.id, item.sequence);
+    void write_attempted_at(Connection& c, const Item& item, Timestamp at) const {
+        c.prepared("UPDATE exceptions SET attempted_at = ? WHERE upstream = ? AND sequence = ?").run(at.micros(), row_.id, item.sequence);
     }
 
     /// The small row, and with it the lease for the next exchange.
@@ -9520,13 +10153,12 @@ private:
         const auto number = [&](Fate fate) {
             return static_cast<std::int64_t>(std::count_if(settled.begin(), settled.end(), [&](const Item& i) { return i.fate == fate; }));
         };
-        const auto skew = row_.skew ? std::optional<std::int64_t>(row_.skew->count()) : std::nullopt;
         c.prepared(
              "UPDATE upstreams SET cursor = ?, delivered = delivered + ?, duplicates = duplicates + ?, skipped = skipped + ?, failures = ?,"
              " next_attempt = ?, offline = ?, paused = ?, reason = ?, skew = ?, skew_at = ?, attempted = ?, attempted_at = ?,"
              " lease_until = ? WHERE id = ?")
             .run(cursor, number(Fate::delivered) + number(Fate::duplicate), number(Fate::duplicate), number(Fate::skipped), row_.failures,
-                 row_.next_attempt.micros(), row_.offline, row_.paused, row_.reason, skew, row_.skew_at.micros(), row_.attempted,
+                 row_.next_attempt.micros(), row_.offline, row_.paused, row_.reason, row_.skew.count(), row_.skew_at.micros(), row_.attempted,
                  row_.attempted_at.micros(), lease_end(), row_.id);
     }
 
@@ -9682,12 +10314,11 @@ public:
             const std::int64_t id = get_upstream(c, upstream).id;
             std::int64_t changed = 0;
             if (sequences.empty()) {
-                c.prepared("UPDATE exceptions SET state = 2, attempted_at = NULL WHERE upstream = ? AND state = 0").run(id);
+                c.prepared("UPDATE exceptions SET state = 2, attempted_at = 0 WHERE upstream = ? AND state = 0").run(id);
                 changed = c.changes();
             }
             for (const std::int64_t sequence : sequences) {
-                c.prepared("UPDATE exceptions SET state = 2, attempted_at = NULL WHERE upstream = ? AND state = 0 AND sequence = ?")
-                    .run(id, sequence);
+                c.prepared("UPDATE exceptions SET state = 2, attempted_at = 0 WHERE upstream = ? AND state = 0 AND sequence = ?").run(id, sequence);
                 changed += c.changes();
             }
             return changed;
@@ -9879,7 +10510,7 @@ bool FlushReport::complete() const noexcept {
 #ifdef METER_CURL
 namespace {
 
-/// An easy handle and the multi handle that keeps its connections. Used by one exchange at a time.
+// An easy handle and the multi handle that keeps its connections. Used by one exchange at a time.
 struct CurlHandle {
     CURLM* multi = curl_multi_init();
     CURL* easy = curl_easy_init();
@@ -10162,18 +10793,31 @@ struct Meter::Impl {
         if (!options.clock) options.clock = Timestamp::now;
         if (!options.random) options.random = system_random;
         if (options.path.empty()) refuse("path", "is empty; \":memory:\" is the database in memory");
+        if (options.path.find('\0') != std::string::npos) refuse("path", "contains a NUL character");
+        if (options.max_bytes < 0) refuse("max_bytes", "must not be negative");
+        if (options.busy_timeout.count() < 0) refuse("busy_timeout", "must not be negative");
         if (options.chunk_events < min_chunk_events || options.chunk_events > max_segment_rows) {
             refuse("chunk_events", "must be from " + std::to_string(min_chunk_events) + " to " + std::to_string(max_segment_rows));
         }
         return options;
     }
 
+    // Later than all before, whatever the clock says: ids made are in the order of their events.
+    std::uint64_t next_moment(Timestamp now) {
+        std::uint64_t last = last_moment, next = 0;
+        do {
+            next = std::max(uuid_moment(now), last + 1);
+        } while (!last_moment.compare_exchange_weak(last, next));
+        return next;
+    }
+
     // Gives ids to drafts without one, and stores them all.
     void append(Drafts& drafts) {
         const Timestamp now = options.clock();
+        if (now < Timestamp::min() || now > Timestamp::max()) refuse("clock", "is outside the years 1 to 9999");
         for (Draft& draft : drafts.accepted) {
             if (!draft.id.empty()) continue;
-            draft.id = drafts.texts.emplace_back(make_uuid(now, options.random()));
+            draft.id = drafts.texts.emplace_back(make_uuid(next_moment(now), options.random()));
             drafts.receipts[draft.receipt].id = draft.id;
         }
         if (drafts.accepted.empty()) return;
@@ -10192,7 +10836,7 @@ struct Meter::Impl {
     std::vector<Book> books() const {
         const auto stored = store.read([](Connection& db) { return stored_books(db); });
         std::vector<Book> made;
-        for (const auto& [vendor, source] : stored) made.push_back(make_book(vendor, json::parse(source)));
+        for (const auto& book : stored) made.push_back(from_file("books", [&] { return make_book(book.first, json::parse(book.second)); }));
         return made;
     }
 
@@ -10224,6 +10868,7 @@ struct Meter::Impl {
     }
 
     MeterOptions options;
+    std::atomic<std::uint64_t> last_moment{0};
     Store store;
     Delivery delivery;  // after the store: it goes first
 };
@@ -10314,7 +10959,7 @@ Aggregate Meter::aggregate(const AggregateQuery& query) const { return aggregate
 
 Aggregate Meter::aggregate(const Metric& metric, const AggregateQuery& query) const {
     check_metric(metric);
-    check_period(query.period);
+    check_aggregate(query);
     return impl_->store.scan([&](const Reader& reader) { return meter::aggregate(reader, metric, query); });
 }
 

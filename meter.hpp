@@ -125,7 +125,7 @@ public:
     friend Decimal operator+(const Decimal& a, const Decimal& b);
     friend Decimal operator-(const Decimal& a, const Decimal& b) { return a + -b; }
     friend Decimal operator*(const Decimal& a, const Decimal& b);
-    Decimal& operator+=(const Decimal& other) { return *this = *this + other; }
+    Decimal& operator+=(const Decimal& other);
     Decimal& operator-=(const Decimal& other) { return *this = *this - other; }
     Decimal& operator*=(const Decimal& other) { return *this = *this * other; }
     /// a / b rounded to `scale` (0 to 76) decimals. Throws bad_value when b is zero.
@@ -198,7 +198,20 @@ struct Period {
 Period last_days(int days, Timestamp now = Timestamp::now());  ///< the days up to `now`, 24 hours each
 Period this_month(Timestamp now = Timestamp::now());           ///< the calendar month around `now`, UTC
 
-enum class Bin { none, hour, day, month };
+/// When a subscription is billed.
+struct BillingCycle {
+    Period current = {};
+    Timestamp subscribed_at = Timestamp::min();
+};
+
+/// The ranges that vendors know by name: "24h", "7d", "30d" and "90d" end now. So do "1bc" and "3bc", as long as one or three times the current
+/// billing cycle. "last_cycle" is the stretch of that length before the current cycle, or the current cycle when the subscription began in it
+/// (Autumn, analyticsUtils.ts:302). Throws bad_value for another name, and for the last three without a cycle.
+Period named_period(std::string_view name, Timestamp now = Timestamp::now(), const std::optional<BillingCycle>& cycle = {});
+
+/// Up to hour, bins have their length in elapsed time, aligned to the clock of the zone: the hour that autumn repeats is two bins. From 3 hours on
+/// they are calendar stretches, as long as the zone's clock makes them: a day of 23 or 25 hours is one bin.
+enum class Bin { none, minute, minutes_15, minutes_30, hour, hours_3, hours_6, hours_12, day, week, month, quarter, year };
 
 // ---------------------------------------------------------------------------------------------
 // 4 events
@@ -346,8 +359,12 @@ struct AggregateQuery {
     std::string metric = {};  ///< code of a metric declared with define() or loaded with a book
     std::string customer = {}, subscription = {};
     Period period = {};
-    Bin bin = Bin::none;                     ///< bins are calendar-aligned, UTC; empty bins are absent
-    std::vector<std::string> group_by = {};  ///< fields as in Filter
+    Bin bin = Bin::none;         ///< empty bins are absent
+    std::string time_zone = {};  ///< of the bins: an IANA name ("Europe/Paris"), an offset ("+02:00") or UTC when empty
+    std::chrono::weekday week_start = std::chrono::Monday;
+    std::optional<Timestamp> billing_anchor = {};  ///< months, quarters and years begin on its day of the month and at its time of day; a 31st is
+                                                   ///< the last day of a shorter month
+    std::vector<std::string> group_by = {};        ///< fields as in Filter
     Filter filter = {};
 };
 

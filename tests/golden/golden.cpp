@@ -9,6 +9,7 @@
 #include "flexprice.hpp"
 #include "lago.hpp"
 #include "polar.hpp"
+#include "time.hpp"
 
 #include <cstdio>
 #include <fstream>
@@ -19,7 +20,7 @@ namespace golden {
 
 /// The tables of all adapters.
 const std::vector<Vendor>& vendors() {
-    static const std::vector<Vendor> all{lago_pricing(), flexprice_pricing(), polar_pricing(), autumn_pricing()};
+    static const std::vector<Vendor> all{lago_pricing(), flexprice_pricing(), polar_pricing(), autumn_pricing(), autumn_time(), flexprice_time()};
     return all;
 }
 
