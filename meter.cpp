@@ -6540,6 +6540,9 @@ Filter beside(const std::string& key, const std::optional<std::string>& value) {
 // What the period's events have come to, event by event: prices follow the period's maximum.
 struct AdvanceState {
     std::optional<Decimal> current, maximum;
+
+    // What current usage is priced by, of live units (base_service.rb:194).
+    Decimal paid(const Decimal& live) const { return at_least_zero(live - current.value_or(Decimal()) + maximum.value_or(Decimal())); }
 };
 
 struct Contribution {
@@ -6630,12 +6633,6 @@ using Group = std::vector<std::pair<std::string, std::optional<std::string>>>;
 AggregateQuery beside(AggregateQuery query, const Group& group) {
     for (const auto& [key, value] : group) query.filter.parts.push_back(beside(key, value));
     return query;
-}
-
-[[maybe_unused]] Decimal sum_of(const std::vector<Decimal>& values) {
-    Decimal sum;
-    for (const auto& value : values) sum += value;
-    return sum;
 }
 
 // Running totals over these steps.
@@ -7108,8 +7105,7 @@ Decimal paid_in_advance(const Scope& scope, const AggregateQuery& query, UsageSo
     if (scope.metric().kind == Kind::count || !measured.falls) return measured.value;
     AdvanceState state;
     for (const auto& step : usage.steps(scope.metric().metric, query, std::numeric_limits<std::size_t>::max(), {})) contribute(state, step);
-    if (!state.current) return measured.value;
-    return at_least_zero(measured.value - *state.current + *state.maximum);
+    return state.current ? state.paid(measured.value) : measured.value;
 }
 
 // Of the plan, or of the pricing unit that the charge is written in, which has hundredths.

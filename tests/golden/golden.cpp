@@ -78,8 +78,9 @@ json judged(json expected) {
 }
 
 std::string kind_of(const json& vector) {
+    if (vector.contains("kind")) return vector.at("kind").get<std::string>();
     if (vector.contains("aggregation")) return "aggregation " + vector.at("aggregation").at("type").get<std::string>();
-    return vector.at(vector.contains("kind") ? "kind" : "model").get<std::string>();
+    return vector.at("model").get<std::string>();
 }
 
 const Kind* find_kind(const std::string& system, const std::string& name) {
@@ -97,6 +98,8 @@ json run(const Kind& kind, const json& vector) {
         return kind.run(vector);
     } catch (const meter::Error& error) {
         return {{"error", error.what()}, {"field", error.field()}, {"reason", error.reason()}};
+    } catch (const std::exception& error) {
+        return {{"unreadable", error.what()}};
     }
 }
 
