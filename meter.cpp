@@ -5601,7 +5601,8 @@ struct Measured {
 class UsageSource {
 public:
     virtual ~UsageSource() = default;
-    // One row for each group; without group_by exactly one, also when there are no events.
+    // One row for each group; without group_by exactly one, also when there are no events. A unique count has events without the
+    // property as one more value.
     virtual std::vector<Measured> measure(const Metric& metric, const AggregateQuery& query) = 0;
     // What each event adds to the value (a count's 1, a sum's number, a unique count's 1, 0 or -1), by time, then sequence. Ends after
     // `limit` events, or with the one that brings the sum over `until`.
@@ -5625,6 +5626,7 @@ struct Book::Impl {
         throw Error(ErrorCode::unsupported, "", vendor + " has no instant estimates");
     }
     virtual Fees usage(const UsageQuery& query, Timestamp now, UsageSource& usage) const = 0;
+    virtual Fee price(std::string_view charge, const Decimal& units, std::int64_t events) const = 0;
     // Whether the event's units may be used now.
     virtual Check check(const Event&, Timestamp, UsageSource&) const { throw Error(ErrorCode::unsupported, "", vendor + " has no balances"); }
 };
@@ -5677,6 +5679,22 @@ public:
         auto found = text(key);
         if (found.empty()) throw Error(ErrorCode::bad_value, path(key), "is required");
         return found;
+    }
+
+    // A list of texts; none when it is missing.
+    std::vector<std::string> texts(std::string_view key) const {
+        std::vector<std::string> values;
+        for (const auto& element : list(key)) {
+            if (!element.value().is_string()) element.refuse("must be text");
+            values.push_back(element.value().get<std::string>());
+        }
+        return values;
+    }
+
+    // The member as it is; null when it is missing.
+    json raw(std::string_view key) const {
+        const auto found = find(key);
+        return found ? found->value() : json();
     }
 
     bool flag(std::string_view key, bool fallback = false) const {
@@ -5896,8 +5914,7 @@ constexpr RangeRule volume_rule{"volume_ranges", "per_unit_amount", "invalid_amo
 
 std::optional<Decimal> bound(const Node& range, std::string_view field) {
     const auto found = range.find(field);
-    if (!found || !found->value().is_number()) return {};
-    return Decimal::from_json(found->value());
+    return found && found->value().is_number() ? range.decimal(field) : std::nullopt;
 }
 
 bool is_open(const Node& range) { return !range.find("to_value"); }
@@ -6372,11 +6389,8 @@ Values read_values(const Node& at, std::string_view field, const BillableMetric*
     if (!found) return values;
     if (!found->value().is_object()) found->refuse("must be an object of lists");
     for (const auto& [key, list] : found->value().items()) {
+        values[key] = found->texts(key);
         const Node entry(list, found->path(key));
-        for (const auto& value : list) {
-            if (!value.is_string()) entry.refuse("must be a list of texts");
-            values[key].push_back(value.get<std::string>());
-        }
         if (!declared || values[key] != std::vector<std::string>{"__ALL_FILTER_VALUES__"}) continue;
         const auto all = declared->filters.find(key);  // all that the metric declares, not anything (charge_filter.rb:72)
         if (all == declared->filters.end()) entry.refuse("is not a filter of the metric");
@@ -6406,10 +6420,12 @@ BillableMetric read_metric(const Node& at) {
     metric.name = at.text("name", metric.metric.code);
     metric.description = at.text("description");
     metric.rounding = read_rounding(at);
-    metric.precision = static_cast<int>(at.decimal("rounding_precision").value_or(Decimal()).to_int64().value_or(0));
+    const auto precision = at.decimal("rounding_precision").value_or(Decimal());
+    if (precision.abs() > Decimal::max_digits || precision.scale() > 0)
+        throw Error(ErrorCode::bad_value, at.path("rounding_precision"), "is out of range");
+    metric.precision = static_cast<int>(precision.to_int64().value());
     metric.recurring = at.flag("recurring");
-    for (const auto& filter : at.list("filters"))
-        metric.filters[filter.required_text("key")] = filter.value().value("values", std::vector<std::string>());
+    for (const auto& filter : at.list("filters")) metric.filters[filter.required_text("key")] = filter.texts("values");
     return metric;
 }
 
@@ -6437,7 +6453,7 @@ ChargeFilter read_filter(const Node& at, const ModelRow& row, const BillableMetr
     ChargeFilter filter;
     filter.values = read_values(at, "values", &metric);
     filter.name = at.text("invoice_display_name");
-    filter.id = at.value().value("lago_id", json());
+    filter.id = at.raw("lago_id");
     filter.price = read_properties(at, row, checking);
     return filter;
 }
@@ -6459,7 +6475,7 @@ Charge read_charge(const Node& at, const std::vector<BillableMetric>& metrics) {
     const auto& metric = metrics[charge.metric];
     const Checking checking{metric.kind, premium, problems};
     const auto row = at.choice("charge_model", models);
-    charge.id = at.value().value("lago_id", json());
+    charge.id = at.raw("lago_id");
     charge.code = at.text("code", metric.metric.code);
     charge.name = at.text("invoice_display_name");
     charge.pay_in_advance = at.flag("pay_in_advance");
@@ -6482,8 +6498,8 @@ Subscription read_subscription(const Node& at) {
     Subscription subscription;
     subscription.id = at.required_text("external_id");
     subscription.customer = at.text("external_customer_id");
-    subscription.lago_id = at.value().value("lago_id", json());
-    subscription.lago_customer_id = at.value().value("lago_customer_id", json());
+    subscription.lago_id = at.raw("lago_id");
+    subscription.lago_customer_id = at.raw("lago_customer_id");
     subscription.anniversary = at.text("billing_time") == "anniversary";
     if (const auto started = at.time("started_at")) subscription.active.from = *started;
     if (const auto ended = at.time("terminated_at")) subscription.active.to = *ended + std::chrono::microseconds(1);
@@ -6642,6 +6658,9 @@ Filter beside(const std::string& key, const std::optional<std::string>& value) {
 // What the period's events have come to, event by event: prices follow the period's maximum.
 struct AdvanceState {
     std::optional<Decimal> current, maximum;
+
+    // What current usage is priced by, of live units (base_service.rb:194).
+    Decimal paid(const Decimal& live) const { return at_least_zero(live - current.value_or(Decimal()) + maximum.value_or(Decimal())); }
 };
 
 struct Contribution {
@@ -6700,6 +6719,7 @@ struct Plan final : Book::Impl {
     Fees estimate_fees(const Event& event, Timestamp now, UsageSource& usage) const override;
     Fees estimate_instant_fees(const Event& event, Timestamp now) const override;
     Fees usage(const UsageQuery& query, Timestamp now, UsageSource& usage) const override;
+    Fee price(std::string_view charge, const Decimal& units, std::int64_t events) const override;
 };
 
 // One question about one charge: where its units are counted, and how they are priced.
@@ -6731,12 +6751,6 @@ using Group = std::vector<std::pair<std::string, std::optional<std::string>>>;
 AggregateQuery beside(AggregateQuery query, const Group& group) {
     for (const auto& [key, value] : group) query.filter.parts.push_back(beside(key, value));
     return query;
-}
-
-[[maybe_unused]] Decimal sum_of(const std::vector<Decimal>& values) {
-    Decimal sum;
-    for (const auto& value : values) sum += value;
-    return sum;
 }
 
 // Running totals over these steps.
@@ -6817,6 +6831,8 @@ Decimal prorated(const Decimal& units, const Decimal& share) { return (units * s
 std::vector<ProratedEvent> prorated_events(const Scope& scope, AggregateQuery query, UsageSource& usage) {
     const auto& metric = scope.metric().metric;
     const auto period = scope.period;
+    constexpr int longest = 3 * 366;  // days, each of which is a question of its own
+    if (days_in(period) > longest) throw Error(ErrorCode::too_large, "period", "is too long for a prorated charge");
     std::vector<ProratedEvent> events;
     query.period = {Timestamp::min(), period.from};
     const auto older = usage.measure(metric, query).front().value;
@@ -7207,8 +7223,7 @@ Decimal paid_in_advance(const Scope& scope, const AggregateQuery& query, UsageSo
     if (scope.metric().kind == Kind::count || !measured.falls) return measured.value;
     AdvanceState state;
     for (const auto& step : usage.steps(scope.metric().metric, query, std::numeric_limits<std::size_t>::max(), {})) contribute(state, step);
-    if (!state.current) return measured.value;
-    return at_least_zero(measured.value - *state.current + *state.maximum);
+    return state.current ? state.paid(measured.value) : measured.value;
 }
 
 // Of the plan, or of the pricing unit that the charge is written in, which has hundredths.
@@ -7353,6 +7368,35 @@ Fees Plan::usage(const UsageQuery& query, Timestamp now, UsageSource& usage_sour
         for (const auto& charge : charges) add_charge(*this, charge, subscription, period, query.closing, usage_source, list);
     }
     return sum_up(*this, std::move(list));
+}
+
+// --- what if (any quantity under a charge) ---
+
+// A percentage charge looks at single events: they are taken as equal.
+void spread_evenly(const Price& price, std::int64_t events, Quantity& quantity) {
+    if (events < 0 || events > static_cast<std::int64_t>(limits::batch_events)) throw Error(ErrorCode::bad_value, "events", "is out of range");
+    if (events > 0) quantity.values.assign(static_cast<std::size_t>(events), quotient(quantity.units, events));
+    quantity.running = running_total(price, quantity.values);
+}
+
+Fee Plan::price(std::string_view name, const Decimal& units, std::int64_t events) const {
+    const auto charge = std::find_if(charges.begin(), charges.end(), [&](const Charge& each) { return each.code == name; });
+    if (charge == charges.end()) not_found("charge", "charge_not_found");
+    Quantity quantity{.units = units, .events = events, .premium = premium};
+    if (charge->price.model == Model::percentage) spread_evenly(charge->price, events, quantity);
+    auto priced = apply(charge->price, quantity);
+    Fee fee;
+    fee.charge = charge->code;
+    fee.metric = billable_metrics[charge->metric].metric.code;
+    fee.currency = currency_code;
+    fee.units = units;
+    fee.events = events;
+    clamp(priced, fee.units);
+    fee.unit_amount = unit_amount(charge->price, quantity, priced.amount);
+    fee.amount = priced.amount;
+    fee.amount_cents = to_cents(priced.amount, currency);
+    fee.lines = std::move(priced.lines);
+    return fee;
 }
 
 std::shared_ptr<const Book::Impl> load(const json& catalogue) {
@@ -8114,6 +8158,7 @@ struct MeteredBook final : Book::Impl {
     Fees usage(const UsageQuery& query, Timestamp now, UsageSource& usage) const override;
     Fees estimate_fees(const Event& event, Timestamp now, UsageSource& usage) const override;
     Check check(const Event& event, Timestamp now, UsageSource& usage) const override;
+    Fee price(std::string_view charge, const Decimal& units, std::int64_t events) const override;
 };
 
 Decimal total(const std::vector<Decimal>& quantities) {
@@ -8181,6 +8226,13 @@ Fees MeteredBook::estimate_fees(const Event& event, Timestamp now, UsageSource& 
     return sum_up(std::move(list), items.front());
 }
 
+Fee MeteredBook::price(std::string_view charge, const Decimal& units, std::int64_t) const {
+    for (const auto& item : items) {
+        if (item.charge == charge) return item_fee(item, {}, units, item.price({units}));
+    }
+    throw Error(ErrorCode::not_found, "charge", "charge_not_found");
+}
+
 // The event's units against what is left: of the first item that allows them, else of the first that measures them (5.3).
 Check MeteredBook::check(const Event& event, Timestamp now, UsageSource& usage_source) const {
     const auto query = customer_query(event.customer, event.subscription, {this_month(now).from, now + std::chrono::microseconds(1)});
@@ -8235,7 +8287,7 @@ Meter read_meter(const Node& at) {
     if (meter.multiplier <= 0) throw Error(ErrorCode::bad_value, aggregation.path("multiplier"), "must be above 0");
     for (const auto& filter : at.list("filters")) {
         const auto key = filter.required_text("key");
-        const auto values = filter.value().value("values", std::vector<std::string>());
+        const auto values = filter.texts("values");
         if (values.empty()) throw Error(ErrorCode::bad_value, filter.path("values"), "must not be empty");
         meter.filters.emplace_back(key, values);
         meter.metric.filter.parts.push_back(Filter::where(property_field(key), Operator::in, json(values)));
@@ -8250,17 +8302,9 @@ bool measures(const Meter& meter, const Event& event) {
            });
 }
 
-// A negative total counts as none (5.10); events without the property are one more distinct value (5.7).
+// A negative total counts as none (5.10).
 Decimal counted(const Meter& meter, const AggregateQuery& query, UsageSource& usage) {
-    auto units = usage.measure(meter.metric, query).front().value;
-    if (meter.metric.aggregation == Aggregation::unique_count) {
-        auto absent = meter.metric;
-        absent.aggregation = Aggregation::count;
-        absent.property.clear();
-        absent.filter.parts.push_back(Filter::where(property_field(meter.field), Operator::exists, false));
-        if (usage.measure(absent, query).front().value > 0) units += 1;
-    }
-    return at_least_zero(units * meter.multiplier);
+    return at_least_zero(usage.measure(meter.metric, query).front().value * meter.multiplier);
 }
 
 std::optional<Decimal> step_of(const Meter& meter, const Event& event, AggregateQuery query, UsageSource& usage) {
@@ -8364,11 +8408,12 @@ Filter read_clause(const Node& at) {
     return Filter::all({Filter::where(field, Operator::exists, true), std::move(clause)});
 }
 
-Filter read_filter(const Node& at) {
+Filter read_filter(const Node& at, std::size_t depth = 1) {
     static constexpr std::array<std::pair<std::string_view, bool>, 2> conjunctions{{{"and", true}, {"or", false}}};
+    if (depth > limits::json_depth) at.refuse("is nested too deep");
     const bool all = at.choice("conjunction", conjunctions, "and");
     std::vector<Filter> parts;
-    for (const auto& clause : at.list("clauses")) parts.push_back(clause.find("clauses") ? read_filter(clause) : read_clause(clause));
+    for (const auto& clause : at.list("clauses")) parts.push_back(clause.find("clauses") ? read_filter(clause, depth + 1) : read_clause(clause));
     return all || parts.empty() ? Filter::all(std::move(parts)) : Filter::any(std::move(parts));
 }
 
@@ -8403,6 +8448,8 @@ Meter read_meter(const Node& at) {
     }
     meter.metric.aggregation = meter.function == Function::sum ? Aggregation::sum : Aggregation::unique_count;
     meter.metric.property = property_field(aggregation.required_text("property"));
+    // Events without the property are no value of their own (7).
+    meter.metric.filter = Filter::all({std::move(meter.metric.filter), Filter::where(meter.metric.property, Operator::exists, true)});
     return meter;
 }
 
@@ -8527,7 +8574,7 @@ Item read_plan_item(const Node& at, const std::string& currency) {
     if (!at.find("price")) return {.included = at.decimal("included").value_or(Decimal())};
     const auto price = at.object("price");
     auto merged = price.value();
-    merged["included"] = at.value().value("included", json(0));
+    merged["included"] = at.raw("included");
     auto item = autumn::read_item(Node(merged, price.path()), true, currency);
     check_item(at, price, item);
     return item;
@@ -8784,6 +8831,7 @@ const std::string& Book::vendor() const noexcept { return impl_->vendor; }
 const std::string& Book::code() const noexcept { return impl_->code; }
 const json& Book::source() const noexcept { return impl_->source; }
 std::vector<Metric> Book::metrics() const { return impl_->metrics; }
+Fee Book::price(std::string_view charge, const Decimal& units, std::int64_t events) const { return impl_->price(charge, units, events); }
 
 // =============================================================================================
 // 9 wire: each vendor's requests, answers and rules, as tables. Pure. Uses 1-3.
