@@ -2248,7 +2248,8 @@ std::int64_t first_sequence(Connection& db) { return meta(db, "pruned") + 1; }
     "(SELECT text FROM texts WHERE id = l.customer), (SELECT text FROM texts WHERE id = l.subscription), "               \
     "(SELECT text FROM texts WHERE id = l.source), l.value, l.properties, l.extra FROM log l "
 
-Event read_event(const Prepared& row) {
+// All of an event but its properties, which are text in column 10.
+Event read_plain_event(const Prepared& row) {
     Event event;
     event.sequence = row.integer(0);
     event.id = row.integer(2) != 0 ? unpack_uuid(row.text(1)) : std::string(row.text(1));
@@ -2259,8 +2260,13 @@ Event read_event(const Prepared& row) {
     event.subscription = row.text(7);
     event.source = row.text(8);
     if (!row.null(9)) event.value = Decimal(row.text(9));
-    event.properties = json::parse(row.text(10));
     if (!row.null(11)) read_extra(event, row.text(11));
+    return event;
+}
+
+Event read_event(const Prepared& row) {
+    Event event = read_plain_event(row);
+    event.properties = json::parse(row.text(10));
     return event;
 }
 
@@ -6863,14 +6869,26 @@ json without_large_integers(const json& value) {
     return copy;
 }
 
+/// JSON text of properties for a reader of doubles.
+std::string fit_for_doubles(std::string_view properties) {
+    constexpr std::size_t always_exact = 15;  // digits
+    std::size_t digits = 0, longest = 0;
+    for (const char c : properties) {
+        digits = c >= '0' && c <= '9' ? digits + 1 : 0;
+        longest = std::max(longest, digits);
+    }
+    return longest <= always_exact ? std::string(properties) : json_text(without_large_integers(json::parse(properties)));
+}
+
 std::string timestamp_text(Timestamp t, Form form) {
     if (form == Form::unix_seconds) return t.unix_seconds().to_string();
     if (form == Form::iso) return t.to_string();
     return std::to_string(t.micros() / 1000);
 }
 
-/// The text of a field, before it is quoted; empty when the event has nothing there.
-std::string plain_value(const WireField& field, const Event& event) {
+/// The text of a field, before it is quoted; empty when the event has nothing there. `scratch` holds what had to be made.
+std::string_view plain_value(const WireField& field, const Event& event, std::string& scratch) {
+    const auto made = [&](std::string text) -> std::string_view { return scratch = std::move(text); };
     switch (field.from) {
         case From::id:
             return event.id;
@@ -6883,15 +6901,15 @@ std::string plain_value(const WireField& field, const Event& event) {
         case From::source:
             return event.source;
         case From::timestamp:
-            return timestamp_text(event.timestamp.value_or(Timestamp()), field.form);
+            return made(timestamp_text(event.timestamp.value_or(Timestamp()), field.form));
         case From::value:
-            return event.value ? event.value->to_string() : "";
+            return event.value ? made(event.value->to_string()) : "";
         case From::cents:
-            return event.precise_total_amount_cents ? event.precise_total_amount_cents->to_string() : "";
+            return event.precise_total_amount_cents ? made(event.precise_total_amount_cents->to_string()) : "";
         case From::notice_body:
-            return event.notice ? event.notice->body : "";
+            return event.notice ? std::string_view(event.notice->body) : "";
         case From::severity:
-            return event.notice ? std::string(severity_name(event.notice->severity)) : "";
+            return event.notice ? severity_name(event.notice->severity) : "";
         case From::notify:
             return event.notice && event.notice->notify ? "true" : "false";
         case From::properties:
@@ -6911,33 +6929,34 @@ const json& extension_of(const Vendor& vendor, const Event& event) {
     return found != event.extensions.end() && found->is_object() ? *found : nothing;
 }
 
-/// The JSON text of a field; empty when nothing is to be sent.
-std::string field_json(const WireField& field, const Event& event, const json& extension) {
-    std::string out;
-    if (!field.rival.empty() && extension.contains(std::string(field.rival))) return out;
+/// The JSON text of a field, appended; nothing when nothing is to be sent.
+void append_field(std::string& out, const WireField& field, const Event& event, std::string_view properties, const json& extension) {
+    if (!field.rival.empty() && extension.contains(field.rival)) return;
     if (field.from == From::properties) {
-        out += json_text(field.form == Form::object_go ? without_large_integers(event.properties) : event.properties);
-        return out;
+        if (field.form == Form::object_go)
+            out += fit_for_doubles(properties);
+        else
+            out += properties;
+        return;
     }
     if (field.from == From::extension) {
-        const auto found = extension.find(std::string(last_name(field.key)));
+        const auto found = extension.find(last_name(field.key));
         if (found != extension.end()) {
             out += json_text(*found);
-            return out;
+            return;
         }
     }
-    std::string value = plain_value(field, event);
+    std::string scratch;
+    std::string_view value = plain_value(field, event, scratch);
     if (value.empty()) value = field.fallback;
-    if (value.empty() && !field.always) return out;
-    if (field.form == Form::text_component) {
-        out += R"([{"componentText":{"text":)";
+    if (value.empty() && !field.always) return;
+    const bool bare = field.form == Form::unix_ms || field.form == Form::number || field.form == Form::boolean;
+    if (field.form == Form::text_component) out += R"([{"componentText":{"text":)";
+    if (bare)
+        out += value;
+    else
         append_json_text(out, value);
-        out += "}}]";
-        return out;
-    }
-    if (field.form == Form::unix_ms || field.form == Form::number || field.form == Form::boolean) return value;
-    append_json_text(out, value);
-    return out;
+    if (field.form == Form::text_component) out += "}}]";
 }
 
 bool field_named(const Vendor& vendor, std::string_view key) {
@@ -6945,41 +6964,46 @@ bool field_named(const Vendor& vendor, std::string_view key) {
                        [&](const WireField& f) { return first_name(f.key) == key || (f.from == From::extension && last_name(f.key) == key); });
 }
 
-/// One event as the vendor's JSON. What the extension has beyond the vendor's fields goes in as it is; it never replaces one.
-std::string event_json(const Vendor& vendor, const Event& event) {
+/// One event as the vendor's JSON, with its properties as the text they are stored as: every digit leaves as it came. What the extension has
+/// beyond the vendor's fields goes in as it is; it never replaces one.
+std::string event_json(const Vendor& vendor, const Event& event, std::string_view properties) {
     const json& extension = extension_of(vendor, event);
-    std::string out = "{", open_object;
-    const auto comma = [&] {
+    std::string out = "{";
+    std::string_view open_object;
+    const auto add_key = [&](std::string_view key) {
         if (out.back() != '{') out += ',';
+        append_json_text(out, key);
+        out += ':';
     };
     for (const WireField& field : vendor.fields) {
-        const std::string value = field_json(field, event, extension);
-        if (value.empty()) continue;
         const std::string_view object = field.key.find('.') == std::string_view::npos ? std::string_view() : first_name(field.key);
+        const std::size_t before = out.size();
+        const std::string_view object_before = open_object;
         if (object != open_object) {
             if (!open_object.empty()) out += '}';
             if (!object.empty()) {
-                comma();
-                append_json_text(out, object);
-                out += ":{";
+                add_key(object);
+                out += '{';
             }
             open_object = object;
         }
-        comma();
-        append_json_text(out, last_name(field.key));
-        out += ':';
-        out += value;
+        add_key(last_name(field.key));
+        const std::size_t value = out.size();
+        append_field(out, field, event, properties, extension);
+        if (out.size() > value) continue;
+        out.resize(before);  // nothing to send: not even its key
+        open_object = object_before;
     }
     if (!open_object.empty()) out += '}';
     for (const auto& [key, value] : extension.items()) {
         if (field_named(vendor, key)) continue;
-        comma();
-        append_json_text(out, key);
-        out += ':';
+        add_key(key);
         out += json_text(value);
     }
     return out += '}';
 }
+
+std::string event_json(const Vendor& vendor, const Event& event) { return event_json(vendor, event, json_text(event.properties)); }
 
 /// Why the vendor's format cannot carry the event; empty when it can. Only what no answer would tell us (flexprice dossier 3.4, autumn
 /// dossier 4.5, zyg dossier 5.4): everything else is the vendor's to judge.
@@ -6987,7 +7011,8 @@ std::string unsendable_reason(const Vendor& vendor, const Event& event) {
     const json& extension = extension_of(vendor, event);
     for (const WireField& field : vendor.fields) {
         if (!field.required) continue;
-        if (plain_value(field, event).find_first_not_of(" \t\r\n") != std::string::npos) continue;
+        std::string scratch;
+        if (plain_value(field, event, scratch).find_first_not_of(" \t\r\n") != std::string_view::npos) continue;
         const bool served = (!field.rival.empty() && extension.contains(std::string(field.rival))) ||
                             (!field.other.empty() && extension.contains(std::string(field.other)));
         if (!served) return std::string(field.key) + " is required";
@@ -7679,20 +7704,28 @@ struct ItemMaker {
     Timestamp vendor_now;
     std::size_t bytes;
 
-    bool selected(const Event& event) const { return (event.notice || !vendor.notices_only) && selection.holds(event); }
+    /// From a row of the log. Its properties are taken apart only when someone looks into them.
+    Item from_row(const Prepared& row, bool select) const {
+        Event event = read_plain_event(row);
+        if (vendor.notices_only && !event.notice && select) return skip(event.sequence);
+        const bool selecting = select && !options.selection.empty();
+        if (selecting || options.before_send) event.properties = json::parse(row.text(10));
+        if (selecting && !selection.holds(event)) return skip(event.sequence);
+        return make(event, row.text(10));
+    }
 
-    Item make(const Event& event) const {
+    Item make(const Event& event, std::string_view properties) const {
         Item item;
         item.sequence = event.sequence;
         item.id = event.id;
         item.timestamp = event.timestamp.value_or(Timestamp());
+        const std::string reason = unsendable_reason(vendor, event);
+        if (!reason.empty()) {
+            park(item, "unsendable", reason);
+            return item;
+        }
         try {
-            const Event copy = redacted(options, measured, event);
-            const std::string reason = unsendable_reason(vendor, copy);
-            if (!reason.empty())
-                park(item, "unsendable", reason);
-            else
-                item.body = event_json(vendor, copy);
+            item.body = options.before_send ? event_json(vendor, redacted(options, measured, event)) : event_json(vendor, event, properties);
         } catch (const std::exception& error) {
             park(item, "before_send", shortened(error.what()));
         }
@@ -7843,36 +7876,29 @@ std::vector<Item> read_released(Connection& c, const UpstreamRow& row, const Ite
     std::vector<Item> items;
     std::size_t bytes = 0;
     while (bytes < maker.bytes && next.row()) {
-        const std::int64_t sequence = next.integer(0);
-        const auto event = event_at(c, sequence);
-        Item item = event ? maker.make(*event) : maker.skip(sequence);
-        if (next.integer(1) != 0) item.attempted_at = Timestamp(next.integer(1));
-        bytes += item.body.size();
-        items.push_back(std::move(item));
+        const Prepared event = c.prepared(METER_EVENT_COLUMNS "WHERE l.sequence = ?");
+        event.bind(next.integer(0));
+        items.push_back(event.row() ? maker.from_row(event, false) : maker.skip(next.integer(0)));
+        if (next.integer(1) != 0) items.back().attempted_at = Timestamp(next.integer(1));
+        bytes += items.back().body.size();
     }
     return items;
 }
 
-/// The next stretch of the log: enough for one request, read in small pieces so that memory stays small whatever the events' size.
+/// The next stretch of the log: enough for one request, one event in memory at a time.
 std::vector<Item> read_log(Connection& c, const UpstreamRow& row, const ItemMaker& maker, std::int64_t limit) {
-    constexpr std::int64_t piece = 50;
     constexpr std::size_t longest = 5000;
     const bool attempted = row.attempted > row.cursor;
+    const Prepared next = c.prepared(METER_EVENT_COLUMNS "WHERE l.sequence > ? AND l.sequence <= ? ORDER BY l.sequence");
+    next.bind(row.cursor, attempted ? row.attempted : std::numeric_limits<std::int64_t>::max());  // what was sent is never mixed with what was not
     std::vector<Item> items;
-    std::int64_t open = 0, after = row.cursor;
+    std::int64_t open = 0;
     std::size_t bytes = 0;
-    while (open < limit && bytes < maker.bytes && items.size() < longest) {
-        std::int64_t wanted = std::min(piece, limit - open);
-        if (attempted) wanted = std::min(wanted, row.attempted - after);  // what was sent is never mixed with what was not
-        const std::vector<Event> events = wanted > 0 ? events_after(c, after, wanted) : std::vector<Event>();
-        for (const Event& event : events) {
-            items.push_back(maker.selected(event) ? maker.make(event) : maker.skip(event.sequence));
-            if (attempted) items.back().attempted_at = row.attempted_at;
-            if (items.back().fate == Fate::open) ++open;
-            bytes += items.back().body.size();
-            after = event.sequence;
-        }
-        if (events.empty()) break;
+    while (open < limit && bytes < maker.bytes && items.size() < longest && next.row()) {
+        items.push_back(maker.from_row(next, true));
+        if (attempted) items.back().attempted_at = row.attempted_at;
+        if (items.back().fate == Fate::open) ++open;
+        bytes += items.back().body.size();
     }
     return items;
 }
@@ -8036,9 +8062,10 @@ private:
             const auto measured = options().before_send ? measured_properties(c) : std::vector<MeasuredProperty>();
             const ItemMaker maker{
                 vendor(), options(), link_.selection, measured, row_.vendor_time(now()), std::min(vendor().batch_bytes, request_bytes)};
-            batch_.items = read_released(c, row_, maker, link_.batch_events);
+            const std::int64_t stride = std::max<std::int64_t>(link_.batch_events, 500);  // several small requests from one look into the log
+            batch_.items = read_released(c, row_, maker, stride);
             batch_.from_log = batch_.items.empty();
-            if (batch_.from_log) batch_.items = read_log(c, row_, maker, link_.batch_events);
+            if (batch_.from_log) batch_.items = read_log(c, row_, maker, stride);
         });
         for (Item& item : batch_.items)
             if (item.fate == Fate::open && item.attempted_at && may_have_been_counted(vendor().resend_window, *item.attempted_at, now()))
