@@ -125,7 +125,7 @@ public:
     friend Decimal operator+(const Decimal& a, const Decimal& b);
     friend Decimal operator-(const Decimal& a, const Decimal& b) { return a + -b; }
     friend Decimal operator*(const Decimal& a, const Decimal& b);
-    Decimal& operator+=(const Decimal& other) { return *this = *this + other; }
+    Decimal& operator+=(const Decimal& other);
     Decimal& operator-=(const Decimal& other) { return *this = *this - other; }
     Decimal& operator*=(const Decimal& other) { return *this = *this * other; }
     /// a / b rounded to `scale` (0 to 76) decimals. Throws bad_value when b is zero.
@@ -198,7 +198,20 @@ struct Period {
 Period last_days(int days, Timestamp now = Timestamp::now());  ///< the days up to `now`, 24 hours each
 Period this_month(Timestamp now = Timestamp::now());           ///< the calendar month around `now`, UTC
 
-enum class Bin { none, hour, day, month };
+/// When a subscription is billed.
+struct BillingCycle {
+    Period current = {};
+    Timestamp subscribed_at = Timestamp::min();
+};
+
+/// The ranges that vendors know by name: "24h", "7d", "30d" and "90d" end now. So do "1bc" and "3bc", as long as one or three times the current
+/// billing cycle. "last_cycle" is the stretch of that length before the current cycle, or the current cycle when the subscription began in it
+/// (Autumn, analyticsUtils.ts:302). Throws bad_value for another name, and for the last three without a cycle.
+Period named_period(std::string_view name, Timestamp now = Timestamp::now(), const std::optional<BillingCycle>& cycle = {});
+
+/// Up to hour, bins have their length in elapsed time, aligned to the clock of the zone: the hour that autumn repeats is two bins. From 3 hours on
+/// they are calendar stretches, as long as the zone's clock makes them: a day of 23 or 25 hours is one bin.
+enum class Bin { none, minute, minutes_15, minutes_30, hour, hours_3, hours_6, hours_12, day, week, month, quarter, year };
 
 // ---------------------------------------------------------------------------------------------
 // 4 events
@@ -346,8 +359,12 @@ struct AggregateQuery {
     std::string metric = {};  ///< code of a metric declared with define() or loaded with a book
     std::string customer = {}, subscription = {};
     Period period = {};
-    Bin bin = Bin::none;                     ///< bins are calendar-aligned, UTC; empty bins are absent
-    std::vector<std::string> group_by = {};  ///< fields as in Filter
+    Bin bin = Bin::none;         ///< empty bins are absent
+    std::string time_zone = {};  ///< of the bins: an IANA name ("Europe/Paris"), an offset ("+02:00") or UTC when empty
+    std::chrono::weekday week_start = std::chrono::Monday;
+    std::optional<Timestamp> billing_anchor = {};  ///< months, quarters and years begin on its day of the month and at its time of day; a 31st is
+                                                   ///< the last day of a shorter month
+    std::vector<std::string> group_by = {};        ///< fields as in Filter
     Filter filter = {};
 };
 
@@ -375,8 +392,20 @@ public:
     /// optionally with "subscriptions": [{"external_id", "external_customer_id", "started_at", ...}].
     static Book lago(const json& catalogue);
 
+    /// {"meters": [...], "prices": [...]} as FlexPrice's API shows them; the usage prices, COUNT, SUM, SUM_WITH_MULTIPLIER and
+    /// COUNT_UNIQUE meters. A price may carry "entitlement" and "commitment". Periods are calendar months, UTC.
+    static Book flexprice(const json& catalogue);
+    /// {"product": {"id", "prices": [...], "benefits": [...]}, "meters": [...]} as Polar's API shows them; the metered prices, less the
+    /// units that meter_credit benefits grant; count, sum and unique meters whose filter names an event.
+    static Book polar(const json& catalogue);
+    /// {"plan": {"id", "items": [...]}, "features": [...], "currency": "usd"} as Autumn's API (2.1 and later) shows them, credit systems
+    /// included. An item's "quantity" is what was bought of a prepaid one.
+    static Book autumn(const json& catalogue);
+    /// By the vendor's name: "lago", "flexprice", "polar" or "autumn". Throws unsupported for another.
+    static Book of(std::string_view vendor, const json& catalogue);
+
     const std::string& vendor() const noexcept;
-    const std::string& code() const noexcept;  ///< the plan's
+    const std::string& code() const noexcept;  ///< the plan's, or product's
     const json& source() const noexcept;       ///< the JSON it was made from, unknown fields included
     std::vector<Metric> metrics() const;
 
@@ -403,6 +432,7 @@ struct FeeLine {
         advance,     ///< what was paid for before
         discount,
         conversion,  ///< from a pricing unit to the currency
+        rounding,
     };
     Step step = Step::units;
     std::optional<Decimal> from = {}, to = {};  ///< bounds of the tier as the vendor writes them, in units
@@ -437,6 +467,13 @@ struct Fees {
     Decimal amount_cents = {};  ///< sum of the fees'
     json to_json() const;
     std::string to_text() const;  ///< for people: each fee with its lines, and the sum
+};
+
+/// Whether units may be used, and what is left before them.
+struct Check {
+    bool allowed = false;
+    Decimal balance = {};  ///< units left
+    Decimal overage = {};  ///< units used beyond what was granted
 };
 
 struct UsageQuery {
