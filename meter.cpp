@@ -3279,6 +3279,22 @@ Scalar cell_scalar(const Column& column, std::size_t row) {
     }
 }
 
+// Times are compared as microseconds.
+Filter in_micros(Filter filter) {
+    const auto convert = [](json& value) {
+        if (value.is_string()) {
+            value = Timestamp::parse(value.get_ref<const std::string&>()).micros();
+        } else if (value.is_number()) {
+            value = Timestamp::from_unix(Decimal::from_json(value)).micros();
+        }
+    };
+    if (!filter.value.is_array())
+        convert(filter.value);
+    else
+        for (json& value : filter.value) convert(value);
+    return filter;
+}
+
 // A filter with its fields found among a scan's columns and its values prepared.
 class Condition {
 public:
@@ -3301,18 +3317,6 @@ public:
     }
 
 private:
-    // Times are compared as microseconds.
-    static Filter in_micros(Filter filter) {
-        const auto convert = [](const json& value) -> json {
-            if (value.is_string()) return Timestamp::parse(value.get_ref<const std::string&>()).micros();
-            if (value.is_number()) return Timestamp::from_unix(Decimal::from_json(value)).micros();
-            return value;
-        };
-        if (!filter.value.is_array()) filter.value = convert(filter.value);
-        for (json& value : filter.value.is_array() ? filter.value : json::array()) value = convert(value);
-        return filter;
-    }
-
     std::vector<std::uint8_t> rows(Connection& db, const Batch& batch) const {
         if (kind_ == Filter::Kind::clause) return clause_rows(db, batch.columns[column_], batch.rows);
         std::vector<std::uint8_t> met(batch.rows, kind_ == Filter::Kind::all ? 1 : 0);
@@ -4699,15 +4703,15 @@ std::vector<Step> ordered_steps(const Reader& reader, const Metric& metric, Metr
 
 namespace {
 
-/// The units beyond `above` up to and including `up_to` (all of them when absent), at `rate` each, and `flat` once.
+// The units beyond `above` up to and including `up_to` (all of them when absent), at `rate` each, and `flat` once.
 struct Tier {
     Decimal above;
     std::optional<Decimal> up_to;
     Decimal rate, flat;
-    Decimal from;  ///< the lower bound as the vendor writes it
+    Decimal from;  // the lower bound as the vendor writes it
 };
 
-/// An amount in currency units and the lines that add up to it.
+// An amount in currency units and the lines that add up to it.
 struct Priced {
     Decimal amount;
     std::vector<FeeLine> lines;
@@ -4718,7 +4722,7 @@ struct Priced {
     }
 };
 
-/// a / b to 32 significant digits; 0 when b is 0.
+// a / b to 32 significant digits; 0 when b is 0.
 Decimal quotient(const Decimal& a, const Decimal& b) { return b.is_zero() ? Decimal() : Decimal::divide_significant(a, b, 32, Rounding::half_up); }
 
 Decimal percent(const Decimal& rate) { return rate * Decimal::scaled(1, 2); }
@@ -4741,8 +4745,8 @@ FeeLine tier_line(const Tier& tier, const Decimal& units) {
             .amount = units * tier.rate + tier.flat};
 }
 
-/// Graduated: every tier prices the units that fall into it, up to the first tier that reaches `units`. That includes the first tier
-/// for no units at all, or less.
+// Graduated: every tier prices the units that fall into it, up to the first tier that reaches `units`. That includes the first tier
+// for no units at all, or less.
 Priced graduated(std::span<const Tier> tiers, const Decimal& units) {
     Priced priced;
     priced.lines.reserve(tiers.size());
@@ -4753,10 +4757,10 @@ Priced graduated(std::span<const Tier> tiers, const Decimal& units) {
     return priced;
 }
 
-/// How many packages of `size` are begun by `units`.
+// How many packages of `size` are begun by `units`.
 Decimal begun_packages(const Decimal& units, const Decimal& size) { return Decimal::divide(units, size, 0, Rounding::ceil); }
 
-/// Packages: each begun one is paid whole.
+// Packages: each begun one is paid whole.
 Priced packages(const Decimal& units, const Decimal& size, const Decimal& rate) {
     Priced priced;
     priced.add({.step = FeeLine::Step::package, .units = units, .rate = rate, .per = size, .amount = begun_packages(units, size) * rate});
@@ -4772,7 +4776,7 @@ FeeLine fixed_line(const Decimal& times, const Decimal& amount) {
     return {.step = FeeLine::Step::fixed, .units = times, .rate = amount, .amount = times * amount};
 }
 
-/// What brings the amount to at least `minimum`, or nothing.
+// What brings the amount to at least `minimum`, or nothing.
 void raise_to(Priced& priced, const Decimal& minimum) {
     if (priced.amount < minimum) priced.add({.step = FeeLine::Step::minimum, .amount = minimum - priced.amount});
 }
@@ -4781,7 +4785,7 @@ void lower_to(Priced& priced, const Decimal& maximum) {
     if (priced.amount > maximum) priced.add({.step = FeeLine::Step::maximum, .amount = maximum - priced.amount});
 }
 
-/// `with` less `without`, line by line: lines of the same step and bounds are subtracted from each other, what is equal in both vanishes.
+// `with` less `without`, line by line: lines of the same step and bounds are subtracted from each other, what is equal in both vanishes.
 Priced difference(const Priced& with, const Priced& without) {
     Priced result;
     auto lines = with.lines;
@@ -4803,18 +4807,22 @@ Priced difference(const Priced& with, const Priced& without) {
     return result;
 }
 
-/// What makes the amount that in another unit.
+void round_to(Priced& priced, const Decimal& rounded) {
+    if (rounded != priced.amount) priced.add({.step = FeeLine::Step::rounding, .amount = rounded - priced.amount});
+}
+
+// What makes the amount that in another unit.
 void convert_to(Priced& priced, const Decimal& amount, const Decimal& rate) {
     priced.add({.step = FeeLine::Step::conversion, .rate = rate, .amount = amount - priced.amount});
 }
 
-/// A currency's smallest unit: amounts are rounded to `decimals` and counted in units of 1 / `subunits`.
+// A currency's smallest unit: amounts are rounded to `decimals` and counted in units of 1 / `subunits`.
 struct Currency {
     int decimals = 2;
     int subunits = 100;
 };
 
-/// Half up; a count of smallest units is whole (what MRO's fifths leave over is cut).
+// Half up; a count of smallest units is whole (what MRO's fifths leave over is cut).
 Decimal to_cents(const Decimal& amount, Currency currency) {
     return (amount.round(currency.decimals, Rounding::half_up) * Decimal(currency.subunits)).round(0, Rounding::down);
 }
@@ -4822,8 +4830,8 @@ Decimal to_cents(const Decimal& amount, Currency currency) {
 // --- fees as texts ---------------------------------------------------------------------------
 
 std::string_view step_name(FeeLine::Step step) {
-    static constexpr std::array<std::string_view, 12> names{"units", "tier",    "package", "percentage", "fixed",    "free",
-                                                            "given", "minimum", "maximum", "advance",    "discount", "conversion"};
+    static constexpr std::array<std::string_view, 13> names{"units",   "tier",    "package", "percentage", "fixed",      "free",    "given",
+                                                            "minimum", "maximum", "advance", "discount",   "conversion", "rounding"};
     return names[static_cast<std::size_t>(step)];
 }
 
@@ -4884,6 +4892,8 @@ std::string FeeLine::text() const {
             return "discount";
         case Step::conversion:
             return "converted at " + rate.to_string();
+        case Step::rounding:
+            return "rounded";
     }
     return {};
 }
@@ -4933,46 +4943,48 @@ std::string Fees::to_text() const {
 // 8 books: how each vendor measures and prices, from its own JSON. Pure. Uses 1-3, 7.
 // =============================================================================================
 
-/// What a book asks of the log. Which events: those of the metric and the query, as in Meter::aggregate; bins are not used.
+// What a book asks of the log. Which events: those of the metric and the query, as in Meter::aggregate; bins are not used.
 struct Measured {
     std::vector<std::optional<std::string>> group;
     Decimal value;
     std::int64_t events = 0;
-    bool falls = true;  ///< some event may have lowered the value: a negative number, a removal. True when not known
+    bool falls = true;  // some event may have lowered the value: a negative number, a removal. True when not known
 };
 
 class UsageSource {
 public:
     virtual ~UsageSource() = default;
-    /// One row for each group; without group_by exactly one, also when there are no events.
+    // One row for each group; without group_by exactly one, also when there are no events.
     virtual std::vector<Measured> measure(const Metric& metric, const AggregateQuery& query) = 0;
-    /// What each event adds to the value (a count's 1, a sum's number, a unique count's 1, 0 or -1), by time, then sequence. Ends after
-    /// `limit` events, or with the one that brings the sum over `until`.
+    // What each event adds to the value (a count's 1, a sum's number, a unique count's 1, 0 or -1), by time, then sequence. Ends after
+    // `limit` events, or with the one that brings the sum over `until`.
     virtual std::vector<Decimal> steps(const Metric& metric, const AggregateQuery& query, std::size_t limit, const std::optional<Decimal>& until) = 0;
-    /// Sum of precise_total_amount_cents of the events that take part.
+    // Sum of precise_total_amount_cents of the events that take part.
     virtual Decimal precise_total_cents(const Metric& metric, const AggregateQuery& query) = 0;
 };
 
-/// What every vendor's book can do. An answer depends on nothing but the arguments and the source.
+// What every vendor's book can do. An answer depends on nothing but the arguments and the source.
 struct Book::Impl {
     std::string vendor, code;
     json source;
     std::vector<Metric> metrics;
 
     virtual ~Impl() = default;
-    /// Whether the book prices this subscription or, where the vendor has none, this customer.
+    // Whether the book prices this subscription or, where the vendor has none, this customer.
     virtual bool serves(const std::string& subscription, const std::string& customer) const = 0;
     virtual Fees estimate_fees(const Event& event, Timestamp now, UsageSource& usage) const = 0;
-    /// The event priced alone, without what came before it.
+    // The event priced alone, without what came before it.
     virtual Fees estimate_instant_fees(const Event&, Timestamp) const {
         throw Error(ErrorCode::unsupported, "", vendor + " has no instant estimates");
     }
     virtual Fees usage(const UsageQuery& query, Timestamp now, UsageSource& usage) const = 0;
+    // Whether the event's units may be used now.
+    virtual Check check(const Event&, Timestamp, UsageSource&) const { throw Error(ErrorCode::unsupported, "", vendor + " has no balances"); }
 };
 
 namespace {
 
-/// A place in a vendor's JSON with the path that leads to it, for reading with errors that name it.
+// A place in a vendor's JSON with the path that leads to it, for reading with errors that name it.
 class Node {
 public:
     explicit Node(const json& value, std::string path = {}) : value_(&value), path_(std::move(path)) {}
@@ -4982,7 +4994,7 @@ public:
     std::string path(std::string_view key) const { return path_.empty() ? std::string(key) : path_ + "." + std::string(key); }
     [[noreturn]] void refuse(std::string reason) const { throw Error(ErrorCode::bad_value, path_, std::move(reason)); }
 
-    /// The member, unless it is missing or null.
+    // The member, unless it is missing or null.
     std::optional<Node> find(std::string_view key) const {
         if (!value_->is_object()) return {};
         const auto found = value_->find(std::string(key));
@@ -4996,7 +5008,7 @@ public:
         return *found;
     }
 
-    /// The elements of a list; none when it is missing.
+    // The elements of a list; none when it is missing.
     std::vector<Node> list(std::string_view key) const {
         const auto found = find(key);
         if (!found) return {};
@@ -5048,7 +5060,7 @@ public:
         }
     }
 
-    /// The value of the table's row whose first member is the text under `key`.
+    // The value of the table's row whose first member is the text under `key`.
     template <typename Table>
     auto choice(std::string_view key, const Table& table, std::string fallback = {}) const {
         const auto name = text(key, std::move(fallback));
@@ -5063,31 +5075,25 @@ private:
     std::string path_;
 };
 
-/// A rule of the vendor's that a field breaks, in the vendor's own word.
+// A rule of the vendor's that a field breaks, in the vendor's own word.
 struct Problem {
     std::string path, field, code;
 };
 using Problems = std::vector<Problem>;
 
-/// A JSON value as the text a vendor compares: text as it is, numbers and booleans as JSON writes them; nothing for null and what is missing.
+// A JSON value as the text a vendor compares: text as it is, numbers and booleans as JSON writes them; nothing for null and what is missing.
 std::optional<std::string> property_text(const json& properties, const std::string& key) {
     const auto found = properties.find(key);
     if (found == properties.end() || found->is_null()) return {};
     return found->is_string() ? found->get<std::string>() : found->dump();
 }
 
-std::chrono::year_month_day civil_date(Timestamp time) {
-    return std::chrono::floor<std::chrono::days>(std::chrono::sys_time<std::chrono::microseconds>(std::chrono::microseconds(time.micros())));
-}
-
-Timestamp start_of(std::chrono::sys_days day) { return Timestamp(std::chrono::microseconds(day.time_since_epoch()).count()); }
-
-/// The day of that number in the month, or the month's last when it is shorter.
+// The day of that number in the month, or the month's last when it is shorter.
 std::chrono::sys_days day_in(std::chrono::year_month month, std::chrono::day day) {
     return std::min(month / day, std::chrono::year_month_day(month / std::chrono::last));
 }
 
-/// How Filter, Metric and AggregateQuery name the property of that key.
+// How Filter, Metric and AggregateQuery name the property of that key.
 std::string property_field(const std::string& key) { return "properties." + key; }
 
 // --- Lago: dossier sections 3 to 9 -----------------------------------------------------------
@@ -5111,7 +5117,7 @@ Currency currency_of(std::string_view code) {
     return {};
 }
 
-/// BigDecimal's text: always with a point.
+// BigDecimal's text: always with a point.
 std::string ruby_text(const Decimal& value) {
     auto text = value.to_string();
     return text.find('.') == std::string::npos ? text + ".0" : text;
@@ -5138,15 +5144,15 @@ struct BillableMetric {
     std::optional<Rounding> rounding;
     int precision = 0;
     bool recurring = false;
-    std::map<std::string, std::vector<std::string>> filters;  ///< allowed values by key
+    std::map<std::string, std::vector<std::string>> filters;  // allowed values by key
 };
 
-/// The key of the property that is measured.
+// The key of the property that is measured.
 std::string property_key(const BillableMetric& metric) { return metric.metric.property.substr(property_field("").size()); }
 
 enum class Model { standard, graduated, graduated_percentage, package, percentage, volume, dynamic, custom };
 
-/// Properties of a charge or of one of its filters; which of them count depends on the model.
+// Properties of a charge or of one of its filters; which of them count depends on the model.
 struct Price {
     Model model = Model::standard;
     Decimal amount = {}, package_size = 1, free_units = {};
@@ -5157,7 +5163,7 @@ struct Price {
     std::vector<std::string> group_keys = {};
 };
 
-using Values = std::map<std::string, std::vector<std::string>>;  ///< by key
+using Values = std::map<std::string, std::vector<std::string>>;  // by key
 
 struct ChargeFilter {
     Values values;
@@ -5174,7 +5180,7 @@ struct Charge {
     std::vector<ChargeFilter> filters;
     bool pay_in_advance = false, invoiceable = true, prorated = false;
     Decimal minimum_cents = {};
-    std::optional<Decimal> conversion_rate = {};  ///< from a pricing unit to the plan's currency
+    std::optional<Decimal> conversion_rate = {};  // from a pricing unit to the plan's currency
     std::string pricing_unit = {};
 };
 
@@ -5191,7 +5197,7 @@ struct Subscription {
     std::string id = {}, customer = {};
     json lago_id = nullptr, lago_customer_id = nullptr;
     bool anniversary = false;
-    Timestamp anchor = Timestamp::min();  ///< subscription_at: where anniversary periods start
+    Timestamp anchor = Timestamp::min();  // subscription_at: where anniversary periods start
     Period active = {};
 };
 
@@ -5207,7 +5213,7 @@ struct Checking {
     }
 };
 
-/// Money and rates are texts holding a decimal that is not negative; a JSON number is refused (decimal_amount_service.rb:17).
+// Money and rates are texts holding a decimal that is not negative; a JSON number is refused (decimal_amount_service.rb:17).
 Decimal amount(const Node& at, std::string_view field, const char* code, const Checking& checking, bool optional = false) {
     const auto found = at.find(field);
     if (!found && optional) return {};
@@ -5228,14 +5234,14 @@ std::int64_t whole(const Node& at, std::string_view field, const char* code, std
     return least;
 }
 
-/// How a model's ranges join, and what a range costs.
+// How a model's ranges join, and what a range costs.
 struct RangeRule {
     std::string_view list;
-    std::string_view rate;  ///< the field of the rate
+    std::string_view rate;  // the field of the rate
     const char* rate_code;
-    bool as_percent;  ///< the rate is in percent
-    bool may_touch;   ///< ranges whose `from` is the previous `to` are read as touching, when all of them are so
-    int gap;          ///< `from` is the previous `to` + gap, or one more (range_bounds_validator.rb:5)
+    bool as_percent;  // the rate is in percent
+    bool may_touch;   // ranges whose `from` is the previous `to` are read as touching, when all of them are so
+    int gap;          // `from` is the previous `to` + gap, or one more (range_bounds_validator.rb:5)
 };
 constexpr RangeRule graduated_rule{"graduated_ranges", "per_unit_amount", "invalid_amount", false, true, 0};
 constexpr RangeRule graduated_percentage_rule{"graduated_percentage_ranges", "rate", "invalid_rate", true, false, 0};
@@ -5249,7 +5255,7 @@ std::optional<Decimal> bound(const Node& range, std::string_view field) {
 
 bool is_open(const Node& range) { return !range.find("to_value"); }
 
-/// Whether each range starts where the one before ended, and only the last is open.
+// Whether each range starts where the one before ended, and only the last is open.
 bool ranges_join(const std::vector<Node>& ranges, int gap) {
     Decimal start;
     for (std::size_t i = 0; i < ranges.size(); ++i) {
@@ -5264,7 +5270,7 @@ bool ranges_join(const std::vector<Node>& ranges, int gap) {
     return false;
 }
 
-/// Whether the ranges are written 0-10, 10-20 rather than 0-10, 11-20 (graduated_service.rb:31).
+// Whether the ranges are written 0-10, 10-20 rather than 0-10, 11-20 (graduated_service.rb:31).
 bool ranges_touch(const std::vector<Tier>& tiers) {
     if (tiers.size() < 2) return false;
     for (std::size_t i = 1; i < tiers.size(); ++i) {
@@ -5273,7 +5279,7 @@ bool ranges_touch(const std::vector<Tier>& tiers) {
     return true;
 }
 
-/// A range from 11 holds what is above 10, unless it touches the one before.
+// A range from 11 holds what is above 10, unless it touches the one before.
 void set_lower_bounds(std::vector<Tier>& tiers, bool may_touch) {
     const bool touch = may_touch && ranges_touch(tiers);
     for (auto& tier : tiers) tier.above = tier.from.is_zero() || touch ? tier.from : tier.from - 1;
@@ -5359,24 +5365,24 @@ std::vector<std::string> read_group_keys(const Node& properties, const Checking&
 
 // --- prices: from units to amounts (dossier 5) ---
 
-/// Running totals of a percentage charge (dossier 4.6), as far as the model looks at them.
+// Running totals of a percentage charge (dossier 4.6), as far as the model looks at them.
 struct RunningTotal {
     std::int64_t length = 0;
     Decimal last;
-    Decimal at_free_events;       ///< after the last free event; counts only when `length` exceeds the free events
-    std::int64_t below_free = 0;  ///< how many are below the free total
+    Decimal at_free_events;       // after the last free event; counts only when `length` exceeds the free events
+    std::int64_t below_free = 0;  // how many are below the free total
 };
 
-/// What is priced.
+// What is priced.
 struct Quantity {
     Decimal units;
-    std::optional<Decimal> full_units = {};  ///< before proration
+    std::optional<Decimal> full_units = {};  // before proration
     bool prorated = false;
     std::int64_t events = 0;
     RunningTotal running = {};
-    std::vector<Decimal> values = {};  ///< each event's, in time order; only where a bound per transaction needs them
-    Decimal precise_amount = {};       ///< sum of the events' own amounts, currency units
-    bool without_event = false;        ///< the side of a difference that lacks the event
+    std::vector<Decimal> values = {};  // each event's, in time order; only where a bound per transaction needs them
+    Decimal precise_amount = {};       // sum of the events' own amounts, currency units
+    bool without_event = false;        // the side of a difference that lacks the event
     bool premium = true;
 };
 
@@ -5386,13 +5392,13 @@ Priced price_standard(const Price& price, const Quantity& quantity) {
     return priced;
 }
 
-/// Without the event, no units owe no flat part (graduated_service.rb:31).
+// Without the event, no units owe no flat part (graduated_service.rb:31).
 Priced price_graduated(const Price& price, const Quantity& quantity) {
     if (quantity.without_event && quantity.units.is_zero()) return {};
     return graduated(price.tiers, quantity.units);
 }
 
-/// The first range that holds the units; one is chosen by full units and priced by prorated ones.
+// The first range that holds the units; one is chosen by full units and priced by prorated ones.
 const Tier& volume_tier(const Price& price, const Decimal& units) {
     const auto ceiling = units.round(0, Rounding::ceil);
     for (const auto& tier : price.tiers) {
@@ -5446,7 +5452,7 @@ Priced percentage_of_total(const Price& price, const Quantity& quantity) {
     return priced;
 }
 
-/// Event by event, each held between the bounds (percentage_service.rb:142-179). A free event starts the sum anew, as it does there.
+// Event by event, each held between the bounds (percentage_service.rb:142-179). A free event starts the sum anew, as it does there.
 Decimal percentage_by_event(const Price& price, const std::vector<Decimal>& values) {
     auto free_events = price.free_events;
     auto free_total = price.free_total;
@@ -5484,14 +5490,14 @@ Priced price_percentage(const Price& price, const Quantity& quantity) {
     return priced;
 }
 
-/// A custom metric's script brings the amount.
+// A custom metric's script brings the amount.
 Priced price_custom(const Price&, const Quantity& quantity) {
     Priced priced;
     priced.add({.step = Step::given, .units = quantity.units, .amount = quantity.precise_amount});
     return priced;
 }
 
-/// The events bring their own amounts; none for no units (dossier 5.7).
+// The events bring their own amounts; none for no units (dossier 5.7).
 Priced price_dynamic(const Price& price, const Quantity& quantity) { return quantity.units.is_zero() ? Priced() : price_custom(price, quantity); }
 
 // --- prorated graduated (dossier 5.9): full units choose the tier, prorated ones are paid ---
@@ -5502,8 +5508,8 @@ struct ProratedEvent {
     Decimal share() const { return quotient(prorated, full); }
 };
 
-/// The tier that the running total has come to (prorated_graduated_service.rb). What overflows a tier upwards stands at the next
-/// tier's first unit; a total resting on a tier's top moves on when units follow.
+// The tier that the running total has come to (prorated_graduated_service.rb). What overflows a tier upwards stands at the next
+// tier's first unit; a total resting on a tier's top moves on when units follow.
 std::size_t tier_reached(const std::vector<Tier>& tiers, const Decimal& total, const Decimal& overflow, bool rises) {
     if (total <= 0) return 0;
     const auto units = overflow.is_zero() ? total : overflow > 0 ? total - overflow + 1 : total + overflow;
@@ -5516,17 +5522,17 @@ std::size_t tier_reached(const std::vector<Tier>& tiers, const Decimal& total, c
 
 bool stays_in(const Tier& tier, const Decimal& total) { return tier.up_to ? total < *tier.up_to && total >= tier.from : total >= tier.from - 1; }
 
-/// How far the total is beyond the tier, above or below.
+// How far the total is beyond the tier, above or below.
 Decimal overflow_of(const Tier& tier, const Decimal& total) {
     return tier.up_to && total >= *tier.up_to ? total - *tier.up_to : total - tier.from + 1;
 }
 
-/// An added unit that was removed before the period weighs nothing and counts nothing, nor does its removal.
+// An added unit that was removed before the period weighs nothing and counts nothing, nor does its removal.
 bool is_void(const ProratedEvent& event, const Decimal& total) {
     return event.prorated.is_zero() && (event.full > 0 || (total + event.full).is_negative());
 }
 
-/// Prorated units that each tier has, and how high the running total went.
+// Prorated units that each tier has, and how high the running total went.
 struct ProratedTiers {
     std::vector<Decimal> units;
     Decimal total, peak;
@@ -5588,7 +5594,7 @@ Priced price_prorated_graduated(const std::vector<Tier>& tiers, const Decimal& u
 
 // --- prices without history (estimate_instant_fees, dossier 3.4) ---
 
-/// The fixed amount is due also for no units; free units and licences play no part.
+// The fixed amount is due also for no units; free units and licences play no part.
 Priced price_instant(const Price& price, const Decimal& units) {
     if (price.model == Model::standard) return price_standard(price, {.units = units});
     Priced priced;
@@ -5673,7 +5679,7 @@ struct ModelRow {
     void (*read)(const Node& properties, Price& price, const Checking& checking);
     Priced (*price)(const Price& price, const Quantity& quantity);
     json (*details)(const Price& price, const Quantity& quantity, const Priced& priced);
-    const char* defaults;  ///< properties when they are left out (build_default_properties_service.rb:26)
+    const char* defaults;  // properties when they are left out (build_default_properties_service.rb:26)
 };
 constexpr const char* default_ranges = R"({"graduated_ranges": [{"from_value": 0, "per_unit_amount": "0", "flat_amount": "0"}],
     "volume_ranges": [{"from_value": 0, "per_unit_amount": "0", "flat_amount": "0"}],
@@ -5704,7 +5710,7 @@ Price read_price(const ModelRow& row, const Node& properties, const Checking& ch
 
 Priced apply(const Price& price, const Quantity& quantity) { return row_of(price.model).price(price, quantity); }
 
-/// Per full unit; a package's by paid units (package_service.rb), a volume's by those that chose the range.
+// Per full unit; a package's by paid units (package_service.rb), a volume's by those that chose the range.
 Decimal unit_amount(const Price& price, const Quantity& quantity, const Decimal& amount) {
     if (price.model == Model::package) return quotient(amount, at_least_zero(quantity.units - price.free_units));
     if (price.model == Model::volume) return quotient(amount, counted_units(quantity));
@@ -5760,7 +5766,7 @@ BillableMetric read_metric(const Node& at) {
     return metric;
 }
 
-/// Rules between a charge and its metric (charge.rb:118-180).
+// Rules between a charge and its metric (charge.rb:118-180).
 void check_charge(const Node& at, const Charge& charge, const BillableMetric& metric, const Checking& checking) {
     const auto model = charge.price.model;
     const bool countable = metric.kind == Kind::count || metric.kind == Kind::sum || metric.kind == Kind::unique_count || metric.kind == Kind::custom;
@@ -5797,7 +5803,7 @@ std::size_t find_metric(const Node& at, const std::vector<BillableMetric>& metri
     throw Error(ErrorCode::bad_value, at.path("billable_metric_code"), "no such billable metric: " + (code.empty() ? id : code));
 }
 
-/// A plan that exists was made under a licence that allowed it; which licence prices it is Plan::premium.
+// A plan that exists was made under a licence that allowed it; which licence prices it is Plan::premium.
 Charge read_charge(const Node& at, const std::vector<BillableMetric>& metrics) {
     constexpr bool premium = true;
     Problems problems;
@@ -5821,7 +5827,7 @@ Charge read_charge(const Node& at, const std::vector<BillableMetric>& metrics) {
     for (const auto& filter : at.list("filters")) charge.filters.push_back(read_filter(filter, row, metric, checking));
     check_charge(at, charge, metric, checking);
     if (!problems.empty()) throw Error(ErrorCode::bad_value, problems.front().path, problems.front().code);
-    if (charge.prorated) throw Error(ErrorCode::unsupported, at.path("prorated"), "prorated charges are not measured here");
+    if (charge.prorated && metric.kind != Kind::sum) throw Error(ErrorCode::unsupported, at.path("prorated"), "only sums are prorated here");
     return charge;
 }
 
@@ -5856,28 +5862,28 @@ constexpr int months_in(Interval interval) {
     return 0;
 }
 
-/// Weeks from Monday, or from the anchor's weekday.
+// Weeks from Monday, or from the anchor's weekday.
 Period week_around(std::chrono::sys_days today, const Subscription& subscription) {
     using namespace std::chrono;
-    const auto first = subscription.anniversary ? weekday(sys_days(civil_date(subscription.anchor))) : Monday;
+    const auto first = subscription.anniversary ? weekday(sys_days(date_of(subscription.anchor))) : Monday;
     const auto from = today - (weekday(today) - first);
-    return {start_of(from), start_of(from + weeks(1))};
+    return {midnight(from), midnight(from + weeks(1))};
 }
 
-/// Months from January's first day, or from the anchor's day, which a short month clips.
+// Months from January's first day, or from the anchor's day, which a short month clips.
 Period months_around(std::chrono::sys_days today, int count, const Subscription& subscription) {
     using namespace std::chrono;
-    const auto anchor = subscription.anniversary ? civil_date(subscription.anchor) : year(1970) / January / day(1);
+    const auto anchor = subscription.anniversary ? date_of(subscription.anchor) : year(1970) / January / day(1);
     const auto anchor_month = anchor.year() / anchor.month();
-    const auto date = year_month_day(today);
+    const year_month_day date(today);
     auto passed = static_cast<int>((date.year() / date.month() - anchor_month).count());
     if (today < day_in(date.year() / date.month(), anchor.day())) --passed;
     const auto whole = (passed >= 0 ? passed : passed - count + 1) / count * count;
-    return {start_of(day_in(anchor_month + months(whole), anchor.day())), start_of(day_in(anchor_month + months(whole + count), anchor.day()))};
+    return {midnight(day_in(anchor_month + months(whole), anchor.day())), midnight(day_in(anchor_month + months(whole + count), anchor.day()))};
 }
 
 Period billing_period(Interval interval, const Subscription& subscription, Timestamp now) {
-    const std::chrono::sys_days today(civil_date(now));
+    const std::chrono::sys_days today(date_of(now));
     const auto period = interval == Interval::weekly ? week_around(today, subscription) : months_around(today, months_in(interval), subscription);
     return {std::max(period.from, subscription.active.from), std::min(period.to, subscription.active.to)};
 }
@@ -5893,7 +5899,7 @@ bool matches(const Values& values, const json& properties) {
     });
 }
 
-/// The filter that prices an event: of those that match, the first with the most keys; none: the charge's own price.
+// The filter that prices an event: of those that match, the first with the most keys; none: the charge's own price.
 const ChargeFilter* filter_of(const Charge& charge, const json& properties) {
     const ChargeFilter* best = nullptr;
     for (const auto& filter : charge.filters) {
@@ -5906,7 +5912,7 @@ bool same_keys(const Values& a, const Values& b) {
     return std::equal(a.begin(), a.end(), b.begin(), b.end(), [](const auto& x, const auto& y) { return x.first == y.first; });
 }
 
-/// Whether `other` has each key of `filter` with a value in common.
+// Whether `other` has each key of `filter` with a value in common.
 bool overlaps(const Values& filter, const Values& other) {
     return std::all_of(filter.begin(), filter.end(), [&](const auto& entry) {
         const auto found = other.find(entry.first);
@@ -5921,13 +5927,13 @@ std::vector<std::string> without(const std::vector<std::string>& values, const s
     return rest;
 }
 
-/// Whether all values of `part` are in `whole`, which has the same keys.
+// Whether all values of `part` are in `whole`, which has the same keys.
 bool within(const Values& part, const Values& whole) {
     return std::all_of(part.begin(), part.end(), [&](const auto& entry) { return without(entry.second, whole.at(entry.first)).empty(); });
 }
 
-/// What the bucket of `charge.filters[index]` leaves to other filters (matching_and_ignored_service.rb:72-130). The filters are in order
-/// of creation.
+// What the bucket of `charge.filters[index]` leaves to other filters (matching_and_ignored_service.rb:72-130). The filters are in order
+// of creation.
 std::vector<Values> ignored_values(const std::vector<Values>& filters, std::size_t index) {
     std::vector<Values> ignored;
     const auto& own = filters[index];
@@ -5946,7 +5952,7 @@ std::vector<Values> ignored_values(const std::vector<Values>& filters, std::size
     return ignored;
 }
 
-/// Keeps the events that do not match the entry; an empty list in it counts for nothing, an entry of nothing else excludes nothing.
+// Keeps the events that do not match the entry; an empty list in it counts for nothing, an entry of nothing else excludes nothing.
 Filter excluding(const Values& entry) {
     auto misses = Filter::any({});
     for (const auto& [key, values] : entry) {
@@ -5955,7 +5961,7 @@ Filter excluding(const Values& entry) {
     return misses.parts.empty() ? Filter() : misses;
 }
 
-/// The events priced by the filter, or by the charge itself when there is none.
+// The events priced by the filter, or by the charge itself when there is none.
 Filter bucket(const Charge& charge, const ChargeFilter* filter) {
     auto result = Filter::all({});
     std::vector<Values> all;
@@ -5971,26 +5977,32 @@ Filter bucket(const Charge& charge, const ChargeFilter* filter) {
     return result;
 }
 
-/// A missing group property and an empty one are one group.
+// The events whose property has the value, or has none.
 Filter in_group(const std::string& key, const std::optional<std::string>& value) {
     const auto field = property_field(key);
     if (value) return Filter::equals(field, *value);
-    return Filter::any({Filter::where(field, Operator::exists, false), Filter::equals(field, ""), Filter::equals(field, nullptr)});
+    return Filter::any({Filter::where(field, Operator::exists, false), Filter::equals(field, nullptr)});
+}
+
+// The group of an event, to which a missing property and an empty one are the same (postgres_store.rb:488).
+Filter beside(const std::string& key, const std::optional<std::string>& value) {
+    if (value && !value->empty()) return in_group(key, value);
+    return Filter::any({in_group(key, std::nullopt), in_group(key, "")});
 }
 
 // --- one event of a pay-in-advance charge (dossier 7.2) ---
 
-/// What the period's events have come to, event by event: prices follow the period's maximum.
+// What the period's events have come to, event by event: prices follow the period's maximum.
 struct AdvanceState {
     std::optional<Decimal> current, maximum;
 };
 
 struct Contribution {
-    Decimal priced;  ///< units the event adds to what is priced
-    Decimal shown;   ///< units its fee shows
+    Decimal priced;  // units the event adds to what is priced
+    Decimal shown;   // units its fee shows
 };
 
-/// One event of a sum (`step` its number) or a unique count (`step` 1, 0 or -1).
+// One event of a sum (`step` its number) or a unique count (`step` 1, 0 or -1).
 Contribution contribute(AdvanceState& state, const Decimal& step) {
     if (!state.current) {
         state.current = state.maximum = step;
@@ -6003,7 +6015,7 @@ Contribution contribute(AdvanceState& state, const Decimal& step) {
     return {above, above};
 }
 
-/// The same for a prorated charge, paid by the share of the period left at each event; up at 5 decimals (prorated_aggregations/base_service.rb).
+// The same for a prorated charge, paid by the share of the period left at each event; up at 5 decimals (prorated_aggregations/base_service.rb).
 struct ProratedAdvance {
     AdvanceState state;
     Decimal maximum;
@@ -6014,7 +6026,7 @@ struct ProratedAdvance {
         if (!before || *state.maximum > *before) maximum += paid;
     }
 
-    /// What current usage is priced by; `live` includes units from before the period, which weigh `share` of it.
+    // What current usage is priced by; `live` includes units from before the period, which weigh `share` of it.
     Decimal paid(const Decimal& live, const Decimal& share) const {
         const auto older = at_least_zero(live) - at_least_zero(state.current.value_or(Decimal()));
         return (older * share).round(5, Rounding::ceil) + maximum;
@@ -6043,7 +6055,7 @@ struct Plan final : Book::Impl {
     Fees usage(const UsageQuery& query, Timestamp now, UsageSource& usage) const override;
 };
 
-/// One question about one charge: where its units are counted, and how they are priced.
+// One question about one charge: where its units are counted, and how they are priced.
 struct Scope {
     const Plan& plan;
     const Charge& charge;
@@ -6060,12 +6072,18 @@ struct Scope {
         query.filter = bucket(charge, filter);
         return query;
     }
+    // A recurring metric carries its value over from all earlier periods (dossier 4.2).
+    AggregateQuery all_query(AggregateQuery query) const {
+        if (metric().recurring) query.period.from = Timestamp::min();
+        return query;
+    }
 };
 
 using Group = std::vector<std::pair<std::string, std::optional<std::string>>>;
 
-void keep_group(AggregateQuery& query, const Group& group) {
-    for (const auto& [key, value] : group) query.filter.parts.push_back(in_group(key, value));
+AggregateQuery beside(AggregateQuery query, const Group& group) {
+    for (const auto& [key, value] : group) query.filter.parts.push_back(beside(key, value));
+    return query;
 }
 
 Decimal sum_of(const std::vector<Decimal>& values) {
@@ -6074,7 +6092,7 @@ Decimal sum_of(const std::vector<Decimal>& values) {
     return sum;
 }
 
-/// Running totals over these steps.
+// Running totals over these steps.
 RunningTotal running_total(const Price& price, const std::vector<Decimal>& steps) {
     RunningTotal running;
     for (const auto& step : steps) {
@@ -6085,14 +6103,14 @@ RunningTotal running_total(const Price& price, const std::vector<Decimal>& steps
     return running;
 }
 
-/// Running totals 1, 2, 3 ... of a count.
+// Running totals 1, 2, 3 ... of a count.
 RunningTotal running_count(const Price& price, const Decimal& units) {
     const auto length = units.to_int64().value_or(0);
     const auto below = at_least_zero(price.free_total.round(0, Rounding::ceil) - 1).to_int64().value_or(length);
     return {.length = length, .last = units, .at_free_events = price.free_events, .below_free = std::min(length, below)};
 }
 
-/// What a percentage charge needs besides units: running totals for free units, each event's value for bounds per transaction.
+// What a percentage charge needs besides units: running totals for free units, each event's value for bounds per transaction.
 void measure_percentage(const Scope& scope, const AggregateQuery& query, UsageSource& usage, Quantity& quantity) {
     const auto& price = scope.price();
     const bool counts = scope.metric().kind != Kind::sum;
@@ -6101,7 +6119,9 @@ void measure_percentage(const Scope& scope, const AggregateQuery& query, UsageSo
         if (counts) {
             quantity.values.assign(static_cast<std::size_t>(quantity.units.to_int64().value_or(0)), Decimal(1));
         } else {
-            quantity.values = usage.steps(scope.metric().metric, query, every, {});
+            auto this_period = query;
+            this_period.period.from = scope.period.from;
+            quantity.values = usage.steps(scope.metric().metric, this_period, every, {});
         }
     }
     if (price.free_events == 0 && price.free_total.is_zero()) return;
@@ -6124,9 +6144,55 @@ Quantity quantity_of(const Scope& scope, const AggregateQuery& query, UsageSourc
     return quantity;
 }
 
+// --- proration: the share of the period that a unit counts for (dossier 4.7) ---
+
+int days_in(const Period& period) {
+    const auto day = std::chrono::days(1);
+    return static_cast<int>((period.to - period.from + day - std::chrono::microseconds(1)) / day);
+}
+
+// Days of the whole billing period, also when the subscription covers a part of it.
+int period_days(const Scope& scope) {
+    const Subscription whole{.anniversary = scope.subscription.anniversary, .anchor = scope.subscription.anchor};
+    return days_in(billing_period(scope.plan.charges_interval, whole, scope.period.from));
+}
+
+Decimal share_of(const Scope& scope, const Period& period) { return quotient(days_in(period), period_days(scope)); }
+
+// From that time's day to the end of the billing period.
+Decimal share_left(const Scope& scope, Timestamp time) {
+    return share_of(scope, {time, billing_period(scope.plan.charges_interval, scope.subscription, time).to});
+}
+
+Decimal prorated(const Decimal& units, const Decimal& share) { return (units * share).round(5, Rounding::ceil); }
+
+// What was there before the period, for all of it, then each event for the days from its own to the end.
+std::vector<ProratedEvent> prorated_events(const Scope& scope, AggregateQuery query, UsageSource& usage) {
+    const auto& metric = scope.metric().metric;
+    const auto period = scope.period;
+    std::vector<ProratedEvent> events;
+    query.period = {Timestamp::min(), period.from};
+    const auto older = usage.measure(metric, query).front().value;
+    if (older > 0) events.push_back({older, older * share_of(scope, period)});
+    for (auto day = period.from; day < period.to;) {
+        query.period = {day, std::min(period.to, midnight(std::chrono::sys_days(date_of(day)) + std::chrono::days(1)))};
+        const auto share = share_of(scope, {day, period.to});
+        for (const auto& step : usage.steps(metric, query, std::numeric_limits<std::size_t>::max(), {})) events.push_back({step, step * share});
+        day = query.period.to;
+    }
+    return events;
+}
+
+// The same of a pay-in-advance charge: what its events paid when they came.
+ProratedAdvance prorated_advance(const std::vector<ProratedEvent>& events, bool has_older) {
+    ProratedAdvance advance{};
+    for (std::size_t i = has_older ? 1 : 0; i < events.size(); ++i) advance.add(events[i].full, events[i].share());
+    return advance;
+}
+
 // --- fees (dossier 3.2, 6) ---
 
-/// A fee's figures in smallest units (dossier 6.1). Each fee is rounded once; a unit's amount is cut, not rounded.
+// A fee's figures in smallest units (dossier 6.1). Each fee is rounded once; a unit's amount is cut, not rounded.
 struct Figures {
     Decimal cents, precise_cents;
     Decimal unit_cents, unit_amount;
@@ -6137,13 +6203,13 @@ Figures figures(const Decimal& amount, const Decimal& unit_amount, Currency curr
     return {to_cents(amount, currency), amount * subunits, (unit_amount * subunits).round(0, Rounding::down), unit_amount};
 }
 
-/// From a pricing unit, whose cents are hundredths, to money: what was rounded there is converted (pricing_unit_usage.rb:13).
+// From a pricing unit, whose cents are hundredths, to money: what was rounded there is converted (pricing_unit_usage.rb:13).
 Figures converted(const Figures& units, const Decimal& rate, Currency currency) {
     const auto hundredth = Decimal::scaled(1, 2);
     return figures(units.cents * rate * hundredth, units.unit_cents * rate * hundredth, currency);
 }
 
-/// What lifts a charge to its minimum spending, which is prorated to the days billed (create_true_up_service.rb:16).
+// What lifts a charge to its minimum spending, which is prorated to the days billed (create_true_up_service.rb:16).
 Decimal true_up_cents(const Decimal& minimum_cents, const Decimal& used_cents, int days, int period_days) {
     return at_least_zero(quotient(minimum_cents * days, period_days) - used_cents);
 }
@@ -6176,7 +6242,7 @@ std::int64_t whole_cents(const Decimal& cents) {
     return *value;
 }
 
-/// As fee_serializer.rb:8-65 shows a fee that is not stored.
+// As fee_serializer.rb:8-65 shows a fee that is not stored.
 json fee_json(const Scope& scope, const Fee& fee, json details) {
     const auto cents = whole_cents(fee.amount_cents);
     const auto text = [](const std::string& value) { return value.empty() ? json(nullptr) : json(value); };
@@ -6221,7 +6287,7 @@ json fee_json(const Scope& scope, const Fee& fee, json details) {
     return out;
 }
 
-/// What a fee says apart from its figures.
+// What a fee says apart from its figures.
 Fee empty_fee(const Scope& scope, Group group) {
     Fee fee;
     fee.charge = scope.charge.code;
@@ -6236,7 +6302,7 @@ Fee empty_fee(const Scope& scope, Group group) {
     return fee;
 }
 
-/// Amounts of a fee that is a difference of two totals: rounded on its own (dossier 7.3).
+// Amounts of a fee that is a difference of two totals: rounded on its own (dossier 7.3).
 void set_amounts(Fee& fee, Priced priced, Currency currency) {
     fee.amount_cents = to_cents(priced.amount, currency);
     const auto rounded = priced.amount.round(currency.decimals, Rounding::half_up);
@@ -6245,7 +6311,7 @@ void set_amounts(Fee& fee, Priced priced, Currency currency) {
     fee.lines = std::move(priced.lines);
 }
 
-/// Units or an amount below zero are shown as zero (charge_service.rb:275).
+// Units or an amount below zero are shown as zero (charge_service.rb:275).
 void clamp(Priced& priced, Decimal& units) {
     if (!units.is_negative() && !priced.amount.is_negative()) return;
     units = {};
@@ -6261,7 +6327,7 @@ Fees sum_up(const Plan& plan, std::vector<Fee> list) {
 
 // --- the fee of a recorded event (dossier 7) ---
 
-/// Of two amount_details, what the event added (amount_details_calculator.rb:33-62).
+// Of two amount_details, what the event added (amount_details_calculator.rb:33-62).
 Decimal detail(const json& details, const char* key) {
     const auto found = details.find(key);
     return found == details.end() ? Decimal() : Decimal::from_json(*found);
@@ -6300,14 +6366,14 @@ json added_ranges(const json& with, const json& without) {
     return {{"graduated_percentage_ranges", std::move(ranges)}};
 }
 
-/// Only percentages have details of a single event.
+// Only percentages have details of a single event.
 json added_details(const json& with, const json& without) {
     constexpr const char* ranges = "graduated_percentage_ranges";
     if (with.contains(ranges)) return added_ranges(with.at(ranges), without.value(ranges, json::array()));
     return with.contains("paid_events") ? added_percentage(with, without) : json::object();
 }
 
-/// The event's effect, it being the last of those that `query` chooses.
+// The event's effect, it being the last of those that `query` chooses.
 Contribution last_contribution(const Scope& scope, const AggregateQuery& query, UsageSource& usage) {
     if (scope.metric().kind == Kind::count) return {1, 1};
     AdvanceState state;
@@ -6331,16 +6397,16 @@ Group group_of(const Scope& scope, const Event& event) {
     return group;
 }
 
-/// The fee of an event in the log under a pay-in-advance charge; scope's period ends with the event. Nothing when the event has no
-/// value to count.
+// The fee of an event in the log under a pay-in-advance charge; scope's period ends with the event. Nothing when the event has no
+// value to count.
 std::optional<Fee> advance_fee(const Scope& scope, const Event& event, UsageSource& usage) {
     const auto& metric = scope.metric();
     if (metric.kind != Kind::count && !property_text(event.properties, property_key(metric))) return {};
     auto group = group_of(scope, event);
-    auto query = scope.query();
-    keep_group(query, group);
+    const auto query = beside(scope.query(), group);
     const auto contribution = last_contribution(scope, query, usage);
-    const auto after = quantity_of(scope, query, usage, usage.measure(metric.metric, query).front());
+    const auto all = scope.all_query(query);
+    const auto after = quantity_of(scope, all, usage, usage.measure(metric.metric, all).front());
     const auto before = without_event(scope, after, event, contribution);
     const auto with = apply(scope.price(), after), without = apply(scope.price(), before);
     auto fee = empty_fee(scope, std::move(group));
@@ -6357,7 +6423,7 @@ std::optional<Fee> advance_fee(const Scope& scope, const Event& event, UsageSour
 
 [[noreturn]] void not_found(const char* field, const char* reason) { throw Error(ErrorCode::not_found, field, reason); }
 
-/// The subscription active now, under the plan. A plan without a list of subscriptions takes any, on calendar periods.
+// The subscription active now, under the plan. A plan without a list of subscriptions takes any, on calendar periods.
 Subscription subscription_at(const Plan& plan, const std::string& id, Timestamp now) {
     if (id.empty()) not_found("subscription", "subscription_not_found");
     if (!plan.lists_subscriptions) return {.id = id, .active = {}};
@@ -6367,7 +6433,7 @@ Subscription subscription_at(const Plan& plan, const std::string& id, Timestamp 
     not_found("subscription", "subscription_not_found");
 }
 
-/// The event's own number for a sum; its property, when present, must be a number (validate_creation_service.rb:83).
+// The event's own number for a sum; its property, when present, must be a number (validate_creation_service.rb:83).
 Decimal summed(const BillableMetric& metric, const Event& event) {
     const auto key = property_key(metric);
     const auto text = property_text(event.properties, key);
@@ -6377,7 +6443,7 @@ Decimal summed(const BillableMetric& metric, const Event& event) {
     return *value;
 }
 
-/// What the event does to a unique count: 1 for an add of an inactive value, -1 for a remove of an active one.
+// What the event does to a unique count: 1 for an add of an inactive value, -1 for a remove of an active one.
 Decimal unique_step(const Scope& scope, const Event& event, AggregateQuery query, UsageSource& usage) {
     const auto& metric = scope.metric().metric;
     const auto value = property_text(event.properties, property_key(scope.metric()));
@@ -6388,10 +6454,11 @@ Decimal unique_step(const Scope& scope, const Event& event, AggregateQuery query
     return adds == active ? Decimal() : Decimal(adds ? 1 : -1);
 }
 
-Contribution contribution_of(const Scope& scope, const Event& event, const AggregateQuery& query, UsageSource& usage, const Measured& measured) {
+Contribution contribution_of(const Scope& scope, const Event& event, const AggregateQuery& query, UsageSource& usage) {
     const auto& metric = scope.metric();
     if (metric.kind == Kind::count) return {1, 1};
-    const auto step = metric.kind == Kind::sum ? summed(metric, event) : unique_step(scope, event, query, usage);
+    const auto step = metric.kind == Kind::sum ? summed(metric, event) : unique_step(scope, event, scope.all_query(query), usage);
+    const auto measured = usage.measure(metric.metric, query).front();
     AdvanceState state;
     if (measured.falls) {
         for (const auto& each : usage.steps(metric.metric, query, std::numeric_limits<std::size_t>::max(), {})) contribute(state, each);
@@ -6401,7 +6468,7 @@ Contribution contribution_of(const Scope& scope, const Event& event, const Aggre
     return contribute(state, step);
 }
 
-/// The quantity once the event has been added to it.
+// The quantity once the event has been added to it.
 Quantity with_event(const Scope& scope, Quantity quantity, const Event& event, const Contribution& contribution) {
     quantity.units += contribution.priced;
     ++quantity.events;
@@ -6417,13 +6484,13 @@ Quantity with_event(const Scope& scope, Quantity quantity, const Event& event, c
     return quantity;
 }
 
-Fee estimate(const Scope& scope, const Event& event, UsageSource& usage) {
+Fee estimate(const Scope& scope, const Event& event, Timestamp now, UsageSource& usage) {
     auto group = group_of(scope, event);
-    auto query = scope.query();
-    keep_group(query, group);
-    const auto measured = usage.measure(scope.metric().metric, query).front();
-    const auto contribution = contribution_of(scope, event, query, usage, measured);
-    const auto before = quantity_of(scope, query, usage, measured);
+    const auto query = beside(scope.query(), group);
+    auto contribution = contribution_of(scope, event, query, usage);
+    if (scope.charge.prorated) contribution.priced = prorated(contribution.priced, share_left(scope, now));
+    const auto all = scope.all_query(query);
+    const auto before = quantity_of(scope, all, usage, usage.measure(scope.metric().metric, all).front());
     const auto after = with_event(scope, before, event, contribution);
     auto fee = empty_fee(scope, std::move(group));
     fee.units = contribution.shown;
@@ -6438,7 +6505,7 @@ Decimal rounded(const BillableMetric& metric, const Decimal& value) {
     return metric.rounding ? value.round(metric.precision, *metric.rounding) : value;
 }
 
-/// As estimate_instant_fees: standard and percentage charges, the event priced alone, its units rounded as the metric says.
+// As estimate_instant_fees: standard and percentage charges, the event priced alone, its units rounded as the metric says.
 Fee instant(const Scope& scope, const Event& event) {
     const auto& metric = scope.metric();
     auto fee = empty_fee(scope, group_of(scope, event));
@@ -6478,7 +6545,7 @@ Fees Plan::estimate_fees(const Event& event, Timestamp now, UsageSource& usage_s
     for (const auto& charge : charges) {
         if (!charge.pay_in_advance || billable_metrics[charge.metric].metric.code != event.name) continue;
         const Scope scope{*this, charge, filter_of(charge, event.properties), subscription, period};
-        list.push_back(estimate(scope, event, usage_source));
+        list.push_back(estimate(scope, event, now, usage_source));
         list.back().period = whole;
         list.back().vendor["to_date"] = time_text(whole.to - std::chrono::microseconds(1));
     }
@@ -6488,7 +6555,7 @@ Fees Plan::estimate_fees(const Event& event, Timestamp now, UsageSource& usage_s
 
 // --- usage of a period (dossier 4.4, 6, 7.4, 8) ---
 
-/// A pay-in-advance charge has been paid up to the period's maximum, which a live value below it does not bring back.
+// A pay-in-advance charge has been paid up to the period's maximum, which a live value below it does not bring back.
 Decimal paid_in_advance(const Scope& scope, const AggregateQuery& query, UsageSource& usage, const Measured& measured) {
     if (scope.metric().kind == Kind::count || !measured.falls) return measured.value;
     AdvanceState state;
@@ -6497,7 +6564,7 @@ Decimal paid_in_advance(const Scope& scope, const AggregateQuery& query, UsageSo
     return at_least_zero(measured.value - *state.current + *state.maximum);
 }
 
-/// Of the plan, or of the pricing unit that the charge is written in, which has hundredths.
+// Of the plan, or of the pricing unit that the charge is written in, which has hundredths.
 Currency currency_of(const Scope& scope) { return scope.charge.conversion_rate ? Currency() : scope.plan.currency; }
 
 json pricing_unit_json(const Charge& charge, const Figures& figures) {
@@ -6506,21 +6573,46 @@ json pricing_unit_json(const Charge& charge, const Figures& figures) {
         {"amount_cents", whole_cents(figures.cents)}, {"short_name", charge.pricing_unit}, {"conversion_rate", charge.conversion_rate->to_string()}};
 }
 
-Fee usage_fee(const Scope& scope, Measured measured, UsageSource& usage) {
-    Group group;
-    for (std::size_t i = 0; i < measured.group.size(); ++i) group.emplace_back(scope.price().group_keys[i], measured.group[i]);
-    auto query = scope.query();
-    keep_group(query, group);
-    auto fee = empty_fee(scope, std::move(group));
-    fee.units = measured.value = rounded(scope.metric(), measured.value);
+// What a period's units are priced as: live units, the maximum paid in advance, or units weighed by their days.
+struct Counted {
+    Quantity quantity;
+    std::vector<ProratedEvent> prorated;
+};
+
+Counted count_prorated(const Scope& scope, const AggregateQuery& query, const Measured& measured, UsageSource& usage) {
+    Counted counted{{.units = {}, .full_units = measured.value, .prorated = true, .events = measured.events}, prorated_events(scope, query, usage)};
+    Decimal sum, full;
+    for (const auto& event : counted.prorated) {
+        sum += event.prorated;
+        full += event.full;
+    }
+    counted.quantity.units = sum.round(5, Rounding::ceil);
+    if (scope.charge.pay_in_advance) {
+        auto older = query;
+        older.period = {Timestamp::min(), scope.period.from};
+        const bool has_older = usage.measure(scope.metric().metric, older).front().value > 0;
+        counted.quantity.units = prorated_advance(counted.prorated, has_older).paid(full, share_of(scope, scope.period));
+    }
+    counted.quantity.units = rounded(scope.metric(), counted.quantity.units);
+    return counted;
+}
+
+Counted count_period(const Scope& scope, const AggregateQuery& query, Measured measured, UsageSource& usage) {
+    if (scope.charge.prorated) return count_prorated(scope, query, measured, usage);
     if (scope.charge.pay_in_advance) measured.value = paid_in_advance(scope, query, usage, measured);
-    const auto quantity = quantity_of(scope, query, usage, measured);
-    auto priced = apply(scope.price(), quantity);
-    auto details = row_of(scope.price().model).details(scope.price(), quantity, priced);
-    clamp(priced, fee.units);
-    fee.events = quantity.events;
+    return {quantity_of(scope, scope.all_query(query), usage, measured), {}};
+}
+
+Priced price_counted(const Price& price, const Counted& counted) {
+    if (price.model == Model::graduated && counted.quantity.prorated)
+        return price_prorated_graduated(price.tiers, counted.quantity.units, counted.prorated);
+    return apply(price, counted.quantity);
+}
+
+// Amounts of a period's fee, in the plan's currency where the charge is in a pricing unit.
+json set_period_amounts(const Scope& scope, const Quantity& quantity, Priced priced, Fee& fee) {
     auto figures = lago::figures(priced.amount, unit_amount(scope.price(), quantity, priced.amount), currency_of(scope));
-    const auto pricing_unit = pricing_unit_json(scope.charge, figures);
+    auto pricing_unit = pricing_unit_json(scope.charge, figures);
     if (scope.charge.conversion_rate) {
         figures = converted(figures, *scope.charge.conversion_rate, scope.plan.currency);
         convert_to(priced, quotient(figures.precise_cents, scope.plan.currency.subunits), *scope.charge.conversion_rate);
@@ -6529,21 +6621,38 @@ Fee usage_fee(const Scope& scope, Measured measured, UsageSource& usage) {
     fee.amount = priced.amount;
     fee.amount_cents = figures.cents;
     fee.lines = std::move(priced.lines);
+    return pricing_unit;
+}
+
+Fee usage_fee(const Scope& scope, Measured measured, UsageSource& usage) {
+    auto query = scope.query();
+    Group group;
+    for (std::size_t i = 0; i < measured.group.size(); ++i) {
+        const auto& key = scope.price().group_keys[i];
+        const auto& value = measured.group[i];
+        query.filter.parts.push_back(in_group(key, value));
+        group.emplace_back(key, value && value->empty() ? std::nullopt : value);
+    }
+    auto fee = empty_fee(scope, std::move(group));
+    fee.units = measured.value = rounded(scope.metric(), measured.value);
+    const auto counted = count_period(scope, query, measured, usage);
+    auto priced = price_counted(scope.price(), counted);
+    auto details = row_of(scope.price().model).details(scope.price(), counted.quantity, priced);
+    clamp(priced, fee.units);
+    fee.events = counted.quantity.events;
+    auto pricing_unit = set_period_amounts(scope, counted.quantity, std::move(priced), fee);
     fee.vendor = fee_json(scope, fee, std::move(details));
     fee.vendor["total_aggregated_units"] = ruby_text(measured.value);
-    fee.vendor["pricing_unit_details"] = pricing_unit;
+    fee.vendor["pricing_unit_details"] = std::move(pricing_unit);
     return fee;
 }
 
-/// Groups as the database answers them: a missing and an empty property are one; without events one group of nothing.
+// Without events there is one group of nothing (sum_service_spec.rb:938).
 std::vector<Measured> measured_groups(const Scope& scope, UsageSource& usage) {
-    auto query = scope.query();
+    auto query = scope.all_query(scope.query());
     const auto& keys = scope.price().group_keys;
     for (const auto& key : keys) query.group_by.push_back(property_field(key));
     auto rows = usage.measure(scope.metric().metric, query);
-    for (auto& row : rows) {
-        for (auto& value : row.group) value = value && value->empty() ? std::nullopt : value;
-    }
     if (rows.empty()) rows.push_back({.group = std::vector<std::optional<std::string>>(keys.size()), .value = {}, .events = 0, .falls = false});
     return rows;
 }
@@ -6552,16 +6661,9 @@ void add_bucket(const Scope& scope, UsageSource& usage, std::vector<Fee>& fees) 
     for (auto& row : measured_groups(scope, usage)) fees.push_back(usage_fee(scope, std::move(row), usage));
 }
 
-int days_in(const Period& period) {
-    const auto day = std::chrono::days(1);
-    return static_cast<int>((period.to - period.from + day - std::chrono::microseconds(1)) / day);
-}
-
-/// The charge's minimum spending, when its fees stay below it: one more fee of 1 unit.
+// The charge's minimum spending, when its fees stay below it: one more fee of 1 unit.
 void add_true_up(const Scope& scope, const Decimal& used_cents, std::vector<Fee>& fees) {
-    const auto whole = billing_period(scope.plan.charges_interval,
-                                      {.anniversary = scope.subscription.anniversary, .anchor = scope.subscription.anchor}, scope.period.from);
-    const auto cents = true_up_cents(scope.charge.minimum_cents, used_cents, days_in(scope.period), days_in(whole));
+    const auto cents = true_up_cents(scope.charge.minimum_cents, used_cents, days_in(scope.period), period_days(scope));
     if (cents.is_zero()) return;
     const Decimal subunits(scope.plan.currency.subunits);
     auto fee = empty_fee(scope, {});
@@ -6630,9 +6732,1211 @@ std::shared_ptr<const Book::Impl> load(const json& catalogue) {
 }
 
 }  // namespace lago
+
+// --- FlexPrice: dossier sections 5, 6 and 9 --------------------------------------------------
+
+namespace flexprice {
+
+using Step = FeeLine::Step;
+
+constexpr std::array<std::pair<std::string_view, int>, 6> decimals_table{{{"jpy", 0}, {"krw", 0}, {"vnd", 0}, {"clp", 0}, {"kwd", 3}, {"clf", 4}}};
+
+// Decimals of a currency; any other has 2 (types/currency.go). The code's case does not count.
+Currency currency_of(std::string code) {
+    std::transform(code.begin(), code.end(), code.begin(), [](unsigned char c) { return static_cast<char>(std::tolower(c)); });
+    for (const auto& [name, decimals] : decimals_table) {
+        if (name == code) return {decimals, decimals == 0 ? 1 : decimals == 3 ? 1000 : 10000};
+    }
+    return {};
+}
+
+Decimal rounded(const Decimal& amount, Currency currency) { return amount.round(currency.decimals, Rounding::half_up); }
+
+// shopspring/decimal's division: 16 decimals, half away from zero; 0 for a zero divisor.
+Decimal divided(const Decimal& a, const Decimal& b) { return b.is_zero() ? Decimal() : Decimal::divide(a, b, 16, Rounding::half_up); }
+
+// --- prices ---
+
+enum class Model { flat, package, tiered };
+constexpr std::array<std::pair<std::string_view, Model>, 3> models{
+    {{"FLAT_FEE", Model::flat}, {"PACKAGE", Model::package}, {"TIERED", Model::tiered}}};
+
+enum class TierMode { none, volume, slab };
+constexpr std::array<std::pair<std::string_view, TierMode>, 3> tier_modes{
+    {{"", TierMode::none}, {"VOLUME", TierMode::volume}, {"SLAB", TierMode::slab}}};
+
+struct Price {
+    Model model = Model::flat;
+    TierMode mode = TierMode::none;
+    Decimal amount = {}, divide_by = 1;
+    bool round_down = false;
+    std::vector<Tier> tiers = {};
+    Currency currency = {};
+    std::string currency_code = {};
+};
+
+Decimal at_least(const Node& at, std::string_view field, const Decimal& least, std::optional<Decimal> fallback = {}) {
+    const auto value = at.decimal(field);
+    if (!value && fallback) return *fallback;
+    if (!value) throw Error(ErrorCode::bad_value, at.path(field), "is required");
+    if (*value < least) throw Error(ErrorCode::bad_value, at.path(field), "must be at least " + least.to_string());
+    return *value;
+}
+
+// Sorted by limit, the open tier last; no check that limits differ or that an open tier exists, since FlexPrice makes none (9.3).
+std::vector<Tier> read_tiers(const Node& at) {
+    std::vector<Tier> tiers;
+    for (const auto& each : at.list("tiers")) {
+        tiers.push_back({.above = {},
+                         .up_to = each.decimal("up_to"),
+                         .rate = at_least(each, "unit_amount", 0),
+                         .flat = at_least(each, "flat_amount", 0, 0),
+                         .from = {}});
+    }
+    std::stable_sort(tiers.begin(), tiers.end(), [](const Tier& a, const Tier& b) { return a.up_to && (!b.up_to || *a.up_to < *b.up_to); });
+    for (std::size_t i = 1; i < tiers.size(); ++i) tiers[i].above = tiers[i].from = tiers[i - 1].up_to.value_or(Decimal());
+    return tiers;
+}
+
+Price read_price(const Node& at) {
+    Price price;
+    price.model = at.choice("billing_model", models);
+    price.mode = at.choice("tier_mode", tier_modes);
+    price.currency_code = at.text("currency");
+    price.currency = currency_of(price.currency_code);
+    if (price.model != Model::tiered) price.amount = at_least(at, "amount", 0);
+    if (price.model == Model::package) {
+        const auto transform = at.object("transform_quantity");
+        price.divide_by = at_least(transform, "divide_by", 1);
+        price.round_down = transform.text("round") == "down";
+    }
+    if (price.model == Model::tiered) {
+        price.tiers = read_tiers(at);
+        if (price.tiers.empty()) throw Error(ErrorCode::bad_value, at.path("tiers"), "is required");
+    }
+    return price;
+}
+
+// The first tier that reaches the quantity, its limit included; else the last.
+const Tier& volume_tier(const std::vector<Tier>& tiers, const Decimal& units) {
+    for (const auto& tier : tiers) {
+        if (!tier.up_to || units <= *tier.up_to) return tier;
+    }
+    return tiers.back();
+}
+
+// The tier walk alone, which prices a bucket of 0 at the first tier's flat amount (9.7). Slab units beyond the last limit are free.
+Priced price_tiers(const Price& price, const Decimal& units) {
+    Priced priced;
+    if (price.tiers.empty() || price.mode == TierMode::none) return priced;
+    if (price.mode == TierMode::slab) return graduated(price.tiers, units);
+    priced.add(tier_line(volume_tier(price.tiers, units), units));
+    return priced;
+}
+
+Decimal package_count(const Price& price, const Decimal& units) {
+    return divided(units, price.divide_by).round(0, price.round_down ? Rounding::floor : Rounding::ceil);
+}
+
+// CalculateCost: unrounded; no units cost nothing under any model.
+Priced price_units(const Price& price, const Decimal& units) {
+    Priced priced;
+    if (units.is_zero()) return priced;
+    if (price.model == Model::tiered) return price_tiers(price, units);
+    if (price.model == Model::flat) {
+        priced.add(units_line(units, price.amount));
+    } else {
+        priced.add({.step = Step::package,
+                    .units = units,
+                    .rate = price.amount,
+                    .per = price.divide_by,
+                    .amount = package_count(price, units) * price.amount});
+    }
+    return priced;
+}
+
+// Buckets of a bucketed meter: each is priced alone, tiers and packages start anew.
+Priced price_buckets(const Price& price, const std::vector<Decimal>& buckets) {
+    Priced priced;
+    for (const auto& units : buckets) {
+        for (auto& line : (price.model == Model::tiered ? price_tiers(price, units) : price_units(price, units)).lines) priced.add(std::move(line));
+    }
+    return priced;
+}
+
+// CalculateCostWithBreakup (9.6).
+struct Breakup {
+    Decimal cost, unit_cost, tier_unit_amount;
+    int tier = -1;
+};
+
+Breakup breakup(const Price& price, const Decimal& units) {
+    Breakup result;
+    result.cost = price_units(price, units).amount;
+    result.unit_cost = divided(result.cost, units);
+    if (price.model == Model::package) result.tier_unit_amount = divided(price.amount, price.divide_by);
+    if (units.is_zero()) return result;
+    if (price.model == Model::flat) result.tier_unit_amount = price.amount;
+    if (price.model == Model::tiered && price.mode != TierMode::none) {
+        const auto reached =
+            std::find_if(price.tiers.begin(), price.tiers.end() - 1, [&](const Tier& tier) { return !tier.up_to || units <= *tier.up_to; });
+        result.tier = static_cast<int>(reached - price.tiers.begin());
+        result.tier_unit_amount = reached->rate;
+    }
+    return result;
+}
+
+// --- entitlements and grants (9.12) ---
+
+// What is billed of a quantity: what exceeds the limit, each day's for a daily limit.
+struct Entitlement {
+    bool enabled = false;
+    std::optional<Decimal> limit = {};  // none: everything is free
+    bool daily = false;
+
+    Decimal billable(const Decimal& units) const {
+        if (!enabled) return units;
+        return limit ? at_least_zero(units - *limit) : Decimal();
+    }
+    Decimal billable(const std::vector<Decimal>& days) const {
+        Decimal sum;
+        for (const auto& units : days) sum += billable(units);
+        return sum;
+    }
+};
+
+Entitlement read_entitlement(const Node& at) { return {at.flag("is_enabled"), at.decimal("usage_limit"), at.text("usage_reset_period") == "DAILY"}; }
+
+Decimal overage(const Decimal& usage, const Decimal& quota) { return at_least_zero(usage - quota); }
+
+// --- commitments (9.13 to 9.16) ---
+
+struct Commitment {
+    Decimal amount = {};  // money, or what the committed quantity costs
+    Decimal overage_factor = {};
+    bool true_up = false;
+};
+
+struct Committed {
+    Decimal charge, utilized, overage, true_up;
+
+    Committed& operator+=(const Committed& other) {
+        charge += other.charge;
+        utilized += other.utilized;
+        overage += other.overage;
+        true_up += other.true_up;
+        return *this;
+    }
+};
+
+// A commitment's quantity is worth what the price asks for it. A missing factor makes overage free.
+Commitment read_commitment(const Node& at, const Price& price) {
+    const bool by_quantity = at.text("type", at.text("commitment_type")) == "quantity";
+    const auto value = at.decimal(by_quantity ? "quantity" : "amount").value_or(at.decimal("commitment_value").value_or(Decimal()));
+    return {by_quantity ? price_units(price, value).amount : value, at.decimal("overage_factor").value_or(Decimal()), at.flag("true_up_enabled")};
+}
+
+Committed commit(const Commitment& commitment, const Decimal& cost) {
+    if (cost >= commitment.amount) {
+        const auto overage = (cost - commitment.amount) * commitment.overage_factor;
+        return {commitment.amount + overage, commitment.amount, overage, {}};
+    }
+    const auto missing = commitment.true_up ? commitment.amount - cost : Decimal();
+    return {cost + missing, cost, {}, missing};
+}
+
+// A commitment longer than the billing period: what earlier invoices used of it is gone (9.16).
+Committed commit_rest(const Commitment& commitment, const Decimal& used_before, const Decimal& cost) {
+    const auto within = std::min(cost, at_least_zero(commitment.amount - used_before));
+    const auto overage = (cost - within) * commitment.overage_factor;
+    return {within + overage, within, overage, {}};
+}
+
+// Minutes of the day from which until which a price and commitment of their own hold.
+struct TimeBucket {
+    std::string id;
+    int from = 0, to = 0;
+    Price price;
+    Commitment commitment;
+
+    bool holds(int minute) const { return from <= minute && minute < to; }
+};
+
+int read_minute(const Node& at, std::string_view field) {
+    const auto text = at.required_text(field);
+    if (text.size() != 5 || text[2] != ':') throw Error(ErrorCode::bad_value, at.path(field), "must be a time of day like 09:30");
+    const auto hours = Decimal::parse(text.substr(0, 2)), minutes = Decimal::parse(text.substr(3));
+    if (!hours || !minutes || *hours > 24 || *minutes > 59) throw Error(ErrorCode::bad_value, at.path(field), "must be a time of day like 09:30");
+    return static_cast<int>(hours->to_int64().value() * 60 + minutes->to_int64().value());
+}
+
+TimeBucket read_time_bucket(const Node& at) {
+    TimeBucket bucket{at.text("id"), read_minute(at, "start"), read_minute(at, "end"), {}, {}};
+    if (at.find("price")) bucket.price = read_price(at.object("price"));
+    bucket.commitment = read_commitment(at, bucket.price);
+    return bucket;
+}
+
+// One window of a windowed commitment; without a known start no time bucket holds it.
+struct Window {
+    std::optional<int> minute;
+    Decimal units;
+};
+
+struct WindowedPrice {
+    Price price;
+    std::optional<Commitment> commitment;
+    std::vector<TimeBucket> buckets;
+
+    const TimeBucket* bucket_of(const Window& window) const {
+        if (!window.minute) return nullptr;
+        const auto found = std::find_if(buckets.begin(), buckets.end(), [&](const TimeBucket& bucket) { return bucket.holds(*window.minute); });
+        return found == buckets.end() ? nullptr : &*found;
+    }
+
+    // The rule of 9.13 for one window; a window out of all commitments pays its plain cost.
+    Committed charge(const Window& window) const {
+        if (const auto* bucket = bucket_of(window)) return commit(bucket->commitment, price_units(bucket->price, window.units).amount);
+        const auto cost = price_units(price, window.units).amount;
+        return commitment ? commit(*commitment, cost) : Committed{cost, cost, {}, {}};
+    }
+};
+
+// --- discounts (9.17) ---
+
+// Rounded to the currency, never more than the price.
+Decimal discount(const Decimal& price, const Decimal& off, Currency currency) { return std::min(rounded(off, currency), price); }
+
+Decimal percentage_discount(const Decimal& price, const Decimal& percentage, Currency currency) {
+    return discount(price, price * percent(percentage), currency);
+}
+
+// One after the other, each on what the one before left.
+Decimal compound_discount(const Decimal& price, const std::vector<Decimal>& percentages, Currency currency) {
+    auto left = price;
+    for (const auto& percentage : percentages) left -= percentage_discount(left, percentage, currency);
+    return price - left;
+}
+
+}  // namespace flexprice
+
+// --- Polar: dossier sections 9 to 11 ---------------------------------------------------------
+
+namespace polar {
+
+// Amounts are counts of the currency's smallest unit; an invoice has no fractions of it.
+Decimal rounded_half_away(const Decimal& value) { return value.round(0, Rounding::half_up); }
+
+// Unit amounts have up to 12 decimals and 5 digits before them; caps are 32-bit integers (product/schemas.py:421).
+constexpr int rate_decimals = 12, rate_whole_digits = 5;
+
+struct MeteredPrice {
+    Decimal unit_amount;  // cents for one unit
+    std::optional<Decimal> cap = {};
+    std::string currency = "usd";
+};
+
+MeteredPrice read_metered(const Node& at) {
+    MeteredPrice price{at.decimal("unit_amount").value_or(Decimal()), at.decimal("cap_amount"),
+                       at.text("price_currency", at.text("currency", "usd"))};
+    const auto refuse = [&](std::string_view field, const char* reason) { throw Error(ErrorCode::bad_value, at.path(field), reason); };
+    if (price.unit_amount <= 0) refuse("unit_amount", "must be above 0");
+    if (price.unit_amount.scale() > rate_decimals) refuse("unit_amount", "must have at most 12 decimals");
+    if (price.unit_amount.round(0, Rounding::floor).digits() > rate_whole_digits) refuse("unit_amount", "must be below 100000");
+    if (price.cap && (price.cap->is_negative() || price.cap->scale() > 0 || *price.cap > std::numeric_limits<std::int32_t>::max())) {
+        refuse("cap_amount", "must be a whole number from 0 to 2147483647");
+    }
+    return price;
+}
+
+Decimal power_of_two(int exponent) {
+    Decimal power = 1;
+    for (int i = 0; i < exponent; ++i) power += power;
+    return power;
+}
+
+// unit_amount x units, rounded half away from zero. Polar's units are a double, which counts at its exact binary value
+// (product_price.py:318): mantissa x 2^exponent, so the product is a quotient of integers that fit.
+Decimal exact_amount(const Decimal& unit_amount, double units) {
+    constexpr int mantissa_bits = 53, negligible = 86;  // below 2^-33 units, at less than 10^5 cents each
+    int exponent = 0;
+    const auto mantissa = static_cast<std::int64_t>(std::ldexp(std::frexp(units, &exponent), mantissa_bits));
+    exponent -= mantissa_bits;
+    const auto product = unit_amount * Decimal(mantissa);
+    if (exponent >= 0) return rounded_half_away(product * power_of_two(std::min(exponent, 127)));
+    return -exponent > negligible ? Decimal() : Decimal::divide(product, power_of_two(-exponent), 0, Rounding::half_up);
+}
+
+// Units beyond credits at the price, rounded, then capped.
+Priced price_units(const MeteredPrice& price, double consumed, std::int64_t credited) {
+    const double units = std::max(0.0, consumed - static_cast<double>(credited));
+    Priced priced;
+    priced.add(units_line(Decimal::from_double(units), price.unit_amount));
+    round_to(priced, exact_amount(price.unit_amount, units));
+    if (price.cap) lower_to(priced, *price.cap);
+    return priced;
+}
+
+// --- the words on the invoice ---
+
+std::string grouped(std::string digits) {
+    auto point = digits.find('.');
+    if (point == std::string::npos) point = digits.size();
+    const auto first = static_cast<std::ptrdiff_t>(digits.front() == '-' ? 1 : 0);
+    for (auto i = static_cast<std::ptrdiff_t>(point) - 3; i > first; i -= 3) digits.insert(static_cast<std::size_t>(i), ",");
+    return digits;
+}
+
+Currency currency_of(std::string_view code) {
+    static constexpr std::array<std::string_view, 15> whole{"bif", "clp", "djf", "gnf", "jpy", "kmf", "krw", "mga",
+                                                            "pyg", "rwf", "vnd", "vuv", "xaf", "xof", "xpf"};
+    return std::find(whole.begin(), whole.end(), code) == whole.end() ? Currency() : Currency{0, 1};
+}
+
+// Cents as an amount in the currency, with at least its own decimals.
+std::string money(const Decimal& cents, const std::string& code) {
+    static constexpr std::array<std::pair<std::string_view, std::string_view>, 4> symbols{
+        {{"usd", "$"}, {"eur", "\u20ac"}, {"gbp", "\u00a3"}, {"jpy", "\u00a5"}}};
+    const auto currency = currency_of(code);
+    const auto amount = cents * Decimal::scaled(1, currency.decimals);
+    std::string symbol = code + " ";
+    for (const auto& [known, sign] : symbols) {
+        if (known == code) symbol = sign;
+    }
+    return symbol + grouped(amount.to_fixed(std::max(currency.decimals, amount.scale())));
+}
+
+std::string label(const MeteredPrice& price, double consumed, const Priced& priced) {
+    auto text = "(" + grouped(Decimal::from_double(consumed).round(3, Rounding::half_even).to_string()) + " consumed units) \u00d7 " +
+                money(price.unit_amount, price.currency);
+    if (priced.lines.back().step == FeeLine::Step::maximum) text += " \u2014 Capped at " + money(*price.cap, price.currency);
+    return text;
+}
+
+// --- a billing run (10.5) ---
+
+enum class Function { count, sum, max, min, avg, unique };
+constexpr std::array<std::pair<std::string_view, Function>, 6> functions{{{"count", Function::count},
+                                                                          {"sum", Function::sum},
+                                                                          {"max", Function::max},
+                                                                          {"min", Function::min},
+                                                                          {"avg", Function::avg},
+                                                                          {"unique", Function::unique}}};
+
+// Sums and counts can be split between prices; the other functions hold over all entries only.
+bool is_summable(Function function) { return function == Function::count || function == Function::sum; }
+
+// Over user events; doubles, added in order, as Polar does.
+double aggregated(Function function, const std::vector<double>& values) {
+    if (function == Function::count) return static_cast<double>(values.size());
+    if (function == Function::unique) return static_cast<double>(std::unordered_set<double>(values.begin(), values.end()).size());
+    if (values.empty()) return 0;
+    if (function == Function::max) return *std::max_element(values.begin(), values.end());
+    if (function == Function::min) return *std::min_element(values.begin(), values.end());
+    double sum = 0;
+    for (const double value : values) sum += value;
+    return function == Function::avg ? sum / static_cast<double>(values.size()) : sum;
+}
+
+// Credits in the order they came; what is taken away never leaves less than none.
+std::int64_t credited_units(const std::vector<std::int64_t>& credits) {
+    std::int64_t sum = 0;
+    for (const auto units : credits) sum = std::max<std::int64_t>(0, sum + units);
+    return sum;
+}
+
+// --- tiers of seats and units (11) ---
+
+struct Tiers {
+    bool volume = false;
+    std::vector<Tier> tiers;
+};
+
+// Sorted by bound, the open tier last. Problems carry pydantic's words.
+Tiers read_tiers(const Node& at, Problems& problems) {
+    static constexpr std::array<std::pair<std::string_view, bool>, 2> types{{{"volume", true}, {"graduated", false}}};
+    Tiers result{at.choice("type", types, "volume"), {}};
+    for (const auto& each : at.list("tiers")) {
+        Tier tier{.above = {}, .up_to = each.decimal("bound"), .rate = each.decimal("unit_amount").value_or(Decimal()), .flat = {}, .from = {}};
+        if (tier.up_to && *tier.up_to <= 0) problems.push_back({each.path("bound"), "bound", "greater_than"});
+        if (tier.rate.is_negative()) problems.push_back({each.path("unit_amount"), "unit_amount", "greater_than_equal"});
+        result.tiers.push_back(std::move(tier));
+    }
+    if (result.tiers.empty()) problems.push_back({at.path("tiers"), "tiers", "too_short"});
+    std::stable_sort(result.tiers.begin(), result.tiers.end(),
+                     [](const Tier& a, const Tier& b) { return a.up_to && (!b.up_to || *a.up_to < *b.up_to); });
+    for (std::size_t i = 1; i < result.tiers.size(); ++i) {
+        const auto& bound = result.tiers[i - 1].up_to;
+        if (!bound) problems.push_back({at.path("tiers"), "tiers", "unbounded_tier_not_last"});
+        if (bound && bound == result.tiers[i].up_to) problems.push_back({at.path("tiers"), "tiers", "duplicate_tier_bound"});
+        result.tiers[i].above = result.tiers[i].from = bound.value_or(Decimal());
+    }
+    return result;
+}
+
+// Bounds are the last quantity included. A volume needs a tier that holds it; graduated units past the last bound are free.
+Priced price_tiers(const Tiers& tiers, const Decimal& quantity) {
+    if (quantity.is_negative()) throw Error(ErrorCode::bad_value, "quantity", "negative");
+    if (quantity.is_zero()) return {};
+    if (!tiers.volume) return graduated(tiers.tiers, quantity);
+    for (const auto& tier : tiers.tiers) {
+        if (tier.up_to && quantity > *tier.up_to) continue;
+        Priced priced;
+        priced.add(tier_line(tier, quantity));
+        return priced;
+    }
+    throw Error(ErrorCode::bad_value, "quantity", "uncovered");
+}
+
+}  // namespace polar
+
+// --- Autumn: dossier sections 5 to 7 ---------------------------------------------------------
+
+namespace autumn {
+
+using Step = FeeLine::Step;
+
+// decimal.js divides to 20 significant digits.
+Decimal divided(const Decimal& a, const Decimal& b) { return b.is_zero() ? Decimal() : Decimal::divide_significant(a, b, 20, Rounding::half_up); }
+
+// Up to whole billing units, once, before any tier is walked (7.3).
+Decimal whole_units(const Decimal& quantity, const Decimal& billing_units) { return begun_packages(quantity, billing_units) * billing_units; }
+
+constexpr int amount_decimals = 10;  // tier results are rounded to these, half up
+
+// --- plan items ---
+
+struct Item {
+    bool volume = false;
+    bool prepaid = false, usage_based = false;
+    Decimal included = {}, billing_units = 1;
+    std::vector<Tier> tiers = {};  // limits without the included units; the rate is for one unit
+};
+
+// The limits of tiers are in total units to users and beyond the included ones inside (7.2); "inf" stays.
+Decimal internal_limit(const Decimal& limit, const Decimal& included) { return limit > 0 ? limit - included : limit; }
+Decimal user_limit(const Decimal& limit, const Decimal& included) { return limit > 0 ? limit + included : limit; }
+
+std::optional<Decimal> read_limit(const Node& at) {
+    const auto found = at.find("to");
+    if (!found || found->value() == "inf") return {};
+    const auto limit = at.decimal("to");
+    return limit == Decimal(-1) ? std::nullopt : limit;
+}
+
+void add_tier(Item& item, const std::optional<Decimal>& limit, const Decimal& amount, const Decimal& flat) {
+    const auto above = item.tiers.empty() ? Decimal() : item.tiers.back().up_to.value_or(Decimal());
+    item.tiers.push_back({.above = above, .up_to = limit, .rate = divided(amount, item.billing_units), .flat = flat, .from = above});
+}
+
+// The amounts in a currency: its own block where there is one, else the base's (7.10).
+Node in_currency(const Node& at, const std::string& currency) {
+    const auto blocks = at.find("currencies");
+    const auto block = blocks && !currency.empty() ? blocks->find(currency) : std::nullopt;
+    return block.value_or(at);
+}
+
+Item read_item(const Node& at, bool limits_include_included, const std::string& currency = {}) {
+    static constexpr std::array<std::pair<std::string_view, bool>, 3> behaviors{{{"", false}, {"graduated", false}, {"volume", true}}};
+    Item item;
+    item.volume = at.choice("tier_behavior", behaviors);
+    item.prepaid = at.text("billing_method") == "prepaid";
+    item.usage_based = at.text("billing_method") == "usage_based";
+    item.included = at.decimal("included").value_or(Decimal());
+    item.billing_units = at.decimal("billing_units").value_or(Decimal(1));
+    if (item.billing_units <= 0) throw Error(ErrorCode::bad_value, at.path("billing_units"), "must be above 0");
+    const auto amounts = in_currency(at, currency);
+    for (const auto& each : amounts.list(amounts.find("usage_tiers") ? "usage_tiers" : "tiers")) {
+        auto limit = read_limit(each);
+        if (limit && limits_include_included) limit = internal_limit(*limit, item.included);
+        add_tier(item, limit, each.decimal("amount").value_or(Decimal()), each.decimal("flat_amount").value_or(Decimal()));
+    }
+    if (const auto amount = amounts.decimal("amount"); amount && item.tiers.empty()) add_tier(item, {}, *amount, {});
+    return item;
+}
+
+// To 10 decimals, and with the quantity's sign: a negative quantity gives back what the positive one costs.
+Priced finished(Priced priced, bool negative) {
+    round_to(priced, priced.amount.round(amount_decimals, Rounding::half_up));
+    if (!negative) return priced;
+    Priced reversed;
+    for (auto& line : priced.lines) {
+        line.units = -line.units;
+        line.flat = -line.flat;
+        line.amount = -line.amount;
+        reversed.add(std::move(line));
+    }
+    return reversed;
+}
+
+// 7.4: flat amounts play no part, units beyond the last limit are free.
+Priced price_graduated(const Item& item, const Decimal& units) {
+    auto tiers = item.tiers;
+    for (auto& tier : tiers) tier.flat = {};
+    return units.is_zero() ? Priced() : graduated(tiers, units);
+}
+
+// 7.5: all units, the included ones too, at the rate of the tier they reach; within the included units nothing.
+Priced price_volume(const Item& item, const Decimal& included, const Decimal& units) {
+    Priced priced;
+    if (included > 0 && units <= included) {
+        priced.add(free_line(units));
+        return priced;
+    }
+    for (const auto& tier : item.tiers) {
+        if (tier.up_to && units > *tier.up_to + included) continue;
+        priced.add(tier_line(tier, units));
+        break;
+    }
+    return priced;
+}
+
+// What a quantity costs: beyond the included units for graduated tiers, in all for volume. Less than none costs nothing, or with
+// `allow_negative` gives back.
+Priced price_quantity(const Item& item, const Decimal& included, const Decimal& quantity, bool allow_negative) {
+    if (item.tiers.empty()) throw Error(ErrorCode::bad_value, "usage_tiers", "usage_tiers_required");
+    const bool negative = quantity.is_negative() && allow_negative;
+    const auto units = whole_units(negative ? quantity.abs() : at_least_zero(quantity), item.billing_units);
+    return finished(item.volume ? price_volume(item, included, units) : price_graduated(item, units), negative);
+}
+
+// --- prepaid and usage-based items (7.6) ---
+
+// The requested quantity includes the included units; packs are bought for the rest.
+Decimal prepaid_packs(const Item& item, const Decimal& quantity) {
+    return begun_packages(at_least_zero(quantity - item.included), item.billing_units);
+}
+
+Priced price_prepaid(const Item& item, const Decimal& quantity) {
+    const auto paid = prepaid_packs(item, quantity) * item.billing_units;
+    return price_quantity(item, item.included, item.volume ? paid + item.included : paid, true);
+}
+
+// Free items have their allowance for each product bought, priced ones once.
+Decimal starting_balance(const Item& item, const Decimal& packs, const Decimal& products) {
+    if (item.prepaid) return item.included + packs * item.billing_units;
+    return item.usage_based ? item.included : item.included * products;
+}
+
+// Entities' overages are added first, then priced as one.
+Priced price_overage(const Item& item, const std::vector<Decimal>& usages) {
+    Decimal overage;
+    for (const auto& usage : usages) overage += at_least_zero(usage - item.included);
+    return price_quantity(item, {}, overage, true);
+}
+
+// --- credit systems (6) ---
+
+struct CreditSystem {
+    std::string id;
+    std::map<std::string, Decimal> costs;  // credits for one unit, by metered feature
+};
+
+CreditSystem read_credit_system(const Node& at, std::string_view id_field) {
+    CreditSystem system{at.text(id_field), {}};
+    for (const auto& each : at.list("credit_schema")) {
+        const auto amount = at_least_zero(each.decimal("credit_cost").value_or(each.decimal("credit_amount").value_or(Decimal())));
+        system.costs[each.required_text("metered_feature_id")] = divided(amount, each.decimal("feature_amount").value_or(Decimal(1)));
+    }
+    return system;
+}
+
+// Credits for that many units of a feature; the system's own units are credits already.
+Decimal credits(const CreditSystem& system, const std::string& feature, const Decimal& units) {
+    if (feature == system.id) return units;
+    const auto found = system.costs.find(feature);
+    if (found == system.costs.end()) throw Error(ErrorCode::bad_value, "feature_id", "invalid_request");
+    return found->second * units;
+}
+
+// --- balances: which pays, and whether there is enough (5.2, 7.7) ---
+
+struct Balance {
+    std::string id;
+    Decimal balance, starting;
+    bool overage_allowed = false, unlimited = false;
+    std::optional<Decimal> least = {};  // how far down overage may go
+    Decimal cost = 1;                   // of one unit, in the balance's own
+};
+
+enum class OverageBehavior { cap, reject, overflow };
+
+// Takes `units` off `balance` down to `floor`, as far as there is any room; what could not be taken is left in `units`.
+void take(Balance& balance, Decimal& units, const std::optional<Decimal>& floor) {
+    const auto wanted = units * balance.cost;
+    const auto taken = floor ? std::min(wanted, at_least_zero(balance.balance - *floor)) : wanted;
+    balance.balance = (balance.balance - taken).round(amount_decimals, Rounding::half_up);
+    units -= taken == wanted ? units : divided(taken, balance.cost);
+}
+
+// Gives `units` back to `balance` up to `ceiling`.
+void give(Balance& balance, Decimal& units, const std::optional<Decimal>& ceiling) {
+    const auto wanted = units * balance.cost;
+    const auto given = ceiling ? std::min(wanted, at_least_zero(*ceiling - balance.balance)) : wanted;
+    balance.balance = (balance.balance + given).round(amount_decimals, Rounding::half_up);
+    units -= given == wanted ? units : divided(given, balance.cost);
+}
+
+// Usage: every balance down to 0 in order, then those that allow overage down to their floor.
+Decimal deduct(std::vector<Balance>& balances, Decimal units, OverageBehavior behavior) {
+    for (auto& balance : balances) {
+        if (balance.unlimited) return {};
+        take(balance, units, Decimal());
+    }
+    for (auto& balance : balances) {
+        const bool overflows = behavior == OverageBehavior::overflow;
+        if (balance.overage_allowed || overflows) take(balance, units, overflows ? std::nullopt : balance.least);
+    }
+    return units;
+}
+
+// A refund: negative balances up to 0, then every balance up to where it started; the rest only where overage is allowed.
+Decimal refund(std::vector<Balance>& balances, Decimal units) {
+    for (auto& balance : balances) give(balance, units, Decimal());
+    for (auto& balance : balances) give(balance, units, balance.starting);
+    for (auto& balance : balances) {
+        if (balance.overage_allowed) give(balance, units, {});
+    }
+    return units;
+}
+
+// What is left of `value` that no balance took; with reject nothing moves unless all of it fits.
+Decimal settle(std::vector<Balance>& balances, const Decimal& value, OverageBehavior behavior) {
+    auto changed = balances;
+    const auto left = value.is_negative() ? -refund(changed, -value) : deduct(changed, value, behavior);
+    if (behavior != OverageBehavior::reject || left.is_zero()) balances = std::move(changed);
+    return left;
+}
+
+struct Standing {
+    Decimal remaining, overage;
+    bool unlimited = false, overage_allowed = false;
+    std::optional<Decimal> max_purchase = {};  // overage at most; unbounded when absent
+};
+
+// Whether `required` more units may be used; first rule that applies (5.2).
+bool allowed(const Standing& standing, const Decimal& required) {
+    if (standing.unlimited || required.is_negative()) return true;
+    if (!standing.overage_allowed) return standing.remaining >= required;
+    if (!standing.max_purchase) return true;
+    return at_least_zero(*standing.max_purchase - standing.overage) + standing.remaining >= required;
+}
+
+// --- money ---
+
+Currency minor_currency(std::string code) {
+    static constexpr std::array<std::string_view, 16> whole{"bif", "clp", "djf", "gnf", "jpy", "kmf", "krw", "mga",
+                                                            "pyg", "rwf", "ugx", "vnd", "vuv", "xaf", "xof", "xpf"};
+    static constexpr std::array<std::string_view, 5> thousandths{"bhd", "jod", "kwd", "omr", "tnd"};
+    std::transform(code.begin(), code.end(), code.begin(), [](unsigned char c) { return static_cast<char>(std::tolower(c)); });
+    const auto is_in = [&](const auto& list) { return std::find(list.begin(), list.end(), code) != list.end(); };
+    if (is_in(whole)) return {0, 1};
+    return is_in(thousandths) ? Currency{3, 1000} : Currency();
+}
+
+// Smallest units as Stripe takes them: three-decimal currencies are rounded to ten (7.10).
+Decimal minor_units(const Decimal& amount, const std::string& code) {
+    const auto currency = minor_currency(code);
+    if (currency.subunits == 1) return amount.round(0, Rounding::half_up);
+    return (amount * 100).round(0, Rounding::half_up) * (currency.subunits == 1000 ? 10 : 1);
+}
+
+}  // namespace autumn
+
+// --- metered items: what the books of FlexPrice, Polar and Autumn are made of ------------------
+
+// Units of one metric, counted over a customer's period and priced as a whole. The functions say how the vendor does each step.
+struct MeteredItem {
+    std::string charge = {}, currency_code = {};
+    Currency currency = {};
+    Metric metric = {};
+    // The quantities that are priced: one, or one for each bucket.
+    std::function<std::vector<Decimal>(const AggregateQuery&, UsageSource&)> count = {};
+    // What the event adds, nothing when the item does not measure it.
+    std::function<std::optional<Decimal>(const Event&, const AggregateQuery&, UsageSource&)> step = {};
+    std::function<Priced(const std::vector<Decimal>&)> price = {};
+    std::function<Decimal(const Decimal&, Currency)> cents = to_cents;
+    // Whether that many more units may be used after so many.
+    std::function<Check(const Decimal& used, const Decimal& required)> check = {};
+};
+
+struct MeteredBook final : Book::Impl {
+    std::vector<MeteredItem> items;
+
+    bool serves(const std::string&, const std::string& customer) const override { return !customer.empty(); }
+    Fees usage(const UsageQuery& query, Timestamp now, UsageSource& usage) const override;
+    Fees estimate_fees(const Event& event, Timestamp now, UsageSource& usage) const override;
+    Check check(const Event& event, Timestamp now, UsageSource& usage) const override;
+};
+
+Decimal total(const std::vector<Decimal>& quantities) {
+    Decimal sum;
+    for (const auto& quantity : quantities) sum += quantity;
+    return sum;
+}
+
+Fee item_fee(const MeteredItem& item, const AggregateQuery& query, const Decimal& units, Priced priced) {
+    Fee fee;
+    fee.charge = item.charge;
+    fee.metric = item.metric.code;
+    fee.customer = query.customer;
+    fee.subscription = query.subscription;
+    fee.currency = item.currency_code;
+    fee.units = units;
+    fee.amount = priced.amount;
+    fee.amount_cents = item.cents(priced.amount, item.currency);
+    fee.unit_amount = quotient(priced.amount, units);
+    fee.period = query.period;
+    fee.lines = std::move(priced.lines);
+    return fee;
+}
+
+Fees sum_up(std::vector<Fee> list, const MeteredItem& item) {
+    Fees fees{.fees = std::move(list), .currency = item.currency_code, .subunits = item.currency.subunits, .amount_cents = {}};
+    for (const auto& fee : fees.fees) fees.amount_cents += fee.amount_cents;
+    return fees;
+}
+
+AggregateQuery customer_query(const std::string& customer, const std::string& subscription, const Period& period) {
+    if (customer.empty()) throw Error(ErrorCode::bad_value, "customer", "is required");
+    AggregateQuery query;
+    query.customer = customer;
+    query.subscription = subscription;
+    query.period = period;
+    return query;
+}
+
+Fees MeteredBook::usage(const UsageQuery& asked, Timestamp now, UsageSource& usage_source) const {
+    const auto query = customer_query(asked.customer, asked.subscription, asked.period.value_or(this_month(now)));
+    std::vector<Fee> list;
+    for (const auto& item : items) {
+        const auto quantities = item.count(query, usage_source);
+        list.push_back(item_fee(item, query, total(quantities), item.price(quantities)));
+    }
+    return sum_up(std::move(list), items.front());
+}
+
+// What the event adds to the bill of the calendar month, up to now.
+Fees MeteredBook::estimate_fees(const Event& event, Timestamp now, UsageSource& usage_source) const {
+    const auto query = customer_query(event.customer, event.subscription, {this_month(now).from, now + std::chrono::microseconds(1)});
+    std::vector<Fee> list;
+    for (const auto& item : items) {
+        const auto step = item.step(event, query, usage_source);
+        if (!step) continue;
+        auto quantities = item.count(query, usage_source);
+        const auto before = item.price(quantities);
+        if (quantities.empty()) quantities.emplace_back();
+        quantities.back() += *step;
+        list.push_back(item_fee(item, query, *step, difference(item.price(quantities), before)));
+        list.back().events = 1;
+    }
+    if (list.empty()) throw Error(ErrorCode::not_found, "name", "no price measures events named " + event.name);
+    return sum_up(std::move(list), items.front());
+}
+
+// The event's units against what is left: of the first item that allows them, else of the first that measures them (5.3).
+Check MeteredBook::check(const Event& event, Timestamp now, UsageSource& usage_source) const {
+    const auto query = customer_query(event.customer, event.subscription, {this_month(now).from, now + std::chrono::microseconds(1)});
+    std::optional<Check> first;
+    for (const auto& item : items) {
+        const auto step = item.check ? item.step(event, query, usage_source) : std::nullopt;
+        if (!step) continue;
+        const auto answer = item.check(total(item.count(query, usage_source)), *step);
+        if (answer.allowed) return answer;
+        if (!first) first = answer;
+    }
+    return first.value_or(Check());
+}
+
+void check_items(const MeteredBook& book, const Node& root) {
+    if (book.items.empty()) root.refuse("has no price by usage");
+    for (const auto& item : book.items) {
+        if (item.currency_code != book.items.front().currency_code) root.refuse("has prices in several currencies");
+    }
+}
+
+std::string number_text(const Event& event, const std::string& property) { return property_text(event.properties, property).value_or(""); }
+
+// --- FlexPrice: the book of prices and meters ---
+
+namespace flexprice {
+
+struct Meter {
+    std::string id, event, field;
+    Metric metric;
+    Decimal multiplier = 1;
+    std::vector<std::pair<std::string, std::vector<std::string>>> filters;
+};
+
+constexpr std::array<std::pair<std::string_view, Aggregation>, 4> aggregations{{{"COUNT", Aggregation::count},
+                                                                                {"SUM", Aggregation::sum},
+                                                                                {"SUM_WITH_MULTIPLIER", Aggregation::sum},
+                                                                                {"COUNT_UNIQUE", Aggregation::unique_count}}};
+
+Meter read_meter(const Node& at) {
+    Meter meter{at.required_text("id"), at.required_text("event_name"), {}, {}, 1, {}};
+    const auto aggregation = at.object("aggregation");
+    meter.metric = {
+        .code = "flexprice:" + meter.id, .event = meter.event, .aggregation = aggregation.choice("type", aggregations), .property = {}, .filter = {}};
+    if (meter.metric.aggregation != Aggregation::count) {
+        meter.field = aggregation.required_text("field");
+        meter.metric.property = property_field(meter.field);
+    }
+    if (!aggregation.text("bucket_size").empty())
+        throw Error(ErrorCode::unsupported, aggregation.path("bucket_size"), "bucketed meters are not measured here");
+    if (aggregation.text("type") == "SUM_WITH_MULTIPLIER") meter.multiplier = aggregation.decimal("multiplier").value_or(Decimal(1));
+    if (meter.multiplier <= 0) throw Error(ErrorCode::bad_value, aggregation.path("multiplier"), "must be above 0");
+    for (const auto& filter : at.list("filters")) {
+        const auto key = filter.required_text("key");
+        const auto values = filter.value().value("values", std::vector<std::string>());
+        if (values.empty()) throw Error(ErrorCode::bad_value, filter.path("values"), "must not be empty");
+        meter.filters.emplace_back(key, values);
+        meter.metric.filter.parts.push_back(Filter::where(property_field(key), Operator::in, json(values)));
+    }
+    return meter;
+}
+
+bool measures(const Meter& meter, const Event& event) {
+    return event.name == meter.event && std::all_of(meter.filters.begin(), meter.filters.end(), [&](const auto& filter) {
+               const auto value = property_text(event.properties, filter.first);
+               return value && std::find(filter.second.begin(), filter.second.end(), *value) != filter.second.end();
+           });
+}
+
+// A negative total counts as none (5.10); events without the property are one more distinct value (5.7).
+Decimal counted(const Meter& meter, const AggregateQuery& query, UsageSource& usage) {
+    auto units = usage.measure(meter.metric, query).front().value;
+    if (meter.metric.aggregation == Aggregation::unique_count) {
+        auto absent = meter.metric;
+        absent.aggregation = Aggregation::count;
+        absent.property.clear();
+        absent.filter.parts.push_back(Filter::where(property_field(meter.field), Operator::exists, false));
+        if (usage.measure(absent, query).front().value > 0) units += 1;
+    }
+    return at_least_zero(units * meter.multiplier);
+}
+
+std::optional<Decimal> step_of(const Meter& meter, const Event& event, AggregateQuery query, UsageSource& usage) {
+    if (!measures(meter, event)) return {};
+    if (meter.metric.aggregation == Aggregation::count) return Decimal(1);
+    if (meter.metric.aggregation == Aggregation::sum) return Decimal::parse(number_text(event, meter.field)).value_or(Decimal()) * meter.multiplier;
+    query.filter = Filter::all({query.filter, Filter::equals(property_field(meter.field), number_text(event, meter.field))});
+    return usage.measure(meter.metric, query).front().value > 0 ? Decimal() : Decimal(1);
+}
+
+// What is left after the entitlement, priced, under the item's own commitment.
+Priced charge(const Price& price, const Entitlement& entitlement, const std::optional<Commitment>& commitment, const Decimal& units) {
+    const auto billable = entitlement.billable(units);
+    auto priced = price_units(price, billable);
+    if (billable != units) priced.lines.insert(priced.lines.begin(), free_line(units - billable));
+    if (!commitment) return priced;
+    const auto committed = commit(*commitment, priced.amount);
+    raise_to(priced, committed.charge);
+    lower_to(priced, committed.charge);
+    return priced;
+}
+
+MeteredItem read_usage_price(const Node& at, const std::vector<Meter>& meters) {
+    const auto id = at.required_text("meter_id");
+    const auto found = std::find_if(meters.begin(), meters.end(), [&](const Meter& meter) { return meter.id == id; });
+    if (found == meters.end()) throw Error(ErrorCode::bad_value, at.path("meter_id"), "no such meter: " + id);
+    const auto meter = *found;
+    const auto price = read_price(at);
+    const auto entitlement = at.find("entitlement") ? read_entitlement(at.object("entitlement")) : Entitlement();
+    if (entitlement.daily) throw Error(ErrorCode::unsupported, at.path("entitlement"), "daily limits are not measured here");
+    std::optional<Commitment> commitment;
+    if (at.find("commitment")) commitment = read_commitment(at.object("commitment"), price);
+    MeteredItem item{.charge = at.text("display_name", at.text("id", id)),
+                     .currency_code = price.currency_code,
+                     .currency = price.currency,
+                     .metric = meter.metric};
+    item.count = [meter](const AggregateQuery& query, UsageSource& usage) { return std::vector<Decimal>{counted(meter, query, usage)}; };
+    item.step = [meter](const Event& event, const AggregateQuery& query, UsageSource& usage) { return step_of(meter, event, query, usage); };
+    item.price = [price, entitlement, commitment](const std::vector<Decimal>& units) { return charge(price, entitlement, commitment, total(units)); };
+    return item;
+}
+
+std::shared_ptr<const Book::Impl> load(const json& catalogue) {
+    const Node root(catalogue);
+    auto book = std::make_shared<MeteredBook>();
+    book->vendor = "flexprice";
+    book->code = root.text("id", root.text("code", "flexprice"));
+    book->source = catalogue;
+    std::vector<Meter> meters;
+    for (const auto& meter : root.list("meters")) meters.push_back(read_meter(meter));
+    for (const auto& price : root.list("prices")) {
+        if (price.text("type", "USAGE") != "USAGE") continue;
+        book->items.push_back(read_usage_price(price, meters));
+        book->metrics.push_back(book->items.back().metric);
+    }
+    check_items(*book, root);
+    return book;
+}
+
+}  // namespace flexprice
+
+// --- Polar: the book of a product and its meters ---
+
+namespace polar {
+
+// Clauses in Polar's words; all but their negations need the property (6.2).
+Filter read_clause(const Node& at) {
+    static constexpr std::array<std::pair<std::string_view, Operator>, 8> operators{{{"eq", Operator::eq},
+                                                                                     {"ne", Operator::ne},
+                                                                                     {"gt", Operator::gt},
+                                                                                     {"gte", Operator::gte},
+                                                                                     {"lt", Operator::lt},
+                                                                                     {"lte", Operator::lte},
+                                                                                     {"like", Operator::contains},
+                                                                                     {"not_like", Operator::not_contains}}};
+    auto property = at.required_text("property");
+    const auto op = at.choice("operator", operators);
+    const auto value = at.find("value");
+    if (!value || value->value().is_structured())
+        throw Error(ErrorCode::bad_value, at.path("value"), "must be text, a whole number or true or false");
+    if (property.rfind("metadata.", 0) == 0) property = property.substr(std::string_view("metadata.").size());
+    const bool built_in = property == "name" || property == "source" || property == "timestamp";
+    const auto field = built_in ? property : property_field(property);
+    auto clause = Filter::where(field, op, value->value());
+    if (op != Operator::ne && op != Operator::not_contains) return clause;
+    return Filter::all({Filter::where(field, Operator::exists, true), std::move(clause)});
+}
+
+Filter read_filter(const Node& at) {
+    static constexpr std::array<std::pair<std::string_view, bool>, 2> conjunctions{{{"and", true}, {"or", false}}};
+    const bool all = at.choice("conjunction", conjunctions, "and");
+    std::vector<Filter> parts;
+    for (const auto& clause : at.list("clauses")) parts.push_back(clause.find("clauses") ? read_filter(clause) : read_clause(clause));
+    return all || parts.empty() ? Filter::all(std::move(parts)) : Filter::any(std::move(parts));
+}
+
+struct Meter {
+    std::string id;
+    Function function = Function::count;
+    Metric metric;
+};
+
+// A meter is told by its filter; the clause on the name says which events the metric reads.
+std::string event_name(const Filter& filter) {
+    if (filter.kind == Filter::Kind::clause)
+        return filter.field == "name" && filter.op == Operator::eq && filter.value.is_string() ? filter.value.get<std::string>() : "";
+    if (filter.kind == Filter::Kind::any && filter.parts.size() != 1) return "";
+    for (const auto& part : filter.parts) {
+        if (auto name = event_name(part); !name.empty()) return name;
+    }
+    return "";
+}
+
+Meter read_meter(const Node& at) {
+    Meter meter{at.required_text("id"), {}, {}};
+    const auto aggregation = at.object("aggregation");
+    meter.function = aggregation.choice("func", functions);
+    auto filter = at.find("filter") ? read_filter(at.object("filter")) : Filter();
+    const auto name = event_name(filter);
+    if (name.empty()) throw Error(ErrorCode::unsupported, at.path("filter"), "must have a clause name eq \"...\"");
+    meter.metric = {.code = "polar:" + meter.id, .event = name, .aggregation = Aggregation::count, .property = {}, .filter = std::move(filter)};
+    if (meter.function == Function::count) return meter;
+    if (!is_summable(meter.function) && meter.function != Function::unique) {
+        throw Error(ErrorCode::unsupported, aggregation.path("func"), aggregation.text("func") + " is not measured here");
+    }
+    meter.metric.aggregation = meter.function == Function::sum ? Aggregation::sum : Aggregation::unique_count;
+    meter.metric.property = property_field(aggregation.required_text("property"));
+    return meter;
+}
+
+// Credits that the product's benefits grant of a meter in each cycle.
+std::int64_t granted_units(const Node& product, const std::string& meter) {
+    std::int64_t units = 0;
+    for (const auto& benefit : product.list("benefits")) {
+        if (benefit.text("type") != "meter_credit") continue;
+        const auto properties = benefit.object("properties");
+        if (properties.text("meter_id") == meter) units += properties.decimal("units").value_or(Decimal()).to_int64().value_or(0);
+    }
+    return units;
+}
+
+// Currency units, as fees have them, from Polar's cents.
+Priced in_units(Priced priced, Currency currency) {
+    Priced scaled;
+    for (auto& line : priced.lines) {
+        line.rate = quotient(line.rate, currency.subunits);
+        line.amount = quotient(line.amount, currency.subunits);
+        scaled.add(std::move(line));
+    }
+    return scaled;
+}
+
+std::optional<Decimal> step_of(const Meter& meter, const Event& event, AggregateQuery query, UsageSource& usage) {
+    if (event.name != meter.metric.event) return {};
+    if (meter.function == Function::count) return Decimal(1);
+    const auto text = number_text(event, meter.metric.property.substr(property_field("").size()));
+    if (meter.function == Function::sum) return Decimal::parse(text);
+    query.filter = Filter::all({query.filter, Filter::equals(meter.metric.property, text)});
+    return usage.measure(meter.metric, query).front().value > 0 ? Decimal() : Decimal(1);
+}
+
+MeteredItem read_item(const Node& at, const Node& product, const std::vector<Meter>& meters) {
+    const auto id = at.required_text("meter_id");
+    const auto found = std::find_if(meters.begin(), meters.end(), [&](const Meter& meter) { return meter.id == id; });
+    if (found == meters.end()) throw Error(ErrorCode::bad_value, at.path("meter_id"), "no such meter: " + id);
+    const auto meter = *found;
+    const auto price = read_metered(at);
+    const auto credited = granted_units(product, id);
+    const Currency currency = currency_of(price.currency);
+    MeteredItem item{.charge = at.text("id", id), .currency_code = price.currency, .currency = currency, .metric = meter.metric};
+    item.count = [meter](const AggregateQuery& query, UsageSource& usage) {
+        return std::vector<Decimal>{usage.measure(meter.metric, query).front().value};
+    };
+    item.step = [meter](const Event& event, const AggregateQuery& query, UsageSource& usage) { return step_of(meter, event, query, usage); };
+    item.price = [price, credited, currency](const std::vector<Decimal>& units) {
+        return in_units(price_units(price, total(units).to_double(), credited), currency);
+    };
+    return item;
+}
+
+std::shared_ptr<const Book::Impl> load(const json& catalogue) {
+    const Node root(catalogue);
+    const auto product = root.object("product");
+    auto book = std::make_shared<MeteredBook>();
+    book->vendor = "polar";
+    book->code = product.text("id", product.text("name", "polar"));
+    book->source = catalogue;
+    std::vector<Meter> meters;
+    for (const auto& meter : root.list("meters")) meters.push_back(read_meter(meter));
+    for (const auto& price : product.list("prices")) {
+        if (price.text("amount_type", "metered_unit") != "metered_unit") continue;
+        book->items.push_back(read_item(price, product, meters));
+        book->metrics.push_back(book->items.back().metric);
+    }
+    check_items(*book, product);
+    return book;
+}
+
+}  // namespace polar
+
+// --- Autumn: the book of a plan, its features and credit systems ---
+
+namespace autumn {
+
+// An event counts its value, 1 when it has none.
+Metric feature_metric(const std::string& feature) {
+    return {.code = "autumn:" + feature, .event = feature, .aggregation = Aggregation::sum, .property = "value", .filter = {}};
+}
+
+Decimal feature_units(const std::string& feature, const AggregateQuery& query, UsageSource& usage) {
+    const auto valued = feature_metric(feature);
+    auto plain = valued;
+    plain.aggregation = Aggregation::count;
+    plain.property.clear();
+    plain.filter = Filter::where("value", Operator::exists, false);
+    return usage.measure(valued, query).front().value + usage.measure(plain, query).front().value;
+}
+
+// The features that use up an item, each with what one of its units costs.
+using Members = std::vector<std::pair<std::string, Decimal>>;
+
+Members members_of(const Node& root, const std::string& feature) {
+    Members members{{feature, 1}};
+    for (const auto& each : root.list("features")) {
+        if (each.text("id") != feature) continue;
+        for (const auto& [member, cost] : read_credit_system(each, "id").costs) members.emplace_back(member, cost);
+    }
+    return members;
+}
+
+// Rules of plan items (7.1).
+void check_item(const Node& at, const Node& price, const Item& item) {
+    const auto refuse = [](const std::string& path, const char* reason) { throw Error(ErrorCode::bad_value, path, reason); };
+    if (price.find("amount").has_value() == !price.list("tiers").empty()) refuse(price.path("amount"), "exactly one of amount and tiers is required");
+    if (!item.prepaid && !item.usage_based) refuse(price.path("billing_method"), "must be prepaid or usage_based");
+    if (item.volume && !item.prepaid) refuse(price.path("tier_behavior"), "volume is for prepaid items only");
+    if (item.included.is_negative()) refuse(at.path("included"), "must not be negative");
+    for (std::size_t i = 0; i < item.tiers.size(); ++i) {
+        const auto path = price.path("tiers") + "[" + std::to_string(i) + "]";
+        const auto& tier = item.tiers[i];
+        if (tier.rate.is_negative() || tier.flat.is_negative()) refuse(path + ".amount", "must not be negative");
+        if (!tier.flat.is_zero() && (!item.volume || item.tiers.size() < 2)) refuse(path + ".flat_amount", "is for volume with several tiers only");
+        if (tier.up_to && *tier.up_to <= tier.above) refuse(path + ".to", i == 0 ? "must be above included" : "must be above the tier before");
+        if (!tier.up_to != (i + 1 == item.tiers.size())) refuse(path + ".to", "only the last tier is open, with \"inf\"");
+    }
+}
+
+Item read_plan_item(const Node& at, const std::string& currency) {
+    if (!at.find("price")) return {.included = at.decimal("included").value_or(Decimal())};
+    const auto price = at.object("price");
+    auto merged = price.value();
+    merged["included"] = at.value().value("included", json(0));
+    auto item = autumn::read_item(Node(merged, price.path()), true, currency);
+    check_item(at, price, item);
+    return item;
+}
+
+MeteredItem read_metered_item(const Node& root, const Node& at, const std::string& currency) {
+    const auto feature = at.required_text("feature_id");
+    const auto members = members_of(root, feature);
+    const auto item = read_plan_item(at, currency);
+    const auto quantity = at.decimal("quantity").value_or(item.included);
+    MeteredItem result{.charge = feature, .currency_code = currency, .currency = minor_currency(currency), .metric = feature_metric(feature)};
+    result.count = [members](const AggregateQuery& query, UsageSource& usage) {
+        Decimal units;
+        for (const auto& [member, cost] : members) units += feature_units(member, query, usage) * cost;
+        return std::vector<Decimal>{units};
+    };
+    result.step = [members](const Event& event, const AggregateQuery&, UsageSource&) -> std::optional<Decimal> {
+        for (const auto& [member, cost] : members) {
+            if (member == event.name) return event.value.value_or(Decimal(1)) * cost;
+        }
+        return {};
+    };
+    const bool unlimited = at.flag("unlimited");
+    const auto most = at.find("price") ? at.object("price").decimal("max_purchase") : std::nullopt;
+    const auto granted = item.prepaid ? starting_balance(item, prepaid_packs(item, quantity), 1) : item.included;
+    result.check = [granted, unlimited, most, overage = item.usage_based](const Decimal& used, const Decimal& required) {
+        const Standing standing{at_least_zero(granted - used), at_least_zero(used - granted), unlimited, overage, most};
+        return Check{allowed(standing, required), standing.remaining, standing.overage};
+    };
+    result.price = [item, quantity](const std::vector<Decimal>& units) {
+        if (item.tiers.empty()) return Priced();
+        return item.prepaid ? price_prepaid(item, quantity) : price_overage(item, units);
+    };
+    result.cents = [currency](const Decimal& amount, Currency) { return minor_units(amount, currency); };
+    return result;
+}
+
+std::shared_ptr<const Book::Impl> load(const json& catalogue) {
+    const Node root(catalogue);
+    const auto plan = root.object("plan");
+    auto book = std::make_shared<MeteredBook>();
+    book->vendor = "autumn";
+    book->code = plan.required_text("id");
+    book->source = catalogue;
+    const auto currency = root.text("currency", "usd");
+    for (const auto& item : plan.list("items")) {
+        book->items.push_back(read_metered_item(root, item, currency));
+        book->metrics.push_back(book->items.back().metric);
+    }
+    check_items(*book, plan);
+    return book;
+}
+
+}  // namespace autumn
+
+constexpr std::array<std::pair<std::string_view, std::shared_ptr<const Book::Impl> (*)(const json&)>, 4> book_vendors{
+    {{"lago", lago::load}, {"flexprice", flexprice::load}, {"polar", polar::load}, {"autumn", autumn::load}}};
+
 }  // namespace
 
 Book Book::lago(const json& catalogue) { return Book(meter::lago::load(catalogue)); }
+Book Book::flexprice(const json& catalogue) { return Book(meter::flexprice::load(catalogue)); }
+Book Book::polar(const json& catalogue) { return Book(meter::polar::load(catalogue)); }
+Book Book::autumn(const json& catalogue) { return Book(meter::autumn::load(catalogue)); }
+
+Book Book::of(std::string_view vendor, const json& catalogue) {
+    for (const auto& [name, load] : book_vendors) {
+        if (name == vendor) return Book(load(catalogue));
+    }
+    throw Error(ErrorCode::unsupported, "vendor", "no books of \"" + std::string(vendor) + "\"");
+}
 
 const std::string& Book::vendor() const noexcept { return impl_->vendor; }
 const std::string& Book::code() const noexcept { return impl_->code; }
@@ -7576,28 +8880,13 @@ Scalar event_scalar(const Event& event, const std::string& key, std::string& kep
     return {Scalar::Kind::json, false, {}, kept};
 }
 
-/// Times are compared as microseconds.
-Filter with_instants(Filter filter) {
-    const auto convert = [](json& value) {
-        if (value.is_string())
-            value = Timestamp::parse(value.get_ref<const std::string&>()).micros();
-        else if (value.is_number())
-            value = Timestamp::from_unix(Decimal::from_json(value)).micros();
-    };
-    if (!filter.value.is_array())
-        convert(filter.value);
-    else
-        for (json& value : filter.value) convert(value);
-    return filter;
-}
-
 class Selection {
 public:
     explicit Selection(const Filter& filter) : kind_(filter.kind) {
         for (const Filter& part : filter.parts) parts_.emplace_back(part);
         if (kind_ != Filter::Kind::clause) return;
         key_ = column_key(filter.field);
-        clause_ = make_clause(key_ == fields::time ? with_instants(filter) : filter);
+        clause_ = make_clause(key_ == fields::time ? in_micros(filter) : filter);
     }
 
     bool holds(const Event& event) const {
@@ -8352,6 +9641,12 @@ private:
 // ---- all upstreams of a store ---------------------------------------------------------------------
 
 /// What class Meter offers of delivery. Any thread may call any function; stop() must have returned before the store goes.
+/// The last sequence up to which every upstream has had all events for good; without an upstream, any.
+std::int64_t delivered_through(Connection& c) {
+    return c.integer("SELECT min(coalesce((SELECT min(cursor) FROM upstreams), ?1), coalesce((SELECT min(sequence) - 1 FROM exceptions), ?1))",
+                     std::numeric_limits<std::int64_t>::max());
+}
+
 class Delivery {
 public:
     Delivery(Store& store, Clock clock, Random random) : store_(store), clock_(std::move(clock)), random_(std::move(random)) {}
@@ -8883,8 +10178,11 @@ private:
 
 // The vendors whose books a database may hold.
 Book make_book(const std::string& vendor, const json& source) {
-    if (vendor == "lago") return Book::lago(source);
-    throw Error(ErrorCode::corrupt, "books", "\"" + vendor + "\" is not a vendor");
+    try {
+        return Book::of(vendor, source);
+    } catch (const Error& error) {
+        throw Error(ErrorCode::corrupt, "books", error.what());
+    }
 }
 
 }  // namespace

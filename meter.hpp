@@ -375,8 +375,20 @@ public:
     /// optionally with "subscriptions": [{"external_id", "external_customer_id", "started_at", ...}].
     static Book lago(const json& catalogue);
 
+    /// {"meters": [...], "prices": [...]} as FlexPrice's API shows them; the usage prices, COUNT, SUM, SUM_WITH_MULTIPLIER and
+    /// COUNT_UNIQUE meters. A price may carry "entitlement" and "commitment". Periods are calendar months, UTC.
+    static Book flexprice(const json& catalogue);
+    /// {"product": {"id", "prices": [...], "benefits": [...]}, "meters": [...]} as Polar's API shows them; the metered prices, less the
+    /// units that meter_credit benefits grant; count, sum and unique meters whose filter names an event.
+    static Book polar(const json& catalogue);
+    /// {"plan": {"id", "items": [...]}, "features": [...], "currency": "usd"} as Autumn's API (2.1 and later) shows them, credit systems
+    /// included. An item's "quantity" is what was bought of a prepaid one.
+    static Book autumn(const json& catalogue);
+    /// By the vendor's name: "lago", "flexprice", "polar" or "autumn". Throws unsupported for another.
+    static Book of(std::string_view vendor, const json& catalogue);
+
     const std::string& vendor() const noexcept;
-    const std::string& code() const noexcept;  ///< the plan's
+    const std::string& code() const noexcept;  ///< the plan's, or product's
     const json& source() const noexcept;       ///< the JSON it was made from, unknown fields included
     std::vector<Metric> metrics() const;
 
@@ -403,6 +415,7 @@ struct FeeLine {
         advance,     ///< what was paid for before
         discount,
         conversion,  ///< from a pricing unit to the currency
+        rounding,
     };
     Step step = Step::units;
     std::optional<Decimal> from = {}, to = {};  ///< bounds of the tier as the vendor writes them, in units
@@ -437,6 +450,13 @@ struct Fees {
     Decimal amount_cents = {};  ///< sum of the fees'
     json to_json() const;
     std::string to_text() const;  ///< for people: each fee with its lines, and the sum
+};
+
+/// Whether units may be used, and what is left before them.
+struct Check {
+    bool allowed = false;
+    Decimal balance = {};  ///< units left
+    Decimal overage = {};  ///< units used beyond what was granted
 };
 
 struct UsageQuery {
