@@ -2058,6 +2058,8 @@ struct Run {
     Bytes filters{};  // all blocks', one after the other; empty when they are more than the memory allowed
     std::size_t blocks() const noexcept { return std::size_t{1} << bits; }
     std::size_t block_of(std::uint64_t hash) const noexcept { return static_cast<std::size_t>(hash >> (hash_bits - bits)); }
+    // Ids are given again once all runs are gone.
+    bool same_as(const Run& other) const noexcept { return id == other.id && first == other.first && last == other.last && bits == other.bits; }
     std::int64_t block_id(std::size_t block) const noexcept { return id * max_blocks + static_cast<std::int64_t>(block); }
 };
 
@@ -2233,7 +2235,7 @@ private:
         std::size_t room = memory_;
         for (auto run = runs.rbegin(); run != runs.rend() && run->blocks() * filter_bytes <= room; ++run) {
             room -= run->blocks() * filter_bytes;
-            const auto known = std::find_if(runs_.begin(), runs_.end(), [&](const Run& old) { return old.id == run->id; });
+            const auto known = std::find_if(runs_.begin(), runs_.end(), [&](const Run& old) { return old.same_as(*run); });
             run->filters = known != runs_.end() && !known->filters.empty() ? std::move(known->filters) : load_filters(db, *run);
         }
         runs_ = std::move(runs);
