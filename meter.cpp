@@ -2576,6 +2576,8 @@ struct Run {
     Bytes filters{};  // all blocks', one after the other; empty when they are more than the memory allowed
     std::size_t blocks() const noexcept { return std::size_t{1} << bits; }
     std::size_t block_of(std::uint64_t hash) const noexcept { return static_cast<std::size_t>(hash >> (hash_bits - bits)); }
+    // Ids are given again once all runs are gone.
+    bool same_as(const Run& other) const noexcept { return id == other.id && first == other.first && last == other.last && bits == other.bits; }
     std::int64_t block_id(std::size_t block) const noexcept { return id * max_blocks + static_cast<std::int64_t>(block); }
 };
 
@@ -2751,7 +2753,7 @@ private:
         std::size_t room = memory_;
         for (auto run = runs.rbegin(); run != runs.rend() && run->blocks() * filter_bytes <= room; ++run) {
             room -= run->blocks() * filter_bytes;
-            const auto known = std::find_if(runs_.begin(), runs_.end(), [&](const Run& old) { return old.id == run->id; });
+            const auto known = std::find_if(runs_.begin(), runs_.end(), [&](const Run& old) { return old.same_as(*run); });
             run->filters = known != runs_.end() && !known->filters.empty() ? std::move(known->filters) : load_filters(db, *run);
         }
         runs_ = std::move(runs);
@@ -3950,8 +3952,8 @@ void verify_chunk(Connection& db, const ChunkInfo& info, std::vector<std::string
         "SELECT s.id, s.name, s.rows, s.first_time, s.last_time, l.keys FROM segments s JOIN layouts l ON l.id = s.layout WHERE s.chunk = ? ORDER BY "
         "s.id");
     segment.bind(info.id);
-    for (; segment.row(); ++at) {
-        if (at >= expected.segments.size()) break;
+    bool more = segment.row();
+    for (; more && at < expected.segments.size(); ++at, more = segment.row()) {
         const Segment& want = expected.segments[at];
         const bool head = segment.integer(1) == want.name && segment.integer(2) == want.rows && segment.integer(3) == want.first_time &&
                           segment.integer(4) == want.last_time && segment.text(5) == json(want.keys).dump();
@@ -3963,7 +3965,7 @@ void verify_chunk(Connection& db, const ChunkInfo& info, std::vector<std::string
             if (!column.row() || column.text(0) != bytes) problems.push_back(where + ": column " + want.keys[i] + " differs from the log");
         }
     }
-    if (at != expected.segments.size() || segment.row()) problems.push_back(where + ": has not the segments the log gives");
+    if (more || at != expected.segments.size()) problems.push_back(where + ": has not the segments the log gives");
 }
 
 // Whether every id of the sealed log is in the runs, where it belongs.
@@ -3984,6 +3986,19 @@ void verify_ids(Connection& db, std::vector<std::string>& problems) {
     }
 }
 
+// Runs `check`; what cannot even be read is a problem like any other.
+template <class Check>
+void note_damage(const std::string& where, std::vector<std::string>& problems, Check&& check) {
+    try {
+        check();
+    } catch (const Error& error) {
+        problems.push_back(where + ": " + error.what());
+    } catch (const SQLite::Exception& fault) {
+        if (fault.getErrorCode() != SQLITE_CORRUPT) throw;
+        problems.push_back(where + ": " + fault.what());
+    }
+}
+
 void verify_database(Connection& db, std::vector<std::string>& problems) {
     const Prepared check = db.prepared("PRAGMA integrity_check(20)");
     while (check.row()) {
@@ -3995,11 +4010,11 @@ void verify_database(Connection& db, std::vector<std::string>& problems) {
     std::int64_t through = meta(db, "pruned");
     for (const ChunkInfo& chunk : all_chunks(db)) {
         if (chunk.first != through) problems.push_back("chunk " + std::to_string(chunk.id) + " does not follow the one before");
-        verify_chunk(db, chunk, problems);
+        note_damage("chunk " + std::to_string(chunk.id), problems, [&] { verify_chunk(db, chunk, problems); });
         through = chunk.last;
     }
     if (through != meta(db, "sealed")) problems.emplace_back("the chunks do not reach as far as is sealed");
-    verify_ids(db, problems);
+    note_damage("the index of ids", problems, [&] { verify_ids(db, problems); });
 }
 
 // ---- books: kept as the JSON they were made from ----
