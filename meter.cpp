@@ -17,6 +17,7 @@
 
 #include <algorithm>
 #include <array>
+#include <atomic>
 #include <bit>
 #include <charconv>
 #include <cmath>
@@ -39,6 +40,23 @@
 #include <curl/curl.h>
 #endif
 
+// The one use of POSIX: asking whether another process is alive (section 10, leases).
+#if defined(__unix__) || defined(__APPLE__)
+#define METER_POSIX 1
+#include <signal.h>
+#include <unistd.h>
+#else
+#define METER_POSIX 0
+#endif
+
+// IANA time zones: Howard Hinnant's date when METER_TZ_DATE asks for it (link date-tz), else the standard library's where it has them.
+#if defined(METER_TZ_DATE)
+#include <date/tz.h>
+#define METER_TZ_NAMESPACE date
+#elif (defined(__cpp_lib_chrono) && __cpp_lib_chrono >= 201907L) || (defined(_GLIBCXX_RELEASE) && _GLIBCXX_RELEASE >= 13)
+#define METER_TZ_NAMESPACE std::chrono
+#endif
+
 namespace meter {
 
 Error::Error(ErrorCode code, std::string field, std::string reason)
@@ -50,14 +68,14 @@ Error::Error(ErrorCode code, std::string field, std::string reason)
 
 namespace {
 
-/// An unsigned 128-bit integer; the members' order makes the defaulted comparison the numeric one.
+// An unsigned 128-bit integer; the members' order makes the defaulted comparison the numeric one.
 struct Words {
     std::uint64_t high = 0, low = 0;
     friend constexpr auto operator<=>(const Words&, const Words&) noexcept = default;
 };
 
-/// An unsigned integer for what lies between exact operands and an exact result: at most 10^190, the numerator of a division
-/// (10^38 moved by both scales). Little-endian; no zero limb at `size - 1`.
+// An unsigned integer for what lies between exact operands and an exact result: at most 10^190, the numerator of a division
+// (10^38 moved by both scales). Little-endian; no zero limb at `size - 1`.
 struct Wide {
     static constexpr int capacity = 24;
     std::array<std::uint32_t, capacity> limbs{};
@@ -103,7 +121,7 @@ constexpr std::uint64_t power64(int exponent) noexcept { return powers64[static_
 constexpr Words power128(int exponent) noexcept { return powers128[static_cast<std::size_t>(exponent)]; }
 constexpr Words coefficient_limit = power128(Decimal::max_digits);
 
-/// False, and a value without meaning, when the product needs more than 128 bits.
+// False, and a value without meaning, when the product needs more than 128 bits.
 bool multiply_by(Words& value, std::uint64_t factor) noexcept {
     const Words low = multiply(value.low, factor), high = multiply(value.high, factor);
     value = {low.high + high.low, low.low};
@@ -125,7 +143,7 @@ Words add(Words a, Words b) noexcept {
 
 Words subtract(Words a, Words b) noexcept { return {a.high - b.high - (a.low < b.low ? 1U : 0U), a.low - b.low}; }
 
-/// Divides in place and answers the remainder.
+// Divides in place and answers the remainder.
 std::uint32_t divide_by(Words& value, std::uint32_t divisor) noexcept {
     std::uint64_t remainder = 0;
     const auto step = [&](std::uint32_t half) {
@@ -168,7 +186,7 @@ Wide widen(Words value) noexcept {
     return wide;
 }
 
-/// Of a number of at most four limbs.
+// Of a number of at most four limbs.
 Words narrow(const Wide& wide) noexcept { return {join(wide.limbs[3], wide.limbs[2]), join(wide.limbs[1], wide.limbs[0])}; }
 
 void multiply_add(Wide& value, std::uint32_t factor, std::uint32_t carry = 0) noexcept {
@@ -220,7 +238,7 @@ std::strong_ordering compare(const Wide& a, const Wide& b) noexcept {
     return std::strong_ordering::equal;
 }
 
-/// value -= factor * other * 2^(32 * shift), limb by limb; true when that went below zero (the value is then 2^32-complemented).
+// value -= factor * other * 2^(32 * shift), limb by limb; true when that went below zero (the value is then 2^32-complemented).
 bool subtract_multiple(Wide& value, const Wide& other, std::uint32_t factor, int shift) noexcept {
     std::uint64_t carry = 0, borrow = 0;
     for (int i = 0; i <= other.size; ++i) {
@@ -246,7 +264,7 @@ struct Quotient {
     Wide value, remainder;
 };
 
-/// Schoolbook division (Knuth, The Art of Computer Programming, volume 2, 4.3.1, algorithm D). The divisor is not zero.
+// Schoolbook division (Knuth, The Art of Computer Programming, volume 2, 4.3.1, algorithm D). The divisor is not zero.
 Quotient divide(Wide numerator, Wide divisor) noexcept {
     Quotient result;
     if (compare(numerator, divisor) < 0) return {{}, numerator};
@@ -282,7 +300,7 @@ Quotient divide(Wide numerator, Wide divisor) noexcept {
     return result;
 }
 
-/// Whether a quotient cut towards zero moves one step away from zero. `half` compares the remainder with half of the divisor.
+// Whether a quotient cut towards zero moves one step away from zero. `half` compares the remainder with half of the divisor.
 bool rounds_away(Rounding mode, bool negative, bool odd, bool exact, std::strong_ordering half) noexcept {
     if (exact) return false;
     switch (mode) {
@@ -315,14 +333,14 @@ std::uint64_t divide_rounded(std::uint64_t numerator, std::uint64_t divisor, Rou
     return quotient + (rounds_away(mode, negative, quotient % 2 != 0, remainder == 0, remainder <=> divisor - remainder) ? 1 : 0);
 }
 
-/// True when a * b < 2^63 for certain, so that another such number can be added.
+// True when a * b < 2^63 for certain, so that another such number can be added.
 bool product_is_small(std::uint64_t a, std::uint64_t b) noexcept { return std::countl_zero(a) + std::countl_zero(b) > 64; }
 
 constexpr bool is_digit(char c) noexcept { return c >= '0' && c <= '9'; }
 
 [[noreturn]] void throw_overflow() { throw Error(ErrorCode::overflow, "", "the exact result needs more than 38 digits or 76 decimals"); }
 
-/// Text from outside for an error's reason: its beginning, in printable ASCII.
+// Text from outside for an error's reason: its beginning, in printable ASCII.
 std::string quote(std::string_view text) {
     constexpr std::size_t shown = 40;
     std::string quoted = "\"";
@@ -332,12 +350,12 @@ std::string quote(std::string_view text) {
 
 }  // namespace
 
-/// What the functions of this section need of Decimal's inside.
+// What the functions of this section need of Decimal's inside.
 struct DecimalParts {
     static Words coefficient(const Decimal& value) noexcept { return {value.high_, value.low_}; }
     static bool is_small(const Decimal& value) noexcept { return value.high_ == 0; }
 
-    /// From a number in lowest terms that fits.
+    // From a number in lowest terms that fits.
     static Decimal assemble(Words coefficient, int scale, bool negative) noexcept {
         Decimal result;
         result.high_ = coefficient.high;
@@ -359,7 +377,7 @@ struct DecimalParts {
         return assemble(coefficient, scale, negative);
     }
 
-    /// A negative scale stands for zeros before the point.
+    // A negative scale stands for zeros before the point.
     static Decimal make(Wide coefficient, int scale, bool negative) {
         if (coefficient.is_zero()) return {};
         if (scale < 0) multiply_by_power(coefficient, -scale);
@@ -377,13 +395,14 @@ struct DecimalParts {
     enum class Outcome { ok, malformed, overflow };
     static Outcome parse(std::string_view text, Decimal& result) noexcept;
     static Decimal divide(const Decimal& a, const Decimal& b, int scale, Rounding mode);
-    static Decimal add(const Decimal& coarse, const Decimal& fine);
+    static bool add_small(const Decimal& a, const Decimal& b, Decimal& sum) noexcept;
+    static Decimal add(const Decimal& a, const Decimal& b);
     static std::strong_ordering compare_magnitude(const Decimal& a, const Decimal& b) noexcept;
 };
 
 namespace {
 
-/// Appends `zeros` zeros and one digit. False when that is more digits than a Decimal holds.
+// Appends `zeros` zeros and one digit. False when that is more digits than a Decimal holds.
 bool append_digits(Words& coefficient, std::int64_t zeros, char digit) noexcept {
     const auto value = static_cast<std::uint64_t>(digit - '0');
     if (zeros == 0 && coefficient.high == 0 && coefficient.low < power64(max_power64 - 1)) {
@@ -396,7 +415,7 @@ bool append_digits(Words& coefficient, std::int64_t zeros, char digit) noexcept 
     return coefficient < coefficient_limit;
 }
 
-/// Reads "e", a sign and digits to the end of the text; nothing when it is something else. Saturates far outside of what fits.
+// Reads "e", a sign and digits to the end of the text; nothing when it is something else. Saturates far outside of what fits.
 std::optional<std::int64_t> parse_exponent(std::string_view text) noexcept {
     if (text.empty()) return 0;
     if (text.front() != 'e' && text.front() != 'E') return std::nullopt;
@@ -404,7 +423,7 @@ std::optional<std::int64_t> parse_exponent(std::string_view text) noexcept {
     const bool negative = !text.empty() && text.front() == '-';
     if (!text.empty() && (text.front() == '-' || text.front() == '+')) text.remove_prefix(1);
     if (text.empty() || !std::all_of(text.begin(), text.end(), is_digit)) return std::nullopt;
-    constexpr std::int64_t most = std::int64_t{1} << 60;
+    constexpr std::int64_t most = 100000000000000000;
     std::int64_t exponent = 0;
     for (const char c : text) exponent = std::min(most, exponent * 10 + (c - '0'));
     return negative ? -exponent : exponent;
@@ -541,31 +560,52 @@ Decimal Decimal::abs() const noexcept { return DecimalParts::assemble({high_, lo
 
 Decimal Decimal::operator-() const noexcept { return DecimalParts::assemble({high_, low_}, scale_, !negative_); }
 
-/// `fine` has at least as many decimals as `coarse`.
-Decimal DecimalParts::add(const Decimal& coarse, const Decimal& fine) {
-    // A difference in scale leaves fine's last digit as the sum's. So when the sum fits, so does coarse in fine's decimals (it is under
+// The ordinary case, all in 64 bits; false, and nothing done, in any other. `sum` may be `a`: a running total is then updated in
+// place, three times as fast as through a temporary (its 16-byte copy would have to wait for two 8-byte stores).
+bool DecimalParts::add_small(const Decimal& a, const Decimal& b, Decimal& sum) noexcept {
+    const bool first_is_coarse = a.scale_ <= b.scale_;
+    const Decimal& coarse = first_is_coarse ? a : b;
+    const Decimal& fine = first_is_coarse ? b : a;
+    int scale = fine.scale_;
+    const int shift = scale - coarse.scale_;
+    if (!is_small(a) || !is_small(b) || shift > max_power64) return false;
+    if (!product_is_small(coarse.low_, power64(shift)) || !product_is_small(fine.low_, 1)) return false;
+    const std::uint64_t left = coarse.low_ * power64(shift), right = fine.low_;
+    const bool same_sign = coarse.negative_ == fine.negative_;
+    std::uint64_t total = same_sign ? left + right : left >= right ? left - right : right - left;
+    const bool negative = same_sign || left >= right ? coarse.negative_ : fine.negative_;
+    strip_zeros(total, scale);
+    sum.low_ = total;
+    sum.high_ = 0;
+    sum.scale_ = static_cast<std::int16_t>(scale);
+    sum.negative_ = negative && total != 0;
+    return true;
+}
+
+Decimal DecimalParts::add(const Decimal& a, const Decimal& b) {
+    const Decimal& coarse = a.scale_ <= b.scale_ ? a : b;
+    const Decimal& fine = a.scale_ <= b.scale_ ? b : a;
+    // Where the scales differ, fine's last digit is the sum's too. So when the sum fits, so does coarse in fine's decimals (it is under
     // 10^38 + 10^38 < 2^128).
-    Words a = coefficient(coarse);
-    const Words b = coefficient(fine);
-    if (!multiply_by_power(a, fine.scale_ - coarse.scale_)) throw_overflow();
+    Words left = coefficient(coarse);
+    const Words right = coefficient(fine);
+    if (!multiply_by_power(left, fine.scale_ - coarse.scale_)) throw_overflow();
     if (coarse.negative_ != fine.negative_) {
-        return a >= b ? make(meter::subtract(a, b), fine.scale_, coarse.negative_) : make(meter::subtract(b, a), fine.scale_, fine.negative_);
+        return left >= right ? make(subtract(left, right), fine.scale_, coarse.negative_) : make(subtract(right, left), fine.scale_, fine.negative_);
     }
-    const Words sum = meter::add(a, b);
-    if (sum < a) throw_overflow();
+    const Words sum = meter::add(left, right);
+    if (sum < left) throw_overflow();
     return make(sum, fine.scale_, fine.negative_);
 }
 
 Decimal operator+(const Decimal& a, const Decimal& b) {
-    const Decimal& coarse = a.scale_ <= b.scale_ ? a : b;
-    const Decimal& fine = a.scale_ <= b.scale_ ? b : a;
-    const int shift = fine.scale_ - coarse.scale_;
-    const bool small = DecimalParts::is_small(a) && DecimalParts::is_small(b) && shift <= max_power64;
-    if (!small || !product_is_small(coarse.low_, power64(shift)) || !product_is_small(fine.low_, 1)) return DecimalParts::add(coarse, fine);
-    const std::uint64_t left = coarse.low_ * power64(shift), right = fine.low_;
-    if (coarse.negative_ == fine.negative_) return DecimalParts::make(left + right, fine.scale_, fine.negative_);
-    return left >= right ? DecimalParts::make(left - right, fine.scale_, coarse.negative_)
-                         : DecimalParts::make(right - left, fine.scale_, fine.negative_);
+    Decimal sum;
+    return DecimalParts::add_small(a, b, sum) ? sum : DecimalParts::add(a, b);
+}
+
+Decimal& Decimal::operator+=(const Decimal& other) {
+    if (!DecimalParts::add_small(*this, other, *this)) *this = DecimalParts::add(*this, other);
+    return *this;
 }
 
 Decimal operator*(const Decimal& a, const Decimal& b) {
@@ -578,7 +618,7 @@ Decimal operator*(const Decimal& a, const Decimal& b) {
     return DecimalParts::make(multiply(widen({a.high_, a.low_}), widen({b.high_, b.low_})), scale, negative);
 }
 
-/// The scale may be negative here: to tens, hundreds, ...
+// The scale may be negative here: to tens, hundreds, ...
 Decimal DecimalParts::divide(const Decimal& a, const Decimal& b, int scale, Rounding mode) {
     const bool negative = a.negative_ != b.negative_;
     const int shift = scale - a.scale_ + b.scale_;
@@ -645,6 +685,8 @@ constexpr std::int64_t micros_per_second = 1000000, micros_per_day = 86400 * mic
 
 constexpr std::int64_t floor_divide(std::int64_t a, std::int64_t b) noexcept { return a / b - (a % b < 0 ? 1 : 0); }
 
+constexpr std::int64_t round_up(std::int64_t a, std::int64_t b) noexcept { return -floor_divide(-a, b) * b; }
+
 [[noreturn]] void throw_bad_time(std::string_view text, const char* why) {
     throw Error(ErrorCode::bad_value, "timestamp", (text.empty() ? "" : quote(text) + " ") + why);
 }
@@ -659,7 +701,7 @@ std::int64_t days_of(int year, unsigned month, unsigned day, std::string_view te
     return sys_days(date).time_since_epoch().count();
 }
 
-/// Reads a timestamp from left to right; every function throws when the text goes on in another way.
+// Reads a timestamp from left to right; every function throws when the text goes on in another way.
 class TimeReader {
 public:
     explicit TimeReader(std::string_view text) noexcept : text_(text) {}
@@ -679,7 +721,7 @@ public:
         if (value > most) throw_bad_time(text_, "has a part out of range");
         return value;
     }
-    /// The digits after a point, cut to microseconds.
+    // The digits after a point, cut to microseconds.
     std::int64_t fraction() {
         std::int64_t micros = 0, unit = micros_per_second / 10;
         do {
@@ -688,7 +730,7 @@ public:
         } while (!at_end() && is_digit(text_[at_]));
         return micros;
     }
-    /// Minutes east of UTC.
+    // Minutes east of UTC.
     int offset() {
         if (take("Zz")) return 0;
         const bool west = take("-");
@@ -716,7 +758,7 @@ Timestamp checked(std::int64_t micros, std::string_view text) {
     return Timestamp(micros);
 }
 
-/// `value` in units of 10^-decimals microseconds' worth: 6 for seconds, 3 for milliseconds.
+// `value` in units of 10^-decimals microseconds' worth: 6 for seconds, 3 for milliseconds.
 Timestamp from_count(const Decimal& value, int decimals) {
     const Decimal unit(static_cast<std::int64_t>(power64(decimals)));
     const Decimal past_end(floor_divide(Timestamp::max().micros(), unit.to_int64().value()) + 1);
@@ -813,6 +855,372 @@ Period this_month(Timestamp now) {
     return {midnight(first), midnight(first + months(1))};
 }
 
+Period named_period(std::string_view name, Timestamp now, const std::optional<BillingCycle>& cycle) {
+    struct Range {
+        std::string_view name;
+        int days, cycles;  // neither: the last cycle
+    };
+    static constexpr Range ranges[] = {{"24h", 1, 0}, {"7d", 7, 0},  {"30d", 30, 0},      {"90d", 90, 0},
+                                       {"1bc", 0, 1}, {"3bc", 0, 3}, {"last_cycle", 0, 0}};
+    const auto range = std::find_if(std::begin(ranges), std::end(ranges), [&](const Range& each) { return each.name == name; });
+    if (range == std::end(ranges)) throw Error(ErrorCode::bad_value, "period", quote(name) + " is not the name of a range");
+    if (range->days > 0) return last_days(range->days, now);
+    if (!cycle) throw Error(ErrorCode::bad_value, "period", quote(name) + " needs a billing cycle");
+    const auto [from, to] = cycle->current;
+    if (from < Timestamp::min() || to > Period{}.to || to <= from) throw Error(ErrorCode::bad_value, "cycle", "must end after it starts");
+    const auto back = [length = to - from](Timestamp end, int times) { return Period{std::max(Timestamp::min(), end - length * times), end}; };
+    if (range->cycles > 0) return back(now, range->cycles);
+    return cycle->subscribed_at >= from ? cycle->current : back(from, 1);
+}
+
+namespace {
+
+// --- zones ------------------------------------------------------------------------------------
+
+#ifdef METER_TZ_NAMESPACE
+namespace tz = METER_TZ_NAMESPACE;
+
+// date misreads zone files in zic's "slim" form (HowardHinnant/date#614): after the last listed change it sees no other. London
+// changed its clock twice in 2010, and has done so since 1996 by a rule that a slim file does not list.
+bool zone_files_are_whole() {
+    const auto* london = tz::locate_zone("Europe/London");
+    const auto hours = [&](int month) {
+        using namespace std::chrono;
+        return floor<std::chrono::hours>(london->get_info(sys_seconds(sys_days(year(2010) / month / 1))).offset).count();
+    };
+    return hours(1) == 0 && hours(7) == 1;
+}
+
+const tz::time_zone* find_zone(std::string_view name) {
+    static const bool usable = [] {
+        try {
+            return zone_files_are_whole();
+        } catch (const std::exception&) {
+            return false;  // no zone files on this system
+        }
+    }();
+    if (!usable) throw Error(ErrorCode::unsupported, "time_zone", "this system has no time-zone files that can be read");
+    try {
+        return tz::locate_zone(name);
+    } catch (const std::exception&) {
+        throw Error(ErrorCode::bad_value, "time_zone", quote(name) + " is not a time zone");
+    }
+}
+#endif
+
+// From `from` until `to` a zone's clock is `offset` ahead of UTC; all in microseconds.
+struct ZoneSpan {
+    std::int64_t from = std::numeric_limits<std::int64_t>::min(), to = std::numeric_limits<std::int64_t>::max();
+    std::int64_t offset = 0;
+};
+
+// UTC, a fixed offset ("+02:00") or an IANA zone. Local times are microseconds since 1970-01-01 00:00 on the zone's clock.
+class Zone {
+public:
+    // UTC when the name is empty. Throws bad_value for a name that is unknown, unsupported for one that this build or system cannot know.
+    explicit Zone(std::string_view name) {
+        if (name.empty() || name == "UTC" || name == "Etc/UTC" || name == "Z") return;
+        if (name.front() == '+' || name.front() == '-') {
+            fixed_ = read_offset(name);
+            return;
+        }
+#ifdef METER_TZ_NAMESPACE
+        zone_ = find_zone(name);
+#else
+        throw Error(ErrorCode::unsupported, "time_zone", "this build knows only UTC and offsets like +02:00");
+#endif
+    }
+
+    ZoneSpan span_at(std::int64_t micros) const {
+#ifdef METER_TZ_NAMESPACE
+        if (zone_) {
+            using namespace std::chrono;
+            const auto info = zone_->get_info(sys_seconds(seconds(floor_divide(micros, micros_per_second))));
+            return {in_micros(info.begin), in_micros(info.end), microseconds(info.offset).count()};
+        }
+#endif
+        ZoneSpan span;
+        span.offset = fixed_;
+        static_cast<void>(micros);
+        return span;
+    }
+
+    std::int64_t to_local(Timestamp time) const { return time.micros() + span_at(time.micros()).offset; }
+
+    // A local time that the clock shows twice is the first of the two; one that it skips is the moment of the skip.
+    Timestamp to_utc(std::int64_t local) const {
+        constexpr std::int64_t most_offset = 26 * 3600 * micros_per_second;
+        ZoneSpan span = span_at(local - most_offset);
+        while (local - span.offset >= span.to) span = span_at(span.to);
+        return Timestamp(std::max(local - span.offset, span.from));
+    }
+
+private:
+    static std::int64_t read_offset(std::string_view name) {
+        try {
+            TimeReader reader(name);
+            const int minutes = reader.offset();
+            if (reader.at_end()) return minutes * 60 * micros_per_second;
+        } catch (const Error&) {
+        }
+        throw Error(ErrorCode::bad_value, "time_zone", quote(name) + " is not an offset like +02:00");
+    }
+
+    std::int64_t fixed_ = 0;
+#ifdef METER_TZ_NAMESPACE
+    // The libraries' first and last moments do not fit microseconds.
+    static std::int64_t in_micros(std::chrono::sys_seconds time) {
+        constexpr std::int64_t most = std::numeric_limits<std::int64_t>::max() / micros_per_second;
+        return std::clamp<std::int64_t>(time.time_since_epoch().count(), -most, most) * micros_per_second;
+    }
+    const tz::time_zone* zone_ = nullptr;
+#endif
+};
+
+// --- cycles and bins --------------------------------------------------------------------------
+
+// A stretch of the calendar: months, or microseconds on a zone's clock. One of the two is above zero.
+struct Stride {
+    int months = 0;
+    std::int64_t micros = 0;
+};
+
+// Throws bad_value for a count that is not from 1 to 1000.
+Stride repeated(Stride stride, std::int64_t count) {
+    if (count < 1 || count > 1000) throw Error(ErrorCode::bad_value, "interval_count", "must be from 1 to 1000");
+    return {stride.months * static_cast<int>(count), stride.micros * count};
+}
+
+// Where a day stands that a month does not have: on its last, or as many days into the next (31 February is 3 March).
+enum class MonthEnd { clamp, overflow };
+
+// An endless row of moments, anchor + k steps on a zone's clock. Each is counted from the anchor itself, so that a 31st that was moved to
+// 28 February is the 31st again in March.
+class Cycle {
+public:
+    Cycle(Stride stride, std::int64_t local_anchor, Zone zone, MonthEnd month_end = MonthEnd::clamp)
+        : zone_(zone), stride_(stride), month_end_(month_end), anchor_(local_anchor) {
+        const std::int64_t days = floor_divide(local_anchor, micros_per_day);
+        const std::chrono::year_month_day date = std::chrono::sys_days(std::chrono::days(days));
+        month_ = date.year() / date.month();
+        day_ = date.day();
+        time_of_day_ = local_anchor - days * micros_per_day;
+    }
+
+    Timestamp boundary(std::int64_t k) const { return zone_.to_utc(stride_.months > 0 ? month_boundary(k) : anchor_ + k * stride_.micros); }
+
+    // The k for which boundary(k) <= time < boundary(k + 1).
+    std::int64_t index(Timestamp time) const {
+        std::int64_t k = estimate(zone_.to_local(time));
+        while (boundary(k) > time) --k;
+        while (boundary(k + 1) <= time) ++k;
+        return k;
+    }
+
+    Period around(Timestamp time) const {
+        const std::int64_t k = index(time);
+        return {boundary(k), boundary(k + 1)};
+    }
+
+private:
+    std::int64_t month_boundary(std::int64_t k) const {
+        using namespace std::chrono;
+        const year_month month = month_ + months(k * stride_.months);
+        const sys_days clamped = month / std::min(day_, (month / last).day()), overflown = sys_days(month / 1) + (day_ - day(1));
+        return (month_end_ == MonthEnd::clamp ? clamped : overflown).time_since_epoch().count() * micros_per_day + time_of_day_;
+    }
+
+    std::int64_t estimate(std::int64_t local) const {
+        if (stride_.months == 0) return floor_divide(local - anchor_, stride_.micros);
+        const auto date = date_of(Timestamp(local));
+        return floor_divide((date.year() / date.month() - month_).count(), stride_.months);
+    }
+
+    Zone zone_;
+    Stride stride_;
+    MonthEnd month_end_;
+    std::int64_t anchor_, time_of_day_ = 0;
+    std::chrono::year_month month_;
+    std::chrono::day day_{1};
+};
+
+struct BinOptions {
+    Bin bin = Bin::none;
+    std::string time_zone = {};
+    std::chrono::weekday week_start = std::chrono::Monday;
+    std::optional<Timestamp> anchor = {};  // of months, quarters and years: they begin on its day and at its time, not on the first
+    MonthEnd month_end = MonthEnd::clamp;
+};
+
+struct BinRow {
+    Bin bin;
+    Stride stride;
+};
+
+constexpr std::int64_t micros_per_minute = 60 * micros_per_second, micros_per_hour = 60 * micros_per_minute;
+
+constexpr BinRow bin_rows[] = {
+    {Bin::minute, {0, micros_per_minute}},
+    {Bin::minutes_15, {0, 15 * micros_per_minute}},
+    {Bin::minutes_30, {0, 30 * micros_per_minute}},
+    {Bin::hour, {0, micros_per_hour}},
+    {Bin::hours_3, {0, 3 * micros_per_hour}},
+    {Bin::hours_6, {0, 6 * micros_per_hour}},
+    {Bin::hours_12, {0, 12 * micros_per_hour}},
+    {Bin::day, {0, micros_per_day}},
+    {Bin::week, {0, 7 * micros_per_day}},
+    {Bin::month, {1, 0}},
+    {Bin::quarter, {3, 0}},
+    {Bin::year, {12, 0}},
+};
+
+Stride stride_of(Bin bin) {
+    const auto row = std::find_if(std::begin(bin_rows), std::end(bin_rows), [&](const BinRow& each) { return each.bin == bin; });
+    if (row == std::end(bin_rows)) throw Error(ErrorCode::bad_value, "bin", "is not one of the bins");
+    return row->stride;
+}
+
+// The bins that cover a period, ascending. The first may begin before it and the last end after it: they are whole.
+// Where all are equally long the grid is a formula; else it is a list, of at most limits::aggregate_rows bins (too_large), so give a
+// period no longer than there are events. A bin begins at the first moment that the zone's clock shows its beginning, also when the
+// clock is set back to before it (St. John's until 2011, at 00:01).
+class BinGrid {
+public:
+    // Throws bad_value for a zone, anchor or bin that cannot be.
+    BinGrid(Period period, const BinOptions& options) {
+        period = {std::max(period.from, Timestamp::min()), std::min(period.to, Period{}.to)};
+        if (options.anchor && (*options.anchor < Timestamp::min() || *options.anchor > Timestamp::max())) throw_bad_anchor("is out of range");
+        if (!options.week_start.ok()) throw Error(ErrorCode::bad_value, "week_start", "is not a day of the week");
+        const Zone zone(options.time_zone);
+        if (period.from >= period.to) return;
+        if (options.bin == Bin::none) {
+            edges_ = {period.from.micros(), period.to.micros()};
+        } else {
+            const Stride stride = stride_of(options.bin);
+            const std::int64_t anchor = local_anchor(stride, zone, options);
+            const bool by_length = stride.months == 0 && stride.micros <= micros_per_hour;
+            if (by_length)
+                cut_by_length(period, stride.micros, zone);
+            else
+                cut_by_calendar(period, Cycle(stride, anchor, zone, options.month_end), stride.micros, zone);
+        }
+        if (length_ == 0) count_ = static_cast<std::int64_t>(edges_.size()) - 1;
+    }
+
+    std::int64_t count() const noexcept { return count_; }
+
+    // Of bin 0 to count(); that of count() is where the last one ends.
+    Timestamp start(std::int64_t index) const noexcept {
+        return Timestamp(length_ > 0 ? first_ + index * length_ : edges_[static_cast<std::size_t>(index)]);
+    }
+
+    // The bin of a time in the period. `hint` is the caller's, 0 at first: near times are found at once.
+    std::int64_t index(Timestamp time, std::int64_t& hint) const noexcept {
+        const std::int64_t micros = time.micros();
+        if (length_ > 0) return (micros - first_) / length_;
+        const auto at = static_cast<std::size_t>(hint);
+        if (edges_[at] <= micros && micros < edges_[at + 1]) return hint;
+        return hint = std::upper_bound(edges_.begin(), edges_.end(), micros) - edges_.begin() - 1;
+    }
+
+private:
+    [[noreturn]] static void throw_bad_anchor(const char* why) { throw Error(ErrorCode::bad_value, "anchor", why); }
+
+    void cut_evenly(std::int64_t first, std::int64_t length, std::int64_t end) {
+        first_ = first;
+        length_ = length;
+        count_ = (end - first) / length;
+    }
+
+    void add_edge(std::int64_t edge) {
+        if (!edges_.empty() && edges_.back() == edge) return;  // a day that the zone skipped altogether
+        if (edges_.size() > limits::aggregate_rows) {
+            throw Error(ErrorCode::too_large, "bin", "the period has more than " + std::to_string(limits::aggregate_rows) + " bins");
+        }
+        edges_.push_back(edge);
+    }
+
+    void cut_by_length(Period period, std::int64_t length, const Zone& zone) {
+        const std::int64_t from = period.from.micros(), to = period.to.micros();
+        const auto aligned = [length](std::int64_t time, const ZoneSpan& span) {
+            return floor_divide(time + span.offset, length) * length - span.offset;
+        };
+        const ZoneSpan here = zone.span_at(from);
+        const std::int64_t first = aligned(from, here), end = first + round_up(to - first, length);
+        ZoneSpan span = zone.span_at(first);
+        const auto fits = [&] { return (span.offset - here.offset) % length == 0; };
+        while (span.to < end && fits()) span = zone.span_at(span.to);
+        if (fits()) return cut_evenly(first, length, end);
+
+        // Clocks that move by less than a bin (Lord Howe by half an hour, everyone before time zones): a bin ends where the clock moves.
+        add_edge(std::max(first, here.from));
+        for (span = here; edges_.back() < to; span = zone.span_at(span.to)) {
+            for (std::int64_t edge = aligned(edges_.back(), span) + length; edge < std::min(span.to, to + length); edge += length) add_edge(edge);
+            if (edges_.back() < to) add_edge(span.to);
+        }
+    }
+
+    static std::int64_t local_anchor(Stride stride, const Zone& zone, const BinOptions& options) {
+        constexpr unsigned a_monday = 4;  // 5 January 1970
+        if (options.anchor && stride.months == 0) throw_bad_anchor("is only for months, quarters and years");
+        if (options.anchor) return zone.to_local(*options.anchor);
+        return options.bin == Bin::week ? (a_monday + options.week_start.iso_encoding() - 1) * micros_per_day : 0;
+    }
+
+    // `length` is 0 for months.
+    void cut_by_calendar(Period period, const Cycle& cycle, std::int64_t length, const Zone& zone) {
+        const std::int64_t to = period.to.micros();
+        std::int64_t k = cycle.index(period.from);
+        const std::int64_t first = cycle.boundary(k).micros();
+        if (length > 0) {
+            const std::int64_t end = first + round_up(to - first, length);
+            const bool whole = cycle.boundary(k + 1).micros() - first == length;  // not so where the clock skipped the beginning
+            if (whole && zone.span_at(first).to >= end) return cut_evenly(first, length, end);
+        }
+        add_edge(first);
+        while (edges_.back() < to) add_edge(cycle.boundary(++k).micros());
+    }
+
+    std::int64_t first_ = 0, length_ = 0, count_ = 0;
+    std::vector<std::int64_t> edges_;
+};
+
+// The bins of all of time, found when they are asked for: a grid for each stretch of 407 days in which a time fell.
+class Bins {
+public:
+    // Throws as BinGrid.
+    explicit Bins(BinOptions options) : options_(std::move(options)) { grid_of(0); }
+    Bins(const Bins&) = delete;
+    Bins& operator=(const Bins&) = delete;
+
+    // The bin that holds the time; all of time without bins.
+    Period around(Timestamp time) {
+        if (options_.bin == Bin::none) return {};
+        time = std::clamp(time, Timestamp::min(), Timestamp::max());
+        const std::int64_t era = time.micros() >> era_bits;
+        if (era != last_era_) last_grid_ = &grid_of(era), last_era_ = era, hint_ = 0;
+        const std::int64_t index = last_grid_->index(time, hint_);
+        return {last_grid_->start(index), last_grid_->start(index + 1)};
+    }
+
+private:
+    static constexpr int era_bits = 45;
+
+    const BinGrid& grid_of(std::int64_t era) {
+        const auto known = grids_.find(era);
+        if (known != grids_.end()) return known->second;
+        const Timestamp from(era * (std::int64_t{1} << era_bits));
+        return grids_.try_emplace(era, Period{from, from + std::chrono::microseconds(std::int64_t{1} << era_bits)}, options_).first->second;
+    }
+
+    BinOptions options_;
+    std::unordered_map<std::int64_t, BinGrid> grids_;
+    const BinGrid* last_grid_ = nullptr;
+    std::int64_t last_era_ = std::numeric_limits<std::int64_t>::min(), hint_ = 0;
+};
+
+}  // namespace
+
 // =============================================================================================
 // 3 values: JSON text (scanner, writer, canonical form), property paths, filters. Pure. Uses 1, 2.
 // =============================================================================================
@@ -839,17 +1247,19 @@ std::size_t utf8_length(std::string_view text, std::size_t at) noexcept {
     return 0;
 }
 
-// How many of the first bytes are plain: ASCII from space on, without quotation mark and backslash. Eight bytes at a time: a byte of the
-// word gets its high bit set when it is below space, or one of the two, or has it already (Hacker's Delight, 6-1).
+// How many of the first bytes are plain: ASCII from space on, without quotation mark and backslash. Eight bytes at a time: (word - n x ones)
+// & ~word has the high bit of the lowest byte that is below n, and none below it (Hacker's Delight, 6-1).
 std::size_t plain_run(std::string_view text) noexcept {
     constexpr std::uint64_t ones = 0x0101010101010101ULL, highs = 0x8080808080808080ULL;
-    const auto below = [](std::uint64_t word, std::uint64_t bound) { return word - ones * bound; };
+    const auto below = [](std::uint64_t word, std::uint64_t bound) { return (word - ones * bound) & ~word; };
     std::size_t at = 0;
-    for (; at + 8 <= text.size(); at += 8) {
-        std::uint64_t word = 0;
-        std::memcpy(&word, text.data() + at, 8);
-        const std::uint64_t quote = word ^ ones * '"', slash = word ^ ones * '\\';
-        if (((word | below(word, ' ') | below(quote, 1) | below(slash, 1)) & highs) != 0) break;
+    if constexpr (std::endian::native == std::endian::little) {
+        for (; at + 8 <= text.size(); at += 8) {
+            std::uint64_t word = 0;
+            std::memcpy(&word, text.data() + at, 8);
+            const std::uint64_t stops = (word | below(word, ' ') | below(word ^ ones * '"', 1) | below(word ^ ones * '\\', 1)) & highs;
+            if (stops != 0) return at + static_cast<std::size_t>(std::countr_zero(stops)) / 8;
+        }
     }
     while (at < text.size() && text[at] >= ' ' && text[at] != '"' && text[at] != '\\' && static_cast<unsigned char>(text[at]) < 0x80) ++at;
     return at;
@@ -883,6 +1293,17 @@ void append_utf8(std::string& out, std::uint32_t code) {
     put(0x80 | (code & 0x3F));
 }
 
+// Runs `read`; an error that names no field gets this one.
+template <class Read>
+auto naming(std::string_view field, Read&& read) {
+    try {
+        return read();
+    } catch (const Error& error) {
+        if (!error.field().empty()) throw;
+        throw Error(error.code(), std::string(field), error.reason());
+    }
+}
+
 // Numbers that Decimal cannot hold are refused on the way in, so that whatever is stored can be measured exactly.
 const char* number_fault(std::string_view text) noexcept {
     if (text.size() <= 18 && text.find_first_of("eE") == std::string_view::npos) return nullptr;
@@ -903,7 +1324,7 @@ public:
 
     // The first character of the next value; NUL at the end.
     char peek() noexcept {
-        while (at_ != end_ && (*at_ == ' ' || *at_ == '\t' || *at_ == '\n' || *at_ == '\r')) ++at_;
+        while (at_ != end_ && static_cast<unsigned char>(*at_) <= ' ' && (*at_ == ' ' || *at_ == '\t' || *at_ == '\n' || *at_ == '\r')) ++at_;
         return at_ == end_ ? '\0' : *at_;
     }
 
@@ -1003,9 +1424,10 @@ private:
     static constexpr std::pair<std::string_view, std::string_view> escapes{"\"\\/bfnrt", "\"\\/\b\f\n\r\t"};
 
     void expect(char c) {
-        if (peek() != c || at_ == end_) fail(std::string("'") + c + "' expected");
+        if (peek() != c || at_ == end_) missing(c);
         ++at_;
     }
+    [[noreturn]] void missing(char c) const { fail(std::string("'") + c + "' expected"); }
     void open(char c) {
         expect(c);
         if (++depth_ > limits::json_depth) fail("nested more than " + std::to_string(limits::json_depth) + " deep");
@@ -1116,7 +1538,7 @@ private:
 struct JsonPath {
     const JsonPath* parent = nullptr;
     std::string_view key{};
-    std::string text() const { return parent ? parent->text() + "." + std::string(key) : std::string(key); }
+    std::string text() const { return parent && !parent->key.empty() ? parent->text() + "." + std::string(key) : std::string(key); }
 };
 
 void append_json_text(std::string& out, std::string_view text) {
@@ -1167,7 +1589,7 @@ void append_json_number(std::string& out, Number number, const JsonPath& path) {
 
 // Writes what an app handed us as compact JSON text, refusing what cannot be stored. The depth bound also bounds the recursion.
 void append_json(std::string& out, const json& value, const JsonPath& path, std::size_t depth = 1) {
-    if (depth > limits::json_depth + 1) refuse(path.text(), "nested more than " + std::to_string(limits::json_depth) + " deep");
+    if (value.is_structured() && depth > limits::json_depth) refuse(path.text(), "nested more than " + std::to_string(limits::json_depth) + " deep");
     const auto text = [&](std::string_view content) {
         if (const char* fault = text_fault(content)) refuse(path.text(), fault);
         append_json_text(out, content);
@@ -1346,12 +1768,13 @@ Operand make_operand(const json& value, const std::string& field) {
             return {Scalar::Kind::boolean, value.get<bool>(), {}, value.get<bool>() ? "true" : "false"};
         case json::value_t::string: {
             const auto& text = value.get_ref<const std::string&>();
+            if (const char* fault = text_fault(text)) refuse(field, fault);
             return {Scalar::Kind::text, false, Decimal::parse(text), text};
         }
         case json::value_t::number_integer:
         case json::value_t::number_unsigned:
         case json::value_t::number_float: {
-            const Decimal number = Decimal::from_json(value);
+            const Decimal number = naming(field, [&] { return Decimal::from_json(value); });
             return {Scalar::Kind::number, false, number, number.to_string()};
         }
         default:
@@ -1428,6 +1851,7 @@ private:
     bool among(const Scalar& value) const {
         return std::any_of(operands.begin(), operands.end(), [&](const Operand& operand) {
             if (value.absent() || operand.kind == Scalar::Kind::null) return value.absent() && operand.kind == Scalar::Kind::null;
+            if (value.kind == Scalar::Kind::text && operand.kind == Scalar::Kind::text) return value.text == operand.text;
             return compare(value, operand) == 0;
         });
     }
@@ -1452,6 +1876,16 @@ Clause make_clause(const Filter& filter) {
         filter.op == Operator::contains || filter.op == Operator::not_contains || filter.op == Operator::like || filter.op == Operator::not_like;
     if (text_only && clause.operands[0].kind != Scalar::Kind::text) refuse(where, "takes a text");
     return clause;
+}
+
+// Of a filter that did not come from JSON: that it can be asked, and written as JSON.
+void check_filter(const Filter& filter, std::size_t depth = 1) {
+    if (depth > limits::json_depth) refuse("filter", "nested too deep");
+    for (const Filter& part : filter.parts) check_filter(part, depth + 1);
+    if (filter.kind != Filter::Kind::clause) return;
+    if (filter.field.empty()) refuse("filter.field", "is empty");
+    if (const char* fault = text_fault(filter.field)) refuse("filter.field", fault);
+    make_clause(filter);
 }
 
 Filter filter_from(const json& tree, const std::string& path, std::size_t depth) {
@@ -1649,7 +2083,7 @@ Decimal read_number(const JsonToken& token, std::string_view field) {
 
 void draft_member(Drafts& drafts, Draft& draft, Extra& extra, std::string_view& properties, JsonScanner& scanner, std::string_view key) {
     const auto text = std::find_if(text_members.begin(), text_members.end(), [&](const auto& row) { return row.first == key; });
-    const JsonToken token = scanner.value();
+    const JsonToken token = naming(key, [&] { return scanner.value(); });
     if (token.kind == JsonToken::Kind::null) return;  // as if it were absent
     if (text != text_members.end()) {
         if (token.kind != JsonToken::Kind::text) refuse(std::string(key), "must be text");
@@ -1675,8 +2109,10 @@ void draft_line(Drafts& drafts, Draft& draft, std::string_view line) {
     JsonScanner scanner(line);
     Extra extra;
     std::string_view properties = "{}";
-    scanner.object([&](std::string_view key) { draft_member(drafts, draft, extra, properties, scanner, key); });
-    scanner.end();
+    naming("line", [&] {
+        scanner.object([&](std::string_view key) { draft_member(drafts, draft, extra, properties, scanner, key); });
+        scanner.end();
+    });
     drafts.json_text += properties;
     draft.extra_at = drafts.json_text.size();
     append_extra(drafts.json_text, extra);
@@ -1783,7 +2219,7 @@ public:
     Connection(const std::string& path, std::chrono::milliseconds busy_timeout)
         : db(path, SQLite::OPEN_READWRITE | SQLite::OPEN_CREATE | SQLite::OPEN_NOMUTEX, static_cast<int>(busy_timeout.count())) {}
 
-    // `sql` must be a literal. The same text must not be in use twice at a time.
+    // `sql` must be a literal, and not be in use already.
     Prepared prepared(const char* sql) {
         auto& statement = statements_[sql];
         if (!statement) {
@@ -1810,7 +2246,7 @@ private:
     struct Finalize {
         void operator()(sqlite3_stmt* statement) const noexcept { sqlite3_finalize(statement); }
     };
-    std::unordered_map<std::string_view, std::unique_ptr<sqlite3_stmt, Finalize>> statements_;
+    std::unordered_map<const void*, std::unique_ptr<sqlite3_stmt, Finalize>> statements_;  // by the address of the literal
 };
 
 class Transaction {
@@ -1855,7 +2291,7 @@ CREATE TABLE log(
     extra TEXT);                -- JSON object: precise_total_amount_cents, notice, extensions
 CREATE TABLE metrics(code TEXT PRIMARY KEY, definition TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE books(vendor TEXT, code TEXT, source TEXT NOT NULL, PRIMARY KEY(vendor, code)) WITHOUT ROWID;
-CREATE TABLE chunks(id INTEGER PRIMARY KEY, first INTEGER NOT NULL, last INTEGER NOT NULL);
+CREATE TABLE chunks(id INTEGER PRIMARY KEY, first INTEGER NOT NULL, last INTEGER NOT NULL, recorded INTEGER NOT NULL);
 CREATE TABLE layouts(id INTEGER PRIMARY KEY, keys TEXT NOT NULL UNIQUE);
 CREATE TABLE segments(
     id INTEGER PRIMARY KEY, chunk INTEGER NOT NULL, name INTEGER NOT NULL, layout INTEGER NOT NULL,
@@ -1905,20 +2341,25 @@ struct PackedId {
 
 constexpr bool uuid_dash(std::size_t at) noexcept { return at == 8 || at == 13 || at == 18 || at == 23; }
 
+// What a lower-case hexadecimal digit stands for; 16 for every other character.
+constexpr std::array<std::uint8_t, 256> hex_values = [] {
+    std::array<std::uint8_t, 256> values{};
+    values.fill(16);
+    for (std::uint8_t i = 0; i < 16; ++i) values[static_cast<unsigned char>("0123456789abcdef"[i])] = i;
+    return values;
+}();
+
 PackedId pack_id(std::string_view id) noexcept {
-    PackedId packed{{}, id, id.size() == 36};
-    std::size_t nibble = 0;
-    for (std::size_t i = 0; packed.is_uuid && i < id.size(); ++i) {
-        const char c = id[i];
-        if (uuid_dash(i)) {
-            packed.is_uuid = c == '-';
-            continue;
-        }
-        const int digit = c >= '0' && c <= '9' ? c - '0' : c >= 'a' && c <= 'f' ? c - 'a' + 10 : -1;
-        packed.is_uuid = digit >= 0;
-        packed.uuid[nibble / 2] = static_cast<char>(static_cast<unsigned char>(packed.uuid[nibble / 2]) << 4 | (digit & 15));
-        ++nibble;
+    PackedId packed{{}, id, id.size() == 36 && id[8] == '-' && id[13] == '-' && id[18] == '-' && id[23] == '-'};
+    if (!packed.is_uuid) return packed;
+    unsigned seen = 0;
+    for (std::size_t byte = 0, at = 0; byte < 16; ++byte, at += 2) {
+        if (uuid_dash(at)) ++at;
+        const unsigned high = hex_values[static_cast<unsigned char>(id[at])], low = hex_values[static_cast<unsigned char>(id[at + 1])];
+        packed.uuid[byte] = static_cast<char>(high << 4 | low);
+        seen |= high | low;
     }
+    packed.is_uuid = seen < 16;
     return packed;
 }
 
@@ -1934,11 +2375,15 @@ std::string unpack_uuid(std::string_view bytes) {
     return text;
 }
 
-// A UUID of version 7 (RFC 9562): 48 bits of milliseconds, 12 bits of their fraction, 62 random bits.
-std::string make_uuid(Timestamp now, std::uint64_t random) {
+// The time of a UUID of version 7 (RFC 9562, 6.2, method 3): 48 bits of milliseconds, 12 bits of their fraction.
+std::uint64_t uuid_moment(Timestamp now) noexcept {
     const auto micros = static_cast<std::uint64_t>(std::max<std::int64_t>(now.micros(), 0));
-    const std::uint64_t fraction = micros % 1000 * 4096 / 1000;
-    const std::uint64_t high = (micros / 1000) << 16 | 0x7000 | fraction;
+    return micros / 1000 << 12 | micros % 1000 * 4096 / 1000;
+}
+
+// Then 62 random bits.
+std::string make_uuid(std::uint64_t moment, std::uint64_t random) {
+    const std::uint64_t high = moment >> 12 << 16 | 0x7000 | (moment & 0xFFF);
     const std::uint64_t low = (random & 0x3FFFFFFFFFFFFFFFULL) | 0x8000000000000000ULL;
     std::string bytes(16, '\0');
     for (std::size_t i = 0; i < 8; ++i) {
@@ -1963,6 +2408,23 @@ std::uint64_t get_bytes(const std::uint8_t* at, std::size_t width) noexcept {
 }
 
 [[noreturn]] void damaged(const char* what) { throw Error(ErrorCode::corrupt, what, "does not have the form it was written in"); }
+
+// Runs `read` on what a file holds: whatever it finds wrong is damage.
+template <class Read>
+auto from_file(const char* what, Read&& read) {
+    try {
+        return read();
+    } catch (const Error&) {
+        damaged(what);
+    } catch (const json::exception&) {
+        damaged(what);
+    }
+}
+
+std::int64_t checked_time(std::int64_t micros, const char* what) {
+    if (micros < Timestamp::min().micros() || micros > Timestamp::max().micros()) damaged(what);
+    return micros;
+}
 
 // ---- the index of ids: is this id in the log, and where? ----
 //
@@ -2110,6 +2572,7 @@ public:
     void refresh(Connection& db) {
         if (const std::int64_t generation = meta(db, "generation"); generation != generation_) {
             load_runs(db);
+            pruned_ = meta(db, "pruned");
             sealed_ = meta(db, "sealed");
             tail_.keep_after(sealed_);
             through_ = std::max(through_, sealed_);
@@ -2125,7 +2588,7 @@ public:
 
     std::int64_t find(Connection& db, const PackedId& id, std::uint64_t hash) const {
         std::int64_t found = 0;
-        const auto same = [&](std::int64_t sequence) { return is_id(db, sequence, id) && (found = sequence, true); };
+        const auto same = [&](std::int64_t sequence) { return sequence > pruned_ && is_id(db, sequence, id) && (found = sequence, true); };
         if (tail_.look(hash, same)) return found;
         for (const Run& run : runs_) {
             if (!may_hold(run, hash)) continue;
@@ -2143,10 +2606,12 @@ public:
     // The last sequence that runs cover, as of the last refresh.
     std::int64_t sealed() const noexcept { return sealed_; }
 
-    // After a rollback: what was added may not be in the file.
+    // After a rollback: neither what was added nor what was sealed or merged may be in the file.
     void forget() {
         tail_.clear();
-        through_ = sealed_;
+        runs_.clear();
+        generation_ = -1;
+        pruned_ = sealed_ = through_ = 0;
     }
 
 private:
@@ -2186,18 +2651,17 @@ private:
     }
 
     std::size_t memory_;
-    std::int64_t generation_ = -1, sealed_ = 0, through_ = 0;
+    std::int64_t generation_ = -1, pruned_ = 0, sealed_ = 0, through_ = 0;
     HashTable tail_;
     std::vector<Run> runs_;
 };
 
 // ---- the log ----
 
-// Text -> texts.id, with a bounded memory of the answers. 0 stands for the empty text, which is stored as NULL.
+// Text -> texts.id, with a bounded memory of the answers.
 class Interner {
 public:
     std::int64_t intern(Connection& db, std::string_view text) {
-        if (text.empty()) return 0;
         if (const auto known = ids_.find(text); known != ids_.end()) return known->second;
         std::int64_t id = db.integer("SELECT id FROM texts WHERE text = ?", text);
         if (id == 0) {
@@ -2231,19 +2695,23 @@ std::int64_t first_sequence(Connection& db) { return meta(db, "pruned") + 1; }
     "(SELECT text FROM texts WHERE id = l.source), l.value, l.properties, l.extra FROM log l "
 
 Event read_event(const Prepared& row) {
-    Event event;
-    event.sequence = row.integer(0);
-    event.id = row.integer(2) != 0 ? unpack_uuid(row.text(1)) : std::string(row.text(1));
-    event.timestamp = Timestamp(row.integer(3));
-    event.recorded_at = *event.timestamp + std::chrono::microseconds(row.integer(4));
-    event.name = row.text(5);
-    event.customer = row.text(6);
-    event.subscription = row.text(7);
-    event.source = row.text(8);
-    if (!row.null(9)) event.value = Decimal(row.text(9));
-    event.properties = json::parse(row.text(10));
-    if (!row.null(11)) read_extra(event, row.text(11));
-    return event;
+    return from_file("log", [&row] {
+        Event event;
+        event.sequence = row.integer(0);
+        event.id = row.integer(2) != 0 ? unpack_uuid(row.text(1)) : std::string(row.text(1));
+        event.timestamp = Timestamp(checked_time(row.integer(3), "log"));
+        const std::int64_t delay = row.integer(4), most = Timestamp::max().micros() - Timestamp::min().micros();
+        if (delay < -most || delay > most) damaged("log");
+        event.recorded_at = *event.timestamp + std::chrono::microseconds(delay);
+        event.name = row.text(5);
+        event.customer = row.text(6);
+        event.subscription = row.text(7);
+        event.source = row.text(8);
+        if (!row.null(9)) event.value = Decimal(row.text(9));
+        event.properties = json::parse(row.text(10));
+        if (!row.null(11)) read_extra(event, row.text(11));
+        return event;
+    });
 }
 
 std::optional<Event> event_at(Connection& db, std::int64_t sequence) {
@@ -2269,27 +2737,6 @@ bool same_content(const Prepared& row, const Drafts& drafts, const Draft& draft)
     const std::string_view extra = drafts.extra(draft);
     return (!draft.timestamp || draft.timestamp->micros() == row.integer(3)) && row.text(9) == draft.value &&
            same_json(row.text(10), drafts.properties(draft)) && (row.null(11) ? extra.empty() : !extra.empty() && same_json(row.text(11), extra));
-}
-
-// 0 and the empty text stand for what an event does not have.
-std::optional<std::int64_t> known(std::int64_t id) { return id == 0 ? std::nullopt : std::optional(id); }
-std::optional<std::string_view> known(std::string_view text) { return text.empty() ? std::nullopt : std::optional(text); }
-
-void insert_row(Connection& db, Interner& texts, const Drafts& drafts, const Draft& draft, const PackedId& id, std::int64_t sequence,
-                std::int64_t time, Timestamp now) {
-    const std::int64_t name = texts.intern(db, draft.name);
-    const auto customer = known(texts.intern(db, draft.customer)), subscription = known(texts.intern(db, draft.subscription)),
-               source = known(texts.intern(db, draft.source));
-    const Prepared insert = db.prepared("INSERT INTO log VALUES(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)");
-    const auto values = [&](const auto& stored_id) {
-        insert.run(sequence, stored_id, time, now.micros() - time, name, customer, subscription, source, known(draft.value), drafts.properties(draft),
-                   known(drafts.extra(draft)));
-    };
-    if (id.is_uuid) {
-        values(std::span(reinterpret_cast<const std::uint8_t*>(id.uuid.data()), id.uuid.size()));
-    } else {
-        values(id.text);
-    }
 }
 
 // What the writing side remembers between transactions. `forget` after a rollback.
@@ -2318,29 +2765,64 @@ private:
 };
 
 // Stores the accepted drafts, each unless its id is in the log already, and completes the receipts. Inside a transaction.
-void append_log(Connection& db, LogMemory& memory, Drafts& drafts, Timestamp now) {
-    memory.refresh(db);
-    std::int64_t sequence = last_sequence(db);
-    for (const Draft& draft : drafts.accepted) {
-        Receipt& receipt = drafts.receipts[draft.receipt];
-        const PackedId id = pack_id(draft.id);
-        const std::uint64_t hash = id_hash(id);
-        if (const std::int64_t earlier = memory.ids.find(db, id, hash); earlier != 0) {
-            const Prepared row = db.prepared(METER_EVENT_COLUMNS "WHERE l.sequence = ?");
-            row.bind(earlier);
-            const bool same = row.row() && same_content(row, drafts, draft);
-            receipt.status = same ? ReceiptStatus::duplicate : ReceiptStatus::conflict;
-            receipt.sequence = earlier;
-            if (!same) receipt.field = "id", receipt.reason = "is in the log with other content";
-            continue;
+class LogAppend {
+public:
+    LogAppend(Connection& db, LogMemory& memory, Drafts& drafts, Timestamp now)
+        : db_(db), memory_(memory), drafts_(drafts), now_(now), insert_(db.prepared("INSERT INTO log VALUES(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)")) {}
+
+    void run() {
+        memory_.refresh(db_);
+        sequence_ = last_sequence(db_);
+        for (const Draft& draft : drafts_.accepted) {
+            Receipt& receipt = drafts_.receipts[draft.receipt];
+            receipt.field.clear(), receipt.reason.clear();  // of an attempt that was rolled back
+            const PackedId id = pack_id(draft.id);
+            const std::uint64_t hash = id_hash(id);
+            if (const std::int64_t earlier = memory_.ids.find(db_, id, hash); earlier != 0) {
+                compare(draft, earlier, receipt);
+                continue;
+            }
+            receipt.sequence = ++sequence_;
+            receipt.status = ReceiptStatus::stored;
+            insert(draft, id);
+            memory_.ids.add(hash, sequence_);
         }
-        const std::int64_t time = draft.timestamp.value_or(now).micros();
-        insert_row(db, memory.texts, drafts, draft, id, ++sequence, time, now);
-        memory.ids.add(hash, sequence);
-        receipt.status = ReceiptStatus::stored;
-        receipt.sequence = sequence;
     }
-}
+
+private:
+    void compare(const Draft& draft, std::int64_t earlier, Receipt& receipt) {
+        const Prepared row = db_.prepared(METER_EVENT_COLUMNS "WHERE l.sequence = ?");
+        row.bind(earlier);
+        const bool same = row.row() && same_content(row, drafts_, draft);
+        receipt.status = same ? ReceiptStatus::duplicate : ReceiptStatus::conflict;
+        receipt.sequence = earlier;
+        if (!same) receipt.field = "id", receipt.reason = "is in the log with other content";
+    }
+    void insert(const Draft& draft, const PackedId& id) {
+        const std::int64_t time = draft.timestamp.value_or(now_).micros();
+        const std::int64_t name = memory_.texts.intern(db_, draft.name);
+        const auto customer = intern(draft.customer), subscription = intern(draft.subscription), source = intern(draft.source);
+        const auto row = [&](const auto& stored_id) {
+            insert_.run(sequence_, stored_id, time, now_.micros() - time, name, customer, subscription, source, stored(draft.value),
+                        drafts_.properties(draft), stored(drafts_.extra(draft)));
+        };
+        if (id.is_uuid) {
+            row(std::span(reinterpret_cast<const std::uint8_t*>(id.uuid.data()), id.uuid.size()));
+        } else {
+            row(id.text);
+        }
+    }
+    // What an event does not have is stored as NULL.
+    std::optional<std::int64_t> intern(std::string_view text) { return text.empty() ? std::nullopt : std::optional(memory_.texts.intern(db_, text)); }
+    static std::optional<std::string_view> stored(std::string_view text) { return text.empty() ? std::nullopt : std::optional(text); }
+
+    Connection& db_;
+    LogMemory& memory_;
+    Drafts& drafts_;
+    Timestamp now_;
+    Prepared insert_;
+    std::int64_t sequence_ = 0;
+};
 
 // ---- columns ----
 //
@@ -2616,8 +3098,9 @@ Column unpack_column(std::string_view data, std::size_t rows, std::size_t first,
     std::vector<std::int64_t> lengths;
     if (count > data.size()) damaged("columns.dictionary");
     in.integers(lengths, count, 0, count);
-    column.text.resize(in.left());
-    std::memcpy(column.text.data(), in.take(column.text.size()), column.text.size());
+    const std::size_t size = in.left();
+    const std::uint8_t* text = in.take(size);
+    column.text.assign(text, text + size);
     std::size_t at = 0;
     for (const std::int64_t length : lengths) {
         if (length < 0 || static_cast<std::uint64_t>(length) > column.text.size() - at) damaged("columns.dictionary");
@@ -2648,14 +3131,14 @@ public:
              std::string_view properties, std::string_view extra) {
         const std::size_t row = times_.size();
         sequences_.push_back(sequence);
-        times_.push_back(time);
+        times_.push_back(checked_time(time, "log"));
         customers_.push_back(customer);
         subscriptions_.push_back(subscription);
-        column(fields::source).add_interned(row, source);
+        if (source != 0) column(fields::source).add_interned(row, source);
         if (!value.empty()) column(fields::value).add_number(row, value);
         if (!extra.empty()) {
             Event event;
-            read_extra(event, extra);
+            from_file("log", [&] { read_extra(event, extra); });
             if (event.precise_total_amount_cents) column(fields::cents).add_number(row, event.precise_total_amount_cents->to_string());
         }
         JsonScanner scanner(properties);
@@ -2806,12 +3289,13 @@ void write_segment(Connection& db, std::int64_t chunk, const Segment& segment) {
 // A stretch of the log in its lasting form, made outside of any transaction.
 struct Chunk {
     std::int64_t first = 0, last = 0;  // sequences after `first` up to `last`
+    std::int64_t recorded = 0;         // when the latest of them was recorded
     std::vector<Segment> segments{};
     std::vector<RunEntry> ids{};
 };
 
 Chunk make_chunk(Connection& db, std::int64_t first, std::int64_t last) {
-    Chunk chunk{first, last, {}, {}};
+    Chunk chunk{first, last, db.integer("SELECT max(timestamp + delay) FROM log WHERE sequence > ? AND sequence <= ?", first, last), {}, {}};
     Parts parts;
     read_parts(db, first, last, std::nullopt, parts);
     for (const auto& [name, part] : parts) {
@@ -2840,7 +3324,7 @@ void changed(Connection& db) { set_meta(db, "generation", meta(db, "generation")
 // Stores a sealed chunk, unless another process was first. Inside a transaction; all or nothing.
 bool write_chunk(Connection& db, const Chunk& chunk) {
     if (meta(db, "sealed") != chunk.first) return false;
-    db.prepared("INSERT INTO chunks(first, last) VALUES(?, ?)").run(chunk.first, chunk.last);
+    db.prepared("INSERT INTO chunks(first, last, recorded) VALUES(?, ?, ?)").run(chunk.first, chunk.last, chunk.recorded);
     const std::int64_t id = db.last_rowid();
     for (const Segment& segment : chunk.segments) write_segment(db, id, segment);
     Run run{0, 0, chunk.first, chunk.last, run_bits(chunk.ids.size()), {}};
@@ -2890,6 +3374,7 @@ struct Batch {
     std::size_t rows = 0;
     std::vector<Column> columns{};  // as ScanQuestion::keys
     std::vector<std::uint8_t> mask{};
+    Parts rebuilt{};  // where the columns' texts live when they were read again from the log
 };
 
 // One place that rows come from: a sealed segment, or the part of the unsealed tail with one name.
@@ -2916,7 +3401,12 @@ public:
             tail_.clear();
             tail_last_ = tail_first_;
         }
-        if (last > tail_last_) read_parts(db, tail_last_, last, std::nullopt, tail_);
+        if (last == tail_last_) return;
+        const std::int64_t known = std::exchange(tail_last_, tail_first_);  // a read that breaks off leaves the tail half taken in
+        Parts taken = std::move(tail_);
+        tail_.clear();
+        read_parts(db, known, last, std::nullopt, taken);
+        tail_ = std::move(taken);
         tail_last_ = last;
     }
     const std::vector<SegmentInfo>& segments() const noexcept { return segments_; }
@@ -2930,9 +3420,9 @@ private:
         segments_.clear();
         const Prepared layout = db.prepared("SELECT id, keys FROM layouts");
         while (layout.row()) {
-            const json keys = json::parse(layout.text(1));
+            const auto keys = from_file("layouts", [&] { return json::parse(layout.text(1)).get<std::vector<std::string>>(); });
             Layout& known = layouts_[layout.integer(0)];
-            for (std::size_t i = 0; i < keys.size(); ++i) known.places[keys[i].get<std::string>()] = static_cast<std::int64_t>(i);
+            for (std::size_t i = 0; i < keys.size(); ++i) known.places[keys[i]] = static_cast<std::int64_t>(i);
             known.partial = known.places.erase(partial_mark) != 0;
         }
         const Prepared row = db.prepared(
@@ -3111,15 +3601,14 @@ void mask_out(Batch& batch, const Column& column, Keep&& keep) {
 
 // Reads one source. No rows may be left; then the columns are not there either.
 Batch load(const Reader& reader, const Source& source, const ScanQuestion& question) {
-    Batch batch{source.name, 0, {}, {}};
+    Batch batch{source.name, 0, {}, {}, {}};
     std::optional<SegmentReader> segment;
-    Parts rebuilt;
     const Part* part = source.part;
     const auto rebuild = [&] {  // what could not take all properties, again from the log, with those asked for
         const std::int64_t first = source.segment ? source.segment->chunk_first : reader.memory.tail_first();
         const std::int64_t last = source.segment ? source.segment->chunk_last : reader.memory.tail_last();
-        read_parts(reader.db, first, last, source.name, rebuilt, question.keys);
-        part = &rebuilt.at(source.name);
+        read_parts(reader.db, first, last, source.name, batch.rebuilt, question.keys);
+        part = &batch.rebuilt.at(source.name);
     };
     const auto lacks = [&](const std::string& key) {
         return key[0] == '.' && !(part ? part->find(key) != nullptr : source.segment->layout->places.contains(key));
@@ -3178,7 +3667,7 @@ Scalar cell_scalar(const Column& column, std::size_t row) {
         case CellKind::number:
             return {Scalar::Kind::number, false, Decimal::scaled(column.cells[row], column.scale), {}};
         case CellKind::wide:
-            return {Scalar::Kind::number, false, Decimal(column.word(row)), {}};
+            return {Scalar::Kind::number, false, from_file("columns", [&] { return Decimal(column.word(row)); }), {}};
         case CellKind::text:
             return {Scalar::Kind::text, false, {}, column.word(row)};
         case CellKind::json:
@@ -3186,6 +3675,22 @@ Scalar cell_scalar(const Column& column, std::size_t row) {
         default:
             damaged("columns");
     }
+}
+
+// Times are compared as microseconds.
+Filter in_micros(Filter filter) {
+    const auto convert = [](json& value) {
+        if (value.is_string()) {
+            value = Timestamp::parse(value.get_ref<const std::string&>()).micros();
+        } else if (value.is_number()) {
+            value = Timestamp::from_unix(Decimal::from_json(value)).micros();
+        }
+    };
+    if (!filter.value.is_array())
+        convert(filter.value);
+    else
+        for (json& value : filter.value) convert(value);
+    return filter;
 }
 
 // A filter with its fields found among a scan's columns and its values prepared.
@@ -3210,18 +3715,6 @@ public:
     }
 
 private:
-    // Times are compared as microseconds.
-    static Filter in_micros(Filter filter) {
-        const auto convert = [](const json& value) -> json {
-            if (value.is_string()) return Timestamp::parse(value.get_ref<const std::string&>()).micros();
-            if (value.is_number()) return Timestamp::from_unix(Decimal::from_json(value)).micros();
-            return value;
-        };
-        if (!filter.value.is_array()) filter.value = convert(filter.value);
-        for (json& value : filter.value.is_array() ? filter.value : json::array()) value = convert(value);
-        return filter;
-    }
-
     std::vector<std::uint8_t> rows(Connection& db, const Batch& batch) const {
         if (kind_ == Filter::Kind::clause) return clause_rows(db, batch.columns[column_], batch.rows);
         std::vector<std::uint8_t> met(batch.rows, kind_ == Filter::Kind::all ? 1 : 0);
@@ -3263,6 +3756,125 @@ private:
     std::size_t column_ = 0;
     Clause clause_{};
 };
+
+// Bytes of the file that hold something.
+std::int64_t used_bytes(Connection& db) {
+    return (db.integer("PRAGMA page_count") - db.integer("PRAGMA freelist_count")) * db.integer("PRAGMA page_size");
+}
+
+// ---- retention: whole chunks, the oldest first ----
+
+struct ChunkInfo {
+    std::int64_t id = 0, first = 0, last = 0, recorded = 0;
+};
+
+std::vector<ChunkInfo> all_chunks(Connection& db) {
+    std::vector<ChunkInfo> chunks;
+    const Prepared row = db.prepared("SELECT id, first, last, recorded FROM chunks ORDER BY first");
+    while (row.row()) chunks.push_back({row.integer(0), row.integer(1), row.integer(2), row.integer(3)});
+    return chunks;
+}
+
+void drop_segments(Connection& db, std::int64_t chunk) {
+    db.prepared(
+          "DELETE FROM columns WHERE id IN (SELECT c.id FROM segments s JOIN columns c ON c.id >= s.id * ?1 AND c.id < (s.id + 1) * ?1 WHERE s.chunk "
+          "= ?2)")
+        .run(max_columns, chunk);
+    db.prepared("DELETE FROM segments WHERE chunk = ?").run(chunk);
+    db.prepared("DELETE FROM chunks WHERE id = ?").run(chunk);
+}
+
+// Takes the chunk out of every answer; its rows are deleted later. Inside a transaction. False when another process was first.
+bool prune_chunk(Connection& db, const ChunkInfo& chunk) {
+    if (meta(db, "pruned") != chunk.first) return false;
+    drop_segments(db, chunk.id);
+    db.prepared("UPDATE runs SET state = 'dead' WHERE state = 'live' AND last <= ?").run(chunk.last);
+    set_meta(db, "pruned", chunk.last);
+    changed(db);
+    return true;
+}
+
+// Rows of pruned chunks, a few at a time. How many were deleted.
+std::int64_t delete_pruned(Connection& db) {
+    constexpr std::int64_t step = 4096;
+    const std::int64_t first = db.integer("SELECT sequence FROM log ORDER BY sequence LIMIT 1");
+    if (first == 0) return 0;
+    db.prepared("DELETE FROM log WHERE sequence < ? AND sequence <= (SELECT value FROM meta WHERE key = 'pruned')").run(first + step);
+    return db.changes();
+}
+
+// Everything that can be made again from the log. Inside a transaction.
+void drop_derived(Connection& db) {
+    for (const char* sql :
+         {"DELETE FROM columns", "DELETE FROM segments", "DELETE FROM chunks", "DELETE FROM layouts", "DELETE FROM run_blocks", "DELETE FROM runs"}) {
+        db.db.exec(sql);
+    }
+    set_meta(db, "sealed", meta(db, "pruned"));
+    changed(db);
+}
+
+// ---- checking: the derived against the log ----
+
+// What a sealed chunk holds against what the log would give now.
+void verify_chunk(Connection& db, const ChunkInfo& info, std::vector<std::string>& problems) {
+    const std::string where = "chunk " + std::to_string(info.id);
+    const Chunk expected = make_chunk(db, info.first, info.last);
+    std::size_t at = 0;
+    const Prepared segment = db.prepared(
+        "SELECT s.id, s.name, s.rows, s.first_time, s.last_time, l.keys FROM segments s JOIN layouts l ON l.id = s.layout WHERE s.chunk = ? ORDER BY "
+        "s.id");
+    segment.bind(info.id);
+    for (; segment.row(); ++at) {
+        if (at >= expected.segments.size()) break;
+        const Segment& want = expected.segments[at];
+        const bool head = segment.integer(1) == want.name && segment.integer(2) == want.rows && segment.integer(3) == want.first_time &&
+                          segment.integer(4) == want.last_time && segment.text(5) == json(want.keys).dump();
+        if (!head) problems.push_back(where + ": segment " + std::to_string(segment.integer(0)) + " differs from the log");
+        for (std::size_t i = 0; head && i < want.columns.size(); ++i) {
+            const Prepared column = db.prepared("SELECT data FROM columns WHERE id = ?");
+            column.bind(segment.integer(0) * max_columns + static_cast<std::int64_t>(i));
+            const std::string_view bytes(reinterpret_cast<const char*>(want.columns[i].data()), want.columns[i].size());
+            if (!column.row() || column.text(0) != bytes) problems.push_back(where + ": column " + want.keys[i] + " differs from the log");
+        }
+    }
+    if (at != expected.segments.size() || segment.row()) problems.push_back(where + ": has not the segments the log gives");
+}
+
+// Whether every id of the sealed log is in the runs, where it belongs.
+void verify_ids(Connection& db, std::vector<std::string>& problems) {
+    const std::vector<Run> runs = live_runs(db);
+    const Prepared row = db.prepared(
+        "SELECT sequence, id FROM log WHERE sequence > (SELECT value FROM meta WHERE key = 'pruned') AND sequence <= (SELECT value FROM meta WHERE "
+        "key = 'sealed')");
+    while (row.row()) {
+        const std::int64_t sequence = row.integer(0);
+        const std::uint64_t hash = hash_bytes(row.text(1)) >> (64 - hash_bits);
+        const auto run = std::find_if(runs.begin(), runs.end(), [sequence](const Run& one) { return one.first < sequence && sequence <= one.last; });
+        bool found = false;
+        if (run != runs.end())
+            read_block(db, *run, run->block_of(hash), hash, hash, [&](const RunEntry& entry) { found = found || entry.sequence == sequence; });
+        if (!found) problems.push_back("the id of event " + std::to_string(sequence) + " is not in the index");
+        if (problems.size() > 100) return;
+    }
+}
+
+void verify_database(Connection& db, std::vector<std::string>& problems) {
+    const Prepared check = db.prepared("PRAGMA integrity_check(20)");
+    while (check.row()) {
+        if (check.text(0) != "ok") problems.emplace_back(check.text(0));
+    }
+    const std::int64_t rows = db.integer("SELECT count(*) FROM log WHERE sequence > (SELECT value FROM meta WHERE key = 'pruned')");
+    if (rows != last_sequence(db) - meta(db, "pruned"))
+        problems.emplace_back("the log has gaps: " + std::to_string(rows) + " rows of " + std::to_string(last_sequence(db) - meta(db, "pruned")));
+    std::int64_t through = meta(db, "pruned");
+    for (const ChunkInfo& chunk : all_chunks(db)) {
+        if (chunk.first != through) problems.push_back("chunk " + std::to_string(chunk.id) + " does not follow the one before");
+        verify_chunk(db, chunk, problems);
+        through = chunk.last;
+    }
+    if (through != meta(db, "sealed")) problems.emplace_back("the chunks do not reach as far as is sealed");
+    verify_ids(db, problems);
+}
 
 // ---- books: kept as the JSON they were made from ----
 
@@ -3358,7 +3970,7 @@ public:
 
     void append(Drafts& drafts, Timestamp now) {
         const std::int64_t unsealed = write([&](Connection& db) {
-            append_log(db, memory_, drafts, now);
+            LogAppend(db, memory_, drafts, now).run();
             return last_sequence(db) - memory_.ids.sealed();
         });
         if (unsealed >= options_.chunk_events) wake();
@@ -3375,6 +3987,62 @@ public:
         } catch (const SQLite::Exception& fault) {
             rethrow(fault, options_.path);
         }
+    }
+
+    // Drops the oldest chunks as far as `may_go(chunk)` allows. How many events went.
+    template <class MayGo>
+    std::int64_t prune(MayGo&& may_go) {
+        std::int64_t events = 0;
+        for (const ChunkInfo& chunk : read([](Connection& db) { return all_chunks(db); })) {
+            const bool gone = write([&](Connection& db) {
+                memory_.touch();
+                return may_go(db, chunk) && prune_chunk(db, chunk);
+            });
+            if (!gone) break;
+            events += chunk.last - chunk.first;
+            delete_rest();  // now, because `may_go` may look at how much there is
+        }
+        delete_rest();  // also what an earlier call was interrupted in
+        return events;
+    }
+
+    // Rows and runs that no answer needs.
+    void delete_rest() {
+        while (write(delete_pruned) > 0) {
+        }
+        drop_dead_runs();
+    }
+
+    // Gives free pages back to the disk, a few at a time; `progress(done, total)` in pages.
+    void compact(const std::function<void(std::int64_t, std::int64_t)>& progress) {
+        const std::int64_t total = write([](Connection& db) { return db.integer("PRAGMA freelist_count"); });
+        for (std::int64_t left = total; left > 0;) {
+            const std::int64_t now = write([](Connection& db) {
+                db.prepared("PRAGMA incremental_vacuum(512)").run();
+                return db.integer("PRAGMA freelist_count");
+            });
+            if (progress) progress(total - now, total);
+            if (now >= left) break;
+            left = now;
+        }
+        const std::lock_guard lock(writer_mutex_);
+        try {
+            writer_->prepared("PRAGMA wal_checkpoint(TRUNCATE)").run();
+        } catch (const SQLite::Exception& fault) {
+            rethrow(fault, options_.path);
+        }
+    }
+
+    std::vector<std::string> verify(bool repair) {
+        std::vector<std::string> problems;
+        read([&](Connection& db) { verify_database(db, problems); });
+        if (!repair || problems.empty()) return problems;
+        write([this](Connection& db) {
+            drop_derived(db);
+            memory_.touch();
+        });
+        housekeep();
+        return problems;
     }
 
     // Seals what is full and merges what has become many, now.
@@ -3395,6 +4063,7 @@ private:
     void run_transaction(std::span<Job* const> group);
     void wake();
     void work();
+    void tidy() noexcept;
     bool seal_one();
     bool merge_one();
     bool write_merged(const Run& merged, std::span<const Run> sources);
@@ -3445,7 +4114,7 @@ std::unique_ptr<Connection> Store::open() const {
 void Store::prepare(Connection& db) const {
     const auto found = [&](const char* pragma) { return db.db.execAndGet(pragma).getInt64(); };
     const bool fresh = found("SELECT count(*) FROM sqlite_master") == 0;
-    if (!fresh && found("PRAGMA application_id") != application_id) {
+    if (const auto owner = found("PRAGMA application_id"); owner != application_id && !(fresh && owner == 0)) {
         throw Error(ErrorCode::not_a_database, options_.path, "is another program's database; it was left as it is");
     }
     if (const auto version = found("PRAGMA user_version"); version > schema_version) {
@@ -3518,7 +4187,7 @@ void Store::run_transaction(std::span<Job* const> group) {
 }
 
 void Store::wake() {
-    if (!worker_.joinable()) return housekeep();
+    if (!worker_.joinable()) return tidy();
     {
         const std::lock_guard lock(work_mutex_);
         wanted_ = true;
@@ -3526,8 +4195,7 @@ void Store::wake() {
     work_wanted_.notify_one();
 }
 
-// The background thread. What fails here is tried again at the next full chunk: sealing makes questions fast, it holds nothing that the
-// log does not.
+// The background thread.
 void Store::work() {
     for (;;) {
         {
@@ -3536,10 +4204,15 @@ void Store::work() {
             if (stopping_) return;
             wanted_ = false;
         }
-        try {
-            housekeep();
-        } catch (const std::exception&) {
-        }
+        tidy();
+    }
+}
+
+// What fails here is tried again at the next full chunk: sealing makes questions fast, it holds nothing that the log does not.
+void Store::tidy() noexcept {
+    try {
+        housekeep();
+    } catch (const std::exception&) {
     }
 }
 
@@ -3610,11 +4283,13 @@ bool Store::write_merged(const Run& merged, std::span<const Run> sources) {
         if (!mine) return false;
     }
     return write([&](Connection& db) {
+        // Another process takes a run that has long been in the making for abandoned and deletes it, for instance after this one slept.
+        db.prepared("UPDATE runs SET state = 'live' WHERE id = ? AND state = 'building'").run(merged.id);
+        if (db.changes() == 0) return false;
         for (const Run& source : sources) {
             db.prepared("UPDATE runs SET state = 'dead' WHERE id = ? AND state = 'live'").run(source.id);
             if (db.changes() == 0) throw Error(ErrorCode::busy, "runs", "merged by another process");
         }
-        db.prepared("UPDATE runs SET state = 'live' WHERE id = ?").run(merged.id);
         changed(db);
         memory_.touch();
         return true;
@@ -3653,6 +4328,21 @@ void check_paging(std::int64_t limit, std::int64_t offset) {
     const auto most = static_cast<std::int64_t>(limits::page_events);
     if (limit < 1 || limit > most) refuse("limit", "must be from 1 to " + std::to_string(most));
     if (offset < 0) refuse("offset", "must not be negative");
+}
+
+void check_question(std::string_view field, std::string_view text) {
+    if (const char* fault = text_fault(text)) refuse(std::string(field), fault);
+}
+
+void check_list(const ListQuery& query) {
+    check_paging(query.limit, query.offset);
+    check_period(query.period);
+    check_filter(query.filter);
+    check_question("customer", query.customer);
+    check_question("subscription", query.subscription);
+    for (const auto& [field, texts] : {std::pair{"names", &query.names}, std::pair{"sources", &query.sources}, std::pair{"ids", &query.ids}}) {
+        for (const std::string& text : *texts) check_question(field, text);
+    }
 }
 
 // The question's conditions on names and the customer as the scan takes them; nothing when one of them is not in the log at all.
@@ -3753,6 +4443,7 @@ Listing list_places(const Reader& reader, const ListQuery& query, const std::vec
         const bool excluded = top.excludes(source.first_time, source.last_time);
         if (excluded && !query.count) continue;
         Batch batch = load(reader, source, *question);
+        if (batch.rows == 0) continue;
         condition.apply(reader, batch);
         each_place(batch, time, sequence, [&](const Place& place) {
             ++listing.total;
@@ -3824,15 +4515,11 @@ std::pair<ListQuery, Place> read_cursor(const Cursor& cursor) {
         query.order = tree.at("newest").get<bool>() ? Order::newest_first : Order::oldest_first;
         query.limit = tree.at("limit").get<std::int64_t>();
         query.count = tree.at("count").get<bool>();
+        check_list(query);
         return {query, {tree.at("time").get<std::int64_t>(), tree.at("sequence").get<std::int64_t>()}};
     } catch (const std::exception&) {
         throw Error(ErrorCode::bad_cursor, "cursor", "was not made by list()");
     }
-}
-
-void check_list(const ListQuery& query) {
-    check_paging(query.limit, query.offset);
-    check_period(query.period);
 }
 
 Page list_page(const Reader& reader, const ListQuery& query, const std::vector<std::int64_t>* rows, std::optional<Place> start) {
@@ -4005,26 +4692,14 @@ private:
 
 // ---- from rows to the rows of an answer ----
 
-std::int64_t bin_start(std::int64_t time, Bin bin) {
-    constexpr std::int64_t hour = 3'600'000'000, day = 24 * hour;
-    const auto floor_to = [time](std::int64_t unit) { return floor_divide(time, unit) * unit; };
-    switch (bin) {
-        case Bin::hour:
-            return floor_to(hour);
-        case Bin::day:
-            return floor_to(day);
-        case Bin::month:
-            return this_month(Timestamp(time)).from.micros();
-        default:
-            return 0;
-    }
-}
-
 // Gives every row of a batch the number of the answer's row it belongs to: one for each bin and combination of group values met.
 class Slots {
 public:
     Slots(const AggregateQuery& query, ScanQuestion& question)
-        : bin_(query.bin), groups_(query.group_by.size()), combinations_(query.group_by.size()) {
+        : bin_(query.bin),
+          calendar_({query.bin, query.time_zone, query.week_start, query.billing_anchor}),
+          groups_(query.group_by.size()),
+          combinations_(query.group_by.size()) {
         if (bin_ != Bin::none) time_ = question.key(fields::time);
         for (const std::string& field : query.group_by) columns_.push_back(question.key(column_key(field)));
     }
@@ -4040,10 +4715,8 @@ public:
             if (bin_ != Bin::none) {
                 const std::int64_t time = batch.columns[time_].cells[row];
                 if (time < start || time >= end) {
-                    start = bin_start(time, bin_);
-                    end = bin_ == Bin::month ? start + 28 * std::int64_t{86'400'000'000}
-                          : bin_ == Bin::day ? start + 86'400'000'000
-                                             : start + 3'600'000'000;
+                    const Period whole = calendar_.around(Timestamp(checked_time(time, "columns.time")));
+                    start = whole.from.micros(), end = whole.to.micros();
                     bin = bins_.number(static_cast<std::uint64_t>(start));
                 }
             }
@@ -4083,6 +4756,7 @@ private:
         }
     }
     Bin bin_;
+    Bins calendar_;
     std::size_t time_ = 0;
     std::vector<std::size_t> columns_;
     std::vector<Values> groups_;
@@ -4238,6 +4912,15 @@ void check_metric(const Metric& metric) {
     if (metric.code.empty() && metric.event.empty()) refuse("metric", "names neither a code nor an event");
     if (metric.aggregation != Aggregation::count && metric.property.empty()) refuse("metric.property", "is needed for this aggregation");
     if (metric.aggregation == Aggregation::count && !metric.property.empty()) refuse("metric.property", "has no meaning for a count");
+    check_question("metric.code", metric.code);
+    check_question("metric.event", metric.event);
+    check_question("metric.property", metric.property);
+    check_filter(metric.filter);
+}
+
+void check_aggregate(const AggregateQuery& query) {
+    check_period(query.period);
+    check_filter(query.filter);
 }
 
 // ---- metrics kept in the database ----
@@ -4253,12 +4936,14 @@ void store_metric(Connection& db, const Metric& metric) {
 }
 
 Metric read_metric(std::string_view code, std::string_view definition) {
-    const json tree = json::parse(definition);
-    const auto known = std::find_if(aggregations.begin(), aggregations.end(),
-                                    [name = tree.at("aggregation").get<std::string>()](const auto& row) { return row.first == name; });
-    if (known == aggregations.end()) damaged("metrics");
-    return {std::string(code), tree.at("event").get<std::string>(), known->second, tree.at("property").get<std::string>(),
-            Filter::from_json(tree.at("filter"))};
+    return from_file("metrics", [&]() -> Metric {
+        const json tree = json::parse(definition);
+        const auto known = std::find_if(aggregations.begin(), aggregations.end(),
+                                        [name = tree.at("aggregation").get<std::string>()](const auto& row) { return row.first == name; });
+        if (known == aggregations.end()) damaged("metrics");
+        return {std::string(code), tree.at("event").get<std::string>(), known->second, tree.at("property").get<std::string>(),
+                Filter::from_json(tree.at("filter"))};
+    });
 }
 
 Metric find_metric(Connection& db, const std::string& code) {
@@ -4403,15 +5088,15 @@ std::vector<Step> ordered_steps(const Reader& reader, const Metric& metric, Metr
 
 namespace {
 
-/// The units beyond `above` up to and including `up_to` (all of them when absent), at `rate` each, and `flat` once.
+// The units beyond `above` up to and including `up_to` (all of them when absent), at `rate` each, and `flat` once.
 struct Tier {
     Decimal above;
     std::optional<Decimal> up_to;
     Decimal rate, flat;
-    Decimal from;  ///< the lower bound as the vendor writes it
+    Decimal from;  // the lower bound as the vendor writes it
 };
 
-/// An amount in currency units and the lines that add up to it.
+// An amount in currency units and the lines that add up to it.
 struct Priced {
     Decimal amount;
     std::vector<FeeLine> lines;
@@ -4422,7 +5107,7 @@ struct Priced {
     }
 };
 
-/// a / b to 32 significant digits; 0 when b is 0.
+// a / b to 32 significant digits; 0 when b is 0.
 Decimal quotient(const Decimal& a, const Decimal& b) { return b.is_zero() ? Decimal() : Decimal::divide_significant(a, b, 32, Rounding::half_up); }
 
 Decimal percent(const Decimal& rate) { return rate * Decimal::scaled(1, 2); }
@@ -4445,8 +5130,8 @@ FeeLine tier_line(const Tier& tier, const Decimal& units) {
             .amount = units * tier.rate + tier.flat};
 }
 
-/// Graduated: every tier prices the units that fall into it, up to the first tier that reaches `units`. That includes the first tier
-/// for no units at all, or less.
+// Graduated: every tier prices the units that fall into it, up to the first tier that reaches `units`. That includes the first tier
+// for no units at all, or less.
 Priced graduated(std::span<const Tier> tiers, const Decimal& units) {
     Priced priced;
     priced.lines.reserve(tiers.size());
@@ -4457,10 +5142,10 @@ Priced graduated(std::span<const Tier> tiers, const Decimal& units) {
     return priced;
 }
 
-/// How many packages of `size` are begun by `units`.
+// How many packages of `size` are begun by `units`.
 Decimal begun_packages(const Decimal& units, const Decimal& size) { return Decimal::divide(units, size, 0, Rounding::ceil); }
 
-/// Packages: each begun one is paid whole.
+// Packages: each begun one is paid whole.
 Priced packages(const Decimal& units, const Decimal& size, const Decimal& rate) {
     Priced priced;
     priced.add({.step = FeeLine::Step::package, .units = units, .rate = rate, .per = size, .amount = begun_packages(units, size) * rate});
@@ -4476,7 +5161,7 @@ FeeLine fixed_line(const Decimal& times, const Decimal& amount) {
     return {.step = FeeLine::Step::fixed, .units = times, .rate = amount, .amount = times * amount};
 }
 
-/// What brings the amount to at least `minimum`, or nothing.
+// What brings the amount to at least `minimum`, or nothing.
 void raise_to(Priced& priced, const Decimal& minimum) {
     if (priced.amount < minimum) priced.add({.step = FeeLine::Step::minimum, .amount = minimum - priced.amount});
 }
@@ -4485,7 +5170,7 @@ void lower_to(Priced& priced, const Decimal& maximum) {
     if (priced.amount > maximum) priced.add({.step = FeeLine::Step::maximum, .amount = maximum - priced.amount});
 }
 
-/// `with` less `without`, line by line: lines of the same step and bounds are subtracted from each other, what is equal in both vanishes.
+// `with` less `without`, line by line: lines of the same step and bounds are subtracted from each other, what is equal in both vanishes.
 Priced difference(const Priced& with, const Priced& without) {
     Priced result;
     auto lines = with.lines;
@@ -4507,18 +5192,22 @@ Priced difference(const Priced& with, const Priced& without) {
     return result;
 }
 
-/// What makes the amount that in another unit.
+void round_to(Priced& priced, const Decimal& rounded) {
+    if (rounded != priced.amount) priced.add({.step = FeeLine::Step::rounding, .amount = rounded - priced.amount});
+}
+
+// What makes the amount that in another unit.
 void convert_to(Priced& priced, const Decimal& amount, const Decimal& rate) {
     priced.add({.step = FeeLine::Step::conversion, .rate = rate, .amount = amount - priced.amount});
 }
 
-/// A currency's smallest unit: amounts are rounded to `decimals` and counted in units of 1 / `subunits`.
+// A currency's smallest unit: amounts are rounded to `decimals` and counted in units of 1 / `subunits`.
 struct Currency {
     int decimals = 2;
     int subunits = 100;
 };
 
-/// Half up; a count of smallest units is whole (what MRO's fifths leave over is cut).
+// Half up; a count of smallest units is whole (what MRO's fifths leave over is cut).
 Decimal to_cents(const Decimal& amount, Currency currency) {
     return (amount.round(currency.decimals, Rounding::half_up) * Decimal(currency.subunits)).round(0, Rounding::down);
 }
@@ -4526,8 +5215,8 @@ Decimal to_cents(const Decimal& amount, Currency currency) {
 // --- fees as texts ---------------------------------------------------------------------------
 
 std::string_view step_name(FeeLine::Step step) {
-    static constexpr std::array<std::string_view, 12> names{"units", "tier",    "package", "percentage", "fixed",    "free",
-                                                            "given", "minimum", "maximum", "advance",    "discount", "conversion"};
+    static constexpr std::array<std::string_view, 13> names{"units",   "tier",    "package", "percentage", "fixed",      "free",    "given",
+                                                            "minimum", "maximum", "advance", "discount",   "conversion", "rounding"};
     return names[static_cast<std::size_t>(step)];
 }
 
@@ -4588,6 +5277,8 @@ std::string FeeLine::text() const {
             return "discount";
         case Step::conversion:
             return "converted at " + rate.to_string();
+        case Step::rounding:
+            return "rounded";
     }
     return {};
 }
@@ -4637,46 +5328,192 @@ std::string Fees::to_text() const {
 // 8 books: how each vendor measures and prices, from its own JSON. Pure. Uses 1-3, 7.
 // =============================================================================================
 
-/// What a book asks of the log. Which events: those of the metric and the query, as in Meter::aggregate; bins are not used.
+namespace {
+
+// ---- the vendors' calendars ----
+
+namespace autumn {
+
+// Of resets, prices and usage windows (getCycleIntervalFunctions.ts:27).
+constexpr std::pair<std::string_view, Stride> intervals[] = {
+    {"hour", {0, micros_per_hour}},
+    {"day", {0, micros_per_day}},
+    {"week", {0, 7 * micros_per_day}},
+    {"month", {1, 0}},
+    {"quarter", {3, 0}},
+    {"semi_annual", {6, 0}},
+    {"year", {12, 0}},
+};
+
+Stride stride_of(std::string_view interval, std::int64_t count = 1) {
+    const auto row = std::find_if(std::begin(intervals), std::end(intervals), [&](const auto& each) { return each.first == interval; });
+    if (row == std::end(intervals)) throw Error(ErrorCode::bad_value, "interval", quote(interval) + " is not an interval");
+    return repeated(row->second, count);
+}
+
+// The billing cycle around a moment; neither end is before the floor (getCycleStart.ts:25, getCycleEnd.ts:25).
+Period cycle_around(Timestamp now, Timestamp anchor, Stride stride, Timestamp floor = Timestamp::min()) {
+    const Period cycle = Cycle(stride, anchor.micros(), Zone({})).around(now);
+    return {std::max(cycle.from, floor), std::max(cycle.to, floor)};
+}
+
+// The window of a usage limit: the billing cycle when there is an anchor, else the calendar's, with weeks from Monday; nothing when
+// it never ends (getUsageWindowBounds.ts:21).
+[[maybe_unused]] std::optional<Period> usage_window(std::string_view interval, Timestamp now, const std::optional<Timestamp>& anchor) {
+    if (interval == "lifetime") return std::nullopt;
+    constexpr std::int64_t a_monday = 4;  // 5 January 1970
+    const Timestamp calendar(interval == "week" ? a_monday * micros_per_day : 0);
+    return cycle_around(now, anchor.value_or(calendar), stride_of(interval));
+}
+
+// Both ends belong to it.
+struct Range {
+    Timestamp from, to;
+};
+
+// What an analytics range covers: the bins of the list, and the total beside them.
+struct Ranges {
+    Range list, total;
+};
+
+Timestamp cut(Timestamp time, std::int64_t unit) { return Timestamp(floor_divide(time.micros(), unit) * unit); }
+
+// Without a billing cycle its ranges are the last day (aggregate.ts:90). The total of a range of days begins earlier than its list, with
+// the day when bins are days and else with the hour (getCountAndSum.ts:79).
+[[maybe_unused]] Ranges named_ranges(std::string_view name, Bin bin, Timestamp now, const std::optional<BillingCycle>& cycle) {
+    const bool days = name.ends_with('h') || name.ends_with('d');
+    const Period period = named_period(days || cycle ? name : "24h", cut(now, micros_per_second), cycle);
+    const Range list{period.from, period.to};
+    if (!days && cycle) return {list, list};
+    return {list, {cut(list.from, bin == Bin::day ? micros_per_day : micros_per_hour), list.to}};
+}
+
+// Milliseconds are cut off at both ends (aggregate.ts:101).
+[[maybe_unused]] Ranges custom_ranges(Timestamp from, Timestamp to) {
+    const Range range{cut(from, micros_per_second), cut(to, micros_per_second)};
+    return {range, range};
+}
+
+// The bins of a list. The range's last moment belongs to it, so an end at midnight adds a day (aggregate.ts:142).
+[[maybe_unused]] BinGrid list_bins(const Range& range, Bin bin, std::string time_zone) {
+    return BinGrid({range.from, range.to + std::chrono::seconds(1)}, {.bin = bin, .time_zone = std::move(time_zone)});
+}
+
+}  // namespace autumn
+
+namespace flexprice {
+
+// Window sizes (window_size.go:29).
+constexpr std::pair<std::string_view, Bin> window_sizes[] = {
+    {"MINUTE", Bin::minute}, {"15MIN", Bin::minutes_15}, {"30MIN", Bin::minutes_30}, {"HOUR", Bin::hour}, {"3HOUR", Bin::hours_3},
+    {"6HOUR", Bin::hours_6}, {"12HOUR", Bin::hours_12},  {"DAY", Bin::day},          {"WEEK", Bin::week}, {"MONTH", Bin::month},
+};
+
+// A name that is none of them counts as a day (aggregators.go:188).
+Bin window_of(std::string_view size) {
+    const auto row = std::find_if(std::begin(window_sizes), std::end(window_sizes), [&](const auto& each) { return each.first == size; });
+    return row == std::end(window_sizes) ? Bin::day : row->second;
+}
+
+// The windows of events: weeks from Sunday; months from midnight of the anchor's day, which runs over into the next month where a month is too
+// short for it (aggregators.go:183 and 214).
+[[maybe_unused]] BinOptions event_windows(std::string_view size, std::string time_zone, const std::optional<Timestamp>& anchor) {
+    BinOptions windows{.bin = window_of(size), .time_zone = std::move(time_zone), .week_start = std::chrono::Sunday};
+    if (windows.bin != Bin::month || !anchor) return windows;
+    const Zone zone(windows.time_zone);
+    windows.anchor = zone.to_utc(midnight(date_of(*anchor)).micros());
+    windows.month_end = MonthEnd::overflow;
+    return windows;
+}
+
+// The windows of commitments: weeks from Monday; months from the anchor or the period's beginning, clamped (billing_commitment.go:50-101).
+[[maybe_unused]] BinOptions commitment_windows(std::string_view size, const Period& period, const std::optional<Timestamp>& anchor) {
+    BinOptions windows{.bin = window_of(size)};
+    if (windows.bin == Bin::month) windows.anchor = anchor.value_or(period.from);
+    return windows;
+}
+
+}  // namespace flexprice
+
+namespace polar {
+
+// Intervals of meter quantities, and how many days a question may span at most (time_queries.py:46).
+struct Interval {
+    std::string_view name;
+    Bin bin;
+    Stride stride;
+    int most_days;
+};
+
+constexpr Interval intervals[] = {
+    {"hour", Bin::hour, {0, micros_per_hour}, 7}, {"day", Bin::day, {0, micros_per_day}, 366}, {"week", Bin::week, {0, 7 * micros_per_day}, 371},
+    {"month", Bin::month, {1, 0}, 1460},          {"year", Bin::year, {12, 0}, 3650},
+};
+
+[[maybe_unused]] const Interval& interval_named(std::string_view name) {
+    const auto row = std::find_if(std::begin(intervals), std::end(intervals), [&](const auto& each) { return each.name == name; });
+    if (row == std::end(intervals)) throw Error(ErrorCode::bad_value, "interval", quote(name) + " is not an interval");
+    return *row;
+}
+
+// The moments that have a row in the answer: the start, and on by one interval each, on the zone's clock, until the end has passed. Each is
+// counted from the one before, so a 31st that a short month moved stays where it is. (generate_series in time_queries.py:32)
+[[maybe_unused]] std::vector<Timestamp> quantity_rows(Timestamp start, Timestamp end, const Interval& interval, const Zone& zone) {
+    if (start > end) throw Error(ErrorCode::bad_value, "end", "is before the start");
+    if (end - start > std::chrono::days(interval.most_days)) throw Error(ErrorCode::bad_value, "interval", "is too small for so long a time");
+    std::vector<Timestamp> rows;
+    for (Timestamp row = start; row <= end;) {
+        rows.push_back(row);
+        row = interval.bin == Bin::hour ? row + std::chrono::hours(1) : Cycle(interval.stride, zone.to_local(row), zone).boundary(1);
+    }
+    return rows;
+}
+
+}  // namespace polar
+}  // namespace
+
+// What a book asks of the log. Which events: those of the metric and the query, as in Meter::aggregate; bins are not used.
 struct Measured {
     std::vector<std::optional<std::string>> group;
     Decimal value;
     std::int64_t events = 0;
-    bool falls = true;  ///< some event may have lowered the value: a negative number, a removal. True when not known
+    bool falls = true;  // some event may have lowered the value: a negative number, a removal. True when not known
 };
 
 class UsageSource {
 public:
     virtual ~UsageSource() = default;
-    /// One row for each group; without group_by exactly one, also when there are no events.
+    // One row for each group; without group_by exactly one, also when there are no events.
     virtual std::vector<Measured> measure(const Metric& metric, const AggregateQuery& query) = 0;
-    /// What each event adds to the value (a count's 1, a sum's number, a unique count's 1, 0 or -1), by time, then sequence. Ends after
-    /// `limit` events, or with the one that brings the sum over `until`.
+    // What each event adds to the value (a count's 1, a sum's number, a unique count's 1, 0 or -1), by time, then sequence. Ends after
+    // `limit` events, or with the one that brings the sum over `until`.
     virtual std::vector<Decimal> steps(const Metric& metric, const AggregateQuery& query, std::size_t limit, const std::optional<Decimal>& until) = 0;
-    /// Sum of precise_total_amount_cents of the events that take part.
+    // Sum of precise_total_amount_cents of the events that take part.
     virtual Decimal precise_total_cents(const Metric& metric, const AggregateQuery& query) = 0;
 };
 
-/// What every vendor's book can do. An answer depends on nothing but the arguments and the source.
+// What every vendor's book can do. An answer depends on nothing but the arguments and the source.
 struct Book::Impl {
     std::string vendor, code;
     json source;
     std::vector<Metric> metrics;
 
     virtual ~Impl() = default;
-    /// Whether the book prices this subscription or, where the vendor has none, this customer.
+    // Whether the book prices this subscription or, where the vendor has none, this customer.
     virtual bool serves(const std::string& subscription, const std::string& customer) const = 0;
     virtual Fees estimate_fees(const Event& event, Timestamp now, UsageSource& usage) const = 0;
-    /// The event priced alone, without what came before it.
+    // The event priced alone, without what came before it.
     virtual Fees estimate_instant_fees(const Event&, Timestamp) const {
         throw Error(ErrorCode::unsupported, "", vendor + " has no instant estimates");
     }
     virtual Fees usage(const UsageQuery& query, Timestamp now, UsageSource& usage) const = 0;
+    // Whether the event's units may be used now.
+    virtual Check check(const Event&, Timestamp, UsageSource&) const { throw Error(ErrorCode::unsupported, "", vendor + " has no balances"); }
 };
 
 namespace {
 
-/// A place in a vendor's JSON with the path that leads to it, for reading with errors that name it.
+// A place in a vendor's JSON with the path that leads to it, for reading with errors that name it.
 class Node {
 public:
     explicit Node(const json& value, std::string path = {}) : value_(&value), path_(std::move(path)) {}
@@ -4686,7 +5523,7 @@ public:
     std::string path(std::string_view key) const { return path_.empty() ? std::string(key) : path_ + "." + std::string(key); }
     [[noreturn]] void refuse(std::string reason) const { throw Error(ErrorCode::bad_value, path_, std::move(reason)); }
 
-    /// The member, unless it is missing or null.
+    // The member, unless it is missing or null.
     std::optional<Node> find(std::string_view key) const {
         if (!value_->is_object()) return {};
         const auto found = value_->find(std::string(key));
@@ -4700,7 +5537,7 @@ public:
         return *found;
     }
 
-    /// The elements of a list; none when it is missing.
+    // The elements of a list; none when it is missing.
     std::vector<Node> list(std::string_view key) const {
         const auto found = find(key);
         if (!found) return {};
@@ -4752,7 +5589,7 @@ public:
         }
     }
 
-    /// The value of the table's row whose first member is the text under `key`.
+    // The value of the table's row whose first member is the text under `key`.
     template <typename Table>
     auto choice(std::string_view key, const Table& table, std::string fallback = {}) const {
         const auto name = text(key, std::move(fallback));
@@ -4767,31 +5604,25 @@ private:
     std::string path_;
 };
 
-/// A rule of the vendor's that a field breaks, in the vendor's own word.
+// A rule of the vendor's that a field breaks, in the vendor's own word.
 struct Problem {
     std::string path, field, code;
 };
 using Problems = std::vector<Problem>;
 
-/// A JSON value as the text a vendor compares: text as it is, numbers and booleans as JSON writes them; nothing for null and what is missing.
+// A JSON value as the text a vendor compares: text as it is, numbers and booleans as JSON writes them; nothing for null and what is missing.
 std::optional<std::string> property_text(const json& properties, const std::string& key) {
     const auto found = properties.find(key);
     if (found == properties.end() || found->is_null()) return {};
     return found->is_string() ? found->get<std::string>() : found->dump();
 }
 
-std::chrono::year_month_day civil_date(Timestamp time) {
-    return std::chrono::floor<std::chrono::days>(std::chrono::sys_time<std::chrono::microseconds>(std::chrono::microseconds(time.micros())));
-}
-
-Timestamp start_of(std::chrono::sys_days day) { return Timestamp(std::chrono::microseconds(day.time_since_epoch()).count()); }
-
-/// The day of that number in the month, or the month's last when it is shorter.
+// The day of that number in the month, or the month's last when it is shorter.
 std::chrono::sys_days day_in(std::chrono::year_month month, std::chrono::day day) {
     return std::min(month / day, std::chrono::year_month_day(month / std::chrono::last));
 }
 
-/// How Filter, Metric and AggregateQuery name the property of that key.
+// How Filter, Metric and AggregateQuery name the property of that key.
 std::string property_field(const std::string& key) { return "properties." + key; }
 
 // --- Lago: dossier sections 3 to 9 -----------------------------------------------------------
@@ -4815,7 +5646,7 @@ Currency currency_of(std::string_view code) {
     return {};
 }
 
-/// BigDecimal's text: always with a point.
+// BigDecimal's text: always with a point.
 std::string ruby_text(const Decimal& value) {
     auto text = value.to_string();
     return text.find('.') == std::string::npos ? text + ".0" : text;
@@ -4842,15 +5673,15 @@ struct BillableMetric {
     std::optional<Rounding> rounding;
     int precision = 0;
     bool recurring = false;
-    std::map<std::string, std::vector<std::string>> filters;  ///< allowed values by key
+    std::map<std::string, std::vector<std::string>> filters;  // allowed values by key
 };
 
-/// The key of the property that is measured.
+// The key of the property that is measured.
 std::string property_key(const BillableMetric& metric) { return metric.metric.property.substr(property_field("").size()); }
 
 enum class Model { standard, graduated, graduated_percentage, package, percentage, volume, dynamic, custom };
 
-/// Properties of a charge or of one of its filters; which of them count depends on the model.
+// Properties of a charge or of one of its filters; which of them count depends on the model.
 struct Price {
     Model model = Model::standard;
     Decimal amount = {}, package_size = 1, free_units = {};
@@ -4861,7 +5692,7 @@ struct Price {
     std::vector<std::string> group_keys = {};
 };
 
-using Values = std::map<std::string, std::vector<std::string>>;  ///< by key
+using Values = std::map<std::string, std::vector<std::string>>;  // by key
 
 struct ChargeFilter {
     Values values;
@@ -4878,7 +5709,7 @@ struct Charge {
     std::vector<ChargeFilter> filters;
     bool pay_in_advance = false, invoiceable = true, prorated = false;
     Decimal minimum_cents = {};
-    std::optional<Decimal> conversion_rate = {};  ///< from a pricing unit to the plan's currency
+    std::optional<Decimal> conversion_rate = {};  // from a pricing unit to the plan's currency
     std::string pricing_unit = {};
 };
 
@@ -4895,7 +5726,7 @@ struct Subscription {
     std::string id = {}, customer = {};
     json lago_id = nullptr, lago_customer_id = nullptr;
     bool anniversary = false;
-    Timestamp anchor = Timestamp::min();  ///< subscription_at: where anniversary periods start
+    Timestamp anchor = Timestamp::min();  // subscription_at: where anniversary periods start
     Period active = {};
 };
 
@@ -4911,7 +5742,7 @@ struct Checking {
     }
 };
 
-/// Money and rates are texts holding a decimal that is not negative; a JSON number is refused (decimal_amount_service.rb:17).
+// Money and rates are texts holding a decimal that is not negative; a JSON number is refused (decimal_amount_service.rb:17).
 Decimal amount(const Node& at, std::string_view field, const char* code, const Checking& checking, bool optional = false) {
     const auto found = at.find(field);
     if (!found && optional) return {};
@@ -4932,14 +5763,14 @@ std::int64_t whole(const Node& at, std::string_view field, const char* code, std
     return least;
 }
 
-/// How a model's ranges join, and what a range costs.
+// How a model's ranges join, and what a range costs.
 struct RangeRule {
     std::string_view list;
-    std::string_view rate;  ///< the field of the rate
+    std::string_view rate;  // the field of the rate
     const char* rate_code;
-    bool as_percent;  ///< the rate is in percent
-    bool may_touch;   ///< ranges whose `from` is the previous `to` are read as touching, when all of them are so
-    int gap;          ///< `from` is the previous `to` + gap, or one more (range_bounds_validator.rb:5)
+    bool as_percent;  // the rate is in percent
+    bool may_touch;   // ranges whose `from` is the previous `to` are read as touching, when all of them are so
+    int gap;          // `from` is the previous `to` + gap, or one more (range_bounds_validator.rb:5)
 };
 constexpr RangeRule graduated_rule{"graduated_ranges", "per_unit_amount", "invalid_amount", false, true, 0};
 constexpr RangeRule graduated_percentage_rule{"graduated_percentage_ranges", "rate", "invalid_rate", true, false, 0};
@@ -4953,7 +5784,7 @@ std::optional<Decimal> bound(const Node& range, std::string_view field) {
 
 bool is_open(const Node& range) { return !range.find("to_value"); }
 
-/// Whether each range starts where the one before ended, and only the last is open.
+// Whether each range starts where the one before ended, and only the last is open.
 bool ranges_join(const std::vector<Node>& ranges, int gap) {
     Decimal start;
     for (std::size_t i = 0; i < ranges.size(); ++i) {
@@ -4968,7 +5799,7 @@ bool ranges_join(const std::vector<Node>& ranges, int gap) {
     return false;
 }
 
-/// Whether the ranges are written 0-10, 10-20 rather than 0-10, 11-20 (graduated_service.rb:31).
+// Whether the ranges are written 0-10, 10-20 rather than 0-10, 11-20 (graduated_service.rb:31).
 bool ranges_touch(const std::vector<Tier>& tiers) {
     if (tiers.size() < 2) return false;
     for (std::size_t i = 1; i < tiers.size(); ++i) {
@@ -4977,7 +5808,7 @@ bool ranges_touch(const std::vector<Tier>& tiers) {
     return true;
 }
 
-/// A range from 11 holds what is above 10, unless it touches the one before.
+// A range from 11 holds what is above 10, unless it touches the one before.
 void set_lower_bounds(std::vector<Tier>& tiers, bool may_touch) {
     const bool touch = may_touch && ranges_touch(tiers);
     for (auto& tier : tiers) tier.above = tier.from.is_zero() || touch ? tier.from : tier.from - 1;
@@ -5063,24 +5894,24 @@ std::vector<std::string> read_group_keys(const Node& properties, const Checking&
 
 // --- prices: from units to amounts (dossier 5) ---
 
-/// Running totals of a percentage charge (dossier 4.6), as far as the model looks at them.
+// Running totals of a percentage charge (dossier 4.6), as far as the model looks at them.
 struct RunningTotal {
     std::int64_t length = 0;
     Decimal last;
-    Decimal at_free_events;       ///< after the last free event; counts only when `length` exceeds the free events
-    std::int64_t below_free = 0;  ///< how many are below the free total
+    Decimal at_free_events;       // after the last free event; counts only when `length` exceeds the free events
+    std::int64_t below_free = 0;  // how many are below the free total
 };
 
-/// What is priced.
+// What is priced.
 struct Quantity {
     Decimal units;
-    std::optional<Decimal> full_units = {};  ///< before proration
+    std::optional<Decimal> full_units = {};  // before proration
     bool prorated = false;
     std::int64_t events = 0;
     RunningTotal running = {};
-    std::vector<Decimal> values = {};  ///< each event's, in time order; only where a bound per transaction needs them
-    Decimal precise_amount = {};       ///< sum of the events' own amounts, currency units
-    bool without_event = false;        ///< the side of a difference that lacks the event
+    std::vector<Decimal> values = {};  // each event's, in time order; only where a bound per transaction needs them
+    Decimal precise_amount = {};       // sum of the events' own amounts, currency units
+    bool without_event = false;        // the side of a difference that lacks the event
     bool premium = true;
 };
 
@@ -5090,13 +5921,13 @@ Priced price_standard(const Price& price, const Quantity& quantity) {
     return priced;
 }
 
-/// Without the event, no units owe no flat part (graduated_service.rb:31).
+// Without the event, no units owe no flat part (graduated_service.rb:31).
 Priced price_graduated(const Price& price, const Quantity& quantity) {
     if (quantity.without_event && quantity.units.is_zero()) return {};
     return graduated(price.tiers, quantity.units);
 }
 
-/// The first range that holds the units; one is chosen by full units and priced by prorated ones.
+// The first range that holds the units; one is chosen by full units and priced by prorated ones.
 const Tier& volume_tier(const Price& price, const Decimal& units) {
     const auto ceiling = units.round(0, Rounding::ceil);
     for (const auto& tier : price.tiers) {
@@ -5150,7 +5981,7 @@ Priced percentage_of_total(const Price& price, const Quantity& quantity) {
     return priced;
 }
 
-/// Event by event, each held between the bounds (percentage_service.rb:142-179). A free event starts the sum anew, as it does there.
+// Event by event, each held between the bounds (percentage_service.rb:142-179). A free event starts the sum anew, as it does there.
 Decimal percentage_by_event(const Price& price, const std::vector<Decimal>& values) {
     auto free_events = price.free_events;
     auto free_total = price.free_total;
@@ -5188,14 +6019,14 @@ Priced price_percentage(const Price& price, const Quantity& quantity) {
     return priced;
 }
 
-/// A custom metric's script brings the amount.
+// A custom metric's script brings the amount.
 Priced price_custom(const Price&, const Quantity& quantity) {
     Priced priced;
     priced.add({.step = Step::given, .units = quantity.units, .amount = quantity.precise_amount});
     return priced;
 }
 
-/// The events bring their own amounts; none for no units (dossier 5.7).
+// The events bring their own amounts; none for no units (dossier 5.7).
 Priced price_dynamic(const Price& price, const Quantity& quantity) { return quantity.units.is_zero() ? Priced() : price_custom(price, quantity); }
 
 // --- prorated graduated (dossier 5.9): full units choose the tier, prorated ones are paid ---
@@ -5206,8 +6037,8 @@ struct ProratedEvent {
     Decimal share() const { return quotient(prorated, full); }
 };
 
-/// The tier that the running total has come to (prorated_graduated_service.rb). What overflows a tier upwards stands at the next
-/// tier's first unit; a total resting on a tier's top moves on when units follow.
+// The tier that the running total has come to (prorated_graduated_service.rb). What overflows a tier upwards stands at the next
+// tier's first unit; a total resting on a tier's top moves on when units follow.
 std::size_t tier_reached(const std::vector<Tier>& tiers, const Decimal& total, const Decimal& overflow, bool rises) {
     if (total <= 0) return 0;
     const auto units = overflow.is_zero() ? total : overflow > 0 ? total - overflow + 1 : total + overflow;
@@ -5220,17 +6051,17 @@ std::size_t tier_reached(const std::vector<Tier>& tiers, const Decimal& total, c
 
 bool stays_in(const Tier& tier, const Decimal& total) { return tier.up_to ? total < *tier.up_to && total >= tier.from : total >= tier.from - 1; }
 
-/// How far the total is beyond the tier, above or below.
+// How far the total is beyond the tier, above or below.
 Decimal overflow_of(const Tier& tier, const Decimal& total) {
     return tier.up_to && total >= *tier.up_to ? total - *tier.up_to : total - tier.from + 1;
 }
 
-/// An added unit that was removed before the period weighs nothing and counts nothing, nor does its removal.
+// An added unit that was removed before the period weighs nothing and counts nothing, nor does its removal.
 bool is_void(const ProratedEvent& event, const Decimal& total) {
     return event.prorated.is_zero() && (event.full > 0 || (total + event.full).is_negative());
 }
 
-/// Prorated units that each tier has, and how high the running total went.
+// Prorated units that each tier has, and how high the running total went.
 struct ProratedTiers {
     std::vector<Decimal> units;
     Decimal total, peak;
@@ -5292,7 +6123,7 @@ Priced price_prorated_graduated(const std::vector<Tier>& tiers, const Decimal& u
 
 // --- prices without history (estimate_instant_fees, dossier 3.4) ---
 
-/// The fixed amount is due also for no units; free units and licences play no part.
+// The fixed amount is due also for no units; free units and licences play no part.
 Priced price_instant(const Price& price, const Decimal& units) {
     if (price.model == Model::standard) return price_standard(price, {.units = units});
     Priced priced;
@@ -5377,7 +6208,7 @@ struct ModelRow {
     void (*read)(const Node& properties, Price& price, const Checking& checking);
     Priced (*price)(const Price& price, const Quantity& quantity);
     json (*details)(const Price& price, const Quantity& quantity, const Priced& priced);
-    const char* defaults;  ///< properties when they are left out (build_default_properties_service.rb:26)
+    const char* defaults;  // properties when they are left out (build_default_properties_service.rb:26)
 };
 constexpr const char* default_ranges = R"({"graduated_ranges": [{"from_value": 0, "per_unit_amount": "0", "flat_amount": "0"}],
     "volume_ranges": [{"from_value": 0, "per_unit_amount": "0", "flat_amount": "0"}],
@@ -5408,7 +6239,7 @@ Price read_price(const ModelRow& row, const Node& properties, const Checking& ch
 
 Priced apply(const Price& price, const Quantity& quantity) { return row_of(price.model).price(price, quantity); }
 
-/// Per full unit; a package's by paid units (package_service.rb), a volume's by those that chose the range.
+// Per full unit; a package's by paid units (package_service.rb), a volume's by those that chose the range.
 Decimal unit_amount(const Price& price, const Quantity& quantity, const Decimal& amount) {
     if (price.model == Model::package) return quotient(amount, at_least_zero(quantity.units - price.free_units));
     if (price.model == Model::volume) return quotient(amount, counted_units(quantity));
@@ -5464,7 +6295,7 @@ BillableMetric read_metric(const Node& at) {
     return metric;
 }
 
-/// Rules between a charge and its metric (charge.rb:118-180).
+// Rules between a charge and its metric (charge.rb:118-180).
 void check_charge(const Node& at, const Charge& charge, const BillableMetric& metric, const Checking& checking) {
     const auto model = charge.price.model;
     const bool countable = metric.kind == Kind::count || metric.kind == Kind::sum || metric.kind == Kind::unique_count || metric.kind == Kind::custom;
@@ -5501,7 +6332,7 @@ std::size_t find_metric(const Node& at, const std::vector<BillableMetric>& metri
     throw Error(ErrorCode::bad_value, at.path("billable_metric_code"), "no such billable metric: " + (code.empty() ? id : code));
 }
 
-/// A plan that exists was made under a licence that allowed it; which licence prices it is Plan::premium.
+// A plan that exists was made under a licence that allowed it; which licence prices it is Plan::premium.
 Charge read_charge(const Node& at, const std::vector<BillableMetric>& metrics) {
     constexpr bool premium = true;
     Problems problems;
@@ -5525,7 +6356,7 @@ Charge read_charge(const Node& at, const std::vector<BillableMetric>& metrics) {
     for (const auto& filter : at.list("filters")) charge.filters.push_back(read_filter(filter, row, metric, checking));
     check_charge(at, charge, metric, checking);
     if (!problems.empty()) throw Error(ErrorCode::bad_value, problems.front().path, problems.front().code);
-    if (charge.prorated) throw Error(ErrorCode::unsupported, at.path("prorated"), "prorated charges are not measured here");
+    if (charge.prorated && metric.kind != Kind::sum) throw Error(ErrorCode::unsupported, at.path("prorated"), "only sums are prorated here");
     return charge;
 }
 
@@ -5560,28 +6391,28 @@ constexpr int months_in(Interval interval) {
     return 0;
 }
 
-/// Weeks from Monday, or from the anchor's weekday.
+// Weeks from Monday, or from the anchor's weekday.
 Period week_around(std::chrono::sys_days today, const Subscription& subscription) {
     using namespace std::chrono;
-    const auto first = subscription.anniversary ? weekday(sys_days(civil_date(subscription.anchor))) : Monday;
+    const auto first = subscription.anniversary ? weekday(sys_days(date_of(subscription.anchor))) : Monday;
     const auto from = today - (weekday(today) - first);
-    return {start_of(from), start_of(from + weeks(1))};
+    return {midnight(from), midnight(from + weeks(1))};
 }
 
-/// Months from January's first day, or from the anchor's day, which a short month clips.
+// Months from January's first day, or from the anchor's day, which a short month clips.
 Period months_around(std::chrono::sys_days today, int count, const Subscription& subscription) {
     using namespace std::chrono;
-    const auto anchor = subscription.anniversary ? civil_date(subscription.anchor) : year(1970) / January / day(1);
+    const auto anchor = subscription.anniversary ? date_of(subscription.anchor) : year(1970) / January / day(1);
     const auto anchor_month = anchor.year() / anchor.month();
-    const auto date = year_month_day(today);
+    const year_month_day date(today);
     auto passed = static_cast<int>((date.year() / date.month() - anchor_month).count());
     if (today < day_in(date.year() / date.month(), anchor.day())) --passed;
     const auto whole = (passed >= 0 ? passed : passed - count + 1) / count * count;
-    return {start_of(day_in(anchor_month + months(whole), anchor.day())), start_of(day_in(anchor_month + months(whole + count), anchor.day()))};
+    return {midnight(day_in(anchor_month + months(whole), anchor.day())), midnight(day_in(anchor_month + months(whole + count), anchor.day()))};
 }
 
 Period billing_period(Interval interval, const Subscription& subscription, Timestamp now) {
-    const std::chrono::sys_days today(civil_date(now));
+    const std::chrono::sys_days today(date_of(now));
     const auto period = interval == Interval::weekly ? week_around(today, subscription) : months_around(today, months_in(interval), subscription);
     return {std::max(period.from, subscription.active.from), std::min(period.to, subscription.active.to)};
 }
@@ -5597,7 +6428,7 @@ bool matches(const Values& values, const json& properties) {
     });
 }
 
-/// The filter that prices an event: of those that match, the first with the most keys; none: the charge's own price.
+// The filter that prices an event: of those that match, the first with the most keys; none: the charge's own price.
 const ChargeFilter* filter_of(const Charge& charge, const json& properties) {
     const ChargeFilter* best = nullptr;
     for (const auto& filter : charge.filters) {
@@ -5610,7 +6441,7 @@ bool same_keys(const Values& a, const Values& b) {
     return std::equal(a.begin(), a.end(), b.begin(), b.end(), [](const auto& x, const auto& y) { return x.first == y.first; });
 }
 
-/// Whether `other` has each key of `filter` with a value in common.
+// Whether `other` has each key of `filter` with a value in common.
 bool overlaps(const Values& filter, const Values& other) {
     return std::all_of(filter.begin(), filter.end(), [&](const auto& entry) {
         const auto found = other.find(entry.first);
@@ -5625,13 +6456,13 @@ std::vector<std::string> without(const std::vector<std::string>& values, const s
     return rest;
 }
 
-/// Whether all values of `part` are in `whole`, which has the same keys.
+// Whether all values of `part` are in `whole`, which has the same keys.
 bool within(const Values& part, const Values& whole) {
     return std::all_of(part.begin(), part.end(), [&](const auto& entry) { return without(entry.second, whole.at(entry.first)).empty(); });
 }
 
-/// What the bucket of `charge.filters[index]` leaves to other filters (matching_and_ignored_service.rb:72-130). The filters are in order
-/// of creation.
+// What the bucket of `charge.filters[index]` leaves to other filters (matching_and_ignored_service.rb:72-130). The filters are in order
+// of creation.
 std::vector<Values> ignored_values(const std::vector<Values>& filters, std::size_t index) {
     std::vector<Values> ignored;
     const auto& own = filters[index];
@@ -5650,7 +6481,7 @@ std::vector<Values> ignored_values(const std::vector<Values>& filters, std::size
     return ignored;
 }
 
-/// Keeps the events that do not match the entry; an empty list in it counts for nothing, an entry of nothing else excludes nothing.
+// Keeps the events that do not match the entry; an empty list in it counts for nothing, an entry of nothing else excludes nothing.
 Filter excluding(const Values& entry) {
     auto misses = Filter::any({});
     for (const auto& [key, values] : entry) {
@@ -5659,7 +6490,7 @@ Filter excluding(const Values& entry) {
     return misses.parts.empty() ? Filter() : misses;
 }
 
-/// The events priced by the filter, or by the charge itself when there is none.
+// The events priced by the filter, or by the charge itself when there is none.
 Filter bucket(const Charge& charge, const ChargeFilter* filter) {
     auto result = Filter::all({});
     std::vector<Values> all;
@@ -5675,26 +6506,32 @@ Filter bucket(const Charge& charge, const ChargeFilter* filter) {
     return result;
 }
 
-/// A missing group property and an empty one are one group.
+// The events whose property has the value, or has none.
 Filter in_group(const std::string& key, const std::optional<std::string>& value) {
     const auto field = property_field(key);
     if (value) return Filter::equals(field, *value);
-    return Filter::any({Filter::where(field, Operator::exists, false), Filter::equals(field, ""), Filter::equals(field, nullptr)});
+    return Filter::any({Filter::where(field, Operator::exists, false), Filter::equals(field, nullptr)});
+}
+
+// The group of an event, to which a missing property and an empty one are the same (postgres_store.rb:488).
+Filter beside(const std::string& key, const std::optional<std::string>& value) {
+    if (value && !value->empty()) return in_group(key, value);
+    return Filter::any({in_group(key, std::nullopt), in_group(key, "")});
 }
 
 // --- one event of a pay-in-advance charge (dossier 7.2) ---
 
-/// What the period's events have come to, event by event: prices follow the period's maximum.
+// What the period's events have come to, event by event: prices follow the period's maximum.
 struct AdvanceState {
     std::optional<Decimal> current, maximum;
 };
 
 struct Contribution {
-    Decimal priced;  ///< units the event adds to what is priced
-    Decimal shown;   ///< units its fee shows
+    Decimal priced;  // units the event adds to what is priced
+    Decimal shown;   // units its fee shows
 };
 
-/// One event of a sum (`step` its number) or a unique count (`step` 1, 0 or -1).
+// One event of a sum (`step` its number) or a unique count (`step` 1, 0 or -1).
 Contribution contribute(AdvanceState& state, const Decimal& step) {
     if (!state.current) {
         state.current = state.maximum = step;
@@ -5707,7 +6544,7 @@ Contribution contribute(AdvanceState& state, const Decimal& step) {
     return {above, above};
 }
 
-/// The same for a prorated charge, paid by the share of the period left at each event; up at 5 decimals (prorated_aggregations/base_service.rb).
+// The same for a prorated charge, paid by the share of the period left at each event; up at 5 decimals (prorated_aggregations/base_service.rb).
 struct ProratedAdvance {
     AdvanceState state;
     Decimal maximum;
@@ -5718,7 +6555,7 @@ struct ProratedAdvance {
         if (!before || *state.maximum > *before) maximum += paid;
     }
 
-    /// What current usage is priced by; `live` includes units from before the period, which weigh `share` of it.
+    // What current usage is priced by; `live` includes units from before the period, which weigh `share` of it.
     Decimal paid(const Decimal& live, const Decimal& share) const {
         const auto older = at_least_zero(live) - at_least_zero(state.current.value_or(Decimal()));
         return (older * share).round(5, Rounding::ceil) + maximum;
@@ -5747,7 +6584,7 @@ struct Plan final : Book::Impl {
     Fees usage(const UsageQuery& query, Timestamp now, UsageSource& usage) const override;
 };
 
-/// One question about one charge: where its units are counted, and how they are priced.
+// One question about one charge: where its units are counted, and how they are priced.
 struct Scope {
     const Plan& plan;
     const Charge& charge;
@@ -5764,21 +6601,27 @@ struct Scope {
         query.filter = bucket(charge, filter);
         return query;
     }
+    // A recurring metric carries its value over from all earlier periods (dossier 4.2).
+    AggregateQuery all_query(AggregateQuery query) const {
+        if (metric().recurring) query.period.from = Timestamp::min();
+        return query;
+    }
 };
 
 using Group = std::vector<std::pair<std::string, std::optional<std::string>>>;
 
-void keep_group(AggregateQuery& query, const Group& group) {
-    for (const auto& [key, value] : group) query.filter.parts.push_back(in_group(key, value));
+AggregateQuery beside(AggregateQuery query, const Group& group) {
+    for (const auto& [key, value] : group) query.filter.parts.push_back(beside(key, value));
+    return query;
 }
 
-Decimal sum_of(const std::vector<Decimal>& values) {
+[[maybe_unused]] Decimal sum_of(const std::vector<Decimal>& values) {
     Decimal sum;
     for (const auto& value : values) sum += value;
     return sum;
 }
 
-/// Running totals over these steps.
+// Running totals over these steps.
 RunningTotal running_total(const Price& price, const std::vector<Decimal>& steps) {
     RunningTotal running;
     for (const auto& step : steps) {
@@ -5789,14 +6632,14 @@ RunningTotal running_total(const Price& price, const std::vector<Decimal>& steps
     return running;
 }
 
-/// Running totals 1, 2, 3 ... of a count.
+// Running totals 1, 2, 3 ... of a count.
 RunningTotal running_count(const Price& price, const Decimal& units) {
     const auto length = units.to_int64().value_or(0);
     const auto below = at_least_zero(price.free_total.round(0, Rounding::ceil) - 1).to_int64().value_or(length);
     return {.length = length, .last = units, .at_free_events = price.free_events, .below_free = std::min(length, below)};
 }
 
-/// What a percentage charge needs besides units: running totals for free units, each event's value for bounds per transaction.
+// What a percentage charge needs besides units: running totals for free units, each event's value for bounds per transaction.
 void measure_percentage(const Scope& scope, const AggregateQuery& query, UsageSource& usage, Quantity& quantity) {
     const auto& price = scope.price();
     const bool counts = scope.metric().kind != Kind::sum;
@@ -5805,7 +6648,9 @@ void measure_percentage(const Scope& scope, const AggregateQuery& query, UsageSo
         if (counts) {
             quantity.values.assign(static_cast<std::size_t>(quantity.units.to_int64().value_or(0)), Decimal(1));
         } else {
-            quantity.values = usage.steps(scope.metric().metric, query, every, {});
+            auto this_period = query;
+            this_period.period.from = scope.period.from;
+            quantity.values = usage.steps(scope.metric().metric, this_period, every, {});
         }
     }
     if (price.free_events == 0 && price.free_total.is_zero()) return;
@@ -5828,9 +6673,55 @@ Quantity quantity_of(const Scope& scope, const AggregateQuery& query, UsageSourc
     return quantity;
 }
 
+// --- proration: the share of the period that a unit counts for (dossier 4.7) ---
+
+int days_in(const Period& period) {
+    const auto day = std::chrono::days(1);
+    return static_cast<int>((period.to - period.from + day - std::chrono::microseconds(1)) / day);
+}
+
+// Days of the whole billing period, also when the subscription covers a part of it.
+int period_days(const Scope& scope) {
+    const Subscription whole{.anniversary = scope.subscription.anniversary, .anchor = scope.subscription.anchor};
+    return days_in(billing_period(scope.plan.charges_interval, whole, scope.period.from));
+}
+
+Decimal share_of(const Scope& scope, const Period& period) { return quotient(days_in(period), period_days(scope)); }
+
+// From that time's day to the end of the billing period.
+Decimal share_left(const Scope& scope, Timestamp time) {
+    return share_of(scope, {time, billing_period(scope.plan.charges_interval, scope.subscription, time).to});
+}
+
+Decimal prorated(const Decimal& units, const Decimal& share) { return (units * share).round(5, Rounding::ceil); }
+
+// What was there before the period, for all of it, then each event for the days from its own to the end.
+std::vector<ProratedEvent> prorated_events(const Scope& scope, AggregateQuery query, UsageSource& usage) {
+    const auto& metric = scope.metric().metric;
+    const auto period = scope.period;
+    std::vector<ProratedEvent> events;
+    query.period = {Timestamp::min(), period.from};
+    const auto older = usage.measure(metric, query).front().value;
+    if (older > 0) events.push_back({older, older * share_of(scope, period)});
+    for (auto day = period.from; day < period.to;) {
+        query.period = {day, std::min(period.to, midnight(std::chrono::sys_days(date_of(day)) + std::chrono::days(1)))};
+        const auto share = share_of(scope, {day, period.to});
+        for (const auto& step : usage.steps(metric, query, std::numeric_limits<std::size_t>::max(), {})) events.push_back({step, step * share});
+        day = query.period.to;
+    }
+    return events;
+}
+
+// The same of a pay-in-advance charge: what its events paid when they came.
+ProratedAdvance prorated_advance(const std::vector<ProratedEvent>& events, bool has_older) {
+    ProratedAdvance advance{};
+    for (std::size_t i = has_older ? 1 : 0; i < events.size(); ++i) advance.add(events[i].full, events[i].share());
+    return advance;
+}
+
 // --- fees (dossier 3.2, 6) ---
 
-/// A fee's figures in smallest units (dossier 6.1). Each fee is rounded once; a unit's amount is cut, not rounded.
+// A fee's figures in smallest units (dossier 6.1). Each fee is rounded once; a unit's amount is cut, not rounded.
 struct Figures {
     Decimal cents, precise_cents;
     Decimal unit_cents, unit_amount;
@@ -5841,13 +6732,13 @@ Figures figures(const Decimal& amount, const Decimal& unit_amount, Currency curr
     return {to_cents(amount, currency), amount * subunits, (unit_amount * subunits).round(0, Rounding::down), unit_amount};
 }
 
-/// From a pricing unit, whose cents are hundredths, to money: what was rounded there is converted (pricing_unit_usage.rb:13).
+// From a pricing unit, whose cents are hundredths, to money: what was rounded there is converted (pricing_unit_usage.rb:13).
 Figures converted(const Figures& units, const Decimal& rate, Currency currency) {
     const auto hundredth = Decimal::scaled(1, 2);
     return figures(units.cents * rate * hundredth, units.unit_cents * rate * hundredth, currency);
 }
 
-/// What lifts a charge to its minimum spending, which is prorated to the days billed (create_true_up_service.rb:16).
+// What lifts a charge to its minimum spending, which is prorated to the days billed (create_true_up_service.rb:16).
 Decimal true_up_cents(const Decimal& minimum_cents, const Decimal& used_cents, int days, int period_days) {
     return at_least_zero(quotient(minimum_cents * days, period_days) - used_cents);
 }
@@ -5880,7 +6771,7 @@ std::int64_t whole_cents(const Decimal& cents) {
     return *value;
 }
 
-/// As fee_serializer.rb:8-65 shows a fee that is not stored.
+// As fee_serializer.rb:8-65 shows a fee that is not stored.
 json fee_json(const Scope& scope, const Fee& fee, json details) {
     const auto cents = whole_cents(fee.amount_cents);
     const auto text = [](const std::string& value) { return value.empty() ? json(nullptr) : json(value); };
@@ -5925,7 +6816,7 @@ json fee_json(const Scope& scope, const Fee& fee, json details) {
     return out;
 }
 
-/// What a fee says apart from its figures.
+// What a fee says apart from its figures.
 Fee empty_fee(const Scope& scope, Group group) {
     Fee fee;
     fee.charge = scope.charge.code;
@@ -5940,7 +6831,7 @@ Fee empty_fee(const Scope& scope, Group group) {
     return fee;
 }
 
-/// Amounts of a fee that is a difference of two totals: rounded on its own (dossier 7.3).
+// Amounts of a fee that is a difference of two totals: rounded on its own (dossier 7.3).
 void set_amounts(Fee& fee, Priced priced, Currency currency) {
     fee.amount_cents = to_cents(priced.amount, currency);
     const auto rounded = priced.amount.round(currency.decimals, Rounding::half_up);
@@ -5949,7 +6840,7 @@ void set_amounts(Fee& fee, Priced priced, Currency currency) {
     fee.lines = std::move(priced.lines);
 }
 
-/// Units or an amount below zero are shown as zero (charge_service.rb:275).
+// Units or an amount below zero are shown as zero (charge_service.rb:275).
 void clamp(Priced& priced, Decimal& units) {
     if (!units.is_negative() && !priced.amount.is_negative()) return;
     units = {};
@@ -5965,7 +6856,7 @@ Fees sum_up(const Plan& plan, std::vector<Fee> list) {
 
 // --- the fee of a recorded event (dossier 7) ---
 
-/// Of two amount_details, what the event added (amount_details_calculator.rb:33-62).
+// Of two amount_details, what the event added (amount_details_calculator.rb:33-62).
 Decimal detail(const json& details, const char* key) {
     const auto found = details.find(key);
     return found == details.end() ? Decimal() : Decimal::from_json(*found);
@@ -6004,14 +6895,14 @@ json added_ranges(const json& with, const json& without) {
     return {{"graduated_percentage_ranges", std::move(ranges)}};
 }
 
-/// Only percentages have details of a single event.
+// Only percentages have details of a single event.
 json added_details(const json& with, const json& without) {
     constexpr const char* ranges = "graduated_percentage_ranges";
     if (with.contains(ranges)) return added_ranges(with.at(ranges), without.value(ranges, json::array()));
     return with.contains("paid_events") ? added_percentage(with, without) : json::object();
 }
 
-/// The event's effect, it being the last of those that `query` chooses.
+// The event's effect, it being the last of those that `query` chooses.
 Contribution last_contribution(const Scope& scope, const AggregateQuery& query, UsageSource& usage) {
     if (scope.metric().kind == Kind::count) return {1, 1};
     AdvanceState state;
@@ -6035,16 +6926,16 @@ Group group_of(const Scope& scope, const Event& event) {
     return group;
 }
 
-/// The fee of an event in the log under a pay-in-advance charge; scope's period ends with the event. Nothing when the event has no
-/// value to count.
-std::optional<Fee> advance_fee(const Scope& scope, const Event& event, UsageSource& usage) {
+// The fee of an event in the log under a pay-in-advance charge; scope's period ends with the event. Nothing when the event has no
+// value to count.
+[[maybe_unused]] std::optional<Fee> advance_fee(const Scope& scope, const Event& event, UsageSource& usage) {
     const auto& metric = scope.metric();
     if (metric.kind != Kind::count && !property_text(event.properties, property_key(metric))) return {};
     auto group = group_of(scope, event);
-    auto query = scope.query();
-    keep_group(query, group);
+    const auto query = beside(scope.query(), group);
     const auto contribution = last_contribution(scope, query, usage);
-    const auto after = quantity_of(scope, query, usage, usage.measure(metric.metric, query).front());
+    const auto all = scope.all_query(query);
+    const auto after = quantity_of(scope, all, usage, usage.measure(metric.metric, all).front());
     const auto before = without_event(scope, after, event, contribution);
     const auto with = apply(scope.price(), after), without = apply(scope.price(), before);
     auto fee = empty_fee(scope, std::move(group));
@@ -6061,7 +6952,7 @@ std::optional<Fee> advance_fee(const Scope& scope, const Event& event, UsageSour
 
 [[noreturn]] void not_found(const char* field, const char* reason) { throw Error(ErrorCode::not_found, field, reason); }
 
-/// The subscription active now, under the plan. A plan without a list of subscriptions takes any, on calendar periods.
+// The subscription active now, under the plan. A plan without a list of subscriptions takes any, on calendar periods.
 Subscription subscription_at(const Plan& plan, const std::string& id, Timestamp now) {
     if (id.empty()) not_found("subscription", "subscription_not_found");
     if (!plan.lists_subscriptions) return {.id = id, .active = {}};
@@ -6071,7 +6962,7 @@ Subscription subscription_at(const Plan& plan, const std::string& id, Timestamp 
     not_found("subscription", "subscription_not_found");
 }
 
-/// The event's own number for a sum; its property, when present, must be a number (validate_creation_service.rb:83).
+// The event's own number for a sum; its property, when present, must be a number (validate_creation_service.rb:83).
 Decimal summed(const BillableMetric& metric, const Event& event) {
     const auto key = property_key(metric);
     const auto text = property_text(event.properties, key);
@@ -6081,7 +6972,7 @@ Decimal summed(const BillableMetric& metric, const Event& event) {
     return *value;
 }
 
-/// What the event does to a unique count: 1 for an add of an inactive value, -1 for a remove of an active one.
+// What the event does to a unique count: 1 for an add of an inactive value, -1 for a remove of an active one.
 Decimal unique_step(const Scope& scope, const Event& event, AggregateQuery query, UsageSource& usage) {
     const auto& metric = scope.metric().metric;
     const auto value = property_text(event.properties, property_key(scope.metric()));
@@ -6092,10 +6983,11 @@ Decimal unique_step(const Scope& scope, const Event& event, AggregateQuery query
     return adds == active ? Decimal() : Decimal(adds ? 1 : -1);
 }
 
-Contribution contribution_of(const Scope& scope, const Event& event, const AggregateQuery& query, UsageSource& usage, const Measured& measured) {
+Contribution contribution_of(const Scope& scope, const Event& event, const AggregateQuery& query, UsageSource& usage) {
     const auto& metric = scope.metric();
     if (metric.kind == Kind::count) return {1, 1};
-    const auto step = metric.kind == Kind::sum ? summed(metric, event) : unique_step(scope, event, query, usage);
+    const auto step = metric.kind == Kind::sum ? summed(metric, event) : unique_step(scope, event, scope.all_query(query), usage);
+    const auto measured = usage.measure(metric.metric, query).front();
     AdvanceState state;
     if (measured.falls) {
         for (const auto& each : usage.steps(metric.metric, query, std::numeric_limits<std::size_t>::max(), {})) contribute(state, each);
@@ -6105,7 +6997,7 @@ Contribution contribution_of(const Scope& scope, const Event& event, const Aggre
     return contribute(state, step);
 }
 
-/// The quantity once the event has been added to it.
+// The quantity once the event has been added to it.
 Quantity with_event(const Scope& scope, Quantity quantity, const Event& event, const Contribution& contribution) {
     quantity.units += contribution.priced;
     ++quantity.events;
@@ -6121,13 +7013,13 @@ Quantity with_event(const Scope& scope, Quantity quantity, const Event& event, c
     return quantity;
 }
 
-Fee estimate(const Scope& scope, const Event& event, UsageSource& usage) {
+Fee estimate(const Scope& scope, const Event& event, Timestamp now, UsageSource& usage) {
     auto group = group_of(scope, event);
-    auto query = scope.query();
-    keep_group(query, group);
-    const auto measured = usage.measure(scope.metric().metric, query).front();
-    const auto contribution = contribution_of(scope, event, query, usage, measured);
-    const auto before = quantity_of(scope, query, usage, measured);
+    const auto query = beside(scope.query(), group);
+    auto contribution = contribution_of(scope, event, query, usage);
+    if (scope.charge.prorated) contribution.priced = prorated(contribution.priced, share_left(scope, now));
+    const auto all = scope.all_query(query);
+    const auto before = quantity_of(scope, all, usage, usage.measure(scope.metric().metric, all).front());
     const auto after = with_event(scope, before, event, contribution);
     auto fee = empty_fee(scope, std::move(group));
     fee.units = contribution.shown;
@@ -6142,7 +7034,7 @@ Decimal rounded(const BillableMetric& metric, const Decimal& value) {
     return metric.rounding ? value.round(metric.precision, *metric.rounding) : value;
 }
 
-/// As estimate_instant_fees: standard and percentage charges, the event priced alone, its units rounded as the metric says.
+// As estimate_instant_fees: standard and percentage charges, the event priced alone, its units rounded as the metric says.
 Fee instant(const Scope& scope, const Event& event) {
     const auto& metric = scope.metric();
     auto fee = empty_fee(scope, group_of(scope, event));
@@ -6182,7 +7074,7 @@ Fees Plan::estimate_fees(const Event& event, Timestamp now, UsageSource& usage_s
     for (const auto& charge : charges) {
         if (!charge.pay_in_advance || billable_metrics[charge.metric].metric.code != event.name) continue;
         const Scope scope{*this, charge, filter_of(charge, event.properties), subscription, period};
-        list.push_back(estimate(scope, event, usage_source));
+        list.push_back(estimate(scope, event, now, usage_source));
         list.back().period = whole;
         list.back().vendor["to_date"] = time_text(whole.to - std::chrono::microseconds(1));
     }
@@ -6192,7 +7084,7 @@ Fees Plan::estimate_fees(const Event& event, Timestamp now, UsageSource& usage_s
 
 // --- usage of a period (dossier 4.4, 6, 7.4, 8) ---
 
-/// A pay-in-advance charge has been paid up to the period's maximum, which a live value below it does not bring back.
+// A pay-in-advance charge has been paid up to the period's maximum, which a live value below it does not bring back.
 Decimal paid_in_advance(const Scope& scope, const AggregateQuery& query, UsageSource& usage, const Measured& measured) {
     if (scope.metric().kind == Kind::count || !measured.falls) return measured.value;
     AdvanceState state;
@@ -6201,7 +7093,7 @@ Decimal paid_in_advance(const Scope& scope, const AggregateQuery& query, UsageSo
     return at_least_zero(measured.value - *state.current + *state.maximum);
 }
 
-/// Of the plan, or of the pricing unit that the charge is written in, which has hundredths.
+// Of the plan, or of the pricing unit that the charge is written in, which has hundredths.
 Currency currency_of(const Scope& scope) { return scope.charge.conversion_rate ? Currency() : scope.plan.currency; }
 
 json pricing_unit_json(const Charge& charge, const Figures& figures) {
@@ -6210,21 +7102,46 @@ json pricing_unit_json(const Charge& charge, const Figures& figures) {
         {"amount_cents", whole_cents(figures.cents)}, {"short_name", charge.pricing_unit}, {"conversion_rate", charge.conversion_rate->to_string()}};
 }
 
-Fee usage_fee(const Scope& scope, Measured measured, UsageSource& usage) {
-    Group group;
-    for (std::size_t i = 0; i < measured.group.size(); ++i) group.emplace_back(scope.price().group_keys[i], measured.group[i]);
-    auto query = scope.query();
-    keep_group(query, group);
-    auto fee = empty_fee(scope, std::move(group));
-    fee.units = measured.value = rounded(scope.metric(), measured.value);
+// What a period's units are priced as: live units, the maximum paid in advance, or units weighed by their days.
+struct Counted {
+    Quantity quantity;
+    std::vector<ProratedEvent> prorated;
+};
+
+Counted count_prorated(const Scope& scope, const AggregateQuery& query, const Measured& measured, UsageSource& usage) {
+    Counted counted{{.units = {}, .full_units = measured.value, .prorated = true, .events = measured.events}, prorated_events(scope, query, usage)};
+    Decimal sum, full;
+    for (const auto& event : counted.prorated) {
+        sum += event.prorated;
+        full += event.full;
+    }
+    counted.quantity.units = sum.round(5, Rounding::ceil);
+    if (scope.charge.pay_in_advance) {
+        auto older = query;
+        older.period = {Timestamp::min(), scope.period.from};
+        const bool has_older = usage.measure(scope.metric().metric, older).front().value > 0;
+        counted.quantity.units = prorated_advance(counted.prorated, has_older).paid(full, share_of(scope, scope.period));
+    }
+    counted.quantity.units = rounded(scope.metric(), counted.quantity.units);
+    return counted;
+}
+
+Counted count_period(const Scope& scope, const AggregateQuery& query, Measured measured, UsageSource& usage) {
+    if (scope.charge.prorated) return count_prorated(scope, query, measured, usage);
     if (scope.charge.pay_in_advance) measured.value = paid_in_advance(scope, query, usage, measured);
-    const auto quantity = quantity_of(scope, query, usage, measured);
-    auto priced = apply(scope.price(), quantity);
-    auto details = row_of(scope.price().model).details(scope.price(), quantity, priced);
-    clamp(priced, fee.units);
-    fee.events = quantity.events;
+    return {quantity_of(scope, scope.all_query(query), usage, measured), {}};
+}
+
+Priced price_counted(const Price& price, const Counted& counted) {
+    if (price.model == Model::graduated && counted.quantity.prorated)
+        return price_prorated_graduated(price.tiers, counted.quantity.units, counted.prorated);
+    return apply(price, counted.quantity);
+}
+
+// Amounts of a period's fee, in the plan's currency where the charge is in a pricing unit.
+json set_period_amounts(const Scope& scope, const Quantity& quantity, Priced priced, Fee& fee) {
     auto figures = lago::figures(priced.amount, unit_amount(scope.price(), quantity, priced.amount), currency_of(scope));
-    const auto pricing_unit = pricing_unit_json(scope.charge, figures);
+    auto pricing_unit = pricing_unit_json(scope.charge, figures);
     if (scope.charge.conversion_rate) {
         figures = converted(figures, *scope.charge.conversion_rate, scope.plan.currency);
         convert_to(priced, quotient(figures.precise_cents, scope.plan.currency.subunits), *scope.charge.conversion_rate);
@@ -6233,21 +7150,38 @@ Fee usage_fee(const Scope& scope, Measured measured, UsageSource& usage) {
     fee.amount = priced.amount;
     fee.amount_cents = figures.cents;
     fee.lines = std::move(priced.lines);
+    return pricing_unit;
+}
+
+Fee usage_fee(const Scope& scope, Measured measured, UsageSource& usage) {
+    auto query = scope.query();
+    Group group;
+    for (std::size_t i = 0; i < measured.group.size(); ++i) {
+        const auto& key = scope.price().group_keys[i];
+        const auto& value = measured.group[i];
+        query.filter.parts.push_back(in_group(key, value));
+        group.emplace_back(key, value && value->empty() ? std::nullopt : value);
+    }
+    auto fee = empty_fee(scope, std::move(group));
+    fee.units = measured.value = rounded(scope.metric(), measured.value);
+    const auto counted = count_period(scope, query, measured, usage);
+    auto priced = price_counted(scope.price(), counted);
+    auto details = row_of(scope.price().model).details(scope.price(), counted.quantity, priced);
+    clamp(priced, fee.units);
+    fee.events = counted.quantity.events;
+    auto pricing_unit = set_period_amounts(scope, counted.quantity, std::move(priced), fee);
     fee.vendor = fee_json(scope, fee, std::move(details));
     fee.vendor["total_aggregated_units"] = ruby_text(measured.value);
-    fee.vendor["pricing_unit_details"] = pricing_unit;
+    fee.vendor["pricing_unit_details"] = std::move(pricing_unit);
     return fee;
 }
 
-/// Groups as the database answers them: a missing and an empty property are one; without events one group of nothing.
+// Without events there is one group of nothing (sum_service_spec.rb:938).
 std::vector<Measured> measured_groups(const Scope& scope, UsageSource& usage) {
-    auto query = scope.query();
+    auto query = scope.all_query(scope.query());
     const auto& keys = scope.price().group_keys;
     for (const auto& key : keys) query.group_by.push_back(property_field(key));
     auto rows = usage.measure(scope.metric().metric, query);
-    for (auto& row : rows) {
-        for (auto& value : row.group) value = value && value->empty() ? std::nullopt : value;
-    }
     if (rows.empty()) rows.push_back({.group = std::vector<std::optional<std::string>>(keys.size()), .value = {}, .events = 0, .falls = false});
     return rows;
 }
@@ -6256,16 +7190,9 @@ void add_bucket(const Scope& scope, UsageSource& usage, std::vector<Fee>& fees) 
     for (auto& row : measured_groups(scope, usage)) fees.push_back(usage_fee(scope, std::move(row), usage));
 }
 
-int days_in(const Period& period) {
-    const auto day = std::chrono::days(1);
-    return static_cast<int>((period.to - period.from + day - std::chrono::microseconds(1)) / day);
-}
-
-/// The charge's minimum spending, when its fees stay below it: one more fee of 1 unit.
+// The charge's minimum spending, when its fees stay below it: one more fee of 1 unit.
 void add_true_up(const Scope& scope, const Decimal& used_cents, std::vector<Fee>& fees) {
-    const auto whole = billing_period(scope.plan.charges_interval,
-                                      {.anniversary = scope.subscription.anniversary, .anchor = scope.subscription.anchor}, scope.period.from);
-    const auto cents = true_up_cents(scope.charge.minimum_cents, used_cents, days_in(scope.period), days_in(whole));
+    const auto cents = true_up_cents(scope.charge.minimum_cents, used_cents, days_in(scope.period), period_days(scope));
     if (cents.is_zero()) return;
     const Decimal subunits(scope.plan.currency.subunits);
     auto fee = empty_fee(scope, {});
@@ -6334,9 +7261,1211 @@ std::shared_ptr<const Book::Impl> load(const json& catalogue) {
 }
 
 }  // namespace lago
+
+// --- FlexPrice: dossier sections 5, 6 and 9 --------------------------------------------------
+
+namespace flexprice {
+
+using Step = FeeLine::Step;
+
+constexpr std::array<std::pair<std::string_view, int>, 6> decimals_table{{{"jpy", 0}, {"krw", 0}, {"vnd", 0}, {"clp", 0}, {"kwd", 3}, {"clf", 4}}};
+
+// Decimals of a currency; any other has 2 (types/currency.go). The code's case does not count.
+Currency currency_of(std::string code) {
+    std::transform(code.begin(), code.end(), code.begin(), [](unsigned char c) { return static_cast<char>(std::tolower(c)); });
+    for (const auto& [name, decimals] : decimals_table) {
+        if (name == code) return {decimals, decimals == 0 ? 1 : decimals == 3 ? 1000 : 10000};
+    }
+    return {};
+}
+
+Decimal rounded(const Decimal& amount, Currency currency) { return amount.round(currency.decimals, Rounding::half_up); }
+
+// shopspring/decimal's division: 16 decimals, half away from zero; 0 for a zero divisor.
+Decimal divided(const Decimal& a, const Decimal& b) { return b.is_zero() ? Decimal() : Decimal::divide(a, b, 16, Rounding::half_up); }
+
+// --- prices ---
+
+enum class Model { flat, package, tiered };
+constexpr std::array<std::pair<std::string_view, Model>, 3> models{
+    {{"FLAT_FEE", Model::flat}, {"PACKAGE", Model::package}, {"TIERED", Model::tiered}}};
+
+enum class TierMode { none, volume, slab };
+constexpr std::array<std::pair<std::string_view, TierMode>, 3> tier_modes{
+    {{"", TierMode::none}, {"VOLUME", TierMode::volume}, {"SLAB", TierMode::slab}}};
+
+struct Price {
+    Model model = Model::flat;
+    TierMode mode = TierMode::none;
+    Decimal amount = {}, divide_by = 1;
+    bool round_down = false;
+    std::vector<Tier> tiers = {};
+    Currency currency = {};
+    std::string currency_code = {};
+};
+
+Decimal at_least(const Node& at, std::string_view field, const Decimal& least, std::optional<Decimal> fallback = {}) {
+    const auto value = at.decimal(field);
+    if (!value && fallback) return *fallback;
+    if (!value) throw Error(ErrorCode::bad_value, at.path(field), "is required");
+    if (*value < least) throw Error(ErrorCode::bad_value, at.path(field), "must be at least " + least.to_string());
+    return *value;
+}
+
+// Sorted by limit, the open tier last; no check that limits differ or that an open tier exists, since FlexPrice makes none (9.3).
+std::vector<Tier> read_tiers(const Node& at) {
+    std::vector<Tier> tiers;
+    for (const auto& each : at.list("tiers")) {
+        tiers.push_back({.above = {},
+                         .up_to = each.decimal("up_to"),
+                         .rate = at_least(each, "unit_amount", 0),
+                         .flat = at_least(each, "flat_amount", 0, 0),
+                         .from = {}});
+    }
+    std::stable_sort(tiers.begin(), tiers.end(), [](const Tier& a, const Tier& b) { return a.up_to && (!b.up_to || *a.up_to < *b.up_to); });
+    for (std::size_t i = 1; i < tiers.size(); ++i) tiers[i].above = tiers[i].from = tiers[i - 1].up_to.value_or(Decimal());
+    return tiers;
+}
+
+Price read_price(const Node& at) {
+    Price price;
+    price.model = at.choice("billing_model", models);
+    price.mode = at.choice("tier_mode", tier_modes);
+    price.currency_code = at.text("currency");
+    price.currency = currency_of(price.currency_code);
+    if (price.model != Model::tiered) price.amount = at_least(at, "amount", 0);
+    if (price.model == Model::package) {
+        const auto transform = at.object("transform_quantity");
+        price.divide_by = at_least(transform, "divide_by", 1);
+        price.round_down = transform.text("round") == "down";
+    }
+    if (price.model == Model::tiered) {
+        price.tiers = read_tiers(at);
+        if (price.tiers.empty()) throw Error(ErrorCode::bad_value, at.path("tiers"), "is required");
+    }
+    return price;
+}
+
+// The first tier that reaches the quantity, its limit included; else the last.
+const Tier& volume_tier(const std::vector<Tier>& tiers, const Decimal& units) {
+    for (const auto& tier : tiers) {
+        if (!tier.up_to || units <= *tier.up_to) return tier;
+    }
+    return tiers.back();
+}
+
+// The tier walk alone, which prices a bucket of 0 at the first tier's flat amount (9.7). Slab units beyond the last limit are free.
+Priced price_tiers(const Price& price, const Decimal& units) {
+    Priced priced;
+    if (price.tiers.empty() || price.mode == TierMode::none) return priced;
+    if (price.mode == TierMode::slab) return graduated(price.tiers, units);
+    priced.add(tier_line(volume_tier(price.tiers, units), units));
+    return priced;
+}
+
+Decimal package_count(const Price& price, const Decimal& units) {
+    return divided(units, price.divide_by).round(0, price.round_down ? Rounding::floor : Rounding::ceil);
+}
+
+// CalculateCost: unrounded; no units cost nothing under any model.
+Priced price_units(const Price& price, const Decimal& units) {
+    Priced priced;
+    if (units.is_zero()) return priced;
+    if (price.model == Model::tiered) return price_tiers(price, units);
+    if (price.model == Model::flat) {
+        priced.add(units_line(units, price.amount));
+    } else {
+        priced.add({.step = Step::package,
+                    .units = units,
+                    .rate = price.amount,
+                    .per = price.divide_by,
+                    .amount = package_count(price, units) * price.amount});
+    }
+    return priced;
+}
+
+// Buckets of a bucketed meter: each is priced alone, tiers and packages start anew.
+[[maybe_unused]] Priced price_buckets(const Price& price, const std::vector<Decimal>& buckets) {
+    Priced priced;
+    for (const auto& units : buckets) {
+        for (auto& line : (price.model == Model::tiered ? price_tiers(price, units) : price_units(price, units)).lines) priced.add(std::move(line));
+    }
+    return priced;
+}
+
+// CalculateCostWithBreakup (9.6).
+struct Breakup {
+    Decimal cost, unit_cost, tier_unit_amount;
+    int tier = -1;
+};
+
+[[maybe_unused]] Breakup breakup(const Price& price, const Decimal& units) {
+    Breakup result;
+    result.cost = price_units(price, units).amount;
+    result.unit_cost = divided(result.cost, units);
+    if (price.model == Model::package) result.tier_unit_amount = divided(price.amount, price.divide_by);
+    if (units.is_zero()) return result;
+    if (price.model == Model::flat) result.tier_unit_amount = price.amount;
+    if (price.model == Model::tiered && price.mode != TierMode::none) {
+        const auto reached =
+            std::find_if(price.tiers.begin(), price.tiers.end() - 1, [&](const Tier& tier) { return !tier.up_to || units <= *tier.up_to; });
+        result.tier = static_cast<int>(reached - price.tiers.begin());
+        result.tier_unit_amount = reached->rate;
+    }
+    return result;
+}
+
+// --- entitlements and grants (9.12) ---
+
+// What is billed of a quantity: what exceeds the limit, each day's for a daily limit.
+struct Entitlement {
+    bool enabled = false;
+    std::optional<Decimal> limit = {};  // none: everything is free
+    bool daily = false;
+
+    Decimal billable(const Decimal& units) const {
+        if (!enabled) return units;
+        return limit ? at_least_zero(units - *limit) : Decimal();
+    }
+    Decimal billable(const std::vector<Decimal>& days) const {
+        Decimal sum;
+        for (const auto& units : days) sum += billable(units);
+        return sum;
+    }
+};
+
+Entitlement read_entitlement(const Node& at) { return {at.flag("is_enabled"), at.decimal("usage_limit"), at.text("usage_reset_period") == "DAILY"}; }
+
+[[maybe_unused]] Decimal overage(const Decimal& usage, const Decimal& quota) { return at_least_zero(usage - quota); }
+
+// --- commitments (9.13 to 9.16) ---
+
+struct Commitment {
+    Decimal amount = {};  // money, or what the committed quantity costs
+    Decimal overage_factor = {};
+    bool true_up = false;
+};
+
+struct Committed {
+    Decimal charge, utilized, overage, true_up;
+
+    Committed& operator+=(const Committed& other) {
+        charge += other.charge;
+        utilized += other.utilized;
+        overage += other.overage;
+        true_up += other.true_up;
+        return *this;
+    }
+};
+
+// A commitment's quantity is worth what the price asks for it. A missing factor makes overage free.
+Commitment read_commitment(const Node& at, const Price& price) {
+    const bool by_quantity = at.text("type", at.text("commitment_type")) == "quantity";
+    const auto value = at.decimal(by_quantity ? "quantity" : "amount").value_or(at.decimal("commitment_value").value_or(Decimal()));
+    return {by_quantity ? price_units(price, value).amount : value, at.decimal("overage_factor").value_or(Decimal()), at.flag("true_up_enabled")};
+}
+
+Committed commit(const Commitment& commitment, const Decimal& cost) {
+    if (cost >= commitment.amount) {
+        const auto overage = (cost - commitment.amount) * commitment.overage_factor;
+        return {commitment.amount + overage, commitment.amount, overage, {}};
+    }
+    const auto missing = commitment.true_up ? commitment.amount - cost : Decimal();
+    return {cost + missing, cost, {}, missing};
+}
+
+// A commitment longer than the billing period: what earlier invoices used of it is gone (9.16).
+[[maybe_unused]] Committed commit_rest(const Commitment& commitment, const Decimal& used_before, const Decimal& cost) {
+    const auto within = std::min(cost, at_least_zero(commitment.amount - used_before));
+    const auto overage = (cost - within) * commitment.overage_factor;
+    return {within + overage, within, overage, {}};
+}
+
+// Minutes of the day from which until which a price and commitment of their own hold.
+struct TimeBucket {
+    std::string id;
+    int from = 0, to = 0;
+    Price price;
+    Commitment commitment;
+
+    bool holds(int minute) const { return from <= minute && minute < to; }
+};
+
+int read_minute(const Node& at, std::string_view field) {
+    const auto text = at.required_text(field);
+    if (text.size() != 5 || text[2] != ':') throw Error(ErrorCode::bad_value, at.path(field), "must be a time of day like 09:30");
+    const auto hours = Decimal::parse(text.substr(0, 2)), minutes = Decimal::parse(text.substr(3));
+    if (!hours || !minutes || *hours > 24 || *minutes > 59) throw Error(ErrorCode::bad_value, at.path(field), "must be a time of day like 09:30");
+    return static_cast<int>(hours->to_int64().value() * 60 + minutes->to_int64().value());
+}
+
+[[maybe_unused]] TimeBucket read_time_bucket(const Node& at) {
+    TimeBucket bucket{at.text("id"), read_minute(at, "start"), read_minute(at, "end"), {}, {}};
+    if (at.find("price")) bucket.price = read_price(at.object("price"));
+    bucket.commitment = read_commitment(at, bucket.price);
+    return bucket;
+}
+
+// One window of a windowed commitment; without a known start no time bucket holds it.
+struct Window {
+    std::optional<int> minute;
+    Decimal units;
+};
+
+struct WindowedPrice {
+    Price price;
+    std::optional<Commitment> commitment;
+    std::vector<TimeBucket> buckets;
+
+    const TimeBucket* bucket_of(const Window& window) const {
+        if (!window.minute) return nullptr;
+        const auto found = std::find_if(buckets.begin(), buckets.end(), [&](const TimeBucket& bucket) { return bucket.holds(*window.minute); });
+        return found == buckets.end() ? nullptr : &*found;
+    }
+
+    // The rule of 9.13 for one window; a window out of all commitments pays its plain cost.
+    Committed charge(const Window& window) const {
+        if (const auto* bucket = bucket_of(window)) return commit(bucket->commitment, price_units(bucket->price, window.units).amount);
+        const auto cost = price_units(price, window.units).amount;
+        return commitment ? commit(*commitment, cost) : Committed{cost, cost, {}, {}};
+    }
+};
+
+// --- discounts (9.17) ---
+
+// Rounded to the currency, never more than the price.
+Decimal discount(const Decimal& price, const Decimal& off, Currency currency) { return std::min(rounded(off, currency), price); }
+
+Decimal percentage_discount(const Decimal& price, const Decimal& percentage, Currency currency) {
+    return discount(price, price * percent(percentage), currency);
+}
+
+// One after the other, each on what the one before left.
+[[maybe_unused]] Decimal compound_discount(const Decimal& price, const std::vector<Decimal>& percentages, Currency currency) {
+    auto left = price;
+    for (const auto& percentage : percentages) left -= percentage_discount(left, percentage, currency);
+    return price - left;
+}
+
+}  // namespace flexprice
+
+// --- Polar: dossier sections 9 to 11 ---------------------------------------------------------
+
+namespace polar {
+
+// Amounts are counts of the currency's smallest unit; an invoice has no fractions of it.
+Decimal rounded_half_away(const Decimal& value) { return value.round(0, Rounding::half_up); }
+
+// Unit amounts have up to 12 decimals and 5 digits before them; caps are 32-bit integers (product/schemas.py:421).
+constexpr int rate_decimals = 12, rate_whole_digits = 5;
+
+struct MeteredPrice {
+    Decimal unit_amount;  // cents for one unit
+    std::optional<Decimal> cap = {};
+    std::string currency = "usd";
+};
+
+MeteredPrice read_metered(const Node& at) {
+    MeteredPrice price{at.decimal("unit_amount").value_or(Decimal()), at.decimal("cap_amount"),
+                       at.text("price_currency", at.text("currency", "usd"))};
+    const auto refuse = [&](std::string_view field, const char* reason) { throw Error(ErrorCode::bad_value, at.path(field), reason); };
+    if (price.unit_amount <= 0) refuse("unit_amount", "must be above 0");
+    if (price.unit_amount.scale() > rate_decimals) refuse("unit_amount", "must have at most 12 decimals");
+    if (price.unit_amount.round(0, Rounding::floor).digits() > rate_whole_digits) refuse("unit_amount", "must be below 100000");
+    if (price.cap && (price.cap->is_negative() || price.cap->scale() > 0 || *price.cap > std::numeric_limits<std::int32_t>::max())) {
+        refuse("cap_amount", "must be a whole number from 0 to 2147483647");
+    }
+    return price;
+}
+
+Decimal power_of_two(int exponent) {
+    Decimal power = 1;
+    for (int i = 0; i < exponent; ++i) power += power;
+    return power;
+}
+
+// unit_amount x units, rounded half away from zero. Polar's units are a double, which counts at its exact binary value
+// (product_price.py:318): mantissa x 2^exponent, so the product is a quotient of integers that fit.
+Decimal exact_amount(const Decimal& unit_amount, double units) {
+    constexpr int mantissa_bits = 53, negligible = 86;  // below 2^-33 units, at less than 10^5 cents each
+    int exponent = 0;
+    const auto mantissa = static_cast<std::int64_t>(std::ldexp(std::frexp(units, &exponent), mantissa_bits));
+    exponent -= mantissa_bits;
+    const auto product = unit_amount * Decimal(mantissa);
+    if (exponent >= 0) return rounded_half_away(product * power_of_two(std::min(exponent, 127)));
+    return -exponent > negligible ? Decimal() : Decimal::divide(product, power_of_two(-exponent), 0, Rounding::half_up);
+}
+
+// Units beyond credits at the price, rounded, then capped.
+Priced price_units(const MeteredPrice& price, double consumed, std::int64_t credited) {
+    const double units = std::max(0.0, consumed - static_cast<double>(credited));
+    Priced priced;
+    priced.add(units_line(Decimal::from_double(units), price.unit_amount));
+    round_to(priced, exact_amount(price.unit_amount, units));
+    if (price.cap) lower_to(priced, *price.cap);
+    return priced;
+}
+
+// --- the words on the invoice ---
+
+std::string grouped(std::string digits) {
+    auto point = digits.find('.');
+    if (point == std::string::npos) point = digits.size();
+    const auto first = static_cast<std::ptrdiff_t>(digits.front() == '-' ? 1 : 0);
+    for (auto i = static_cast<std::ptrdiff_t>(point) - 3; i > first; i -= 3) digits.insert(static_cast<std::size_t>(i), ",");
+    return digits;
+}
+
+Currency currency_of(std::string_view code) {
+    static constexpr std::array<std::string_view, 15> whole{"bif", "clp", "djf", "gnf", "jpy", "kmf", "krw", "mga",
+                                                            "pyg", "rwf", "vnd", "vuv", "xaf", "xof", "xpf"};
+    return std::find(whole.begin(), whole.end(), code) == whole.end() ? Currency() : Currency{0, 1};
+}
+
+// Cents as an amount in the currency, with at least its own decimals.
+std::string money(const Decimal& cents, const std::string& code) {
+    static constexpr std::array<std::pair<std::string_view, std::string_view>, 4> symbols{
+        {{"usd", "$"}, {"eur", "\u20ac"}, {"gbp", "\u00a3"}, {"jpy", "\u00a5"}}};
+    const auto currency = currency_of(code);
+    const auto amount = cents * Decimal::scaled(1, currency.decimals);
+    std::string symbol = code + " ";
+    for (const auto& [known, sign] : symbols) {
+        if (known == code) symbol = sign;
+    }
+    return symbol + grouped(amount.to_fixed(std::max(currency.decimals, amount.scale())));
+}
+
+[[maybe_unused]] std::string label(const MeteredPrice& price, double consumed, const Priced& priced) {
+    auto text = "(" + grouped(Decimal::from_double(consumed).round(3, Rounding::half_even).to_string()) + " consumed units) \u00d7 " +
+                money(price.unit_amount, price.currency);
+    if (priced.lines.back().step == FeeLine::Step::maximum) text += " \u2014 Capped at " + money(*price.cap, price.currency);
+    return text;
+}
+
+// --- a billing run (10.5) ---
+
+enum class Function { count, sum, max, min, avg, unique };
+constexpr std::array<std::pair<std::string_view, Function>, 6> functions{{{"count", Function::count},
+                                                                          {"sum", Function::sum},
+                                                                          {"max", Function::max},
+                                                                          {"min", Function::min},
+                                                                          {"avg", Function::avg},
+                                                                          {"unique", Function::unique}}};
+
+// Sums and counts can be split between prices; the other functions hold over all entries only.
+bool is_summable(Function function) { return function == Function::count || function == Function::sum; }
+
+// Over user events; doubles, added in order, as Polar does.
+[[maybe_unused]] double aggregated(Function function, const std::vector<double>& values) {
+    if (function == Function::count) return static_cast<double>(values.size());
+    if (function == Function::unique) return static_cast<double>(std::unordered_set<double>(values.begin(), values.end()).size());
+    if (values.empty()) return 0;
+    if (function == Function::max) return *std::max_element(values.begin(), values.end());
+    if (function == Function::min) return *std::min_element(values.begin(), values.end());
+    double sum = 0;
+    for (const double value : values) sum += value;
+    return function == Function::avg ? sum / static_cast<double>(values.size()) : sum;
+}
+
+// Credits in the order they came; what is taken away never leaves less than none.
+[[maybe_unused]] std::int64_t credited_units(const std::vector<std::int64_t>& credits) {
+    std::int64_t sum = 0;
+    for (const auto units : credits) sum = std::max<std::int64_t>(0, sum + units);
+    return sum;
+}
+
+// --- tiers of seats and units (11) ---
+
+struct Tiers {
+    bool volume = false;
+    std::vector<Tier> tiers;
+};
+
+// Sorted by bound, the open tier last. Problems carry pydantic's words.
+[[maybe_unused]] Tiers read_tiers(const Node& at, Problems& problems) {
+    static constexpr std::array<std::pair<std::string_view, bool>, 2> types{{{"volume", true}, {"graduated", false}}};
+    Tiers result{at.choice("type", types, "volume"), {}};
+    for (const auto& each : at.list("tiers")) {
+        Tier tier{.above = {}, .up_to = each.decimal("bound"), .rate = each.decimal("unit_amount").value_or(Decimal()), .flat = {}, .from = {}};
+        if (tier.up_to && *tier.up_to <= 0) problems.push_back({each.path("bound"), "bound", "greater_than"});
+        if (tier.rate.is_negative()) problems.push_back({each.path("unit_amount"), "unit_amount", "greater_than_equal"});
+        result.tiers.push_back(std::move(tier));
+    }
+    if (result.tiers.empty()) problems.push_back({at.path("tiers"), "tiers", "too_short"});
+    std::stable_sort(result.tiers.begin(), result.tiers.end(),
+                     [](const Tier& a, const Tier& b) { return a.up_to && (!b.up_to || *a.up_to < *b.up_to); });
+    for (std::size_t i = 1; i < result.tiers.size(); ++i) {
+        const auto& bound = result.tiers[i - 1].up_to;
+        if (!bound) problems.push_back({at.path("tiers"), "tiers", "unbounded_tier_not_last"});
+        if (bound && bound == result.tiers[i].up_to) problems.push_back({at.path("tiers"), "tiers", "duplicate_tier_bound"});
+        result.tiers[i].above = result.tiers[i].from = bound.value_or(Decimal());
+    }
+    return result;
+}
+
+// Bounds are the last quantity included. A volume needs a tier that holds it; graduated units past the last bound are free.
+[[maybe_unused]] Priced price_tiers(const Tiers& tiers, const Decimal& quantity) {
+    if (quantity.is_negative()) throw Error(ErrorCode::bad_value, "quantity", "negative");
+    if (quantity.is_zero()) return {};
+    if (!tiers.volume) return graduated(tiers.tiers, quantity);
+    for (const auto& tier : tiers.tiers) {
+        if (tier.up_to && quantity > *tier.up_to) continue;
+        Priced priced;
+        priced.add(tier_line(tier, quantity));
+        return priced;
+    }
+    throw Error(ErrorCode::bad_value, "quantity", "uncovered");
+}
+
+}  // namespace polar
+
+// --- Autumn: dossier sections 5 to 7 ---------------------------------------------------------
+
+namespace autumn {
+
+using Step = FeeLine::Step;
+
+// decimal.js divides to 20 significant digits.
+Decimal divided(const Decimal& a, const Decimal& b) { return b.is_zero() ? Decimal() : Decimal::divide_significant(a, b, 20, Rounding::half_up); }
+
+// Up to whole billing units, once, before any tier is walked (7.3).
+Decimal whole_units(const Decimal& quantity, const Decimal& billing_units) { return begun_packages(quantity, billing_units) * billing_units; }
+
+constexpr int amount_decimals = 10;  // tier results are rounded to these, half up
+
+// --- plan items ---
+
+struct Item {
+    bool volume = false;
+    bool prepaid = false, usage_based = false;
+    Decimal included = {}, billing_units = 1;
+    std::vector<Tier> tiers = {};  // limits without the included units; the rate is for one unit
+};
+
+// The limits of tiers are in total units to users and beyond the included ones inside (7.2); "inf" stays.
+Decimal internal_limit(const Decimal& limit, const Decimal& included) { return limit > 0 ? limit - included : limit; }
+[[maybe_unused]] Decimal user_limit(const Decimal& limit, const Decimal& included) { return limit > 0 ? limit + included : limit; }
+
+std::optional<Decimal> read_limit(const Node& at) {
+    const auto found = at.find("to");
+    if (!found || found->value() == "inf") return {};
+    const auto limit = at.decimal("to");
+    return limit == Decimal(-1) ? std::nullopt : limit;
+}
+
+void add_tier(Item& item, const std::optional<Decimal>& limit, const Decimal& amount, const Decimal& flat) {
+    const auto above = item.tiers.empty() ? Decimal() : item.tiers.back().up_to.value_or(Decimal());
+    item.tiers.push_back({.above = above, .up_to = limit, .rate = divided(amount, item.billing_units), .flat = flat, .from = above});
+}
+
+// The amounts in a currency: its own block where there is one, else the base's (7.10).
+Node in_currency(const Node& at, const std::string& currency) {
+    const auto blocks = at.find("currencies");
+    const auto block = blocks && !currency.empty() ? blocks->find(currency) : std::nullopt;
+    return block.value_or(at);
+}
+
+Item read_item(const Node& at, bool limits_include_included, const std::string& currency = {}) {
+    static constexpr std::array<std::pair<std::string_view, bool>, 3> behaviors{{{"", false}, {"graduated", false}, {"volume", true}}};
+    Item item;
+    item.volume = at.choice("tier_behavior", behaviors);
+    item.prepaid = at.text("billing_method") == "prepaid";
+    item.usage_based = at.text("billing_method") == "usage_based";
+    item.included = at.decimal("included").value_or(Decimal());
+    item.billing_units = at.decimal("billing_units").value_or(Decimal(1));
+    if (item.billing_units <= 0) throw Error(ErrorCode::bad_value, at.path("billing_units"), "must be above 0");
+    const auto amounts = in_currency(at, currency);
+    for (const auto& each : amounts.list(amounts.find("usage_tiers") ? "usage_tiers" : "tiers")) {
+        auto limit = read_limit(each);
+        if (limit && limits_include_included) limit = internal_limit(*limit, item.included);
+        add_tier(item, limit, each.decimal("amount").value_or(Decimal()), each.decimal("flat_amount").value_or(Decimal()));
+    }
+    if (const auto amount = amounts.decimal("amount"); amount && item.tiers.empty()) add_tier(item, {}, *amount, {});
+    return item;
+}
+
+// To 10 decimals, and with the quantity's sign: a negative quantity gives back what the positive one costs.
+Priced finished(Priced priced, bool negative) {
+    round_to(priced, priced.amount.round(amount_decimals, Rounding::half_up));
+    if (!negative) return priced;
+    Priced reversed;
+    for (auto& line : priced.lines) {
+        line.units = -line.units;
+        line.flat = -line.flat;
+        line.amount = -line.amount;
+        reversed.add(std::move(line));
+    }
+    return reversed;
+}
+
+// 7.4: flat amounts play no part, units beyond the last limit are free.
+Priced price_graduated(const Item& item, const Decimal& units) {
+    auto tiers = item.tiers;
+    for (auto& tier : tiers) tier.flat = {};
+    return units.is_zero() ? Priced() : graduated(tiers, units);
+}
+
+// 7.5: all units, the included ones too, at the rate of the tier they reach; within the included units nothing.
+Priced price_volume(const Item& item, const Decimal& included, const Decimal& units) {
+    Priced priced;
+    if (included > 0 && units <= included) {
+        priced.add(free_line(units));
+        return priced;
+    }
+    for (const auto& tier : item.tiers) {
+        if (tier.up_to && units > *tier.up_to + included) continue;
+        priced.add(tier_line(tier, units));
+        break;
+    }
+    return priced;
+}
+
+// What a quantity costs: beyond the included units for graduated tiers, in all for volume. Less than none costs nothing, or with
+// `allow_negative` gives back.
+Priced price_quantity(const Item& item, const Decimal& included, const Decimal& quantity, bool allow_negative) {
+    if (item.tiers.empty()) throw Error(ErrorCode::bad_value, "usage_tiers", "usage_tiers_required");
+    const bool negative = quantity.is_negative() && allow_negative;
+    const auto units = whole_units(negative ? quantity.abs() : at_least_zero(quantity), item.billing_units);
+    return finished(item.volume ? price_volume(item, included, units) : price_graduated(item, units), negative);
+}
+
+// --- prepaid and usage-based items (7.6) ---
+
+// The requested quantity includes the included units; packs are bought for the rest.
+Decimal prepaid_packs(const Item& item, const Decimal& quantity) {
+    return begun_packages(at_least_zero(quantity - item.included), item.billing_units);
+}
+
+Priced price_prepaid(const Item& item, const Decimal& quantity) {
+    const auto paid = prepaid_packs(item, quantity) * item.billing_units;
+    return price_quantity(item, item.included, item.volume ? paid + item.included : paid, true);
+}
+
+// Free items have their allowance for each product bought, priced ones once.
+Decimal starting_balance(const Item& item, const Decimal& packs, const Decimal& products) {
+    if (item.prepaid) return item.included + packs * item.billing_units;
+    return item.usage_based ? item.included : item.included * products;
+}
+
+// Entities' overages are added first, then priced as one.
+Priced price_overage(const Item& item, const std::vector<Decimal>& usages) {
+    Decimal overage;
+    for (const auto& usage : usages) overage += at_least_zero(usage - item.included);
+    return price_quantity(item, {}, overage, true);
+}
+
+// --- credit systems (6) ---
+
+struct CreditSystem {
+    std::string id;
+    std::map<std::string, Decimal> costs;  // credits for one unit, by metered feature
+};
+
+CreditSystem read_credit_system(const Node& at, std::string_view id_field) {
+    CreditSystem system{at.text(id_field), {}};
+    for (const auto& each : at.list("credit_schema")) {
+        const auto amount = at_least_zero(each.decimal("credit_cost").value_or(each.decimal("credit_amount").value_or(Decimal())));
+        system.costs[each.required_text("metered_feature_id")] = divided(amount, each.decimal("feature_amount").value_or(Decimal(1)));
+    }
+    return system;
+}
+
+// Credits for that many units of a feature; the system's own units are credits already.
+[[maybe_unused]] Decimal credits(const CreditSystem& system, const std::string& feature, const Decimal& units) {
+    if (feature == system.id) return units;
+    const auto found = system.costs.find(feature);
+    if (found == system.costs.end()) throw Error(ErrorCode::bad_value, "feature_id", "invalid_request");
+    return found->second * units;
+}
+
+// --- balances: which pays, and whether there is enough (5.2, 7.7) ---
+
+struct Balance {
+    std::string id;
+    Decimal balance, starting;
+    bool overage_allowed = false, unlimited = false;
+    std::optional<Decimal> least = {};  // how far down overage may go
+    Decimal cost = 1;                   // of one unit, in the balance's own
+};
+
+enum class OverageBehavior { cap, reject, overflow };
+
+// Takes `units` off `balance` down to `floor`, as far as there is any room; what could not be taken is left in `units`.
+void take(Balance& balance, Decimal& units, const std::optional<Decimal>& floor) {
+    const auto wanted = units * balance.cost;
+    const auto taken = floor ? std::min(wanted, at_least_zero(balance.balance - *floor)) : wanted;
+    balance.balance = (balance.balance - taken).round(amount_decimals, Rounding::half_up);
+    units -= taken == wanted ? units : divided(taken, balance.cost);
+}
+
+// Gives `units` back to `balance` up to `ceiling`.
+void give(Balance& balance, Decimal& units, const std::optional<Decimal>& ceiling) {
+    const auto wanted = units * balance.cost;
+    const auto given = ceiling ? std::min(wanted, at_least_zero(*ceiling - balance.balance)) : wanted;
+    balance.balance = (balance.balance + given).round(amount_decimals, Rounding::half_up);
+    units -= given == wanted ? units : divided(given, balance.cost);
+}
+
+// Usage: every balance down to 0 in order, then those that allow overage down to their floor.
+Decimal deduct(std::vector<Balance>& balances, Decimal units, OverageBehavior behavior) {
+    for (auto& balance : balances) {
+        if (balance.unlimited) return {};
+        take(balance, units, Decimal());
+    }
+    for (auto& balance : balances) {
+        const bool overflows = behavior == OverageBehavior::overflow;
+        if (balance.overage_allowed || overflows) take(balance, units, overflows ? std::nullopt : balance.least);
+    }
+    return units;
+}
+
+// A refund: negative balances up to 0, then every balance up to where it started; the rest only where overage is allowed.
+Decimal refund(std::vector<Balance>& balances, Decimal units) {
+    for (auto& balance : balances) give(balance, units, Decimal());
+    for (auto& balance : balances) give(balance, units, balance.starting);
+    for (auto& balance : balances) {
+        if (balance.overage_allowed) give(balance, units, {});
+    }
+    return units;
+}
+
+// What is left of `value` that no balance took; with reject nothing moves unless all of it fits.
+[[maybe_unused]] Decimal settle(std::vector<Balance>& balances, const Decimal& value, OverageBehavior behavior) {
+    auto changed = balances;
+    const auto left = value.is_negative() ? -refund(changed, -value) : deduct(changed, value, behavior);
+    if (behavior != OverageBehavior::reject || left.is_zero()) balances = std::move(changed);
+    return left;
+}
+
+struct Standing {
+    Decimal remaining, overage;
+    bool unlimited = false, overage_allowed = false;
+    std::optional<Decimal> max_purchase = {};  // overage at most; unbounded when absent
+};
+
+// Whether `required` more units may be used; first rule that applies (5.2).
+bool allowed(const Standing& standing, const Decimal& required) {
+    if (standing.unlimited || required.is_negative()) return true;
+    if (!standing.overage_allowed) return standing.remaining >= required;
+    if (!standing.max_purchase) return true;
+    return at_least_zero(*standing.max_purchase - standing.overage) + standing.remaining >= required;
+}
+
+// --- money ---
+
+Currency minor_currency(std::string code) {
+    static constexpr std::array<std::string_view, 16> whole{"bif", "clp", "djf", "gnf", "jpy", "kmf", "krw", "mga",
+                                                            "pyg", "rwf", "ugx", "vnd", "vuv", "xaf", "xof", "xpf"};
+    static constexpr std::array<std::string_view, 5> thousandths{"bhd", "jod", "kwd", "omr", "tnd"};
+    std::transform(code.begin(), code.end(), code.begin(), [](unsigned char c) { return static_cast<char>(std::tolower(c)); });
+    const auto is_in = [&](const auto& list) { return std::find(list.begin(), list.end(), code) != list.end(); };
+    if (is_in(whole)) return {0, 1};
+    return is_in(thousandths) ? Currency{3, 1000} : Currency();
+}
+
+// Smallest units as Stripe takes them: three-decimal currencies are rounded to ten (7.10).
+Decimal minor_units(const Decimal& amount, const std::string& code) {
+    const auto currency = minor_currency(code);
+    if (currency.subunits == 1) return amount.round(0, Rounding::half_up);
+    return (amount * 100).round(0, Rounding::half_up) * (currency.subunits == 1000 ? 10 : 1);
+}
+
+}  // namespace autumn
+
+// --- metered items: what the books of FlexPrice, Polar and Autumn are made of ------------------
+
+// Units of one metric, counted over a customer's period and priced as a whole. The functions say how the vendor does each step.
+struct MeteredItem {
+    std::string charge = {}, currency_code = {};
+    Currency currency = {};
+    Metric metric = {};
+    // The quantities that are priced: one, or one for each bucket.
+    std::function<std::vector<Decimal>(const AggregateQuery&, UsageSource&)> count = {};
+    // What the event adds, nothing when the item does not measure it.
+    std::function<std::optional<Decimal>(const Event&, const AggregateQuery&, UsageSource&)> step = {};
+    std::function<Priced(const std::vector<Decimal>&)> price = {};
+    std::function<Decimal(const Decimal&, Currency)> cents = to_cents;
+    // Whether that many more units may be used after so many.
+    std::function<Check(const Decimal& used, const Decimal& required)> check = {};
+};
+
+struct MeteredBook final : Book::Impl {
+    std::vector<MeteredItem> items;
+
+    bool serves(const std::string&, const std::string& customer) const override { return !customer.empty(); }
+    Fees usage(const UsageQuery& query, Timestamp now, UsageSource& usage) const override;
+    Fees estimate_fees(const Event& event, Timestamp now, UsageSource& usage) const override;
+    Check check(const Event& event, Timestamp now, UsageSource& usage) const override;
+};
+
+Decimal total(const std::vector<Decimal>& quantities) {
+    Decimal sum;
+    for (const auto& quantity : quantities) sum += quantity;
+    return sum;
+}
+
+Fee item_fee(const MeteredItem& item, const AggregateQuery& query, const Decimal& units, Priced priced) {
+    Fee fee;
+    fee.charge = item.charge;
+    fee.metric = item.metric.code;
+    fee.customer = query.customer;
+    fee.subscription = query.subscription;
+    fee.currency = item.currency_code;
+    fee.units = units;
+    fee.amount = priced.amount;
+    fee.amount_cents = item.cents(priced.amount, item.currency);
+    fee.unit_amount = quotient(priced.amount, units);
+    fee.period = query.period;
+    fee.lines = std::move(priced.lines);
+    return fee;
+}
+
+Fees sum_up(std::vector<Fee> list, const MeteredItem& item) {
+    Fees fees{.fees = std::move(list), .currency = item.currency_code, .subunits = item.currency.subunits, .amount_cents = {}};
+    for (const auto& fee : fees.fees) fees.amount_cents += fee.amount_cents;
+    return fees;
+}
+
+AggregateQuery customer_query(const std::string& customer, const std::string& subscription, const Period& period) {
+    if (customer.empty()) throw Error(ErrorCode::bad_value, "customer", "is required");
+    AggregateQuery query;
+    query.customer = customer;
+    query.subscription = subscription;
+    query.period = period;
+    return query;
+}
+
+Fees MeteredBook::usage(const UsageQuery& asked, Timestamp now, UsageSource& usage_source) const {
+    const auto query = customer_query(asked.customer, asked.subscription, asked.period.value_or(this_month(now)));
+    std::vector<Fee> list;
+    for (const auto& item : items) {
+        const auto quantities = item.count(query, usage_source);
+        list.push_back(item_fee(item, query, total(quantities), item.price(quantities)));
+    }
+    return sum_up(std::move(list), items.front());
+}
+
+// What the event adds to the bill of the calendar month, up to now.
+Fees MeteredBook::estimate_fees(const Event& event, Timestamp now, UsageSource& usage_source) const {
+    const auto query = customer_query(event.customer, event.subscription, {this_month(now).from, now + std::chrono::microseconds(1)});
+    std::vector<Fee> list;
+    for (const auto& item : items) {
+        const auto step = item.step(event, query, usage_source);
+        if (!step) continue;
+        auto quantities = item.count(query, usage_source);
+        const auto before = item.price(quantities);
+        if (quantities.empty()) quantities.emplace_back();
+        quantities.back() += *step;
+        list.push_back(item_fee(item, query, *step, difference(item.price(quantities), before)));
+        list.back().events = 1;
+    }
+    if (list.empty()) throw Error(ErrorCode::not_found, "name", "no price measures events named " + event.name);
+    return sum_up(std::move(list), items.front());
+}
+
+// The event's units against what is left: of the first item that allows them, else of the first that measures them (5.3).
+Check MeteredBook::check(const Event& event, Timestamp now, UsageSource& usage_source) const {
+    const auto query = customer_query(event.customer, event.subscription, {this_month(now).from, now + std::chrono::microseconds(1)});
+    std::optional<Check> first;
+    for (const auto& item : items) {
+        const auto step = item.check ? item.step(event, query, usage_source) : std::nullopt;
+        if (!step) continue;
+        const auto answer = item.check(total(item.count(query, usage_source)), *step);
+        if (answer.allowed) return answer;
+        if (!first) first = answer;
+    }
+    return first.value_or(Check());
+}
+
+void check_items(const MeteredBook& book, const Node& root) {
+    if (book.items.empty()) root.refuse("has no price by usage");
+    for (const auto& item : book.items) {
+        if (item.currency_code != book.items.front().currency_code) root.refuse("has prices in several currencies");
+    }
+}
+
+std::string number_text(const Event& event, const std::string& property) { return property_text(event.properties, property).value_or(""); }
+
+// --- FlexPrice: the book of prices and meters ---
+
+namespace flexprice {
+
+struct Meter {
+    std::string id, event, field;
+    Metric metric;
+    Decimal multiplier = 1;
+    std::vector<std::pair<std::string, std::vector<std::string>>> filters;
+};
+
+constexpr std::array<std::pair<std::string_view, Aggregation>, 4> aggregations{{{"COUNT", Aggregation::count},
+                                                                                {"SUM", Aggregation::sum},
+                                                                                {"SUM_WITH_MULTIPLIER", Aggregation::sum},
+                                                                                {"COUNT_UNIQUE", Aggregation::unique_count}}};
+
+Meter read_meter(const Node& at) {
+    Meter meter{at.required_text("id"), at.required_text("event_name"), {}, {}, 1, {}};
+    const auto aggregation = at.object("aggregation");
+    meter.metric = {
+        .code = "flexprice:" + meter.id, .event = meter.event, .aggregation = aggregation.choice("type", aggregations), .property = {}, .filter = {}};
+    if (meter.metric.aggregation != Aggregation::count) {
+        meter.field = aggregation.required_text("field");
+        meter.metric.property = property_field(meter.field);
+    }
+    if (!aggregation.text("bucket_size").empty())
+        throw Error(ErrorCode::unsupported, aggregation.path("bucket_size"), "bucketed meters are not measured here");
+    if (aggregation.text("type") == "SUM_WITH_MULTIPLIER") meter.multiplier = aggregation.decimal("multiplier").value_or(Decimal(1));
+    if (meter.multiplier <= 0) throw Error(ErrorCode::bad_value, aggregation.path("multiplier"), "must be above 0");
+    for (const auto& filter : at.list("filters")) {
+        const auto key = filter.required_text("key");
+        const auto values = filter.value().value("values", std::vector<std::string>());
+        if (values.empty()) throw Error(ErrorCode::bad_value, filter.path("values"), "must not be empty");
+        meter.filters.emplace_back(key, values);
+        meter.metric.filter.parts.push_back(Filter::where(property_field(key), Operator::in, json(values)));
+    }
+    return meter;
+}
+
+bool measures(const Meter& meter, const Event& event) {
+    return event.name == meter.event && std::all_of(meter.filters.begin(), meter.filters.end(), [&](const auto& filter) {
+               const auto value = property_text(event.properties, filter.first);
+               return value && std::find(filter.second.begin(), filter.second.end(), *value) != filter.second.end();
+           });
+}
+
+// A negative total counts as none (5.10); events without the property are one more distinct value (5.7).
+Decimal counted(const Meter& meter, const AggregateQuery& query, UsageSource& usage) {
+    auto units = usage.measure(meter.metric, query).front().value;
+    if (meter.metric.aggregation == Aggregation::unique_count) {
+        auto absent = meter.metric;
+        absent.aggregation = Aggregation::count;
+        absent.property.clear();
+        absent.filter.parts.push_back(Filter::where(property_field(meter.field), Operator::exists, false));
+        if (usage.measure(absent, query).front().value > 0) units += 1;
+    }
+    return at_least_zero(units * meter.multiplier);
+}
+
+std::optional<Decimal> step_of(const Meter& meter, const Event& event, AggregateQuery query, UsageSource& usage) {
+    if (!measures(meter, event)) return {};
+    if (meter.metric.aggregation == Aggregation::count) return Decimal(1);
+    if (meter.metric.aggregation == Aggregation::sum) return Decimal::parse(number_text(event, meter.field)).value_or(Decimal()) * meter.multiplier;
+    query.filter = Filter::all({query.filter, Filter::equals(property_field(meter.field), number_text(event, meter.field))});
+    return usage.measure(meter.metric, query).front().value > 0 ? Decimal() : Decimal(1);
+}
+
+// What is left after the entitlement, priced, under the item's own commitment.
+Priced charge(const Price& price, const Entitlement& entitlement, const std::optional<Commitment>& commitment, const Decimal& units) {
+    const auto billable = entitlement.billable(units);
+    auto priced = price_units(price, billable);
+    if (billable != units) priced.lines.insert(priced.lines.begin(), free_line(units - billable));
+    if (!commitment) return priced;
+    const auto committed = commit(*commitment, priced.amount);
+    raise_to(priced, committed.charge);
+    lower_to(priced, committed.charge);
+    return priced;
+}
+
+MeteredItem read_usage_price(const Node& at, const std::vector<Meter>& meters) {
+    const auto id = at.required_text("meter_id");
+    const auto found = std::find_if(meters.begin(), meters.end(), [&](const Meter& meter) { return meter.id == id; });
+    if (found == meters.end()) throw Error(ErrorCode::bad_value, at.path("meter_id"), "no such meter: " + id);
+    const auto meter = *found;
+    const auto price = read_price(at);
+    const auto entitlement = at.find("entitlement") ? read_entitlement(at.object("entitlement")) : Entitlement();
+    if (entitlement.daily) throw Error(ErrorCode::unsupported, at.path("entitlement"), "daily limits are not measured here");
+    std::optional<Commitment> commitment;
+    if (at.find("commitment")) commitment = read_commitment(at.object("commitment"), price);
+    MeteredItem item{.charge = at.text("display_name", at.text("id", id)),
+                     .currency_code = price.currency_code,
+                     .currency = price.currency,
+                     .metric = meter.metric};
+    item.count = [meter](const AggregateQuery& query, UsageSource& usage) { return std::vector<Decimal>{counted(meter, query, usage)}; };
+    item.step = [meter](const Event& event, const AggregateQuery& query, UsageSource& usage) { return step_of(meter, event, query, usage); };
+    item.price = [price, entitlement, commitment](const std::vector<Decimal>& units) { return charge(price, entitlement, commitment, total(units)); };
+    return item;
+}
+
+std::shared_ptr<const Book::Impl> load(const json& catalogue) {
+    const Node root(catalogue);
+    auto book = std::make_shared<MeteredBook>();
+    book->vendor = "flexprice";
+    book->code = root.text("id", root.text("code", "flexprice"));
+    book->source = catalogue;
+    std::vector<Meter> meters;
+    for (const auto& meter : root.list("meters")) meters.push_back(read_meter(meter));
+    for (const auto& price : root.list("prices")) {
+        if (price.text("type", "USAGE") != "USAGE") continue;
+        book->items.push_back(read_usage_price(price, meters));
+        book->metrics.push_back(book->items.back().metric);
+    }
+    check_items(*book, root);
+    return book;
+}
+
+}  // namespace flexprice
+
+// --- Polar: the book of a product and its meters ---
+
+namespace polar {
+
+// Clauses in Polar's words; all but their negations need the property (6.2).
+Filter read_clause(const Node& at) {
+    static constexpr std::array<std::pair<std::string_view, Operator>, 8> operators{{{"eq", Operator::eq},
+                                                                                     {"ne", Operator::ne},
+                                                                                     {"gt", Operator::gt},
+                                                                                     {"gte", Operator::gte},
+                                                                                     {"lt", Operator::lt},
+                                                                                     {"lte", Operator::lte},
+                                                                                     {"like", Operator::contains},
+                                                                                     {"not_like", Operator::not_contains}}};
+    auto property = at.required_text("property");
+    const auto op = at.choice("operator", operators);
+    const auto value = at.find("value");
+    if (!value || value->value().is_structured())
+        throw Error(ErrorCode::bad_value, at.path("value"), "must be text, a whole number or true or false");
+    if (property.rfind("metadata.", 0) == 0) property = property.substr(std::string_view("metadata.").size());
+    const bool built_in = property == "name" || property == "source" || property == "timestamp";
+    const auto field = built_in ? property : property_field(property);
+    auto clause = Filter::where(field, op, value->value());
+    if (op != Operator::ne && op != Operator::not_contains) return clause;
+    return Filter::all({Filter::where(field, Operator::exists, true), std::move(clause)});
+}
+
+Filter read_filter(const Node& at) {
+    static constexpr std::array<std::pair<std::string_view, bool>, 2> conjunctions{{{"and", true}, {"or", false}}};
+    const bool all = at.choice("conjunction", conjunctions, "and");
+    std::vector<Filter> parts;
+    for (const auto& clause : at.list("clauses")) parts.push_back(clause.find("clauses") ? read_filter(clause) : read_clause(clause));
+    return all || parts.empty() ? Filter::all(std::move(parts)) : Filter::any(std::move(parts));
+}
+
+struct Meter {
+    std::string id;
+    Function function = Function::count;
+    Metric metric;
+};
+
+// A meter is told by its filter; the clause on the name says which events the metric reads.
+std::string event_name(const Filter& filter) {
+    if (filter.kind == Filter::Kind::clause)
+        return filter.field == "name" && filter.op == Operator::eq && filter.value.is_string() ? filter.value.get<std::string>() : "";
+    if (filter.kind == Filter::Kind::any && filter.parts.size() != 1) return "";
+    for (const auto& part : filter.parts) {
+        if (auto name = event_name(part); !name.empty()) return name;
+    }
+    return "";
+}
+
+Meter read_meter(const Node& at) {
+    Meter meter{at.required_text("id"), {}, {}};
+    const auto aggregation = at.object("aggregation");
+    meter.function = aggregation.choice("func", functions);
+    auto filter = at.find("filter") ? read_filter(at.object("filter")) : Filter();
+    const auto name = event_name(filter);
+    if (name.empty()) throw Error(ErrorCode::unsupported, at.path("filter"), "must have a clause name eq \"...\"");
+    meter.metric = {.code = "polar:" + meter.id, .event = name, .aggregation = Aggregation::count, .property = {}, .filter = std::move(filter)};
+    if (meter.function == Function::count) return meter;
+    if (!is_summable(meter.function) && meter.function != Function::unique) {
+        throw Error(ErrorCode::unsupported, aggregation.path("func"), aggregation.text("func") + " is not measured here");
+    }
+    meter.metric.aggregation = meter.function == Function::sum ? Aggregation::sum : Aggregation::unique_count;
+    meter.metric.property = property_field(aggregation.required_text("property"));
+    return meter;
+}
+
+// Credits that the product's benefits grant of a meter in each cycle.
+std::int64_t granted_units(const Node& product, const std::string& meter) {
+    std::int64_t units = 0;
+    for (const auto& benefit : product.list("benefits")) {
+        if (benefit.text("type") != "meter_credit") continue;
+        const auto properties = benefit.object("properties");
+        if (properties.text("meter_id") == meter) units += properties.decimal("units").value_or(Decimal()).to_int64().value_or(0);
+    }
+    return units;
+}
+
+// Currency units, as fees have them, from Polar's cents.
+Priced in_units(Priced priced, Currency currency) {
+    Priced scaled;
+    for (auto& line : priced.lines) {
+        line.rate = quotient(line.rate, currency.subunits);
+        line.amount = quotient(line.amount, currency.subunits);
+        scaled.add(std::move(line));
+    }
+    return scaled;
+}
+
+std::optional<Decimal> step_of(const Meter& meter, const Event& event, AggregateQuery query, UsageSource& usage) {
+    if (event.name != meter.metric.event) return {};
+    if (meter.function == Function::count) return Decimal(1);
+    const auto text = number_text(event, meter.metric.property.substr(property_field("").size()));
+    if (meter.function == Function::sum) return Decimal::parse(text);
+    query.filter = Filter::all({query.filter, Filter::equals(meter.metric.property, text)});
+    return usage.measure(meter.metric, query).front().value > 0 ? Decimal() : Decimal(1);
+}
+
+MeteredItem read_item(const Node& at, const Node& product, const std::vector<Meter>& meters) {
+    const auto id = at.required_text("meter_id");
+    const auto found = std::find_if(meters.begin(), meters.end(), [&](const Meter& meter) { return meter.id == id; });
+    if (found == meters.end()) throw Error(ErrorCode::bad_value, at.path("meter_id"), "no such meter: " + id);
+    const auto meter = *found;
+    const auto price = read_metered(at);
+    const auto credited = granted_units(product, id);
+    const Currency currency = currency_of(price.currency);
+    MeteredItem item{.charge = at.text("id", id), .currency_code = price.currency, .currency = currency, .metric = meter.metric};
+    item.count = [meter](const AggregateQuery& query, UsageSource& usage) {
+        return std::vector<Decimal>{usage.measure(meter.metric, query).front().value};
+    };
+    item.step = [meter](const Event& event, const AggregateQuery& query, UsageSource& usage) { return step_of(meter, event, query, usage); };
+    item.price = [price, credited, currency](const std::vector<Decimal>& units) {
+        return in_units(price_units(price, total(units).to_double(), credited), currency);
+    };
+    return item;
+}
+
+std::shared_ptr<const Book::Impl> load(const json& catalogue) {
+    const Node root(catalogue);
+    const auto product = root.object("product");
+    auto book = std::make_shared<MeteredBook>();
+    book->vendor = "polar";
+    book->code = product.text("id", product.text("name", "polar"));
+    book->source = catalogue;
+    std::vector<Meter> meters;
+    for (const auto& meter : root.list("meters")) meters.push_back(read_meter(meter));
+    for (const auto& price : product.list("prices")) {
+        if (price.text("amount_type", "metered_unit") != "metered_unit") continue;
+        book->items.push_back(read_item(price, product, meters));
+        book->metrics.push_back(book->items.back().metric);
+    }
+    check_items(*book, product);
+    return book;
+}
+
+}  // namespace polar
+
+// --- Autumn: the book of a plan, its features and credit systems ---
+
+namespace autumn {
+
+// An event counts its value, 1 when it has none.
+Metric feature_metric(const std::string& feature) {
+    return {.code = "autumn:" + feature, .event = feature, .aggregation = Aggregation::sum, .property = "value", .filter = {}};
+}
+
+Decimal feature_units(const std::string& feature, const AggregateQuery& query, UsageSource& usage) {
+    const auto valued = feature_metric(feature);
+    auto plain = valued;
+    plain.aggregation = Aggregation::count;
+    plain.property.clear();
+    plain.filter = Filter::where("value", Operator::exists, false);
+    return usage.measure(valued, query).front().value + usage.measure(plain, query).front().value;
+}
+
+// The features that use up an item, each with what one of its units costs.
+using Members = std::vector<std::pair<std::string, Decimal>>;
+
+Members members_of(const Node& root, const std::string& feature) {
+    Members members{{feature, 1}};
+    for (const auto& each : root.list("features")) {
+        if (each.text("id") != feature) continue;
+        for (const auto& [member, cost] : read_credit_system(each, "id").costs) members.emplace_back(member, cost);
+    }
+    return members;
+}
+
+// Rules of plan items (7.1).
+void check_item(const Node& at, const Node& price, const Item& item) {
+    const auto refuse = [](const std::string& path, const char* reason) { throw Error(ErrorCode::bad_value, path, reason); };
+    if (price.find("amount").has_value() == !price.list("tiers").empty()) refuse(price.path("amount"), "exactly one of amount and tiers is required");
+    if (!item.prepaid && !item.usage_based) refuse(price.path("billing_method"), "must be prepaid or usage_based");
+    if (item.volume && !item.prepaid) refuse(price.path("tier_behavior"), "volume is for prepaid items only");
+    if (item.included.is_negative()) refuse(at.path("included"), "must not be negative");
+    for (std::size_t i = 0; i < item.tiers.size(); ++i) {
+        const auto path = price.path("tiers") + "[" + std::to_string(i) + "]";
+        const auto& tier = item.tiers[i];
+        if (tier.rate.is_negative() || tier.flat.is_negative()) refuse(path + ".amount", "must not be negative");
+        if (!tier.flat.is_zero() && (!item.volume || item.tiers.size() < 2)) refuse(path + ".flat_amount", "is for volume with several tiers only");
+        if (tier.up_to && *tier.up_to <= tier.above) refuse(path + ".to", i == 0 ? "must be above included" : "must be above the tier before");
+        if (!tier.up_to != (i + 1 == item.tiers.size())) refuse(path + ".to", "only the last tier is open, with \"inf\"");
+    }
+}
+
+Item read_plan_item(const Node& at, const std::string& currency) {
+    if (!at.find("price")) return {.included = at.decimal("included").value_or(Decimal())};
+    const auto price = at.object("price");
+    auto merged = price.value();
+    merged["included"] = at.value().value("included", json(0));
+    auto item = autumn::read_item(Node(merged, price.path()), true, currency);
+    check_item(at, price, item);
+    return item;
+}
+
+MeteredItem read_metered_item(const Node& root, const Node& at, const std::string& currency) {
+    const auto feature = at.required_text("feature_id");
+    const auto members = members_of(root, feature);
+    const auto item = read_plan_item(at, currency);
+    const auto quantity = at.decimal("quantity").value_or(item.included);
+    MeteredItem result{.charge = feature, .currency_code = currency, .currency = minor_currency(currency), .metric = feature_metric(feature)};
+    result.count = [members](const AggregateQuery& query, UsageSource& usage) {
+        Decimal units;
+        for (const auto& [member, cost] : members) units += feature_units(member, query, usage) * cost;
+        return std::vector<Decimal>{units};
+    };
+    result.step = [members](const Event& event, const AggregateQuery&, UsageSource&) -> std::optional<Decimal> {
+        for (const auto& [member, cost] : members) {
+            if (member == event.name) return event.value.value_or(Decimal(1)) * cost;
+        }
+        return {};
+    };
+    const bool unlimited = at.flag("unlimited");
+    const auto most = at.find("price") ? at.object("price").decimal("max_purchase") : std::nullopt;
+    const auto granted = item.prepaid ? starting_balance(item, prepaid_packs(item, quantity), 1) : item.included;
+    result.check = [granted, unlimited, most, overage = item.usage_based](const Decimal& used, const Decimal& required) {
+        const Standing standing{at_least_zero(granted - used), at_least_zero(used - granted), unlimited, overage, most};
+        return Check{allowed(standing, required), standing.remaining, standing.overage};
+    };
+    result.price = [item, quantity](const std::vector<Decimal>& units) {
+        if (item.tiers.empty()) return Priced();
+        return item.prepaid ? price_prepaid(item, quantity) : price_overage(item, units);
+    };
+    result.cents = [currency](const Decimal& amount, Currency) { return minor_units(amount, currency); };
+    return result;
+}
+
+std::shared_ptr<const Book::Impl> load(const json& catalogue) {
+    const Node root(catalogue);
+    const auto plan = root.object("plan");
+    auto book = std::make_shared<MeteredBook>();
+    book->vendor = "autumn";
+    book->code = plan.required_text("id");
+    book->source = catalogue;
+    const auto currency = root.text("currency", "usd");
+    for (const auto& item : plan.list("items")) {
+        book->items.push_back(read_metered_item(root, item, currency));
+        book->metrics.push_back(book->items.back().metric);
+    }
+    check_items(*book, plan);
+    return book;
+}
+
+}  // namespace autumn
+
+constexpr std::array<std::pair<std::string_view, std::shared_ptr<const Book::Impl> (*)(const json&)>, 4> book_vendors{
+    {{"lago", lago::load}, {"flexprice", flexprice::load}, {"polar", polar::load}, {"autumn", autumn::load}}};
+
 }  // namespace
 
 Book Book::lago(const json& catalogue) { return Book(meter::lago::load(catalogue)); }
+Book Book::flexprice(const json& catalogue) { return Book(meter::flexprice::load(catalogue)); }
+Book Book::polar(const json& catalogue) { return Book(meter::polar::load(catalogue)); }
+Book Book::autumn(const json& catalogue) { return Book(meter::autumn::load(catalogue)); }
+
+Book Book::of(std::string_view vendor, const json& catalogue) {
+    for (const auto& [name, load] : book_vendors) {
+        if (name == vendor) return Book(load(catalogue));
+    }
+    throw Error(ErrorCode::unsupported, "vendor", "no books of \"" + std::string(vendor) + "\"");
+}
 
 const std::string& Book::vendor() const noexcept { return impl_->vendor; }
 const std::string& Book::code() const noexcept { return impl_->code; }
@@ -6366,11 +8495,11 @@ enum class Form {
 };
 
 struct WireField {
-    std::string_view key;  ///< "customer.email" is the member email of the object customer; such fields stand together
+    std::string_view key;  // "customer.email" is the member email of the object customer; such fields stand together
     From from;
     Form form = Form::text;
     bool required = false;           ///< the vendor takes no event without it
-    std::string_view fallback = {};  ///< sent where the event has nothing
+    std::string_view fallback = {};  // sent where the event has nothing
     bool always = false;             ///< sent even when it is empty
     std::string_view rival = {};     ///< a key of the event's extension that takes its place
     std::string_view other = {};     ///< a key of the event's extension that serves where this one is required
@@ -6451,9 +8580,9 @@ enum class Meaning {
 
 struct StatusRule {
     int from, to;
-    std::string_view code;  ///< only when the body says so: its "code", or any part of a body that is not JSON
+    std::string_view code;  // only when the body says so: its "code", or any part of a body that is not JSON
     Meaning meaning;
-    bool unknown = false;  ///< the events may have been stored all the same
+    bool unknown = false;  // the events may have been stored all the same
 };
 
 constexpr std::array lago_rules{
@@ -6515,173 +8644,128 @@ constexpr std::chrono::hours for_ever = std::chrono::hours::max();
 
 struct Vendor {
     std::string_view name;
-    std::string_view base_url, prefix, path;
-    std::string_view key_header, key_scheme;
-    std::string_view version_header, version;
-    std::string_view content_type;
-    std::string_view open, close;  ///< around the events, which a comma separates
-    std::int64_t batch_events;
-    std::size_t batch_bytes;
+    std::string_view base_url = {}, prefix = {}, path;
+    std::string_view key_header = "Authorization", key_scheme = "Bearer ";
+    bool key_required = true;
+    std::string_view version_header = {}, version = {};
+    std::string_view content_type = "application/json";
+    std::string_view open = {}, close = {};  ///< around the events, which a comma separates
     std::span<const WireField> fields;
+    std::int64_t batch_events = 1;
+    std::size_t batch_bytes = 4 * 1024 * 1024;
     std::span<const StatusRule> rules;
-    std::string_view proof;  ///< what the body of a success holds; an empty text: no body is needed
-    IndexStyle index;
-    std::string_view early;            ///< what a refusal of an event in the future says; empty: the vendor takes them
-    std::chrono::hours resend_window;  ///< how long a copy is recognised
-    bool key_required;
-    bool notices_only;
+    std::string_view proof = {};  ///< what the body of a success holds, and of which type; empty: no body is needed
+    json::value_t proof_type = json::value_t::null;
+    IndexStyle index = IndexStyle::none;
+    std::string_view early = {};                  ///< what a refusal of an event in the future says; empty: the vendor takes them
+    std::chrono::hours resend_window = for_ever;  ///< how long a copy is recognised
+    bool notices_only = false;
 };
 
-// Sources: the dossiers' sections on ingest, errors and retries, and ingest-rules. Bytes are ours where the vendor states none.
-constexpr std::size_t mebibyte = 1024 * 1024;
+// Sources: the dossiers' sections on ingest, errors and retries, and ingest-rules. Where a vendor states no limit in bytes it is ours.
 constexpr std::array vendors{
-    Vendor{"lago",
-           "https://api.getlago.com",
-           "/api/v1",
-           "/events/batch",
-           "Authorization",
-           "Bearer ",
-           "",
-           "",
-           "application/json",
-           R"({"events":[)",
-           "]}",
-           100,
-           4 * mebibyte,
-           lago_fields,
-           lago_rules,
-           "events",
-           IndexStyle::error_details,
-           "",
-           for_ever,
-           true,
-           false},
-    Vendor{"flexprice",
-           "https://us.api.flexprice.io",
-           "/v1",
-           "/events/bulk",
-           "x-api-key",
-           "",
-           "",
-           "",
-           "application/json",
-           R"({"events":[)",
-           "]}",
-           1000,
-           32 * mebibyte,
-           flexprice_fields,
-           flexprice_rules,
-           "message",
-           IndexStyle::none,
-           "",
-           for_ever,
-           true,
-           false},
-    Vendor{"polar",
-           "https://api.polar.sh",
-           "/v1",
-           "/events/ingest",
-           "Authorization",
-           "Bearer ",
-           "Polar-Version",
-           "2026-04",
-           "application/json",
-           R"({"events":[)",
-           "]}",
-           500,
-           10 * mebibyte,
-           polar_fields,
-           polar_rules,
-           "inserted",
-           IndexStyle::loc,
-           "must be in the past",
-           for_ever,
-           true,
-           false},
-    Vendor{"autumn",
-           "https://api.useautumn.com",
-           "/v1",
-           "/balances.batch_track",
-           "Authorization",
-           "Bearer ",
-           "x-api-version",
-           "2.1",
-           "application/json",
-           "[",
-           "]",
-           1000,
-           4 * mebibyte,
-           autumn_fields,
-           autumn_rules,
-           "success",
-           IndexStyle::prefix,
-           "cannot be in the future",
-           std::chrono::hours(24),
-           true,
-           false},
-    Vendor{"zyg",
-           "",
-           "",
-           "/events",
-           "Authorization",
-           "Bearer ",
-           "",
-           "",
-           "application/json",
-           "",
-           "",
-           1,
-           mebibyte,
-           zyg_fields,
-           zyg_rules,
-           "eventId",
-           IndexStyle::none,
-           "",
-           std::chrono::hours(0),
-           false,
-           true},
-    Vendor{"zyg workspace",
-           "",
-           "",
-           "/customers/events/",
-           "Authorization",
-           "Bearer ",
-           "",
-           "",
-           "application/json",
-           "",
-           "",
-           1,
-           mebibyte,
-           zyg_workspace_fields,
-           zyg_workspace_rules,
-           "eventId",
-           IndexStyle::none,
-           "",
-           std::chrono::hours(0),
-           false,
-           true},
-    Vendor{"openmeter",
-           "https://openmeter.cloud",
-           "/api/v1",
-           "/events",
-           "Authorization",
-           "Bearer ",
-           "",
-           "",
-           "application/cloudevents-batch+json",
-           "[",
-           "]",
-           100,
-           4 * mebibyte,
-           openmeter_fields,
-           openmeter_rules,
-           "",
-           IndexStyle::none,
-           "",
-           std::chrono::hours(32 * 24),
-           false,
-           false},
+    Vendor{
+        .name = "lago",
+        .base_url = "https://api.getlago.com",
+        .prefix = "/api/v1",
+        .path = "/events/batch",
+        .open = R"({"events":[)",
+        .close = "]}",
+        .fields = lago_fields,
+        .batch_events = 100,
+        .rules = lago_rules,
+        .proof = "events",
+        .proof_type = json::value_t::array,
+        .index = IndexStyle::error_details,
+    },
+    Vendor{
+        .name = "flexprice",
+        .base_url = "https://us.api.flexprice.io",
+        .prefix = "/v1",
+        .path = "/events/bulk",
+        .key_header = "x-api-key",
+        .key_scheme = "",
+        .open = R"({"events":[)",
+        .close = "]}",
+        .fields = flexprice_fields,
+        .batch_events = 1000,
+        .batch_bytes = 32 * 1024 * 1024,
+        .rules = flexprice_rules,
+        .proof = "message",
+        .proof_type = json::value_t::string,
+    },
+    Vendor{
+        .name = "polar",
+        .base_url = "https://api.polar.sh",
+        .prefix = "/v1",
+        .path = "/events/ingest",
+        .version_header = "Polar-Version",
+        .version = "2026-04",
+        .open = R"({"events":[)",
+        .close = "]}",
+        .fields = polar_fields,
+        .batch_events = 500,
+        .batch_bytes = 10 * 1024 * 1024,
+        .rules = polar_rules,
+        .proof = "inserted",
+        .proof_type = json::value_t::number_unsigned,
+        .index = IndexStyle::loc,
+        .early = "must be in the past",
+    },
+    Vendor{
+        .name = "autumn",
+        .base_url = "https://api.useautumn.com",
+        .prefix = "/v1",
+        .path = "/balances.batch_track",
+        .version_header = "x-api-version",
+        .version = "2.1",
+        .open = "[",
+        .close = "]",
+        .fields = autumn_fields,
+        .batch_events = 1000,
+        .rules = autumn_rules,
+        .proof = "success",
+        .proof_type = json::value_t::boolean,
+        .index = IndexStyle::prefix,
+        .early = "cannot be in the future",
+        .resend_window = std::chrono::hours(24),
+    },
+    Vendor{
+        .name = "zyg",
+        .path = "/events",
+        .key_required = false,
+        .fields = zyg_fields,
+        .rules = zyg_rules,
+        .proof = "eventId",
+        .proof_type = json::value_t::string,
+        .resend_window = std::chrono::hours(0),
+        .notices_only = true,
+    },
+    Vendor{
+        .name = "zyg workspace",
+        .path = "/customers/events/",
+        .key_required = false,
+        .fields = zyg_workspace_fields,
+        .rules = zyg_workspace_rules,
+        .proof = "eventId",
+        .proof_type = json::value_t::string,
+        .resend_window = std::chrono::hours(0),
+        .notices_only = true,
+    },
+    Vendor{
+        .name = "openmeter",
+        .base_url = "https://openmeter.cloud",
+        .prefix = "/api/v1",
+        .path = "/events",
+        .key_required = false,
+        .content_type = "application/cloudevents-batch+json",
+        .open = "[",
+        .close = "]",
+        .fields = openmeter_fields,
+        .batch_events = 100,
+        .rules = openmeter_rules,
+        .resend_window = std::chrono::hours(32 * 24),
+    },
 };
 
 const Vendor& vendor_named(std::string_view name) {
@@ -6694,48 +8778,17 @@ const Vendor& vendor_of(const Upstream& upstream) {
     return vendor_named(upstream.options().workspace.empty() ? upstream.vendor() : upstream.vendor() + " workspace");
 }
 
-void append_quoted(std::string& out, std::string_view text) {
-    static constexpr char hex[] = "0123456789abcdef";
-    out += '"';
-    for (const char c : text) {
-        const auto byte = static_cast<unsigned char>(c);
-        if (c == '"' || c == '\\') {
-            out += '\\';
-            out += c;
-        } else if (byte >= 0x20) {
-            out += c;
-        } else {
-            out += "\\u00";
-            out += hex[byte >> 4];
-            out += hex[byte & 15];
-        }
-    }
-    out += '"';
-}
+std::string json_text(const json& value) { return value.dump(-1, ' ', false, json::error_handler_t::replace); }
 
-void append_json(std::string& out, const json& value) { out += value.dump(-1, ' ', false, json::error_handler_t::replace); }
-
-/// Whole numbers beyond 2^53 as text, at any depth.
+// Whole numbers beyond 2^53 as text, at any depth.
 json without_large_integers(const json& value) {
     constexpr std::int64_t largest = std::int64_t{1} << 53;
     if (value.is_number_unsigned() && value.get<std::uint64_t>() > static_cast<std::uint64_t>(largest)) return value.dump();
-    if (value.is_number_integer() && !value.is_number_unsigned() && value.get<std::int64_t>() < -largest) return value.dump();
+    if (value.is_number_integer() && !value.is_number_unsigned() && std::abs(value.get<std::int64_t>()) > largest) return value.dump();
     if (!value.is_structured()) return value;
     json copy = value;
     for (json& part : copy) part = without_large_integers(part);
     return copy;
-}
-
-std::string_view severity_text(Severity severity) {
-    switch (severity) {
-        case Severity::info:
-            return "info";
-        case Severity::warning:
-            return "warning";
-        case Severity::critical:
-            return "critical";
-    }
-    return "info";
 }
 
 std::string timestamp_text(Timestamp t, Form form) {
@@ -6744,7 +8797,7 @@ std::string timestamp_text(Timestamp t, Form form) {
     return std::to_string(t.micros() / 1000);
 }
 
-/// The text of a field, before it is quoted; empty when the event has nothing there.
+// The text of a field, before it is quoted; empty when the event has nothing there.
 std::string plain_value(const WireField& field, const Event& event) {
     switch (field.from) {
         case From::id:
@@ -6766,7 +8819,7 @@ std::string plain_value(const WireField& field, const Event& event) {
         case From::notice_body:
             return event.notice ? event.notice->body : "";
         case From::severity:
-            return event.notice ? std::string(severity_text(event.notice->severity)) : "";
+            return event.notice ? std::string(severity_name(event.notice->severity)) : "";
         case From::notify:
             return event.notice && event.notice->notify ? "true" : "false";
         case From::properties:
@@ -6786,18 +8839,18 @@ const json& extension_of(const Vendor& vendor, const Event& event) {
     return found != event.extensions.end() && found->is_object() ? *found : nothing;
 }
 
-/// The JSON text of a field; empty when nothing is to be sent.
+// The JSON text of a field; empty when nothing is to be sent.
 std::string field_json(const WireField& field, const Event& event, const json& extension) {
     std::string out;
     if (!field.rival.empty() && extension.contains(std::string(field.rival))) return out;
     if (field.from == From::properties) {
-        append_json(out, field.form == Form::object_go ? without_large_integers(event.properties) : event.properties);
+        out += json_text(field.form == Form::object_go ? without_large_integers(event.properties) : event.properties);
         return out;
     }
     if (field.from == From::extension) {
         const auto found = extension.find(std::string(last_name(field.key)));
         if (found != extension.end()) {
-            append_json(out, *found);
+            out += json_text(*found);
             return out;
         }
     }
@@ -6806,12 +8859,12 @@ std::string field_json(const WireField& field, const Event& event, const json& e
     if (value.empty() && !field.always) return out;
     if (field.form == Form::text_component) {
         out += R"([{"componentText":{"text":)";
-        append_quoted(out, value);
+        append_json_text(out, value);
         out += "}}]";
         return out;
     }
     if (field.form == Form::unix_ms || field.form == Form::number || field.form == Form::boolean) return value;
-    append_quoted(out, value);
+    append_json_text(out, value);
     return out;
 }
 
@@ -6820,7 +8873,7 @@ bool field_named(const Vendor& vendor, std::string_view key) {
                        [&](const WireField& f) { return first_name(f.key) == key || (f.from == From::extension && last_name(f.key) == key); });
 }
 
-/// One event as the vendor's JSON. What the extension has beyond the vendor's fields goes in as it is; it never replaces one.
+// One event as the vendor's JSON. What the extension has beyond the vendor's fields goes in as it is; it never replaces one.
 std::string event_json(const Vendor& vendor, const Event& event) {
     const json& extension = extension_of(vendor, event);
     std::string out = "{", open_object;
@@ -6835,13 +8888,13 @@ std::string event_json(const Vendor& vendor, const Event& event) {
             if (!open_object.empty()) out += '}';
             if (!object.empty()) {
                 comma();
-                append_quoted(out, object);
+                append_json_text(out, object);
                 out += ":{";
             }
             open_object = object;
         }
         comma();
-        append_quoted(out, last_name(field.key));
+        append_json_text(out, last_name(field.key));
         out += ':';
         out += value;
     }
@@ -6849,15 +8902,15 @@ std::string event_json(const Vendor& vendor, const Event& event) {
     for (const auto& [key, value] : extension.items()) {
         if (field_named(vendor, key)) continue;
         comma();
-        append_quoted(out, key);
+        append_json_text(out, key);
         out += ':';
-        append_json(out, value);
+        out += json_text(value);
     }
     return out += '}';
 }
 
-/// Why the vendor's format cannot carry the event; empty when it can. Only what no answer would tell us (flexprice dossier 3.4, autumn
-/// dossier 4.5, zyg dossier 5.4): everything else is the vendor's to judge.
+// Why the vendor's format cannot carry the event; empty when it can. Only what no answer would tell us (flexprice dossier 3.4, autumn
+// dossier 4.5, zyg dossier 5.4): everything else is the vendor's to judge.
 std::string unsendable_reason(const Vendor& vendor, const Event& event) {
     const json& extension = extension_of(vendor, event);
     for (const WireField& field : vendor.fields) {
@@ -6887,7 +8940,7 @@ std::string percent_encoded(std::string_view text) {
     return out;
 }
 
-/// The vendor's address; the version prefix may stand in base_url already, as the vendors' own clients want it.
+// The vendor's address; the version prefix may stand in base_url already, as the vendors' own clients want it.
 std::string root_url(const Vendor& vendor, const UpstreamOptions& options) {
     std::string url = options.base_url.empty() ? std::string(vendor.base_url) : options.base_url;
     while (!url.empty() && url.back() == '/') url.pop_back();
@@ -6941,7 +8994,7 @@ void check_header_text(const std::string& text, const char* field) {
 
 struct Blame {
     std::size_t index = 0;
-    bool duplicate = false;  ///< was there already
+    bool duplicate = false;  // was there already
     bool early = false;      ///< in the future, by the vendor's clock
     std::string text = {};
 };
@@ -6954,10 +9007,10 @@ struct Answer {
     bool early = false;                  ///< of refused: for the vendor's clock
     std::string text = {};               ///< the vendor's words, or the transport's
     std::chrono::seconds wait{0};        ///< asked for by the vendor
-    std::optional<Timestamp> date = {};  ///< the vendor's clock
+    std::optional<Timestamp> date = {};  // the vendor's clock
 };
 
-/// Vendors' texts are kept short.
+// Vendors' texts are kept short.
 std::string shortened(std::string text, std::size_t limit = 1000) {
     if (text.size() <= limit) return text;
     while (limit > 0 && (static_cast<unsigned char>(text[limit]) & 0xC0) == 0x80) --limit;
@@ -6965,14 +9018,14 @@ std::string shortened(std::string text, std::size_t limit = 1000) {
     return text + "...";
 }
 
-/// JSON from outside, without what lies deeper than anyone needs; discarded when it is not JSON.
+// JSON from outside, without what lies deeper than anyone needs; discarded when it is not JSON.
 json parse_answer(const std::string& body) {
     constexpr int depth_limit = 24;
     return json::parse(
         body, [](int depth, json::parse_event_t, json&) { return depth <= depth_limit; }, false);
 }
 
-/// A body that is not JSON, fit to be shown.
+// A body that is not JSON, fit to be shown.
 std::string printable(std::string_view body) {
     std::string out;
     for (const char c : body.substr(0, 300)) {
@@ -6988,18 +9041,16 @@ std::string text_member(const json& object, const char* key) {
     return found != object.end() && found->is_string() ? found->get<std::string>() : "";
 }
 
-std::string dumped(const json& value) {
-    return value.is_string() ? value.get<std::string>() : value.dump(-1, ' ', false, json::error_handler_t::replace);
-}
+std::string words(const json& value) { return value.is_string() ? value.get<std::string>() : json_text(value); }
 
-/// The words of an error body: message, error.message, error, detail, error_details, in the shapes the dossiers list.
+// The words of an error body: message, error.message, error, detail, error_details, in the shapes the dossiers list.
 std::string error_text(const json& body, const std::string& raw) {
     if (!body.is_object()) return printable(raw);
     for (const char* key : {"error_details", "message", "detail"})
-        if (body.contains(key)) return shortened(dumped(body[key]));
-    if (!body.contains("error")) return shortened(dumped(body));
+        if (body.contains(key)) return shortened(words(body[key]));
+    if (!body.contains("error")) return shortened(words(body));
     const json& error = body["error"];
-    return shortened(error.is_object() && error.contains("message") ? dumped(error["message"]) : dumped(error));
+    return shortened(error.is_object() && error.contains("message") ? words(error["message"]) : words(error));
 }
 
 std::optional<std::int64_t> whole_number(std::string_view text) {
@@ -7009,7 +9060,7 @@ std::optional<std::int64_t> whole_number(std::string_view text) {
     return value;
 }
 
-/// "Sun, 06 Nov 1994 08:49:37 GMT" (RFC 9110, 5.6.7); the obsolete forms are not taken.
+// "Sun, 06 Nov 1994 08:49:37 GMT" (RFC 9110, 5.6.7); the obsolete forms are not taken.
 std::optional<Timestamp> http_date(std::string_view text) {
     static constexpr std::string_view months = "JanFebMarAprMayJunJulAugSepOctNovDec";
     if (text.size() != 29 || text.substr(3, 2) != ", " || text.substr(25) != " GMT" || text[19] != ':' || text[22] != ':') return std::nullopt;
@@ -7024,8 +9075,8 @@ std::optional<Timestamp> http_date(std::string_view text) {
     return Timestamp((days * 86400 + *hour * 3600 + *minute * 60 + *second) * 1000000);
 }
 
-/// What the vendor asks us to wait: Retry-After (seconds, or a date seen from the answer's own Date), else a rate limit's reset
-/// (lago dossier 1.9, autumn dossier 1.5). At most a day: the number comes from outside.
+// What the vendor asks us to wait: Retry-After (seconds, or a date seen from the answer's own Date), else a rate limit's reset
+// (lago dossier 1.9, autumn dossier 1.5). At most a day: the number comes from outside.
 std::chrono::seconds asked_wait(const HttpResponse& response, std::optional<Timestamp> date) {
     static constexpr std::int64_t longest = 86400;
     const auto bounded = [](std::int64_t seconds) { return std::chrono::seconds(std::clamp<std::int64_t>(seconds, 0, longest)); };
@@ -7042,31 +9093,38 @@ std::chrono::seconds asked_wait(const HttpResponse& response, std::optional<Time
     return std::chrono::seconds(0);
 }
 
-/// Whether a body shows what this vendor's success shows (responses.json; zyg dossier 5.4): a portal's page does not.
+// Whether a body shows what this vendor's success shows (responses.json; zyg dossier 5.4): a portal's page does not.
 bool proves(const Vendor& vendor, const json& body, std::size_t sent) {
     if (vendor.proof.empty()) return true;
     if (!body.is_object()) return false;
     const auto found = body.find(std::string(vendor.proof));
-    if (found == body.end()) return false;
-    if (found->is_array()) return found->size() == sent;
-    if (found->is_string()) return !found->get_ref<const std::string&>().empty();
-    if (found->is_number_unsigned()) return found->get<std::uint64_t>() <= sent;
-    return found->is_boolean() && found->get<bool>();
+    if (found == body.end() || found->type() != vendor.proof_type) return false;
+    switch (vendor.proof_type) {
+        case json::value_t::array:
+            return found->size() == sent;
+        case json::value_t::string:
+            return !found->get_ref<const std::string&>().empty();
+        case json::value_t::number_unsigned:
+            return found->get<std::uint64_t>() <= sent;
+        default:
+            return found->get<bool>();
+    }
 }
 
+/// Where the proof is a number, it is of the events that were new.
 std::int64_t counted_duplicates(const Vendor& vendor, const json& body, std::size_t sent) {
-    if (vendor.proof != "inserted") return 0;
-    return static_cast<std::int64_t>(sent - std::min<std::size_t>(body["inserted"].get<std::size_t>(), sent));
+    if (vendor.proof_type != json::value_t::number_unsigned) return 0;
+    return static_cast<std::int64_t>(sent - body[std::string(vendor.proof)].get<std::size_t>());
 }
 
-/// What the reader of one index style finds; nothing when the answer does not say which events are refused.
+// What the reader of one index style finds; nothing when the answer does not say which events are refused.
 struct Blames {
     std::vector<Blame> events = {};
     bool too_large = false;
 };
 
-/// Lago: error_details by index. An index outside the batch, or other keys, means the batch as a whole (lago dossier 1.10). When an id stands
-/// twice in one batch the second is blamed and neither is stored: no index helps then, the two must part.
+// Lago: error_details by index. An index outside the batch, or other keys, means the batch as a whole (lago dossier 1.10). When an id stands
+// twice in one batch the second is blamed and neither is stored: no index helps then, the two must part.
 std::optional<Blames> blame_by_key(const json& body, std::span<const std::string> ids) {
     const auto details = body.find("error_details");
     if (details == body.end() || !details->is_object()) return std::nullopt;
@@ -7078,13 +9136,13 @@ std::optional<Blames> blame_by_key(const json& body, std::span<const std::string
         const auto at = static_cast<std::size_t>(*index);
         const bool exists = value == json{{"transaction_id", {"value_already_exist"}}};
         if (exists && std::find(ids.begin(), ids.begin() + *index, ids[at]) != ids.begin() + *index) return std::nullopt;
-        blames.events.push_back({at, exists, false, shortened(dumped(value))});
+        blames.events.push_back({at, exists, false, shortened(words(value))});
     }
     return blames;
 }
 
-/// Polar: detail[].loc = body, events, index, shape, field. A bad event is reported for both shapes of event, so it is early when one shape
-/// has nothing else to say (polar dossier 2.6).
+// Polar: detail[].loc = body, events, index, shape, field. A bad event is reported for both shapes of event, so it is early when one shape
+// has nothing else to say (polar dossier 2.6).
 std::optional<Blames> blame_by_loc(const json& body, std::span<const std::string> ids, std::string_view early) {
     const auto detail = body.find("detail");
     if (detail == body.end() || !detail->is_array()) return std::nullopt;
@@ -7098,10 +9156,10 @@ std::optional<Blames> blame_by_loc(const json& body, std::span<const std::string
         if (!loc.is_array() || loc.size() < 3 || loc[1] != "events" || !loc[2].is_number_unsigned()) return std::nullopt;
         const auto index = loc[2].get<std::size_t>();
         if (index >= ids.size()) return std::nullopt;
-        Shape& shape = found[index][loc.size() > 3 ? dumped(loc[3]) : ""];
+        Shape& shape = found[index][loc.size() > 3 ? words(loc[3]) : ""];
         const std::string message = text_member(entry, "msg");
         shape.early = shape.early && message.find(early) != std::string::npos;
-        shape.text += (shape.text.empty() ? "" : "; ") + (loc.size() > 4 ? dumped(loc[4]) : dumped(loc.back())) + ": " + message;
+        shape.text += (shape.text.empty() ? "" : "; ") + (loc.size() > 4 ? words(loc[4]) : words(loc.back())) + ": " + message;
     }
     Blames blames;
     for (const auto& [index, shapes] : found) {
@@ -7113,7 +9171,7 @@ std::optional<Blames> blame_by_loc(const json& body, std::span<const std::string
     return blames;
 }
 
-/// Autumn: the message begins with the index, or holds several such parts (autumn dossier 1.4, 4.5).
+// Autumn: the message begins with the index, or holds several such parts (autumn dossier 1.4, 4.5).
 std::optional<Blames> blame_by_prefix(const json& body, std::span<const std::string> ids, std::string_view early) {
     std::string message = text_member(body, "message");
     constexpr std::string_view several = "[Validation Errors] ";
@@ -7157,7 +9215,7 @@ const StatusRule* find_rule(std::span<const StatusRule> rules, int status, const
     return nullptr;
 }
 
-/// What an answer means for the events of one request, whose ids are given in the order they were sent.
+// What an answer means for the events of one request, whose ids are given in the order they were sent.
 Answer read_answer(const Vendor& vendor, const HttpResponse& response, std::span<const std::string> ids) {
     Answer answer;
     if (response.status == 0) {
@@ -7169,6 +9227,7 @@ Answer read_answer(const Vendor& vendor, const HttpResponse& response, std::span
     if (const auto date = response.header("Date")) answer.date = http_date(*date);
     answer.wait = asked_wait(response, answer.date);
     answer.text = error_text(body, response.body);
+    answer.early = !vendor.early.empty() && answer.text.find(vendor.early) != std::string::npos;
     const std::string code = text_member(body, "code");
     const StatusRule* rule = find_rule(vendor.rules, response.status, code, response.body);
     if (rule && rule->meaning == Meaning::delivered && !proves(vendor, body, ids.size())) rule = nullptr;
@@ -7221,6 +9280,1177 @@ Upstream Upstream::openmeter(UpstreamOptions options) { return Upstream("openmet
 // 10 delivery: cursors, batches, waiting, parking. Uses 1-5, 9.
 // =============================================================================================
 
+namespace {
+
+using Clock = std::function<Timestamp()>;
+using Random = std::function<std::uint64_t()>;
+using std::chrono::microseconds;
+using std::chrono::milliseconds;
+using std::chrono::seconds;
+using SteadyTime = std::chrono::steady_clock::time_point;
+
+// Every event up to the cursor is settled for the upstream, or has a row in exceptions. So with `base` the last sequence before
+// the first event the upstream was given:
+//   recorded  = last sequence - base - skipped
+//   pending   = last sequence - cursor + exceptions that are not parked
+//   recorded  = delivered + pending + parked, with delivered counted by itself
+// `attempted`: events past the cursor up to this one were sent and the answer is unknown, the first time at attempted_at.
+// `offline`: the wait began because there was no answer at all. Times are microseconds, 0 is never, `due` is by the vendor's clock.
+constexpr const char* delivery_schema = R"sql(
+CREATE TABLE upstreams(
+    id INTEGER PRIMARY KEY,
+    name TEXT NOT NULL UNIQUE,
+    vendor TEXT NOT NULL,
+    base INTEGER NOT NULL,
+    cursor INTEGER NOT NULL,
+    delivered INTEGER NOT NULL DEFAULT 0,
+    duplicates INTEGER NOT NULL DEFAULT 0,
+    skipped INTEGER NOT NULL DEFAULT 0,
+    failures INTEGER NOT NULL DEFAULT 0,
+    next_attempt INTEGER NOT NULL DEFAULT 0,
+    offline INTEGER NOT NULL DEFAULT 0,
+    paused INTEGER NOT NULL DEFAULT 0,
+    reason TEXT NOT NULL DEFAULT '',
+    skew INTEGER NOT NULL DEFAULT 0,
+    skew_at INTEGER NOT NULL DEFAULT 0,
+    attempted INTEGER NOT NULL DEFAULT 0,
+    attempted_at INTEGER NOT NULL DEFAULT 0,
+    lease_owner TEXT NOT NULL DEFAULT '',
+    lease_until INTEGER NOT NULL DEFAULT 0,
+    fence INTEGER NOT NULL DEFAULT 0
+);
+CREATE TABLE exceptions(
+    upstream INTEGER NOT NULL,
+    sequence INTEGER NOT NULL,
+    state INTEGER NOT NULL,
+    reason TEXT NOT NULL DEFAULT '',
+    status INTEGER NOT NULL DEFAULT 0,
+    text TEXT NOT NULL DEFAULT '',
+    at INTEGER NOT NULL,
+    due INTEGER NOT NULL DEFAULT 0,
+    attempted_at INTEGER NOT NULL DEFAULT 0,
+    PRIMARY KEY(upstream, sequence)
+) WITHOUT ROWID;
+CREATE INDEX exceptions_by_state ON exceptions(upstream, state, sequence);
+)sql";
+
+enum class ExceptionState : int { parked = 0, held = 1, released = 2 };
+
+// ---- waiting ------------------------------------------------------------------------------------
+
+constexpr seconds backoff_base{1};
+constexpr seconds backoff_cap{300};
+constexpr seconds longest_wait = std::chrono::hours(24) + backoff_cap;
+constexpr std::chrono::hours skew_lifetime{24};  // a wrong clock met once must not hold events for ever
+
+/// Full jitter: anywhere between nothing and a bound that doubles with each failure up to the cap.
+microseconds backoff(std::int64_t failures, std::uint64_t random) {
+    const auto doublings = std::clamp<std::int64_t>(failures - 1, 0, 30);
+    const std::int64_t bound = std::min<std::int64_t>(microseconds(backoff_base).count() << doublings, microseconds(backoff_cap).count());
+    return microseconds(static_cast<std::int64_t>(random % static_cast<std::uint64_t>(bound + 1)));
+}
+
+/// After a failure: what the vendor asked for, and on top of it jitter over as long a time, so that a fleet told the same does not come
+/// back as one.
+microseconds wait_after(const Answer& answer, std::int64_t failures, std::uint64_t random) {
+    constexpr seconds widest{60};
+    const auto spread = static_cast<std::uint64_t>(microseconds(std::min(answer.wait, widest)).count());
+    return answer.wait + std::max(backoff(failures, random), microseconds(static_cast<std::int64_t>(random % (spread + 1))));
+}
+
+/// How far the vendor's clock is ahead, from the whole second in its Date and our clock before and after the exchange: nothing while that
+/// cannot be told from none at all, else the least it can be, so that no event is sent too early.
+microseconds measured_skew(Timestamp date, Timestamp before, Timestamp after) {
+    const microseconds least = date - after, most = date + microseconds(seconds(1)) - before;
+    return least <= microseconds(0) && microseconds(0) <= most ? microseconds(0) : least;
+}
+
+// ---- selection and redaction ----------------------------------------------------------------------
+
+/// A property by its path; a key that holds dots itself is found too.
+const json* find_property(const json& object, std::string_view path) {
+    if (!object.is_object()) return nullptr;
+    if (const auto whole = object.find(std::string(path)); whole != object.end()) return &*whole;
+    for (std::size_t dot = path.find('.'); dot != std::string_view::npos; dot = path.find('.', dot + 1)) {
+        const auto part = object.find(std::string(path.substr(0, dot)));
+        if (part == object.end()) continue;
+        if (const json* found = find_property(*part, path.substr(dot + 1))) return found;
+    }
+    return nullptr;
+}
+
+/// Gives `copy` the property that `original` has at the path, if it has one.
+void restore_property(json& copy, const json& original, std::string_view path) {
+    if (!original.is_object() || !find_property(original, path)) return;
+    if (!copy.is_object()) copy = json::object();
+    if (const auto whole = original.find(std::string(path)); whole != original.end()) {
+        copy[std::string(path)] = *whole;
+        return;
+    }
+    for (std::size_t dot = path.find('.'); dot != std::string_view::npos; dot = path.find('.', dot + 1)) {
+        const std::string key(path.substr(0, dot));
+        const auto part = original.find(key);
+        if (part == original.end() || !find_property(*part, path.substr(dot + 1))) continue;
+        return restore_property(copy[key], *part, path.substr(dot + 1));
+    }
+}
+
+/// A filter asked about one event. `kept` holds the text of a list or object while the scalar is looked at.
+Scalar event_scalar(const Event& event, const std::string& key, std::string& kept) {
+    const auto text = [](std::string_view value) { return value.empty() ? Scalar{} : Scalar{Scalar::Kind::text, false, {}, value}; };
+    const auto number = [](const Decimal& value) { return Scalar{Scalar::Kind::number, false, value, {}}; };
+    if (key == fields::id) return text(event.id);
+    if (key == fields::name) return text(event.name);
+    if (key == fields::source) return text(event.source);
+    if (key == fields::customer) return text(event.customer);
+    if (key == fields::subscription) return text(event.subscription);
+    if (key == fields::time) return number(event.timestamp.value_or(Timestamp()).micros());
+    if (key == fields::value) return event.value ? number(*event.value) : Scalar{};
+    if (key == fields::cents) return event.precise_total_amount_cents ? number(*event.precise_total_amount_cents) : Scalar{};
+    const json* value = find_property(event.properties, std::string_view(key).substr(1));
+    if (!value) return {};
+    if (value->is_null()) return {Scalar::Kind::null, false, {}, {}};
+    if (value->is_boolean()) return {Scalar::Kind::boolean, value->get<bool>(), {}, {}};
+    if (value->is_number()) return number(Decimal::from_json(*value));
+    if (value->is_string()) return {Scalar::Kind::text, false, {}, value->get_ref<const std::string&>()};
+    kept = value->dump();
+    return {Scalar::Kind::json, false, {}, kept};
+}
+
+class Selection {
+public:
+    explicit Selection(const Filter& filter) : kind_(filter.kind) {
+        for (const Filter& part : filter.parts) parts_.emplace_back(part);
+        if (kind_ != Filter::Kind::clause) return;
+        key_ = column_key(filter.field);
+        clause_ = make_clause(key_ == fields::time ? in_micros(filter) : filter);
+    }
+
+    bool holds(const Event& event) const {
+        const auto part_holds = [&](const Selection& part) { return part.holds(event); };
+        if (kind_ == Filter::Kind::all) return std::all_of(parts_.begin(), parts_.end(), part_holds);
+        if (kind_ == Filter::Kind::any) return std::any_of(parts_.begin(), parts_.end(), part_holds);
+        std::string kept;
+        return clause_.holds(event_scalar(event, key_, kept));
+    }
+
+private:
+    Filter::Kind kind_;
+    std::vector<Selection> parts_;
+    std::string key_;
+    Clause clause_;
+};
+
+// ---- batches ------------------------------------------------------------------------------------
+
+enum class Fate { open, delivered, duplicate, parked, held, skipped };
+
+struct Item {
+    std::int64_t sequence = 0;
+    Fate fate = Fate::open;
+    std::string id = {}, body = {};
+    Timestamp timestamp = {};
+    std::string reason = {}, text = {};
+    int status = 0;
+    Timestamp due = {};                          // of held
+    std::optional<Timestamp> attempted_at = {};  // sent before, with unknown outcome
+    bool was_sent = false;
+};
+
+/// A stretch of the log, or events set aside earlier that may go now. Fates are decided here and written down together.
+struct Shipment {
+    std::vector<Item> items = {};
+    bool from_log = true;
+    std::size_t suspects = 0;  // among the first so many open items is one the vendor refuses without saying which
+
+    bool all_settled() const {
+        return std::none_of(items.begin(), items.end(), [](const Item& item) { return item.fate == Fate::open; });
+    }
+};
+
+/// The items of the next request: the open ones in order, as many as fit. Where one of the suspects is refused half of them go, so that
+/// it stands alone after log2 requests.
+std::vector<Item*> next_request(Shipment& batch, std::int64_t events, std::size_t bytes) {
+    std::size_t most = static_cast<std::size_t>(events);
+    if (batch.suspects > 0) most = std::min(most, (batch.suspects + 1) / 2);
+    std::vector<Item*> chosen;
+    std::size_t size = 0;
+    for (Item& item : batch.items) {
+        if (item.fate != Fate::open) continue;
+        size += item.body.size() + 1;
+        if (chosen.size() == most || (!chosen.empty() && size > bytes)) break;
+        chosen.push_back(&item);
+    }
+    return chosen;
+}
+
+std::string request_body(const Vendor& vendor, const std::vector<Item*>& items) {
+    std::string body(vendor.open);
+    for (const Item* item : items) {
+        if (body.size() > vendor.open.size()) body += ',';
+        body += item->body;
+    }
+    return body += vendor.close;
+}
+
+void park(Item& item, std::string reason, std::string text, int status = 0) {
+    item.fate = Fate::parked;
+    item.reason = std::move(reason);
+    item.text = std::move(text);
+    item.status = status;
+}
+
+/// Held for the vendor's clock; unless the event is past by that clock too, when the refusal means something else.
+void hold_or_park(Item& item, const Answer& answer, Timestamp vendor_now, const std::string& text, int status) {
+    constexpr seconds margin{1}, doubt{5};
+    if (answer.date && item.timestamp + microseconds(doubt) < *answer.date) return park(item, "refused", text, status);
+    item.fate = Fate::held;
+    item.due = std::max(item.timestamp, vendor_now) + microseconds(margin);
+}
+
+/// What the answer means for the items that were sent. Those it does not settle stay open.
+void apply_answer(const Answer& answer, int status, Timestamp vendor_now, Shipment& batch, const std::vector<Item*>& sent) {
+    const bool alone = sent.size() == 1;
+    switch (answer.meaning) {
+        case Meaning::delivered:
+            // A vendor that counts duplicates does not say which: how many there are is all that is kept.
+            for (std::size_t i = 0; i < sent.size(); ++i)
+                sent[i]->fate = static_cast<std::int64_t>(i) < answer.duplicates ? Fate::duplicate : Fate::delivered;
+            batch.suspects -= std::min(batch.suspects, sent.size());
+            return;
+        case Meaning::duplicate:
+            if (alone) sent[0]->fate = Fate::duplicate;
+            batch.suspects = alone ? 0 : sent.size();
+            return;
+        case Meaning::indexed:
+            for (const Blame& blame : answer.blamed) {
+                Item& item = *sent[blame.index];
+                if (blame.duplicate)
+                    item.fate = Fate::duplicate;
+                else if (blame.early)
+                    hold_or_park(item, answer, vendor_now, blame.text, status);
+                else
+                    park(item, "refused", blame.text, status);
+            }
+            batch.suspects = 0;
+            return;
+        case Meaning::refused:
+            if (alone && answer.early)
+                hold_or_park(*sent[0], answer, vendor_now, answer.text, status);
+            else if (alone)
+                park(*sent[0], "refused", answer.text, status);
+            batch.suspects = alone ? 0 : sent.size();
+            return;
+        case Meaning::too_large:
+            if (alone) park(*sent[0], "too_large", answer.text, status);
+            return;
+        case Meaning::wait:
+        case Meaning::pause:
+            return;
+    }
+}
+
+bool may_have_been_counted(std::chrono::hours window, Timestamp attempted_at, Timestamp now) {
+    if (window == for_ever) return false;
+    return window == std::chrono::hours(0) || now < attempted_at || now - attempted_at >= window;
+}
+
+/// A property of the events of one name that a metric needs.
+struct MeasuredProperty {
+    std::string event = {}, path = {};
+};
+
+void add_measured(std::vector<MeasuredProperty>& all, const std::string& event, const std::string& field) {
+    const std::string key = field.empty() ? field : column_key(field);
+    if (key.starts_with('.')) all.push_back({event, key.substr(1)});
+}
+
+void add_measured(std::vector<MeasuredProperty>& all, const std::string& event, const Filter& filter) {
+    add_measured(all, event, filter.field);
+    for (const Filter& part : filter.parts) add_measured(all, event, part);
+}
+
+std::vector<MeasuredProperty> measured_properties(Connection& c) {
+    std::vector<MeasuredProperty> all;
+    for (const Metric& metric : all_metrics(c)) {
+        const std::string& event = metric.event.empty() ? metric.code : metric.event;
+        add_measured(all, event, metric.property);
+        add_measured(all, event, metric.filter);
+    }
+    return all;
+}
+
+/// A copy after before_send, with what identifies and counts the event put back.
+Event redacted(const UpstreamOptions& options, std::span<const MeasuredProperty> measured, const Event& event) {
+    if (!options.before_send) return event;
+    Event copy = event;
+    options.before_send(copy);
+    copy.id = event.id;
+    copy.name = event.name;
+    copy.customer = event.customer;
+    copy.subscription = event.subscription;
+    copy.timestamp = event.timestamp;
+    copy.value = event.value;
+    copy.precise_total_amount_cents = event.precise_total_amount_cents;
+    if (!copy.properties.is_object()) copy.properties = json::object();
+    for (const std::string& path : options.pinned) restore_property(copy.properties, event.properties, path);
+    for (const MeasuredProperty& property : measured)
+        if (property.event == event.name) restore_property(copy.properties, event.properties, property.path);
+    return copy;
+}
+
+struct ItemMaker {
+    const Vendor& vendor;
+    const UpstreamOptions& options;
+    const Selection& selection;
+    std::span<const MeasuredProperty> measured;
+    Timestamp vendor_now;
+    std::size_t bytes;
+
+    bool selected(const Event& event) const { return (event.notice || !vendor.notices_only) && selection.holds(event); }
+
+    Item make(const Event& event) const {
+        Item item;
+        item.sequence = event.sequence;
+        item.id = event.id;
+        item.timestamp = event.timestamp.value_or(Timestamp());
+        try {
+            const Event copy = redacted(options, measured, event);
+            const std::string reason = unsendable_reason(vendor, copy);
+            if (!reason.empty())
+                park(item, "unsendable", reason);
+            else
+                item.body = event_json(vendor, copy);
+        } catch (const std::exception& error) {
+            park(item, "before_send", shortened(error.what()));
+        }
+        if (item.fate == Fate::open && item.body.size() > bytes) park(item, "too_large", "over the vendor's limit on a request");
+        if (item.fate == Fate::open && !vendor.early.empty() && item.timestamp > vendor_now) {
+            item.fate = Fate::held;
+            item.due = item.timestamp;
+        }
+        if (item.fate != Fate::open) item.body.clear();
+        return item;
+    }
+
+    Item skip(std::int64_t sequence) const {
+        Item item;
+        item.sequence = sequence;
+        item.fate = Fate::skipped;
+        return item;
+    }
+};
+
+// ---- the rows -----------------------------------------------------------------------------------
+
+struct UpstreamRow {
+    std::int64_t id = 0;
+    std::string vendor = {};
+    std::int64_t base = 0, cursor = 0, delivered = 0, skipped = 0, failures = 0;
+    Timestamp next_attempt = {};
+    bool offline = false, paused = false;
+    std::string reason = {};
+    microseconds skew{0};  // known when skew_at is set
+    Timestamp skew_at = {};
+    std::int64_t attempted = 0;
+    Timestamp attempted_at = {};
+    std::string lease_owner = {};
+    Timestamp lease_until = {};
+    std::int64_t fence = 0;
+
+    Timestamp vendor_time(Timestamp now) const {
+        const bool fresh = skew_at <= now && now - skew_at < skew_lifetime;
+        return fresh ? now + skew : now;
+    }
+    /// A stored time further off than any wait means that the clock was set back: such a wait has ended.
+    bool waits(Timestamp now) const { return now < next_attempt && next_attempt - now <= longest_wait; }
+};
+
+std::optional<UpstreamRow> find_upstream(Connection& c, const std::string& name) {
+    const Prepared found = c.prepared(
+        "SELECT id, vendor, base, cursor, delivered, skipped, failures, next_attempt, offline, paused, reason, skew, skew_at, attempted,"
+        " attempted_at, lease_owner, lease_until, fence FROM upstreams WHERE name = ?");
+    found.bind(name);
+    if (!found.row()) return std::nullopt;
+    const auto number = [&](int column) { return found.integer(column); };
+    UpstreamRow row;
+    row.id = number(0);
+    row.vendor = found.text(1);
+    row.base = number(2);
+    row.cursor = number(3);
+    row.delivered = number(4);
+    row.skipped = number(5);
+    row.failures = number(6);
+    row.next_attempt = Timestamp(number(7));
+    row.offline = number(8) != 0;
+    row.paused = number(9) != 0;
+    row.reason = found.text(10);
+    row.skew = microseconds(number(11));
+    row.skew_at = Timestamp(number(12));
+    row.attempted = number(13);
+    row.attempted_at = Timestamp(number(14));
+    row.lease_owner = found.text(15);
+    row.lease_until = Timestamp(number(16));
+    row.fence = number(17);
+    return row;
+}
+
+UpstreamRow get_upstream(Connection& c, const std::string& name) {
+    auto row = find_upstream(c, name);
+    if (!row) throw Error(ErrorCode::not_found, "upstream", "no upstream of that name: " + name);
+    return *row;
+}
+
+std::int64_t count_exceptions(Connection& c, std::int64_t upstream, ExceptionState state) {
+    return c.integer("SELECT count(*) FROM exceptions WHERE upstream = ? AND state = ?", upstream, static_cast<int>(state));
+}
+
+Balance read_balance(Connection& c, const UpstreamRow& row) {
+    const std::int64_t last = last_sequence(c);
+    Balance balance;
+    balance.recorded = last - row.base - row.skipped;
+    balance.delivered = row.delivered;
+    balance.parked = count_exceptions(c, row.id, ExceptionState::parked);
+    balance.pending = last - row.cursor + count_exceptions(c, row.id, ExceptionState::held) + count_exceptions(c, row.id, ExceptionState::released);
+    balance.skipped = row.skipped;
+    return balance;
+}
+
+/// The first moment, by the vendor's clock, at which a held event may go.
+std::optional<Timestamp> first_due(Connection& c, std::int64_t upstream) {
+    const Prepared first = c.prepared("SELECT min(due) FROM exceptions WHERE upstream = ? AND state = ?");
+    first.bind(upstream, static_cast<int>(ExceptionState::held));
+    return first.row() && !first.null(0) ? std::optional(Timestamp(first.integer(0))) : std::nullopt;
+}
+
+std::optional<std::int64_t> oldest_pending(Connection& c, const UpstreamRow& row) {
+    const std::int64_t set_aside = c.integer("SELECT min(sequence) FROM exceptions WHERE upstream = ? AND state <> 0", row.id);
+    if (set_aside > 0) return set_aside;
+    return last_sequence(c) > row.cursor ? std::optional(row.cursor + 1) : std::nullopt;
+}
+
+UpstreamStatus read_status(Connection& c, const std::string& name, const UpstreamRow& row, Timestamp now) {
+    const Balance balance = read_balance(c, row);
+    UpstreamStatus status;
+    status.name = name;
+    status.vendor = row.vendor;
+    status.pending = balance.pending;
+    status.parked = balance.parked;
+    status.held = count_exceptions(c, row.id, ExceptionState::held);
+    if (row.skew_at != Timestamp()) status.skew = row.skew;
+    if (const auto oldest = oldest_pending(c, row)) {
+        const auto event = event_at(c, *oldest);
+        if (event && event->recorded_at) status.lag = std::max(microseconds(0), now - *event->recorded_at);
+    }
+    const auto due = first_due(c, row.id);
+    const bool only_held = balance.pending > 0 && balance.pending == status.held && due && *due > row.vendor_time(now);
+    if (row.paused) {
+        status.state = UpstreamState::paused;
+        status.reason = row.reason;
+    } else if (balance.pending == 0) {
+        status.state = UpstreamState::idle;
+    } else if (row.waits(now)) {
+        status.state = UpstreamState::waiting;
+        status.reason = row.reason;
+        status.next_attempt = row.next_attempt;
+    } else if (only_held) {
+        status.state = UpstreamState::waiting;
+        status.reason = "held: in the future by the vendor's clock";
+        status.next_attempt = now + (*due - row.vendor_time(now));
+    } else {
+        status.state = UpstreamState::pending;
+    }
+    return status;
+}
+
+/// Events set aside that may go now, in order.
+std::vector<Item> read_released(Connection& c, const UpstreamRow& row, const ItemMaker& maker, std::int64_t limit) {
+    const Prepared next = c.prepared(
+        "SELECT sequence, attempted_at FROM exceptions WHERE upstream = ? AND (state = 2 OR (state = 1 AND due <= ?)) ORDER BY sequence LIMIT ?");
+    next.bind(row.id, maker.vendor_now.micros(), limit);
+    std::vector<Item> items;
+    std::size_t bytes = 0;
+    while (bytes < maker.bytes && next.row()) {
+        const std::int64_t sequence = next.integer(0);
+        const auto event = event_at(c, sequence);
+        Item item = event ? maker.make(*event) : maker.skip(sequence);
+        if (next.integer(1) != 0) item.attempted_at = Timestamp(next.integer(1));
+        bytes += item.body.size();
+        items.push_back(std::move(item));
+    }
+    return items;
+}
+
+/// The next stretch of the log: enough for one request, read in small pieces so that memory stays small whatever the events' size.
+std::vector<Item> read_log(Connection& c, const UpstreamRow& row, const ItemMaker& maker, std::int64_t limit) {
+    constexpr std::int64_t piece = 50;
+    constexpr std::size_t longest = 5000;
+    const bool attempted = row.attempted > row.cursor;
+    std::vector<Item> items;
+    std::int64_t open = 0, after = row.cursor;
+    std::size_t bytes = 0;
+    while (open < limit && bytes < maker.bytes && items.size() < longest) {
+        std::int64_t wanted = std::min(piece, limit - open);
+        if (attempted) wanted = std::min(wanted, row.attempted - after);  // what was sent is never mixed with what was not
+        const std::vector<Event> events = wanted > 0 ? events_after(c, after, wanted) : std::vector<Event>();
+        for (const Event& event : events) {
+            items.push_back(maker.selected(event) ? maker.make(event) : maker.skip(event.sequence));
+            if (attempted) items.back().attempted_at = row.attempted_at;
+            if (items.back().fate == Fate::open) ++open;
+            bytes += items.back().body.size();
+            after = event.sequence;
+        }
+        if (events.empty()) break;
+    }
+    return items;
+}
+
+// ---- leases ---------------------------------------------------------------------------------------
+
+/// This process, as a lease names it: "pid:nonce".
+std::string process_token() {
+    static const std::string nonce = std::to_string((std::uint64_t{std::random_device{}()} << 32) ^ std::random_device{}());
+#if METER_POSIX
+    return std::to_string(::getpid()) + ":" + nonce;
+#else
+    return "0:" + nonce;
+#endif
+}
+
+/// Whether the process that took a lease is known to have ended. A wrong answer (another pid namespace) costs no more than an expiry that
+/// comes early: the fence keeps the books right.
+bool has_ended(const std::string& owner) {
+#if METER_POSIX
+    const auto pid = whole_number(std::string_view(owner).substr(0, owner.find(':')));
+    if (!pid || *pid <= 0) return false;
+    if (*pid == ::getpid()) return !owner.starts_with(process_token() + ":");
+    return ::kill(static_cast<pid_t>(*pid), 0) != 0 && errno == ESRCH;
+#else
+    return owner.empty();
+#endif
+}
+
+constexpr std::chrono::hours longest_lease{2};
+
+/// An end further off than any lease means that the clock was set back.
+bool lease_holds(const std::string& owner, Timestamp until, Timestamp now) {
+    return !owner.empty() && now < until && until - now <= longest_lease && !has_ended(owner);
+}
+
+// ---- one flush of one upstream ------------------------------------------------------------------
+
+/// Settings of an upstream in this process.
+struct Link {
+    Upstream upstream;
+    const Vendor& vendor;
+    const Selection selection;
+    std::shared_ptr<Transport> transport;
+    std::atomic<std::int64_t> batch_events;  // less than the vendor's limit after a 413
+
+    Link(const Upstream& u, std::shared_ptr<Transport> t)
+        : upstream(u), vendor(vendor_of(u)), selection(u.options().selection), transport(std::move(t)), batch_events(limit()) {}
+    std::int64_t limit() const { return upstream.options().batch_events > 0 ? upstream.options().batch_events : vendor_of(upstream).batch_events; }
+    const std::string& name() const { return upstream.options().name; }
+    void log(const std::string& line) const {
+        if (upstream.options().log) upstream.options().log(name() + ": " + line);
+    }
+};
+
+/// What all flushes of one call share.
+struct FlushContext {
+    Store& store;
+    const Clock& clock;
+    const Random& random;
+    SteadyTime deadline;
+    std::function<bool()> stopped;
+    std::function<void(const FlushProgress&)> progress;
+
+    milliseconds left() const {
+        const auto rest = std::chrono::duration_cast<milliseconds>(deadline - std::chrono::steady_clock::now());
+        return std::max(rest, milliseconds(0));
+    }
+    bool over() const { return left() == milliseconds(0) || stopped(); }
+};
+
+constexpr seconds lease_slack{5};
+constexpr std::size_t request_bytes = 4 * 1024 * 1024;  // of a request at most, whatever the vendor would take: memory is bounded by it
+
+/// One flusher of one upstream. Holds the lease while it runs; every write checks the fence, so that a flusher that was overtaken
+/// (stopped for longer than its lease) changes nothing.
+class Sender {
+public:
+    Sender(FlushContext& context, Link& link, std::string owner) : context_(context), link_(link), owner_(std::move(owner)) {}
+
+    UpstreamReport run() {
+        const auto start = std::chrono::steady_clock::now();
+        Step step = acquire() ? Step::more : Step::lost;
+        try {
+            while (step == Step::more && ready()) step = send_next();
+        } catch (...) {
+            give_back_lease();
+            throw;
+        }
+        if (step != Step::lost) give_back_lease();
+        finish_report(step == Step::lost);
+        report_.duration = std::chrono::duration_cast<milliseconds>(std::chrono::steady_clock::now() - start);
+        return report_;
+    }
+
+private:
+    enum class Step { more, finished, lost };
+
+    const Vendor& vendor() const { return link_.vendor; }
+    const UpstreamOptions& options() const { return link_.upstream.options(); }
+    Timestamp now() const { return context_.clock(); }
+
+    // ---- the lease
+
+    bool acquire() {
+        while (!try_acquire()) {
+            if (context_.over()) return false;
+            std::this_thread::sleep_for(std::min(milliseconds(20), context_.left()));
+        }
+        return true;
+    }
+
+    bool try_acquire() {
+        return context_.store.write([&](Connection& c) {
+            row_ = get_upstream(c, link_.name());
+            if (lease_holds(row_.lease_owner, row_.lease_until, now())) return false;
+            ++row_.fence;
+            c.prepared("UPDATE upstreams SET lease_owner = ?, lease_until = ?, fence = ? WHERE id = ?").run(owner_, lease_end(), row_.fence, row_.id);
+            return true;
+        });
+    }
+
+    bool still_mine(Connection& c) const { return c.integer("SELECT fence FROM upstreams WHERE id = ?", row_.id) == row_.fence; }
+
+    /// As long as one exchange may take, and some.
+    std::int64_t lease_end() const { return (now() + microseconds(options().request_timeout + lease_slack)).micros(); }
+
+    /// Best effort: a lease that is not given back ends by itself.
+    void give_back_lease() noexcept {
+        try {
+            context_.store.write([&](Connection& c) {
+                c.prepared("UPDATE upstreams SET lease_owner = '', lease_until = 0 WHERE id = ? AND fence = ?").run(row_.id, row_.fence);
+            });
+        } catch (const std::exception& error) {
+            link_.log(std::string("lease not given back: ") + error.what());
+        }
+    }
+
+    // ---- one round: read, send, decide, write down
+
+    bool ready() const { return !row_.paused && !row_.waits(now()) && !context_.over(); }
+
+    Step send_next() {
+        if (batch_.items.empty() && !fill()) return Step::finished;
+        const std::vector<Item*> sent = next_request(batch_, link_.batch_events, std::min(vendor().batch_bytes, request_bytes));
+        if (sent.empty()) return settle() ? Step::more : Step::lost;
+        if (!mark_attempt(sent)) return Step::lost;
+        HttpResponse response;
+        const Answer answer = exchange(sent, response);
+        if (response.status == 0 && context_.stopped()) return give_up(sent);
+        decide(answer, response.status, sent);
+        if (!settle()) return Step::lost;
+        tell_progress();
+        return row_.failures > 0 ? Step::finished : Step::more;  // also when the wait drawn is next to nothing
+    }
+
+    /// The next batch: what was set aside and may go now, else the next stretch of the log.
+    bool fill() {
+        batch_ = Shipment();
+        context_.store.read([&](Connection& c) {
+            const auto measured = options().before_send ? measured_properties(c) : std::vector<MeasuredProperty>();
+            const ItemMaker maker{
+                vendor(), options(), link_.selection, measured, row_.vendor_time(now()), std::min(vendor().batch_bytes, request_bytes)};
+            batch_.items = read_released(c, row_, maker, link_.batch_events);
+            batch_.from_log = batch_.items.empty();
+            if (batch_.from_log) batch_.items = read_log(c, row_, maker, link_.batch_events);
+        });
+        for (Item& item : batch_.items)
+            if (item.fate == Fate::open && item.attempted_at && may_have_been_counted(vendor().resend_window, *item.attempted_at, now()))
+                park(item, "unknown", "sent at " + item.attempted_at->to_string() + " without an answer; a second copy could count twice");
+        return !batch_.items.empty();
+    }
+
+    /// For vendors that recognise a copy only for a time: that events are about to be sent is on disk before they are.
+    bool mark_attempt(const std::vector<Item*>& sent) {
+        before_ = {row_.attempted, row_.attempted_at};
+        if (vendor().resend_window == for_ever) return true;
+        const Timestamp at = now();
+        return context_.store.write([&](Connection& c) {
+            if (!still_mine(c)) return false;
+            if (batch_.from_log) {
+                if (before_.attempted <= row_.cursor) row_.attempted_at = at;
+                row_.attempted = std::max(before_.attempted, sent.back()->sequence);
+            } else {
+                for (const Item* item : sent) write_attempted_at(c, *item, item->attempted_at.value_or(at));
+            }
+            write_row(c, row_.cursor, {});
+            return true;
+        });
+    }
+
+    Answer exchange(const std::vector<Item*>& sent, HttpResponse& response) {
+        HttpRequest request = ingest_request(vendor(), options(), request_body(vendor(), sent));
+        request.cancelled = context_.stopped;
+        std::vector<std::string> ids;
+        for (Item* item : sent) {
+            ids.push_back(item->id);
+            item->was_sent = true;
+        }
+        ++report_.requests;
+        report_.sent += static_cast<std::int64_t>(sent.size());
+        report_.bytes += static_cast<std::int64_t>(request.body.size());
+        const Timestamp before = now();
+        response = link_.transport->exchange(request, std::max(milliseconds(1), std::min(options().request_timeout, context_.left())));
+        Answer answer = read_answer(vendor(), response, ids);
+        link_.log(std::to_string(sent.size()) + " events, " + std::to_string(request.body.size()) +
+                  " bytes: " + (response.status ? "HTTP " + std::to_string(response.status) : answer.text));
+        if (answer.date && answer.meaning != Meaning::wait && answer.meaning != Meaning::pause) {
+            row_.skew_at = now();
+            row_.skew = measured_skew(*answer.date, before, row_.skew_at);
+        }
+        return answer;
+    }
+
+    void decide(const Answer& answer, int status, const std::vector<Item*>& sent) {
+        const Timestamp at = now();
+        apply_answer(answer, status, row_.vendor_time(at), batch_, sent);
+        if (answer.meaning == Meaning::too_large) link_.batch_events = std::max<std::int64_t>(1, static_cast<std::int64_t>(sent.size()) / 2);
+        if (answer.meaning == Meaning::delivered) grow_batch(sent.size());
+        if (!answer.unknown) {
+            row_.attempted = before_.attempted;
+            row_.attempted_at = before_.at;
+        }
+        for (Item* item : sent) {
+            if (answer.unknown && !item->attempted_at) item->attempted_at = at;
+            if (item->fate == Fate::open && answer.unknown && may_have_been_counted(vendor().resend_window, at, at))
+                park(*item, "unknown", answer.text, status);
+            if (item->fate == Fate::open || item->fate == Fate::held) ++report_.returned;
+        }
+        decide_wait(answer, status, at);
+    }
+
+    void decide_wait(const Answer& answer, int status, Timestamp at) {
+        row_.failures = answer.meaning == Meaning::wait ? row_.failures + 1 : 0;
+        row_.paused = answer.meaning == Meaning::pause;
+        row_.offline = status == 0;
+        row_.reason.clear();
+        const microseconds wait = row_.failures > 0 ? wait_after(answer, row_.failures, context_.random()) : microseconds(answer.wait);
+        row_.next_attempt = wait > microseconds(0) ? at + wait : Timestamp();
+        if (row_.failures == 0 && !row_.paused) return;
+        row_.reason = (status ? "HTTP " + std::to_string(status) + ": " : "") + answer.text;
+        link_.log((row_.paused ? "paused: " : "waiting until " + row_.next_attempt.to_string() + ": ") + row_.reason);
+    }
+
+    /// Back towards the limit, slowly, so that a server with a smaller one is not asked again and again.
+    void grow_batch(std::size_t sent) {
+        const std::int64_t size = link_.batch_events;
+        if (static_cast<std::int64_t>(sent) == size) link_.batch_events = std::min(link_.limit(), size + std::max<std::int64_t>(1, size / 16));
+    }
+
+    /// A cancelled exchange is no failure of the vendor's. What was marked before sending stays marked.
+    Step give_up(const std::vector<Item*>& sent) {
+        report_.returned += static_cast<std::int64_t>(sent.size());
+        return Step::finished;
+    }
+
+    // ---- writing down
+
+    /// Commits the fates that are decided: of a stretch of the log as far as nothing is open. False when the lease was lost.
+    bool settle() {
+        const auto open = [](const Item& item) { return item.fate == Fate::open; };
+        auto& items = batch_.items;
+        const auto end =
+            batch_.from_log ? std::find_if(items.begin(), items.end(), open) : std::stable_partition(items.begin(), items.end(), std::not_fn(open));
+        const std::span<const Item> settled(items.begin(), end), rest(end, items.end());
+        const std::int64_t cursor = batch_.from_log && !settled.empty() ? settled.back().sequence : row_.cursor;
+        const bool mine = context_.store.write([&](Connection& c) {
+            if (!still_mine(c)) return false;
+            for (const Item& item : settled) write_fate(c, item);
+            if (!batch_.from_log)
+                for (const Item& item : rest) write_attempted_at(c, item, item.attempted_at.value_or(Timestamp()));
+            write_row(c, cursor, settled);
+            return true;
+        });
+        if (!mine) return false;
+        row_.cursor = cursor;
+        for (const Item& item : settled) count(item);
+        items.erase(items.begin(), end);
+        return true;
+    }
+
+    void write_fate(Connection& c, const Item& item) const {
+        if (item.fate == Fate::parked || item.fate == Fate::held) {
+            const auto state = item.fate == Fate::parked ? ExceptionState::parked : ExceptionState::held;
+            c.prepared("INSERT OR REPLACE INTO exceptions(upstream, sequence, state, reason, status, text, at, due) VALUES(?, ?, ?, ?, ?, ?, ?, ?)")
+                .run(row_.id, item.sequence, static_cast<int>(state), item.reason, item.status, item.text, now().micros(), item.due.micros());
+        } else if (!batch_.from_log) {
+            c.prepared("DELETE FROM exceptions WHERE upstream = ? AND sequence = ?").run(row_.id, item.sequence);
+        }
+    }
+
+    void write_attempted_at(Connection& c, const Item& item, Timestamp at) const {
+        c.prepared("UPDATE exceptions SET attempted_at = ? WHERE upstream = ? AND sequence = ?").run(at.micros(), row_.id, item.sequence);
+    }
+
+    /// The small row, and with it the lease for the next exchange.
+    void write_row(Connection& c, std::int64_t cursor, std::span<const Item> settled) const {
+        const auto number = [&](Fate fate) {
+            return static_cast<std::int64_t>(std::count_if(settled.begin(), settled.end(), [&](const Item& i) { return i.fate == fate; }));
+        };
+        c.prepared(
+             "UPDATE upstreams SET cursor = ?, delivered = delivered + ?, duplicates = duplicates + ?, skipped = skipped + ?, failures = ?,"
+             " next_attempt = ?, offline = ?, paused = ?, reason = ?, skew = ?, skew_at = ?, attempted = ?, attempted_at = ?,"
+             " lease_until = ? WHERE id = ?")
+            .run(cursor, number(Fate::delivered) + number(Fate::duplicate), number(Fate::duplicate), number(Fate::skipped), row_.failures,
+                 row_.next_attempt.micros(), row_.offline, row_.paused, row_.reason, row_.skew.count(), row_.skew_at.micros(), row_.attempted,
+                 row_.attempted_at.micros(), lease_end(), row_.id);
+    }
+
+    // ---- the report
+
+    void count(const Item& item) {
+        switch (item.fate) {
+            case Fate::open:
+                return;
+            case Fate::duplicate:
+                ++report_.duplicates;
+                [[fallthrough]];
+            case Fate::delivered:
+                ++report_.delivered;
+                return;
+            case Fate::held:
+                ++report_.held;
+                return;
+            case Fate::skipped:
+                ++report_.skipped;
+                return;
+            case Fate::parked:
+                break;
+        }
+        ++report_.parked;
+        if (!item.was_sent) ++report_.unsent;
+        auto& by = report_.parked_by;
+        const auto found = std::find_if(by.begin(), by.end(), [&](const auto& entry) { return entry.first == item.reason; });
+        if (found != by.end())
+            ++found->second;
+        else
+            by.emplace_back(item.reason, 1);
+    }
+
+    void tell_progress() {
+        if (!context_.progress) return;
+        const Balance balance = context_.store.read([&](Connection& c) { return read_balance(c, get_upstream(c, link_.name())); });
+        context_.progress({link_.name(), balance.delivered, balance.parked, balance.pending});
+    }
+
+    void finish_report(bool lost) {
+        for (const Item& item : batch_.items)  // decided, but not the events before them: they are sent again
+            if (item.was_sent && (item.fate == Fate::delivered || item.fate == Fate::duplicate || item.fate == Fate::parked)) ++report_.returned;
+        report_.status = context_.store.read([&](Connection& c) { return read_status(c, link_.name(), get_upstream(c, link_.name()), now()); });
+        report_.pending = report_.status.pending;
+        if (!lost) return;
+        report_.status.state = UpstreamState::busy;
+        report_.status.reason = "another flush has it";
+    }
+
+    struct Attempt {
+        std::int64_t attempted = 0;
+        Timestamp at = {};
+    };
+
+    FlushContext& context_;
+    Link& link_;
+    const std::string owner_;
+    UpstreamRow row_;
+    Shipment batch_;
+    Attempt before_;
+    UpstreamReport report_;
+};
+
+// ---- all upstreams of a store ---------------------------------------------------------------------
+
+/// What class Meter offers of delivery. Any thread may call any function; stop() must have returned before the store goes.
+/// The last sequence up to which every upstream has had all events for good; without an upstream, any.
+std::int64_t delivered_through(Connection& c) {
+    return c.integer("SELECT min(coalesce((SELECT min(cursor) FROM upstreams), ?1), coalesce((SELECT min(sequence) - 1 FROM exceptions), ?1))",
+                     std::numeric_limits<std::int64_t>::max());
+}
+
+class Delivery {
+public:
+    Delivery(Store& store, Clock clock, Random random) : store_(store), clock_(std::move(clock)), random_(std::move(random)) {}
+    Delivery(const Delivery&) = delete;
+    Delivery& operator=(const Delivery&) = delete;
+    ~Delivery() { stop(); }
+
+    void connect(const Upstream& upstream) {
+        const std::string& name = upstream.options().name;
+        auto transport = upstream.options().transport ? upstream.options().transport : shared_curl();
+        auto link = std::make_shared<Link>(upstream, std::move(transport));
+        store_.write([&](Connection& c) {
+            const auto row = find_upstream(c, name);
+            if (row && row->vendor != upstream.vendor())
+                throw Error(ErrorCode::bad_value, "name", "belongs to an upstream of another vendor: " + row->vendor);
+            if (row) return c.prepared("UPDATE upstreams SET paused = 0, reason = '' WHERE name = ? AND paused = 1").run(name);
+            const std::int64_t base = first_sequence(c) - 1;
+            c.prepared("INSERT INTO upstreams(name, vendor, base, cursor) VALUES(?, ?, ?, ?)").run(name, upstream.vendor(), base, base);
+        });
+        {
+            const std::lock_guard lock(mutex_);
+            links_[name] = std::move(link);
+        }
+        wake();
+    }
+
+    FlushReport flush(
+        const FlushOptions& options, std::function<bool()> stopped = [] { return false; }) {
+        if (options.deadline < milliseconds(0)) throw Error(ErrorCode::bad_value, "deadline", "must not be negative");
+        const auto links = chosen(options.upstream);
+        std::mutex one;
+        FlushContext context{store_, clock_, random_, std::chrono::steady_clock::now() + options.deadline, std::move(stopped), {}};
+        if (options.progress)
+            context.progress = [&](const FlushProgress& progress) {
+                const std::lock_guard lock(one);
+                options.progress(progress);
+            };
+        FlushReport report;
+        report.upstreams.resize(links.size());
+        each_in_its_thread(links.size(), [&](std::size_t i) { report.upstreams[i] = Sender(context, *links[i], new_owner()).run(); });
+        return report;
+    }
+
+    std::vector<UpstreamStatus> upstreams() const {
+        return store_.read([&](Connection& c) {
+            std::vector<UpstreamStatus> all;
+            for (const std::string& name : names(c)) all.push_back(read_status(c, name, get_upstream(c, name), clock_()));
+            return all;
+        });
+    }
+
+    Balance balance(const std::string& upstream) const {
+        return store_.read([&](Connection& c) { return read_balance(c, get_upstream(c, upstream)); });
+    }
+
+    std::vector<Parked> parked(const std::string& upstream, std::int64_t limit, std::int64_t after_sequence) const {
+        if (limit < 1 || limit > static_cast<std::int64_t>(limits::page_events)) throw Error(ErrorCode::bad_value, "limit", "must be 1 to 1000");
+        return store_.read([&](Connection& c) {
+            const Prepared row = c.prepared(
+                "SELECT sequence, reason, status, text, at FROM exceptions WHERE upstream = ? AND state = 0 AND sequence > ? ORDER BY sequence LIMIT "
+                "?");
+            row.bind(get_upstream(c, upstream).id, after_sequence, limit);
+            std::vector<Parked> all;
+            while (row.row()) {
+                Parked parked;
+                parked.event = event_at(c, row.integer(0)).value_or(Event());
+                parked.event.sequence = row.integer(0);
+                parked.reason = row.text(1);
+                parked.status = static_cast<int>(row.integer(2));
+                parked.text = row.text(3);
+                parked.at = Timestamp(row.integer(4));
+                all.push_back(std::move(parked));
+            }
+            return all;
+        });
+    }
+
+    std::int64_t release(const std::string& upstream, std::span<const std::int64_t> sequences) {
+        const std::int64_t released = store_.write([&](Connection& c) {
+            const std::int64_t id = get_upstream(c, upstream).id;
+            std::int64_t changed = 0;
+            if (sequences.empty()) {
+                c.prepared("UPDATE exceptions SET state = 2, attempted_at = 0 WHERE upstream = ? AND state = 0").run(id);
+                changed = c.changes();
+            }
+            for (const std::int64_t sequence : sequences) {
+                c.prepared("UPDATE exceptions SET state = 2, attempted_at = 0 WHERE upstream = ? AND state = 0 AND sequence = ?").run(id, sequence);
+                changed += c.changes();
+            }
+            return changed;
+        });
+        wake();
+        return released;
+    }
+
+    void resume(const std::string& upstream) {
+        store_.write([&](Connection& c) {
+            const std::int64_t id = get_upstream(c, upstream).id;
+            c.prepared("UPDATE upstreams SET paused = 0, failures = 0, next_attempt = 0, reason = '' WHERE id = ?").run(id);
+        });
+        wake();
+    }
+
+    // ---- the background worker
+
+    void start(const WorkerOptions& options) {
+        if (options.events < 1) throw Error(ErrorCode::bad_value, "events", "must be positive");
+        if (options.bytes < 1) throw Error(ErrorCode::bad_value, "bytes", "must be positive");
+        if (options.age <= milliseconds(0)) throw Error(ErrorCode::bad_value, "age", "must be positive");
+        stop();
+        const std::lock_guard lock(worker_mutex_);
+        stopping_ = false;
+        woken_ = true;  // for what is left from earlier
+        worker_options_ = options;
+        worker_ = std::thread([this, options] { work(options); });
+    }
+
+    /// Ends the exchange under way, if any. What was not sent stays pending.
+    void stop() {
+        std::thread worker;
+        {
+            const std::lock_guard lock(worker_mutex_);
+            stopping_ = true;
+            std::swap(worker, worker_);
+        }
+        work_wanted_.notify_all();
+        if (worker.joinable()) worker.join();
+    }
+
+    /// Events were recorded.
+    void recorded(std::int64_t events, std::int64_t bytes) {
+        bool full = false;
+        {
+            const std::lock_guard lock(worker_mutex_);
+            if (new_events_ == 0) oldest_new_ = std::chrono::steady_clock::now();
+            new_events_ += events;
+            new_bytes_ += bytes;
+            full = new_events_ == events || new_events_ >= worker_options_.events || new_bytes_ >= worker_options_.bytes;
+        }
+        if (full) work_wanted_.notify_all();
+    }
+
+    /// Coming online ends the waits that began because nothing answered; a wait that a server asked for goes on.
+    void set_online(bool online) {
+        if (online) store_.write([](Connection& c) { c.prepared("UPDATE upstreams SET failures = 0, next_attempt = 0 WHERE offline = 1").run(); });
+        {
+            const std::lock_guard lock(worker_mutex_);
+            online_ = online;
+        }
+        wake();
+    }
+
+private:
+    std::vector<std::shared_ptr<Link>> chosen(const std::string& name) const {
+        const std::lock_guard lock(mutex_);
+        std::vector<std::shared_ptr<Link>> links;
+        for (const auto& [key, link] : links_)
+            if (name.empty() || key == name) links.push_back(link);
+        if (links.empty() && !name.empty()) throw Error(ErrorCode::not_found, "upstream", "not connected: " + name);
+        return links;
+    }
+
+    /// One stalled upstream does not hold up the others.
+    template <class F>
+    static void each_in_its_thread(std::size_t count, F&& f) {
+        if (count == 1) return f(0);
+        std::vector<std::exception_ptr> faults(count);
+        std::vector<std::thread> threads;
+        for (std::size_t i = 0; i < count; ++i)
+            threads.emplace_back([&, i] {
+                try {
+                    f(i);
+                } catch (...) {
+                    faults[i] = std::current_exception();
+                }
+            });
+        for (std::thread& thread : threads) thread.join();
+        for (const std::exception_ptr& fault : faults)
+            if (fault) std::rethrow_exception(fault);
+    }
+
+    static std::vector<std::string> names(Connection& c) {
+        std::vector<std::string> all;
+        const Prepared row = c.prepared("SELECT name FROM upstreams ORDER BY id");
+        while (row.row()) all.emplace_back(row.text(0));
+        return all;
+    }
+
+    std::string new_owner() { return process_token() + ":" + std::to_string(++flushes_); }
+
+    std::shared_ptr<Transport> shared_curl() {
+        const std::lock_guard lock(mutex_);
+        if (!curl_) curl_ = curl_transport();
+        return curl_;
+    }
+
+    void wake() {
+        {
+            const std::lock_guard lock(worker_mutex_);
+            woken_ = true;
+        }
+        work_wanted_.notify_all();
+    }
+
+    /// Waits until there is a reason to send: a threshold, a wake-up, or the time of the next attempt. False when it is to stop.
+    bool wait_for_work(const WorkerOptions& options, std::optional<SteadyTime> next) {
+        std::unique_lock lock(worker_mutex_);
+        for (;;) {
+            const SteadyTime now = std::chrono::steady_clock::now();
+            if (stopping_) return false;
+            const bool full = new_events_ >= options.events || new_bytes_ >= options.bytes;
+            const bool aged = new_events_ > 0 && now - oldest_new_ >= options.age;
+            if (online_ && (woken_ || full || aged || (next && now >= *next))) break;
+            SteadyTime until = now + std::chrono::hours(1);
+            if (online_ && next) until = std::min(until, *next);
+            if (online_ && new_events_ > 0) until = std::min(until, oldest_new_ + options.age);
+            work_wanted_.wait_until(lock, until);
+        }
+        woken_ = false;
+        new_events_ = new_bytes_ = 0;
+        return true;
+    }
+
+    void work(const WorkerOptions& options) {
+        constexpr milliseconds round{600000};
+        const auto stopped = [this] { return stopping_.load(); };
+        std::optional<SteadyTime> next;
+        while (wait_for_work(options, next)) {
+            next = std::chrono::steady_clock::now() + options.age;  // other processes' events come without a word
+            try {
+                const FlushReport report = flush({.upstream = {}, .deadline = round, .progress = {}}, stopped);
+                for (const UpstreamReport& upstream : report.upstreams) next = std::min(*next, next_look(upstream.status));
+                if (options.done) options.done(report);
+            } catch (const std::exception& error) {
+                for (const auto& link : chosen("")) link->log(std::string("worker: ") + error.what());
+            }
+        }
+    }
+
+    SteadyTime next_look(const UpstreamStatus& status) const {
+        constexpr milliseconds soonest{20};
+        const SteadyTime now = std::chrono::steady_clock::now();
+        if (status.state == UpstreamState::pending) return now + soonest;
+        if (status.state != UpstreamState::waiting || !status.next_attempt) return now + std::chrono::hours(1);
+        return now + std::max<microseconds>(soonest, *status.next_attempt - clock_());
+    }
+
+    Store& store_;
+    const Clock clock_;
+    const Random random_;
+    mutable std::mutex mutex_;  // of links_ and curl_
+    std::map<std::string, std::shared_ptr<Link>> links_;
+    std::shared_ptr<Transport> curl_;
+    std::atomic<std::uint64_t> flushes_{0};
+
+    std::mutex worker_mutex_;  // of what follows
+    std::condition_variable work_wanted_;
+    std::thread worker_;
+    WorkerOptions worker_options_;
+    std::atomic<bool> stopping_{true};
+    bool woken_ = false, online_ = true;
+    std::int64_t new_events_ = 0, new_bytes_ = 0;
+    SteadyTime oldest_new_ = {};
+};
+
+}  // namespace
+
+bool FlushReport::complete() const noexcept {
+    return std::all_of(upstreams.begin(), upstreams.end(), [](const UpstreamReport& report) { return report.pending == 0; });
+}
+
 // =============================================================================================
 // 11 transport: one HTTP exchange through libcurl, when built with METER_CURL. Uses nothing.
 // =============================================================================================
@@ -7228,7 +10458,7 @@ Upstream Upstream::openmeter(UpstreamOptions options) { return Upstream("openmet
 #ifdef METER_CURL
 namespace {
 
-/// An easy handle and the multi handle that keeps its connections. Used by one exchange at a time.
+// An easy handle and the multi handle that keeps its connections. Used by one exchange at a time.
 struct CurlHandle {
     CURLM* multi = curl_multi_init();
     CURL* easy = curl_easy_init();
@@ -7480,14 +10710,18 @@ private:
 
 // The vendors whose books a database may hold.
 Book make_book(const std::string& vendor, const json& source) {
-    if (vendor == "lago") return Book::lago(source);
-    throw Error(ErrorCode::corrupt, "books", "\"" + vendor + "\" is not a vendor");
+    try {
+        return Book::of(vendor, source);
+    } catch (const Error& error) {
+        throw Error(ErrorCode::corrupt, "books", error.what());
+    }
 }
 
 }  // namespace
 
 struct Meter::Impl {
-    explicit Impl(MeterOptions given) : options(complete(std::move(given))), store(store_options(options)) {}
+    explicit Impl(MeterOptions given)
+        : options(complete(std::move(given))), store(store_options(options)), delivery(store, options.clock, options.random) {}
 
     static StoreOptions store_options(const MeterOptions& options) {
         StoreOptions store;
@@ -7499,6 +10733,7 @@ struct Meter::Impl {
         store.index_bytes = options.index_bytes;
         store.chunk_events = options.chunk_events;
         store.clock = options.clock;
+        store.schemas = {delivery_schema};
         return store;
     }
 
@@ -7506,21 +10741,36 @@ struct Meter::Impl {
         if (!options.clock) options.clock = Timestamp::now;
         if (!options.random) options.random = system_random;
         if (options.path.empty()) refuse("path", "is empty; \":memory:\" is the database in memory");
+        if (options.path.find('\0') != std::string::npos) refuse("path", "contains a NUL character");
+        if (options.max_bytes < 0) refuse("max_bytes", "must not be negative");
+        if (options.busy_timeout.count() < 0) refuse("busy_timeout", "must not be negative");
         if (options.chunk_events < min_chunk_events || options.chunk_events > max_segment_rows) {
             refuse("chunk_events", "must be from " + std::to_string(min_chunk_events) + " to " + std::to_string(max_segment_rows));
         }
         return options;
     }
 
+    // Later than all before, whatever the clock says: ids made are in the order of their events.
+    std::uint64_t next_moment(Timestamp now) {
+        std::uint64_t last = last_moment, next = 0;
+        do {
+            next = std::max(uuid_moment(now), last + 1);
+        } while (!last_moment.compare_exchange_weak(last, next));
+        return next;
+    }
+
     // Gives ids to drafts without one, and stores them all.
     void append(Drafts& drafts) {
         const Timestamp now = options.clock();
+        if (now < Timestamp::min() || now > Timestamp::max()) refuse("clock", "is outside the years 1 to 9999");
         for (Draft& draft : drafts.accepted) {
             if (!draft.id.empty()) continue;
-            draft.id = drafts.texts.emplace_back(make_uuid(now, options.random()));
+            draft.id = drafts.texts.emplace_back(make_uuid(next_moment(now), options.random()));
             drafts.receipts[draft.receipt].id = draft.id;
         }
-        if (!drafts.accepted.empty()) store.append(drafts, now);
+        if (drafts.accepted.empty()) return;
+        store.append(drafts, now);
+        delivery.recorded(static_cast<std::int64_t>(drafts.accepted.size()), static_cast<std::int64_t>(drafts.json_text.size()));
     }
 
     static void check_batch(std::size_t events) {
@@ -7534,7 +10784,7 @@ struct Meter::Impl {
     std::vector<Book> books() const {
         const auto stored = store.read([](Connection& db) { return stored_books(db); });
         std::vector<Book> made;
-        for (const auto& [vendor, source] : stored) made.push_back(make_book(vendor, json::parse(source)));
+        for (const auto& book : stored) made.push_back(from_file("books", [&] { return make_book(book.first, json::parse(book.second)); }));
         return made;
     }
 
@@ -7566,7 +10816,9 @@ struct Meter::Impl {
     }
 
     MeterOptions options;
+    std::atomic<std::uint64_t> last_moment{0};
     Store store;
+    Delivery delivery;  // after the store: it goes first
 };
 
 Meter::Meter(MeterOptions options) : impl_(std::make_unique<Impl>(std::move(options))) {}
@@ -7625,6 +10877,22 @@ std::vector<NameInfo> Meter::list_names(const NamesQuery& query) const {
     return impl_->store.scan([&](const Reader& reader) { return names_page(reader, query); });
 }
 
+PruneReport Meter::prune(const PruneOptions& options) {
+    if (options.keep_bytes < 0) refuse("keep_bytes", "must not be negative");
+    PruneReport report;
+    const auto may_go = [&](Connection& db, const ChunkInfo& chunk) {
+        const bool old = chunk.recorded < options.recorded_before.micros();
+        const bool over = options.keep_bytes > 0 && used_bytes(db) > options.keep_bytes;
+        return (old || over) && chunk.last <= delivered_through(db);
+    };
+    report.events = impl_->store.prune(may_go);
+    return report;
+}
+
+void Meter::compact(const std::function<void(std::int64_t done, std::int64_t total)>& progress) { impl_->store.compact(progress); }
+
+std::vector<std::string> Meter::verify(bool repair) { return impl_->store.verify(repair); }
+
 void Meter::define(const Metric& metric) {
     if (metric.code.empty()) refuse("metric.code", "is empty");
     check_metric(metric);
@@ -7639,7 +10907,7 @@ Aggregate Meter::aggregate(const AggregateQuery& query) const { return aggregate
 
 Aggregate Meter::aggregate(const Metric& metric, const AggregateQuery& query) const {
     check_metric(metric);
-    check_period(query.period);
+    check_aggregate(query);
     return impl_->store.scan([&](const Reader& reader) { return meter::aggregate(reader, metric, query); });
 }
 
@@ -7663,5 +10931,20 @@ Fees Meter::usage(const UsageQuery& query) const {
     return impl_->price(query.subscription, query.customer,
                         [&](const Book::Impl& book, UsageSource& usage) { return book.usage(query, impl_->options.clock(), usage); });
 }
+
+void Meter::connect(const Upstream& upstream) { impl_->delivery.connect(upstream); }
+FlushReport Meter::flush(const FlushOptions& options) { return impl_->delivery.flush(options); }
+void Meter::start(const WorkerOptions& options) { impl_->delivery.start(options); }
+void Meter::stop() { impl_->delivery.stop(); }
+void Meter::set_online(bool online) { impl_->delivery.set_online(online); }
+std::vector<UpstreamStatus> Meter::upstreams() const { return impl_->delivery.upstreams(); }
+Balance Meter::balance(const std::string& upstream) const { return impl_->delivery.balance(upstream); }
+std::vector<Parked> Meter::parked(const std::string& upstream, std::int64_t limit, std::int64_t after_sequence) const {
+    return impl_->delivery.parked(upstream, limit, after_sequence);
+}
+std::int64_t Meter::release(const std::string& upstream, std::span<const std::int64_t> sequences) {
+    return impl_->delivery.release(upstream, sequences);
+}
+void Meter::resume(const std::string& upstream) { impl_->delivery.resume(upstream); }
 
 }  // namespace meter

@@ -110,9 +110,9 @@ public:
     /// A JSON number (a float enters by its shortest text) or a string holding one. Throws bad_value or overflow.
     static Decimal from_json(const json& value);
 
-    std::string to_string() const;          ///< plain form: "-12.5", "0"
-    std::string to_fixed(int scale) const;  ///< with exactly `scale` (0 to 76) decimals, rounded half up: "12.50"
-    double to_double() const noexcept;      ///< the nearest
+    std::string to_string() const;                          ///< plain form: "-12.5", "0"
+    std::string to_fixed(int scale) const;                  ///< with exactly `scale` (0 to 76) decimals, rounded half up: "12.50"
+    double to_double() const noexcept;                      ///< the nearest
     std::optional<std::int64_t> to_int64() const noexcept;  ///< nothing when not an integer of that size
 
     constexpr bool is_zero() const noexcept { return high_ == 0 && low_ == 0; }
@@ -125,7 +125,7 @@ public:
     friend Decimal operator+(const Decimal& a, const Decimal& b);
     friend Decimal operator-(const Decimal& a, const Decimal& b) { return a + -b; }
     friend Decimal operator*(const Decimal& a, const Decimal& b);
-    Decimal& operator+=(const Decimal& other) { return *this = *this + other; }
+    Decimal& operator+=(const Decimal& other);
     Decimal& operator-=(const Decimal& other) { return *this = *this - other; }
     Decimal& operator*=(const Decimal& other) { return *this = *this * other; }
     /// a / b rounded to `scale` (0 to 76) decimals. Throws bad_value when b is zero.
@@ -198,7 +198,20 @@ struct Period {
 Period last_days(int days, Timestamp now = Timestamp::now());  ///< the days up to `now`, 24 hours each
 Period this_month(Timestamp now = Timestamp::now());           ///< the calendar month around `now`, UTC
 
-enum class Bin { none, hour, day, month };
+/// When a subscription is billed.
+struct BillingCycle {
+    Period current = {};
+    Timestamp subscribed_at = Timestamp::min();
+};
+
+/// The ranges that vendors know by name: "24h", "7d", "30d" and "90d" end now. So do "1bc" and "3bc", as long as one or three times the current
+/// billing cycle. "last_cycle" is the stretch of that length before the current cycle, or the current cycle when the subscription began in it
+/// (Autumn, analyticsUtils.ts:302). Throws bad_value for another name, and for the last three without a cycle.
+Period named_period(std::string_view name, Timestamp now = Timestamp::now(), const std::optional<BillingCycle>& cycle = {});
+
+/// Up to hour, bins have their length in elapsed time, aligned to the clock of the zone: the hour that autumn repeats is two bins. From 3 hours on
+/// they are calendar stretches, as long as the zone's clock makes them: a day of 23 or 25 hours is one bin.
+enum class Bin { none, minute, minutes_15, minutes_30, hour, hours_3, hours_6, hours_12, day, week, month, quarter, year };
 
 // ---------------------------------------------------------------------------------------------
 // 4 events
@@ -346,8 +359,12 @@ struct AggregateQuery {
     std::string metric = {};  ///< code of a metric declared with define() or loaded with a book
     std::string customer = {}, subscription = {};
     Period period = {};
-    Bin bin = Bin::none;                     ///< bins are calendar-aligned, UTC; empty bins are absent
-    std::vector<std::string> group_by = {};  ///< fields as in Filter
+    Bin bin = Bin::none;         ///< empty bins are absent
+    std::string time_zone = {};  ///< of the bins: an IANA name ("Europe/Paris"), an offset ("+02:00") or UTC when empty
+    std::chrono::weekday week_start = std::chrono::Monday;
+    std::optional<Timestamp> billing_anchor = {};  ///< months, quarters and years begin on its day of the month and at its time of day; a 31st is
+                                                   ///< the last day of a shorter month
+    std::vector<std::string> group_by = {};        ///< fields as in Filter
     Filter filter = {};
 };
 
@@ -375,8 +392,20 @@ public:
     /// optionally with "subscriptions": [{"external_id", "external_customer_id", "started_at", ...}].
     static Book lago(const json& catalogue);
 
+    /// {"meters": [...], "prices": [...]} as FlexPrice's API shows them; the usage prices, COUNT, SUM, SUM_WITH_MULTIPLIER and
+    /// COUNT_UNIQUE meters. A price may carry "entitlement" and "commitment". Periods are calendar months, UTC.
+    static Book flexprice(const json& catalogue);
+    /// {"product": {"id", "prices": [...], "benefits": [...]}, "meters": [...]} as Polar's API shows them; the metered prices, less the
+    /// units that meter_credit benefits grant; count, sum and unique meters whose filter names an event.
+    static Book polar(const json& catalogue);
+    /// {"plan": {"id", "items": [...]}, "features": [...], "currency": "usd"} as Autumn's API (2.1 and later) shows them, credit systems
+    /// included. An item's "quantity" is what was bought of a prepaid one.
+    static Book autumn(const json& catalogue);
+    /// By the vendor's name: "lago", "flexprice", "polar" or "autumn". Throws unsupported for another.
+    static Book of(std::string_view vendor, const json& catalogue);
+
     const std::string& vendor() const noexcept;
-    const std::string& code() const noexcept;  ///< the plan's
+    const std::string& code() const noexcept;  ///< the plan's, or product's
     const json& source() const noexcept;       ///< the JSON it was made from, unknown fields included
     std::vector<Metric> metrics() const;
 
@@ -403,12 +432,13 @@ struct FeeLine {
         advance,     ///< what was paid for before
         discount,
         conversion,  ///< from a pricing unit to the currency
+        rounding,
     };
     Step step = Step::units;
     std::optional<Decimal> from = {}, to = {};  ///< bounds of the tier as the vendor writes them, in units
     Decimal units = {}, rate = {}, flat = {};
-    Decimal per = 1;      ///< units in one package
-    Decimal amount = {};  ///< currency units
+    Decimal per = 1;           ///< units in one package
+    Decimal amount = {};       ///< currency units
     std::string text() const;  ///< for people: "tier 11 to 20: 5 units x 0.10 + 3"
 };
 
@@ -437,6 +467,13 @@ struct Fees {
     Decimal amount_cents = {};  ///< sum of the fees'
     json to_json() const;
     std::string to_text() const;  ///< for people: each fee with its lines, and the sum
+};
+
+/// Whether units may be used, and what is left before them.
+struct Check {
+    bool allowed = false;
+    Decimal balance = {};  ///< units left
+    Decimal overage = {};  ///< units used beyond what was granted
 };
 
 struct UsageQuery {
@@ -496,9 +533,9 @@ struct UpstreamOptions {
     std::int64_t batch_events = 0;  ///< events in a request at most; the vendor's limit when 0
     Filter selection = {};          ///< only these events; the others are passed over
     /// May take from a copy of the event what should not leave the device: source, properties, notice and extensions. What identifies and
-    /// counts the event, and the `pinned` properties, are put back afterwards. An event it throws for is parked.
+    /// counts the event, the properties that metrics need and the `pinned` ones are put back afterwards. An event it throws for is parked.
     std::function<void(Event&)> before_send = {};
-    std::vector<std::string> pinned = {};  ///< paths of properties a price or metric needs
+    std::vector<std::string> pinned = {};  ///< paths of properties, besides those a metric measures or filters by
     std::string workspace = {};            ///< Zyg: the workspace, for a server that speaks the workspace API
     /// One line about each request and each decision, never with the key. Called on the thread that sends.
     std::function<void(std::string_view)> log = {};
@@ -629,6 +666,15 @@ struct ImportReport {
 // 8 Meter
 // ---------------------------------------------------------------------------------------------
 
+struct PruneOptions {
+    Timestamp recorded_before = Timestamp::min();  ///< events recorded before this may go
+    std::int64_t keep_bytes = 0;                   ///< so may the oldest while the database holds more than this; 0: no such rule
+};
+
+struct PruneReport {
+    std::int64_t events = 0;  ///< removed
+};
+
 enum class Durability {
     full,     ///< record() returns after a commit that survives power loss
     process,  ///< ... that survives the end of this process; a power loss may take the last moments
@@ -638,7 +684,7 @@ struct MeterOptions {
     std::string path = ":memory:";
     Durability durability = Durability::full;
     std::chrono::milliseconds busy_timeout{5000};
-    std::int64_t max_bytes = 0;  ///< the database's size at most; 0: the disk's. Over it, record() throws full
+    std::int64_t max_bytes = 0;                 ///< the database's size at most; 0: the disk's. Over it, record() throws full
     std::size_t cache_bytes = 8 * 1024 * 1024;  ///< of pages, for each of the up to three connections
     /// Memory for the filters that make looking for an id quick: 2 bytes an event, newest first. What goes beyond it costs a disk access an id.
     std::size_t index_bytes = 64 * 1024 * 1024;
@@ -676,6 +722,15 @@ public:
     Page list(const Cursor& cursor) const;
     std::vector<NameInfo> list_names(const NamesQuery& query = {}) const;
 
+    /// Removes the oldest events, in whole sealed chunks (MeterOptions::chunk_events), as far as the options allow and every upstream has
+    /// had them; parked events and all that follow stay. Ids of removed events are forgotten: the same id would be stored again.
+    PruneReport prune(const PruneOptions& options);
+    /// Gives the room of removed events back to the disk, in short steps between which others write. `progress` is told pages.
+    void compact(const std::function<void(std::int64_t done, std::int64_t total)>& progress = {});
+    /// Compares everything derived (segments, index of ids) with the log, and the file with itself; answers what differs, nothing when all
+    /// is well. With `repair`, what differs is made again from the log. Takes time in proportion to the log; others may read and write.
+    std::vector<std::string> verify(bool repair = false);
+
     /// Declares a metric, or replaces the one of that code. Throws bad_value.
     void define(const Metric& metric);
     std::vector<Metric> metrics() const;
@@ -696,6 +751,14 @@ public:
     void connect(const Upstream& upstream);
     /// Sends what is pending until done, or something stops it, or the deadline. Never throws for the network's sake.
     FlushReport flush(const FlushOptions& options = {});
+    /// Starts a thread that sends in the background; with other options when it runs already. Throws bad_value.
+    void start(const WorkerOptions& options = {});
+    /// Ends the background thread, and with it an exchange under way: at once with the bundled transport, with another as soon as that
+    /// one gives up. What was not sent stays pending. The destructor does the same.
+    void stop();
+    /// Tells the background thread whether there is a network. Coming online ends the waits that began because nothing answered; a wait
+    /// a server asked for goes on.
+    void set_online(bool online);
     std::vector<UpstreamStatus> upstreams() const;
     Balance balance(const std::string& upstream) const;
     std::vector<Parked> parked(const std::string& upstream, std::int64_t limit = 100, std::int64_t after_sequence = 0) const;

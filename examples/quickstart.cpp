@@ -49,6 +49,8 @@ Only the name is required. Without FILE a month of sample events is used.
 Exit status: 0 when every event was delivered, 1 when something is left to do, 2 for a wrong call.
 )";
 
+constexpr const char* standin_key = "the-key-of-the-stand-in";
+
 struct Options {
     std::string events = QUICKSTART_DATA "/usage.jsonl";
     std::string plan = QUICKSTART_DATA "/plan.json";
@@ -168,7 +170,10 @@ Metric metric_for(const std::string& name, const std::vector<Metric>& known) {
     return found == known.end() ? Metric{.code = name} : *found;
 }
 
-std::string title(const Metric& metric) { return metric.property.empty() ? metric.code + " (count)" : metric.code + " (" + metric.property + ")"; }
+std::string title(const Metric& metric) {
+    const std::size_t path = metric.property.starts_with("properties.") ? std::string_view("properties.").size() : 0;
+    return metric.code + " (" + (metric.property.empty() ? "count" : metric.property.substr(path)) + ")";
+}
 
 /// A column for each of the most frequent names, a row a day, and the first column drawn as bars.
 void print_daily_totals(const Meter& meter) {
@@ -201,14 +206,16 @@ void print_daily_totals(const Meter& meter) {
 
 // --- prices ----------------------------------------------------------------------------------------
 
-json read_json(const std::string& path) {
+Book read_plan(const std::string& path) {
     std::ifstream file(path);
     std::ostringstream text;
     if (!(text << file.rdbuf())) throw WrongCall{path + " cannot be read; give a plan with --plan FILE"};
     try {
-        return json::parse(text.str());
+        return Book::lago(json::parse(text.str()));
     } catch (const json::parse_error& error) {
         throw WrongCall{path + " is not JSON: " + error.what()};
+    } catch (const Error& error) {
+        throw WrongCall{path + " is not a plan of Lago's: " + error.what()};
     }
 }
 
@@ -218,7 +225,9 @@ void print_prices(const Meter& meter) {
         const Event latest = meter.list({.names = {info.name}, .limit = 1}).events.at(0);
         const Period month = this_month(latest.timestamp.value());
         try {
-            std::cout << "\n" << latest.subscription << ", " << month.from.to_string().substr(0, 7) << "\n\n";
+            std::cout << "\n"
+                      << (latest.subscription.empty() ? "no subscription" : latest.subscription) << ", " << month.from.to_string().substr(0, 7)
+                      << "\n\n";
             std::cout << meter.usage({.subscription = latest.subscription, .period = month}).to_text();
             std::cout << "\nOne more " << latest.name << " like the latest, " << latest.properties.dump() << "\n\n";
             std::cout << meter.estimate_fees(latest).to_text();
@@ -280,14 +289,26 @@ bool print_balance(const Meter& meter, const std::string& upstream) {
 
 // --- main ------------------------------------------------------------------------------------------
 
+void connect(Meter& meter, const Options& options, const std::optional<LagoStandin>& standin) {
+    if (standin) {
+        meter.connect(Upstream::lago({.api_key = standin_key, .base_url = standin->url()}));
+        return;
+    }
+    try {
+        meter.connect(Upstream::lago({.api_key = options.api_key, .base_url = options.url}));
+    } catch (const Error& error) {
+        if (error.code() != ErrorCode::bad_value) throw;
+        throw WrongCall{"--url " + options.url + " " + error.reason()};
+    }
+}
+
 int run(const Options& options) {
     std::optional<LagoStandin> standin;
-    if (options.url.empty()) standin.emplace("a-key-of-the-stand-in", options.standin);
+    if (options.url.empty()) standin.emplace(standin_key, options.standin);
 
     Meter meter({.path = options.database});
-    meter.load(Book::lago(read_json(options.plan)));
-    meter.connect(
-        Upstream::lago({.api_key = standin ? "a-key-of-the-stand-in" : options.api_key, .base_url = standin ? standin->url() : options.url}));
+    meter.load(read_plan(options.plan));
+    connect(meter, options, standin);
 
     const Recorded recorded = record(meter, options.events);
     std::cout << options.events << ": " << recorded.stored << " events stored, " << recorded.known << " known already, " << recorded.refused

@@ -126,3 +126,480 @@ TEST_CASE("a plan that cannot be is refused with the path of the field", "[lago]
     CHECK(field_of(unknown) == "plan.charges[0].billable_metric_code: no such billable metric: nothing");
     CHECK(field_of(catalogue({{"charge_model", "standard"}, {"unknown_field", 1}})) == "accepted");
 }
+
+// --- Lago: filters, groups, periods ---
+
+namespace {
+
+std::vector<std::vector<std::pair<std::string, std::vector<std::string>>>> plain(const std::vector<lago::Values>& list) {
+    std::vector<std::vector<std::pair<std::string, std::vector<std::string>>>> out;
+    for (const auto& values : list) out.emplace_back(values.begin(), values.end());
+    return out;
+}
+
+Period period(const char* from, const char* to) { return {Timestamp::parse(from), Timestamp::parse(to)}; }
+
+lago::Subscription anniversary(const char* at) { return {.id = "sub", .anniversary = true, .anchor = Timestamp::parse(at), .active = {}}; }
+
+Fees usage_of(const json& source, const std::vector<Event>& events, UsageQuery query = {.subscription = "sub_1"}, Timestamp now = march_10) {
+    PlainUsage usage;
+    usage.events = events;
+    return Book::lago(source).impl().usage(query, now, usage);
+}
+
+// A fee's lines must always explain it.
+void check_lines(const Fees& fees) {
+    Decimal cents;
+    for (const auto& fee : fees.fees) {
+        Decimal sum;
+        for (const auto& line : fee.lines) sum += line.amount;
+        CHECK(sum == fee.amount);
+        cents += fee.amount_cents;
+    }
+    CHECK(cents == fees.amount_cents);
+}
+
+const json model_metric{{"code", "calls"},
+                        {"aggregation_type", "sum_agg"},
+                        {"field_name", "value"},
+                        {"filters", {{{"key", "model"}, {"values", {"llama-1", "llama-2"}}}, {{"key", "size"}, {"values", {"512", "1024"}}}}}};
+
+}  // namespace
+
+TEST_CASE("a bucket leaves to more specific filters what is theirs", "[lago]") {
+    const std::vector<std::string> steps{"25", "50", "75", "100"}, sizes{"512", "1024"};
+    const std::vector<lago::Values> filters{{{"steps", {"25"}}, {"size", {"512"}}, {"model", {"llama-2"}}},
+                                            {{"steps", {"25"}}, {"size", {"512"}}},
+                                            {{"steps", steps}, {"size", sizes}},
+                                            {{"size", sizes}},
+                                            {{"size", {"512"}}}};
+    CHECK(plain(lago::ignored_values(filters, 2)) == plain({filters[0], filters[1]}));
+    CHECK(plain(lago::ignored_values(filters, 3)) == plain({filters[0], filters[1], filters[2], filters[4]}));
+    CHECK(plain(lago::ignored_values(filters, 1)) == plain({filters[0], {{"steps", {"50", "75", "100"}}, {"size", {"1024"}}}}));
+    const lago::Values same{{"size", {"512"}}, {"steps", {"25"}}};
+    CHECK(lago::ignored_values({same, same, same}, 0).empty());
+    CHECK(lago::ignored_values({same, same, same}, 2).size() == 2);
+}
+
+TEST_CASE("every event is priced by one filter of its charge, or by the charge itself", "[lago]") {
+    const auto source = catalogue({{"charge_model", "standard"},
+                                   {"properties", {{"amount", "1"}}},
+                                   {"filters",
+                                    {{{"invoice_display_name", "small"}, {"values", {{"size", {"512"}}}}, {"properties", {{"amount", "2"}}}},
+                                     {{"values", {{"size", {"512"}}, {"model", {"__ALL_FILTER_VALUES__"}}}}, {"properties", {{"amount", "3"}}}}}}},
+                                  model_metric);
+    const auto fees = usage_of(source, {event("calls", {{"value", "1"}}), event("calls", {{"value", "10"}, {"size", "512"}}),
+                                        event("calls", {{"value", "100"}, {"size", "512"}, {"model", "llama-1"}}),
+                                        event("calls", {{"value", "1000"}, {"size", "512"}, {"model", "other"}})});
+    REQUIRE(fees.fees.size() == 3);
+    CHECK(fees.fees[0].filter == "small");
+    CHECK(fees.fees[0].units == 1010);
+    CHECK(fees.fees[0].amount == 2020);
+    CHECK(fees.fees[1].units == 100);
+    CHECK(fees.fees[1].amount == 300);
+    CHECK(fees.fees[2].units == 1);
+    CHECK(fees.amount_cents == 232100);
+    check_lines(fees);
+}
+
+TEST_CASE("an estimate is priced by the filter with most keys", "[lago]") {
+    const auto source = catalogue({{"charge_model", "standard"},
+                                   {"pay_in_advance", true},
+                                   {"properties", {{"amount", "1"}}},
+                                   {"filters",
+                                    {{{"values", {{"size", {"512"}}}}, {"properties", {{"amount", "2"}}}},
+                                     {{"values", {{"size", {"512"}}, {"model", {"llama-1"}}}}, {"properties", {{"amount", "3"}}}}}}},
+                                  model_metric);
+    PlainUsage usage;
+    const auto cents = [&](json properties) {
+        properties["value"] = "1";
+        return Book::lago(source).impl().estimate_fees(event("calls", properties), march_10, usage).amount_cents;
+    };
+    CHECK(cents({}) == 100);
+    CHECK(cents({{"size", 512}}) == 200);
+    CHECK(cents({{"size", "512"}, {"model", "llama-1"}}) == 300);
+    CHECK(cents({{"size", "1024"}, {"model", "llama-1"}}) == 100);
+}
+
+TEST_CASE("a charge with group keys has a fee for each group", "[lago]") {
+    const auto source = catalogue({{"charge_model", "package"},
+                                   {"properties", {{"amount", "1"}, {"package_size", 10}, {"free_units", 0}, {"pricing_group_keys", {"region"}}}}});
+    const auto fees = usage_of(source, {event("calls", {{"region", "eu"}}), event("calls", {{"region", "us"}}), event("calls", json::object())});
+    REQUIRE(fees.fees.size() == 3);
+    CHECK(fees.fees[0].group == lago::Group{{"region", std::nullopt}});
+    CHECK(fees.fees[1].group == lago::Group{{"region", "eu"}});
+    CHECK(fees.amount_cents == 300);
+    const auto none = usage_of(source, {});
+    REQUIRE(none.fees.size() == 1);
+    CHECK(none.fees[0].group == lago::Group{{"region", std::nullopt}});
+    CHECK(none.amount_cents.is_zero());
+}
+
+TEST_CASE("billing periods are calendar ones, or start from the subscription's day", "[lago]") {
+    using lago::Interval;
+    const lago::Subscription calendar{.id = "sub"};
+    CHECK(lago::billing_period(Interval::monthly, calendar, march_10) == period("2026-03-01", "2026-04-01"));
+    CHECK(lago::billing_period(Interval::weekly, calendar, march_10) == period("2026-03-09", "2026-03-16"));
+    CHECK(lago::billing_period(Interval::quarterly, calendar, march_10) == period("2026-01-01", "2026-04-01"));
+    CHECK(lago::billing_period(Interval::semiannual, calendar, march_10) == period("2026-01-01", "2026-07-01"));
+    CHECK(lago::billing_period(Interval::yearly, calendar, march_10) == period("2026-01-01", "2027-01-01"));
+    const auto late = anniversary("2025-01-31T10:00:00Z");
+    CHECK(lago::billing_period(Interval::monthly, late, march_10) == period("2026-02-28", "2026-03-31"));
+    CHECK(lago::billing_period(Interval::monthly, late, Timestamp::parse("2026-02-28")) == period("2026-02-28", "2026-03-31"));
+    CHECK(lago::billing_period(Interval::yearly, late, march_10) == period("2026-01-31", "2027-01-31"));
+    CHECK(lago::billing_period(Interval::weekly, anniversary("2026-01-01"), march_10) == period("2026-03-05", "2026-03-12"));
+    lago::Subscription started{.id = "sub"};
+    started.active = period("2026-03-07T08:00:00Z", "2026-03-20T08:00:00Z");
+    CHECK(lago::billing_period(Interval::monthly, started, march_10) == started.active);
+}
+
+// --- Lago: pay in advance, proration, minimums, pricing units ---
+
+TEST_CASE("current usage of a charge paid in advance keeps the period's maximum", "[lago]") {
+    const auto source = catalogue({{"charge_model", "standard"}, {"pay_in_advance", true}, {"properties", {{"amount", "1"}}}}, tokens_metric);
+    const auto fees = usage_of(source, {event("tokens", {{"value", "10"}}), event("tokens", {{"value", "-4"}}, "2026-03-06T00:00:00Z")});
+    CHECK(fees.fees[0].units == 6);
+    CHECK(fees.amount_cents == 1000);
+}
+
+TEST_CASE("a prorated charge counts units for the days they are there", "[lago]") {
+    auto metric = tokens_metric;
+    metric["recurring"] = true;
+    json charge{{"charge_model", "standard"}, {"prorated", true}, {"properties", {{"amount", "29"}}}};
+    const UsageQuery february{.subscription = "sub_1", .period = period("2024-02-01", "2024-03-01")};
+    const std::vector<Event> events{event("tokens", {{"value", "10"}}, "2024-02-06T10:00:00Z"),
+                                    event("tokens", {{"value", "-5"}}, "2024-02-06T11:00:00Z")};
+    const auto arrears = usage_of(catalogue(charge, metric), events, february);
+    CHECK(arrears.fees[0].units == 5);
+    CHECK(arrears.amount_cents == 12000);  // 5 x 24/29, up at 5 decimals, x 29
+    check_lines(arrears);
+    charge["pay_in_advance"] = true;
+    const auto advance = usage_of(catalogue(charge, metric), events, february);
+    CHECK(advance.fees[0].units == 5);
+    CHECK(advance.amount_cents == 24000);
+    auto later = february;
+    later.period = period("2024-03-01", "2024-04-01");
+    CHECK(usage_of(catalogue(charge, metric), events, later).amount_cents == 14500);  // carried over, for the whole of March
+}
+
+TEST_CASE("a prorated estimate pays the rest of the period", "[lago]") {
+    auto metric = tokens_metric;
+    metric["recurring"] = true;
+    const auto source =
+        catalogue({{"charge_model", "standard"}, {"prorated", true}, {"pay_in_advance", true}, {"properties", {{"amount", "10"}}}}, metric);
+    PlainUsage usage;
+    const auto fees = Book::lago(source).impl().estimate_fees(event("tokens", {{"value", 4}}), Timestamp::parse("2025-09-02"), usage);
+    CHECK(fees.amount_cents == 3867);
+    CHECK(fees.fees[0].units == 4);
+}
+
+TEST_CASE("a graduated prorated charge chooses tiers by full units", "[lago]") {
+    auto metric = tokens_metric;
+    metric["recurring"] = true;
+    const auto source = catalogue({{"charge_model", "graduated"},
+                                   {"prorated", true},
+                                   {"properties",
+                                    {{"graduated_ranges",
+                                      {{{"from_value", 0}, {"to_value", 5}, {"per_unit_amount", "10"}, {"flat_amount", "100"}},
+                                       {{"from_value", 6}, {"to_value", 15}, {"per_unit_amount", "5"}, {"flat_amount", "50"}},
+                                       {{"from_value", 16}, {"to_value", nullptr}, {"per_unit_amount", "2"}, {"flat_amount", "0"}}}}}}},
+                                  metric);
+    const UsageQuery september{.subscription = "sub_1", .period = period("2023-09-01", "2023-10-01")};
+    const auto fees = usage_of(
+        source, {event("tokens", {{"value", 2}}, "2023-09-10T09:00:00Z"), event("tokens", {{"value", 5}}, "2023-09-16T09:00:00Z")}, september);
+    CHECK(fees.amount_cents == 18400);
+    CHECK(fees.fees[0].units == 7);
+    check_lines(fees);
+}
+
+TEST_CASE("a minimum spending adds a fee when the period is closed", "[lago]") {
+    auto source = catalogue({{"charge_model", "standard"}, {"min_amount_cents", 20000}, {"properties", {{"amount", "10"}}}});
+    source["subscriptions"] = {{{"external_id", "sub_1"}, {"started_at", "2026-03-15T00:00:00Z"}}};
+    const UsageQuery march{.subscription = "sub_1", .period = period("2026-03-01", "2026-04-01")};
+    const std::vector<Event> events(6, event("calls", json::object(), "2026-03-20T00:00:00Z"));
+    CHECK(usage_of(source, events, march).amount_cents == 6000);
+    auto closing = march;
+    closing.closing = true;
+    const auto fees = usage_of(source, events, closing);
+    REQUIRE(fees.fees.size() == 2);
+    CHECK(fees.fees[1].amount_cents == 4968);  // 20000 x 17/31 - 6000
+    CHECK(fees.fees[1].units == 1);
+    check_lines(fees);
+}
+
+TEST_CASE("a pricing unit is rounded to its own hundredths, then converted", "[lago]") {
+    const auto source = catalogue({{"charge_model", "standard"},
+                                   {"properties", {{"amount", "0.005"}}},
+                                   {"applied_pricing_unit", {{"conversion_rate", "2"}, {"code", "credits"}}}});
+    const auto fees = usage_of(source, {event("calls", json::object())});
+    CHECK(fees.amount_cents == 2);
+    CHECK(fees.fees[0].vendor["pricing_unit_details"]["amount_cents"] == 1);
+    check_lines(fees);
+}
+
+TEST_CASE("instant estimates price the event alone", "[lago]") {
+    const auto source = catalogue({{"charge_model", "percentage"}, {"pay_in_advance", true}, {"properties", {{"rate", "10"}}}}, tokens_metric);
+    auto asked = event("tokens", {{"value", 400}});
+    asked.id = "t1";
+    const auto fees = Book::lago(source).impl().estimate_instant_fees(asked, march_10);
+    CHECK(fees.fees[0].vendor["amount_cents"] == "4000.0");
+    CHECK(fees.fees[0].vendor["units"] == "400.0");
+    CHECK(fees.fees[0].vendor["event_transaction_id"] == "t1");
+}
+
+TEST_CASE("percentage charges ask for the values they need", "[lago]") {
+    json charge{{"charge_model", "percentage"}, {"properties", {{"rate", "1"}, {"fixed_amount", "5"}, {"free_units_per_events", 3}}}};
+    const std::vector<Event> events{event("tokens", {{"value", 10}}), event("tokens", {{"value", 10}}), event("tokens", {{"value", 10}}),
+                                    event("tokens", {{"value", 10}})};
+    CHECK(usage_of(catalogue(charge, tokens_metric), events).amount_cents == 510);
+    charge["properties"] = {{"rate", "1"}, {"fixed_amount", "5"}, {"free_units_per_total_aggregation", "15.0"}};
+    CHECK(usage_of(catalogue(charge, tokens_metric), events).amount_cents == 1525);
+    charge["properties"] = {{"rate", "1"}, {"per_transaction_min_amount", "2"}};
+    const auto bounded = usage_of(catalogue(charge, tokens_metric), events);
+    CHECK(bounded.amount_cents == 800);
+    check_lines(bounded);
+}
+
+TEST_CASE("impossible ranges and rules are refused where they stand", "[lago]") {
+    const auto refused = [](json charge, json metric = {{"code", "calls"}, {"aggregation_type", "count_agg"}}) {
+        return field_of(catalogue(std::move(charge), std::move(metric)));
+    };
+    const auto ranges = [](json list) { return json{{"charge_model", "graduated"}, {"properties", {{"graduated_ranges", std::move(list)}}}}; };
+    const auto range = [](json from, json to) {
+        return json{{"from_value", from}, {"to_value", to}, {"per_unit_amount", "1"}, {"flat_amount", "0"}};
+    };
+    const std::string wrong = "plan.charges[0].properties.graduated_ranges: invalid_graduated_ranges";
+    CHECK(refused(ranges({range(0, 10), range(11, nullptr)})) == "accepted");
+    CHECK(refused(ranges({range(0, 10), range(5, nullptr)})) == wrong);
+    CHECK(refused(ranges({range(0, 10), range(13, nullptr)})) == wrong);
+    CHECK(refused(ranges({range(0, 10), range(11, 20)})) == wrong);
+    CHECK(refused(ranges({range(-1, nullptr)})) == wrong);
+    CHECK(refused(ranges(json::array())) == "plan.charges[0].properties.graduated_ranges: missing_graduated_ranges");
+    auto number = range(0, nullptr);
+    number["per_unit_amount"] = 1;
+    CHECK(refused(ranges(json::array({number}))) == "plan.charges[0].properties.graduated_ranges[0].per_unit_amount: invalid_amount");
+    CHECK(refused({{"charge_model", "volume"}, {"pay_in_advance", true}}) ==
+          "plan.charges[0].pay_in_advance: invalid_aggregation_type_or_charge_model");
+    CHECK(refused({{"charge_model", "dynamic"}}) == "plan.charges[0].charge_model: invalid_aggregation_type_or_charge_model");
+    CHECK(refused({{"charge_model", "standard"}, {"pay_in_advance", true}, {"min_amount_cents", 5}}) ==
+          "plan.charges[0].min_amount_cents: not_compatible_with_pay_in_advance");
+    CHECK(refused({{"charge_model", "standard"}, {"prorated", true}}) == "plan.charges[0].prorated: invalid_billable_metric_or_charge_model");
+}
+
+// --- FlexPrice, Polar, Autumn ---
+
+namespace {
+
+Event customer_event(std::string name, json properties, const char* time = "2026-03-05T00:00:00Z") {
+    return {.name = std::move(name), .customer = "acme", .timestamp = Timestamp::parse(time), .properties = std::move(properties)};
+}
+
+Fees customer_usage(const Book& book, const std::vector<Event>& events) {
+    PlainUsage usage;
+    usage.events = events;
+    const auto fees = book.impl().usage({.customer = "acme"}, march_10, usage);
+    check_lines(fees);
+    return fees;
+}
+
+}  // namespace
+
+TEST_CASE("FlexPrice prices meters through entitlement and commitment", "[flexprice]") {
+    json price{{"id", "p1"},
+               {"type", "USAGE"},
+               {"meter_id", "m1"},
+               {"currency", "usd"},
+               {"billing_model", "TIERED"},
+               {"tier_mode", "SLAB"},
+               {"tiers", {{{"up_to", 10}, {"unit_amount", "0.1"}}, {{"up_to", nullptr}, {"unit_amount", "0.05"}}}}};
+    json source{{"meters",
+                 {{{"id", "m1"},
+                   {"event_name", "call"},
+                   {"aggregation", {{"type", "SUM"}, {"field", "n"}}},
+                   {"filters", {{{"key", "region"}, {"values", {"eu"}}}}}}}},
+                {"prices", {price}}};
+    const std::vector<Event> events{customer_event("call", {{"n", 8}, {"region", "eu"}}), customer_event("call", {{"n", 7}, {"region", "eu"}}),
+                                    customer_event("call", {{"n", 99}, {"region", "us"}})};
+    CHECK(customer_usage(Book::flexprice(source), events).amount_cents == 125);
+    source["prices"][0]["entitlement"] = {{"is_enabled", true}, {"usage_limit", 5}};
+    CHECK(customer_usage(Book::flexprice(source), events).amount_cents == 100);
+    source["prices"][0]["commitment"] = {{"type", "amount"}, {"amount", "3"}, {"overage_factor", "2"}, {"true_up_enabled", true}};
+    CHECK(customer_usage(Book::flexprice(source), events).amount_cents == 300);
+    source["prices"][0]["meter_id"] = "m2";
+    CHECK_THROWS_WITH(Book::flexprice(source), "prices[0].meter_id: no such meter: m2");
+}
+
+TEST_CASE("FlexPrice refuses what its validation refuses", "[flexprice]") {
+    const auto refused = [](json price) -> std::string {
+        price["meter_id"] = "m1";
+        price["currency"] = "usd";
+        try {
+            Book::flexprice({{"meters", {{{"id", "m1"}, {"event_name", "call"}, {"aggregation", {{"type", "COUNT"}}}}}}, {"prices", {price}}});
+        } catch (const Error& error) {
+            return error.what();
+        }
+        return "accepted";
+    };
+    CHECK(refused({{"billing_model", "FLAT_FEE"}, {"amount", "1"}}) == "accepted");
+    CHECK(refused({{"billing_model", "FLAT_FEE"}}) == "prices[0].amount: is required");
+    CHECK(refused({{"billing_model", "FLAT_FEE"}, {"amount", "-1"}}) == "prices[0].amount: must be at least 0");
+    CHECK(refused({{"billing_model", "TIERED"}, {"tiers", json::array()}}) == "prices[0].tiers: is required");
+    CHECK(refused({{"billing_model", "TIERED"}, {"tiers", {{{"up_to", nullptr}, {"unit_amount", "-2"}}}}}) ==
+          "prices[0].tiers[0].unit_amount: must be at least 0");
+    CHECK(refused({{"billing_model", "PACKAGE"}, {"amount", "1"}, {"transform_quantity", {{"divide_by", 0}}}}) ==
+          "prices[0].transform_quantity.divide_by: must be at least 1");
+    CHECK(refused({{"billing_model", "MAGIC"}}) == "prices[0].billing_model: is not known: MAGIC");
+}
+
+TEST_CASE("Polar prices meters less granted credits, and caps", "[polar]") {
+    json source{
+        {"product",
+         {{"id", "pro"},
+          {"prices", {{{"id", "p1"}, {"amount_type", "metered_unit"}, {"meter_id", "m1"}, {"unit_amount", "0.5"}, {"price_currency", "usd"}}}},
+          {"benefits", {{{"type", "meter_credit"}, {"properties", {{"meter_id", "m1"}, {"units", 10}}}}}}}},
+        {"meters",
+         {{{"id", "m1"},
+           {"filter", {{"conjunction", "and"}, {"clauses", {{{"property", "name"}, {"operator", "eq"}, {"value", "chat"}}}}}},
+           {"aggregation", {{"func", "sum"}, {"property", "tokens"}}}}}}};
+    const std::vector<Event> events{customer_event("chat", {{"tokens", 100}}), customer_event("chat", {{"tokens", 15}}),
+                                    customer_event("other", {{"tokens", 7}})};
+    const auto fees = customer_usage(Book::polar(source), events);
+    CHECK(fees.fees[0].units == 115);
+    CHECK(fees.amount_cents == 53);  // 105 x 0.5, half away from zero
+    source["product"]["prices"][0]["cap_amount"] = 20;
+    CHECK(customer_usage(Book::polar(source), events).amount_cents == 20);
+    source["product"]["prices"][0]["unit_amount"] = "0";
+    CHECK_THROWS_WITH(Book::polar(source), "product.prices[0].unit_amount: must be above 0");
+}
+
+TEST_CASE("Polar's doubles count at their exact value", "[polar]") {
+    CHECK(polar::exact_amount(100, 1.005) == 100);
+    CHECK(polar::exact_amount(100, 1.995) == 200);
+    CHECK(polar::exact_amount(5, 0.1 + 0.1 + 0.1) == 2);
+    CHECK(polar::exact_amount(Decimal("0.5"), 1) == 1);
+    CHECK(polar::exact_amount(Decimal("99999.999999999999"), 0) == 0);
+    CHECK(polar::exact_amount(100, 1e-300) == 0);
+    CHECK(polar::exact_amount(1, 9007199254740994.0) == Decimal("9007199254740994"));
+    CHECK(polar::exact_amount(1, 1e18) == Decimal("1000000000000000000"));
+    CHECK_THROWS_AS(polar::exact_amount(1, 1e300), Error);
+}
+
+TEST_CASE("Autumn prices overage, and credits by what a feature costs", "[autumn]") {
+    const json source{
+        {"plan",
+         {{"id", "pro"},
+          {"items",
+           {{{"feature_id", "credits"}, {"included", 100}, {"price", {{"amount", 1}, {"billing_units", 10}, {"billing_method", "usage_based"}}}}}}}},
+        {"features", {{{"id", "credits"}, {"credit_schema", {{{"metered_feature_id", "chat"}, {"credit_cost", "0.2"}}}}}}}};
+    const auto book = Book::autumn(source);
+    auto valued = customer_event("chat", json::object());
+    valued.value = 740;
+    const std::vector<Event> events{valued, customer_event("chat", json::object()), customer_event("credits", json::object())};
+    const auto fees = customer_usage(book, events);
+    CHECK(fees.fees[0].units == Decimal("149.2"));
+    CHECK(fees.amount_cents == 500);
+    PlainUsage usage;
+    usage.events = events;
+    CHECK(book.impl().estimate_fees(customer_event("chat", json::object()), march_10, usage).amount_cents == 0);
+    auto many = valued;
+    many.value = 10;
+    CHECK(book.impl().estimate_fees(many, march_10, usage).amount_cents == 100);
+    const auto check = book.impl().check(many, march_10, usage);
+    CHECK(check.allowed);
+    CHECK(check.overage == Decimal("49.2"));
+}
+
+TEST_CASE("Autumn's check counts what is left", "[autumn]") {
+    const json source{{"plan", {{"id", "free"}, {"items", {{{"feature_id", "chat"}, {"included", 3}}}}}}};
+    const auto book = Book::autumn(source);
+    PlainUsage usage;
+    usage.events = {customer_event("chat", json::object()), customer_event("chat", json::object())};
+    CHECK(book.impl().check(customer_event("chat", json::object()), march_10, usage).allowed);
+    CHECK(book.impl().check(customer_event("chat", json::object()), march_10, usage).balance == 1);
+    usage.events.push_back(customer_event("chat", json::object()));
+    CHECK_FALSE(book.impl().check(customer_event("chat", json::object()), march_10, usage).allowed);
+    CHECK_FALSE(book.impl().check(customer_event("image", json::object()), march_10, usage).allowed);
+    CHECK(customer_usage(book, usage.events).amount_cents.is_zero());
+}
+
+TEST_CASE("Autumn refuses what its validation refuses", "[autumn]") {
+    const auto refused = [](json price, json included = 0) -> std::string {
+        price["billing_method"] = price.value("billing_method", "usage_based");
+        try {
+            Book::autumn({{"plan", {{"id", "pro"}, {"items", {{{"feature_id", "chat"}, {"included", included}, {"price", price}}}}}}});
+        } catch (const Error& error) {
+            return error.what();
+        }
+        return "accepted";
+    };
+    const auto tier = [](json to) { return json{{"to", to}, {"amount", 1}}; };
+    const std::string at = "plan.items[0].price.";
+    CHECK(refused({{"tiers", {tier(10), tier("inf")}}}) == "accepted");
+    CHECK(refused({{"amount", 1}, {"tiers", {tier("inf")}}}) == at + "amount: exactly one of amount and tiers is required");
+    CHECK(refused(json::object()) == at + "amount: exactly one of amount and tiers is required");
+    CHECK(refused({{"tiers", {tier(10), tier("inf")}}}, 10) == at + "tiers[0].to: must be above included");
+    CHECK(refused({{"tiers", {tier(10), tier(5), tier("inf")}}}) == at + "tiers[1].to: must be above the tier before");
+    CHECK(refused({{"tiers", {tier(10), tier(20)}}}) == at + "tiers[1].to: only the last tier is open, with \"inf\"");
+    CHECK(refused({{"tiers", {tier("inf")}}, {"tier_behavior", "volume"}}) == at + "tier_behavior: volume is for prepaid items only");
+    CHECK(refused({{"amount", 1}, {"billing_units", 0}}) == at + "billing_units: must be above 0");
+}
+
+// --- over the real log ---
+
+TEST_CASE("books answer the same over the log as over a plain list", "[meter]") {
+    const auto plan = catalogue({{"charge_model", "graduated"},
+                                 {"pay_in_advance", true},
+                                 {"properties",
+                                  {{"pricing_group_keys", {"region"}},
+                                   {"graduated_ranges",
+                                    {{{"from_value", 0}, {"to_value", 10}, {"per_unit_amount", "1"}, {"flat_amount", "3"}},
+                                     {{"from_value", 11}, {"to_value", nullptr}, {"per_unit_amount", "0.5"}, {"flat_amount", "0"}}}}}}},
+                                tokens_metric);
+    std::vector<Event> events;
+    for (int i = 0; i < 40; ++i) {
+        auto each = event("tokens", {{"value", i % 7 - 1}, {"region", i % 3 == 0 ? "eu" : "us"}});
+        each.id = "e" + std::to_string(i);
+        each.timestamp = *each.timestamp + std::chrono::minutes(i);
+        each.customer = "acme";
+        events.push_back(each);
+    }
+    Meter m({.clock = [] { return march_10; }});
+    m.record(events);
+    m.load(Book::lago(plan));
+    PlainUsage usage;
+    usage.events = events;
+    const auto book = Book::lago(plan);
+    CHECK(m.usage({.subscription = "sub_1"}).to_json() == book.impl().usage({.subscription = "sub_1"}, march_10, usage).to_json());
+    const auto next = event("tokens", {{"value", 5}, {"region", "eu"}});
+    CHECK(m.estimate_fees(next).to_json() == book.impl().estimate_fees(next, march_10, usage).to_json());
+}
+
+TEST_CASE("the books of all vendors read the log's fields", "[meter]") {
+    const json flexprice{{"meters", {{{"id", "m1"}, {"event_name", "chat"}, {"aggregation", {{"type", "COUNT_UNIQUE"}, {"field", "user"}}}}}},
+                         {"prices", {{{"meter_id", "m1"}, {"currency", "usd"}, {"billing_model", "FLAT_FEE"}, {"amount", "1"}}}}};
+    const json polar{
+        {"product", {{"id", "pro"}, {"prices", {{{"meter_id", "m1"}, {"unit_amount", "50"}}}}}},
+        {"meters",
+         {{{"id", "m1"},
+           {"filter",
+            {{"conjunction", "and"},
+             {"clauses",
+              {{{"property", "name"}, {"operator", "eq"}, {"value", "chat"}}, {{"property", "user"}, {"operator", "ne"}, {"value", "ann"}}}}}},
+           {"aggregation", {{"func", "count"}}}}}}};
+    const json autumn{
+        {"plan", {{"id", "pro"}, {"items", {{{"feature_id", "chat"}, {"price", {{"amount", 1}, {"billing_method", "usage_based"}}}}}}}}};
+    std::vector<Event> events{customer_event("chat", {{"user", "ann"}}), customer_event("chat", {{"user", "bob"}}),
+                              customer_event("chat", {{"user", "ann"}}), customer_event("chat", json::object())};
+    for (std::size_t i = 0; i < events.size(); ++i) events[i].id = std::to_string(i);
+    events[1].value = 40;
+    for (const auto& [book, cents] :
+         {std::pair{Book::flexprice(flexprice), 300}, std::pair{Book::polar(polar), 50}, std::pair{Book::autumn(autumn), 4300}}) {
+        CAPTURE(book.vendor());
+        CHECK(customer_usage(book, events).amount_cents == cents);
+        Meter m({.clock = [] { return march_10; }});
+        m.record(events);
+        m.load(book);
+        CHECK(m.usage({.customer = "acme"}).amount_cents == cents);
+        CHECK(m.books().at(0).vendor() == book.vendor());
+    }
+}

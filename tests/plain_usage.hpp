@@ -50,6 +50,8 @@ public:
 
 private:
     static std::optional<std::string> text_of(const Event& event, const std::string& field) {
+        if (field == "name") return event.name;
+        if (field == "value") return event.value ? std::optional(event.value->to_string()) : std::nullopt;
         const std::string prefix = "properties.";
         const auto found = event.properties.find(field.rfind(prefix, 0) == 0 ? field.substr(prefix.size()) : field);
         if (found == event.properties.end() || found->is_null()) return {};
@@ -70,7 +72,7 @@ private:
         const auto among = [&] { return text && std::find(filter.value.begin(), filter.value.end(), *text) != filter.value.end(); };
         switch (filter.op) {
             case Operator::eq:
-                return text && filter.value == *text;
+                return filter.value.is_null() ? !text : text && filter.value == *text;
             case Operator::in:
                 return among();
             case Operator::not_in:

@@ -186,8 +186,10 @@ struct TlsServer {
     bool usable = false;
 
     TlsServer() {
-        const std::string make = "mkdir -p " + folder + " && openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost "
-                                 "-addext subjectAltName=IP:127.0.0.1 -keyout " + folder + "/key.pem -out " + folder + "/cert.pem 2>/dev/null";
+        const std::string make = "mkdir -p " + folder +
+                                 " && openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost "
+                                 "-addext subjectAltName=IP:127.0.0.1 -keyout " +
+                                 folder + "/key.pem -out " + folder + "/cert.pem 2>/dev/null";
         if (std::system(make.c_str()) != 0) return;
         const std::string certificate = folder + "/cert.pem", key = folder + "/key.pem", at = "127.0.0.1:" + std::to_string(port);
         child = ::fork();

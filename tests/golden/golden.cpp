@@ -9,6 +9,7 @@
 #include "flexprice.hpp"
 #include "lago.hpp"
 #include "polar.hpp"
+#include "time.hpp"
 
 #include <cstdio>
 #include <fstream>
@@ -19,7 +20,7 @@ namespace golden {
 
 /// The tables of all adapters.
 const std::vector<Vendor>& vendors() {
-    static const std::vector<Vendor> all{lago_pricing(), flexprice_pricing(), polar_pricing(), autumn_pricing()};
+    static const std::vector<Vendor> all{lago_pricing(), flexprice_pricing(), polar_pricing(), autumn_pricing(), autumn_time(), flexprice_time()};
     return all;
 }
 
@@ -67,6 +68,15 @@ bool matches(const json& expected, const json& got, const json& compare) {
     return same_value(expected, got);
 }
 
+/// Where a vendor's documents disagree with its code, the vector says what the code does beside it, and the code is the judge.
+json judged(json expected) {
+    if (expected.contains("amount_by_code")) {
+        expected["amount"] = expected["amount_by_code"];
+        expected.erase("amount_by_code");
+    }
+    return expected;
+}
+
 std::string kind_of(const json& vector) {
     if (vector.contains("aggregation")) return "aggregation " + vector.at("aggregation").at("type").get<std::string>();
     return vector.at(vector.contains("kind") ? "kind" : "model").get<std::string>();
@@ -90,21 +100,26 @@ json run(const Kind& kind, const json& vector) {
     }
 }
 
-void run_vector(const json& vector, const std::string& system, Tally& tally) {
-    const auto name = kind_of(vector);
-    const auto* kind = find_kind(system, name);
-    if (!kind) {
-        ++tally.skipped[system + " " + name];
-        return;
-    }
-    const auto got = run(*kind, vector);
-    const auto& expected = vector.at("expected");
+void judge(const Kind& kind, const json& vector, Tally& tally) {
+    const auto got = run(kind, vector);
+    const auto expected = judged(vector.at("expected"));
     if (matches(expected, got, vector.value("compare", json::object()))) {
         ++tally.passed;
         return;
     }
     ++tally.failed;
     std::cout << vector.at("id").get<std::string>() << ": expected " << expected.dump() << ", got " << got.dump() << "\n";
+}
+
+void run_vector(const json& vector, const std::string& system, Tally& tally) {
+    const auto name = kind_of(vector);
+    const auto* kind = find_kind(system, name);
+    try {
+        if (kind) return judge(*kind, vector, tally);
+    } catch (const Unknown&) {
+        // skipped, as is a kind without an adapter
+    }
+    ++tally.skipped[system + " " + name];
 }
 
 /// A vector without `system` has it at the beginning of its id.
@@ -115,7 +130,7 @@ void run_file(const std::string& path, Tally& tally) {
     if (!vectors.is_array()) throw std::runtime_error("is not a list of vectors");
     for (const auto& vector : vectors) {
         const auto id = vector.at("id").get<std::string>();
-        run_vector(vector, vector.value("system", id.substr(0, id.find('-'))), tally);
+        run_vector(vector, vector.value("system", id.substr(0, id.find_first_of("-."))), tally);
     }
 }
 

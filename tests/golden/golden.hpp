@@ -15,6 +15,9 @@ namespace golden {
 using meter::Decimal;
 using meter::json;
 
+/// Thrown by an adapter for a vector of a form it does not read; such a vector is skipped.
+struct Unknown {};
+
 struct Kind {
     std::string_view name;
     json (*run)(const json& vector);

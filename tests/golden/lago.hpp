@@ -159,11 +159,17 @@ json amount_details_delta(const json& vector) {
 // --- vectors with events ---
 
 /// A plan of the vector's one charge, for the subscription "sub".
-meter::Book book_of(const json& vector) {
+meter::Book book_of(const json& vector, bool prorated = false) {
     const auto& input = vector.at("input");
-    json metric{{"code", "metric"}, {"aggregation_type", input.at("aggregation_type")}, {"field_name", input.value("field_name", "amount")}};
-    json charge{
-        {"billable_metric_code", "metric"}, {"charge_model", vector.at("model")}, {"pay_in_advance", true}, {"properties", vector.at("properties")}};
+    json metric{{"code", "metric"},
+                {"aggregation_type", input.at("aggregation_type")},
+                {"field_name", input.value("field_name", "amount")},
+                {"recurring", prorated}};
+    json charge{{"billable_metric_code", "metric"},
+                {"charge_model", vector.at("model")},
+                {"pay_in_advance", true},
+                {"prorated", prorated},
+                {"properties", vector.at("properties")}};
     return meter::Book::lago({{"plan", {{"code", "plan"}, {"amount_currency", input.value("currency", "EUR")}, {"charges", {charge}}}},
                               {"premium", input.value("premium", false)},
                               {"billable_metrics", {metric}}});
@@ -194,13 +200,27 @@ json pay_in_advance_sequence(const json& vector) {
     return {{"fees", fees}};
 }
 
-json estimate_fees(const json& vector) {
+json estimated(const json& vector, bool prorated, Timestamp now) {
     meter::PlainUsage usage;
     for (const auto& source : vector.at("input").at("persisted_events")) usage.events.push_back(event_of(source));
     const auto event = event_of(vector.at("input").at("estimated_event"));
-    const auto fees = book_of(vector).impl().estimate_fees(event, Timestamp::parse("2026-03-10"), usage);
+    const auto fees = book_of(vector, prorated).impl().estimate_fees(event, now, usage);
     const auto& fee = fees.fees.at(0);
     return {{"units", text(fee.units)}, {"amount_cents", text(fee.amount_cents)}, {"events_count", fee.events}};
+}
+
+json estimate_fees(const json& vector) { return estimated(vector, false, Timestamp::parse("2026-03-10")); }
+
+/// A day with that many days left, itself included, in a month of that many days.
+Timestamp day_with_left(std::int64_t days_left, std::int64_t month_days) {
+    const auto month = month_days == 28 ? "2026-02-01" : month_days == 29 ? "2024-02-01" : month_days == 30 ? "2026-04-01" : "2026-03-01";
+    return Timestamp::parse(month) + std::chrono::hours(24 * (month_days - days_left));
+}
+
+json estimate_fees_prorated(const json& vector) {
+    const auto& input = vector.at("input");
+    if (!input.contains("days_to_period_end_inclusive") || !input.contains("period_days")) throw Unknown();
+    return estimated(vector, true, day_with_left(integer(input, "days_to_period_end_inclusive"), integer(input, "period_days")));
 }
 
 json current_usage_pay_in_advance(const json& vector) {
@@ -296,6 +316,7 @@ inline Vendor lago_pricing() {
              {"amount_details_delta", amount_details_delta},
              {"pay_in_advance_sequence", pay_in_advance_sequence},
              {"estimate_fees", estimate_fees},
+             {"estimate_fees_prorated", estimate_fees_prorated},
              {"fee", fee},
              {"current_usage_pay_in_advance", current_usage_pay_in_advance},
              {"true_up", true_up},
