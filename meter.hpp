@@ -300,7 +300,7 @@ enum class Aggregation { count, sum, unique_count };
 /// Which events are measured, and how.
 struct Metric {
     std::string code = {};   ///< how questions and books name the metric
-    std::string event = {};  ///< Event::name of the events measured; `code` when empty
+    std::string event = {};  ///< Event::name of the events measured; `code` when empty; all events when both are
     Aggregation aggregation = Aggregation::count;
     /// The property measured (a path), or "value"; not for count. For a sum, a missing, null, boolean or non-numeric property makes the
     /// event invisible, as in Lago (postgres_store.rb:508); text that is a number counts as that number.
