@@ -1973,7 +1973,7 @@ bool meets(const Coercion& rules, Operator op, const Scalar& value, const Operan
 }
 
 // A clause against one value: in and not_in are eq and ne to each of a list.
-bool meets(const Coercion& rules, const Clause& clause, const Scalar& value) {
+[[maybe_unused]] bool meets(const Coercion& rules, const Clause& clause, const Scalar& value) {
     const auto each = [&](Operator op) { return [&rules, &value, op](const Operand& asked) { return meets(rules, op, value, asked); }; };
     const auto& asked = clause.operands;
     if (clause.op == Operator::exists) return value.absent() != asked[0].boolean;
@@ -2848,7 +2848,7 @@ std::optional<Event> event_at(Connection& db, std::int64_t sequence) {
     return row.row() ? std::optional(read_event(row)) : std::nullopt;
 }
 
-std::vector<Event> events_after(Connection& db, std::int64_t sequence, std::int64_t limit) {
+[[maybe_unused]] std::vector<Event> events_after(Connection& db, std::int64_t sequence, std::int64_t limit) {
     std::vector<Event> events;
     const Prepared row = db.prepared(METER_EVENT_COLUMNS "WHERE l.sequence > ? ORDER BY l.sequence LIMIT ?");
     row.bind(sequence, limit);
