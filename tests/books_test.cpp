@@ -248,6 +248,10 @@ TEST_CASE("billing periods are calendar ones, or start from the subscription's d
     CHECK(lago::billing_period(Interval::monthly, late, Timestamp::parse("2026-02-28")) == period("2026-02-28", "2026-03-31"));
     CHECK(lago::billing_period(Interval::yearly, late, march_10) == period("2026-01-31", "2027-01-31"));
     CHECK(lago::billing_period(Interval::weekly, anniversary("2026-01-01"), march_10) == period("2026-03-05", "2026-03-12"));
+    lago::Subscription east{.id = "sub", .zone = Zone("+09:00")};
+    CHECK(lago::billing_period(Interval::monthly, east, march_10) == period("2026-02-28T15:00:00Z", "2026-03-31T15:00:00Z"));
+    CHECK(lago::billing_period(Interval::monthly, east, Timestamp::parse("2026-03-31T16:00:00Z")).from == Timestamp::parse("2026-03-31T15:00:00Z"));
+    CHECK(lago::days_in(east, period("2026-02-28T15:00:00Z", "2026-03-31T15:00:00Z")) == 31);
     lago::Subscription started{.id = "sub"};
     started.active = period("2026-03-07T08:00:00Z", "2026-03-20T08:00:00Z");
     CHECK(lago::billing_period(Interval::monthly, started, march_10) == started.active);
