@@ -9,6 +9,7 @@
 #include "flexprice.hpp"
 #include "lago.hpp"
 #include "polar.hpp"
+#include "polar_reading.hpp"
 #include "time.hpp"
 
 #include <cstdio>
@@ -20,7 +21,8 @@ namespace golden {
 
 /// The tables of all adapters.
 const std::vector<Vendor>& vendors() {
-    static const std::vector<Vendor> all{lago_pricing(), flexprice_pricing(), polar_pricing(), autumn_pricing(), autumn_time(), flexprice_time()};
+    static const std::vector<Vendor> all{lago_pricing(), flexprice_pricing(), polar_pricing(), autumn_pricing(),
+                                         autumn_time(),  flexprice_time(),    polar_reads()};
     return all;
 }
 
