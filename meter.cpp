@@ -5481,8 +5481,8 @@ json Fee::to_json() const {
             {"amount_cents", amount_cents.to_string()},
             {"unit_amount", unit_amount.to_string()},
             {"pay_in_advance", pay_in_advance},
-            {"from", period.from.to_string()},
-            {"to", period.to.to_string()},
+            {"from", period == Period() ? json(nullptr) : json(period.from.to_string())},
+            {"to", period == Period() ? json(nullptr) : json(period.to.to_string())},
             {"lines", std::move(steps)}};
 }
 
@@ -5926,6 +5926,7 @@ struct Subscription {
     bool anniversary = false;
     Timestamp anchor = Timestamp::min();  // subscription_at: where anniversary periods start
     Period active = {};
+    Zone zone = Zone("");  // the customer's, whose days count
 };
 
 // --- prices: reading and refusing (dossier 9) ---
@@ -6563,6 +6564,11 @@ Subscription read_subscription(const Node& at) {
     subscription.lago_id = at.raw("lago_id");
     subscription.lago_customer_id = at.raw("lago_customer_id");
     subscription.anniversary = at.text("billing_time") == "anniversary";
+    try {
+        subscription.zone = Zone(at.text("timezone"));
+    } catch (const Error& error) {
+        throw Error(error.code(), at.path("timezone"), error.reason());
+    }
     if (const auto started = at.time("started_at")) subscription.active.from = *started;
     if (const auto ended = at.time("terminated_at")) subscription.active.to = *ended + std::chrono::microseconds(1);
     subscription.anchor = at.time("subscription_at").value_or(subscription.active.from);
@@ -6587,28 +6593,35 @@ constexpr int months_in(Interval interval) {
     return 0;
 }
 
+// The date on the customer's calendar, and the moment such a date begins.
+std::chrono::year_month_day local_date(const Subscription& subscription, Timestamp time) {
+    return date_of(Timestamp(subscription.zone.to_local(time)));
+}
+Timestamp start_of(const Subscription& subscription, std::chrono::sys_days day) { return subscription.zone.to_utc(midnight(day).micros()); }
+
 // Weeks from Monday, or from the anchor's weekday.
 Period week_around(std::chrono::sys_days today, const Subscription& subscription) {
     using namespace std::chrono;
-    const auto first = subscription.anniversary ? weekday(sys_days(date_of(subscription.anchor))) : Monday;
+    const auto first = subscription.anniversary ? weekday(sys_days(local_date(subscription, subscription.anchor))) : Monday;
     const auto from = today - (weekday(today) - first);
-    return {midnight(from), midnight(from + weeks(1))};
+    return {start_of(subscription, from), start_of(subscription, from + weeks(1))};
 }
 
 // Months from January's first day, or from the anchor's day, which a short month clips.
 Period months_around(std::chrono::sys_days today, int count, const Subscription& subscription) {
     using namespace std::chrono;
-    const auto anchor = subscription.anniversary ? date_of(subscription.anchor) : year(1970) / January / day(1);
+    const auto anchor = subscription.anniversary ? local_date(subscription, subscription.anchor) : year(1970) / January / day(1);
     const auto anchor_month = anchor.year() / anchor.month();
     const year_month_day date(today);
     auto passed = static_cast<int>((date.year() / date.month() - anchor_month).count());
     if (today < day_in(date.year() / date.month(), anchor.day())) --passed;
     const auto whole = (passed >= 0 ? passed : passed - count + 1) / count * count;
-    return {midnight(day_in(anchor_month + months(whole), anchor.day())), midnight(day_in(anchor_month + months(whole + count), anchor.day()))};
+    const auto boundary = [&](int month) { return start_of(subscription, day_in(anchor_month + months(month), anchor.day())); };
+    return {boundary(whole), boundary(whole + count)};
 }
 
 Period billing_period(Interval interval, const Subscription& subscription, Timestamp now) {
-    const std::chrono::sys_days today(date_of(now));
+    const std::chrono::sys_days today(local_date(subscription, now));
     const auto period = interval == Interval::weekly ? week_around(today, subscription) : months_around(today, months_in(interval), subscription);
     return {std::max(period.from, subscription.active.from), std::min(period.to, subscription.active.to)};
 }
@@ -6869,18 +6882,21 @@ Quantity quantity_of(const Scope& scope, const AggregateQuery& query, UsageSourc
 
 // --- proration: the share of the period that a unit counts for (dossier 4.7) ---
 
-int days_in(const Period& period) {
-    const auto day = std::chrono::days(1);
-    return static_cast<int>((period.to - period.from + day - std::chrono::microseconds(1)) / day);
+// Days on the customer's calendar, the first and the last included.
+int days_in(const Subscription& subscription, const Period& period) {
+    const std::chrono::sys_days first(local_date(subscription, period.from)),
+        last(local_date(subscription, period.to - std::chrono::microseconds(1)));
+    return static_cast<int>((last - first).count()) + 1;
 }
 
 // Days of the whole billing period, also when the subscription covers a part of it.
 int period_days(const Scope& scope) {
-    const Subscription whole{.anniversary = scope.subscription.anniversary, .anchor = scope.subscription.anchor};
-    return days_in(billing_period(scope.plan.charges_interval, whole, scope.period.from));
+    auto whole = scope.subscription;
+    whole.active = {};
+    return days_in(whole, billing_period(scope.plan.charges_interval, whole, scope.period.from));
 }
 
-Decimal share_of(const Scope& scope, const Period& period) { return quotient(days_in(period), period_days(scope)); }
+Decimal share_of(const Scope& scope, const Period& period) { return quotient(days_in(scope.subscription, period), period_days(scope)); }
 
 // From that time's day to the end of the billing period.
 Decimal share_left(const Scope& scope, Timestamp time) {
@@ -6894,13 +6910,14 @@ std::vector<ProratedEvent> prorated_events(const Scope& scope, AggregateQuery qu
     const auto& metric = scope.metric().metric;
     const auto period = scope.period;
     constexpr int longest = 3 * 366;  // days, each of which is a question of its own
-    if (days_in(period) > longest) throw Error(ErrorCode::too_large, "period", "is too long for a prorated charge");
+    if (days_in(scope.subscription, period) > longest) throw Error(ErrorCode::too_large, "period", "is too long for a prorated charge");
     std::vector<ProratedEvent> events;
     query.period = {Timestamp::min(), period.from};
     const auto older = usage.measure(metric, query).front().value;
     if (older > 0) events.push_back({older, older * share_of(scope, period)});
     for (auto day = period.from; day < period.to;) {
-        query.period = {day, std::min(period.to, midnight(std::chrono::sys_days(date_of(day)) + std::chrono::days(1)))};
+        const auto tomorrow = std::chrono::sys_days(local_date(scope.subscription, day)) + std::chrono::days(1);
+        query.period = {day, std::min(period.to, start_of(scope.subscription, tomorrow))};
         const auto share = share_of(scope, {day, period.to});
         for (const auto& step : usage.steps(metric, query, std::numeric_limits<std::size_t>::max(), {})) events.push_back({step, step * share});
         day = query.period.to;
@@ -7387,7 +7404,7 @@ void add_bucket(const Scope& scope, UsageSource& usage, std::vector<Fee>& fees) 
 
 // The charge's minimum spending, when its fees stay below it: one more fee of 1 unit.
 void add_true_up(const Scope& scope, const Decimal& used_cents, std::vector<Fee>& fees) {
-    const auto cents = true_up_cents(scope.charge.minimum_cents, used_cents, days_in(scope.period), period_days(scope));
+    const auto cents = true_up_cents(scope.charge.minimum_cents, used_cents, days_in(scope.subscription, scope.period), period_days(scope));
     if (cents.is_zero()) return;
     const Decimal subunits(scope.plan.currency.subunits);
     auto fee = empty_fee(scope, {});
