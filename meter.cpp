@@ -771,6 +771,8 @@ void append_padded(std::string& text, std::int64_t value, std::size_t width) {
     text.append(width - std::min(width, digits.size()), '0') += digits;
 }
 
+Timestamp cut(Timestamp time, std::int64_t unit) { return Timestamp(floor_divide(time.micros(), unit) * unit); }
+
 std::chrono::year_month_day date_of(Timestamp time) noexcept {
     return std::chrono::sys_days(std::chrono::days(floor_divide(time.micros(), micros_per_day)));
 }
@@ -1980,30 +1982,35 @@ bool meets(const Coercion& rules, const Clause& clause, const Scalar& value) {
     return meets(rules, clause.op, value, asked[0]);
 }
 
-// The value at a path of keys. The text of a list or object stays in `keep`.
-Scalar scalar_at(const json& tree, std::string_view path, std::string& keep) {
-    const json* at = &tree;
-    for (std::size_t begin = 0; begin <= path.size();) {
-        const std::size_t end = std::min(path.find('.', begin), path.size());
-        const auto found = at->is_object() ? at->find(std::string(path.substr(begin, end - begin))) : at->end();
-        if (!at->is_object() || found == at->end()) return {};
-        at = &*found;
-        begin = end + 1;
-    }
-    switch (at->type()) {
+// A JSON value as a scalar. The text of a list or object stays in `keep`.
+Scalar scalar_of(const json& value, std::string& keep) {
+    switch (value.type()) {
         case json::value_t::null:
             return {Scalar::Kind::null, false, {}, {}};
         case json::value_t::boolean:
-            return {Scalar::Kind::boolean, at->get<bool>(), {}, {}};
+            return {Scalar::Kind::boolean, value.get<bool>(), {}, {}};
         case json::value_t::string:
-            return {Scalar::Kind::text, false, {}, at->get_ref<const std::string&>()};
+            return {Scalar::Kind::text, false, {}, value.get_ref<const std::string&>()};
         case json::value_t::array:
         case json::value_t::object:
-            keep = at->dump();
+            keep = value.dump();
             return {Scalar::Kind::json, false, {}, keep};
         default:
-            return {Scalar::Kind::number, false, Decimal::from_json(*at), {}};
+            return {Scalar::Kind::number, false, Decimal::from_json(value), {}};
     }
+}
+
+Scalar scalar_of_member(const json& object, std::string_view key, std::string& keep) {
+    const auto found = object.find(std::string(key));
+    return found == object.end() ? Scalar{} : scalar_of(*found, keep);
+}
+
+// The value at a path of keys.
+Scalar scalar_at(const json& tree, std::string_view path, std::string& keep) {
+    const std::size_t dot = path.find('.');
+    if (dot == std::string_view::npos) return scalar_of_member(tree, path, keep);
+    const auto found = tree.find(std::string(path.substr(0, dot)));
+    return found == tree.end() || !found->is_object() ? Scalar{} : scalar_at(*found, path.substr(dot + 1), keep);
 }
 
 Filter filter_from(const json& tree, const std::string& path, std::size_t depth) {
@@ -4720,6 +4727,30 @@ std::vector<NameInfo> names_page(const Reader& reader, const NamesQuery& query) 
 
 namespace {
 
+// What numbers come to, taken one by one. All but `latest` do not depend on their order.
+class Fold {
+public:
+    void add(const Decimal& number, std::int64_t time = 0, std::int64_t sequence = 0) {
+        if (count_ == 0 || number < least_) least_ = number;
+        if (count_ == 0 || number > most_) most_ = number;
+        if (const std::pair place{time, sequence}; count_ == 0 || place >= last_place_) last_ = number, last_place_ = place;
+        sum_ += number;
+        ++count_;
+    }
+    // Of nothing each of them is 0.
+    std::int64_t count() const { return count_; }
+    const Decimal& sum() const { return sum_; }
+    const Decimal& least() const { return least_; }
+    const Decimal& most() const { return most_; }
+    const Decimal& latest() const { return last_; }
+    Decimal average() const { return count_ == 0 ? Decimal() : Decimal::divide_significant(sum_, count_, 32, Rounding::half_even); }
+
+private:
+    std::int64_t count_ = 0;
+    Decimal sum_, least_, most_, last_;
+    std::pair<std::int64_t, std::int64_t> last_place_;
+};
+
 // Keys -> 0, 1, 2, ... in the order they are met. Open addressing; groups, rows of an answer and distinct values are all numbered by it.
 class Numbering {
 public:
@@ -5493,8 +5524,6 @@ struct Range {
 struct Ranges {
     Range list, total;
 };
-
-Timestamp cut(Timestamp time, std::int64_t unit) { return Timestamp(floor_divide(time.micros(), unit) * unit); }
 
 // Without a billing cycle its ranges are the last day (aggregate.ts:90). The total of a range of days begins earlier than its list, with
 // the day when bins are days and else with the hour (getCountAndSum.ts:79).
@@ -8590,6 +8619,176 @@ constexpr std::array<std::pair<std::string_view, std::shared_ptr<const Book::Imp
 
 namespace {
 
+// --- FlexPrice: what its usage and analytics answer (dossier 4.8, 5, 6) ---
+
+namespace flexprice {
+
+enum class Measure { count, sum, average, maximum, sum_with_multiplier, count_unique, latest, weighted_sum };
+[[maybe_unused]] constexpr std::pair<std::string_view, Measure> measure_names[] = {
+    {"COUNT", Measure::count},
+    {"SUM", Measure::sum},
+    {"AVG", Measure::average},
+    {"MAX", Measure::maximum},
+    {"SUM_WITH_MULTIPLIER", Measure::sum_with_multiplier},
+    {"COUNT_UNIQUE", Measure::count_unique},
+    {"LATEST", Measure::latest},
+    {"WEIGHTED_SUM", Measure::weighted_sum},
+};
+
+constexpr std::array<Meeting, 3> as_text{Meeting::text, Meeting::text, Meeting::text}, as_empty{Meeting::empty, Meeting::empty, Meeting::empty},
+    not_at_all{Meeting::never, Meeting::never, Meeting::never};
+
+// Property filters of a question read a missing property as "" (4.8); those of a meter do not.
+[[maybe_unused]] constexpr Coercion property_filter{
+    {as_empty, as_empty}, {as_text, as_text}, {as_text, as_text}, {as_text, as_text}, {as_text, as_text}};
+[[maybe_unused]] constexpr Coercion meter_filter{
+    {not_at_all, not_at_all}, {as_text, as_text}, {as_text, as_text}, {as_text, as_text}, {as_text, as_text}};
+
+// {key: [texts]}: for every key one of its texts.
+[[maybe_unused]] bool passes(const Coercion& rules, const json& filters, const Event& event) {
+    return std::all_of(filters.items().begin(), filters.items().end(), [&](const auto& item) {
+        std::string keep;
+        const Clause clause = make_clause(Filter::where(item.key(), Operator::in, item.value()));
+        return meets(rules, clause, scalar_of_member(event.properties, item.key(), keep));
+    });
+}
+
+struct Usage {
+    Measure measure = Measure::count;
+    std::string property{};
+    std::optional<Decimal> multiplier{};
+    std::optional<BinOptions> buckets{}, windows{};
+    Period period{};
+    bool metered = false;  // read from meter_usage, as analytics and invoices do, not from events (6.8)
+};
+
+// A number, or a text that is wholly one; anything else is 0 and takes part (5.7).
+Decimal number_of(const Event& event, const std::string& property) {
+    std::string keep;
+    return scalar_number(scalar_of_member(event.properties, property, keep)).value_or(Decimal());
+}
+
+// Where the log has several copies of an id the last one counts (5.6); but for counts meter_usage keeps one for each second (2.6).
+std::vector<const Event*> last_copies(const Usage& usage, const std::vector<const Event*>& events) {
+    std::map<std::pair<std::string_view, std::int64_t>, std::size_t> places;
+    const bool by_second = usage.metered && usage.measure != Measure::count;
+    std::vector<const Event*> kept;
+    for (const Event* event : events) {
+        const std::int64_t second = by_second ? floor_divide(event->timestamp->micros(), micros_per_second) : 0;
+        const auto [place, fresh] = places.try_emplace({event->id, second}, kept.size());
+        if (fresh) kept.push_back(event);
+        kept[place->second] = event;
+    }
+    return kept;
+}
+
+Decimal count_unique(const Usage& usage, const std::vector<const Event*>& events) {
+    std::unordered_set<std::string> seen;
+    for (const Event* event : events) {
+        std::string keep;
+        const std::string text = scalar_text(scalar_of_member(event->properties, usage.property, keep));
+        if (!usage.metered || !text.empty()) seen.insert(text);
+    }
+    return seen.size();
+}
+
+// Each number for the share of the question's time that was left, in whole seconds (5.8).
+Decimal weighted_sum(const Usage& usage, const std::vector<const Event*>& events) {
+    const auto seconds = [](Timestamp time) { return floor_divide(time.micros(), micros_per_second); };
+    const std::int64_t whole = seconds(usage.period.to) - seconds(usage.period.from);
+    Decimal sum;
+    for (const Event* event : events) sum += number_of(*event, usage.property) * (seconds(usage.period.to) - seconds(*event->timestamp));
+    return whole <= 0 ? Decimal() : Decimal::divide_significant(sum, whole, 32, Rounding::half_even);
+}
+
+// Numbers of meter_usage are not below zero one by one (6.8), results nowhere (5.10).
+Fold folded(const Usage& usage, const std::vector<const Event*>& events) {
+    Fold fold;
+    for (const Event* event : events) {
+        const Decimal number = number_of(*event, usage.property);
+        fold.add(usage.metered ? std::max(number, Decimal()) : number, event->timestamp->micros(), event->sequence);
+    }
+    return fold;
+}
+
+Decimal measured(const Usage& usage, const std::vector<const Event*>& events) {
+    const auto value = [&]() -> Decimal {
+        switch (usage.measure) {
+            case Measure::count:
+                return last_copies(usage, events).size();
+            case Measure::sum:
+                return folded(usage, last_copies(usage, events)).sum();
+            case Measure::average:
+                return folded(usage, last_copies(usage, events)).average();
+            case Measure::maximum:
+                return folded(usage, last_copies(usage, events)).most();
+            case Measure::sum_with_multiplier:
+                return folded(usage, last_copies(usage, events)).sum() * usage.multiplier.value_or(1);
+            case Measure::count_unique:
+                return count_unique(usage, events);
+            case Measure::latest:
+                return folded(usage, events).latest();
+            case Measure::weighted_sum:
+                return usage.metered ? folded(usage, last_copies(usage, events)).sum() : weighted_sum(usage, events);
+        }
+        return {};
+    }();
+    return std::max(value, Decimal());
+}
+
+struct UsageAnswer {
+    Decimal value;
+    std::vector<std::pair<Timestamp, Decimal>> results;  // of the windows or buckets that have events
+};
+
+// The value of a bucketed meter is the sum of its buckets', also of maxima (5.9); another one's is over the whole time.
+UsageAnswer answer(const Usage& usage, std::span<const Event> events) {
+    std::vector<const Event*> chosen;
+    const Period whole{cut(usage.period.from, micros_per_second), cut(usage.period.to, micros_per_second)};
+    for (const Event& event : events) {
+        if (event.timestamp && whole.contains(*event.timestamp)) chosen.push_back(&event);
+    }
+    UsageAnswer result{measured(usage, chosen), {}};
+    const auto& cut_by = usage.buckets ? usage.buckets : usage.windows;
+    if (!cut_by) return result;
+    Bins bins(*cut_by);
+    std::map<Timestamp, std::vector<const Event*>> by_bin;
+    for (const Event* event : chosen) by_bin[bins.around(*event->timestamp).from].push_back(event);
+    for (const auto& [start, members] : by_bin) result.results.emplace_back(start, measured(usage, members));
+    if (!usage.buckets) return result;
+    result.value = {};
+    for (const auto& [start, value] : result.results) result.value += value;
+    return result;
+}
+
+// By the texts of several properties; a missing one is "".
+[[maybe_unused]] std::map<std::vector<std::string>, UsageAnswer> grouped_answers(const Usage& usage, const std::vector<std::string>& keys,
+                                                                                 std::span<const Event> events) {
+    std::map<std::vector<std::string>, std::vector<Event>> groups;
+    for (const Event& event : events) {
+        std::vector<std::string> group;
+        for (const auto& key : keys) {
+            std::string keep;
+            group.push_back(scalar_text(scalar_of_member(event.properties, key, keep)));
+        }
+        groups[group].push_back(event);
+    }
+    std::map<std::vector<std::string>, UsageAnswer> answers;
+    for (const auto& [group, members] : groups) answers.emplace(group, answer(usage, members));
+    return answers;
+}
+
+// What the pipeline notes of an event for a meter: a multiplier is needed here, and the property (6).
+[[maybe_unused]] Decimal quantity_at_ingest(const Usage& usage, const Event& event) {
+    if (usage.measure == Measure::count) return 1;
+    if (usage.property.empty()) return 0;
+    if (usage.measure == Measure::count_unique) return event.properties.contains(usage.property) ? 1 : 0;
+    const Decimal number = number_of(event, usage.property);
+    return usage.measure == Measure::sum_with_multiplier ? number * usage.multiplier.value_or(0) : number;
+}
+
+}  // namespace flexprice
+
 // --- Polar: its three evaluators of filters, and meter quantities (dossier 6 to 8) ---
 
 namespace polar {
@@ -8614,14 +8813,14 @@ constexpr Evaluator postgres{{.missing = {never_any, never_any},
                              Rounding::half_up};
 
 // What a meter bills (filter.py:127).
-constexpr Evaluator billing{{.missing = {never_any, never_any},
-                             .boolean = {{number, number, differ}, text_any},
-                             .number = {{number, number, differ}, text_any},
-                             .text = {{differ, differ, text}, text_any},
-                             .structure = {{differ, differ, differ}, text_any},
-                             .stored_booleans = {"False", "True"},
-                             .asked_booleans = {"False", "True"}},
-                            Rounding::down};
+[[maybe_unused]] constexpr Evaluator billing{{.missing = {never_any, never_any},
+                                              .boolean = {{number, number, differ}, text_any},
+                                              .number = {{number, number, differ}, text_any},
+                                              .text = {{differ, differ, text}, text_any},
+                                              .structure = {{differ, differ, differ}, text_any},
+                                              .stored_booleans = {"False", "True"},
+                                              .asked_booleans = {"False", "True"}},
+                                             Rounding::down};
 
 // Lists of events (tinybird/service.py:722).
 [[maybe_unused]] constexpr Evaluator clickhouse{{.missing = {{zero, zero, empty}, empty_any},
@@ -8758,7 +8957,7 @@ double quantity(const Measure& measure, const std::optional<Function>& over_cust
     return std::all_of(wanted.items().begin(), wanted.items().end(), [&](const auto& item) {
         std::string keep;
         const json& list = item.value();
-        const Scalar value = event.properties.contains(item.key()) ? scalar_at({{"", event.properties.at(item.key())}}, "", keep) : Scalar{};
+        const Scalar value = scalar_of_member(event.properties, item.key(), keep);
         return std::any_of(list.begin(), list.end(),
                            [&](const json& text) { return meets(parameter, Operator::eq, value, make_operand(text, item.key())); });
     });

@@ -7,6 +7,7 @@
 
 #include "autumn.hpp"
 #include "flexprice.hpp"
+#include "flexprice_reading.hpp"
 #include "lago.hpp"
 #include "polar.hpp"
 #include "polar_reading.hpp"
@@ -22,7 +23,7 @@ namespace golden {
 /// The tables of all adapters.
 const std::vector<Vendor>& vendors() {
     static const std::vector<Vendor> all{lago_pricing(), flexprice_pricing(), polar_pricing(), autumn_pricing(),
-                                         autumn_time(),  flexprice_time(),    polar_reads()};
+                                         autumn_time(),  flexprice_time(),    polar_reads(),   flexprice_reads()};
     return all;
 }
 
