@@ -8619,6 +8619,156 @@ constexpr std::array<std::pair<std::string_view, std::shared_ptr<const Book::Imp
 
 namespace {
 
+// --- Lago: its aggregations over events (dossier 4.2, 4.4, 4.7) ---
+
+namespace lago {
+
+// Both ends of the period belong to it. Ignored entries take out the events that match all of one.
+struct Question {
+    Kind kind = Kind::count;
+    std::string property{};
+    bool recurring = false, prorated = false;
+    Timestamp from{}, to{};
+    int days = 0;  // of the full billing period
+    Decimal initial{};
+    Values matching{};
+    std::vector<Values> ignored{};
+};
+
+// The number in a property, when its text is plainly one (postgres_store.rb:508).
+std::optional<Decimal> numeric(const Event& event, const std::string& property) {
+    std::string keep;
+    const Scalar value = scalar_of_member(event.properties, property, keep);
+    return value.kind == Scalar::Kind::text && !plain_number(value.text) ? std::nullopt : scalar_number(value);
+}
+
+bool is_ignored(const Values& entry, const json& properties) {
+    Values listed;
+    for (const auto& [key, values] : entry) {
+        if (!values.empty()) listed.emplace(key, values);
+    }
+    return !listed.empty() && matches(listed, properties);
+}
+
+// The events that take part, by time (postgres_store.rb:6). A recurring sum or unique count looks at all of the past.
+[[maybe_unused]] std::vector<const Event*> in_scope(const Question& question, std::span<const Event> events) {
+    constexpr std::int64_t millisecond = 1000;
+    const bool past = question.recurring && (question.kind == Kind::sum || question.kind == Kind::unique_count);
+    const bool numbers = question.kind != Kind::count && question.kind != Kind::unique_count;
+    std::vector<const Event*> scope;
+    for (const Event& event : events) {
+        if (*event.timestamp > question.to || (!past && *event.timestamp < cut(question.from, millisecond))) continue;
+        if (numbers && !numeric(event, question.property)) continue;
+        if (!matches(question.matching, event.properties)) continue;
+        const auto ignores = [&](const Values& entry) { return is_ignored(entry, event.properties); };
+        if (std::none_of(question.ignored.begin(), question.ignored.end(), ignores)) scope.push_back(&event);
+    }
+    std::stable_sort(scope.begin(), scope.end(), [](const Event* a, const Event* b) { return *a->timestamp < *b->timestamp; });
+    return scope;
+}
+
+Fold folded(const Question& question, const std::vector<const Event*>& scope) {
+    Fold fold;
+    for (const Event* event : scope) fold.add(*numeric(*event, question.property), event->timestamp->micros(), event->sequence);
+    return fold;
+}
+
+// Each value begins as removed; an add after anything else is +1, anything else after an add -1 (unique_count_query.rb:12).
+std::map<std::optional<std::string>, int> active_values(const Question& question, const std::vector<const Event*>& scope) {
+    std::map<std::optional<std::string>, std::pair<std::string, int>> states;
+    for (const Event* event : scope) {
+        auto& [last, sum] = states.try_emplace(property_text(event->properties, question.property), "remove", 0).first->second;
+        const std::string operation = property_text(event->properties, "operation_type").value_or("add");
+        if (operation != last) sum += operation == "add" ? 1 : -1;
+        last = operation;
+    }
+    std::map<std::optional<std::string>, int> active;
+    for (const auto& [value, state] : states) active.emplace(value, state.second);
+    return active;
+}
+
+// A division as PostgreSQL's numeric does it: with at least 16 significant digits, counted in groups of four.
+Decimal postgres_quotient(const Decimal& a, const Decimal& b) {
+    if (a.is_zero()) return {};
+    const auto weight = [](const Decimal& value) { return static_cast<int>(floor_divide(value.digits() - value.scale() - 1, 4)); };
+    const auto first_group = [&](const Decimal& value) {
+        const int group = weight(value);
+        const Decimal unit(group >= 0 ? "1e" + std::to_string(4 * group) : "1e-" + std::to_string(-4 * group));
+        return Decimal::divide(value.abs(), unit, 0, Rounding::down);
+    };
+    const int difference = weight(a) - weight(b) - (first_group(a) <= first_group(b) ? 1 : 0);
+    return Decimal::divide(a, b, std::clamp(16 - 4 * difference, std::max(a.scale(), b.scale()), Decimal::max_scale), Rounding::half_up);
+}
+
+// What stands, for the seconds it stands, in shares of the full billing period (weighted_sum_query.rb:12).
+Decimal weighted_sum(const Question& question, const std::vector<const Event*>& scope) {
+    const Timestamp end = cut(question.to + std::chrono::microseconds(micros_per_second - 1), micros_per_second);
+    const Decimal whole = Decimal(question.days) * 86400;
+    Decimal standing = question.initial, total;
+    Timestamp since = question.from;
+    const auto stand_until = [&](Timestamp time) {
+        if (time > since) total += postgres_quotient(standing * Decimal::scaled((time - since).count(), 6), whole);
+        since = std::max(since, time);
+    };
+    for (const Event* event : scope) {
+        stand_until(*event->timestamp);
+        standing += *numeric(*event, question.property);
+    }
+    stand_until(end);
+    return total.round(20, Rounding::ceil);
+}
+
+// Units times the days they count for: what was there before the period for all of its days, each event of the period from its own day on
+// (sum_service.rb:164).
+Decimal unit_days(const Question& question, const std::vector<const Event*>& scope) {
+    const auto days_from = [&](Timestamp time) {
+        return floor_divide(question.to.micros(), micros_per_day) - floor_divide(std::max(time, question.from).micros(), micros_per_day) + 1;
+    };
+    Decimal total;
+    for (const Event* event : scope) total += *numeric(*event, question.property) * days_from(*event->timestamp);
+    return total;
+}
+
+// The value of a metric over the events in its scope, before the metric's own rounding.
+[[maybe_unused]] Decimal aggregated(const Question& question, const std::vector<const Event*>& scope) {
+    switch (question.kind) {
+        case Kind::sum:
+            if (!question.prorated) return folded(question, scope).sum();
+            return Decimal::divide(unit_days(question, scope), question.days, 5, Rounding::ceil);
+        case Kind::max:
+            return folded(question, scope).most();
+        case Kind::latest:
+            return std::max(folded(question, scope).latest(), Decimal());  // latest_service.rb: never negative
+        case Kind::weighted_sum:
+            return weighted_sum(question, scope);
+        case Kind::unique_count: {
+            Decimal sum;
+            for (const auto& [value, active] : active_values(question, scope)) sum += active;
+            return sum;
+        }
+        default:
+            return scope.size();
+    }
+}
+
+// By the texts of several properties; a missing and an empty one are the same group, of nothing.
+[[maybe_unused]] std::map<std::vector<std::optional<std::string>>, std::vector<const Event*>> by_group(const std::vector<std::string>& keys,
+                                                                                                       const std::vector<const Event*>& scope) {
+    std::map<std::vector<std::optional<std::string>>, std::vector<const Event*>> groups;
+    for (const Event* event : scope) {
+        std::vector<std::optional<std::string>> group;
+        for (const auto& key : keys) {
+            const auto text = property_text(event->properties, key);
+            group.push_back(text && !text->empty() ? text : std::nullopt);
+        }
+        groups[group].push_back(event);
+    }
+    if (groups.empty()) groups.emplace(std::vector<std::optional<std::string>>(keys.size()), std::vector<const Event*>{});
+    return groups;
+}
+
+}  // namespace lago
+
 // --- FlexPrice: what its usage and analytics answer (dossier 4.8, 5, 6) ---
 
 namespace flexprice {
