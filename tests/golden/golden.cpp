@@ -102,6 +102,8 @@ json run(const Kind& kind, const json& vector) {
         return kind.run(vector);
     } catch (const meter::Error& error) {
         return {{"error", error.what()}, {"field", error.field()}, {"reason", error.reason()}};
+    } catch (const std::exception& error) {
+        return {{"unreadable", error.what()}};
     }
 }
 
