@@ -771,6 +771,8 @@ void append_padded(std::string& text, std::int64_t value, std::size_t width) {
     text.append(width - std::min(width, digits.size()), '0') += digits;
 }
 
+Timestamp cut(Timestamp time, std::int64_t unit) { return Timestamp(floor_divide(time.micros(), unit) * unit); }
+
 std::chrono::year_month_day date_of(Timestamp time) noexcept {
     return std::chrono::sys_days(std::chrono::days(floor_divide(time.micros(), micros_per_day)));
 }
@@ -1984,30 +1986,35 @@ bool meets(const Coercion& rules, Operator op, const Scalar& value, const Operan
     return meets(rules, clause.op, value, asked[0]);
 }
 
-// The value at a path of keys. The text of a list or object stays in `keep`.
-Scalar scalar_at(const json& tree, std::string_view path, std::string& keep) {
-    const json* at = &tree;
-    for (std::size_t begin = 0; begin <= path.size();) {
-        const std::size_t end = std::min(path.find('.', begin), path.size());
-        const auto found = at->is_object() ? at->find(std::string(path.substr(begin, end - begin))) : at->end();
-        if (!at->is_object() || found == at->end()) return {};
-        at = &*found;
-        begin = end + 1;
-    }
-    switch (at->type()) {
+// A JSON value as a scalar. The text of a list or object stays in `keep`.
+Scalar scalar_of(const json& value, std::string& keep) {
+    switch (value.type()) {
         case json::value_t::null:
             return {Scalar::Kind::null, false, {}, {}};
         case json::value_t::boolean:
-            return {Scalar::Kind::boolean, at->get<bool>(), {}, {}};
+            return {Scalar::Kind::boolean, value.get<bool>(), {}, {}};
         case json::value_t::string:
-            return {Scalar::Kind::text, false, {}, at->get_ref<const std::string&>()};
+            return {Scalar::Kind::text, false, {}, value.get_ref<const std::string&>()};
         case json::value_t::array:
         case json::value_t::object:
-            keep = at->dump();
+            keep = value.dump();
             return {Scalar::Kind::json, false, {}, keep};
         default:
-            return {Scalar::Kind::number, false, Decimal::from_json(*at), {}};
+            return {Scalar::Kind::number, false, Decimal::from_json(value), {}};
     }
+}
+
+Scalar scalar_of_member(const json& object, std::string_view key, std::string& keep) {
+    const auto found = object.find(std::string(key));
+    return found == object.end() ? Scalar{} : scalar_of(*found, keep);
+}
+
+// The value at a path of keys.
+Scalar scalar_at(const json& tree, std::string_view path, std::string& keep) {
+    const std::size_t dot = path.find('.');
+    if (dot == std::string_view::npos) return scalar_of_member(tree, path, keep);
+    const auto found = tree.find(std::string(path.substr(0, dot)));
+    return found == tree.end() || !found->is_object() ? Scalar{} : scalar_at(*found, path.substr(dot + 1), keep);
 }
 
 Filter filter_from(const json& tree, const std::string& path, std::size_t depth) {
@@ -4750,6 +4757,30 @@ std::vector<NameInfo> names_page(const Reader& reader, const NamesQuery& query) 
 
 namespace {
 
+// What numbers come to, taken one by one. All but `latest` do not depend on their order.
+class Fold {
+public:
+    void add(const Decimal& number, std::int64_t time = 0, std::int64_t sequence = 0) {
+        if (count_ == 0 || number < least_) least_ = number;
+        if (count_ == 0 || number > most_) most_ = number;
+        if (const std::pair place{time, sequence}; count_ == 0 || place >= last_place_) last_ = number, last_place_ = place;
+        sum_ += number;
+        ++count_;
+    }
+    // Of nothing each of them is 0.
+    std::int64_t count() const { return count_; }
+    const Decimal& sum() const { return sum_; }
+    const Decimal& least() const { return least_; }
+    const Decimal& most() const { return most_; }
+    const Decimal& latest() const { return last_; }
+    Decimal average() const { return count_ == 0 ? Decimal() : Decimal::divide_significant(sum_, count_, 32, Rounding::half_even); }
+
+private:
+    std::int64_t count_ = 0;
+    Decimal sum_, least_, most_, last_;
+    std::pair<std::int64_t, std::int64_t> last_place_;
+};
+
 // Keys -> 0, 1, 2, ... in the order they are met. Open addressing; groups, rows of an answer and distinct values are all numbered by it.
 class Numbering {
 public:
@@ -5555,8 +5586,6 @@ struct Range {
 struct Ranges {
     Range list, total;
 };
-
-Timestamp cut(Timestamp time, std::int64_t unit) { return Timestamp(floor_divide(time.micros(), unit) * unit); }
 
 // Without a billing cycle its ranges are the last day (aggregate.ts:90). The total of a range of days begins earlier than its list, with
 // the day when bins are days and else with the hour (getCountAndSum.ts:79).
@@ -8716,6 +8745,326 @@ constexpr std::array<std::pair<std::string_view, std::shared_ptr<const Book::Imp
 
 namespace {
 
+// --- Lago: its aggregations over events (dossier 4.2, 4.4, 4.7) ---
+
+namespace lago {
+
+// Both ends of the period belong to it. Ignored entries take out the events that match all of one.
+struct Question {
+    Kind kind = Kind::count;
+    std::string property{};
+    bool recurring = false, prorated = false;
+    Timestamp from{}, to{};
+    int days = 0;  // of the full billing period
+    Decimal initial{};
+    Values matching{};
+    std::vector<Values> ignored{};
+};
+
+// The number in a property, when its text is plainly one (postgres_store.rb:508).
+std::optional<Decimal> numeric(const Event& event, const std::string& property) {
+    std::string keep;
+    const Scalar value = scalar_of_member(event.properties, property, keep);
+    return value.kind == Scalar::Kind::text && !plain_number(value.text) ? std::nullopt : scalar_number(value);
+}
+
+bool is_ignored(const Values& entry, const json& properties) {
+    Values listed;
+    for (const auto& [key, values] : entry) {
+        if (!values.empty()) listed.emplace(key, values);
+    }
+    return !listed.empty() && matches(listed, properties);
+}
+
+// The events that take part, by time (postgres_store.rb:6). A recurring sum or unique count looks at all of the past.
+[[maybe_unused]] std::vector<const Event*> in_scope(const Question& question, std::span<const Event> events) {
+    constexpr std::int64_t millisecond = 1000;
+    const bool past = question.recurring && (question.kind == Kind::sum || question.kind == Kind::unique_count);
+    const bool numbers = question.kind != Kind::count && question.kind != Kind::unique_count;
+    std::vector<const Event*> scope;
+    for (const Event& event : events) {
+        if (*event.timestamp > question.to || (!past && *event.timestamp < cut(question.from, millisecond))) continue;
+        if (numbers && !numeric(event, question.property)) continue;
+        if (!matches(question.matching, event.properties)) continue;
+        const auto ignores = [&](const Values& entry) { return is_ignored(entry, event.properties); };
+        if (std::none_of(question.ignored.begin(), question.ignored.end(), ignores)) scope.push_back(&event);
+    }
+    std::stable_sort(scope.begin(), scope.end(), [](const Event* a, const Event* b) { return *a->timestamp < *b->timestamp; });
+    return scope;
+}
+
+Fold folded(const Question& question, const std::vector<const Event*>& scope) {
+    Fold fold;
+    for (const Event* event : scope) fold.add(*numeric(*event, question.property), event->timestamp->micros(), event->sequence);
+    return fold;
+}
+
+// Each value begins as removed; an add after anything else is +1, anything else after an add -1 (unique_count_query.rb:12).
+std::map<std::optional<std::string>, int> active_values(const Question& question, const std::vector<const Event*>& scope) {
+    std::map<std::optional<std::string>, std::pair<std::string, int>> states;
+    for (const Event* event : scope) {
+        auto& [last, sum] = states.try_emplace(property_text(event->properties, question.property), "remove", 0).first->second;
+        const std::string operation = property_text(event->properties, "operation_type").value_or("add");
+        if (operation != last) sum += operation == "add" ? 1 : -1;
+        last = operation;
+    }
+    std::map<std::optional<std::string>, int> active;
+    for (const auto& [value, state] : states) active.emplace(value, state.second);
+    return active;
+}
+
+// A division as PostgreSQL's numeric does it: with at least 16 significant digits, counted in groups of four.
+Decimal postgres_quotient(const Decimal& a, const Decimal& b) {
+    if (a.is_zero()) return {};
+    const auto weight = [](const Decimal& value) { return static_cast<int>(floor_divide(value.digits() - value.scale() - 1, 4)); };
+    const auto first_group = [&](const Decimal& value) {
+        const int group = weight(value);
+        const Decimal unit(group >= 0 ? "1e" + std::to_string(4 * group) : "1e-" + std::to_string(-4 * group));
+        return Decimal::divide(value.abs(), unit, 0, Rounding::down);
+    };
+    const int difference = weight(a) - weight(b) - (first_group(a) <= first_group(b) ? 1 : 0);
+    return Decimal::divide(a, b, std::clamp(16 - 4 * difference, std::max(a.scale(), b.scale()), Decimal::max_scale), Rounding::half_up);
+}
+
+// What stands, for the seconds it stands, in shares of the full billing period (weighted_sum_query.rb:12).
+Decimal weighted_sum(const Question& question, const std::vector<const Event*>& scope) {
+    const Timestamp end = cut(question.to + std::chrono::microseconds(micros_per_second - 1), micros_per_second);
+    const Decimal whole = Decimal(question.days) * 86400;
+    Decimal standing = question.initial, total;
+    Timestamp since = question.from;
+    const auto stand_until = [&](Timestamp time) {
+        if (time > since) total += postgres_quotient(standing * Decimal::scaled((time - since).count(), 6), whole);
+        since = std::max(since, time);
+    };
+    for (const Event* event : scope) {
+        stand_until(*event->timestamp);
+        standing += *numeric(*event, question.property);
+    }
+    stand_until(end);
+    return total.round(20, Rounding::ceil);
+}
+
+// Units times the days they count for: what was there before the period for all of its days, each event of the period from its own day on
+// (sum_service.rb:164).
+Decimal unit_days(const Question& question, const std::vector<const Event*>& scope) {
+    const auto days_from = [&](Timestamp time) {
+        return floor_divide(question.to.micros(), micros_per_day) - floor_divide(std::max(time, question.from).micros(), micros_per_day) + 1;
+    };
+    Decimal total;
+    for (const Event* event : scope) total += *numeric(*event, question.property) * days_from(*event->timestamp);
+    return total;
+}
+
+// The value of a metric over the events in its scope, before the metric's own rounding.
+[[maybe_unused]] Decimal aggregated(const Question& question, const std::vector<const Event*>& scope) {
+    switch (question.kind) {
+        case Kind::sum:
+            if (!question.prorated) return folded(question, scope).sum();
+            return Decimal::divide(unit_days(question, scope), question.days, 5, Rounding::ceil);
+        case Kind::max:
+            return folded(question, scope).most();
+        case Kind::latest:
+            return std::max(folded(question, scope).latest(), Decimal());  // latest_service.rb: never negative
+        case Kind::weighted_sum:
+            return weighted_sum(question, scope);
+        case Kind::unique_count: {
+            Decimal sum;
+            for (const auto& [value, active] : active_values(question, scope)) sum += active;
+            return sum;
+        }
+        default:
+            return scope.size();
+    }
+}
+
+// By the texts of several properties; a missing and an empty one are the same group, of nothing.
+[[maybe_unused]] std::map<std::vector<std::optional<std::string>>, std::vector<const Event*>> by_group(const std::vector<std::string>& keys,
+                                                                                                       const std::vector<const Event*>& scope) {
+    std::map<std::vector<std::optional<std::string>>, std::vector<const Event*>> groups;
+    for (const Event* event : scope) {
+        std::vector<std::optional<std::string>> group;
+        for (const auto& key : keys) {
+            const auto text = property_text(event->properties, key);
+            group.push_back(text && !text->empty() ? text : std::nullopt);
+        }
+        groups[group].push_back(event);
+    }
+    if (groups.empty()) groups.emplace(std::vector<std::optional<std::string>>(keys.size()), std::vector<const Event*>{});
+    return groups;
+}
+
+}  // namespace lago
+
+// --- FlexPrice: what its usage and analytics answer (dossier 4.8, 5, 6) ---
+
+namespace flexprice {
+
+enum class Measure { count, sum, average, maximum, sum_with_multiplier, count_unique, latest, weighted_sum };
+[[maybe_unused]] constexpr std::pair<std::string_view, Measure> measure_names[] = {
+    {"COUNT", Measure::count},
+    {"SUM", Measure::sum},
+    {"AVG", Measure::average},
+    {"MAX", Measure::maximum},
+    {"SUM_WITH_MULTIPLIER", Measure::sum_with_multiplier},
+    {"COUNT_UNIQUE", Measure::count_unique},
+    {"LATEST", Measure::latest},
+    {"WEIGHTED_SUM", Measure::weighted_sum},
+};
+
+constexpr std::array<Meeting, 3> as_text{Meeting::text, Meeting::text, Meeting::text}, as_empty{Meeting::empty, Meeting::empty, Meeting::empty},
+    not_at_all{Meeting::never, Meeting::never, Meeting::never};
+
+// Property filters of a question read a missing property as "" (4.8); those of a meter do not.
+[[maybe_unused]] constexpr Coercion property_filter{
+    {as_empty, as_empty}, {as_text, as_text}, {as_text, as_text}, {as_text, as_text}, {as_text, as_text}};
+[[maybe_unused]] constexpr Coercion meter_filter{
+    {not_at_all, not_at_all}, {as_text, as_text}, {as_text, as_text}, {as_text, as_text}, {as_text, as_text}};
+
+// {key: [texts]}: for every key one of its texts.
+[[maybe_unused]] bool passes(const Coercion& rules, const json& filters, const Event& event) {
+    return std::all_of(filters.items().begin(), filters.items().end(), [&](const auto& item) {
+        std::string keep;
+        const Clause clause = make_clause(Filter::where(item.key(), Operator::in, item.value()));
+        return meets(rules, clause, scalar_of_member(event.properties, item.key(), keep));
+    });
+}
+
+struct Usage {
+    Measure measure = Measure::count;
+    std::string property{};
+    std::optional<Decimal> multiplier{};
+    std::optional<BinOptions> buckets{}, windows{};
+    Period period{};
+    bool metered = false;  // read from meter_usage, as analytics and invoices do, not from events (6.8)
+};
+
+// A number, or a text that is wholly one; anything else is 0 and takes part (5.7).
+Decimal number_of(const Event& event, const std::string& property) {
+    std::string keep;
+    return scalar_number(scalar_of_member(event.properties, property, keep)).value_or(Decimal());
+}
+
+// Where the log has several copies of an id the last one counts (5.6); but for counts meter_usage keeps one for each second (2.6).
+std::vector<const Event*> last_copies(const Usage& usage, const std::vector<const Event*>& events) {
+    std::map<std::pair<std::string_view, std::int64_t>, std::size_t> places;
+    const bool by_second = usage.metered && usage.measure != Measure::count;
+    std::vector<const Event*> kept;
+    for (const Event* event : events) {
+        const std::int64_t second = by_second ? floor_divide(event->timestamp->micros(), micros_per_second) : 0;
+        const auto [place, fresh] = places.try_emplace({event->id, second}, kept.size());
+        if (fresh) kept.push_back(event);
+        kept[place->second] = event;
+    }
+    return kept;
+}
+
+Decimal count_unique(const Usage& usage, const std::vector<const Event*>& events) {
+    std::unordered_set<std::string> seen;
+    for (const Event* event : events) {
+        std::string keep;
+        const std::string text = scalar_text(scalar_of_member(event->properties, usage.property, keep));
+        if (!usage.metered || !text.empty()) seen.insert(text);
+    }
+    return seen.size();
+}
+
+// Each number for the share of the question's time that was left, in whole seconds (5.8).
+Decimal weighted_sum(const Usage& usage, const std::vector<const Event*>& events) {
+    const auto seconds = [](Timestamp time) { return floor_divide(time.micros(), micros_per_second); };
+    const std::int64_t whole = seconds(usage.period.to) - seconds(usage.period.from);
+    Decimal sum;
+    for (const Event* event : events) sum += number_of(*event, usage.property) * (seconds(usage.period.to) - seconds(*event->timestamp));
+    return whole <= 0 ? Decimal() : Decimal::divide_significant(sum, whole, 32, Rounding::half_even);
+}
+
+// Numbers of meter_usage are not below zero one by one (6.8), results nowhere (5.10).
+Fold folded(const Usage& usage, const std::vector<const Event*>& events) {
+    Fold fold;
+    for (const Event* event : events) {
+        const Decimal number = number_of(*event, usage.property);
+        fold.add(usage.metered ? std::max(number, Decimal()) : number, event->timestamp->micros(), event->sequence);
+    }
+    return fold;
+}
+
+Decimal measured(const Usage& usage, const std::vector<const Event*>& events) {
+    const auto value = [&]() -> Decimal {
+        switch (usage.measure) {
+            case Measure::count:
+                return last_copies(usage, events).size();
+            case Measure::sum:
+                return folded(usage, last_copies(usage, events)).sum();
+            case Measure::average:
+                return folded(usage, last_copies(usage, events)).average();
+            case Measure::maximum:
+                return folded(usage, last_copies(usage, events)).most();
+            case Measure::sum_with_multiplier:
+                return folded(usage, last_copies(usage, events)).sum() * usage.multiplier.value_or(1);
+            case Measure::count_unique:
+                return count_unique(usage, events);
+            case Measure::latest:
+                return folded(usage, events).latest();
+            case Measure::weighted_sum:
+                return usage.metered ? folded(usage, last_copies(usage, events)).sum() : weighted_sum(usage, events);
+        }
+        return {};
+    }();
+    return std::max(value, Decimal());
+}
+
+struct UsageAnswer {
+    Decimal value;
+    std::vector<std::pair<Timestamp, Decimal>> results;  // of the windows or buckets that have events
+};
+
+// The value of a bucketed meter is the sum of its buckets', also of maxima (5.9); another one's is over the whole time.
+UsageAnswer answer(const Usage& usage, std::span<const Event> events) {
+    std::vector<const Event*> chosen;
+    const Period whole{cut(usage.period.from, micros_per_second), cut(usage.period.to, micros_per_second)};
+    for (const Event& event : events) {
+        if (event.timestamp && whole.contains(*event.timestamp)) chosen.push_back(&event);
+    }
+    UsageAnswer result{measured(usage, chosen), {}};
+    const auto& cut_by = usage.buckets ? usage.buckets : usage.windows;
+    if (!cut_by) return result;
+    Bins bins(*cut_by);
+    std::map<Timestamp, std::vector<const Event*>> by_bin;
+    for (const Event* event : chosen) by_bin[bins.around(*event->timestamp).from].push_back(event);
+    for (const auto& [start, members] : by_bin) result.results.emplace_back(start, measured(usage, members));
+    if (!usage.buckets) return result;
+    result.value = {};
+    for (const auto& [start, value] : result.results) result.value += value;
+    return result;
+}
+
+// By the texts of several properties; a missing one is "".
+[[maybe_unused]] std::map<std::vector<std::string>, UsageAnswer> grouped_answers(const Usage& usage, const std::vector<std::string>& keys,
+                                                                                 std::span<const Event> events) {
+    std::map<std::vector<std::string>, std::vector<Event>> groups;
+    for (const Event& event : events) {
+        std::vector<std::string> group;
+        for (const auto& key : keys) {
+            std::string keep;
+            group.push_back(scalar_text(scalar_of_member(event.properties, key, keep)));
+        }
+        groups[group].push_back(event);
+    }
+    std::map<std::vector<std::string>, UsageAnswer> answers;
+    for (const auto& [group, members] : groups) answers.emplace(group, answer(usage, members));
+    return answers;
+}
+
+// What the pipeline notes of an event for a meter: a multiplier is needed here, and the property (6).
+[[maybe_unused]] Decimal quantity_at_ingest(const Usage& usage, const Event& event) {
+    if (usage.measure == Measure::count) return 1;
+    if (usage.property.empty()) return 0;
+    if (usage.measure == Measure::count_unique) return event.properties.contains(usage.property) ? 1 : 0;
+    const Decimal number = number_of(event, usage.property);
+    return usage.measure == Measure::sum_with_multiplier ? number * usage.multiplier.value_or(0) : number;
+}
+
+}  // namespace flexprice
+
 // --- Polar: its three evaluators of filters, and meter quantities (dossier 6 to 8) ---
 
 namespace polar {
@@ -8741,13 +9090,13 @@ constexpr Evaluator postgres{{.missing = {never_any, never_any},
 
 // What a meter bills (filter.py:127).
 [[maybe_unused]] constexpr Evaluator billing{{.missing = {never_any, never_any},
-                             .boolean = {{number, number, differ}, text_any},
-                             .number = {{number, number, differ}, text_any},
-                             .text = {{differ, differ, text}, text_any},
-                             .structure = {{differ, differ, differ}, text_any},
-                             .stored_booleans = {"False", "True"},
-                             .asked_booleans = {"False", "True"}},
-                            Rounding::down};
+                                              .boolean = {{number, number, differ}, text_any},
+                                              .number = {{number, number, differ}, text_any},
+                                              .text = {{differ, differ, text}, text_any},
+                                              .structure = {{differ, differ, differ}, text_any},
+                                              .stored_booleans = {"False", "True"},
+                                              .asked_booleans = {"False", "True"}},
+                                             Rounding::down};
 
 // Lists of events (tinybird/service.py:722).
 [[maybe_unused]] constexpr Evaluator clickhouse{{.missing = {{zero, zero, empty}, empty_any},
@@ -8884,7 +9233,7 @@ double quantity(const Measure& measure, const std::optional<Function>& over_cust
     return std::all_of(wanted.items().begin(), wanted.items().end(), [&](const auto& item) {
         std::string keep;
         const json& list = item.value();
-        const Scalar value = event.properties.contains(item.key()) ? scalar_at({{"", event.properties.at(item.key())}}, "", keep) : Scalar{};
+        const Scalar value = scalar_of_member(event.properties, item.key(), keep);
         return std::any_of(list.begin(), list.end(),
                            [&](const json& text) { return meets(parameter, Operator::eq, value, make_operand(text, item.key())); });
     });
