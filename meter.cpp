@@ -9275,6 +9275,137 @@ Answer read_answer(const Vendor& vendor, const HttpResponse& response, std::span
     return answer;
 }
 
+// ---- reading back ---------------------------------------------------------------------------------
+
+// What a vendor shows of an event it holds. Where it shows no id of ours the content stands for it.
+struct Shown {
+    std::string id = {};
+    std::string name = {}, customer = {};
+    Timestamp time = {};
+    std::optional<Decimal> value = {};
+};
+
+enum class Paging { page, offset, window };  // window: no paging; the period is cut until an answer is not full
+
+// Sources: lago dossier 2, flexprice dossier 4, polar dossier 3, autumn dossier 2, ingest-rules 1.5.
+struct ReadRule {
+    std::string_view vendor;
+    std::string_view method, path;
+    std::string_view list;  // member that holds the rows; empty: the answer is the list
+    std::string_view row;   // member of a row that holds the event; empty: the row
+    std::string_view more;  // member, "a.b", that says whether there are more pages: a number, true or a text
+    std::string_view id, name, customer, time, value;
+    Paging paging;
+    std::int64_t page_size;
+    std::chrono::microseconds precision;  // to which times are kept
+};
+
+constexpr std::chrono::microseconds one_millisecond{1000}, one_second{1000000};
+constexpr std::array read_rules{
+    ReadRule{"lago", "GET", "/events", "events", "", "meta.next_page", "transaction_id", "code", "external_subscription_id", "timestamp", "",
+             Paging::page, 100, one_millisecond},
+    ReadRule{"flexprice", "POST", "/events/query", "events", "", "has_more", "id", "event_name", "external_customer_id", "timestamp", "",
+             Paging::offset, 1000, one_millisecond},
+    ReadRule{"polar", "GET", "/events/", "items", "", "", "", "name", "external_customer_id", "timestamp", "", Paging::page, 100, one_millisecond},
+    ReadRule{"autumn", "POST", "/events.list", "list", "", "has_more", "", "feature_id", "customer_id", "timestamp", "value", Paging::offset, 1000,
+             one_millisecond},
+    ReadRule{"openmeter", "GET", "/events", "", "event", "", "id", "type", "subject", "time", "", Paging::window, 100, one_second},
+};
+
+const ReadRule* read_rule(const Vendor& vendor) {
+    const auto found = std::find_if(read_rules.begin(), read_rules.end(), [&](const ReadRule& rule) { return rule.vendor == vendor.name; });
+    return found == read_rules.end() ? nullptr : &*found;
+}
+
+// The period as the vendor's parameters, a little wider where its bounds are cut or exclusive: what lies outside is dropped afterwards.
+HttpRequest read_request(const Vendor& vendor, const ReadRule& rule, const UpstreamOptions& options, const Period& period, std::int64_t page) {
+    const Timestamp from = std::max(period.from, Timestamp::min() + one_second) - one_second,
+                    to = std::min(period.to, Timestamp::max() - one_second) + one_second;
+    const std::string first = percent_encoded(from.to_string(0)), last = percent_encoded(to.to_string(0)), number = std::to_string(page + 1);
+    const std::int64_t offset = page * rule.page_size;
+    HttpRequest request;
+    request.method = rule.method;
+    request.url = root_url(vendor, options) + std::string(rule.path);
+    request.headers = request_headers(vendor, options);
+    if (rule.vendor == "lago") request.url += "?timestamp_from=" + first + "&timestamp_to=" + last + "&per_page=100&page=" + number;
+    if (rule.vendor == "polar") request.url += "?start_timestamp=" + first + "&end_timestamp=" + last + "&source=user&limit=100&page=" + number;
+    if (rule.vendor == "openmeter") request.url += "?from=" + first + "&to=" + last + "&limit=100";
+    if (rule.vendor == "flexprice")
+        request.body =
+            json{{"start_time", from.to_string(0)}, {"end_time", to.to_string(0)}, {"page_size", rule.page_size}, {"offset", offset}}.dump();
+    if (rule.vendor == "autumn")
+        request.body =
+            json{{"custom_range", {{"start", from.micros() / 1000}, {"end", to.micros() / 1000}}}, {"limit", rule.page_size}, {"offset", offset}}
+                .dump();
+    return request;
+}
+
+struct ShownPage {
+    std::vector<Shown> events = {};
+    std::size_t rows = 0;
+    bool more = false;
+};
+
+Shown read_shown(const ReadRule& rule, const json& row) {
+    const auto text = [&](std::string_view key) { return key.empty() ? std::string() : text_member(row, std::string(key).c_str()); };
+    Shown shown{text(rule.id), text(rule.name), text(rule.customer), {}, {}};
+    const json time = row.value(std::string(rule.time), json());
+    shown.time =
+        time.is_number() ? Timestamp::from_unix_ms(Decimal::from_json(time)) : Timestamp::parse(time.is_string() ? time.get<std::string>() : "");
+    if (!rule.value.empty() && row.contains(rule.value)) shown.value = Decimal::from_json(row[std::string(rule.value)]);
+    return shown;
+}
+
+bool says_more(const ReadRule& rule, const json& body, std::size_t rows) {
+    if (rule.more.empty()) return static_cast<std::int64_t>(rows) >= rule.page_size;
+    const std::size_t dot = rule.more.find('.');
+    const json* at = &body;
+    if (dot != std::string_view::npos) at = at->contains(first_name(rule.more)) ? &(*at)[std::string(first_name(rule.more))] : nullptr;
+    const std::string key(last_name(rule.more));
+    if (!at || !at->is_object() || !at->contains(key)) return false;
+    const json& more = (*at)[key];
+    return more.is_boolean() ? more.get<bool>() : !more.is_null();
+}
+
+// Throws bad_value for a body that is not a list of events.
+ShownPage read_page(const ReadRule& rule, const std::string& text) {
+    const json body = parse_answer(text);
+    const json* list = &body;
+    if (!rule.list.empty()) list = body.is_object() && body.contains(rule.list) ? &body[std::string(rule.list)] : nullptr;
+    if (!list || !list->is_array()) throw Error(ErrorCode::bad_value, "answer", "is not a list of events: " + printable(text));
+    ShownPage page;
+    page.rows = list->size();
+    for (const json& row : *list) {
+        const json* event = &row;
+        if (!rule.row.empty()) event = row.is_object() && row.contains(rule.row) ? &row[std::string(rule.row)] : nullptr;
+        if (!event || !event->is_object()) throw Error(ErrorCode::bad_value, "answer", "holds something that is not an event");
+        page.events.push_back(read_shown(rule, *event));
+    }
+    page.more = says_more(rule, body, page.rows);
+    return page;
+}
+
+// What stands for one event on both sides: its id, or where the vendor shows none what it shows.
+std::string shown_key(const ReadRule& rule, const Shown& shown) {
+    if (!rule.id.empty()) return shown.id;
+    std::string key = shown.name + '\n' + shown.customer + '\n' + std::to_string(shown.time.micros() / rule.precision.count());
+    if (!rule.value.empty()) key += '\n' + (shown.value ? shown.value->to_string() : "");
+    return key;
+}
+
+// The event as this vendor would show it.
+Shown as_shown(const ReadRule& rule, const Event& event) {
+    const bool by_subscription = rule.customer == "external_subscription_id";
+    Shown shown{event.id, event.name, by_subscription ? event.subscription : event.customer, event.timestamp.value_or(Timestamp()), {}};
+    if (!rule.value.empty()) shown.value = event.value.value_or(Decimal(1));  // autumn dossier 4.1
+    return shown;
+}
+
+bool same_shown(const ReadRule& rule, const Shown& a, const Shown& b) {
+    const auto cut = [&](Timestamp t) { return t.micros() / rule.precision.count(); };
+    return a.name == b.name && a.customer == b.customer && cut(a.time) == cut(b.time);
+}
+
 }  // namespace
 
 std::optional<std::string_view> HttpResponse::header(std::string_view name) const noexcept {
@@ -10313,6 +10444,42 @@ public:
         wake();
     }
 
+    // ---- read-back
+
+    Confirmation confirm(const std::string& upstream, const Period& period) {
+        const std::shared_ptr<Link> link = chosen(upstream).at(0);
+        const ReadRule* rule = read_rule(link->vendor);
+        if (!rule) throw Error(ErrorCode::unsupported, "upstream", "this vendor cannot be read back");
+        if (period.from >= period.to) throw Error(ErrorCode::bad_value, "period", "ends before it begins");
+        std::map<std::string, std::vector<Shown>> shown;
+        read_back(*link, *rule, period, shown);
+        Confirmation result;
+        each_delivered(*link, period, [&](const Event& event) { compare(*link, *rule, event, shown, result); });
+        for (const auto& [key, events] : shown)
+            for (const Shown& event : events)
+                result.extra.push_back(event.id.empty() ? event.name + " of " + event.customer + " at " + event.time.to_string() : event.id);
+        return result;
+    }
+
+    std::int64_t resend(const std::string& upstream, std::span<const std::int64_t> sequences) {
+        const std::shared_ptr<Link> link = chosen(upstream).at(0);
+        const std::int64_t resent = store_.write([&](Connection& c) {
+            const UpstreamRow row = get_upstream(c, upstream);
+            std::int64_t changed = 0;
+            for (const std::int64_t sequence : sequences) {
+                const auto event = sequence > row.base && sequence <= row.cursor ? event_at(c, sequence) : std::nullopt;
+                if (!event || !meant_for(*link, *event)) continue;
+                c.prepared("INSERT OR IGNORE INTO exceptions(upstream, sequence, state, at) VALUES(?, ?, 2, ?)")
+                    .run(row.id, sequence, clock_().micros());
+                changed += c.changes();
+            }
+            c.prepared("UPDATE upstreams SET delivered = delivered - ? WHERE id = ?").run(changed, row.id);
+            return changed;
+        });
+        wake();
+        return resent;
+    }
+
     // ---- the background worker
 
     void start(const WorkerOptions& options) {
@@ -10363,6 +10530,76 @@ public:
     }
 
 private:
+    static bool meant_for(const Link& link, const Event& event) { return (event.notice || !link.vendor.notices_only) && link.selection.holds(event); }
+
+    // Of a vendor that pages. Throws when it does not answer with events.
+    static ShownPage read_one(const Link& link, const ReadRule& rule, const Period& period, std::int64_t page) {
+        const HttpResponse response =
+            link.transport->exchange(read_request(link.vendor, rule, link.upstream.options(), period, page), link.upstream.options().request_timeout);
+        if (response.status == 0) throw Error(ErrorCode::io, link.name(), response.error.empty() ? "no answer" : response.error);
+        if (response.status != 200)
+            throw Error(ErrorCode::io, link.name(), "HTTP " + std::to_string(response.status) + ": " + printable(response.body));
+        return read_page(rule, response.body);
+    }
+
+    static void read_back(const Link& link, const ReadRule& rule, const Period& period, std::map<std::string, std::vector<Shown>>& shown) {
+        constexpr std::int64_t most_pages = 10000;
+        ShownPage page;
+        for (std::int64_t number = 0; number == 0 || page.more; ++number) {
+            if (number == most_pages) throw Error(ErrorCode::too_large, "period", "holds too many events; ask for a shorter one");
+            page = read_one(link, rule, period, number);
+            const microseconds length = period.to - period.from;
+            if (rule.paging == Paging::window && page.more && length > one_second) {
+                const Timestamp middle = period.from + length / 2;
+                read_back(link, rule, {period.from, middle}, shown);
+                return read_back(link, rule, {middle, period.to}, shown);
+            }
+            if (rule.paging == Paging::window) page.more = false;
+            for (Shown& event : page.events)
+                if (period.contains(event.time)) shown[shown_key(rule, event)].push_back(std::move(event));
+        }
+    }
+
+    template <class Use>
+    void each_delivered(const Link& link, const Period& period, Use&& use) const {
+        constexpr std::int64_t piece = 500;
+        std::int64_t after = store_.read([&](Connection& c) { return get_upstream(c, link.name()).base; });
+        for (bool more = true; more;) {
+            std::vector<Event> delivered;
+            store_.read([&](Connection& c) {
+                const UpstreamRow row = get_upstream(c, link.name());
+                const std::vector<Event> events = events_after(c, after, piece);
+                for (const Event& event : events) {
+                    after = event.sequence;
+                    if (event.sequence > row.cursor) break;
+                    const bool set_aside =
+                        c.integer("SELECT count(*) FROM exceptions WHERE upstream = ? AND sequence = ?", row.id, event.sequence) > 0;
+                    if (!set_aside && period.contains(*event.timestamp) && meant_for(link, event)) delivered.push_back(event);
+                }
+                more = !events.empty() && after < row.cursor;
+            });
+            for (const Event& event : delivered) use(event);
+        }
+    }
+
+    void compare(const Link& link, const ReadRule& rule, const Event& event, std::map<std::string, std::vector<Shown>>& shown,
+                 Confirmation& result) const {
+        const Shown ours = as_shown(rule, event);
+        const auto found = shown.find(shown_key(rule, ours));
+        if (found == shown.end()) {
+            result.missing.push_back(event.sequence);
+            if (link.vendor.resend_window == for_ever || clock_() - event.recorded_at.value_or(Timestamp()) < link.vendor.resend_window)
+                result.repairable.push_back(event.sequence);
+            return;
+        }
+        if (same_shown(rule, ours, found->second.back()))
+            ++result.matching;
+        else
+            result.different.push_back(event.sequence);
+        found->second.pop_back();
+        if (found->second.empty()) shown.erase(found);
+    }
+
     std::vector<std::shared_ptr<Link>> chosen(const std::string& name) const {
         const std::lock_guard lock(mutex_);
         std::vector<std::shared_ptr<Link>> links;
@@ -10974,6 +11211,10 @@ std::vector<Parked> Meter::parked(const std::string& upstream, std::int64_t limi
 }
 std::int64_t Meter::release(const std::string& upstream, std::span<const std::int64_t> sequences) {
     return impl_->delivery.release(upstream, sequences);
+}
+Confirmation Meter::confirm(const std::string& upstream, const Period& period) { return impl_->delivery.confirm(upstream, period); }
+std::int64_t Meter::resend(const std::string& upstream, std::span<const std::int64_t> sequences) {
+    return impl_->delivery.resend(upstream, sequences);
 }
 void Meter::resume(const std::string& upstream) { impl_->delivery.resume(upstream); }
 

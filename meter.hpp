@@ -643,14 +643,14 @@ struct Parked {
     Timestamp at = {};
 };
 
-/// What the vendor holds beside what was delivered, for the events of a period.
+/// What the vendor shows beside what was delivered, for the events of a period. Where a vendor shows no id (Polar, Autumn) its name, customer,
+/// time and value stand for an event, and none is different.
 struct Confirmation {
     std::int64_t matching = 0;
-    std::vector<std::int64_t> missing = {};    ///< sequences delivered that the vendor does not show
-    std::vector<std::int64_t> different = {};  ///< shown with another name, customer, time, or value
-    std::vector<std::string> extra = {};       ///< ids, or descriptions where the vendor shows none, that were not delivered from here
-    /// Of the missing, those that can be sent again without counting twice: release() them after confirm() marked them parked.
-    std::vector<std::int64_t> repairable = {};
+    std::vector<std::int64_t> missing = {};     ///< sequences delivered that the vendor does not show
+    std::vector<std::int64_t> different = {};   ///< shown with another name, customer or time
+    std::vector<std::string> extra = {};        ///< shown, but not delivered from here: ids, or descriptions
+    std::vector<std::int64_t> repairable = {};  ///< of the missing, those whose copies the vendor recognises: resend() them
 };
 
 struct ExportReport {
@@ -765,6 +765,11 @@ public:
     std::vector<Parked> parked(const std::string& upstream, std::int64_t limit = 100, std::int64_t after_sequence = 0) const;
     /// Parked events become pending again: those of the given sequences, or all. Answers how many.
     std::int64_t release(const std::string& upstream, std::span<const std::int64_t> sequences = {});
+    /// Reads back what the vendor holds for a period (by event time) and compares. Vendors show events some time after taking them, so leave
+    /// the last minutes out. Throws unsupported (Zyg), not_found, bad_value, too_large, and io when the vendor does not answer.
+    Confirmation confirm(const std::string& upstream, const Period& period);
+    /// Delivered events become pending again, for what confirm() found missing. Answers how many.
+    std::int64_t resend(const std::string& upstream, std::span<const std::int64_t> sequences);
     /// Ends a pause and any wait.
     void resume(const std::string& upstream);
 
