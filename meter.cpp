@@ -9491,6 +9491,8 @@ CREATE TABLE exceptions(
     PRIMARY KEY(upstream, sequence)
 ) WITHOUT ROWID;
 CREATE INDEX exceptions_by_state ON exceptions(upstream, state, sequence);
+CREATE TABLE devices(id TEXT PRIMARY KEY, through INTEGER NOT NULL) WITHOUT ROWID;  -- whose exports were imported here, how far
+INSERT INTO meta VALUES('device', lower(hex(randomblob(16))));
 )sql";
 
 enum class ExceptionState : int { parked = 0, held = 1, released = 2 };
@@ -10332,6 +10334,122 @@ private:
     UpstreamReport report_;
 };
 
+// ---- files for an air gap ---------------------------------------------------------------------------
+
+// JSON Lines: a header, {"sequence": n, "event": {a line as record_json takes it}} for each event, and an end that tells whether the file
+// is whole. "after" and "through" are the stretch of the device's log that the file answers for.
+constexpr std::int64_t export_format = 1;
+
+std::string device_id(Connection& c) {
+    const Prepared row = c.prepared("SELECT value FROM meta WHERE key = 'device'");
+    return row.row() ? std::string(row.text(0)) : std::string();
+}
+
+// A row of the log as record_json takes it.
+std::string record_line(const Prepared& row) {
+    const Event event = read_plain_event(row);
+    std::string out = "{\"id\":";
+    append_json_text(out, event.id);
+    const auto member = [&out](const char* key, const std::string& text) {
+        if (text.empty()) return;
+        out += std::string(",\"") + key + "\":";
+        append_json_text(out, text);
+    };
+    member("name", event.name);
+    member("customer", event.customer);
+    member("subscription", event.subscription);
+    member("source", event.source);
+    member("timestamp", event.timestamp->to_string());
+    if (event.value) out += ",\"value\":" + event.value->to_string();
+    out += ",\"properties\":";
+    out += row.text(10);
+    const std::string_view extra = row.text(11);
+    if (extra.size() > 2) {  // an object's members, between its braces
+        out += ',';
+        out += extra.substr(1, extra.size() - 2);
+    }
+    return out += '}';
+}
+
+void export_line(std::ostream& file, const Link& link, const Prepared& row, ExportReport& report) {
+    if (link.vendor.notices_only || !link.upstream.options().selection.empty()) {
+        const Event event = read_event(row);
+        if ((link.vendor.notices_only && !event.notice) || !link.selection.holds(event)) return;
+    }
+    const std::int64_t sequence = row.integer(0);
+    file << "{\"sequence\":" << sequence << ",\"event\":" << record_line(row) << "}\n";
+    if (report.events++ == 0) report.first = sequence;
+    report.last = sequence;
+}
+
+ExportReport write_export(Connection& c, const Link& link, std::ostream& file) {
+    const UpstreamRow row = get_upstream(c, link.name());
+    ExportReport report;
+    report.through = last_sequence(c);
+    file << json{{"meter", "export"},       {"format", export_format}, {"device", device_id(c)},
+                 {"upstream", link.name()}, {"after", row.cursor},     {"through", report.through}}
+                .dump()
+         << '\n';
+    const Prepared aside =
+        c.prepared(METER_EVENT_COLUMNS "JOIN exceptions x ON x.sequence = l.sequence WHERE x.upstream = ? AND x.state <> 0 ORDER BY l.sequence");
+    aside.bind(row.id);
+    while (aside.row()) export_line(file, link, aside, report);
+    const Prepared rest = c.prepared(METER_EVENT_COLUMNS "WHERE l.sequence > ? ORDER BY l.sequence");
+    rest.bind(row.cursor);
+    while (rest.row()) export_line(file, link, rest, report);
+    file << json{{"meter", "end"}, {"events", report.events}}.dump() << '\n';
+    return report;
+}
+
+struct ExportHeader {
+    std::string device = {};
+    std::int64_t after = 0, through = 0;
+};
+
+std::int64_t whole_member(const json& object, const char* key, const std::string& path) {
+    const auto found = object.find(key);
+    if (found == object.end() || !found->is_number_unsigned() || found->get<std::uint64_t>() > std::uint64_t{1} << 62)
+        throw Error(ErrorCode::bad_value, path, std::string("has no sound ") + key);
+    return found->get<std::int64_t>();
+}
+
+// Reads the header and looks for the end, so that nothing of a file cut short is taken.
+ExportHeader check_export(std::istream& file, const std::string& path) {
+    std::string line, last;
+    std::getline(file, line);
+    const json header = parse_answer(line);
+    if (text_member(header, "meter") != "export") throw Error(ErrorCode::bad_value, path, "is not an export of meter");
+    if (whole_member(header, "format", path) > export_format) throw Error(ErrorCode::newer_schema, path, "was written by a newer release");
+    ExportHeader result{text_member(header, "device"), whole_member(header, "after", path), whole_member(header, "through", path)};
+    if (result.device.empty() || result.device.size() > 64) throw Error(ErrorCode::bad_value, path, "names no device");
+    std::int64_t lines = -1;
+    while (std::getline(file, line)) {
+        ++lines;
+        std::swap(line, last);
+    }
+    const json end = parse_answer(last);
+    if (text_member(end, "meter") != "end" || whole_member(end, "events", path) != lines)
+        throw Error(ErrorCode::bad_value, path, "is cut short: its end is missing");
+    return result;
+}
+
+// The event of a line; empty when the line is not one of an export.
+std::string_view exported_event(std::string_view line) {
+    constexpr std::string_view opening = ",\"event\":";
+    const std::size_t at = line.find(opening);
+    if (!line.starts_with("{\"sequence\":") || at == std::string_view::npos || !line.ends_with("}")) return {};
+    return line.substr(at + opening.size(), line.size() - at - opening.size() - 1);
+}
+
+// Notes that a device's log has arrived up to `through`; answers the gap before `after`, if there is one.
+std::optional<std::pair<std::int64_t, std::int64_t>> note_import(Connection& c, const ExportHeader& header) {
+    const std::int64_t known = c.integer("SELECT through FROM devices WHERE id = ?", header.device);
+    c.prepared("INSERT INTO devices(id, through) VALUES(?1, ?2) ON CONFLICT(id) DO UPDATE SET through = max(through, ?2)")
+        .run(header.device, header.through);
+    if (header.after <= known) return std::nullopt;
+    return std::pair(known + 1, header.after);
+}
+
 // ---- all upstreams of a store ---------------------------------------------------------------------
 
 // What class Meter offers of delivery. Any thread may call any function; stop() must have returned before the store goes.
@@ -10478,6 +10596,51 @@ public:
         });
         wake();
         return resent;
+    }
+
+    // ---- the air gap
+
+    ExportReport export_pending(const std::string& upstream, const std::string& path) const {
+        const std::shared_ptr<Link> link = chosen(upstream).at(0);
+        const std::string part = path + ".part";  // takes the name when it is whole
+        ExportReport report;
+        {
+            std::ofstream file(part, std::ios::binary | std::ios::trunc);
+            store_.read([&](Connection& c) { report = write_export(c, *link, file); });
+            file.flush();
+            if (!file) throw Error(ErrorCode::io, path, "cannot be written");
+        }
+        std::error_code fault;
+        std::filesystem::rename(part, path, fault);
+        if (fault) throw Error(ErrorCode::io, path, fault.message());
+        return report;
+    }
+
+    std::int64_t acknowledge_export(const std::string& upstream, std::int64_t through) {
+        const std::shared_ptr<Link> link = chosen(upstream).at(0);
+        std::int64_t delivered = 0, step = 1;
+        for (bool more = true; more; delivered += step) {
+            step = store_.write([&](Connection& c) {
+                const UpstreamRow row = get_upstream(c, upstream);
+                if (lease_holds(row.lease_owner, row.lease_until, clock_())) throw Error(ErrorCode::busy, "upstream", "is being flushed");
+                if (through > last_sequence(c)) throw Error(ErrorCode::bad_value, "through", "is beyond the log");
+                c.prepared("DELETE FROM exceptions WHERE upstream = ? AND state <> 0 AND sequence <= ?").run(row.id, std::min(through, row.cursor));
+                std::int64_t found = c.changes(), skipped = 0, cursor = row.cursor;
+                for (const Event& event : events_after(c, row.cursor, 1000)) {
+                    if (event.sequence > through) break;
+                    cursor = event.sequence;
+                    if (meant_for(*link, event))
+                        ++found;
+                    else
+                        ++skipped;
+                }
+                more = cursor > row.cursor;
+                c.prepared("UPDATE upstreams SET cursor = ?, delivered = delivered + ?, skipped = skipped + ?, fence = fence + 1 WHERE id = ?")
+                    .run(cursor, found, skipped, row.id);
+                return found;
+            });
+        }
+        return delivered;
     }
 
     // ---- the background worker
@@ -10713,6 +10876,20 @@ private:
 };
 
 }  // namespace
+
+std::int64_t& ImportReport::count(ReceiptStatus status) noexcept {
+    switch (status) {
+        case ReceiptStatus::stored:
+            return stored;
+        case ReceiptStatus::duplicate:
+            return duplicates;
+        case ReceiptStatus::conflict:
+            return conflicts;
+        case ReceiptStatus::refused:
+            break;
+    }
+    return refused;
+}
 
 bool FlushReport::complete() const noexcept {
     return std::all_of(upstreams.begin(), upstreams.end(), [](const UpstreamReport& report) { return report.pending == 0; });
@@ -11216,6 +11393,37 @@ Confirmation Meter::confirm(const std::string& upstream, const Period& period) {
 std::int64_t Meter::resend(const std::string& upstream, std::span<const std::int64_t> sequences) {
     return impl_->delivery.resend(upstream, sequences);
 }
+ExportReport Meter::export_pending(const std::string& upstream, const std::string& path) const {
+    return impl_->delivery.export_pending(upstream, path);
+}
+std::int64_t Meter::acknowledge_export(const std::string& upstream, std::int64_t through) {
+    return impl_->delivery.acknowledge_export(upstream, through);
+}
+
+ImportReport Meter::import_events(const std::string& path) {
+    constexpr std::size_t chunk = 256 * 1024;
+    std::ifstream file(path, std::ios::binary);
+    if (!file) throw Error(ErrorCode::io, path, "cannot be read");
+    const ExportHeader header = check_export(file, path);
+    file.clear();
+    file.seekg(0);
+    ImportReport report;
+    std::string line, lines;
+    const auto take = [&] {
+        for (const Receipt& receipt : record_json(lines)) ++report.count(receipt.status);
+        lines.clear();
+    };
+    while (std::getline(file, line)) {
+        const std::string_view event = exported_event(line);
+        if (event.empty()) continue;
+        lines.append(event).push_back('\n');
+        if (lines.size() >= chunk) take();
+    }
+    take();
+    if (const auto gap = impl_->store.write([&](Connection& c) { return note_import(c, header); })) report.gap = *gap;
+    return report;
+}
+
 void Meter::resume(const std::string& upstream) { impl_->delivery.resume(upstream); }
 
 }  // namespace meter
