@@ -1890,6 +1890,124 @@ void check_filter(const Filter& filter, std::size_t depth = 1) {
     make_clause(filter);
 }
 
+// ---- coercion: what vendors do where the value and what it is compared with differ in type ----
+
+enum class Meeting : std::uint8_t {
+    never,   // no operator holds, not even ne
+    differ,  // they are unequal and have no order
+    number,  // compared as numbers, a boolean as 0 or 1
+    text,    // compared as texts
+    zero,    // the value counts as 0
+    empty,   // the value counts as ""
+};
+
+// One evaluator's rules as a table: what is stored meets a boolean, a number, a text.
+struct Coercion {
+    struct Row {
+        std::array<Meeting, 3> compared{}, searched{};  // searched: by contains and not_contains
+    };
+    Row missing{}, boolean{}, number{}, text{}, structure{};  // null is missing
+    std::array<std::string_view, 2> stored_booleans{"false", "true"}, asked_booleans{"false", "true"};
+
+    const Row& row(Scalar::Kind kind) const {
+        switch (kind) {
+            case Scalar::Kind::boolean:
+                return boolean;
+            case Scalar::Kind::number:
+                return number;
+            case Scalar::Kind::text:
+                return text;
+            case Scalar::Kind::json:
+                return structure;
+            default:
+                return missing;
+        }
+    }
+};
+
+bool satisfies(Operator op, std::strong_ordering order) {
+    switch (op) {
+        case Operator::eq:
+            return order == 0;
+        case Operator::ne:
+            return order != 0;
+        case Operator::gt:
+            return order > 0;
+        case Operator::gte:
+            return order >= 0;
+        case Operator::lt:
+            return order < 0;
+        case Operator::lte:
+            return order <= 0;
+        default:
+            return false;
+    }
+}
+
+// One value against another, by an evaluator's rules. Not for in, not_in, like, not_like and exists.
+bool meets(const Coercion& rules, Operator op, const Scalar& value, const Operand& asked) {
+    const bool contains = op == Operator::contains, searched = contains || op == Operator::not_contains;
+    const std::size_t column = asked.kind == Scalar::Kind::boolean ? 0 : asked.kind == Scalar::Kind::number ? 1 : 2;
+    const Coercion::Row& row = rules.row(value.kind);
+    const Meeting meeting = (searched ? row.searched : row.compared)[column];
+    const auto number_of = [](bool is_boolean, bool boolean, const Decimal& number) { return is_boolean ? Decimal(boolean ? 1 : 0) : number; };
+    switch (meeting) {
+        case Meeting::never:
+            return false;
+        case Meeting::differ:
+            return op == Operator::ne;
+        case Meeting::number:
+        case Meeting::zero: {
+            const Decimal zero, stored = number_of(value.kind == Scalar::Kind::boolean, value.boolean, value.number);
+            return satisfies(op, (meeting == Meeting::zero ? zero : stored) <=> number_of(column == 0, asked.boolean, asked.number.value_or(zero)));
+        }
+        case Meeting::text:
+        case Meeting::empty:
+            break;
+    }
+    const std::string wanted = column == 0 ? std::string(rules.asked_booleans[asked.boolean ? 1 : 0]) : asked.text;
+    const std::string written = value.kind == Scalar::Kind::boolean ? std::string(rules.stored_booleans[value.boolean ? 1 : 0]) : scalar_text(value);
+    const std::string stored = meeting == Meeting::empty ? "" : written;
+    if (searched) return (stored.find(wanted) != std::string::npos) == contains;
+    return satisfies(op, stored <=> wanted);
+}
+
+// A clause against one value: in and not_in are eq and ne to each of a list.
+bool meets(const Coercion& rules, const Clause& clause, const Scalar& value) {
+    const auto each = [&](Operator op) { return [&rules, &value, op](const Operand& asked) { return meets(rules, op, value, asked); }; };
+    const auto& asked = clause.operands;
+    if (clause.op == Operator::exists) return value.absent() != asked[0].boolean;
+    if (clause.op == Operator::in) return std::any_of(asked.begin(), asked.end(), each(Operator::eq));
+    if (clause.op == Operator::not_in) return std::all_of(asked.begin(), asked.end(), each(Operator::ne));
+    return meets(rules, clause.op, value, asked[0]);
+}
+
+// The value at a path of keys. The text of a list or object stays in `keep`.
+Scalar scalar_at(const json& tree, std::string_view path, std::string& keep) {
+    const json* at = &tree;
+    for (std::size_t begin = 0; begin <= path.size();) {
+        const std::size_t end = std::min(path.find('.', begin), path.size());
+        const auto found = at->is_object() ? at->find(std::string(path.substr(begin, end - begin))) : at->end();
+        if (!at->is_object() || found == at->end()) return {};
+        at = &*found;
+        begin = end + 1;
+    }
+    switch (at->type()) {
+        case json::value_t::null:
+            return {Scalar::Kind::null, false, {}, {}};
+        case json::value_t::boolean:
+            return {Scalar::Kind::boolean, at->get<bool>(), {}, {}};
+        case json::value_t::string:
+            return {Scalar::Kind::text, false, {}, at->get_ref<const std::string&>()};
+        case json::value_t::array:
+        case json::value_t::object:
+            keep = at->dump();
+            return {Scalar::Kind::json, false, {}, keep};
+        default:
+            return {Scalar::Kind::number, false, Decimal::from_json(*at), {}};
+    }
+}
+
 Filter filter_from(const json& tree, const std::string& path, std::size_t depth) {
     if (depth > limits::json_depth) refuse(path, "nested too deep");
     if (!tree.is_object()) refuse(path, "a filter is an object");
@@ -2458,6 +2576,8 @@ struct Run {
     Bytes filters{};  // all blocks', one after the other; empty when they are more than the memory allowed
     std::size_t blocks() const noexcept { return std::size_t{1} << bits; }
     std::size_t block_of(std::uint64_t hash) const noexcept { return static_cast<std::size_t>(hash >> (hash_bits - bits)); }
+    // Ids are given again once all runs are gone.
+    bool same_as(const Run& other) const noexcept { return id == other.id && first == other.first && last == other.last && bits == other.bits; }
     std::int64_t block_id(std::size_t block) const noexcept { return id * max_blocks + static_cast<std::int64_t>(block); }
 };
 
@@ -2633,7 +2753,7 @@ private:
         std::size_t room = memory_;
         for (auto run = runs.rbegin(); run != runs.rend() && run->blocks() * filter_bytes <= room; ++run) {
             room -= run->blocks() * filter_bytes;
-            const auto known = std::find_if(runs_.begin(), runs_.end(), [&](const Run& old) { return old.id == run->id; });
+            const auto known = std::find_if(runs_.begin(), runs_.end(), [&](const Run& old) { return old.same_as(*run); });
             run->filters = known != runs_.end() && !known->filters.empty() ? std::move(known->filters) : load_filters(db, *run);
         }
         runs_ = std::move(runs);
@@ -3832,8 +3952,8 @@ void verify_chunk(Connection& db, const ChunkInfo& info, std::vector<std::string
         "SELECT s.id, s.name, s.rows, s.first_time, s.last_time, l.keys FROM segments s JOIN layouts l ON l.id = s.layout WHERE s.chunk = ? ORDER BY "
         "s.id");
     segment.bind(info.id);
-    for (; segment.row(); ++at) {
-        if (at >= expected.segments.size()) break;
+    bool more = segment.row();
+    for (; more && at < expected.segments.size(); ++at, more = segment.row()) {
         const Segment& want = expected.segments[at];
         const bool head = segment.integer(1) == want.name && segment.integer(2) == want.rows && segment.integer(3) == want.first_time &&
                           segment.integer(4) == want.last_time && segment.text(5) == json(want.keys).dump();
@@ -3845,7 +3965,7 @@ void verify_chunk(Connection& db, const ChunkInfo& info, std::vector<std::string
             if (!column.row() || column.text(0) != bytes) problems.push_back(where + ": column " + want.keys[i] + " differs from the log");
         }
     }
-    if (at != expected.segments.size() || segment.row()) problems.push_back(where + ": has not the segments the log gives");
+    if (more || at != expected.segments.size()) problems.push_back(where + ": has not the segments the log gives");
 }
 
 // Whether every id of the sealed log is in the runs, where it belongs.
@@ -3866,6 +3986,19 @@ void verify_ids(Connection& db, std::vector<std::string>& problems) {
     }
 }
 
+// Runs `check`; what cannot even be read is a problem like any other.
+template <class Check>
+void note_damage(const std::string& where, std::vector<std::string>& problems, Check&& check) {
+    try {
+        check();
+    } catch (const Error& error) {
+        problems.push_back(where + ": " + error.what());
+    } catch (const SQLite::Exception& fault) {
+        if (fault.getErrorCode() != SQLITE_CORRUPT) throw;
+        problems.push_back(where + ": " + fault.what());
+    }
+}
+
 void verify_database(Connection& db, std::vector<std::string>& problems) {
     const Prepared check = db.prepared("PRAGMA integrity_check(20)");
     while (check.row()) {
@@ -3877,11 +4010,11 @@ void verify_database(Connection& db, std::vector<std::string>& problems) {
     std::int64_t through = meta(db, "pruned");
     for (const ChunkInfo& chunk : all_chunks(db)) {
         if (chunk.first != through) problems.push_back("chunk " + std::to_string(chunk.id) + " does not follow the one before");
-        verify_chunk(db, chunk, problems);
+        note_damage("chunk " + std::to_string(chunk.id), problems, [&] { verify_chunk(db, chunk, problems); });
         through = chunk.last;
     }
     if (through != meta(db, "sealed")) problems.emplace_back("the chunks do not reach as far as is sealed");
-    verify_ids(db, problems);
+    note_damage("the index of ids", problems, [&] { verify_ids(db, problems); });
 }
 
 // ---- books: kept as the JSON they were made from ----
@@ -5491,7 +5624,8 @@ struct Measured {
 class UsageSource {
 public:
     virtual ~UsageSource() = default;
-    // One row for each group; without group_by exactly one, also when there are no events.
+    // One row for each group; without group_by exactly one, also when there are no events. A unique count has events without the
+    // property as one more value.
     virtual std::vector<Measured> measure(const Metric& metric, const AggregateQuery& query) = 0;
     // What each event adds to the value (a count's 1, a sum's number, a unique count's 1, 0 or -1), by time, then sequence. Ends after
     // `limit` events, or with the one that brings the sum over `until`.
@@ -5515,6 +5649,7 @@ struct Book::Impl {
         throw Error(ErrorCode::unsupported, "", vendor + " has no instant estimates");
     }
     virtual Fees usage(const UsageQuery& query, Timestamp now, UsageSource& usage) const = 0;
+    virtual Fee price(std::string_view charge, const Decimal& units, std::int64_t events) const = 0;
     // Whether the event's units may be used now.
     virtual Check check(const Event&, Timestamp, UsageSource&) const { throw Error(ErrorCode::unsupported, "", vendor + " has no balances"); }
 };
@@ -5567,6 +5702,22 @@ public:
         auto found = text(key);
         if (found.empty()) throw Error(ErrorCode::bad_value, path(key), "is required");
         return found;
+    }
+
+    // A list of texts; none when it is missing.
+    std::vector<std::string> texts(std::string_view key) const {
+        std::vector<std::string> values;
+        for (const auto& element : list(key)) {
+            if (!element.value().is_string()) element.refuse("must be text");
+            values.push_back(element.value().get<std::string>());
+        }
+        return values;
+    }
+
+    // The member as it is; null when it is missing.
+    json raw(std::string_view key) const {
+        const auto found = find(key);
+        return found ? found->value() : json();
     }
 
     bool flag(std::string_view key, bool fallback = false) const {
@@ -5786,8 +5937,7 @@ constexpr RangeRule volume_rule{"volume_ranges", "per_unit_amount", "invalid_amo
 
 std::optional<Decimal> bound(const Node& range, std::string_view field) {
     const auto found = range.find(field);
-    if (!found || !found->value().is_number()) return {};
-    return Decimal::from_json(found->value());
+    return found && found->value().is_number() ? range.decimal(field) : std::nullopt;
 }
 
 bool is_open(const Node& range) { return !range.find("to_value"); }
@@ -6262,11 +6412,8 @@ Values read_values(const Node& at, std::string_view field, const BillableMetric*
     if (!found) return values;
     if (!found->value().is_object()) found->refuse("must be an object of lists");
     for (const auto& [key, list] : found->value().items()) {
+        values[key] = found->texts(key);
         const Node entry(list, found->path(key));
-        for (const auto& value : list) {
-            if (!value.is_string()) entry.refuse("must be a list of texts");
-            values[key].push_back(value.get<std::string>());
-        }
         if (!declared || values[key] != std::vector<std::string>{"__ALL_FILTER_VALUES__"}) continue;
         const auto all = declared->filters.find(key);  // all that the metric declares, not anything (charge_filter.rb:72)
         if (all == declared->filters.end()) entry.refuse("is not a filter of the metric");
@@ -6296,10 +6443,12 @@ BillableMetric read_metric(const Node& at) {
     metric.name = at.text("name", metric.metric.code);
     metric.description = at.text("description");
     metric.rounding = read_rounding(at);
-    metric.precision = static_cast<int>(at.decimal("rounding_precision").value_or(Decimal()).to_int64().value_or(0));
+    const auto precision = at.decimal("rounding_precision").value_or(Decimal());
+    if (precision.abs() > Decimal::max_digits || precision.scale() > 0)
+        throw Error(ErrorCode::bad_value, at.path("rounding_precision"), "is out of range");
+    metric.precision = static_cast<int>(precision.to_int64().value());
     metric.recurring = at.flag("recurring");
-    for (const auto& filter : at.list("filters"))
-        metric.filters[filter.required_text("key")] = filter.value().value("values", std::vector<std::string>());
+    for (const auto& filter : at.list("filters")) metric.filters[filter.required_text("key")] = filter.texts("values");
     return metric;
 }
 
@@ -6327,7 +6476,7 @@ ChargeFilter read_filter(const Node& at, const ModelRow& row, const BillableMetr
     ChargeFilter filter;
     filter.values = read_values(at, "values", &metric);
     filter.name = at.text("invoice_display_name");
-    filter.id = at.value().value("lago_id", json());
+    filter.id = at.raw("lago_id");
     filter.price = read_properties(at, row, checking);
     return filter;
 }
@@ -6349,7 +6498,7 @@ Charge read_charge(const Node& at, const std::vector<BillableMetric>& metrics) {
     const auto& metric = metrics[charge.metric];
     const Checking checking{metric.kind, premium, problems};
     const auto row = at.choice("charge_model", models);
-    charge.id = at.value().value("lago_id", json());
+    charge.id = at.raw("lago_id");
     charge.code = at.text("code", metric.metric.code);
     charge.name = at.text("invoice_display_name");
     charge.pay_in_advance = at.flag("pay_in_advance");
@@ -6372,8 +6521,8 @@ Subscription read_subscription(const Node& at) {
     Subscription subscription;
     subscription.id = at.required_text("external_id");
     subscription.customer = at.text("external_customer_id");
-    subscription.lago_id = at.value().value("lago_id", json());
-    subscription.lago_customer_id = at.value().value("lago_customer_id", json());
+    subscription.lago_id = at.raw("lago_id");
+    subscription.lago_customer_id = at.raw("lago_customer_id");
     subscription.anniversary = at.text("billing_time") == "anniversary";
     if (const auto started = at.time("started_at")) subscription.active.from = *started;
     if (const auto ended = at.time("terminated_at")) subscription.active.to = *ended + std::chrono::microseconds(1);
@@ -6532,6 +6681,9 @@ Filter beside(const std::string& key, const std::optional<std::string>& value) {
 // What the period's events have come to, event by event: prices follow the period's maximum.
 struct AdvanceState {
     std::optional<Decimal> current, maximum;
+
+    // What current usage is priced by, of live units (base_service.rb:194).
+    Decimal paid(const Decimal& live) const { return at_least_zero(live - current.value_or(Decimal()) + maximum.value_or(Decimal())); }
 };
 
 struct Contribution {
@@ -6590,6 +6742,7 @@ struct Plan final : Book::Impl {
     Fees estimate_fees(const Event& event, Timestamp now, UsageSource& usage) const override;
     Fees estimate_instant_fees(const Event& event, Timestamp now) const override;
     Fees usage(const UsageQuery& query, Timestamp now, UsageSource& usage) const override;
+    Fee price(std::string_view charge, const Decimal& units, std::int64_t events) const override;
 };
 
 // One question about one charge: where its units are counted, and how they are priced.
@@ -6621,12 +6774,6 @@ using Group = std::vector<std::pair<std::string, std::optional<std::string>>>;
 AggregateQuery beside(AggregateQuery query, const Group& group) {
     for (const auto& [key, value] : group) query.filter.parts.push_back(beside(key, value));
     return query;
-}
-
-[[maybe_unused]] Decimal sum_of(const std::vector<Decimal>& values) {
-    Decimal sum;
-    for (const auto& value : values) sum += value;
-    return sum;
 }
 
 // Running totals over these steps.
@@ -6707,6 +6854,8 @@ Decimal prorated(const Decimal& units, const Decimal& share) { return (units * s
 std::vector<ProratedEvent> prorated_events(const Scope& scope, AggregateQuery query, UsageSource& usage) {
     const auto& metric = scope.metric().metric;
     const auto period = scope.period;
+    constexpr int longest = 3 * 366;  // days, each of which is a question of its own
+    if (days_in(period) > longest) throw Error(ErrorCode::too_large, "period", "is too long for a prorated charge");
     std::vector<ProratedEvent> events;
     query.period = {Timestamp::min(), period.from};
     const auto older = usage.measure(metric, query).front().value;
@@ -7097,8 +7246,7 @@ Decimal paid_in_advance(const Scope& scope, const AggregateQuery& query, UsageSo
     if (scope.metric().kind == Kind::count || !measured.falls) return measured.value;
     AdvanceState state;
     for (const auto& step : usage.steps(scope.metric().metric, query, std::numeric_limits<std::size_t>::max(), {})) contribute(state, step);
-    if (!state.current) return measured.value;
-    return at_least_zero(measured.value - *state.current + *state.maximum);
+    return state.current ? state.paid(measured.value) : measured.value;
 }
 
 // Of the plan, or of the pricing unit that the charge is written in, which has hundredths.
@@ -7243,6 +7391,35 @@ Fees Plan::usage(const UsageQuery& query, Timestamp now, UsageSource& usage_sour
         for (const auto& charge : charges) add_charge(*this, charge, subscription, period, query.closing, usage_source, list);
     }
     return sum_up(*this, std::move(list));
+}
+
+// --- what if (any quantity under a charge) ---
+
+// A percentage charge looks at single events: they are taken as equal.
+void spread_evenly(const Price& price, std::int64_t events, Quantity& quantity) {
+    if (events < 0 || events > static_cast<std::int64_t>(limits::batch_events)) throw Error(ErrorCode::bad_value, "events", "is out of range");
+    if (events > 0) quantity.values.assign(static_cast<std::size_t>(events), quotient(quantity.units, events));
+    quantity.running = running_total(price, quantity.values);
+}
+
+Fee Plan::price(std::string_view name, const Decimal& units, std::int64_t events) const {
+    const auto charge = std::find_if(charges.begin(), charges.end(), [&](const Charge& each) { return each.code == name; });
+    if (charge == charges.end()) not_found("charge", "charge_not_found");
+    Quantity quantity{.units = units, .events = events, .premium = premium};
+    if (charge->price.model == Model::percentage) spread_evenly(charge->price, events, quantity);
+    auto priced = apply(charge->price, quantity);
+    Fee fee;
+    fee.charge = charge->code;
+    fee.metric = billable_metrics[charge->metric].metric.code;
+    fee.currency = currency_code;
+    fee.units = units;
+    fee.events = events;
+    clamp(priced, fee.units);
+    fee.unit_amount = unit_amount(charge->price, quantity, priced.amount);
+    fee.amount = priced.amount;
+    fee.amount_cents = to_cents(priced.amount, currency);
+    fee.lines = std::move(priced.lines);
+    return fee;
 }
 
 std::shared_ptr<const Book::Impl> load(const json& catalogue) {
@@ -8004,6 +8181,7 @@ struct MeteredBook final : Book::Impl {
     Fees usage(const UsageQuery& query, Timestamp now, UsageSource& usage) const override;
     Fees estimate_fees(const Event& event, Timestamp now, UsageSource& usage) const override;
     Check check(const Event& event, Timestamp now, UsageSource& usage) const override;
+    Fee price(std::string_view charge, const Decimal& units, std::int64_t events) const override;
 };
 
 Decimal total(const std::vector<Decimal>& quantities) {
@@ -8071,6 +8249,13 @@ Fees MeteredBook::estimate_fees(const Event& event, Timestamp now, UsageSource& 
     return sum_up(std::move(list), items.front());
 }
 
+Fee MeteredBook::price(std::string_view charge, const Decimal& units, std::int64_t) const {
+    for (const auto& item : items) {
+        if (item.charge == charge) return item_fee(item, {}, units, item.price({units}));
+    }
+    throw Error(ErrorCode::not_found, "charge", "charge_not_found");
+}
+
 // The event's units against what is left: of the first item that allows them, else of the first that measures them (5.3).
 Check MeteredBook::check(const Event& event, Timestamp now, UsageSource& usage_source) const {
     const auto query = customer_query(event.customer, event.subscription, {this_month(now).from, now + std::chrono::microseconds(1)});
@@ -8125,7 +8310,7 @@ Meter read_meter(const Node& at) {
     if (meter.multiplier <= 0) throw Error(ErrorCode::bad_value, aggregation.path("multiplier"), "must be above 0");
     for (const auto& filter : at.list("filters")) {
         const auto key = filter.required_text("key");
-        const auto values = filter.value().value("values", std::vector<std::string>());
+        const auto values = filter.texts("values");
         if (values.empty()) throw Error(ErrorCode::bad_value, filter.path("values"), "must not be empty");
         meter.filters.emplace_back(key, values);
         meter.metric.filter.parts.push_back(Filter::where(property_field(key), Operator::in, json(values)));
@@ -8140,17 +8325,9 @@ bool measures(const Meter& meter, const Event& event) {
            });
 }
 
-// A negative total counts as none (5.10); events without the property are one more distinct value (5.7).
+// A negative total counts as none (5.10).
 Decimal counted(const Meter& meter, const AggregateQuery& query, UsageSource& usage) {
-    auto units = usage.measure(meter.metric, query).front().value;
-    if (meter.metric.aggregation == Aggregation::unique_count) {
-        auto absent = meter.metric;
-        absent.aggregation = Aggregation::count;
-        absent.property.clear();
-        absent.filter.parts.push_back(Filter::where(property_field(meter.field), Operator::exists, false));
-        if (usage.measure(absent, query).front().value > 0) units += 1;
-    }
-    return at_least_zero(units * meter.multiplier);
+    return at_least_zero(usage.measure(meter.metric, query).front().value * meter.multiplier);
 }
 
 std::optional<Decimal> step_of(const Meter& meter, const Event& event, AggregateQuery query, UsageSource& usage) {
@@ -8216,6 +8393,23 @@ std::shared_ptr<const Book::Impl> load(const json& catalogue) {
 
 namespace polar {
 
+// Text of at most 1000 characters, a 32-bit integer (1.0 is 1) or a boolean (filter.py:31).
+json clause_value(const Node& at) {
+    const auto value = at.find("value");
+    const auto bad = [&]() -> json { throw Error(ErrorCode::bad_value, at.path("value"), "must be text, a whole number or true or false"); };
+    if (!value) return bad();
+    if (value->value().is_string()) {
+        const auto& text = value->value().get_ref<const std::string&>();
+        const auto characters = std::count_if(text.begin(), text.end(), [](char c) { return (static_cast<unsigned char>(c) & 0xC0) != 0x80; });
+        if (characters > 1000) throw Error(ErrorCode::bad_value, at.path("value"), "is longer than 1000 characters");
+        return text;
+    }
+    if (!value->value().is_number()) return value->value().is_boolean() ? value->value() : bad();
+    const auto whole = Decimal::from_json(value->value()).to_int64();
+    if (!whole || *whole < std::numeric_limits<std::int32_t>::min() || *whole > std::numeric_limits<std::int32_t>::max()) return bad();
+    return *whole;
+}
+
 // Clauses in Polar's words; all but their negations need the property (6.2).
 Filter read_clause(const Node& at) {
     static constexpr std::array<std::pair<std::string_view, Operator>, 8> operators{{{"eq", Operator::eq},
@@ -8228,22 +8422,21 @@ Filter read_clause(const Node& at) {
                                                                                      {"not_like", Operator::not_contains}}};
     auto property = at.required_text("property");
     const auto op = at.choice("operator", operators);
-    const auto value = at.find("value");
-    if (!value || value->value().is_structured())
-        throw Error(ErrorCode::bad_value, at.path("value"), "must be text, a whole number or true or false");
+    const auto value = clause_value(at);
     if (property.rfind("metadata.", 0) == 0) property = property.substr(std::string_view("metadata.").size());
     const bool built_in = property == "name" || property == "source" || property == "timestamp";
     const auto field = built_in ? property : property_field(property);
-    auto clause = Filter::where(field, op, value->value());
+    auto clause = Filter::where(field, op, value);
     if (op != Operator::ne && op != Operator::not_contains) return clause;
     return Filter::all({Filter::where(field, Operator::exists, true), std::move(clause)});
 }
 
-Filter read_filter(const Node& at) {
+Filter read_filter(const Node& at, std::size_t depth = 1) {
     static constexpr std::array<std::pair<std::string_view, bool>, 2> conjunctions{{{"and", true}, {"or", false}}};
+    if (depth > limits::json_depth) at.refuse("is nested too deep");
     const bool all = at.choice("conjunction", conjunctions, "and");
     std::vector<Filter> parts;
-    for (const auto& clause : at.list("clauses")) parts.push_back(clause.find("clauses") ? read_filter(clause) : read_clause(clause));
+    for (const auto& clause : at.list("clauses")) parts.push_back(clause.find("clauses") ? read_filter(clause, depth + 1) : read_clause(clause));
     return all || parts.empty() ? Filter::all(std::move(parts)) : Filter::any(std::move(parts));
 }
 
@@ -8278,6 +8471,8 @@ Meter read_meter(const Node& at) {
     }
     meter.metric.aggregation = meter.function == Function::sum ? Aggregation::sum : Aggregation::unique_count;
     meter.metric.property = property_field(aggregation.required_text("property"));
+    // Events without the property are no value of their own (7).
+    meter.metric.filter = Filter::all({std::move(meter.metric.filter), Filter::where(meter.metric.property, Operator::exists, true)});
     return meter;
 }
 
@@ -8402,7 +8597,7 @@ Item read_plan_item(const Node& at, const std::string& currency) {
     if (!at.find("price")) return {.included = at.decimal("included").value_or(Decimal())};
     const auto price = at.object("price");
     auto merged = price.value();
-    merged["included"] = at.value().value("included", json(0));
+    merged["included"] = at.raw("included");
     auto item = autumn::read_item(Node(merged, price.path()), true, currency);
     check_item(at, price, item);
     return item;
@@ -8463,6 +8658,186 @@ constexpr std::array<std::pair<std::string_view, std::shared_ptr<const Book::Imp
 
 }  // namespace
 
+namespace {
+
+// --- Polar: its three evaluators of filters, and meter quantities (dossier 6 to 8) ---
+
+namespace polar {
+
+using enum Meeting;
+
+constexpr std::array<Meeting, 3> never_any{never, never, never}, text_any{text, text, text}, empty_any{empty, empty, empty};
+
+// One evaluator: metadata by a table, and how a time becomes whole seconds.
+struct Evaluator {
+    Coercion metadata;
+    Rounding seconds;
+};
+
+// Quantities and balances (filter.py:52).
+constexpr Evaluator postgres{{.missing = {never_any, never_any},
+                              .boolean = {{number, never, never}, text_any},
+                              .number = {{number, number, never}, text_any},
+                              .text = {text_any, text_any},
+                              .structure = {never_any, text_any},
+                              .asked_booleans = {"f", "t"}},
+                             Rounding::half_up};
+
+// What a meter bills (filter.py:127).
+constexpr Evaluator billing{{.missing = {never_any, never_any},
+                             .boolean = {{number, number, differ}, text_any},
+                             .number = {{number, number, differ}, text_any},
+                             .text = {{differ, differ, text}, text_any},
+                             .structure = {{differ, differ, differ}, text_any},
+                             .stored_booleans = {"False", "True"},
+                             .asked_booleans = {"False", "True"}},
+                            Rounding::down};
+
+// Lists of events (tinybird/service.py:722).
+[[maybe_unused]] constexpr Evaluator clickhouse{{.missing = {{zero, zero, empty}, empty_any},
+                                                 .boolean = {{zero, zero, empty}, empty_any},
+                                                 .number = {{number, number, empty}, empty_any},
+                                                 .text = {{zero, zero, text}, text_any},
+                                                 .structure = {{zero, zero, empty}, empty_any}},
+                                                Rounding::down};
+
+// name and source meet texts alone, timestamp numbers alone, in every evaluator.
+constexpr Coercion built_in{.missing = {never_any, never_any},
+                            .boolean = {never_any, never_any},
+                            .number = {{never, number, never}, {never, text, never}},
+                            .text = {{never, never, text}, {never, never, text}},
+                            .structure = {never_any, never_any}};
+
+// The metadata parameter of a question compares texts (kit/metadata.py:138).
+constexpr Coercion parameter{.missing = {never_any, never_any},
+                             .boolean = {text_any, text_any},
+                             .number = {text_any, text_any},
+                             .text = {text_any, text_any},
+                             .structure = {text_any, text_any}};
+
+bool is_metadata(std::string_view field) { return field.starts_with("properties."); }
+
+Scalar field_of(const Event& event, std::string_view field, Rounding seconds, std::string& keep) {
+    if (is_metadata(field)) return scalar_at(event.properties, field.substr(property_field("").size()), keep);
+    if (field == "timestamp") return {Scalar::Kind::number, false, event.timestamp.value_or(Timestamp()).unix_seconds().round(0, seconds), {}};
+    return {Scalar::Kind::text, false, {}, field == "name" ? event.name : event.source};
+}
+
+bool matches(const Evaluator& evaluator, const Filter& filter, const Event& event) {
+    const auto each = [&](const Filter& part) { return matches(evaluator, part, event); };
+    if (filter.kind == Filter::Kind::all) return std::all_of(filter.parts.begin(), filter.parts.end(), each);
+    if (filter.kind == Filter::Kind::any) return std::any_of(filter.parts.begin(), filter.parts.end(), each);
+    std::string keep;
+    const Scalar value = field_of(event, filter.field, evaluator.seconds, keep);
+    if (filter.op == Operator::exists) return value.absent() != filter.value.get<bool>();
+    return meets(is_metadata(filter.field) ? evaluator.metadata : built_in, filter.op, value, make_operand(filter.value, filter.field));
+}
+
+struct Measure {
+    Function function = Function::count;
+    std::string property{};  // as Polar writes it; a leading "metadata." is dropped once
+};
+
+bool is_timestamp(const Measure& measure) { return measure.property == "timestamp"; }
+
+// Polar's numbers are doubles. Only JSON numbers take part, and the time as seconds; of a unique count every value, numbered by what it is.
+class Values {
+public:
+    explicit Values(const Measure& measure) : measure_(measure) {
+        constexpr std::string_view prefix = "metadata.";
+        if (measure_.property.starts_with(prefix)) measure_.property.erase(0, prefix.size());
+    }
+
+    std::optional<double> of(const Event& event) {
+        std::string keep;
+        if (measure_.function == Function::count) return 1;
+        if (measure_.function == Function::unique) {
+            const Scalar value = scalar_at(event.properties, measure_.property, keep);
+            if (value.kind == Scalar::Kind::missing) return std::nullopt;
+            const std::string identity = std::to_string(static_cast<int>(value.kind)) + scalar_text(value);
+            return static_cast<double>(known_.try_emplace(identity, known_.size()).first->second);
+        }
+        if (measure_.property == "name" || measure_.property == "source") return std::nullopt;
+        const std::string field = is_timestamp(measure_) ? measure_.property : property_field(measure_.property);
+        const Scalar value = field_of(event, field, postgres.seconds, keep);
+        return value.kind == Scalar::Kind::number ? std::optional(value.number.to_double()) : std::nullopt;
+    }
+
+private:
+    Measure measure_;
+    std::unordered_map<std::string, std::size_t> known_;
+};
+
+double aggregated(const Measure& measure, std::span<const Event> events) {
+    Values values(measure);
+    std::vector<double> found;
+    for (const Event& event : events) {
+        if (const auto value = values.of(event)) found.push_back(*value);
+    }
+    return aggregated(measure.function, found);
+}
+
+// Whether an event takes part: for billing, a unique count takes all, and so does a text field (7).
+[[maybe_unused]] bool takes_part(const Measure& measure, const Event& event, bool for_billing) {
+    if (measure.function == Function::unique) return true;
+    const bool text_field = measure.property == "name" || measure.property == "source";
+    return (for_billing && text_field) || Values(measure).of(event).has_value();
+}
+
+struct Quantities {
+    std::vector<std::pair<Timestamp, double>> rows;
+    double total = 0;
+};
+
+// The total of the rows that have events; an average or unique count is one over all events, whatever their time (service.py:360).
+double total_of(const Measure& measure, std::span<const Event> events, const std::vector<double>& rows) {
+    if (is_summable(measure.function)) return aggregated(Function::sum, rows);
+    const bool over_rows = measure.function == Function::max || measure.function == Function::min;
+    return over_rows ? aggregated(measure.function, rows) : aggregated(measure, events);
+}
+
+// First each customer's value, then `over_customers` of these.
+double quantity(const Measure& measure, const std::optional<Function>& over_customers, std::span<const Event> events) {
+    if (!over_customers) return aggregated(measure, events);
+    std::map<std::string_view, std::vector<Event>> customers;
+    for (const Event& event : events) customers[event.customer].push_back(event);
+    std::vector<double> values;
+    for (const auto& [customer, own] : customers) values.push_back(aggregated(measure, own));
+    return aggregated(*over_customers, values);
+}
+
+// Meter quantities over events that meet the meter's filter. A row stands for the whole bin it falls into, also before the start.
+[[maybe_unused]] Quantities quantities(const Measure& measure, const std::optional<Function>& over_customers, std::span<const Event> events,
+                                       Timestamp start, Timestamp end, const Interval& interval, const std::string& time_zone) {
+    Bins bins({.bin = interval.bin, .time_zone = time_zone});
+    std::map<Timestamp, std::vector<Event>> by_bin;
+    for (const Event& event : events) by_bin[bins.around(event.timestamp.value_or(Timestamp())).from].push_back(event);
+    Quantities answer;
+    std::vector<double> with_events;
+    for (const Timestamp row : quantity_rows(start, end, interval, Zone(time_zone))) {
+        const auto found = by_bin.find(bins.around(row).from);
+        answer.rows.emplace_back(row, found == by_bin.end() ? 0 : quantity(measure, over_customers, found->second));
+        if (found != by_bin.end()) with_events.push_back(answer.rows.back().second);
+    }
+    answer.total = total_of(measure, events, with_events);
+    return answer;
+}
+
+// Whether an event meets the metadata parameter: for every key one of its texts.
+[[maybe_unused]] bool meets_parameter(const json& wanted, const Event& event) {
+    return std::all_of(wanted.items().begin(), wanted.items().end(), [&](const auto& item) {
+        std::string keep;
+        const json& list = item.value();
+        const Scalar value = event.properties.contains(item.key()) ? scalar_at({{"", event.properties.at(item.key())}}, "", keep) : Scalar{};
+        return std::any_of(list.begin(), list.end(),
+                           [&](const json& text) { return meets(parameter, Operator::eq, value, make_operand(text, item.key())); });
+    });
+}
+
+}  // namespace polar
+
+}  // namespace
+
 Book Book::lago(const json& catalogue) { return Book(meter::lago::load(catalogue)); }
 Book Book::flexprice(const json& catalogue) { return Book(meter::flexprice::load(catalogue)); }
 Book Book::polar(const json& catalogue) { return Book(meter::polar::load(catalogue)); }
@@ -8479,6 +8854,7 @@ const std::string& Book::vendor() const noexcept { return impl_->vendor; }
 const std::string& Book::code() const noexcept { return impl_->code; }
 const json& Book::source() const noexcept { return impl_->source; }
 std::vector<Metric> Book::metrics() const { return impl_->metrics; }
+Fee Book::price(std::string_view charge, const Decimal& units, std::int64_t events) const { return impl_->price(charge, units, events); }
 
 // =============================================================================================
 // 9 wire: each vendor's requests, answers and rules, as tables. Pure. Uses 1-3.

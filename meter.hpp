@@ -384,6 +384,8 @@ struct Aggregate {
 // 6 prices
 // ---------------------------------------------------------------------------------------------
 
+struct Fee;
+
 /// One vendor's catalogue held locally: metrics, charges, subscriptions. Made from the vendor's own JSON; an impossible
 /// field is an Error(bad_value) whose field() is its path. Immutable and cheap to copy.
 class Book {
@@ -408,6 +410,9 @@ public:
     const std::string& code() const noexcept;  ///< the plan's, or product's
     const json& source() const noexcept;       ///< the JSON it was made from, unknown fields included
     std::vector<Metric> metrics() const;
+    /// What that many units would cost under the charge or price of that name, with the lines that lead to it; nothing is looked up.
+    /// Lago's percentage charges are told how many events the units come from, and take them as equal. Throws not_found.
+    Fee price(std::string_view charge, const Decimal& units, std::int64_t events = 0) const;
 
     struct Impl;
     explicit Book(std::shared_ptr<const Impl> impl) : impl_(std::move(impl)) {}
