@@ -2857,6 +2857,14 @@ std::optional<Event> event_at(Connection& db, std::int64_t sequence) {
     return row.row() ? std::optional(read_event(row)) : std::nullopt;
 }
 
+std::vector<Event> events_after(Connection& db, std::int64_t sequence, std::int64_t limit) {
+    std::vector<Event> events;
+    const Prepared row = db.prepared(METER_EVENT_COLUMNS "WHERE l.sequence > ? ORDER BY l.sequence LIMIT ?");
+    row.bind(sequence, limit);
+    while (row.row()) events.push_back(read_event(row));
+    return events;
+}
+
 // Whether the log's row says the same as the draft. A draft without a timestamp agrees with any: it was made "now", then as now.
 bool same_content(const Prepared& row, const Drafts& drafts, const Draft& draft) {
     const std::array<std::string_view, 4> texts{draft.name, draft.customer, draft.subscription, draft.source};
@@ -10056,6 +10064,137 @@ Answer read_answer(const Vendor& vendor, const HttpResponse& response, std::span
     return answer;
 }
 
+// ---- reading back ---------------------------------------------------------------------------------
+
+// What a vendor shows of an event it holds. Where it shows no id of ours the content stands for it.
+struct Shown {
+    std::string id = {};
+    std::string name = {}, customer = {};
+    Timestamp time = {};
+    std::optional<Decimal> value = {};
+};
+
+enum class Paging { page, offset, window };  // window: no paging; the period is cut until an answer is not full
+
+// Sources: lago dossier 2, flexprice dossier 4, polar dossier 3, autumn dossier 2, ingest-rules 1.5.
+struct ReadRule {
+    std::string_view vendor;
+    std::string_view method, path;
+    std::string_view list;  // member that holds the rows; empty: the answer is the list
+    std::string_view row;   // member of a row that holds the event; empty: the row
+    std::string_view more;  // member, "a.b", that says whether there are more pages: a number, true or a text
+    std::string_view id, name, customer, time, value;
+    Paging paging;
+    std::int64_t page_size;
+    std::chrono::microseconds precision;  // to which times are kept
+};
+
+constexpr std::chrono::microseconds one_millisecond{1000}, one_second{1000000};
+constexpr std::array read_rules{
+    ReadRule{"lago", "GET", "/events", "events", "", "meta.next_page", "transaction_id", "code", "external_subscription_id", "timestamp", "",
+             Paging::page, 100, one_millisecond},
+    ReadRule{"flexprice", "POST", "/events/query", "events", "", "has_more", "id", "event_name", "external_customer_id", "timestamp", "",
+             Paging::offset, 1000, one_millisecond},
+    ReadRule{"polar", "GET", "/events/", "items", "", "", "", "name", "external_customer_id", "timestamp", "", Paging::page, 100, one_millisecond},
+    ReadRule{"autumn", "POST", "/events.list", "list", "", "has_more", "", "feature_id", "customer_id", "timestamp", "value", Paging::offset, 1000,
+             one_millisecond},
+    ReadRule{"openmeter", "GET", "/events", "", "event", "", "id", "type", "subject", "time", "", Paging::window, 100, one_second},
+};
+
+const ReadRule* read_rule(const Vendor& vendor) {
+    const auto found = std::find_if(read_rules.begin(), read_rules.end(), [&](const ReadRule& rule) { return rule.vendor == vendor.name; });
+    return found == read_rules.end() ? nullptr : &*found;
+}
+
+// The period as the vendor's parameters, a little wider where its bounds are cut or exclusive: what lies outside is dropped afterwards.
+HttpRequest read_request(const Vendor& vendor, const ReadRule& rule, const UpstreamOptions& options, const Period& period, std::int64_t page) {
+    const Timestamp from = std::max(period.from, Timestamp::min() + one_second) - one_second,
+                    to = std::min(period.to, Timestamp::max() - one_second) + one_second;
+    const std::string first = percent_encoded(from.to_string(0)), last = percent_encoded(to.to_string(0)), number = std::to_string(page + 1);
+    const std::int64_t offset = page * rule.page_size;
+    HttpRequest request;
+    request.method = rule.method;
+    request.url = root_url(vendor, options) + std::string(rule.path);
+    request.headers = request_headers(vendor, options);
+    if (rule.vendor == "lago") request.url += "?timestamp_from=" + first + "&timestamp_to=" + last + "&per_page=100&page=" + number;
+    if (rule.vendor == "polar") request.url += "?start_timestamp=" + first + "&end_timestamp=" + last + "&source=user&limit=100&page=" + number;
+    if (rule.vendor == "openmeter") request.url += "?from=" + first + "&to=" + last + "&limit=100";
+    if (rule.vendor == "flexprice")
+        request.body =
+            json{{"start_time", from.to_string(0)}, {"end_time", to.to_string(0)}, {"page_size", rule.page_size}, {"offset", offset}}.dump();
+    if (rule.vendor == "autumn")
+        request.body =
+            json{{"custom_range", {{"start", from.micros() / 1000}, {"end", to.micros() / 1000}}}, {"limit", rule.page_size}, {"offset", offset}}
+                .dump();
+    return request;
+}
+
+struct ShownPage {
+    std::vector<Shown> events = {};
+    std::size_t rows = 0;
+    bool more = false;
+};
+
+Shown read_shown(const ReadRule& rule, const json& row) {
+    const auto text = [&](std::string_view key) { return key.empty() ? std::string() : text_member(row, std::string(key).c_str()); };
+    Shown shown{text(rule.id), text(rule.name), text(rule.customer), {}, {}};
+    const json time = row.value(std::string(rule.time), json());
+    shown.time =
+        time.is_number() ? Timestamp::from_unix_ms(Decimal::from_json(time)) : Timestamp::parse(time.is_string() ? time.get<std::string>() : "");
+    if (!rule.value.empty() && row.contains(rule.value)) shown.value = Decimal::from_json(row[std::string(rule.value)]);
+    return shown;
+}
+
+bool says_more(const ReadRule& rule, const json& body, std::size_t rows) {
+    if (rule.more.empty()) return static_cast<std::int64_t>(rows) >= rule.page_size;
+    const std::size_t dot = rule.more.find('.');
+    const json* at = &body;
+    if (dot != std::string_view::npos) at = at->contains(first_name(rule.more)) ? &(*at)[std::string(first_name(rule.more))] : nullptr;
+    const std::string key(last_name(rule.more));
+    if (!at || !at->is_object() || !at->contains(key)) return false;
+    const json& more = (*at)[key];
+    return more.is_boolean() ? more.get<bool>() : !more.is_null();
+}
+
+// Throws bad_value for a body that is not a list of events.
+ShownPage read_page(const ReadRule& rule, const std::string& text) {
+    const json body = parse_answer(text);
+    const json* list = &body;
+    if (!rule.list.empty()) list = body.is_object() && body.contains(rule.list) ? &body[std::string(rule.list)] : nullptr;
+    if (!list || !list->is_array()) throw Error(ErrorCode::bad_value, "answer", "is not a list of events: " + printable(text));
+    ShownPage page;
+    page.rows = list->size();
+    for (const json& row : *list) {
+        const json* event = &row;
+        if (!rule.row.empty()) event = row.is_object() && row.contains(rule.row) ? &row[std::string(rule.row)] : nullptr;
+        if (!event || !event->is_object()) throw Error(ErrorCode::bad_value, "answer", "holds something that is not an event");
+        page.events.push_back(read_shown(rule, *event));
+    }
+    page.more = says_more(rule, body, page.rows);
+    return page;
+}
+
+// What stands for one event on both sides: its id, or where the vendor shows none what it shows.
+std::string shown_key(const ReadRule& rule, const Shown& shown) {
+    if (!rule.id.empty()) return shown.id;
+    std::string key = shown.name + '\n' + shown.customer + '\n' + std::to_string(shown.time.micros() / rule.precision.count());
+    if (!rule.value.empty()) key += '\n' + (shown.value ? shown.value->to_string() : "");
+    return key;
+}
+
+// The event as this vendor would show it.
+Shown as_shown(const ReadRule& rule, const Event& event) {
+    const bool by_subscription = rule.customer == "external_subscription_id";
+    Shown shown{event.id, event.name, by_subscription ? event.subscription : event.customer, event.timestamp.value_or(Timestamp()), {}};
+    if (!rule.value.empty()) shown.value = event.value.value_or(Decimal(1));  // autumn dossier 4.1
+    return shown;
+}
+
+bool same_shown(const ReadRule& rule, const Shown& a, const Shown& b) {
+    const auto cut = [&](Timestamp t) { return t.micros() / rule.precision.count(); };
+    return a.name == b.name && a.customer == b.customer && cut(a.time) == cut(b.time);
+}
+
 }  // namespace
 
 std::optional<std::string_view> HttpResponse::header(std::string_view name) const noexcept {
@@ -10141,6 +10280,8 @@ CREATE TABLE exceptions(
     PRIMARY KEY(upstream, sequence)
 ) WITHOUT ROWID;
 CREATE INDEX exceptions_by_state ON exceptions(upstream, state, sequence);
+CREATE TABLE devices(id TEXT PRIMARY KEY, through INTEGER NOT NULL) WITHOUT ROWID;  -- whose exports were imported here, how far
+INSERT INTO meta VALUES('device', lower(hex(randomblob(16))));
 )sql";
 
 enum class ExceptionState : int { parked = 0, held = 1, released = 2 };
@@ -10982,6 +11123,122 @@ private:
     UpstreamReport report_;
 };
 
+// ---- files for an air gap ---------------------------------------------------------------------------
+
+// JSON Lines: a header, {"sequence": n, "event": {a line as record_json takes it}} for each event, and an end that tells whether the file
+// is whole. "after" and "through" are the stretch of the device's log that the file answers for.
+constexpr std::int64_t export_format = 1;
+
+std::string device_id(Connection& c) {
+    const Prepared row = c.prepared("SELECT value FROM meta WHERE key = 'device'");
+    return row.row() ? std::string(row.text(0)) : std::string();
+}
+
+// A row of the log as record_json takes it.
+std::string record_line(const Prepared& row) {
+    const Event event = read_plain_event(row);
+    std::string out = "{\"id\":";
+    append_json_text(out, event.id);
+    const auto member = [&out](const char* key, const std::string& text) {
+        if (text.empty()) return;
+        out += std::string(",\"") + key + "\":";
+        append_json_text(out, text);
+    };
+    member("name", event.name);
+    member("customer", event.customer);
+    member("subscription", event.subscription);
+    member("source", event.source);
+    member("timestamp", event.timestamp->to_string());
+    if (event.value) out += ",\"value\":" + event.value->to_string();
+    out += ",\"properties\":";
+    out += row.text(10);
+    const std::string_view extra = row.text(11);
+    if (extra.size() > 2) {  // an object's members, between its braces
+        out += ',';
+        out += extra.substr(1, extra.size() - 2);
+    }
+    return out += '}';
+}
+
+void export_line(std::ostream& file, const Link& link, const Prepared& row, ExportReport& report) {
+    if (link.vendor.notices_only || !link.upstream.options().selection.empty()) {
+        const Event event = read_event(row);
+        if ((link.vendor.notices_only && !event.notice) || !link.selection.holds(event)) return;
+    }
+    const std::int64_t sequence = row.integer(0);
+    file << "{\"sequence\":" << sequence << ",\"event\":" << record_line(row) << "}\n";
+    if (report.events++ == 0) report.first = sequence;
+    report.last = sequence;
+}
+
+ExportReport write_export(Connection& c, const Link& link, std::ostream& file) {
+    const UpstreamRow row = get_upstream(c, link.name());
+    ExportReport report;
+    report.through = last_sequence(c);
+    file << json{{"meter", "export"},       {"format", export_format}, {"device", device_id(c)},
+                 {"upstream", link.name()}, {"after", row.cursor},     {"through", report.through}}
+                .dump()
+         << '\n';
+    const Prepared aside =
+        c.prepared(METER_EVENT_COLUMNS "JOIN exceptions x ON x.sequence = l.sequence WHERE x.upstream = ? AND x.state <> 0 ORDER BY l.sequence");
+    aside.bind(row.id);
+    while (aside.row()) export_line(file, link, aside, report);
+    const Prepared rest = c.prepared(METER_EVENT_COLUMNS "WHERE l.sequence > ? ORDER BY l.sequence");
+    rest.bind(row.cursor);
+    while (rest.row()) export_line(file, link, rest, report);
+    file << json{{"meter", "end"}, {"events", report.events}}.dump() << '\n';
+    return report;
+}
+
+struct ExportHeader {
+    std::string device = {};
+    std::int64_t after = 0, through = 0;
+};
+
+std::int64_t whole_member(const json& object, const char* key, const std::string& path) {
+    const auto found = object.find(key);
+    if (found == object.end() || !found->is_number_unsigned() || found->get<std::uint64_t>() > std::uint64_t{1} << 62)
+        throw Error(ErrorCode::bad_value, path, std::string("has no sound ") + key);
+    return found->get<std::int64_t>();
+}
+
+// Reads the header and looks for the end, so that nothing of a file cut short is taken.
+ExportHeader check_export(std::istream& file, const std::string& path) {
+    std::string line, last;
+    std::getline(file, line);
+    const json header = parse_answer(line);
+    if (text_member(header, "meter") != "export") throw Error(ErrorCode::bad_value, path, "is not an export of meter");
+    if (whole_member(header, "format", path) > export_format) throw Error(ErrorCode::newer_schema, path, "was written by a newer release");
+    ExportHeader result{text_member(header, "device"), whole_member(header, "after", path), whole_member(header, "through", path)};
+    if (result.device.empty() || result.device.size() > 64) throw Error(ErrorCode::bad_value, path, "names no device");
+    std::int64_t lines = -1;
+    while (std::getline(file, line)) {
+        ++lines;
+        std::swap(line, last);
+    }
+    const json end = parse_answer(last);
+    if (text_member(end, "meter") != "end" || whole_member(end, "events", path) != lines)
+        throw Error(ErrorCode::bad_value, path, "is cut short: its end is missing");
+    return result;
+}
+
+// The event of a line; empty when the line is not one of an export.
+std::string_view exported_event(std::string_view line) {
+    constexpr std::string_view opening = ",\"event\":";
+    const std::size_t at = line.find(opening);
+    if (!line.starts_with("{\"sequence\":") || at == std::string_view::npos || !line.ends_with("}")) return {};
+    return line.substr(at + opening.size(), line.size() - at - opening.size() - 1);
+}
+
+// Notes that a device's log has arrived up to `through`; answers the gap before `after`, if there is one.
+std::optional<std::pair<std::int64_t, std::int64_t>> note_import(Connection& c, const ExportHeader& header) {
+    const std::int64_t known = c.integer("SELECT through FROM devices WHERE id = ?", header.device);
+    c.prepared("INSERT INTO devices(id, through) VALUES(?1, ?2) ON CONFLICT(id) DO UPDATE SET through = max(through, ?2)")
+        .run(header.device, header.through);
+    if (header.after <= known) return std::nullopt;
+    return std::pair(known + 1, header.after);
+}
+
 // ---- all upstreams of a store ---------------------------------------------------------------------
 
 // What class Meter offers of delivery. Any thread may call any function; stop() must have returned before the store goes.
@@ -11094,6 +11351,87 @@ public:
         wake();
     }
 
+    // ---- read-back
+
+    Confirmation confirm(const std::string& upstream, const Period& period) {
+        const std::shared_ptr<Link> link = chosen(upstream).at(0);
+        const ReadRule* rule = read_rule(link->vendor);
+        if (!rule) throw Error(ErrorCode::unsupported, "upstream", "this vendor cannot be read back");
+        if (period.from >= period.to) throw Error(ErrorCode::bad_value, "period", "ends before it begins");
+        std::map<std::string, std::vector<Shown>> shown;
+        read_back(*link, *rule, period, shown);
+        Confirmation result;
+        each_delivered(*link, period, [&](const Event& event) { compare(*link, *rule, event, shown, result); });
+        for (const auto& [key, events] : shown)
+            for (const Shown& event : events)
+                result.extra.push_back(event.id.empty() ? event.name + " of " + event.customer + " at " + event.time.to_string() : event.id);
+        return result;
+    }
+
+    std::int64_t resend(const std::string& upstream, std::span<const std::int64_t> sequences) {
+        const std::shared_ptr<Link> link = chosen(upstream).at(0);
+        const std::int64_t resent = store_.write([&](Connection& c) {
+            const UpstreamRow row = get_upstream(c, upstream);
+            std::int64_t changed = 0;
+            for (const std::int64_t sequence : sequences) {
+                const auto event = sequence > row.base && sequence <= row.cursor ? event_at(c, sequence) : std::nullopt;
+                if (!event || !meant_for(*link, *event)) continue;
+                c.prepared("INSERT OR IGNORE INTO exceptions(upstream, sequence, state, at) VALUES(?, ?, 2, ?)")
+                    .run(row.id, sequence, clock_().micros());
+                changed += c.changes();
+            }
+            c.prepared("UPDATE upstreams SET delivered = delivered - ? WHERE id = ?").run(changed, row.id);
+            return changed;
+        });
+        wake();
+        return resent;
+    }
+
+    // ---- the air gap
+
+    ExportReport export_pending(const std::string& upstream, const std::string& path) const {
+        const std::shared_ptr<Link> link = chosen(upstream).at(0);
+        const std::string part = path + ".part";  // takes the name when it is whole
+        ExportReport report;
+        {
+            std::ofstream file(part, std::ios::binary | std::ios::trunc);
+            store_.read([&](Connection& c) { report = write_export(c, *link, file); });
+            file.flush();
+            if (!file) throw Error(ErrorCode::io, path, "cannot be written");
+        }
+        std::error_code fault;
+        std::filesystem::rename(part, path, fault);
+        if (fault) throw Error(ErrorCode::io, path, fault.message());
+        return report;
+    }
+
+    std::int64_t acknowledge_export(const std::string& upstream, std::int64_t through) {
+        const std::shared_ptr<Link> link = chosen(upstream).at(0);
+        std::int64_t delivered = 0, step = 1;
+        for (bool more = true; more; delivered += step) {
+            step = store_.write([&](Connection& c) {
+                const UpstreamRow row = get_upstream(c, upstream);
+                if (lease_holds(row.lease_owner, row.lease_until, clock_())) throw Error(ErrorCode::busy, "upstream", "is being flushed");
+                if (through > last_sequence(c)) throw Error(ErrorCode::bad_value, "through", "is beyond the log");
+                c.prepared("DELETE FROM exceptions WHERE upstream = ? AND state <> 0 AND sequence <= ?").run(row.id, std::min(through, row.cursor));
+                std::int64_t found = c.changes(), skipped = 0, cursor = row.cursor;
+                for (const Event& event : events_after(c, row.cursor, 1000)) {
+                    if (event.sequence > through) break;
+                    cursor = event.sequence;
+                    if (meant_for(*link, event))
+                        ++found;
+                    else
+                        ++skipped;
+                }
+                more = cursor > row.cursor;
+                c.prepared("UPDATE upstreams SET cursor = ?, delivered = delivered + ?, skipped = skipped + ?, fence = fence + 1 WHERE id = ?")
+                    .run(cursor, found, skipped, row.id);
+                return found;
+            });
+        }
+        return delivered;
+    }
+
     // ---- the background worker
 
     void start(const WorkerOptions& options) {
@@ -11144,6 +11482,76 @@ public:
     }
 
 private:
+    static bool meant_for(const Link& link, const Event& event) { return (event.notice || !link.vendor.notices_only) && link.selection.holds(event); }
+
+    // Of a vendor that pages. Throws when it does not answer with events.
+    static ShownPage read_one(const Link& link, const ReadRule& rule, const Period& period, std::int64_t page) {
+        const HttpResponse response =
+            link.transport->exchange(read_request(link.vendor, rule, link.upstream.options(), period, page), link.upstream.options().request_timeout);
+        if (response.status == 0) throw Error(ErrorCode::io, link.name(), response.error.empty() ? "no answer" : response.error);
+        if (response.status != 200)
+            throw Error(ErrorCode::io, link.name(), "HTTP " + std::to_string(response.status) + ": " + printable(response.body));
+        return read_page(rule, response.body);
+    }
+
+    static void read_back(const Link& link, const ReadRule& rule, const Period& period, std::map<std::string, std::vector<Shown>>& shown) {
+        constexpr std::int64_t most_pages = 10000;
+        ShownPage page;
+        for (std::int64_t number = 0; number == 0 || page.more; ++number) {
+            if (number == most_pages) throw Error(ErrorCode::too_large, "period", "holds too many events; ask for a shorter one");
+            page = read_one(link, rule, period, number);
+            const microseconds length = period.to - period.from;
+            if (rule.paging == Paging::window && page.more && length > one_second) {
+                const Timestamp middle = period.from + length / 2;
+                read_back(link, rule, {period.from, middle}, shown);
+                return read_back(link, rule, {middle, period.to}, shown);
+            }
+            if (rule.paging == Paging::window) page.more = false;
+            for (Shown& event : page.events)
+                if (period.contains(event.time)) shown[shown_key(rule, event)].push_back(std::move(event));
+        }
+    }
+
+    template <class Use>
+    void each_delivered(const Link& link, const Period& period, Use&& use) const {
+        constexpr std::int64_t piece = 500;
+        std::int64_t after = store_.read([&](Connection& c) { return get_upstream(c, link.name()).base; });
+        for (bool more = true; more;) {
+            std::vector<Event> delivered;
+            store_.read([&](Connection& c) {
+                const UpstreamRow row = get_upstream(c, link.name());
+                const std::vector<Event> events = events_after(c, after, piece);
+                for (const Event& event : events) {
+                    after = event.sequence;
+                    if (event.sequence > row.cursor) break;
+                    const bool set_aside =
+                        c.integer("SELECT count(*) FROM exceptions WHERE upstream = ? AND sequence = ?", row.id, event.sequence) > 0;
+                    if (!set_aside && period.contains(*event.timestamp) && meant_for(link, event)) delivered.push_back(event);
+                }
+                more = !events.empty() && after < row.cursor;
+            });
+            for (const Event& event : delivered) use(event);
+        }
+    }
+
+    void compare(const Link& link, const ReadRule& rule, const Event& event, std::map<std::string, std::vector<Shown>>& shown,
+                 Confirmation& result) const {
+        const Shown ours = as_shown(rule, event);
+        const auto found = shown.find(shown_key(rule, ours));
+        if (found == shown.end()) {
+            result.missing.push_back(event.sequence);
+            if (link.vendor.resend_window == for_ever || clock_() - event.recorded_at.value_or(Timestamp()) < link.vendor.resend_window)
+                result.repairable.push_back(event.sequence);
+            return;
+        }
+        if (same_shown(rule, ours, found->second.back()))
+            ++result.matching;
+        else
+            result.different.push_back(event.sequence);
+        found->second.pop_back();
+        if (found->second.empty()) shown.erase(found);
+    }
+
     std::vector<std::shared_ptr<Link>> chosen(const std::string& name) const {
         const std::lock_guard lock(mutex_);
         std::vector<std::shared_ptr<Link>> links;
@@ -11257,6 +11665,20 @@ private:
 };
 
 }  // namespace
+
+std::int64_t& ImportReport::count(ReceiptStatus status) noexcept {
+    switch (status) {
+        case ReceiptStatus::stored:
+            return stored;
+        case ReceiptStatus::duplicate:
+            return duplicates;
+        case ReceiptStatus::conflict:
+            return conflicts;
+        case ReceiptStatus::refused:
+            break;
+    }
+    return refused;
+}
 
 bool FlushReport::complete() const noexcept {
     return std::all_of(upstreams.begin(), upstreams.end(), [](const UpstreamReport& report) { return report.pending == 0; });
@@ -11756,6 +12178,41 @@ std::vector<Parked> Meter::parked(const std::string& upstream, std::int64_t limi
 std::int64_t Meter::release(const std::string& upstream, std::span<const std::int64_t> sequences) {
     return impl_->delivery.release(upstream, sequences);
 }
+Confirmation Meter::confirm(const std::string& upstream, const Period& period) { return impl_->delivery.confirm(upstream, period); }
+std::int64_t Meter::resend(const std::string& upstream, std::span<const std::int64_t> sequences) {
+    return impl_->delivery.resend(upstream, sequences);
+}
+ExportReport Meter::export_pending(const std::string& upstream, const std::string& path) const {
+    return impl_->delivery.export_pending(upstream, path);
+}
+std::int64_t Meter::acknowledge_export(const std::string& upstream, std::int64_t through) {
+    return impl_->delivery.acknowledge_export(upstream, through);
+}
+
+ImportReport Meter::import_events(const std::string& path) {
+    constexpr std::size_t chunk = 256 * 1024;
+    std::ifstream file(path, std::ios::binary);
+    if (!file) throw Error(ErrorCode::io, path, "cannot be read");
+    const ExportHeader header = check_export(file, path);
+    file.clear();
+    file.seekg(0);
+    ImportReport report;
+    std::string line, lines;
+    const auto take = [&] {
+        for (const Receipt& receipt : record_json(lines)) ++report.count(receipt.status);
+        lines.clear();
+    };
+    while (std::getline(file, line)) {
+        const std::string_view event = exported_event(line);
+        if (event.empty()) continue;
+        lines.append(event).push_back('\n');
+        if (lines.size() >= chunk) take();
+    }
+    take();
+    if (const auto gap = impl_->store.write([&](Connection& c) { return note_import(c, header); })) report.gap = *gap;
+    return report;
+}
+
 void Meter::resume(const std::string& upstream) { impl_->delivery.resume(upstream); }
 
 }  // namespace meter
