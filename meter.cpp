@@ -1376,8 +1376,9 @@ Operand make_operand(const json& value, const std::string& field) {
         case json::value_t::number_integer:
         case json::value_t::number_unsigned:
         case json::value_t::number_float: {
-            const Decimal number = naming(field, [&] { return Decimal::from_json(value); });
-            return {Scalar::Kind::number, false, number, number.to_string()};
+            const auto number = Decimal::parse(value.dump());
+            if (!number) refuse(field, "a filter compares with numbers of at most 38 digits");
+            return {Scalar::Kind::number, false, number, number->to_string()};
         }
         default:
             refuse(field, "a filter compares with text, numbers, booleans or null");
