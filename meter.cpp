@@ -49,6 +49,14 @@
 #define METER_POSIX 0
 #endif
 
+// IANA time zones: Howard Hinnant's date when METER_TZ_DATE asks for it (link date-tz), else the standard library's where it has them.
+#if defined(METER_TZ_DATE)
+#include <date/tz.h>
+#define METER_TZ_NAMESPACE date
+#elif (defined(__cpp_lib_chrono) && __cpp_lib_chrono >= 201907L) || (defined(_GLIBCXX_RELEASE) && _GLIBCXX_RELEASE >= 13)
+#define METER_TZ_NAMESPACE std::chrono
+#endif
+
 namespace meter {
 
 Error::Error(ErrorCode code, std::string field, std::string reason)
@@ -60,14 +68,14 @@ Error::Error(ErrorCode code, std::string field, std::string reason)
 
 namespace {
 
-/// An unsigned 128-bit integer; the members' order makes the defaulted comparison the numeric one.
+// An unsigned 128-bit integer; the members' order makes the defaulted comparison the numeric one.
 struct Words {
     std::uint64_t high = 0, low = 0;
     friend constexpr auto operator<=>(const Words&, const Words&) noexcept = default;
 };
 
-/// An unsigned integer for what lies between exact operands and an exact result: at most 10^190, the numerator of a division
-/// (10^38 moved by both scales). Little-endian; no zero limb at `size - 1`.
+// An unsigned integer for what lies between exact operands and an exact result: at most 10^190, the numerator of a division
+// (10^38 moved by both scales). Little-endian; no zero limb at `size - 1`.
 struct Wide {
     static constexpr int capacity = 24;
     std::array<std::uint32_t, capacity> limbs{};
@@ -113,7 +121,7 @@ constexpr std::uint64_t power64(int exponent) noexcept { return powers64[static_
 constexpr Words power128(int exponent) noexcept { return powers128[static_cast<std::size_t>(exponent)]; }
 constexpr Words coefficient_limit = power128(Decimal::max_digits);
 
-/// False, and a value without meaning, when the product needs more than 128 bits.
+// False, and a value without meaning, when the product needs more than 128 bits.
 bool multiply_by(Words& value, std::uint64_t factor) noexcept {
     const Words low = multiply(value.low, factor), high = multiply(value.high, factor);
     value = {low.high + high.low, low.low};
@@ -135,7 +143,7 @@ Words add(Words a, Words b) noexcept {
 
 Words subtract(Words a, Words b) noexcept { return {a.high - b.high - (a.low < b.low ? 1U : 0U), a.low - b.low}; }
 
-/// Divides in place and answers the remainder.
+// Divides in place and answers the remainder.
 std::uint32_t divide_by(Words& value, std::uint32_t divisor) noexcept {
     std::uint64_t remainder = 0;
     const auto step = [&](std::uint32_t half) {
@@ -178,7 +186,7 @@ Wide widen(Words value) noexcept {
     return wide;
 }
 
-/// Of a number of at most four limbs.
+// Of a number of at most four limbs.
 Words narrow(const Wide& wide) noexcept { return {join(wide.limbs[3], wide.limbs[2]), join(wide.limbs[1], wide.limbs[0])}; }
 
 void multiply_add(Wide& value, std::uint32_t factor, std::uint32_t carry = 0) noexcept {
@@ -230,7 +238,7 @@ std::strong_ordering compare(const Wide& a, const Wide& b) noexcept {
     return std::strong_ordering::equal;
 }
 
-/// value -= factor * other * 2^(32 * shift), limb by limb; true when that went below zero (the value is then 2^32-complemented).
+// value -= factor * other * 2^(32 * shift), limb by limb; true when that went below zero (the value is then 2^32-complemented).
 bool subtract_multiple(Wide& value, const Wide& other, std::uint32_t factor, int shift) noexcept {
     std::uint64_t carry = 0, borrow = 0;
     for (int i = 0; i <= other.size; ++i) {
@@ -256,7 +264,7 @@ struct Quotient {
     Wide value, remainder;
 };
 
-/// Schoolbook division (Knuth, The Art of Computer Programming, volume 2, 4.3.1, algorithm D). The divisor is not zero.
+// Schoolbook division (Knuth, The Art of Computer Programming, volume 2, 4.3.1, algorithm D). The divisor is not zero.
 Quotient divide(Wide numerator, Wide divisor) noexcept {
     Quotient result;
     if (compare(numerator, divisor) < 0) return {{}, numerator};
@@ -292,7 +300,7 @@ Quotient divide(Wide numerator, Wide divisor) noexcept {
     return result;
 }
 
-/// Whether a quotient cut towards zero moves one step away from zero. `half` compares the remainder with half of the divisor.
+// Whether a quotient cut towards zero moves one step away from zero. `half` compares the remainder with half of the divisor.
 bool rounds_away(Rounding mode, bool negative, bool odd, bool exact, std::strong_ordering half) noexcept {
     if (exact) return false;
     switch (mode) {
@@ -325,14 +333,14 @@ std::uint64_t divide_rounded(std::uint64_t numerator, std::uint64_t divisor, Rou
     return quotient + (rounds_away(mode, negative, quotient % 2 != 0, remainder == 0, remainder <=> divisor - remainder) ? 1 : 0);
 }
 
-/// True when a * b < 2^63 for certain, so that another such number can be added.
+// True when a * b < 2^63 for certain, so that another such number can be added.
 bool product_is_small(std::uint64_t a, std::uint64_t b) noexcept { return std::countl_zero(a) + std::countl_zero(b) > 64; }
 
 constexpr bool is_digit(char c) noexcept { return c >= '0' && c <= '9'; }
 
 [[noreturn]] void throw_overflow() { throw Error(ErrorCode::overflow, "", "the exact result needs more than 38 digits or 76 decimals"); }
 
-/// Text from outside for an error's reason: its beginning, in printable ASCII.
+// Text from outside for an error's reason: its beginning, in printable ASCII.
 std::string quote(std::string_view text) {
     constexpr std::size_t shown = 40;
     std::string quoted = "\"";
@@ -342,12 +350,12 @@ std::string quote(std::string_view text) {
 
 }  // namespace
 
-/// What the functions of this section need of Decimal's inside.
+// What the functions of this section need of Decimal's inside.
 struct DecimalParts {
     static Words coefficient(const Decimal& value) noexcept { return {value.high_, value.low_}; }
     static bool is_small(const Decimal& value) noexcept { return value.high_ == 0; }
 
-    /// From a number in lowest terms that fits.
+    // From a number in lowest terms that fits.
     static Decimal assemble(Words coefficient, int scale, bool negative) noexcept {
         Decimal result;
         result.high_ = coefficient.high;
@@ -369,7 +377,7 @@ struct DecimalParts {
         return assemble(coefficient, scale, negative);
     }
 
-    /// A negative scale stands for zeros before the point.
+    // A negative scale stands for zeros before the point.
     static Decimal make(Wide coefficient, int scale, bool negative) {
         if (coefficient.is_zero()) return {};
         if (scale < 0) multiply_by_power(coefficient, -scale);
@@ -387,13 +395,14 @@ struct DecimalParts {
     enum class Outcome { ok, malformed, overflow };
     static Outcome parse(std::string_view text, Decimal& result) noexcept;
     static Decimal divide(const Decimal& a, const Decimal& b, int scale, Rounding mode);
-    static Decimal add(const Decimal& coarse, const Decimal& fine);
+    static bool add_small(const Decimal& a, const Decimal& b, Decimal& sum) noexcept;
+    static Decimal add(const Decimal& a, const Decimal& b);
     static std::strong_ordering compare_magnitude(const Decimal& a, const Decimal& b) noexcept;
 };
 
 namespace {
 
-/// Appends `zeros` zeros and one digit. False when that is more digits than a Decimal holds.
+// Appends `zeros` zeros and one digit. False when that is more digits than a Decimal holds.
 bool append_digits(Words& coefficient, std::int64_t zeros, char digit) noexcept {
     const auto value = static_cast<std::uint64_t>(digit - '0');
     if (zeros == 0 && coefficient.high == 0 && coefficient.low < power64(max_power64 - 1)) {
@@ -406,7 +415,7 @@ bool append_digits(Words& coefficient, std::int64_t zeros, char digit) noexcept 
     return coefficient < coefficient_limit;
 }
 
-/// Reads "e", a sign and digits to the end of the text; nothing when it is something else. Saturates far outside of what fits.
+// Reads "e", a sign and digits to the end of the text; nothing when it is something else. Saturates far outside of what fits.
 std::optional<std::int64_t> parse_exponent(std::string_view text) noexcept {
     if (text.empty()) return 0;
     if (text.front() != 'e' && text.front() != 'E') return std::nullopt;
@@ -414,7 +423,7 @@ std::optional<std::int64_t> parse_exponent(std::string_view text) noexcept {
     const bool negative = !text.empty() && text.front() == '-';
     if (!text.empty() && (text.front() == '-' || text.front() == '+')) text.remove_prefix(1);
     if (text.empty() || !std::all_of(text.begin(), text.end(), is_digit)) return std::nullopt;
-    constexpr std::int64_t most = std::int64_t{1} << 60;
+    constexpr std::int64_t most = 100000000000000000;
     std::int64_t exponent = 0;
     for (const char c : text) exponent = std::min(most, exponent * 10 + (c - '0'));
     return negative ? -exponent : exponent;
@@ -551,31 +560,52 @@ Decimal Decimal::abs() const noexcept { return DecimalParts::assemble({high_, lo
 
 Decimal Decimal::operator-() const noexcept { return DecimalParts::assemble({high_, low_}, scale_, !negative_); }
 
-/// `fine` has at least as many decimals as `coarse`.
-Decimal DecimalParts::add(const Decimal& coarse, const Decimal& fine) {
-    // A difference in scale leaves fine's last digit as the sum's. So when the sum fits, so does coarse in fine's decimals (it is under
+// The ordinary case, all in 64 bits; false, and nothing done, in any other. `sum` may be `a`: a running total is then updated in
+// place, three times as fast as through a temporary (its 16-byte copy would have to wait for two 8-byte stores).
+bool DecimalParts::add_small(const Decimal& a, const Decimal& b, Decimal& sum) noexcept {
+    const bool first_is_coarse = a.scale_ <= b.scale_;
+    const Decimal& coarse = first_is_coarse ? a : b;
+    const Decimal& fine = first_is_coarse ? b : a;
+    int scale = fine.scale_;
+    const int shift = scale - coarse.scale_;
+    if (!is_small(a) || !is_small(b) || shift > max_power64) return false;
+    if (!product_is_small(coarse.low_, power64(shift)) || !product_is_small(fine.low_, 1)) return false;
+    const std::uint64_t left = coarse.low_ * power64(shift), right = fine.low_;
+    const bool same_sign = coarse.negative_ == fine.negative_;
+    std::uint64_t total = same_sign ? left + right : left >= right ? left - right : right - left;
+    const bool negative = same_sign || left >= right ? coarse.negative_ : fine.negative_;
+    strip_zeros(total, scale);
+    sum.low_ = total;
+    sum.high_ = 0;
+    sum.scale_ = static_cast<std::int16_t>(scale);
+    sum.negative_ = negative && total != 0;
+    return true;
+}
+
+Decimal DecimalParts::add(const Decimal& a, const Decimal& b) {
+    const Decimal& coarse = a.scale_ <= b.scale_ ? a : b;
+    const Decimal& fine = a.scale_ <= b.scale_ ? b : a;
+    // Where the scales differ, fine's last digit is the sum's too. So when the sum fits, so does coarse in fine's decimals (it is under
     // 10^38 + 10^38 < 2^128).
-    Words a = coefficient(coarse);
-    const Words b = coefficient(fine);
-    if (!multiply_by_power(a, fine.scale_ - coarse.scale_)) throw_overflow();
+    Words left = coefficient(coarse);
+    const Words right = coefficient(fine);
+    if (!multiply_by_power(left, fine.scale_ - coarse.scale_)) throw_overflow();
     if (coarse.negative_ != fine.negative_) {
-        return a >= b ? make(meter::subtract(a, b), fine.scale_, coarse.negative_) : make(meter::subtract(b, a), fine.scale_, fine.negative_);
+        return left >= right ? make(subtract(left, right), fine.scale_, coarse.negative_) : make(subtract(right, left), fine.scale_, fine.negative_);
     }
-    const Words sum = meter::add(a, b);
-    if (sum < a) throw_overflow();
+    const Words sum = meter::add(left, right);
+    if (sum < left) throw_overflow();
     return make(sum, fine.scale_, fine.negative_);
 }
 
 Decimal operator+(const Decimal& a, const Decimal& b) {
-    const Decimal& coarse = a.scale_ <= b.scale_ ? a : b;
-    const Decimal& fine = a.scale_ <= b.scale_ ? b : a;
-    const int shift = fine.scale_ - coarse.scale_;
-    const bool small = DecimalParts::is_small(a) && DecimalParts::is_small(b) && shift <= max_power64;
-    if (!small || !product_is_small(coarse.low_, power64(shift)) || !product_is_small(fine.low_, 1)) return DecimalParts::add(coarse, fine);
-    const std::uint64_t left = coarse.low_ * power64(shift), right = fine.low_;
-    if (coarse.negative_ == fine.negative_) return DecimalParts::make(left + right, fine.scale_, fine.negative_);
-    return left >= right ? DecimalParts::make(left - right, fine.scale_, coarse.negative_)
-                         : DecimalParts::make(right - left, fine.scale_, fine.negative_);
+    Decimal sum;
+    return DecimalParts::add_small(a, b, sum) ? sum : DecimalParts::add(a, b);
+}
+
+Decimal& Decimal::operator+=(const Decimal& other) {
+    if (!DecimalParts::add_small(*this, other, *this)) *this = DecimalParts::add(*this, other);
+    return *this;
 }
 
 Decimal operator*(const Decimal& a, const Decimal& b) {
@@ -588,7 +618,7 @@ Decimal operator*(const Decimal& a, const Decimal& b) {
     return DecimalParts::make(multiply(widen({a.high_, a.low_}), widen({b.high_, b.low_})), scale, negative);
 }
 
-/// The scale may be negative here: to tens, hundreds, ...
+// The scale may be negative here: to tens, hundreds, ...
 Decimal DecimalParts::divide(const Decimal& a, const Decimal& b, int scale, Rounding mode) {
     const bool negative = a.negative_ != b.negative_;
     const int shift = scale - a.scale_ + b.scale_;
@@ -655,6 +685,8 @@ constexpr std::int64_t micros_per_second = 1000000, micros_per_day = 86400 * mic
 
 constexpr std::int64_t floor_divide(std::int64_t a, std::int64_t b) noexcept { return a / b - (a % b < 0 ? 1 : 0); }
 
+constexpr std::int64_t round_up(std::int64_t a, std::int64_t b) noexcept { return -floor_divide(-a, b) * b; }
+
 [[noreturn]] void throw_bad_time(std::string_view text, const char* why) {
     throw Error(ErrorCode::bad_value, "timestamp", (text.empty() ? "" : quote(text) + " ") + why);
 }
@@ -669,7 +701,7 @@ std::int64_t days_of(int year, unsigned month, unsigned day, std::string_view te
     return sys_days(date).time_since_epoch().count();
 }
 
-/// Reads a timestamp from left to right; every function throws when the text goes on in another way.
+// Reads a timestamp from left to right; every function throws when the text goes on in another way.
 class TimeReader {
 public:
     explicit TimeReader(std::string_view text) noexcept : text_(text) {}
@@ -689,7 +721,7 @@ public:
         if (value > most) throw_bad_time(text_, "has a part out of range");
         return value;
     }
-    /// The digits after a point, cut to microseconds.
+    // The digits after a point, cut to microseconds.
     std::int64_t fraction() {
         std::int64_t micros = 0, unit = micros_per_second / 10;
         do {
@@ -698,7 +730,7 @@ public:
         } while (!at_end() && is_digit(text_[at_]));
         return micros;
     }
-    /// Minutes east of UTC.
+    // Minutes east of UTC.
     int offset() {
         if (take("Zz")) return 0;
         const bool west = take("-");
@@ -726,7 +758,7 @@ Timestamp checked(std::int64_t micros, std::string_view text) {
     return Timestamp(micros);
 }
 
-/// `value` in units of 10^-decimals microseconds' worth: 6 for seconds, 3 for milliseconds.
+// `value` in units of 10^-decimals microseconds' worth: 6 for seconds, 3 for milliseconds.
 Timestamp from_count(const Decimal& value, int decimals) {
     const Decimal unit(static_cast<std::int64_t>(power64(decimals)));
     const Decimal past_end(floor_divide(Timestamp::max().micros(), unit.to_int64().value()) + 1);
@@ -822,6 +854,372 @@ Period this_month(Timestamp now) {
     const year_month_day first = date.year() / date.month() / day(1);
     return {midnight(first), midnight(first + months(1))};
 }
+
+Period named_period(std::string_view name, Timestamp now, const std::optional<BillingCycle>& cycle) {
+    struct Range {
+        std::string_view name;
+        int days, cycles;  // neither: the last cycle
+    };
+    static constexpr Range ranges[] = {{"24h", 1, 0}, {"7d", 7, 0},  {"30d", 30, 0},      {"90d", 90, 0},
+                                       {"1bc", 0, 1}, {"3bc", 0, 3}, {"last_cycle", 0, 0}};
+    const auto range = std::find_if(std::begin(ranges), std::end(ranges), [&](const Range& each) { return each.name == name; });
+    if (range == std::end(ranges)) throw Error(ErrorCode::bad_value, "period", quote(name) + " is not the name of a range");
+    if (range->days > 0) return last_days(range->days, now);
+    if (!cycle) throw Error(ErrorCode::bad_value, "period", quote(name) + " needs a billing cycle");
+    const auto [from, to] = cycle->current;
+    if (from < Timestamp::min() || to > Period{}.to || to <= from) throw Error(ErrorCode::bad_value, "cycle", "must end after it starts");
+    const auto back = [length = to - from](Timestamp end, int times) { return Period{std::max(Timestamp::min(), end - length * times), end}; };
+    if (range->cycles > 0) return back(now, range->cycles);
+    return cycle->subscribed_at >= from ? cycle->current : back(from, 1);
+}
+
+namespace {
+
+// --- zones ------------------------------------------------------------------------------------
+
+#ifdef METER_TZ_NAMESPACE
+namespace tz = METER_TZ_NAMESPACE;
+
+// date misreads zone files in zic's "slim" form (HowardHinnant/date#614): after the last listed change it sees no other. London
+// changed its clock twice in 2010, and has done so since 1996 by a rule that a slim file does not list.
+bool zone_files_are_whole() {
+    const auto* london = tz::locate_zone("Europe/London");
+    const auto hours = [&](int month) {
+        using namespace std::chrono;
+        return floor<std::chrono::hours>(london->get_info(sys_seconds(sys_days(year(2010) / month / 1))).offset).count();
+    };
+    return hours(1) == 0 && hours(7) == 1;
+}
+
+const tz::time_zone* find_zone(std::string_view name) {
+    static const bool usable = [] {
+        try {
+            return zone_files_are_whole();
+        } catch (const std::exception&) {
+            return false;  // no zone files on this system
+        }
+    }();
+    if (!usable) throw Error(ErrorCode::unsupported, "time_zone", "this system has no time-zone files that can be read");
+    try {
+        return tz::locate_zone(name);
+    } catch (const std::exception&) {
+        throw Error(ErrorCode::bad_value, "time_zone", quote(name) + " is not a time zone");
+    }
+}
+#endif
+
+// From `from` until `to` a zone's clock is `offset` ahead of UTC; all in microseconds.
+struct ZoneSpan {
+    std::int64_t from = std::numeric_limits<std::int64_t>::min(), to = std::numeric_limits<std::int64_t>::max();
+    std::int64_t offset = 0;
+};
+
+// UTC, a fixed offset ("+02:00") or an IANA zone. Local times are microseconds since 1970-01-01 00:00 on the zone's clock.
+class Zone {
+public:
+    // UTC when the name is empty. Throws bad_value for a name that is unknown, unsupported for one that this build or system cannot know.
+    explicit Zone(std::string_view name) {
+        if (name.empty() || name == "UTC" || name == "Etc/UTC" || name == "Z") return;
+        if (name.front() == '+' || name.front() == '-') {
+            fixed_ = read_offset(name);
+            return;
+        }
+#ifdef METER_TZ_NAMESPACE
+        zone_ = find_zone(name);
+#else
+        throw Error(ErrorCode::unsupported, "time_zone", "this build knows only UTC and offsets like +02:00");
+#endif
+    }
+
+    ZoneSpan span_at(std::int64_t micros) const {
+#ifdef METER_TZ_NAMESPACE
+        if (zone_) {
+            using namespace std::chrono;
+            const auto info = zone_->get_info(sys_seconds(seconds(floor_divide(micros, micros_per_second))));
+            return {in_micros(info.begin), in_micros(info.end), microseconds(info.offset).count()};
+        }
+#endif
+        ZoneSpan span;
+        span.offset = fixed_;
+        static_cast<void>(micros);
+        return span;
+    }
+
+    std::int64_t to_local(Timestamp time) const { return time.micros() + span_at(time.micros()).offset; }
+
+    // A local time that the clock shows twice is the first of the two; one that it skips is the moment of the skip.
+    Timestamp to_utc(std::int64_t local) const {
+        constexpr std::int64_t most_offset = 26 * 3600 * micros_per_second;
+        ZoneSpan span = span_at(local - most_offset);
+        while (local - span.offset >= span.to) span = span_at(span.to);
+        return Timestamp(std::max(local - span.offset, span.from));
+    }
+
+private:
+    static std::int64_t read_offset(std::string_view name) {
+        try {
+            TimeReader reader(name);
+            const int minutes = reader.offset();
+            if (reader.at_end()) return minutes * 60 * micros_per_second;
+        } catch (const Error&) {
+        }
+        throw Error(ErrorCode::bad_value, "time_zone", quote(name) + " is not an offset like +02:00");
+    }
+
+    std::int64_t fixed_ = 0;
+#ifdef METER_TZ_NAMESPACE
+    // The libraries' first and last moments do not fit microseconds.
+    static std::int64_t in_micros(std::chrono::sys_seconds time) {
+        constexpr std::int64_t most = std::numeric_limits<std::int64_t>::max() / micros_per_second;
+        return std::clamp<std::int64_t>(time.time_since_epoch().count(), -most, most) * micros_per_second;
+    }
+    const tz::time_zone* zone_ = nullptr;
+#endif
+};
+
+// --- cycles and bins --------------------------------------------------------------------------
+
+// A stretch of the calendar: months, or microseconds on a zone's clock. One of the two is above zero.
+struct Stride {
+    int months = 0;
+    std::int64_t micros = 0;
+};
+
+// Throws bad_value for a count that is not from 1 to 1000.
+Stride repeated(Stride stride, std::int64_t count) {
+    if (count < 1 || count > 1000) throw Error(ErrorCode::bad_value, "interval_count", "must be from 1 to 1000");
+    return {stride.months * static_cast<int>(count), stride.micros * count};
+}
+
+// Where a day stands that a month does not have: on its last, or as many days into the next (31 February is 3 March).
+enum class MonthEnd { clamp, overflow };
+
+// An endless row of moments, anchor + k steps on a zone's clock. Each is counted from the anchor itself, so that a 31st that was moved to
+// 28 February is the 31st again in March.
+class Cycle {
+public:
+    Cycle(Stride stride, std::int64_t local_anchor, Zone zone, MonthEnd month_end = MonthEnd::clamp)
+        : zone_(zone), stride_(stride), month_end_(month_end), anchor_(local_anchor) {
+        const std::int64_t days = floor_divide(local_anchor, micros_per_day);
+        const std::chrono::year_month_day date = std::chrono::sys_days(std::chrono::days(days));
+        month_ = date.year() / date.month();
+        day_ = date.day();
+        time_of_day_ = local_anchor - days * micros_per_day;
+    }
+
+    Timestamp boundary(std::int64_t k) const { return zone_.to_utc(stride_.months > 0 ? month_boundary(k) : anchor_ + k * stride_.micros); }
+
+    // The k for which boundary(k) <= time < boundary(k + 1).
+    std::int64_t index(Timestamp time) const {
+        std::int64_t k = estimate(zone_.to_local(time));
+        while (boundary(k) > time) --k;
+        while (boundary(k + 1) <= time) ++k;
+        return k;
+    }
+
+    Period around(Timestamp time) const {
+        const std::int64_t k = index(time);
+        return {boundary(k), boundary(k + 1)};
+    }
+
+private:
+    std::int64_t month_boundary(std::int64_t k) const {
+        using namespace std::chrono;
+        const year_month month = month_ + months(k * stride_.months);
+        const sys_days clamped = month / std::min(day_, (month / last).day()), overflown = sys_days(month / 1) + (day_ - day(1));
+        return (month_end_ == MonthEnd::clamp ? clamped : overflown).time_since_epoch().count() * micros_per_day + time_of_day_;
+    }
+
+    std::int64_t estimate(std::int64_t local) const {
+        if (stride_.months == 0) return floor_divide(local - anchor_, stride_.micros);
+        const auto date = date_of(Timestamp(local));
+        return floor_divide((date.year() / date.month() - month_).count(), stride_.months);
+    }
+
+    Zone zone_;
+    Stride stride_;
+    MonthEnd month_end_;
+    std::int64_t anchor_, time_of_day_ = 0;
+    std::chrono::year_month month_;
+    std::chrono::day day_{1};
+};
+
+struct BinOptions {
+    Bin bin = Bin::none;
+    std::string time_zone = {};
+    std::chrono::weekday week_start = std::chrono::Monday;
+    std::optional<Timestamp> anchor = {};  // of months, quarters and years: they begin on its day and at its time, not on the first
+    MonthEnd month_end = MonthEnd::clamp;
+};
+
+struct BinRow {
+    Bin bin;
+    Stride stride;
+};
+
+constexpr std::int64_t micros_per_minute = 60 * micros_per_second, micros_per_hour = 60 * micros_per_minute;
+
+constexpr BinRow bin_rows[] = {
+    {Bin::minute, {0, micros_per_minute}},
+    {Bin::minutes_15, {0, 15 * micros_per_minute}},
+    {Bin::minutes_30, {0, 30 * micros_per_minute}},
+    {Bin::hour, {0, micros_per_hour}},
+    {Bin::hours_3, {0, 3 * micros_per_hour}},
+    {Bin::hours_6, {0, 6 * micros_per_hour}},
+    {Bin::hours_12, {0, 12 * micros_per_hour}},
+    {Bin::day, {0, micros_per_day}},
+    {Bin::week, {0, 7 * micros_per_day}},
+    {Bin::month, {1, 0}},
+    {Bin::quarter, {3, 0}},
+    {Bin::year, {12, 0}},
+};
+
+Stride stride_of(Bin bin) {
+    const auto row = std::find_if(std::begin(bin_rows), std::end(bin_rows), [&](const BinRow& each) { return each.bin == bin; });
+    if (row == std::end(bin_rows)) throw Error(ErrorCode::bad_value, "bin", "is not one of the bins");
+    return row->stride;
+}
+
+// The bins that cover a period, ascending. The first may begin before it and the last end after it: they are whole.
+// Where all are equally long the grid is a formula; else it is a list, of at most limits::aggregate_rows bins (too_large), so give a
+// period no longer than there are events. A bin begins at the first moment that the zone's clock shows its beginning, also when the
+// clock is set back to before it (St. John's until 2011, at 00:01).
+class BinGrid {
+public:
+    // Throws bad_value for a zone, anchor or bin that cannot be.
+    BinGrid(Period period, const BinOptions& options) {
+        period = {std::max(period.from, Timestamp::min()), std::min(period.to, Period{}.to)};
+        if (options.anchor && (*options.anchor < Timestamp::min() || *options.anchor > Timestamp::max())) throw_bad_anchor("is out of range");
+        if (!options.week_start.ok()) throw Error(ErrorCode::bad_value, "week_start", "is not a day of the week");
+        const Zone zone(options.time_zone);
+        if (period.from >= period.to) return;
+        if (options.bin == Bin::none) {
+            edges_ = {period.from.micros(), period.to.micros()};
+        } else {
+            const Stride stride = stride_of(options.bin);
+            const std::int64_t anchor = local_anchor(stride, zone, options);
+            const bool by_length = stride.months == 0 && stride.micros <= micros_per_hour;
+            if (by_length)
+                cut_by_length(period, stride.micros, zone);
+            else
+                cut_by_calendar(period, Cycle(stride, anchor, zone, options.month_end), stride.micros, zone);
+        }
+        if (length_ == 0) count_ = static_cast<std::int64_t>(edges_.size()) - 1;
+    }
+
+    std::int64_t count() const noexcept { return count_; }
+
+    // Of bin 0 to count(); that of count() is where the last one ends.
+    Timestamp start(std::int64_t index) const noexcept {
+        return Timestamp(length_ > 0 ? first_ + index * length_ : edges_[static_cast<std::size_t>(index)]);
+    }
+
+    // The bin of a time in the period. `hint` is the caller's, 0 at first: near times are found at once.
+    std::int64_t index(Timestamp time, std::int64_t& hint) const noexcept {
+        const std::int64_t micros = time.micros();
+        if (length_ > 0) return (micros - first_) / length_;
+        const auto at = static_cast<std::size_t>(hint);
+        if (edges_[at] <= micros && micros < edges_[at + 1]) return hint;
+        return hint = std::upper_bound(edges_.begin(), edges_.end(), micros) - edges_.begin() - 1;
+    }
+
+private:
+    [[noreturn]] static void throw_bad_anchor(const char* why) { throw Error(ErrorCode::bad_value, "anchor", why); }
+
+    void cut_evenly(std::int64_t first, std::int64_t length, std::int64_t end) {
+        first_ = first;
+        length_ = length;
+        count_ = (end - first) / length;
+    }
+
+    void add_edge(std::int64_t edge) {
+        if (!edges_.empty() && edges_.back() == edge) return;  // a day that the zone skipped altogether
+        if (edges_.size() > limits::aggregate_rows) {
+            throw Error(ErrorCode::too_large, "bin", "the period has more than " + std::to_string(limits::aggregate_rows) + " bins");
+        }
+        edges_.push_back(edge);
+    }
+
+    void cut_by_length(Period period, std::int64_t length, const Zone& zone) {
+        const std::int64_t from = period.from.micros(), to = period.to.micros();
+        const auto aligned = [length](std::int64_t time, const ZoneSpan& span) {
+            return floor_divide(time + span.offset, length) * length - span.offset;
+        };
+        const ZoneSpan here = zone.span_at(from);
+        const std::int64_t first = aligned(from, here), end = first + round_up(to - first, length);
+        ZoneSpan span = zone.span_at(first);
+        const auto fits = [&] { return (span.offset - here.offset) % length == 0; };
+        while (span.to < end && fits()) span = zone.span_at(span.to);
+        if (fits()) return cut_evenly(first, length, end);
+
+        // Clocks that move by less than a bin (Lord Howe by half an hour, everyone before time zones): a bin ends where the clock moves.
+        add_edge(std::max(first, here.from));
+        for (span = here; edges_.back() < to; span = zone.span_at(span.to)) {
+            for (std::int64_t edge = aligned(edges_.back(), span) + length; edge < std::min(span.to, to + length); edge += length) add_edge(edge);
+            if (edges_.back() < to) add_edge(span.to);
+        }
+    }
+
+    static std::int64_t local_anchor(Stride stride, const Zone& zone, const BinOptions& options) {
+        constexpr unsigned a_monday = 4;  // 5 January 1970
+        if (options.anchor && stride.months == 0) throw_bad_anchor("is only for months, quarters and years");
+        if (options.anchor) return zone.to_local(*options.anchor);
+        return options.bin == Bin::week ? (a_monday + options.week_start.iso_encoding() - 1) * micros_per_day : 0;
+    }
+
+    // `length` is 0 for months.
+    void cut_by_calendar(Period period, const Cycle& cycle, std::int64_t length, const Zone& zone) {
+        const std::int64_t to = period.to.micros();
+        std::int64_t k = cycle.index(period.from);
+        const std::int64_t first = cycle.boundary(k).micros();
+        if (length > 0) {
+            const std::int64_t end = first + round_up(to - first, length);
+            const bool whole = cycle.boundary(k + 1).micros() - first == length;  // not so where the clock skipped the beginning
+            if (whole && zone.span_at(first).to >= end) return cut_evenly(first, length, end);
+        }
+        add_edge(first);
+        while (edges_.back() < to) add_edge(cycle.boundary(++k).micros());
+    }
+
+    std::int64_t first_ = 0, length_ = 0, count_ = 0;
+    std::vector<std::int64_t> edges_;
+};
+
+// The bins of all of time, found when they are asked for: a grid for each stretch of 407 days in which a time fell.
+class Bins {
+public:
+    // Throws as BinGrid.
+    explicit Bins(BinOptions options) : options_(std::move(options)) { grid_of(0); }
+    Bins(const Bins&) = delete;
+    Bins& operator=(const Bins&) = delete;
+
+    // The bin that holds the time; all of time without bins.
+    Period around(Timestamp time) {
+        if (options_.bin == Bin::none) return {};
+        time = std::clamp(time, Timestamp::min(), Timestamp::max());
+        const std::int64_t era = time.micros() >> era_bits;
+        if (era != last_era_) last_grid_ = &grid_of(era), last_era_ = era, hint_ = 0;
+        const std::int64_t index = last_grid_->index(time, hint_);
+        return {last_grid_->start(index), last_grid_->start(index + 1)};
+    }
+
+private:
+    static constexpr int era_bits = 45;
+
+    const BinGrid& grid_of(std::int64_t era) {
+        const auto known = grids_.find(era);
+        if (known != grids_.end()) return known->second;
+        const Timestamp from(era * (std::int64_t{1} << era_bits));
+        return grids_.try_emplace(era, Period{from, from + std::chrono::microseconds(std::int64_t{1} << era_bits)}, options_).first->second;
+    }
+
+    BinOptions options_;
+    std::unordered_map<std::int64_t, BinGrid> grids_;
+    const BinGrid* last_grid_ = nullptr;
+    std::int64_t last_era_ = std::numeric_limits<std::int64_t>::min(), hint_ = 0;
+};
+
+}  // namespace
 
 // =============================================================================================
 // 3 values: JSON text (scanner, writer, canonical form), property paths, filters. Pure. Uses 1, 2.
@@ -1144,8 +1542,14 @@ struct JsonPath {
 };
 
 void append_json_text(std::string& out, std::string_view text) {
+    constexpr std::string_view digits = "0123456789abcdef";
     out.push_back('"');
-    for (const char c : text) {
+    std::size_t copied = 0;
+    for (std::size_t at = 0; at < text.size(); ++at) {
+        const char c = text[at];
+        if (static_cast<unsigned char>(c) >= 0x20 && c != '"' && c != '\\') continue;
+        out.append(text, copied, at - copied);
+        copied = at + 1;
         switch (c) {
             case '"':
                 out += "\\\"";
@@ -1163,16 +1567,12 @@ void append_json_text(std::string& out, std::string_view text) {
                 out += "\\r";
                 break;
             default:
-                if (static_cast<unsigned char>(c) < 0x20) {
-                    constexpr std::string_view digits = "0123456789abcdef";
-                    out += "\\u00";
-                    out += digits[static_cast<unsigned char>(c) >> 4];
-                    out += digits[c & 15];
-                } else {
-                    out.push_back(c);
-                }
+                out += "\\u00";
+                out += digits[static_cast<unsigned char>(c) >> 4];
+                out += digits[c & 15];
         }
     }
+    out.append(text, copied);
     out.push_back('"');
 }
 
@@ -1489,6 +1889,124 @@ void check_filter(const Filter& filter, std::size_t depth = 1) {
     if (filter.field.empty()) refuse("filter.field", "is empty");
     if (const char* fault = text_fault(filter.field)) refuse("filter.field", fault);
     make_clause(filter);
+}
+
+// ---- coercion: what vendors do where the value and what it is compared with differ in type ----
+
+enum class Meeting : std::uint8_t {
+    never,   // no operator holds, not even ne
+    differ,  // they are unequal and have no order
+    number,  // compared as numbers, a boolean as 0 or 1
+    text,    // compared as texts
+    zero,    // the value counts as 0
+    empty,   // the value counts as ""
+};
+
+// One evaluator's rules as a table: what is stored meets a boolean, a number, a text.
+struct Coercion {
+    struct Row {
+        std::array<Meeting, 3> compared{}, searched{};  // searched: by contains and not_contains
+    };
+    Row missing{}, boolean{}, number{}, text{}, structure{};  // null is missing
+    std::array<std::string_view, 2> stored_booleans{"false", "true"}, asked_booleans{"false", "true"};
+
+    const Row& row(Scalar::Kind kind) const {
+        switch (kind) {
+            case Scalar::Kind::boolean:
+                return boolean;
+            case Scalar::Kind::number:
+                return number;
+            case Scalar::Kind::text:
+                return text;
+            case Scalar::Kind::json:
+                return structure;
+            default:
+                return missing;
+        }
+    }
+};
+
+bool satisfies(Operator op, std::strong_ordering order) {
+    switch (op) {
+        case Operator::eq:
+            return order == 0;
+        case Operator::ne:
+            return order != 0;
+        case Operator::gt:
+            return order > 0;
+        case Operator::gte:
+            return order >= 0;
+        case Operator::lt:
+            return order < 0;
+        case Operator::lte:
+            return order <= 0;
+        default:
+            return false;
+    }
+}
+
+// One value against another, by an evaluator's rules. Not for in, not_in, like, not_like and exists.
+bool meets(const Coercion& rules, Operator op, const Scalar& value, const Operand& asked) {
+    const bool contains = op == Operator::contains, searched = contains || op == Operator::not_contains;
+    const std::size_t column = asked.kind == Scalar::Kind::boolean ? 0 : asked.kind == Scalar::Kind::number ? 1 : 2;
+    const Coercion::Row& row = rules.row(value.kind);
+    const Meeting meeting = (searched ? row.searched : row.compared)[column];
+    const auto number_of = [](bool is_boolean, bool boolean, const Decimal& number) { return is_boolean ? Decimal(boolean ? 1 : 0) : number; };
+    switch (meeting) {
+        case Meeting::never:
+            return false;
+        case Meeting::differ:
+            return op == Operator::ne;
+        case Meeting::number:
+        case Meeting::zero: {
+            const Decimal zero, stored = number_of(value.kind == Scalar::Kind::boolean, value.boolean, value.number);
+            return satisfies(op, (meeting == Meeting::zero ? zero : stored) <=> number_of(column == 0, asked.boolean, asked.number.value_or(zero)));
+        }
+        case Meeting::text:
+        case Meeting::empty:
+            break;
+    }
+    const std::string wanted = column == 0 ? std::string(rules.asked_booleans[asked.boolean ? 1 : 0]) : asked.text;
+    const std::string written = value.kind == Scalar::Kind::boolean ? std::string(rules.stored_booleans[value.boolean ? 1 : 0]) : scalar_text(value);
+    const std::string stored = meeting == Meeting::empty ? "" : written;
+    if (searched) return (stored.find(wanted) != std::string::npos) == contains;
+    return satisfies(op, stored <=> wanted);
+}
+
+// A clause against one value: in and not_in are eq and ne to each of a list.
+bool meets(const Coercion& rules, const Clause& clause, const Scalar& value) {
+    const auto each = [&](Operator op) { return [&rules, &value, op](const Operand& asked) { return meets(rules, op, value, asked); }; };
+    const auto& asked = clause.operands;
+    if (clause.op == Operator::exists) return value.absent() != asked[0].boolean;
+    if (clause.op == Operator::in) return std::any_of(asked.begin(), asked.end(), each(Operator::eq));
+    if (clause.op == Operator::not_in) return std::all_of(asked.begin(), asked.end(), each(Operator::ne));
+    return meets(rules, clause.op, value, asked[0]);
+}
+
+// The value at a path of keys. The text of a list or object stays in `keep`.
+Scalar scalar_at(const json& tree, std::string_view path, std::string& keep) {
+    const json* at = &tree;
+    for (std::size_t begin = 0; begin <= path.size();) {
+        const std::size_t end = std::min(path.find('.', begin), path.size());
+        const auto found = at->is_object() ? at->find(std::string(path.substr(begin, end - begin))) : at->end();
+        if (!at->is_object() || found == at->end()) return {};
+        at = &*found;
+        begin = end + 1;
+    }
+    switch (at->type()) {
+        case json::value_t::null:
+            return {Scalar::Kind::null, false, {}, {}};
+        case json::value_t::boolean:
+            return {Scalar::Kind::boolean, at->get<bool>(), {}, {}};
+        case json::value_t::string:
+            return {Scalar::Kind::text, false, {}, at->get_ref<const std::string&>()};
+        case json::value_t::array:
+        case json::value_t::object:
+            keep = at->dump();
+            return {Scalar::Kind::json, false, {}, keep};
+        default:
+            return {Scalar::Kind::number, false, Decimal::from_json(*at), {}};
+    }
 }
 
 Filter filter_from(const json& tree, const std::string& path, std::size_t depth) {
@@ -2299,7 +2817,8 @@ std::int64_t first_sequence(Connection& db) { return meta(db, "pruned") + 1; }
     "(SELECT text FROM texts WHERE id = l.customer), (SELECT text FROM texts WHERE id = l.subscription), "               \
     "(SELECT text FROM texts WHERE id = l.source), l.value, l.properties, l.extra FROM log l "
 
-Event read_event(const Prepared& row) {
+// All of an event but its properties, which are text in column 10.
+Event read_plain_event(const Prepared& row) {
     return from_file("log", [&row] {
         Event event;
         event.sequence = row.integer(0);
@@ -2313,10 +2832,15 @@ Event read_event(const Prepared& row) {
         event.subscription = row.text(7);
         event.source = row.text(8);
         if (!row.null(9)) event.value = Decimal(row.text(9));
-        event.properties = json::parse(row.text(10));
         if (!row.null(11)) read_extra(event, row.text(11));
         return event;
     });
+}
+
+Event read_event(const Prepared& row) {
+    Event event = read_plain_event(row);
+    event.properties = from_file("log", [&row] { return json::parse(row.text(10)); });
+    return event;
 }
 
 std::optional<Event> event_at(Connection& db, std::int64_t sequence) {
@@ -4310,26 +4834,14 @@ private:
 
 // ---- from rows to the rows of an answer ----
 
-std::int64_t bin_start(std::int64_t time, Bin bin) {
-    constexpr std::int64_t hour = 3'600'000'000, day = 24 * hour;
-    const auto floor_to = [time](std::int64_t unit) { return floor_divide(time, unit) * unit; };
-    switch (bin) {
-        case Bin::hour:
-            return floor_to(hour);
-        case Bin::day:
-            return floor_to(day);
-        case Bin::month:
-            return this_month(Timestamp(time)).from.micros();
-        default:
-            return 0;
-    }
-}
-
 // Gives every row of a batch the number of the answer's row it belongs to: one for each bin and combination of group values met.
 class Slots {
 public:
     Slots(const AggregateQuery& query, ScanQuestion& question)
-        : bin_(query.bin), groups_(query.group_by.size()), combinations_(query.group_by.size()) {
+        : bin_(query.bin),
+          calendar_({query.bin, query.time_zone, query.week_start, query.billing_anchor}),
+          groups_(query.group_by.size()),
+          combinations_(query.group_by.size()) {
         if (bin_ != Bin::none) time_ = question.key(fields::time);
         for (const std::string& field : query.group_by) columns_.push_back(question.key(column_key(field)));
     }
@@ -4345,10 +4857,8 @@ public:
             if (bin_ != Bin::none) {
                 const std::int64_t time = batch.columns[time_].cells[row];
                 if (time < start || time >= end) {
-                    start = bin_start(checked_time(time, "columns.time"), bin_);
-                    end = bin_ == Bin::month ? start + 28 * std::int64_t{86'400'000'000}
-                          : bin_ == Bin::day ? start + 86'400'000'000
-                                             : start + 3'600'000'000;
+                    const Period whole = calendar_.around(Timestamp(checked_time(time, "columns.time")));
+                    start = whole.from.micros(), end = whole.to.micros();
                     bin = bins_.number(static_cast<std::uint64_t>(start));
                 }
             }
@@ -4388,6 +4898,7 @@ private:
         }
     }
     Bin bin_;
+    Bins calendar_;
     std::size_t time_ = 0;
     std::vector<std::size_t> columns_;
     std::vector<Values> groups_;
@@ -5000,6 +5511,150 @@ std::string Fees::to_text() const {
 // 8 books: how each vendor measures and prices, from its own JSON. Pure. Uses 1-3, 7.
 // =============================================================================================
 
+namespace {
+
+// ---- the vendors' calendars ----
+
+namespace autumn {
+
+// Of resets, prices and usage windows (getCycleIntervalFunctions.ts:27).
+constexpr std::pair<std::string_view, Stride> intervals[] = {
+    {"hour", {0, micros_per_hour}},
+    {"day", {0, micros_per_day}},
+    {"week", {0, 7 * micros_per_day}},
+    {"month", {1, 0}},
+    {"quarter", {3, 0}},
+    {"semi_annual", {6, 0}},
+    {"year", {12, 0}},
+};
+
+Stride stride_of(std::string_view interval, std::int64_t count = 1) {
+    const auto row = std::find_if(std::begin(intervals), std::end(intervals), [&](const auto& each) { return each.first == interval; });
+    if (row == std::end(intervals)) throw Error(ErrorCode::bad_value, "interval", quote(interval) + " is not an interval");
+    return repeated(row->second, count);
+}
+
+// The billing cycle around a moment; neither end is before the floor (getCycleStart.ts:25, getCycleEnd.ts:25).
+Period cycle_around(Timestamp now, Timestamp anchor, Stride stride, Timestamp floor = Timestamp::min()) {
+    const Period cycle = Cycle(stride, anchor.micros(), Zone({})).around(now);
+    return {std::max(cycle.from, floor), std::max(cycle.to, floor)};
+}
+
+// The window of a usage limit: the billing cycle when there is an anchor, else the calendar's, with weeks from Monday; nothing when
+// it never ends (getUsageWindowBounds.ts:21).
+[[maybe_unused]] std::optional<Period> usage_window(std::string_view interval, Timestamp now, const std::optional<Timestamp>& anchor) {
+    if (interval == "lifetime") return std::nullopt;
+    constexpr std::int64_t a_monday = 4;  // 5 January 1970
+    const Timestamp calendar(interval == "week" ? a_monday * micros_per_day : 0);
+    return cycle_around(now, anchor.value_or(calendar), stride_of(interval));
+}
+
+// Both ends belong to it.
+struct Range {
+    Timestamp from, to;
+};
+
+// What an analytics range covers: the bins of the list, and the total beside them.
+struct Ranges {
+    Range list, total;
+};
+
+Timestamp cut(Timestamp time, std::int64_t unit) { return Timestamp(floor_divide(time.micros(), unit) * unit); }
+
+// Without a billing cycle its ranges are the last day (aggregate.ts:90). The total of a range of days begins earlier than its list, with
+// the day when bins are days and else with the hour (getCountAndSum.ts:79).
+[[maybe_unused]] Ranges named_ranges(std::string_view name, Bin bin, Timestamp now, const std::optional<BillingCycle>& cycle) {
+    const bool days = name.ends_with('h') || name.ends_with('d');
+    const Period period = named_period(days || cycle ? name : "24h", cut(now, micros_per_second), cycle);
+    const Range list{period.from, period.to};
+    if (!days && cycle) return {list, list};
+    return {list, {cut(list.from, bin == Bin::day ? micros_per_day : micros_per_hour), list.to}};
+}
+
+// Milliseconds are cut off at both ends (aggregate.ts:101).
+[[maybe_unused]] Ranges custom_ranges(Timestamp from, Timestamp to) {
+    const Range range{cut(from, micros_per_second), cut(to, micros_per_second)};
+    return {range, range};
+}
+
+// The bins of a list. The range's last moment belongs to it, so an end at midnight adds a day (aggregate.ts:142).
+[[maybe_unused]] BinGrid list_bins(const Range& range, Bin bin, std::string time_zone) {
+    return BinGrid({range.from, range.to + std::chrono::seconds(1)}, {.bin = bin, .time_zone = std::move(time_zone)});
+}
+
+}  // namespace autumn
+
+namespace flexprice {
+
+// Window sizes (window_size.go:29).
+constexpr std::pair<std::string_view, Bin> window_sizes[] = {
+    {"MINUTE", Bin::minute}, {"15MIN", Bin::minutes_15}, {"30MIN", Bin::minutes_30}, {"HOUR", Bin::hour}, {"3HOUR", Bin::hours_3},
+    {"6HOUR", Bin::hours_6}, {"12HOUR", Bin::hours_12},  {"DAY", Bin::day},          {"WEEK", Bin::week}, {"MONTH", Bin::month},
+};
+
+// A name that is none of them counts as a day (aggregators.go:188).
+Bin window_of(std::string_view size) {
+    const auto row = std::find_if(std::begin(window_sizes), std::end(window_sizes), [&](const auto& each) { return each.first == size; });
+    return row == std::end(window_sizes) ? Bin::day : row->second;
+}
+
+// The windows of events: weeks from Sunday; months from midnight of the anchor's day, which runs over into the next month where a month is too
+// short for it (aggregators.go:183 and 214).
+[[maybe_unused]] BinOptions event_windows(std::string_view size, std::string time_zone, const std::optional<Timestamp>& anchor) {
+    BinOptions windows{.bin = window_of(size), .time_zone = std::move(time_zone), .week_start = std::chrono::Sunday};
+    if (windows.bin != Bin::month || !anchor) return windows;
+    const Zone zone(windows.time_zone);
+    windows.anchor = zone.to_utc(midnight(date_of(*anchor)).micros());
+    windows.month_end = MonthEnd::overflow;
+    return windows;
+}
+
+// The windows of commitments: weeks from Monday; months from the anchor or the period's beginning, clamped (billing_commitment.go:50-101).
+[[maybe_unused]] BinOptions commitment_windows(std::string_view size, const Period& period, const std::optional<Timestamp>& anchor) {
+    BinOptions windows{.bin = window_of(size)};
+    if (windows.bin == Bin::month) windows.anchor = anchor.value_or(period.from);
+    return windows;
+}
+
+}  // namespace flexprice
+
+namespace polar {
+
+// Intervals of meter quantities, and how many days a question may span at most (time_queries.py:46).
+struct Interval {
+    std::string_view name;
+    Bin bin;
+    Stride stride;
+    int most_days;
+};
+
+constexpr Interval intervals[] = {
+    {"hour", Bin::hour, {0, micros_per_hour}, 7}, {"day", Bin::day, {0, micros_per_day}, 366}, {"week", Bin::week, {0, 7 * micros_per_day}, 371},
+    {"month", Bin::month, {1, 0}, 1460},          {"year", Bin::year, {12, 0}, 3650},
+};
+
+[[maybe_unused]] const Interval& interval_named(std::string_view name) {
+    const auto row = std::find_if(std::begin(intervals), std::end(intervals), [&](const auto& each) { return each.name == name; });
+    if (row == std::end(intervals)) throw Error(ErrorCode::bad_value, "interval", quote(name) + " is not an interval");
+    return *row;
+}
+
+// The moments that have a row in the answer: the start, and on by one interval each, on the zone's clock, until the end has passed. Each is
+// counted from the one before, so a 31st that a short month moved stays where it is. (generate_series in time_queries.py:32)
+[[maybe_unused]] std::vector<Timestamp> quantity_rows(Timestamp start, Timestamp end, const Interval& interval, const Zone& zone) {
+    if (start > end) throw Error(ErrorCode::bad_value, "end", "is before the start");
+    if (end - start > std::chrono::days(interval.most_days)) throw Error(ErrorCode::bad_value, "interval", "is too small for so long a time");
+    std::vector<Timestamp> rows;
+    for (Timestamp row = start; row <= end;) {
+        rows.push_back(row);
+        row = interval.bin == Bin::hour ? row + std::chrono::hours(1) : Cycle(interval.stride, zone.to_local(row), zone).boundary(1);
+    }
+    return rows;
+}
+
+}  // namespace polar
+}  // namespace
+
 // What a book asks of the log. Which events: those of the metric and the query, as in Meter::aggregate; bins are not used.
 struct Measured {
     std::vector<std::optional<std::string>> group;
@@ -5011,7 +5666,8 @@ struct Measured {
 class UsageSource {
 public:
     virtual ~UsageSource() = default;
-    // One row for each group; without group_by exactly one, also when there are no events.
+    // One row for each group; without group_by exactly one, also when there are no events. A unique count has events without the
+    // property as one more value.
     virtual std::vector<Measured> measure(const Metric& metric, const AggregateQuery& query) = 0;
     // What each event adds to the value (a count's 1, a sum's number, a unique count's 1, 0 or -1), by time, then sequence. Ends after
     // `limit` events, or with the one that brings the sum over `until`.
@@ -5035,6 +5691,7 @@ struct Book::Impl {
         throw Error(ErrorCode::unsupported, "", vendor + " has no instant estimates");
     }
     virtual Fees usage(const UsageQuery& query, Timestamp now, UsageSource& usage) const = 0;
+    virtual Fee price(std::string_view charge, const Decimal& units, std::int64_t events) const = 0;
     // Whether the event's units may be used now.
     virtual Check check(const Event&, Timestamp, UsageSource&) const { throw Error(ErrorCode::unsupported, "", vendor + " has no balances"); }
 };
@@ -5087,6 +5744,22 @@ public:
         auto found = text(key);
         if (found.empty()) throw Error(ErrorCode::bad_value, path(key), "is required");
         return found;
+    }
+
+    // A list of texts; none when it is missing.
+    std::vector<std::string> texts(std::string_view key) const {
+        std::vector<std::string> values;
+        for (const auto& element : list(key)) {
+            if (!element.value().is_string()) element.refuse("must be text");
+            values.push_back(element.value().get<std::string>());
+        }
+        return values;
+    }
+
+    // The member as it is; null when it is missing.
+    json raw(std::string_view key) const {
+        const auto found = find(key);
+        return found ? found->value() : json();
     }
 
     bool flag(std::string_view key, bool fallback = false) const {
@@ -5306,8 +5979,7 @@ constexpr RangeRule volume_rule{"volume_ranges", "per_unit_amount", "invalid_amo
 
 std::optional<Decimal> bound(const Node& range, std::string_view field) {
     const auto found = range.find(field);
-    if (!found || !found->value().is_number()) return {};
-    return Decimal::from_json(found->value());
+    return found && found->value().is_number() ? range.decimal(field) : std::nullopt;
 }
 
 bool is_open(const Node& range) { return !range.find("to_value"); }
@@ -5782,11 +6454,8 @@ Values read_values(const Node& at, std::string_view field, const BillableMetric*
     if (!found) return values;
     if (!found->value().is_object()) found->refuse("must be an object of lists");
     for (const auto& [key, list] : found->value().items()) {
+        values[key] = found->texts(key);
         const Node entry(list, found->path(key));
-        for (const auto& value : list) {
-            if (!value.is_string()) entry.refuse("must be a list of texts");
-            values[key].push_back(value.get<std::string>());
-        }
         if (!declared || values[key] != std::vector<std::string>{"__ALL_FILTER_VALUES__"}) continue;
         const auto all = declared->filters.find(key);  // all that the metric declares, not anything (charge_filter.rb:72)
         if (all == declared->filters.end()) entry.refuse("is not a filter of the metric");
@@ -5816,10 +6485,12 @@ BillableMetric read_metric(const Node& at) {
     metric.name = at.text("name", metric.metric.code);
     metric.description = at.text("description");
     metric.rounding = read_rounding(at);
-    metric.precision = static_cast<int>(at.decimal("rounding_precision").value_or(Decimal()).to_int64().value_or(0));
+    const auto precision = at.decimal("rounding_precision").value_or(Decimal());
+    if (precision.abs() > Decimal::max_digits || precision.scale() > 0)
+        throw Error(ErrorCode::bad_value, at.path("rounding_precision"), "is out of range");
+    metric.precision = static_cast<int>(precision.to_int64().value());
     metric.recurring = at.flag("recurring");
-    for (const auto& filter : at.list("filters"))
-        metric.filters[filter.required_text("key")] = filter.value().value("values", std::vector<std::string>());
+    for (const auto& filter : at.list("filters")) metric.filters[filter.required_text("key")] = filter.texts("values");
     return metric;
 }
 
@@ -5847,7 +6518,7 @@ ChargeFilter read_filter(const Node& at, const ModelRow& row, const BillableMetr
     ChargeFilter filter;
     filter.values = read_values(at, "values", &metric);
     filter.name = at.text("invoice_display_name");
-    filter.id = at.value().value("lago_id", json());
+    filter.id = at.raw("lago_id");
     filter.price = read_properties(at, row, checking);
     return filter;
 }
@@ -5869,7 +6540,7 @@ Charge read_charge(const Node& at, const std::vector<BillableMetric>& metrics) {
     const auto& metric = metrics[charge.metric];
     const Checking checking{metric.kind, premium, problems};
     const auto row = at.choice("charge_model", models);
-    charge.id = at.value().value("lago_id", json());
+    charge.id = at.raw("lago_id");
     charge.code = at.text("code", metric.metric.code);
     charge.name = at.text("invoice_display_name");
     charge.pay_in_advance = at.flag("pay_in_advance");
@@ -5892,8 +6563,8 @@ Subscription read_subscription(const Node& at) {
     Subscription subscription;
     subscription.id = at.required_text("external_id");
     subscription.customer = at.text("external_customer_id");
-    subscription.lago_id = at.value().value("lago_id", json());
-    subscription.lago_customer_id = at.value().value("lago_customer_id", json());
+    subscription.lago_id = at.raw("lago_id");
+    subscription.lago_customer_id = at.raw("lago_customer_id");
     subscription.anniversary = at.text("billing_time") == "anniversary";
     if (const auto started = at.time("started_at")) subscription.active.from = *started;
     if (const auto ended = at.time("terminated_at")) subscription.active.to = *ended + std::chrono::microseconds(1);
@@ -6052,6 +6723,9 @@ Filter beside(const std::string& key, const std::optional<std::string>& value) {
 // What the period's events have come to, event by event: prices follow the period's maximum.
 struct AdvanceState {
     std::optional<Decimal> current, maximum;
+
+    // What current usage is priced by, of live units (base_service.rb:194).
+    Decimal paid(const Decimal& live) const { return at_least_zero(live - current.value_or(Decimal()) + maximum.value_or(Decimal())); }
 };
 
 struct Contribution {
@@ -6110,6 +6784,7 @@ struct Plan final : Book::Impl {
     Fees estimate_fees(const Event& event, Timestamp now, UsageSource& usage) const override;
     Fees estimate_instant_fees(const Event& event, Timestamp now) const override;
     Fees usage(const UsageQuery& query, Timestamp now, UsageSource& usage) const override;
+    Fee price(std::string_view charge, const Decimal& units, std::int64_t events) const override;
 };
 
 // One question about one charge: where its units are counted, and how they are priced.
@@ -6141,12 +6816,6 @@ using Group = std::vector<std::pair<std::string, std::optional<std::string>>>;
 AggregateQuery beside(AggregateQuery query, const Group& group) {
     for (const auto& [key, value] : group) query.filter.parts.push_back(beside(key, value));
     return query;
-}
-
-Decimal sum_of(const std::vector<Decimal>& values) {
-    Decimal sum;
-    for (const auto& value : values) sum += value;
-    return sum;
 }
 
 // Running totals over these steps.
@@ -6227,6 +6896,8 @@ Decimal prorated(const Decimal& units, const Decimal& share) { return (units * s
 std::vector<ProratedEvent> prorated_events(const Scope& scope, AggregateQuery query, UsageSource& usage) {
     const auto& metric = scope.metric().metric;
     const auto period = scope.period;
+    constexpr int longest = 3 * 366;  // days, each of which is a question of its own
+    if (days_in(period) > longest) throw Error(ErrorCode::too_large, "period", "is too long for a prorated charge");
     std::vector<ProratedEvent> events;
     query.period = {Timestamp::min(), period.from};
     const auto older = usage.measure(metric, query).front().value;
@@ -6456,7 +7127,7 @@ Group group_of(const Scope& scope, const Event& event) {
 
 // The fee of an event in the log under a pay-in-advance charge; scope's period ends with the event. Nothing when the event has no
 // value to count.
-std::optional<Fee> advance_fee(const Scope& scope, const Event& event, UsageSource& usage) {
+[[maybe_unused]] std::optional<Fee> advance_fee(const Scope& scope, const Event& event, UsageSource& usage) {
     const auto& metric = scope.metric();
     if (metric.kind != Kind::count && !property_text(event.properties, property_key(metric))) return {};
     auto group = group_of(scope, event);
@@ -6617,8 +7288,7 @@ Decimal paid_in_advance(const Scope& scope, const AggregateQuery& query, UsageSo
     if (scope.metric().kind == Kind::count || !measured.falls) return measured.value;
     AdvanceState state;
     for (const auto& step : usage.steps(scope.metric().metric, query, std::numeric_limits<std::size_t>::max(), {})) contribute(state, step);
-    if (!state.current) return measured.value;
-    return at_least_zero(measured.value - *state.current + *state.maximum);
+    return state.current ? state.paid(measured.value) : measured.value;
 }
 
 // Of the plan, or of the pricing unit that the charge is written in, which has hundredths.
@@ -6763,6 +7433,35 @@ Fees Plan::usage(const UsageQuery& query, Timestamp now, UsageSource& usage_sour
         for (const auto& charge : charges) add_charge(*this, charge, subscription, period, query.closing, usage_source, list);
     }
     return sum_up(*this, std::move(list));
+}
+
+// --- what if (any quantity under a charge) ---
+
+// A percentage charge looks at single events: they are taken as equal.
+void spread_evenly(const Price& price, std::int64_t events, Quantity& quantity) {
+    if (events < 0 || events > static_cast<std::int64_t>(limits::batch_events)) throw Error(ErrorCode::bad_value, "events", "is out of range");
+    if (events > 0) quantity.values.assign(static_cast<std::size_t>(events), quotient(quantity.units, events));
+    quantity.running = running_total(price, quantity.values);
+}
+
+Fee Plan::price(std::string_view name, const Decimal& units, std::int64_t events) const {
+    const auto charge = std::find_if(charges.begin(), charges.end(), [&](const Charge& each) { return each.code == name; });
+    if (charge == charges.end()) not_found("charge", "charge_not_found");
+    Quantity quantity{.units = units, .events = events, .premium = premium};
+    if (charge->price.model == Model::percentage) spread_evenly(charge->price, events, quantity);
+    auto priced = apply(charge->price, quantity);
+    Fee fee;
+    fee.charge = charge->code;
+    fee.metric = billable_metrics[charge->metric].metric.code;
+    fee.currency = currency_code;
+    fee.units = units;
+    fee.events = events;
+    clamp(priced, fee.units);
+    fee.unit_amount = unit_amount(charge->price, quantity, priced.amount);
+    fee.amount = priced.amount;
+    fee.amount_cents = to_cents(priced.amount, currency);
+    fee.lines = std::move(priced.lines);
+    return fee;
 }
 
 std::shared_ptr<const Book::Impl> load(const json& catalogue) {
@@ -6913,7 +7612,7 @@ Priced price_units(const Price& price, const Decimal& units) {
 }
 
 // Buckets of a bucketed meter: each is priced alone, tiers and packages start anew.
-Priced price_buckets(const Price& price, const std::vector<Decimal>& buckets) {
+[[maybe_unused]] Priced price_buckets(const Price& price, const std::vector<Decimal>& buckets) {
     Priced priced;
     for (const auto& units : buckets) {
         for (auto& line : (price.model == Model::tiered ? price_tiers(price, units) : price_units(price, units)).lines) priced.add(std::move(line));
@@ -6927,7 +7626,7 @@ struct Breakup {
     int tier = -1;
 };
 
-Breakup breakup(const Price& price, const Decimal& units) {
+[[maybe_unused]] Breakup breakup(const Price& price, const Decimal& units) {
     Breakup result;
     result.cost = price_units(price, units).amount;
     result.unit_cost = divided(result.cost, units);
@@ -6964,7 +7663,7 @@ struct Entitlement {
 
 Entitlement read_entitlement(const Node& at) { return {at.flag("is_enabled"), at.decimal("usage_limit"), at.text("usage_reset_period") == "DAILY"}; }
 
-Decimal overage(const Decimal& usage, const Decimal& quota) { return at_least_zero(usage - quota); }
+[[maybe_unused]] Decimal overage(const Decimal& usage, const Decimal& quota) { return at_least_zero(usage - quota); }
 
 // --- commitments (9.13 to 9.16) ---
 
@@ -7003,7 +7702,7 @@ Committed commit(const Commitment& commitment, const Decimal& cost) {
 }
 
 // A commitment longer than the billing period: what earlier invoices used of it is gone (9.16).
-Committed commit_rest(const Commitment& commitment, const Decimal& used_before, const Decimal& cost) {
+[[maybe_unused]] Committed commit_rest(const Commitment& commitment, const Decimal& used_before, const Decimal& cost) {
     const auto within = std::min(cost, at_least_zero(commitment.amount - used_before));
     const auto overage = (cost - within) * commitment.overage_factor;
     return {within + overage, within, overage, {}};
@@ -7027,7 +7726,7 @@ int read_minute(const Node& at, std::string_view field) {
     return static_cast<int>(hours->to_int64().value() * 60 + minutes->to_int64().value());
 }
 
-TimeBucket read_time_bucket(const Node& at) {
+[[maybe_unused]] TimeBucket read_time_bucket(const Node& at) {
     TimeBucket bucket{at.text("id"), read_minute(at, "start"), read_minute(at, "end"), {}, {}};
     if (at.find("price")) bucket.price = read_price(at.object("price"));
     bucket.commitment = read_commitment(at, bucket.price);
@@ -7069,7 +7768,7 @@ Decimal percentage_discount(const Decimal& price, const Decimal& percentage, Cur
 }
 
 // One after the other, each on what the one before left.
-Decimal compound_discount(const Decimal& price, const std::vector<Decimal>& percentages, Currency currency) {
+[[maybe_unused]] Decimal compound_discount(const Decimal& price, const std::vector<Decimal>& percentages, Currency currency) {
     auto left = price;
     for (const auto& percentage : percentages) left -= percentage_discount(left, percentage, currency);
     return price - left;
@@ -7163,7 +7862,7 @@ std::string money(const Decimal& cents, const std::string& code) {
     return symbol + grouped(amount.to_fixed(std::max(currency.decimals, amount.scale())));
 }
 
-std::string label(const MeteredPrice& price, double consumed, const Priced& priced) {
+[[maybe_unused]] std::string label(const MeteredPrice& price, double consumed, const Priced& priced) {
     auto text = "(" + grouped(Decimal::from_double(consumed).round(3, Rounding::half_even).to_string()) + " consumed units) \u00d7 " +
                 money(price.unit_amount, price.currency);
     if (priced.lines.back().step == FeeLine::Step::maximum) text += " \u2014 Capped at " + money(*price.cap, price.currency);
@@ -7184,7 +7883,7 @@ constexpr std::array<std::pair<std::string_view, Function>, 6> functions{{{"coun
 bool is_summable(Function function) { return function == Function::count || function == Function::sum; }
 
 // Over user events; doubles, added in order, as Polar does.
-double aggregated(Function function, const std::vector<double>& values) {
+[[maybe_unused]] double aggregated(Function function, const std::vector<double>& values) {
     if (function == Function::count) return static_cast<double>(values.size());
     if (function == Function::unique) return static_cast<double>(std::unordered_set<double>(values.begin(), values.end()).size());
     if (values.empty()) return 0;
@@ -7196,7 +7895,7 @@ double aggregated(Function function, const std::vector<double>& values) {
 }
 
 // Credits in the order they came; what is taken away never leaves less than none.
-std::int64_t credited_units(const std::vector<std::int64_t>& credits) {
+[[maybe_unused]] std::int64_t credited_units(const std::vector<std::int64_t>& credits) {
     std::int64_t sum = 0;
     for (const auto units : credits) sum = std::max<std::int64_t>(0, sum + units);
     return sum;
@@ -7210,7 +7909,7 @@ struct Tiers {
 };
 
 // Sorted by bound, the open tier last. Problems carry pydantic's words.
-Tiers read_tiers(const Node& at, Problems& problems) {
+[[maybe_unused]] Tiers read_tiers(const Node& at, Problems& problems) {
     static constexpr std::array<std::pair<std::string_view, bool>, 2> types{{{"volume", true}, {"graduated", false}}};
     Tiers result{at.choice("type", types, "volume"), {}};
     for (const auto& each : at.list("tiers")) {
@@ -7232,7 +7931,7 @@ Tiers read_tiers(const Node& at, Problems& problems) {
 }
 
 // Bounds are the last quantity included. A volume needs a tier that holds it; graduated units past the last bound are free.
-Priced price_tiers(const Tiers& tiers, const Decimal& quantity) {
+[[maybe_unused]] Priced price_tiers(const Tiers& tiers, const Decimal& quantity) {
     if (quantity.is_negative()) throw Error(ErrorCode::bad_value, "quantity", "negative");
     if (quantity.is_zero()) return {};
     if (!tiers.volume) return graduated(tiers.tiers, quantity);
@@ -7272,7 +7971,7 @@ struct Item {
 
 // The limits of tiers are in total units to users and beyond the included ones inside (7.2); "inf" stays.
 Decimal internal_limit(const Decimal& limit, const Decimal& included) { return limit > 0 ? limit - included : limit; }
-Decimal user_limit(const Decimal& limit, const Decimal& included) { return limit > 0 ? limit + included : limit; }
+[[maybe_unused]] Decimal user_limit(const Decimal& limit, const Decimal& included) { return limit > 0 ? limit + included : limit; }
 
 std::optional<Decimal> read_limit(const Node& at) {
     const auto found = at.find("to");
@@ -7399,7 +8098,7 @@ CreditSystem read_credit_system(const Node& at, std::string_view id_field) {
 }
 
 // Credits for that many units of a feature; the system's own units are credits already.
-Decimal credits(const CreditSystem& system, const std::string& feature, const Decimal& units) {
+[[maybe_unused]] Decimal credits(const CreditSystem& system, const std::string& feature, const Decimal& units) {
     if (feature == system.id) return units;
     const auto found = system.costs.find(feature);
     if (found == system.costs.end()) throw Error(ErrorCode::bad_value, "feature_id", "invalid_request");
@@ -7458,7 +8157,7 @@ Decimal refund(std::vector<Balance>& balances, Decimal units) {
 }
 
 // What is left of `value` that no balance took; with reject nothing moves unless all of it fits.
-Decimal settle(std::vector<Balance>& balances, const Decimal& value, OverageBehavior behavior) {
+[[maybe_unused]] Decimal settle(std::vector<Balance>& balances, const Decimal& value, OverageBehavior behavior) {
     auto changed = balances;
     const auto left = value.is_negative() ? -refund(changed, -value) : deduct(changed, value, behavior);
     if (behavior != OverageBehavior::reject || left.is_zero()) balances = std::move(changed);
@@ -7524,6 +8223,7 @@ struct MeteredBook final : Book::Impl {
     Fees usage(const UsageQuery& query, Timestamp now, UsageSource& usage) const override;
     Fees estimate_fees(const Event& event, Timestamp now, UsageSource& usage) const override;
     Check check(const Event& event, Timestamp now, UsageSource& usage) const override;
+    Fee price(std::string_view charge, const Decimal& units, std::int64_t events) const override;
 };
 
 Decimal total(const std::vector<Decimal>& quantities) {
@@ -7591,6 +8291,13 @@ Fees MeteredBook::estimate_fees(const Event& event, Timestamp now, UsageSource& 
     return sum_up(std::move(list), items.front());
 }
 
+Fee MeteredBook::price(std::string_view charge, const Decimal& units, std::int64_t) const {
+    for (const auto& item : items) {
+        if (item.charge == charge) return item_fee(item, {}, units, item.price({units}));
+    }
+    throw Error(ErrorCode::not_found, "charge", "charge_not_found");
+}
+
 // The event's units against what is left: of the first item that allows them, else of the first that measures them (5.3).
 Check MeteredBook::check(const Event& event, Timestamp now, UsageSource& usage_source) const {
     const auto query = customer_query(event.customer, event.subscription, {this_month(now).from, now + std::chrono::microseconds(1)});
@@ -7645,7 +8352,7 @@ Meter read_meter(const Node& at) {
     if (meter.multiplier <= 0) throw Error(ErrorCode::bad_value, aggregation.path("multiplier"), "must be above 0");
     for (const auto& filter : at.list("filters")) {
         const auto key = filter.required_text("key");
-        const auto values = filter.value().value("values", std::vector<std::string>());
+        const auto values = filter.texts("values");
         if (values.empty()) throw Error(ErrorCode::bad_value, filter.path("values"), "must not be empty");
         meter.filters.emplace_back(key, values);
         meter.metric.filter.parts.push_back(Filter::where(property_field(key), Operator::in, json(values)));
@@ -7660,17 +8367,9 @@ bool measures(const Meter& meter, const Event& event) {
            });
 }
 
-// A negative total counts as none (5.10); events without the property are one more distinct value (5.7).
+// A negative total counts as none (5.10).
 Decimal counted(const Meter& meter, const AggregateQuery& query, UsageSource& usage) {
-    auto units = usage.measure(meter.metric, query).front().value;
-    if (meter.metric.aggregation == Aggregation::unique_count) {
-        auto absent = meter.metric;
-        absent.aggregation = Aggregation::count;
-        absent.property.clear();
-        absent.filter.parts.push_back(Filter::where(property_field(meter.field), Operator::exists, false));
-        if (usage.measure(absent, query).front().value > 0) units += 1;
-    }
-    return at_least_zero(units * meter.multiplier);
+    return at_least_zero(usage.measure(meter.metric, query).front().value * meter.multiplier);
 }
 
 std::optional<Decimal> step_of(const Meter& meter, const Event& event, AggregateQuery query, UsageSource& usage) {
@@ -7736,6 +8435,23 @@ std::shared_ptr<const Book::Impl> load(const json& catalogue) {
 
 namespace polar {
 
+// Text of at most 1000 characters, a 32-bit integer (1.0 is 1) or a boolean (filter.py:31).
+json clause_value(const Node& at) {
+    const auto value = at.find("value");
+    const auto bad = [&]() -> json { throw Error(ErrorCode::bad_value, at.path("value"), "must be text, a whole number or true or false"); };
+    if (!value) return bad();
+    if (value->value().is_string()) {
+        const auto& text = value->value().get_ref<const std::string&>();
+        const auto characters = std::count_if(text.begin(), text.end(), [](char c) { return (static_cast<unsigned char>(c) & 0xC0) != 0x80; });
+        if (characters > 1000) throw Error(ErrorCode::bad_value, at.path("value"), "is longer than 1000 characters");
+        return text;
+    }
+    if (!value->value().is_number()) return value->value().is_boolean() ? value->value() : bad();
+    const auto whole = Decimal::from_json(value->value()).to_int64();
+    if (!whole || *whole < std::numeric_limits<std::int32_t>::min() || *whole > std::numeric_limits<std::int32_t>::max()) return bad();
+    return *whole;
+}
+
 // Clauses in Polar's words; all but their negations need the property (6.2).
 Filter read_clause(const Node& at) {
     static constexpr std::array<std::pair<std::string_view, Operator>, 8> operators{{{"eq", Operator::eq},
@@ -7748,22 +8464,21 @@ Filter read_clause(const Node& at) {
                                                                                      {"not_like", Operator::not_contains}}};
     auto property = at.required_text("property");
     const auto op = at.choice("operator", operators);
-    const auto value = at.find("value");
-    if (!value || value->value().is_structured())
-        throw Error(ErrorCode::bad_value, at.path("value"), "must be text, a whole number or true or false");
+    const auto value = clause_value(at);
     if (property.rfind("metadata.", 0) == 0) property = property.substr(std::string_view("metadata.").size());
     const bool built_in = property == "name" || property == "source" || property == "timestamp";
     const auto field = built_in ? property : property_field(property);
-    auto clause = Filter::where(field, op, value->value());
+    auto clause = Filter::where(field, op, value);
     if (op != Operator::ne && op != Operator::not_contains) return clause;
     return Filter::all({Filter::where(field, Operator::exists, true), std::move(clause)});
 }
 
-Filter read_filter(const Node& at) {
+Filter read_filter(const Node& at, std::size_t depth = 1) {
     static constexpr std::array<std::pair<std::string_view, bool>, 2> conjunctions{{{"and", true}, {"or", false}}};
+    if (depth > limits::json_depth) at.refuse("is nested too deep");
     const bool all = at.choice("conjunction", conjunctions, "and");
     std::vector<Filter> parts;
-    for (const auto& clause : at.list("clauses")) parts.push_back(clause.find("clauses") ? read_filter(clause) : read_clause(clause));
+    for (const auto& clause : at.list("clauses")) parts.push_back(clause.find("clauses") ? read_filter(clause, depth + 1) : read_clause(clause));
     return all || parts.empty() ? Filter::all(std::move(parts)) : Filter::any(std::move(parts));
 }
 
@@ -7798,6 +8513,8 @@ Meter read_meter(const Node& at) {
     }
     meter.metric.aggregation = meter.function == Function::sum ? Aggregation::sum : Aggregation::unique_count;
     meter.metric.property = property_field(aggregation.required_text("property"));
+    // Events without the property are no value of their own (7).
+    meter.metric.filter = Filter::all({std::move(meter.metric.filter), Filter::where(meter.metric.property, Operator::exists, true)});
     return meter;
 }
 
@@ -7922,7 +8639,7 @@ Item read_plan_item(const Node& at, const std::string& currency) {
     if (!at.find("price")) return {.included = at.decimal("included").value_or(Decimal())};
     const auto price = at.object("price");
     auto merged = price.value();
-    merged["included"] = at.value().value("included", json(0));
+    merged["included"] = at.raw("included");
     auto item = autumn::read_item(Node(merged, price.path()), true, currency);
     check_item(at, price, item);
     return item;
@@ -7983,6 +8700,186 @@ constexpr std::array<std::pair<std::string_view, std::shared_ptr<const Book::Imp
 
 }  // namespace
 
+namespace {
+
+// --- Polar: its three evaluators of filters, and meter quantities (dossier 6 to 8) ---
+
+namespace polar {
+
+using enum Meeting;
+
+constexpr std::array<Meeting, 3> never_any{never, never, never}, text_any{text, text, text}, empty_any{empty, empty, empty};
+
+// One evaluator: metadata by a table, and how a time becomes whole seconds.
+struct Evaluator {
+    Coercion metadata;
+    Rounding seconds;
+};
+
+// Quantities and balances (filter.py:52).
+constexpr Evaluator postgres{{.missing = {never_any, never_any},
+                              .boolean = {{number, never, never}, text_any},
+                              .number = {{number, number, never}, text_any},
+                              .text = {text_any, text_any},
+                              .structure = {never_any, text_any},
+                              .asked_booleans = {"f", "t"}},
+                             Rounding::half_up};
+
+// What a meter bills (filter.py:127).
+constexpr Evaluator billing{{.missing = {never_any, never_any},
+                             .boolean = {{number, number, differ}, text_any},
+                             .number = {{number, number, differ}, text_any},
+                             .text = {{differ, differ, text}, text_any},
+                             .structure = {{differ, differ, differ}, text_any},
+                             .stored_booleans = {"False", "True"},
+                             .asked_booleans = {"False", "True"}},
+                            Rounding::down};
+
+// Lists of events (tinybird/service.py:722).
+[[maybe_unused]] constexpr Evaluator clickhouse{{.missing = {{zero, zero, empty}, empty_any},
+                                                 .boolean = {{zero, zero, empty}, empty_any},
+                                                 .number = {{number, number, empty}, empty_any},
+                                                 .text = {{zero, zero, text}, text_any},
+                                                 .structure = {{zero, zero, empty}, empty_any}},
+                                                Rounding::down};
+
+// name and source meet texts alone, timestamp numbers alone, in every evaluator.
+constexpr Coercion built_in{.missing = {never_any, never_any},
+                            .boolean = {never_any, never_any},
+                            .number = {{never, number, never}, {never, text, never}},
+                            .text = {{never, never, text}, {never, never, text}},
+                            .structure = {never_any, never_any}};
+
+// The metadata parameter of a question compares texts (kit/metadata.py:138).
+constexpr Coercion parameter{.missing = {never_any, never_any},
+                             .boolean = {text_any, text_any},
+                             .number = {text_any, text_any},
+                             .text = {text_any, text_any},
+                             .structure = {text_any, text_any}};
+
+bool is_metadata(std::string_view field) { return field.starts_with("properties."); }
+
+Scalar field_of(const Event& event, std::string_view field, Rounding seconds, std::string& keep) {
+    if (is_metadata(field)) return scalar_at(event.properties, field.substr(property_field("").size()), keep);
+    if (field == "timestamp") return {Scalar::Kind::number, false, event.timestamp.value_or(Timestamp()).unix_seconds().round(0, seconds), {}};
+    return {Scalar::Kind::text, false, {}, field == "name" ? event.name : event.source};
+}
+
+bool matches(const Evaluator& evaluator, const Filter& filter, const Event& event) {
+    const auto each = [&](const Filter& part) { return matches(evaluator, part, event); };
+    if (filter.kind == Filter::Kind::all) return std::all_of(filter.parts.begin(), filter.parts.end(), each);
+    if (filter.kind == Filter::Kind::any) return std::any_of(filter.parts.begin(), filter.parts.end(), each);
+    std::string keep;
+    const Scalar value = field_of(event, filter.field, evaluator.seconds, keep);
+    if (filter.op == Operator::exists) return value.absent() != filter.value.get<bool>();
+    return meets(is_metadata(filter.field) ? evaluator.metadata : built_in, filter.op, value, make_operand(filter.value, filter.field));
+}
+
+struct Measure {
+    Function function = Function::count;
+    std::string property{};  // as Polar writes it; a leading "metadata." is dropped once
+};
+
+bool is_timestamp(const Measure& measure) { return measure.property == "timestamp"; }
+
+// Polar's numbers are doubles. Only JSON numbers take part, and the time as seconds; of a unique count every value, numbered by what it is.
+class Values {
+public:
+    explicit Values(const Measure& measure) : measure_(measure) {
+        constexpr std::string_view prefix = "metadata.";
+        if (measure_.property.starts_with(prefix)) measure_.property.erase(0, prefix.size());
+    }
+
+    std::optional<double> of(const Event& event) {
+        std::string keep;
+        if (measure_.function == Function::count) return 1;
+        if (measure_.function == Function::unique) {
+            const Scalar value = scalar_at(event.properties, measure_.property, keep);
+            if (value.kind == Scalar::Kind::missing) return std::nullopt;
+            const std::string identity = std::to_string(static_cast<int>(value.kind)) + scalar_text(value);
+            return static_cast<double>(known_.try_emplace(identity, known_.size()).first->second);
+        }
+        if (measure_.property == "name" || measure_.property == "source") return std::nullopt;
+        const std::string field = is_timestamp(measure_) ? measure_.property : property_field(measure_.property);
+        const Scalar value = field_of(event, field, postgres.seconds, keep);
+        return value.kind == Scalar::Kind::number ? std::optional(value.number.to_double()) : std::nullopt;
+    }
+
+private:
+    Measure measure_;
+    std::unordered_map<std::string, std::size_t> known_;
+};
+
+double aggregated(const Measure& measure, std::span<const Event> events) {
+    Values values(measure);
+    std::vector<double> found;
+    for (const Event& event : events) {
+        if (const auto value = values.of(event)) found.push_back(*value);
+    }
+    return aggregated(measure.function, found);
+}
+
+// Whether an event takes part: for billing, a unique count takes all, and so does a text field (7).
+[[maybe_unused]] bool takes_part(const Measure& measure, const Event& event, bool for_billing) {
+    if (measure.function == Function::unique) return true;
+    const bool text_field = measure.property == "name" || measure.property == "source";
+    return (for_billing && text_field) || Values(measure).of(event).has_value();
+}
+
+struct Quantities {
+    std::vector<std::pair<Timestamp, double>> rows;
+    double total = 0;
+};
+
+// The total of the rows that have events; an average or unique count is one over all events, whatever their time (service.py:360).
+double total_of(const Measure& measure, std::span<const Event> events, const std::vector<double>& rows) {
+    if (is_summable(measure.function)) return aggregated(Function::sum, rows);
+    const bool over_rows = measure.function == Function::max || measure.function == Function::min;
+    return over_rows ? aggregated(measure.function, rows) : aggregated(measure, events);
+}
+
+// First each customer's value, then `over_customers` of these.
+double quantity(const Measure& measure, const std::optional<Function>& over_customers, std::span<const Event> events) {
+    if (!over_customers) return aggregated(measure, events);
+    std::map<std::string_view, std::vector<Event>> customers;
+    for (const Event& event : events) customers[event.customer].push_back(event);
+    std::vector<double> values;
+    for (const auto& [customer, own] : customers) values.push_back(aggregated(measure, own));
+    return aggregated(*over_customers, values);
+}
+
+// Meter quantities over events that meet the meter's filter. A row stands for the whole bin it falls into, also before the start.
+[[maybe_unused]] Quantities quantities(const Measure& measure, const std::optional<Function>& over_customers, std::span<const Event> events,
+                                       Timestamp start, Timestamp end, const Interval& interval, const std::string& time_zone) {
+    Bins bins({.bin = interval.bin, .time_zone = time_zone});
+    std::map<Timestamp, std::vector<Event>> by_bin;
+    for (const Event& event : events) by_bin[bins.around(event.timestamp.value_or(Timestamp())).from].push_back(event);
+    Quantities answer;
+    std::vector<double> with_events;
+    for (const Timestamp row : quantity_rows(start, end, interval, Zone(time_zone))) {
+        const auto found = by_bin.find(bins.around(row).from);
+        answer.rows.emplace_back(row, found == by_bin.end() ? 0 : quantity(measure, over_customers, found->second));
+        if (found != by_bin.end()) with_events.push_back(answer.rows.back().second);
+    }
+    answer.total = total_of(measure, events, with_events);
+    return answer;
+}
+
+// Whether an event meets the metadata parameter: for every key one of its texts.
+[[maybe_unused]] bool meets_parameter(const json& wanted, const Event& event) {
+    return std::all_of(wanted.items().begin(), wanted.items().end(), [&](const auto& item) {
+        std::string keep;
+        const json& list = item.value();
+        const Scalar value = event.properties.contains(item.key()) ? scalar_at({{"", event.properties.at(item.key())}}, "", keep) : Scalar{};
+        return std::any_of(list.begin(), list.end(),
+                           [&](const json& text) { return meets(parameter, Operator::eq, value, make_operand(text, item.key())); });
+    });
+}
+
+}  // namespace polar
+
+}  // namespace
+
 Book Book::lago(const json& catalogue) { return Book(meter::lago::load(catalogue)); }
 Book Book::flexprice(const json& catalogue) { return Book(meter::flexprice::load(catalogue)); }
 Book Book::polar(const json& catalogue) { return Book(meter::polar::load(catalogue)); }
@@ -7999,6 +8896,7 @@ const std::string& Book::vendor() const noexcept { return impl_->vendor; }
 const std::string& Book::code() const noexcept { return impl_->code; }
 const json& Book::source() const noexcept { return impl_->source; }
 std::vector<Metric> Book::metrics() const { return impl_->metrics; }
+Fee Book::price(std::string_view charge, const Decimal& units, std::int64_t events) const { return impl_->price(charge, units, events); }
 
 // =============================================================================================
 // 9 wire: each vendor's requests, answers and rules, as tables. Pure. Uses 1-3.
@@ -8023,11 +8921,11 @@ enum class Form {
 };
 
 struct WireField {
-    std::string_view key;  ///< "customer.email" is the member email of the object customer; such fields stand together
+    std::string_view key;  // "customer.email" is the member email of the object customer; such fields stand together
     From from;
     Form form = Form::text;
     bool required = false;           ///< the vendor takes no event without it
-    std::string_view fallback = {};  ///< sent where the event has nothing
+    std::string_view fallback = {};  // sent where the event has nothing
     bool always = false;             ///< sent even when it is empty
     std::string_view rival = {};     ///< a key of the event's extension that takes its place
     std::string_view other = {};     ///< a key of the event's extension that serves where this one is required
@@ -8108,9 +9006,9 @@ enum class Meaning {
 
 struct StatusRule {
     int from, to;
-    std::string_view code;  ///< only when the body says so: its "code", or any part of a body that is not JSON
+    std::string_view code;  // only when the body says so: its "code", or any part of a body that is not JSON
     Meaning meaning;
-    bool unknown = false;  ///< the events may have been stored all the same
+    bool unknown = false;  // the events may have been stored all the same
 };
 
 constexpr std::array lago_rules{
@@ -8308,7 +9206,7 @@ const Vendor& vendor_of(const Upstream& upstream) {
 
 std::string json_text(const json& value) { return value.dump(-1, ' ', false, json::error_handler_t::replace); }
 
-/// Whole numbers beyond 2^53 as text, at any depth.
+// Whole numbers beyond 2^53 as text, at any depth.
 json without_large_integers(const json& value) {
     constexpr std::int64_t largest = std::int64_t{1} << 53;
     if (value.is_number_unsigned() && value.get<std::uint64_t>() > static_cast<std::uint64_t>(largest)) return value.dump();
@@ -8319,14 +9217,26 @@ json without_large_integers(const json& value) {
     return copy;
 }
 
+// JSON text of properties for a reader of doubles.
+std::string fit_for_doubles(std::string_view properties) {
+    constexpr std::size_t always_exact = 15;  // digits
+    std::size_t digits = 0, longest = 0;
+    for (const char c : properties) {
+        digits = c >= '0' && c <= '9' ? digits + 1 : 0;
+        longest = std::max(longest, digits);
+    }
+    return longest <= always_exact ? std::string(properties) : json_text(without_large_integers(json::parse(properties)));
+}
+
 std::string timestamp_text(Timestamp t, Form form) {
     if (form == Form::unix_seconds) return t.unix_seconds().to_string();
     if (form == Form::iso) return t.to_string();
     return std::to_string(t.micros() / 1000);
 }
 
-/// The text of a field, before it is quoted; empty when the event has nothing there.
-std::string plain_value(const WireField& field, const Event& event) {
+// The text of a field, before it is quoted; empty when the event has nothing there. `scratch` holds what had to be made.
+std::string_view plain_value(const WireField& field, const Event& event, std::string& scratch) {
+    const auto made = [&](std::string text) -> std::string_view { return scratch = std::move(text); };
     switch (field.from) {
         case From::id:
             return event.id;
@@ -8339,15 +9249,15 @@ std::string plain_value(const WireField& field, const Event& event) {
         case From::source:
             return event.source;
         case From::timestamp:
-            return timestamp_text(event.timestamp.value_or(Timestamp()), field.form);
+            return made(timestamp_text(event.timestamp.value_or(Timestamp()), field.form));
         case From::value:
-            return event.value ? event.value->to_string() : "";
+            return event.value ? made(event.value->to_string()) : "";
         case From::cents:
-            return event.precise_total_amount_cents ? event.precise_total_amount_cents->to_string() : "";
+            return event.precise_total_amount_cents ? made(event.precise_total_amount_cents->to_string()) : "";
         case From::notice_body:
-            return event.notice ? event.notice->body : "";
+            return event.notice ? std::string_view(event.notice->body) : "";
         case From::severity:
-            return event.notice ? std::string(severity_name(event.notice->severity)) : "";
+            return event.notice ? severity_name(event.notice->severity) : "";
         case From::notify:
             return event.notice && event.notice->notify ? "true" : "false";
         case From::properties:
@@ -8367,33 +9277,34 @@ const json& extension_of(const Vendor& vendor, const Event& event) {
     return found != event.extensions.end() && found->is_object() ? *found : nothing;
 }
 
-/// The JSON text of a field; empty when nothing is to be sent.
-std::string field_json(const WireField& field, const Event& event, const json& extension) {
-    std::string out;
-    if (!field.rival.empty() && extension.contains(std::string(field.rival))) return out;
+// The JSON text of a field, appended; nothing when nothing is to be sent.
+void append_field(std::string& out, const WireField& field, const Event& event, std::string_view properties, const json& extension) {
+    if (!field.rival.empty() && extension.contains(field.rival)) return;
     if (field.from == From::properties) {
-        out += json_text(field.form == Form::object_go ? without_large_integers(event.properties) : event.properties);
-        return out;
+        if (field.form == Form::object_go)
+            out += fit_for_doubles(properties);
+        else
+            out += properties;
+        return;
     }
     if (field.from == From::extension) {
-        const auto found = extension.find(std::string(last_name(field.key)));
+        const auto found = extension.find(last_name(field.key));
         if (found != extension.end()) {
             out += json_text(*found);
-            return out;
+            return;
         }
     }
-    std::string value = plain_value(field, event);
+    std::string scratch;
+    std::string_view value = plain_value(field, event, scratch);
     if (value.empty()) value = field.fallback;
-    if (value.empty() && !field.always) return out;
-    if (field.form == Form::text_component) {
-        out += R"([{"componentText":{"text":)";
+    if (value.empty() && !field.always) return;
+    const bool bare = field.form == Form::unix_ms || field.form == Form::number || field.form == Form::boolean;
+    if (field.form == Form::text_component) out += R"([{"componentText":{"text":)";
+    if (bare)
+        out += value;
+    else
         append_json_text(out, value);
-        out += "}}]";
-        return out;
-    }
-    if (field.form == Form::unix_ms || field.form == Form::number || field.form == Form::boolean) return value;
-    append_json_text(out, value);
-    return out;
+    if (field.form == Form::text_component) out += "}}]";
 }
 
 bool field_named(const Vendor& vendor, std::string_view key) {
@@ -8401,49 +9312,56 @@ bool field_named(const Vendor& vendor, std::string_view key) {
                        [&](const WireField& f) { return first_name(f.key) == key || (f.from == From::extension && last_name(f.key) == key); });
 }
 
-/// One event as the vendor's JSON. What the extension has beyond the vendor's fields goes in as it is; it never replaces one.
-std::string event_json(const Vendor& vendor, const Event& event) {
+// One event as the vendor's JSON, with its properties as the text they are stored as: every digit leaves as it came. What the extension has
+// beyond the vendor's fields goes in as it is; it never replaces one.
+std::string event_json(const Vendor& vendor, const Event& event, std::string_view properties) {
     const json& extension = extension_of(vendor, event);
-    std::string out = "{", open_object;
-    const auto comma = [&] {
+    std::string out = "{";
+    out.reserve(properties.size() + 256);
+    std::string_view open_object;
+    const auto add_key = [&](std::string_view key) {
         if (out.back() != '{') out += ',';
+        append_json_text(out, key);
+        out += ':';
     };
     for (const WireField& field : vendor.fields) {
-        const std::string value = field_json(field, event, extension);
-        if (value.empty()) continue;
         const std::string_view object = field.key.find('.') == std::string_view::npos ? std::string_view() : first_name(field.key);
+        const std::size_t before = out.size();
+        const std::string_view object_before = open_object;
         if (object != open_object) {
             if (!open_object.empty()) out += '}';
             if (!object.empty()) {
-                comma();
-                append_json_text(out, object);
-                out += ":{";
+                add_key(object);
+                out += '{';
             }
             open_object = object;
         }
-        comma();
-        append_json_text(out, last_name(field.key));
-        out += ':';
-        out += value;
+        add_key(last_name(field.key));
+        const std::size_t value = out.size();
+        append_field(out, field, event, properties, extension);
+        if (out.size() > value) continue;
+        out.resize(before);  // nothing to send: not even its key
+        open_object = object_before;
     }
     if (!open_object.empty()) out += '}';
     for (const auto& [key, value] : extension.items()) {
         if (field_named(vendor, key)) continue;
-        comma();
-        append_json_text(out, key);
-        out += ':';
+        add_key(key);
         out += json_text(value);
     }
     return out += '}';
 }
 
-/// Why the vendor's format cannot carry the event; empty when it can. Only what no answer would tell us (flexprice dossier 3.4, autumn
-/// dossier 4.5, zyg dossier 5.4): everything else is the vendor's to judge.
+std::string event_json(const Vendor& vendor, const Event& event) { return event_json(vendor, event, json_text(event.properties)); }
+
+// Why the vendor's format cannot carry the event; empty when it can. Only what no answer would tell us (flexprice dossier 3.4, autumn
+// dossier 4.5, zyg dossier 5.4): everything else is the vendor's to judge.
 std::string unsendable_reason(const Vendor& vendor, const Event& event) {
     const json& extension = extension_of(vendor, event);
     for (const WireField& field : vendor.fields) {
         if (!field.required) continue;
-        if (plain_value(field, event).find_first_not_of(" \t\r\n") != std::string::npos) continue;
+        std::string scratch;
+        if (plain_value(field, event, scratch).find_first_not_of(" \t\r\n") != std::string_view::npos) continue;
         const bool served = (!field.rival.empty() && extension.contains(std::string(field.rival))) ||
                             (!field.other.empty() && extension.contains(std::string(field.other)));
         if (!served) return std::string(field.key) + " is required";
@@ -8468,7 +9386,7 @@ std::string percent_encoded(std::string_view text) {
     return out;
 }
 
-/// The vendor's address; the version prefix may stand in base_url already, as the vendors' own clients want it.
+// The vendor's address; the version prefix may stand in base_url already, as the vendors' own clients want it.
 std::string root_url(const Vendor& vendor, const UpstreamOptions& options) {
     std::string url = options.base_url.empty() ? std::string(vendor.base_url) : options.base_url;
     while (!url.empty() && url.back() == '/') url.pop_back();
@@ -8522,7 +9440,7 @@ void check_header_text(const std::string& text, const char* field) {
 
 struct Blame {
     std::size_t index = 0;
-    bool duplicate = false;  ///< was there already
+    bool duplicate = false;  // was there already
     bool early = false;      ///< in the future, by the vendor's clock
     std::string text = {};
 };
@@ -8535,10 +9453,10 @@ struct Answer {
     bool early = false;                  ///< of refused: for the vendor's clock
     std::string text = {};               ///< the vendor's words, or the transport's
     std::chrono::seconds wait{0};        ///< asked for by the vendor
-    std::optional<Timestamp> date = {};  ///< the vendor's clock
+    std::optional<Timestamp> date = {};  // the vendor's clock
 };
 
-/// Vendors' texts are kept short.
+// Vendors' texts are kept short.
 std::string shortened(std::string text, std::size_t limit = 1000) {
     if (text.size() <= limit) return text;
     while (limit > 0 && (static_cast<unsigned char>(text[limit]) & 0xC0) == 0x80) --limit;
@@ -8546,14 +9464,14 @@ std::string shortened(std::string text, std::size_t limit = 1000) {
     return text + "...";
 }
 
-/// JSON from outside, without what lies deeper than anyone needs; discarded when it is not JSON.
+// JSON from outside, without what lies deeper than anyone needs; discarded when it is not JSON.
 json parse_answer(const std::string& body) {
     constexpr int depth_limit = 24;
     return json::parse(
         body, [](int depth, json::parse_event_t, json&) { return depth <= depth_limit; }, false);
 }
 
-/// A body that is not JSON, fit to be shown.
+// A body that is not JSON, fit to be shown.
 std::string printable(std::string_view body) {
     std::string out;
     for (const char c : body.substr(0, 300)) {
@@ -8571,7 +9489,7 @@ std::string text_member(const json& object, const char* key) {
 
 std::string words(const json& value) { return value.is_string() ? value.get<std::string>() : json_text(value); }
 
-/// The words of an error body: message, error.message, error, detail, error_details, in the shapes the dossiers list.
+// The words of an error body: message, error.message, error, detail, error_details, in the shapes the dossiers list.
 std::string error_text(const json& body, const std::string& raw) {
     if (!body.is_object()) return printable(raw);
     for (const char* key : {"error_details", "message", "detail"})
@@ -8588,7 +9506,7 @@ std::optional<std::int64_t> whole_number(std::string_view text) {
     return value;
 }
 
-/// "Sun, 06 Nov 1994 08:49:37 GMT" (RFC 9110, 5.6.7); the obsolete forms are not taken.
+// "Sun, 06 Nov 1994 08:49:37 GMT" (RFC 9110, 5.6.7); the obsolete forms are not taken.
 std::optional<Timestamp> http_date(std::string_view text) {
     static constexpr std::string_view months = "JanFebMarAprMayJunJulAugSepOctNovDec";
     if (text.size() != 29 || text.substr(3, 2) != ", " || text.substr(25) != " GMT" || text[19] != ':' || text[22] != ':') return std::nullopt;
@@ -8603,8 +9521,8 @@ std::optional<Timestamp> http_date(std::string_view text) {
     return Timestamp((days * 86400 + *hour * 3600 + *minute * 60 + *second) * 1000000);
 }
 
-/// What the vendor asks us to wait: Retry-After (seconds, or a date seen from the answer's own Date), else a rate limit's reset
-/// (lago dossier 1.9, autumn dossier 1.5). At most a day: the number comes from outside.
+// What the vendor asks us to wait: Retry-After (seconds, or a date seen from the answer's own Date), else a rate limit's reset
+// (lago dossier 1.9, autumn dossier 1.5). At most a day: the number comes from outside.
 std::chrono::seconds asked_wait(const HttpResponse& response, std::optional<Timestamp> date) {
     static constexpr std::int64_t longest = 86400;
     const auto bounded = [](std::int64_t seconds) { return std::chrono::seconds(std::clamp<std::int64_t>(seconds, 0, longest)); };
@@ -8621,7 +9539,7 @@ std::chrono::seconds asked_wait(const HttpResponse& response, std::optional<Time
     return std::chrono::seconds(0);
 }
 
-/// Whether a body shows what this vendor's success shows (responses.json; zyg dossier 5.4): a portal's page does not.
+// Whether a body shows what this vendor's success shows (responses.json; zyg dossier 5.4): a portal's page does not.
 bool proves(const Vendor& vendor, const json& body, std::size_t sent) {
     if (vendor.proof.empty()) return true;
     if (!body.is_object()) return false;
@@ -8639,20 +9557,20 @@ bool proves(const Vendor& vendor, const json& body, std::size_t sent) {
     }
 }
 
-/// Where the proof is a number, it is of the events that were new.
+// Where the proof is a number, it is of the events that were new.
 std::int64_t counted_duplicates(const Vendor& vendor, const json& body, std::size_t sent) {
     if (vendor.proof_type != json::value_t::number_unsigned) return 0;
     return static_cast<std::int64_t>(sent - body[std::string(vendor.proof)].get<std::size_t>());
 }
 
-/// What the reader of one index style finds; nothing when the answer does not say which events are refused.
+// What the reader of one index style finds; nothing when the answer does not say which events are refused.
 struct Blames {
     std::vector<Blame> events = {};
     bool too_large = false;
 };
 
-/// Lago: error_details by index. An index outside the batch, or other keys, means the batch as a whole (lago dossier 1.10). When an id stands
-/// twice in one batch the second is blamed and neither is stored: no index helps then, the two must part.
+// Lago: error_details by index. An index outside the batch, or other keys, means the batch as a whole (lago dossier 1.10). When an id stands
+// twice in one batch the second is blamed and neither is stored: no index helps then, the two must part.
 std::optional<Blames> blame_by_key(const json& body, std::span<const std::string> ids) {
     const auto details = body.find("error_details");
     if (details == body.end() || !details->is_object()) return std::nullopt;
@@ -8669,8 +9587,8 @@ std::optional<Blames> blame_by_key(const json& body, std::span<const std::string
     return blames;
 }
 
-/// Polar: detail[].loc = body, events, index, shape, field. A bad event is reported for both shapes of event, so it is early when one shape
-/// has nothing else to say (polar dossier 2.6).
+// Polar: detail[].loc = body, events, index, shape, field. A bad event is reported for both shapes of event, so it is early when one shape
+// has nothing else to say (polar dossier 2.6).
 std::optional<Blames> blame_by_loc(const json& body, std::span<const std::string> ids, std::string_view early) {
     const auto detail = body.find("detail");
     if (detail == body.end() || !detail->is_array()) return std::nullopt;
@@ -8699,7 +9617,7 @@ std::optional<Blames> blame_by_loc(const json& body, std::span<const std::string
     return blames;
 }
 
-/// Autumn: the message begins with the index, or holds several such parts (autumn dossier 1.4, 4.5).
+// Autumn: the message begins with the index, or holds several such parts (autumn dossier 1.4, 4.5).
 std::optional<Blames> blame_by_prefix(const json& body, std::span<const std::string> ids, std::string_view early) {
     std::string message = text_member(body, "message");
     constexpr std::string_view several = "[Validation Errors] ";
@@ -8743,7 +9661,7 @@ const StatusRule* find_rule(std::span<const StatusRule> rules, int status, const
     return nullptr;
 }
 
-/// What an answer means for the events of one request, whose ids are given in the order they were sent.
+// What an answer means for the events of one request, whose ids are given in the order they were sent.
 Answer read_answer(const Vendor& vendor, const HttpResponse& response, std::span<const std::string> ids) {
     Answer answer;
     if (response.status == 0) {
@@ -8823,7 +9741,7 @@ using SteadyTime = std::chrono::steady_clock::time_point;
 //   pending   = last sequence - cursor + exceptions that are not parked
 //   recorded  = delivered + pending + parked, with delivered counted by itself
 // `attempted`: events past the cursor up to this one were sent and the answer is unknown, the first time at attempted_at.
-// `offline`: the wait began because there was no answer at all. Times are microseconds, `due` by the vendor's clock.
+// `offline`: the wait began because there was no answer at all. Times are microseconds, 0 is never, `due` is by the vendor's clock.
 constexpr const char* delivery_schema = R"sql(
 CREATE TABLE upstreams(
     id INTEGER PRIMARY KEY,
@@ -8839,7 +9757,7 @@ CREATE TABLE upstreams(
     offline INTEGER NOT NULL DEFAULT 0,
     paused INTEGER NOT NULL DEFAULT 0,
     reason TEXT NOT NULL DEFAULT '',
-    skew INTEGER,
+    skew INTEGER NOT NULL DEFAULT 0,
     skew_at INTEGER NOT NULL DEFAULT 0,
     attempted INTEGER NOT NULL DEFAULT 0,
     attempted_at INTEGER NOT NULL DEFAULT 0,
@@ -8856,7 +9774,7 @@ CREATE TABLE exceptions(
     text TEXT NOT NULL DEFAULT '',
     at INTEGER NOT NULL,
     due INTEGER NOT NULL DEFAULT 0,
-    attempted_at INTEGER,
+    attempted_at INTEGER NOT NULL DEFAULT 0,
     PRIMARY KEY(upstream, sequence)
 ) WITHOUT ROWID;
 CREATE INDEX exceptions_by_state ON exceptions(upstream, state, sequence);
@@ -8871,15 +9789,23 @@ constexpr seconds backoff_cap{300};
 constexpr seconds longest_wait = std::chrono::hours(24) + backoff_cap;
 constexpr std::chrono::hours skew_lifetime{24};  // a wrong clock met once must not hold events for ever
 
-/// Full jitter: anywhere between nothing and a bound that doubles with each failure up to the cap.
+// Full jitter: anywhere between nothing and a bound that doubles with each failure up to the cap.
 microseconds backoff(std::int64_t failures, std::uint64_t random) {
     const auto doublings = std::clamp<std::int64_t>(failures - 1, 0, 30);
     const std::int64_t bound = std::min<std::int64_t>(microseconds(backoff_base).count() << doublings, microseconds(backoff_cap).count());
     return microseconds(static_cast<std::int64_t>(random % static_cast<std::uint64_t>(bound + 1)));
 }
 
-/// How far the vendor's clock is ahead, from the whole second in its Date and our clock before and after the exchange: nothing while that
-/// cannot be told from none at all, else the least it can be, so that no event is sent too early.
+// After a failure: what the vendor asked for, and on top of it jitter over as long a time, so that a fleet told the same does not come
+// back as one.
+microseconds wait_after(const Answer& answer, std::int64_t failures, std::uint64_t random) {
+    constexpr seconds widest{60};
+    const auto spread = static_cast<std::uint64_t>(microseconds(std::min(answer.wait, widest)).count());
+    return answer.wait + std::max(backoff(failures, random), microseconds(static_cast<std::int64_t>(random % (spread + 1))));
+}
+
+// How far the vendor's clock is ahead, from the whole second in its Date and our clock before and after the exchange: nothing while that
+// cannot be told from none at all, else the least it can be, so that no event is sent too early.
 microseconds measured_skew(Timestamp date, Timestamp before, Timestamp after) {
     const microseconds least = date - after, most = date + microseconds(seconds(1)) - before;
     return least <= microseconds(0) && microseconds(0) <= most ? microseconds(0) : least;
@@ -8887,7 +9813,7 @@ microseconds measured_skew(Timestamp date, Timestamp before, Timestamp after) {
 
 // ---- selection and redaction ----------------------------------------------------------------------
 
-/// A property by its path; a key that holds dots itself is found too.
+// A property by its path; a key that holds dots itself is found too.
 const json* find_property(const json& object, std::string_view path) {
     if (!object.is_object()) return nullptr;
     if (const auto whole = object.find(std::string(path)); whole != object.end()) return &*whole;
@@ -8899,7 +9825,7 @@ const json* find_property(const json& object, std::string_view path) {
     return nullptr;
 }
 
-/// Gives `copy` the property that `original` has at the path, if it has one.
+// Gives `copy` the property that `original` has at the path, if it has one.
 void restore_property(json& copy, const json& original, std::string_view path) {
     if (!original.is_object() || !find_property(original, path)) return;
     if (!copy.is_object()) copy = json::object();
@@ -8915,7 +9841,7 @@ void restore_property(json& copy, const json& original, std::string_view path) {
     }
 }
 
-/// A filter asked about one event. `kept` holds the text of a list or object while the scalar is looked at.
+// A filter asked about one event. `kept` holds the text of a list or object while the scalar is looked at.
 Scalar event_scalar(const Event& event, const std::string& key, std::string& kept) {
     const auto text = [](std::string_view value) { return value.empty() ? Scalar{} : Scalar{Scalar::Kind::text, false, {}, value}; };
     const auto number = [](const Decimal& value) { return Scalar{Scalar::Kind::number, false, value, {}}; };
@@ -8977,7 +9903,7 @@ struct Item {
     bool was_sent = false;
 };
 
-/// A stretch of the log, or events set aside earlier that may go now. Fates are decided here and written down together.
+// A stretch of the log, or events set aside earlier that may go now. Fates are decided here and written down together.
 struct Shipment {
     std::vector<Item> items = {};
     bool from_log = true;
@@ -8988,8 +9914,8 @@ struct Shipment {
     }
 };
 
-/// The items of the next request: the open ones in order, as many as fit. Where one of the suspects is refused half of them go, so that
-/// it stands alone after log2 requests.
+// The items of the next request: the open ones in order, as many as fit. Where one of the suspects is refused half of them go, so that
+// it stands alone after log2 requests.
 std::vector<Item*> next_request(Shipment& batch, std::int64_t events, std::size_t bytes) {
     std::size_t most = static_cast<std::size_t>(events);
     if (batch.suspects > 0) most = std::min(most, (batch.suspects + 1) / 2);
@@ -9020,7 +9946,7 @@ void park(Item& item, std::string reason, std::string text, int status = 0) {
     item.status = status;
 }
 
-/// Held for the vendor's clock; unless the event is past by that clock too, when the refusal means something else.
+// Held for the vendor's clock; unless the event is past by that clock too, when the refusal means something else.
 void hold_or_park(Item& item, const Answer& answer, Timestamp vendor_now, const std::string& text, int status) {
     constexpr seconds margin{1}, doubt{5};
     if (answer.date && item.timestamp + microseconds(doubt) < *answer.date) return park(item, "refused", text, status);
@@ -9028,7 +9954,7 @@ void hold_or_park(Item& item, const Answer& answer, Timestamp vendor_now, const 
     item.due = std::max(item.timestamp, vendor_now) + microseconds(margin);
 }
 
-/// What the answer means for the items that were sent. Those it does not settle stay open.
+// What the answer means for the items that were sent. Those it does not settle stay open.
 void apply_answer(const Answer& answer, int status, Timestamp vendor_now, Shipment& batch, const std::vector<Item*>& sent) {
     const bool alone = sent.size() == 1;
     switch (answer.meaning) {
@@ -9070,14 +9996,12 @@ void apply_answer(const Answer& answer, int status, Timestamp vendor_now, Shipme
     }
 }
 
-std::optional<std::int64_t> micros_of(std::optional<Timestamp> t) { return t ? std::optional(t->micros()) : std::nullopt; }
-
 bool may_have_been_counted(std::chrono::hours window, Timestamp attempted_at, Timestamp now) {
     if (window == for_ever) return false;
     return window == std::chrono::hours(0) || now < attempted_at || now - attempted_at >= window;
 }
 
-/// A property of the events of one name that a metric needs.
+// A property of the events of one name that a metric needs.
 struct MeasuredProperty {
     std::string event = {}, path = {};
 };
@@ -9102,7 +10026,7 @@ std::vector<MeasuredProperty> measured_properties(Connection& c) {
     return all;
 }
 
-/// A copy after before_send, with what identifies and counts the event put back.
+// A copy after before_send, with what identifies and counts the event put back.
 Event redacted(const UpstreamOptions& options, std::span<const MeasuredProperty> measured, const Event& event) {
     if (!options.before_send) return event;
     Event copy = event;
@@ -9129,20 +10053,28 @@ struct ItemMaker {
     Timestamp vendor_now;
     std::size_t bytes;
 
-    bool selected(const Event& event) const { return (event.notice || !vendor.notices_only) && selection.holds(event); }
+    // From a row of the log. Its properties are taken apart only when someone looks into them.
+    Item from_row(const Prepared& row, bool select) const {
+        Event event = read_plain_event(row);
+        if (vendor.notices_only && !event.notice && select) return skip(event.sequence);
+        const bool selecting = select && !options.selection.empty();
+        if (selecting || options.before_send) event.properties = json::parse(row.text(10));
+        if (selecting && !selection.holds(event)) return skip(event.sequence);
+        return make(event, row.text(10));
+    }
 
-    Item make(const Event& event) const {
+    Item make(const Event& event, std::string_view properties) const {
         Item item;
         item.sequence = event.sequence;
         item.id = event.id;
         item.timestamp = event.timestamp.value_or(Timestamp());
+        const std::string reason = unsendable_reason(vendor, event);
+        if (!reason.empty()) {
+            park(item, "unsendable", reason);
+            return item;
+        }
         try {
-            const Event copy = redacted(options, measured, event);
-            const std::string reason = unsendable_reason(vendor, copy);
-            if (!reason.empty())
-                park(item, "unsendable", reason);
-            else
-                item.body = event_json(vendor, copy);
+            item.body = options.before_send ? event_json(vendor, redacted(options, measured, event)) : event_json(vendor, event, properties);
         } catch (const std::exception& error) {
             park(item, "before_send", shortened(error.what()));
         }
@@ -9172,7 +10104,7 @@ struct UpstreamRow {
     Timestamp next_attempt = {};
     bool offline = false, paused = false;
     std::string reason = {};
-    std::optional<microseconds> skew = {};
+    microseconds skew{0};  // known when skew_at is set
     Timestamp skew_at = {};
     std::int64_t attempted = 0;
     Timestamp attempted_at = {};
@@ -9181,10 +10113,10 @@ struct UpstreamRow {
     std::int64_t fence = 0;
 
     Timestamp vendor_time(Timestamp now) const {
-        const bool fresh = skew && skew_at <= now && now - skew_at < skew_lifetime;
-        return fresh ? now + *skew : now;
+        const bool fresh = skew_at <= now && now - skew_at < skew_lifetime;
+        return fresh ? now + skew : now;
     }
-    /// A stored time further off than any wait means that the clock was set back: such a wait has ended.
+    // A stored time further off than any wait means that the clock was set back: such a wait has ended.
     bool waits(Timestamp now) const { return now < next_attempt && next_attempt - now <= longest_wait; }
 };
 
@@ -9207,7 +10139,7 @@ std::optional<UpstreamRow> find_upstream(Connection& c, const std::string& name)
     row.offline = number(8) != 0;
     row.paused = number(9) != 0;
     row.reason = found.text(10);
-    if (!found.null(11)) row.skew = microseconds(number(11));
+    row.skew = microseconds(number(11));
     row.skew_at = Timestamp(number(12));
     row.attempted = number(13);
     row.attempted_at = Timestamp(number(14));
@@ -9238,7 +10170,7 @@ Balance read_balance(Connection& c, const UpstreamRow& row) {
     return balance;
 }
 
-/// The first moment, by the vendor's clock, at which a held event may go.
+// The first moment, by the vendor's clock, at which a held event may go.
 std::optional<Timestamp> first_due(Connection& c, std::int64_t upstream) {
     const Prepared first = c.prepared("SELECT min(due) FROM exceptions WHERE upstream = ? AND state = ?");
     first.bind(upstream, static_cast<int>(ExceptionState::held));
@@ -9259,7 +10191,7 @@ UpstreamStatus read_status(Connection& c, const std::string& name, const Upstrea
     status.pending = balance.pending;
     status.parked = balance.parked;
     status.held = count_exceptions(c, row.id, ExceptionState::held);
-    status.skew = row.skew;
+    if (row.skew_at != Timestamp()) status.skew = row.skew;
     if (const auto oldest = oldest_pending(c, row)) {
         const auto event = event_at(c, *oldest);
         if (event && event->recorded_at) status.lag = std::max(microseconds(0), now - *event->recorded_at);
@@ -9285,7 +10217,7 @@ UpstreamStatus read_status(Connection& c, const std::string& name, const Upstrea
     return status;
 }
 
-/// Events set aside that may go now, in order.
+// Events set aside that may go now, in order.
 std::vector<Item> read_released(Connection& c, const UpstreamRow& row, const ItemMaker& maker, std::int64_t limit) {
     const Prepared next = c.prepared(
         "SELECT sequence, attempted_at FROM exceptions WHERE upstream = ? AND (state = 2 OR (state = 1 AND due <= ?)) ORDER BY sequence LIMIT ?");
@@ -9293,43 +10225,36 @@ std::vector<Item> read_released(Connection& c, const UpstreamRow& row, const Ite
     std::vector<Item> items;
     std::size_t bytes = 0;
     while (bytes < maker.bytes && next.row()) {
-        const std::int64_t sequence = next.integer(0);
-        const auto event = event_at(c, sequence);
-        Item item = event ? maker.make(*event) : maker.skip(sequence);
-        if (!next.null(1)) item.attempted_at = Timestamp(next.integer(1));
-        bytes += item.body.size();
-        items.push_back(std::move(item));
+        const Prepared event = c.prepared(METER_EVENT_COLUMNS "WHERE l.sequence = ?");
+        event.bind(next.integer(0));
+        items.push_back(event.row() ? maker.from_row(event, false) : maker.skip(next.integer(0)));
+        if (next.integer(1) != 0) items.back().attempted_at = Timestamp(next.integer(1));
+        bytes += items.back().body.size();
     }
     return items;
 }
 
-/// The next stretch of the log: enough for one request, read in small pieces so that memory stays small whatever the events' size.
+// The next stretch of the log: enough for one request, one event in memory at a time.
 std::vector<Item> read_log(Connection& c, const UpstreamRow& row, const ItemMaker& maker, std::int64_t limit) {
-    constexpr std::int64_t piece = 50;
     constexpr std::size_t longest = 5000;
     const bool attempted = row.attempted > row.cursor;
+    const Prepared next = c.prepared(METER_EVENT_COLUMNS "WHERE l.sequence > ? AND l.sequence <= ? ORDER BY l.sequence");
+    next.bind(row.cursor, attempted ? row.attempted : std::numeric_limits<std::int64_t>::max());  // what was sent is never mixed with what was not
     std::vector<Item> items;
-    std::int64_t open = 0, after = row.cursor;
+    std::int64_t open = 0;
     std::size_t bytes = 0;
-    while (open < limit && bytes < maker.bytes && items.size() < longest) {
-        std::int64_t wanted = std::min(piece, limit - open);
-        if (attempted) wanted = std::min(wanted, row.attempted - after);  // what was sent is never mixed with what was not
-        const std::vector<Event> events = wanted > 0 ? events_after(c, after, wanted) : std::vector<Event>();
-        for (const Event& event : events) {
-            items.push_back(maker.selected(event) ? maker.make(event) : maker.skip(event.sequence));
-            if (attempted) items.back().attempted_at = row.attempted_at;
-            if (items.back().fate == Fate::open) ++open;
-            bytes += items.back().body.size();
-            after = event.sequence;
-        }
-        if (events.empty()) break;
+    while (open < limit && bytes < maker.bytes && items.size() < longest && next.row()) {
+        items.push_back(maker.from_row(next, true));
+        if (attempted) items.back().attempted_at = row.attempted_at;
+        if (items.back().fate == Fate::open) ++open;
+        bytes += items.back().body.size();
     }
     return items;
 }
 
 // ---- leases ---------------------------------------------------------------------------------------
 
-/// This process, as a lease names it: "pid:nonce".
+// This process, as a lease names it: "pid:nonce".
 std::string process_token() {
     static const std::string nonce = std::to_string((std::uint64_t{std::random_device{}()} << 32) ^ std::random_device{}());
 #if METER_POSIX
@@ -9339,8 +10264,8 @@ std::string process_token() {
 #endif
 }
 
-/// Whether the process that took a lease is known to have ended. A wrong answer (another pid namespace) costs no more than an expiry that
-/// comes early: the fence keeps the books right.
+// Whether the process that took a lease is known to have ended. A wrong answer (another pid namespace) costs no more than an expiry that
+// comes early: the fence keeps the books right.
 bool has_ended(const std::string& owner) {
 #if METER_POSIX
     const auto pid = whole_number(std::string_view(owner).substr(0, owner.find(':')));
@@ -9354,14 +10279,14 @@ bool has_ended(const std::string& owner) {
 
 constexpr std::chrono::hours longest_lease{2};
 
-/// An end further off than any lease means that the clock was set back.
+// An end further off than any lease means that the clock was set back.
 bool lease_holds(const std::string& owner, Timestamp until, Timestamp now) {
     return !owner.empty() && now < until && until - now <= longest_lease && !has_ended(owner);
 }
 
 // ---- one flush of one upstream ------------------------------------------------------------------
 
-/// Settings of an upstream in this process.
+// Settings of an upstream in this process.
 struct Link {
     Upstream upstream;
     const Vendor& vendor;
@@ -9378,7 +10303,7 @@ struct Link {
     }
 };
 
-/// What all flushes of one call share.
+// What all flushes of one call share.
 struct FlushContext {
     Store& store;
     const Clock& clock;
@@ -9397,8 +10322,8 @@ struct FlushContext {
 constexpr seconds lease_slack{5};
 constexpr std::size_t request_bytes = 4 * 1024 * 1024;  // of a request at most, whatever the vendor would take: memory is bounded by it
 
-/// One flusher of one upstream. Holds the lease while it runs; every write checks the fence, so that a flusher that was overtaken
-/// (stopped for longer than its lease) changes nothing.
+// One flusher of one upstream. Holds the lease while it runs; every write checks the fence, so that a flusher that was overtaken
+// (stopped for longer than its lease) changes nothing.
 class Sender {
 public:
     Sender(FlushContext& context, Link& link, std::string owner) : context_(context), link_(link), owner_(std::move(owner)) {}
@@ -9447,10 +10372,10 @@ private:
 
     bool still_mine(Connection& c) const { return c.integer("SELECT fence FROM upstreams WHERE id = ?", row_.id) == row_.fence; }
 
-    /// As long as one exchange may take, and some.
+    // As long as one exchange may take, and some.
     std::int64_t lease_end() const { return (now() + microseconds(options().request_timeout + lease_slack)).micros(); }
 
-    /// Best effort: a lease that is not given back ends by itself.
+    // Best effort: a lease that is not given back ends by itself.
     void give_back_lease() noexcept {
         try {
             context_.store.write([&](Connection& c) {
@@ -9479,16 +10404,17 @@ private:
         return row_.failures > 0 ? Step::finished : Step::more;  // also when the wait drawn is next to nothing
     }
 
-    /// The next batch: what was set aside and may go now, else the next stretch of the log.
+    // The next batch: what was set aside and may go now, else the next stretch of the log.
     bool fill() {
         batch_ = Shipment();
         context_.store.read([&](Connection& c) {
             const auto measured = options().before_send ? measured_properties(c) : std::vector<MeasuredProperty>();
             const ItemMaker maker{
                 vendor(), options(), link_.selection, measured, row_.vendor_time(now()), std::min(vendor().batch_bytes, request_bytes)};
-            batch_.items = read_released(c, row_, maker, link_.batch_events);
+            const std::int64_t stride = std::max<std::int64_t>(link_.batch_events, 500);  // several small requests from one look into the log
+            batch_.items = read_released(c, row_, maker, stride);
             batch_.from_log = batch_.items.empty();
-            if (batch_.from_log) batch_.items = read_log(c, row_, maker, link_.batch_events);
+            if (batch_.from_log) batch_.items = read_log(c, row_, maker, stride);
         });
         for (Item& item : batch_.items)
             if (item.fate == Fate::open && item.attempted_at && may_have_been_counted(vendor().resend_window, *item.attempted_at, now()))
@@ -9496,7 +10422,7 @@ private:
         return !batch_.items.empty();
     }
 
-    /// For vendors that recognise a copy only for a time: that events are about to be sent is on disk before they are.
+    // For vendors that recognise a copy only for a time: that events are about to be sent is on disk before they are.
     bool mark_attempt(const std::vector<Item*>& sent) {
         before_ = {row_.attempted, row_.attempted_at};
         if (vendor().resend_window == for_ever) return true;
@@ -9560,21 +10486,20 @@ private:
         row_.paused = answer.meaning == Meaning::pause;
         row_.offline = status == 0;
         row_.reason.clear();
-        microseconds wait = answer.wait;
-        if (row_.failures > 0) wait += backoff(row_.failures, context_.random());
+        const microseconds wait = row_.failures > 0 ? wait_after(answer, row_.failures, context_.random()) : microseconds(answer.wait);
         row_.next_attempt = wait > microseconds(0) ? at + wait : Timestamp();
         if (row_.failures == 0 && !row_.paused) return;
         row_.reason = (status ? "HTTP " + std::to_string(status) + ": " : "") + answer.text;
         link_.log((row_.paused ? "paused: " : "waiting until " + row_.next_attempt.to_string() + ": ") + row_.reason);
     }
 
-    /// Back towards the limit, slowly, so that a server with a smaller one is not asked again and again.
+    // Back towards the limit, slowly, so that a server with a smaller one is not asked again and again.
     void grow_batch(std::size_t sent) {
         const std::int64_t size = link_.batch_events;
         if (static_cast<std::int64_t>(sent) == size) link_.batch_events = std::min(link_.limit(), size + std::max<std::int64_t>(1, size / 16));
     }
 
-    /// A cancelled exchange is no failure of the vendor's. What was marked before sending stays marked.
+    // A cancelled exchange is no failure of the vendor's. What was marked before sending stays marked.
     Step give_up(const std::vector<Item*>& sent) {
         report_.returned += static_cast<std::int64_t>(sent.size());
         return Step::finished;
@@ -9582,7 +10507,7 @@ private:
 
     // ---- writing down
 
-    /// Commits the fates that are decided: of a stretch of the log as far as nothing is open. False when the lease was lost.
+    // Commits the fates that are decided: of a stretch of the log as far as nothing is open. False when the lease was lost.
     bool settle() {
         const auto open = [](const Item& item) { return item.fate == Fate::open; };
         auto& items = batch_.items;
@@ -9594,7 +10519,7 @@ private:
             if (!still_mine(c)) return false;
             for (const Item& item : settled) write_fate(c, item);
             if (!batch_.from_log)
-                for (const Item& item : rest) write_attempted_at(c, item, item.attempted_at);
+                for (const Item& item : rest) write_attempted_at(c, item, item.attempted_at.value_or(Timestamp()));
             write_row(c, cursor, settled);
             return true;
         });
@@ -9615,22 +10540,21 @@ private:
         }
     }
 
-    void write_attempted_at(Connection& c, const Item& item, std::optional<Timestamp> at) const {
-        c.prepared("UPDATE exceptions SET attempted_at = ? WHERE upstream = ? AND sequence = ?").run(micros_of(at), row_.id, item.sequence);
+    void write_attempted_at(Connection& c, const Item& item, Timestamp at) const {
+        c.prepared("UPDATE exceptions SET attempted_at = ? WHERE upstream = ? AND sequence = ?").run(at.micros(), row_.id, item.sequence);
     }
 
-    /// The small row, and with it the lease for the next exchange.
+    // The small row, and with it the lease for the next exchange.
     void write_row(Connection& c, std::int64_t cursor, std::span<const Item> settled) const {
         const auto number = [&](Fate fate) {
             return static_cast<std::int64_t>(std::count_if(settled.begin(), settled.end(), [&](const Item& i) { return i.fate == fate; }));
         };
-        const auto skew = row_.skew ? std::optional<std::int64_t>(row_.skew->count()) : std::nullopt;
         c.prepared(
              "UPDATE upstreams SET cursor = ?, delivered = delivered + ?, duplicates = duplicates + ?, skipped = skipped + ?, failures = ?,"
              " next_attempt = ?, offline = ?, paused = ?, reason = ?, skew = ?, skew_at = ?, attempted = ?, attempted_at = ?,"
              " lease_until = ? WHERE id = ?")
             .run(cursor, number(Fate::delivered) + number(Fate::duplicate), number(Fate::duplicate), number(Fate::skipped), row_.failures,
-                 row_.next_attempt.micros(), row_.offline, row_.paused, row_.reason, skew, row_.skew_at.micros(), row_.attempted,
+                 row_.next_attempt.micros(), row_.offline, row_.paused, row_.reason, row_.skew.count(), row_.skew_at.micros(), row_.attempted,
                  row_.attempted_at.micros(), lease_end(), row_.id);
     }
 
@@ -9697,8 +10621,8 @@ private:
 
 // ---- all upstreams of a store ---------------------------------------------------------------------
 
-/// What class Meter offers of delivery. Any thread may call any function; stop() must have returned before the store goes.
-/// The last sequence up to which every upstream has had all events for good; without an upstream, any.
+// What class Meter offers of delivery. Any thread may call any function; stop() must have returned before the store goes.
+// The last sequence up to which every upstream has had all events for good; without an upstream, any.
 std::int64_t delivered_through(Connection& c) {
     return c.integer("SELECT min(coalesce((SELECT min(cursor) FROM upstreams), ?1), coalesce((SELECT min(sequence) - 1 FROM exceptions), ?1))",
                      std::numeric_limits<std::int64_t>::max());
@@ -9786,12 +10710,11 @@ public:
             const std::int64_t id = get_upstream(c, upstream).id;
             std::int64_t changed = 0;
             if (sequences.empty()) {
-                c.prepared("UPDATE exceptions SET state = 2, attempted_at = NULL WHERE upstream = ? AND state = 0").run(id);
+                c.prepared("UPDATE exceptions SET state = 2, attempted_at = 0 WHERE upstream = ? AND state = 0").run(id);
                 changed = c.changes();
             }
             for (const std::int64_t sequence : sequences) {
-                c.prepared("UPDATE exceptions SET state = 2, attempted_at = NULL WHERE upstream = ? AND state = 0 AND sequence = ?")
-                    .run(id, sequence);
+                c.prepared("UPDATE exceptions SET state = 2, attempted_at = 0 WHERE upstream = ? AND state = 0 AND sequence = ?").run(id, sequence);
                 changed += c.changes();
             }
             return changed;
@@ -9822,7 +10745,7 @@ public:
         worker_ = std::thread([this, options] { work(options); });
     }
 
-    /// Ends the exchange under way, if any. What was not sent stays pending.
+    // Ends the exchange under way, if any. What was not sent stays pending.
     void stop() {
         std::thread worker;
         {
@@ -9834,7 +10757,7 @@ public:
         if (worker.joinable()) worker.join();
     }
 
-    /// Events were recorded.
+    // Events were recorded.
     void recorded(std::int64_t events, std::int64_t bytes) {
         bool full = false;
         {
@@ -9847,7 +10770,7 @@ public:
         if (full) work_wanted_.notify_all();
     }
 
-    /// Coming online ends the waits that began because nothing answered; a wait that a server asked for goes on.
+    // Coming online ends the waits that began because nothing answered; a wait that a server asked for goes on.
     void set_online(bool online) {
         if (online) store_.write([](Connection& c) { c.prepared("UPDATE upstreams SET failures = 0, next_attempt = 0 WHERE offline = 1").run(); });
         {
@@ -9867,7 +10790,7 @@ private:
         return links;
     }
 
-    /// One stalled upstream does not hold up the others.
+    // One stalled upstream does not hold up the others.
     template <class F>
     static void each_in_its_thread(std::size_t count, F&& f) {
         if (count == 1) return f(0);
@@ -9909,7 +10832,7 @@ private:
         work_wanted_.notify_all();
     }
 
-    /// Waits until there is a reason to send: a threshold, a wake-up, or the time of the next attempt. False when it is to stop.
+    // Waits until there is a reason to send: a threshold, a wake-up, or the time of the next attempt. False when it is to stop.
     bool wait_for_work(const WorkerOptions& options, std::optional<SteadyTime> next) {
         std::unique_lock lock(worker_mutex_);
         for (;;) {
@@ -9983,7 +10906,7 @@ bool FlushReport::complete() const noexcept {
 #ifdef METER_CURL
 namespace {
 
-/// An easy handle and the multi handle that keeps its connections. Used by one exchange at a time.
+// An easy handle and the multi handle that keeps its connections. Used by one exchange at a time.
 struct CurlHandle {
     CURLM* multi = curl_multi_init();
     CURL* easy = curl_easy_init();
@@ -10309,7 +11232,7 @@ struct Meter::Impl {
     std::vector<Book> books() const {
         const auto stored = store.read([](Connection& db) { return stored_books(db); });
         std::vector<Book> made;
-        for (const auto& [vendor, source] : stored) made.push_back(from_file("books", [&] { return make_book(vendor, json::parse(source)); }));
+        for (const auto& book : stored) made.push_back(from_file("books", [&] { return make_book(book.first, json::parse(book.second)); }));
         return made;
     }
 

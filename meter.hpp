@@ -125,7 +125,7 @@ public:
     friend Decimal operator+(const Decimal& a, const Decimal& b);
     friend Decimal operator-(const Decimal& a, const Decimal& b) { return a + -b; }
     friend Decimal operator*(const Decimal& a, const Decimal& b);
-    Decimal& operator+=(const Decimal& other) { return *this = *this + other; }
+    Decimal& operator+=(const Decimal& other);
     Decimal& operator-=(const Decimal& other) { return *this = *this - other; }
     Decimal& operator*=(const Decimal& other) { return *this = *this * other; }
     /// a / b rounded to `scale` (0 to 76) decimals. Throws bad_value when b is zero.
@@ -198,7 +198,20 @@ struct Period {
 Period last_days(int days, Timestamp now = Timestamp::now());  ///< the days up to `now`, 24 hours each
 Period this_month(Timestamp now = Timestamp::now());           ///< the calendar month around `now`, UTC
 
-enum class Bin { none, hour, day, month };
+/// When a subscription is billed.
+struct BillingCycle {
+    Period current = {};
+    Timestamp subscribed_at = Timestamp::min();
+};
+
+/// The ranges that vendors know by name: "24h", "7d", "30d" and "90d" end now. So do "1bc" and "3bc", as long as one or three times the current
+/// billing cycle. "last_cycle" is the stretch of that length before the current cycle, or the current cycle when the subscription began in it
+/// (Autumn, analyticsUtils.ts:302). Throws bad_value for another name, and for the last three without a cycle.
+Period named_period(std::string_view name, Timestamp now = Timestamp::now(), const std::optional<BillingCycle>& cycle = {});
+
+/// Up to hour, bins have their length in elapsed time, aligned to the clock of the zone: the hour that autumn repeats is two bins. From 3 hours on
+/// they are calendar stretches, as long as the zone's clock makes them: a day of 23 or 25 hours is one bin.
+enum class Bin { none, minute, minutes_15, minutes_30, hour, hours_3, hours_6, hours_12, day, week, month, quarter, year };
 
 // ---------------------------------------------------------------------------------------------
 // 4 events
@@ -346,8 +359,12 @@ struct AggregateQuery {
     std::string metric = {};  ///< code of a metric declared with define() or loaded with a book
     std::string customer = {}, subscription = {};
     Period period = {};
-    Bin bin = Bin::none;                     ///< bins are calendar-aligned, UTC; empty bins are absent
-    std::vector<std::string> group_by = {};  ///< fields as in Filter
+    Bin bin = Bin::none;         ///< empty bins are absent
+    std::string time_zone = {};  ///< of the bins: an IANA name ("Europe/Paris"), an offset ("+02:00") or UTC when empty
+    std::chrono::weekday week_start = std::chrono::Monday;
+    std::optional<Timestamp> billing_anchor = {};  ///< months, quarters and years begin on its day of the month and at its time of day; a 31st is
+                                                   ///< the last day of a shorter month
+    std::vector<std::string> group_by = {};        ///< fields as in Filter
     Filter filter = {};
 };
 
@@ -366,6 +383,8 @@ struct Aggregate {
 // ---------------------------------------------------------------------------------------------
 // 6 prices
 // ---------------------------------------------------------------------------------------------
+
+struct Fee;
 
 /// One vendor's catalogue held locally: metrics, charges, subscriptions. Made from the vendor's own JSON; an impossible
 /// field is an Error(bad_value) whose field() is its path. Immutable and cheap to copy.
@@ -391,6 +410,9 @@ public:
     const std::string& code() const noexcept;  ///< the plan's, or product's
     const json& source() const noexcept;       ///< the JSON it was made from, unknown fields included
     std::vector<Metric> metrics() const;
+    /// What that many units would cost under the charge or price of that name, with the lines that lead to it; nothing is looked up.
+    /// Lago's percentage charges are told how many events the units come from, and take them as equal. Throws not_found.
+    Fee price(std::string_view charge, const Decimal& units, std::int64_t events = 0) const;
 
     struct Impl;
     explicit Book(std::shared_ptr<const Impl> impl) : impl_(std::move(impl)) {}
@@ -516,7 +538,8 @@ struct UpstreamOptions {
     std::int64_t batch_events = 0;  ///< events in a request at most; the vendor's limit when 0
     Filter selection = {};          ///< only these events; the others are passed over
     /// May take from a copy of the event what should not leave the device: source, properties, notice and extensions. What identifies and
-    /// counts the event, the properties that metrics need and the `pinned` ones are put back afterwards. An event it throws for is parked.
+    /// counts the event, the properties that metrics need and the `pinned` ones are put back afterwards. An event it throws for is
+    /// parked. It must not call the Meter.
     std::function<void(Event&)> before_send = {};
     std::vector<std::string> pinned = {};  ///< paths of properties, besides those a metric measures or filters by
     std::string workspace = {};            ///< Zyg: the workspace, for a server that speaks the workspace API

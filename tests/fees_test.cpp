@@ -32,7 +32,7 @@ Decimal naive(const std::vector<Tier>& tiers, int hundredths) {
     return sum;
 }
 
-struct Random {
+struct RandomInput {
     std::uint64_t seed = std::random_device{}();
     std::mt19937_64 engine{seed};
     int below(int limit) { return static_cast<int>(engine() % static_cast<std::uint64_t>(limit)); }
@@ -73,7 +73,7 @@ TEST_CASE("units beyond a bounded last tier cost nothing", "[fees]") {
 }
 
 TEST_CASE("the tier walk agrees with counting unit by unit", "[fees]") {
-    Random random;
+    RandomInput random;
     CAPTURE(random.seed);
     for (int i = 0; i < 300; ++i) {
         const auto tiers = random.tiers();
@@ -126,7 +126,7 @@ TEST_CASE("a difference has the lines that changed, and they add up", "[fees]") 
 }
 
 TEST_CASE("lines add up to the amount, whatever was priced", "[fees]") {
-    Random random;
+    RandomInput random;
     CAPTURE(random.seed);
     for (int i = 0; i < 300; ++i) {
         const auto tiers = random.tiers();

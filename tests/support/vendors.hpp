@@ -3,7 +3,9 @@
 #ifndef METER_TESTS_VENDORS_HPP
 #define METER_TESTS_VENDORS_HPP
 
+#include <filesystem>
 #include <map>
+#include <memory>
 #include <mutex>
 #include <optional>
 #include <set>

@@ -1,0 +1,131 @@
+// The same questions to meter and to DuckDB over the same events: answers compared first, then timed in turn.
+#include <algorithm>
+#include <filesystem>
+#include <stdexcept>
+
+#include "duckdb.hpp"
+#include "fixtures.hpp"
+#include "references.hpp"
+
+namespace bench {
+
+namespace {
+
+using meter::Aggregate;
+using meter::Aggregation;
+using meter::Bin;
+using meter::Filter;
+using meter::Meter;
+using meter::Metric;
+
+// A question as both understand it. The answers agree row by row: bin in microseconds, groups, value, events.
+struct Question {
+    std::string name{};
+    double target = 0;
+    std::function<std::vector<Aggregate>(const Meter&)> ask{};  // one answer, or one a name
+    std::string sql{};
+};
+
+Metric tokens(int name) { return {.code = "tokens", .event = name_text(name), .aggregation = Aggregation::sum, .property = "tokens"}; }
+
+std::vector<Aggregate> ask_whole_log(const Meter& meter) {
+    std::vector<Aggregate> answers;
+    for (int name = 0; name < names; ++name) answers.push_back(meter.aggregate(tokens(name), {.group_by = {"name", "customer"}}));
+    return answers;
+}
+
+std::vector<Question> questions() {
+    const std::string one = "FROM log WHERE name = '" + name_text(7) + "'";
+    const Metric latency{.code = "latency", .event = name_text(7), .aggregation = Aggregation::sum, .property = "latency_ms"};
+    const Metric distinct{.code = "users", .event = name_text(7), .aggregation = Aggregation::unique_count, .property = "user"};
+    return {
+        {"customer_by_day", 10,
+         [](const Meter& meter) {
+             return std::vector{meter.aggregate(tokens(7), {.customer = customer_text(42), .period = Workload::period(), .bin = Bin::day})};
+         },
+         "SELECT epoch_us(date_trunc('day', time)), sum(tokens), count(tokens) " + one + " AND customer = '" + customer_text(42) + "' GROUP BY 1"},
+        {"name_by_hour", 10,
+         [](const Meter& meter) { return std::vector{meter.aggregate(tokens(7), {.period = Workload::period(), .bin = Bin::hour})}; },
+         "SELECT epoch_us(date_trunc('hour', time)), sum(tokens), count(tokens) " + one + " GROUP BY 1"},
+        {"name_by_property", 10, [latency](const Meter& meter) { return std::vector{meter.aggregate(latency, {.group_by = {"region"}})}; },
+         "SELECT region, sum(latency_ms), count(latency_ms) " + one + " GROUP BY 1"},
+        {"unique_count", 3, [distinct](const Meter& meter) { return std::vector{meter.aggregate(distinct)}; },
+         "SELECT count(DISTINCT user_id), count(user_id) " + one},
+        {"filtered_sum", 5,
+         [](const Meter& meter) {
+             return std::vector{meter.aggregate(tokens(7), {.filter = Filter::where("latency_ms", meter::Operator::gte, 1500)})};
+         },
+         "SELECT sum(tokens), count(tokens) " + one + " AND latency_ms >= 1500"},
+        {"whole_log", 1.5, ask_whole_log, "SELECT name, customer, sum(tokens), count(tokens) FROM log GROUP BY 1, 2"},
+    };
+}
+
+std::string plain(const std::string& number) { return meter::Decimal(number).to_string(); }
+
+std::vector<std::string> as_text(const std::vector<Aggregate>& answers) {
+    std::vector<std::string> found;
+    for (const Aggregate& answer : answers) {
+        for (const meter::AggregateRow& row : answer.rows) {
+            std::string text = row.bin ? std::to_string(row.bin->micros()) + "|" : "";
+            for (const auto& group : row.group) text += group.value_or("") + "|";
+            found.push_back(text + row.value.to_string() + "|" + std::to_string(row.events));
+        }
+    }
+    std::sort(found.begin(), found.end());
+    return found;
+}
+
+std::vector<std::string> as_text(const std::vector<std::vector<std::string>>& rows) {
+    std::vector<std::string> found;
+    for (const auto& row : rows) {
+        std::string text;
+        for (std::size_t i = 0; i + 2 < row.size(); ++i) text += row[i] + "|";
+        found.push_back(text + plain(row[row.size() - 2]) + "|" + row.back());
+    }
+    std::sort(found.begin(), found.end());
+    return found;
+}
+
+void compare(const Question& question, const Meter& meter, DuckDb* duckdb, const std::string& name, int rounds) {
+    const auto ask = [&] { return timed([&] { question.ask(meter); }) * 1e3; };
+    const std::vector<std::string> ours = as_text(question.ask(meter));  // also warms it
+    if (duckdb == nullptr) {
+        std::vector<double> spent;
+        for (int round = 0; round < rounds; ++round) spent.push_back(ask());
+        say("%s: meter %.2f ms, %zu rows\n", name.c_str(), median(spent), ours.size());
+        return skipped(name, "no DuckDB");
+    }
+    if (ours != as_text(duckdb->rows(question.sql))) throw std::runtime_error(name + ": meter and DuckDB do not agree");
+    const Pairs pairs = alternate(rounds, ask, [&] { return timed([&] { duckdb->execute(question.sql); }) * 1e3; });
+    say("%s: meter %.2f ms, DuckDB %.2f ms, %zu equal rows\n", name.c_str(), median(pairs.a), median(pairs.b), ours.size());
+    bar(name, pairs.ratio(), Better::higher, question.target);
+}
+
+void measure_questions(Fixtures& fixtures, std::int64_t events) {
+    const std::string size = size_name(events), path = fixtures.path("duck.db");
+    const Meter meter({.path = fixtures.log(events)});
+    const Workload workload(events);
+    std::unique_ptr<DuckDb> duckdb;
+    if (std::filesystem::exists(fixtures.options.duckdb_library)) {
+        duckdb = std::make_unique<DuckDb>(fixtures.options.duckdb_library, path);
+        const double spent = timed([&] { duckdb->load(workload); });
+        say("  (DuckDB %s took in %s events in %.1f s, %lld bytes an event)\n", duckdb->version().c_str(), size.c_str(), spent,
+            static_cast<long long>(file_bytes(path) / events));
+    }
+    for (const Question& question : questions()) compare(question, meter, duckdb.get(), question.name + "_" + size, 2 * fixtures.options.rounds + 1);
+    duckdb.reset();
+    remove_database(path);
+}
+
+}  // namespace
+
+std::vector<Measurement> question_measurements(Fixtures& fixtures) {
+    std::vector<Measurement> found;
+    for (const std::int64_t size : fixtures.options.sizes) {
+        found.push_back({"questions_" + size_name(size), "aggregates over " + size_name(size) + " events beside DuckDB",
+                         [&fixtures, size] { measure_questions(fixtures, size); }});
+    }
+    return found;
+}
+
+}  // namespace bench
