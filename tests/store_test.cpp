@@ -1378,3 +1378,16 @@ TEST_CASE("A repair in one Meter does not mislead another that is open on the fi
         }
     }
 }
+
+TEST_CASE("The write-ahead log stays small however much is recorded") {
+    Scratch scratch;
+    Meter m(options_for(scratch.path(), 1024));
+    Event event{.name = "a", .timestamp = noon, .properties = {{"t", std::string(1000, 'x')}}};
+    std::uintmax_t most = 0;
+    for (int i = 0; i < 200; ++i) {
+        m.record(std::vector<Event>(100, event));
+        most = std::max(most, std::filesystem::file_size(scratch.path() + "-wal"));
+    }
+    CHECK(std::filesystem::file_size(scratch.path()) > 16 * 1024 * 1024);
+    CHECK(most < 12 * 1024 * 1024);
+}
