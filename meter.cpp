@@ -1780,8 +1780,9 @@ Operand make_operand(const json& value, const std::string& field) {
         case json::value_t::number_integer:
         case json::value_t::number_unsigned:
         case json::value_t::number_float: {
-            const Decimal number = naming(field, [&] { return Decimal::from_json(value); });
-            return {Scalar::Kind::number, false, number, number.to_string()};
+            const auto number = Decimal::parse(value.dump());
+            if (!number) refuse(field, "a filter compares with numbers of at most 38 digits");
+            return {Scalar::Kind::number, false, number, number->to_string()};
         }
         default:
             refuse(field, "a filter compares with text, numbers, booleans or null");
@@ -5002,6 +5003,38 @@ struct WideSum {
     }
 };
 
+// A sum of any decimals in any order: what was added and what was taken away, in units of 10^-76, of which Wide holds 10^80 times the
+// largest Decimal.
+class ExactSum {
+public:
+    void add(const Decimal& value) {
+        Wide units = widen(DecimalParts::coefficient(value));
+        multiply_by_power(units, Decimal::max_scale - value.scale());
+        add_to(value.is_negative() ? taken_ : given_, units);
+    }
+    // Throws overflow when the sum is not a Decimal.
+    Decimal result() const {
+        const bool negative = meter::compare(given_, taken_) < 0;
+        Wide sum = negative ? taken_ : given_, other = negative ? given_ : taken_;
+        other.size = sum.size;
+        subtract_multiple(sum, other, 1, 0);
+        sum.trim();
+        return DecimalParts::make(sum, Decimal::max_scale, negative);
+    }
+
+private:
+    static void add_to(Wide& sum, const Wide& units) noexcept {
+        std::uint64_t carry = 0;
+        for (int i = 0; i < units.size || carry != 0; ++i) {
+            const std::uint64_t part = std::uint64_t{sum.at(i)} + units.at(i) + carry;
+            sum.at(i) = low_half(part);
+            carry = high_half(part);
+            sum.size = std::max(sum.size, i + 1);
+        }
+    }
+    Wide given_{}, taken_{};
+};
+
 class Accumulator {
 public:
     virtual ~Accumulator() = default;
@@ -5059,19 +5092,28 @@ public:
                 ++counts_[slots[row]];
                 if (column.cells[row] < 0) falls_.insert(slots[row]);
             } else if (const auto number = other_number(column, row)) {
-                others_.resize(std::max(count, others_.size()));
-                others_[slots[row]] += *number;
+                others_[slots[row]].add(*number);
                 ++counts_[slots[row]];
                 if (number->is_negative()) falls_.insert(slots[row]);
             }
         });
     }
     std::pair<Decimal, std::int64_t> result(std::size_t slot) const override {
-        Decimal sum = slot < others_.size() ? others_[slot] : Decimal();
+        const auto other = others_.find(slot);
+        // A billion integers of 62 bits at these scales add up to less than 38 digits, whatever the order.
+        constexpr int safe_scale = 9;
+        const bool safe = other == others_.end() && (sums_.empty() || sums_.rbegin()->first <= safe_scale);
+        ExactSum exact = other == others_.end() ? ExactSum() : other->second;
+        Decimal sum;
         for (const auto& [scale, sums] : sums_) {
-            if (slot < sums.size()) sum += sums[slot].at_scale(scale);
+            if (slot >= sums.size()) continue;
+            if (safe) {
+                sum += sums[slot].at_scale(scale);
+            } else {
+                exact.add(sums[slot].at_scale(scale));
+            }
         }
-        return {sum, counts_[slot]};
+        return {safe ? sum : exact.result(), counts_[slot]};
     }
     bool falls(std::size_t slot) const override { return falls_.contains(slot); }
 
@@ -5085,8 +5127,8 @@ private:
         return *known;
     }
     std::size_t column_;
-    std::map<int, std::vector<WideSum>> sums_;  // by scale, so that adding needs no multiplication
-    std::vector<Decimal> others_;
+    std::map<int, std::vector<WideSum>> sums_;          // by scale, so that adding needs no multiplication
+    std::unordered_map<std::size_t, ExactSum> others_;  // of texts and wide numbers, few in most logs
     std::vector<std::int64_t> counts_;
     std::unordered_set<std::size_t> falls_;
     std::vector<std::optional<std::optional<Decimal>>> words_;
