@@ -107,7 +107,7 @@ int run(const std::vector<std::string>& arguments) {
     if (call.help) return std::printf("%s", usage.data()), 0;
     Fixtures fixtures(call.options);
     std::vector<Measurement> all;
-    for (const auto& part : {recording_measurements, storage_measurements, question_measurements, page_measurements}) {
+    for (const auto& part : {recording_measurements, storage_measurements, question_measurements, page_measurements, delivery_measurements}) {
         for (Measurement& measurement : part(fixtures)) all.push_back(std::move(measurement));
     }
     if (call.list) {
