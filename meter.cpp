@@ -1542,8 +1542,14 @@ struct JsonPath {
 };
 
 void append_json_text(std::string& out, std::string_view text) {
+    constexpr std::string_view digits = "0123456789abcdef";
     out.push_back('"');
-    for (const char c : text) {
+    std::size_t copied = 0;
+    for (std::size_t at = 0; at < text.size(); ++at) {
+        const char c = text[at];
+        if (static_cast<unsigned char>(c) >= 0x20 && c != '"' && c != '\\') continue;
+        out.append(text, copied, at - copied);
+        copied = at + 1;
         switch (c) {
             case '"':
                 out += "\\\"";
@@ -1561,16 +1567,12 @@ void append_json_text(std::string& out, std::string_view text) {
                 out += "\\r";
                 break;
             default:
-                if (static_cast<unsigned char>(c) < 0x20) {
-                    constexpr std::string_view digits = "0123456789abcdef";
-                    out += "\\u00";
-                    out += digits[static_cast<unsigned char>(c) >> 4];
-                    out += digits[c & 15];
-                } else {
-                    out.push_back(c);
-                }
+                out += "\\u00";
+                out += digits[static_cast<unsigned char>(c) >> 4];
+                out += digits[c & 15];
         }
     }
+    out.append(text, copied);
     out.push_back('"');
 }
 
@@ -1886,6 +1888,124 @@ void check_filter(const Filter& filter, std::size_t depth = 1) {
     if (filter.field.empty()) refuse("filter.field", "is empty");
     if (const char* fault = text_fault(filter.field)) refuse("filter.field", fault);
     make_clause(filter);
+}
+
+// ---- coercion: what vendors do where the value and what it is compared with differ in type ----
+
+enum class Meeting : std::uint8_t {
+    never,   // no operator holds, not even ne
+    differ,  // they are unequal and have no order
+    number,  // compared as numbers, a boolean as 0 or 1
+    text,    // compared as texts
+    zero,    // the value counts as 0
+    empty,   // the value counts as ""
+};
+
+// One evaluator's rules as a table: what is stored meets a boolean, a number, a text.
+struct Coercion {
+    struct Row {
+        std::array<Meeting, 3> compared{}, searched{};  // searched: by contains and not_contains
+    };
+    Row missing{}, boolean{}, number{}, text{}, structure{};  // null is missing
+    std::array<std::string_view, 2> stored_booleans{"false", "true"}, asked_booleans{"false", "true"};
+
+    const Row& row(Scalar::Kind kind) const {
+        switch (kind) {
+            case Scalar::Kind::boolean:
+                return boolean;
+            case Scalar::Kind::number:
+                return number;
+            case Scalar::Kind::text:
+                return text;
+            case Scalar::Kind::json:
+                return structure;
+            default:
+                return missing;
+        }
+    }
+};
+
+bool satisfies(Operator op, std::strong_ordering order) {
+    switch (op) {
+        case Operator::eq:
+            return order == 0;
+        case Operator::ne:
+            return order != 0;
+        case Operator::gt:
+            return order > 0;
+        case Operator::gte:
+            return order >= 0;
+        case Operator::lt:
+            return order < 0;
+        case Operator::lte:
+            return order <= 0;
+        default:
+            return false;
+    }
+}
+
+// One value against another, by an evaluator's rules. Not for in, not_in, like, not_like and exists.
+bool meets(const Coercion& rules, Operator op, const Scalar& value, const Operand& asked) {
+    const bool contains = op == Operator::contains, searched = contains || op == Operator::not_contains;
+    const std::size_t column = asked.kind == Scalar::Kind::boolean ? 0 : asked.kind == Scalar::Kind::number ? 1 : 2;
+    const Coercion::Row& row = rules.row(value.kind);
+    const Meeting meeting = (searched ? row.searched : row.compared)[column];
+    const auto number_of = [](bool is_boolean, bool boolean, const Decimal& number) { return is_boolean ? Decimal(boolean ? 1 : 0) : number; };
+    switch (meeting) {
+        case Meeting::never:
+            return false;
+        case Meeting::differ:
+            return op == Operator::ne;
+        case Meeting::number:
+        case Meeting::zero: {
+            const Decimal zero, stored = number_of(value.kind == Scalar::Kind::boolean, value.boolean, value.number);
+            return satisfies(op, (meeting == Meeting::zero ? zero : stored) <=> number_of(column == 0, asked.boolean, asked.number.value_or(zero)));
+        }
+        case Meeting::text:
+        case Meeting::empty:
+            break;
+    }
+    const std::string wanted = column == 0 ? std::string(rules.asked_booleans[asked.boolean ? 1 : 0]) : asked.text;
+    const std::string written = value.kind == Scalar::Kind::boolean ? std::string(rules.stored_booleans[value.boolean ? 1 : 0]) : scalar_text(value);
+    const std::string stored = meeting == Meeting::empty ? "" : written;
+    if (searched) return (stored.find(wanted) != std::string::npos) == contains;
+    return satisfies(op, stored <=> wanted);
+}
+
+// A clause against one value: in and not_in are eq and ne to each of a list.
+bool meets(const Coercion& rules, const Clause& clause, const Scalar& value) {
+    const auto each = [&](Operator op) { return [&rules, &value, op](const Operand& asked) { return meets(rules, op, value, asked); }; };
+    const auto& asked = clause.operands;
+    if (clause.op == Operator::exists) return value.absent() != asked[0].boolean;
+    if (clause.op == Operator::in) return std::any_of(asked.begin(), asked.end(), each(Operator::eq));
+    if (clause.op == Operator::not_in) return std::all_of(asked.begin(), asked.end(), each(Operator::ne));
+    return meets(rules, clause.op, value, asked[0]);
+}
+
+// The value at a path of keys. The text of a list or object stays in `keep`.
+Scalar scalar_at(const json& tree, std::string_view path, std::string& keep) {
+    const json* at = &tree;
+    for (std::size_t begin = 0; begin <= path.size();) {
+        const std::size_t end = std::min(path.find('.', begin), path.size());
+        const auto found = at->is_object() ? at->find(std::string(path.substr(begin, end - begin))) : at->end();
+        if (!at->is_object() || found == at->end()) return {};
+        at = &*found;
+        begin = end + 1;
+    }
+    switch (at->type()) {
+        case json::value_t::null:
+            return {Scalar::Kind::null, false, {}, {}};
+        case json::value_t::boolean:
+            return {Scalar::Kind::boolean, at->get<bool>(), {}, {}};
+        case json::value_t::string:
+            return {Scalar::Kind::text, false, {}, at->get_ref<const std::string&>()};
+        case json::value_t::array:
+        case json::value_t::object:
+            keep = at->dump();
+            return {Scalar::Kind::json, false, {}, keep};
+        default:
+            return {Scalar::Kind::number, false, Decimal::from_json(*at), {}};
+    }
 }
 
 Filter filter_from(const json& tree, const std::string& path, std::size_t depth) {
@@ -2456,6 +2576,8 @@ struct Run {
     Bytes filters{};  // all blocks', one after the other; empty when they are more than the memory allowed
     std::size_t blocks() const noexcept { return std::size_t{1} << bits; }
     std::size_t block_of(std::uint64_t hash) const noexcept { return static_cast<std::size_t>(hash >> (hash_bits - bits)); }
+    // Ids are given again once all runs are gone.
+    bool same_as(const Run& other) const noexcept { return id == other.id && first == other.first && last == other.last && bits == other.bits; }
     std::int64_t block_id(std::size_t block) const noexcept { return id * max_blocks + static_cast<std::int64_t>(block); }
 };
 
@@ -2631,7 +2753,7 @@ private:
         std::size_t room = memory_;
         for (auto run = runs.rbegin(); run != runs.rend() && run->blocks() * filter_bytes <= room; ++run) {
             room -= run->blocks() * filter_bytes;
-            const auto known = std::find_if(runs_.begin(), runs_.end(), [&](const Run& old) { return old.id == run->id; });
+            const auto known = std::find_if(runs_.begin(), runs_.end(), [&](const Run& old) { return old.same_as(*run); });
             run->filters = known != runs_.end() && !known->filters.empty() ? std::move(known->filters) : load_filters(db, *run);
         }
         runs_ = std::move(runs);
@@ -2694,7 +2816,8 @@ std::int64_t first_sequence(Connection& db) { return meta(db, "pruned") + 1; }
     "(SELECT text FROM texts WHERE id = l.customer), (SELECT text FROM texts WHERE id = l.subscription), "               \
     "(SELECT text FROM texts WHERE id = l.source), l.value, l.properties, l.extra FROM log l "
 
-Event read_event(const Prepared& row) {
+// All of an event but its properties, which are text in column 10.
+Event read_plain_event(const Prepared& row) {
     return from_file("log", [&row] {
         Event event;
         event.sequence = row.integer(0);
@@ -2708,10 +2831,15 @@ Event read_event(const Prepared& row) {
         event.subscription = row.text(7);
         event.source = row.text(8);
         if (!row.null(9)) event.value = Decimal(row.text(9));
-        event.properties = json::parse(row.text(10));
         if (!row.null(11)) read_extra(event, row.text(11));
         return event;
     });
+}
+
+Event read_event(const Prepared& row) {
+    Event event = read_plain_event(row);
+    event.properties = from_file("log", [&row] { return json::parse(row.text(10)); });
+    return event;
 }
 
 std::optional<Event> event_at(Connection& db, std::int64_t sequence) {
@@ -3824,8 +3952,8 @@ void verify_chunk(Connection& db, const ChunkInfo& info, std::vector<std::string
         "SELECT s.id, s.name, s.rows, s.first_time, s.last_time, l.keys FROM segments s JOIN layouts l ON l.id = s.layout WHERE s.chunk = ? ORDER BY "
         "s.id");
     segment.bind(info.id);
-    for (; segment.row(); ++at) {
-        if (at >= expected.segments.size()) break;
+    bool more = segment.row();
+    for (; more && at < expected.segments.size(); ++at, more = segment.row()) {
         const Segment& want = expected.segments[at];
         const bool head = segment.integer(1) == want.name && segment.integer(2) == want.rows && segment.integer(3) == want.first_time &&
                           segment.integer(4) == want.last_time && segment.text(5) == json(want.keys).dump();
@@ -3837,7 +3965,7 @@ void verify_chunk(Connection& db, const ChunkInfo& info, std::vector<std::string
             if (!column.row() || column.text(0) != bytes) problems.push_back(where + ": column " + want.keys[i] + " differs from the log");
         }
     }
-    if (at != expected.segments.size() || segment.row()) problems.push_back(where + ": has not the segments the log gives");
+    if (more || at != expected.segments.size()) problems.push_back(where + ": has not the segments the log gives");
 }
 
 // Whether every id of the sealed log is in the runs, where it belongs.
@@ -3858,6 +3986,19 @@ void verify_ids(Connection& db, std::vector<std::string>& problems) {
     }
 }
 
+// Runs `check`; what cannot even be read is a problem like any other.
+template <class Check>
+void note_damage(const std::string& where, std::vector<std::string>& problems, Check&& check) {
+    try {
+        check();
+    } catch (const Error& error) {
+        problems.push_back(where + ": " + error.what());
+    } catch (const SQLite::Exception& fault) {
+        if (fault.getErrorCode() != SQLITE_CORRUPT) throw;
+        problems.push_back(where + ": " + fault.what());
+    }
+}
+
 void verify_database(Connection& db, std::vector<std::string>& problems) {
     const Prepared check = db.prepared("PRAGMA integrity_check(20)");
     while (check.row()) {
@@ -3869,11 +4010,11 @@ void verify_database(Connection& db, std::vector<std::string>& problems) {
     std::int64_t through = meta(db, "pruned");
     for (const ChunkInfo& chunk : all_chunks(db)) {
         if (chunk.first != through) problems.push_back("chunk " + std::to_string(chunk.id) + " does not follow the one before");
-        verify_chunk(db, chunk, problems);
+        note_damage("chunk " + std::to_string(chunk.id), problems, [&] { verify_chunk(db, chunk, problems); });
         through = chunk.last;
     }
     if (through != meta(db, "sealed")) problems.emplace_back("the chunks do not reach as far as is sealed");
-    verify_ids(db, problems);
+    note_damage("the index of ids", problems, [&] { verify_ids(db, problems); });
 }
 
 // ---- books: kept as the JSON they were made from ----
@@ -5483,7 +5624,8 @@ struct Measured {
 class UsageSource {
 public:
     virtual ~UsageSource() = default;
-    // One row for each group; without group_by exactly one, also when there are no events.
+    // One row for each group; without group_by exactly one, also when there are no events. A unique count has events without the
+    // property as one more value.
     virtual std::vector<Measured> measure(const Metric& metric, const AggregateQuery& query) = 0;
     // What each event adds to the value (a count's 1, a sum's number, a unique count's 1, 0 or -1), by time, then sequence. Ends after
     // `limit` events, or with the one that brings the sum over `until`.
@@ -5507,6 +5649,7 @@ struct Book::Impl {
         throw Error(ErrorCode::unsupported, "", vendor + " has no instant estimates");
     }
     virtual Fees usage(const UsageQuery& query, Timestamp now, UsageSource& usage) const = 0;
+    virtual Fee price(std::string_view charge, const Decimal& units, std::int64_t events) const = 0;
     // Whether the event's units may be used now.
     virtual Check check(const Event&, Timestamp, UsageSource&) const { throw Error(ErrorCode::unsupported, "", vendor + " has no balances"); }
 };
@@ -5559,6 +5702,22 @@ public:
         auto found = text(key);
         if (found.empty()) throw Error(ErrorCode::bad_value, path(key), "is required");
         return found;
+    }
+
+    // A list of texts; none when it is missing.
+    std::vector<std::string> texts(std::string_view key) const {
+        std::vector<std::string> values;
+        for (const auto& element : list(key)) {
+            if (!element.value().is_string()) element.refuse("must be text");
+            values.push_back(element.value().get<std::string>());
+        }
+        return values;
+    }
+
+    // The member as it is; null when it is missing.
+    json raw(std::string_view key) const {
+        const auto found = find(key);
+        return found ? found->value() : json();
     }
 
     bool flag(std::string_view key, bool fallback = false) const {
@@ -5778,8 +5937,7 @@ constexpr RangeRule volume_rule{"volume_ranges", "per_unit_amount", "invalid_amo
 
 std::optional<Decimal> bound(const Node& range, std::string_view field) {
     const auto found = range.find(field);
-    if (!found || !found->value().is_number()) return {};
-    return Decimal::from_json(found->value());
+    return found && found->value().is_number() ? range.decimal(field) : std::nullopt;
 }
 
 bool is_open(const Node& range) { return !range.find("to_value"); }
@@ -6254,11 +6412,8 @@ Values read_values(const Node& at, std::string_view field, const BillableMetric*
     if (!found) return values;
     if (!found->value().is_object()) found->refuse("must be an object of lists");
     for (const auto& [key, list] : found->value().items()) {
+        values[key] = found->texts(key);
         const Node entry(list, found->path(key));
-        for (const auto& value : list) {
-            if (!value.is_string()) entry.refuse("must be a list of texts");
-            values[key].push_back(value.get<std::string>());
-        }
         if (!declared || values[key] != std::vector<std::string>{"__ALL_FILTER_VALUES__"}) continue;
         const auto all = declared->filters.find(key);  // all that the metric declares, not anything (charge_filter.rb:72)
         if (all == declared->filters.end()) entry.refuse("is not a filter of the metric");
@@ -6288,10 +6443,12 @@ BillableMetric read_metric(const Node& at) {
     metric.name = at.text("name", metric.metric.code);
     metric.description = at.text("description");
     metric.rounding = read_rounding(at);
-    metric.precision = static_cast<int>(at.decimal("rounding_precision").value_or(Decimal()).to_int64().value_or(0));
+    const auto precision = at.decimal("rounding_precision").value_or(Decimal());
+    if (precision.abs() > Decimal::max_digits || precision.scale() > 0)
+        throw Error(ErrorCode::bad_value, at.path("rounding_precision"), "is out of range");
+    metric.precision = static_cast<int>(precision.to_int64().value());
     metric.recurring = at.flag("recurring");
-    for (const auto& filter : at.list("filters"))
-        metric.filters[filter.required_text("key")] = filter.value().value("values", std::vector<std::string>());
+    for (const auto& filter : at.list("filters")) metric.filters[filter.required_text("key")] = filter.texts("values");
     return metric;
 }
 
@@ -6319,7 +6476,7 @@ ChargeFilter read_filter(const Node& at, const ModelRow& row, const BillableMetr
     ChargeFilter filter;
     filter.values = read_values(at, "values", &metric);
     filter.name = at.text("invoice_display_name");
-    filter.id = at.value().value("lago_id", json());
+    filter.id = at.raw("lago_id");
     filter.price = read_properties(at, row, checking);
     return filter;
 }
@@ -6341,7 +6498,7 @@ Charge read_charge(const Node& at, const std::vector<BillableMetric>& metrics) {
     const auto& metric = metrics[charge.metric];
     const Checking checking{metric.kind, premium, problems};
     const auto row = at.choice("charge_model", models);
-    charge.id = at.value().value("lago_id", json());
+    charge.id = at.raw("lago_id");
     charge.code = at.text("code", metric.metric.code);
     charge.name = at.text("invoice_display_name");
     charge.pay_in_advance = at.flag("pay_in_advance");
@@ -6364,8 +6521,8 @@ Subscription read_subscription(const Node& at) {
     Subscription subscription;
     subscription.id = at.required_text("external_id");
     subscription.customer = at.text("external_customer_id");
-    subscription.lago_id = at.value().value("lago_id", json());
-    subscription.lago_customer_id = at.value().value("lago_customer_id", json());
+    subscription.lago_id = at.raw("lago_id");
+    subscription.lago_customer_id = at.raw("lago_customer_id");
     subscription.anniversary = at.text("billing_time") == "anniversary";
     if (const auto started = at.time("started_at")) subscription.active.from = *started;
     if (const auto ended = at.time("terminated_at")) subscription.active.to = *ended + std::chrono::microseconds(1);
@@ -6524,6 +6681,9 @@ Filter beside(const std::string& key, const std::optional<std::string>& value) {
 // What the period's events have come to, event by event: prices follow the period's maximum.
 struct AdvanceState {
     std::optional<Decimal> current, maximum;
+
+    // What current usage is priced by, of live units (base_service.rb:194).
+    Decimal paid(const Decimal& live) const { return at_least_zero(live - current.value_or(Decimal()) + maximum.value_or(Decimal())); }
 };
 
 struct Contribution {
@@ -6582,6 +6742,7 @@ struct Plan final : Book::Impl {
     Fees estimate_fees(const Event& event, Timestamp now, UsageSource& usage) const override;
     Fees estimate_instant_fees(const Event& event, Timestamp now) const override;
     Fees usage(const UsageQuery& query, Timestamp now, UsageSource& usage) const override;
+    Fee price(std::string_view charge, const Decimal& units, std::int64_t events) const override;
 };
 
 // One question about one charge: where its units are counted, and how they are priced.
@@ -6613,12 +6774,6 @@ using Group = std::vector<std::pair<std::string, std::optional<std::string>>>;
 AggregateQuery beside(AggregateQuery query, const Group& group) {
     for (const auto& [key, value] : group) query.filter.parts.push_back(beside(key, value));
     return query;
-}
-
-[[maybe_unused]] Decimal sum_of(const std::vector<Decimal>& values) {
-    Decimal sum;
-    for (const auto& value : values) sum += value;
-    return sum;
 }
 
 // Running totals over these steps.
@@ -6699,6 +6854,8 @@ Decimal prorated(const Decimal& units, const Decimal& share) { return (units * s
 std::vector<ProratedEvent> prorated_events(const Scope& scope, AggregateQuery query, UsageSource& usage) {
     const auto& metric = scope.metric().metric;
     const auto period = scope.period;
+    constexpr int longest = 3 * 366;  // days, each of which is a question of its own
+    if (days_in(period) > longest) throw Error(ErrorCode::too_large, "period", "is too long for a prorated charge");
     std::vector<ProratedEvent> events;
     query.period = {Timestamp::min(), period.from};
     const auto older = usage.measure(metric, query).front().value;
@@ -7089,8 +7246,7 @@ Decimal paid_in_advance(const Scope& scope, const AggregateQuery& query, UsageSo
     if (scope.metric().kind == Kind::count || !measured.falls) return measured.value;
     AdvanceState state;
     for (const auto& step : usage.steps(scope.metric().metric, query, std::numeric_limits<std::size_t>::max(), {})) contribute(state, step);
-    if (!state.current) return measured.value;
-    return at_least_zero(measured.value - *state.current + *state.maximum);
+    return state.current ? state.paid(measured.value) : measured.value;
 }
 
 // Of the plan, or of the pricing unit that the charge is written in, which has hundredths.
@@ -7235,6 +7391,35 @@ Fees Plan::usage(const UsageQuery& query, Timestamp now, UsageSource& usage_sour
         for (const auto& charge : charges) add_charge(*this, charge, subscription, period, query.closing, usage_source, list);
     }
     return sum_up(*this, std::move(list));
+}
+
+// --- what if (any quantity under a charge) ---
+
+// A percentage charge looks at single events: they are taken as equal.
+void spread_evenly(const Price& price, std::int64_t events, Quantity& quantity) {
+    if (events < 0 || events > static_cast<std::int64_t>(limits::batch_events)) throw Error(ErrorCode::bad_value, "events", "is out of range");
+    if (events > 0) quantity.values.assign(static_cast<std::size_t>(events), quotient(quantity.units, events));
+    quantity.running = running_total(price, quantity.values);
+}
+
+Fee Plan::price(std::string_view name, const Decimal& units, std::int64_t events) const {
+    const auto charge = std::find_if(charges.begin(), charges.end(), [&](const Charge& each) { return each.code == name; });
+    if (charge == charges.end()) not_found("charge", "charge_not_found");
+    Quantity quantity{.units = units, .events = events, .premium = premium};
+    if (charge->price.model == Model::percentage) spread_evenly(charge->price, events, quantity);
+    auto priced = apply(charge->price, quantity);
+    Fee fee;
+    fee.charge = charge->code;
+    fee.metric = billable_metrics[charge->metric].metric.code;
+    fee.currency = currency_code;
+    fee.units = units;
+    fee.events = events;
+    clamp(priced, fee.units);
+    fee.unit_amount = unit_amount(charge->price, quantity, priced.amount);
+    fee.amount = priced.amount;
+    fee.amount_cents = to_cents(priced.amount, currency);
+    fee.lines = std::move(priced.lines);
+    return fee;
 }
 
 std::shared_ptr<const Book::Impl> load(const json& catalogue) {
@@ -7996,6 +8181,7 @@ struct MeteredBook final : Book::Impl {
     Fees usage(const UsageQuery& query, Timestamp now, UsageSource& usage) const override;
     Fees estimate_fees(const Event& event, Timestamp now, UsageSource& usage) const override;
     Check check(const Event& event, Timestamp now, UsageSource& usage) const override;
+    Fee price(std::string_view charge, const Decimal& units, std::int64_t events) const override;
 };
 
 Decimal total(const std::vector<Decimal>& quantities) {
@@ -8063,6 +8249,13 @@ Fees MeteredBook::estimate_fees(const Event& event, Timestamp now, UsageSource& 
     return sum_up(std::move(list), items.front());
 }
 
+Fee MeteredBook::price(std::string_view charge, const Decimal& units, std::int64_t) const {
+    for (const auto& item : items) {
+        if (item.charge == charge) return item_fee(item, {}, units, item.price({units}));
+    }
+    throw Error(ErrorCode::not_found, "charge", "charge_not_found");
+}
+
 // The event's units against what is left: of the first item that allows them, else of the first that measures them (5.3).
 Check MeteredBook::check(const Event& event, Timestamp now, UsageSource& usage_source) const {
     const auto query = customer_query(event.customer, event.subscription, {this_month(now).from, now + std::chrono::microseconds(1)});
@@ -8117,7 +8310,7 @@ Meter read_meter(const Node& at) {
     if (meter.multiplier <= 0) throw Error(ErrorCode::bad_value, aggregation.path("multiplier"), "must be above 0");
     for (const auto& filter : at.list("filters")) {
         const auto key = filter.required_text("key");
-        const auto values = filter.value().value("values", std::vector<std::string>());
+        const auto values = filter.texts("values");
         if (values.empty()) throw Error(ErrorCode::bad_value, filter.path("values"), "must not be empty");
         meter.filters.emplace_back(key, values);
         meter.metric.filter.parts.push_back(Filter::where(property_field(key), Operator::in, json(values)));
@@ -8132,17 +8325,9 @@ bool measures(const Meter& meter, const Event& event) {
            });
 }
 
-// A negative total counts as none (5.10); events without the property are one more distinct value (5.7).
+// A negative total counts as none (5.10).
 Decimal counted(const Meter& meter, const AggregateQuery& query, UsageSource& usage) {
-    auto units = usage.measure(meter.metric, query).front().value;
-    if (meter.metric.aggregation == Aggregation::unique_count) {
-        auto absent = meter.metric;
-        absent.aggregation = Aggregation::count;
-        absent.property.clear();
-        absent.filter.parts.push_back(Filter::where(property_field(meter.field), Operator::exists, false));
-        if (usage.measure(absent, query).front().value > 0) units += 1;
-    }
-    return at_least_zero(units * meter.multiplier);
+    return at_least_zero(usage.measure(meter.metric, query).front().value * meter.multiplier);
 }
 
 std::optional<Decimal> step_of(const Meter& meter, const Event& event, AggregateQuery query, UsageSource& usage) {
@@ -8208,6 +8393,23 @@ std::shared_ptr<const Book::Impl> load(const json& catalogue) {
 
 namespace polar {
 
+// Text of at most 1000 characters, a 32-bit integer (1.0 is 1) or a boolean (filter.py:31).
+json clause_value(const Node& at) {
+    const auto value = at.find("value");
+    const auto bad = [&]() -> json { throw Error(ErrorCode::bad_value, at.path("value"), "must be text, a whole number or true or false"); };
+    if (!value) return bad();
+    if (value->value().is_string()) {
+        const auto& text = value->value().get_ref<const std::string&>();
+        const auto characters = std::count_if(text.begin(), text.end(), [](char c) { return (static_cast<unsigned char>(c) & 0xC0) != 0x80; });
+        if (characters > 1000) throw Error(ErrorCode::bad_value, at.path("value"), "is longer than 1000 characters");
+        return text;
+    }
+    if (!value->value().is_number()) return value->value().is_boolean() ? value->value() : bad();
+    const auto whole = Decimal::from_json(value->value()).to_int64();
+    if (!whole || *whole < std::numeric_limits<std::int32_t>::min() || *whole > std::numeric_limits<std::int32_t>::max()) return bad();
+    return *whole;
+}
+
 // Clauses in Polar's words; all but their negations need the property (6.2).
 Filter read_clause(const Node& at) {
     static constexpr std::array<std::pair<std::string_view, Operator>, 8> operators{{{"eq", Operator::eq},
@@ -8220,22 +8422,21 @@ Filter read_clause(const Node& at) {
                                                                                      {"not_like", Operator::not_contains}}};
     auto property = at.required_text("property");
     const auto op = at.choice("operator", operators);
-    const auto value = at.find("value");
-    if (!value || value->value().is_structured())
-        throw Error(ErrorCode::bad_value, at.path("value"), "must be text, a whole number or true or false");
+    const auto value = clause_value(at);
     if (property.rfind("metadata.", 0) == 0) property = property.substr(std::string_view("metadata.").size());
     const bool built_in = property == "name" || property == "source" || property == "timestamp";
     const auto field = built_in ? property : property_field(property);
-    auto clause = Filter::where(field, op, value->value());
+    auto clause = Filter::where(field, op, value);
     if (op != Operator::ne && op != Operator::not_contains) return clause;
     return Filter::all({Filter::where(field, Operator::exists, true), std::move(clause)});
 }
 
-Filter read_filter(const Node& at) {
+Filter read_filter(const Node& at, std::size_t depth = 1) {
     static constexpr std::array<std::pair<std::string_view, bool>, 2> conjunctions{{{"and", true}, {"or", false}}};
+    if (depth > limits::json_depth) at.refuse("is nested too deep");
     const bool all = at.choice("conjunction", conjunctions, "and");
     std::vector<Filter> parts;
-    for (const auto& clause : at.list("clauses")) parts.push_back(clause.find("clauses") ? read_filter(clause) : read_clause(clause));
+    for (const auto& clause : at.list("clauses")) parts.push_back(clause.find("clauses") ? read_filter(clause, depth + 1) : read_clause(clause));
     return all || parts.empty() ? Filter::all(std::move(parts)) : Filter::any(std::move(parts));
 }
 
@@ -8270,6 +8471,8 @@ Meter read_meter(const Node& at) {
     }
     meter.metric.aggregation = meter.function == Function::sum ? Aggregation::sum : Aggregation::unique_count;
     meter.metric.property = property_field(aggregation.required_text("property"));
+    // Events without the property are no value of their own (7).
+    meter.metric.filter = Filter::all({std::move(meter.metric.filter), Filter::where(meter.metric.property, Operator::exists, true)});
     return meter;
 }
 
@@ -8394,7 +8597,7 @@ Item read_plan_item(const Node& at, const std::string& currency) {
     if (!at.find("price")) return {.included = at.decimal("included").value_or(Decimal())};
     const auto price = at.object("price");
     auto merged = price.value();
-    merged["included"] = at.value().value("included", json(0));
+    merged["included"] = at.raw("included");
     auto item = autumn::read_item(Node(merged, price.path()), true, currency);
     check_item(at, price, item);
     return item;
@@ -8455,6 +8658,186 @@ constexpr std::array<std::pair<std::string_view, std::shared_ptr<const Book::Imp
 
 }  // namespace
 
+namespace {
+
+// --- Polar: its three evaluators of filters, and meter quantities (dossier 6 to 8) ---
+
+namespace polar {
+
+using enum Meeting;
+
+constexpr std::array<Meeting, 3> never_any{never, never, never}, text_any{text, text, text}, empty_any{empty, empty, empty};
+
+// One evaluator: metadata by a table, and how a time becomes whole seconds.
+struct Evaluator {
+    Coercion metadata;
+    Rounding seconds;
+};
+
+// Quantities and balances (filter.py:52).
+constexpr Evaluator postgres{{.missing = {never_any, never_any},
+                              .boolean = {{number, never, never}, text_any},
+                              .number = {{number, number, never}, text_any},
+                              .text = {text_any, text_any},
+                              .structure = {never_any, text_any},
+                              .asked_booleans = {"f", "t"}},
+                             Rounding::half_up};
+
+// What a meter bills (filter.py:127).
+constexpr Evaluator billing{{.missing = {never_any, never_any},
+                             .boolean = {{number, number, differ}, text_any},
+                             .number = {{number, number, differ}, text_any},
+                             .text = {{differ, differ, text}, text_any},
+                             .structure = {{differ, differ, differ}, text_any},
+                             .stored_booleans = {"False", "True"},
+                             .asked_booleans = {"False", "True"}},
+                            Rounding::down};
+
+// Lists of events (tinybird/service.py:722).
+[[maybe_unused]] constexpr Evaluator clickhouse{{.missing = {{zero, zero, empty}, empty_any},
+                                                 .boolean = {{zero, zero, empty}, empty_any},
+                                                 .number = {{number, number, empty}, empty_any},
+                                                 .text = {{zero, zero, text}, text_any},
+                                                 .structure = {{zero, zero, empty}, empty_any}},
+                                                Rounding::down};
+
+// name and source meet texts alone, timestamp numbers alone, in every evaluator.
+constexpr Coercion built_in{.missing = {never_any, never_any},
+                            .boolean = {never_any, never_any},
+                            .number = {{never, number, never}, {never, text, never}},
+                            .text = {{never, never, text}, {never, never, text}},
+                            .structure = {never_any, never_any}};
+
+// The metadata parameter of a question compares texts (kit/metadata.py:138).
+constexpr Coercion parameter{.missing = {never_any, never_any},
+                             .boolean = {text_any, text_any},
+                             .number = {text_any, text_any},
+                             .text = {text_any, text_any},
+                             .structure = {text_any, text_any}};
+
+bool is_metadata(std::string_view field) { return field.starts_with("properties."); }
+
+Scalar field_of(const Event& event, std::string_view field, Rounding seconds, std::string& keep) {
+    if (is_metadata(field)) return scalar_at(event.properties, field.substr(property_field("").size()), keep);
+    if (field == "timestamp") return {Scalar::Kind::number, false, event.timestamp.value_or(Timestamp()).unix_seconds().round(0, seconds), {}};
+    return {Scalar::Kind::text, false, {}, field == "name" ? event.name : event.source};
+}
+
+bool matches(const Evaluator& evaluator, const Filter& filter, const Event& event) {
+    const auto each = [&](const Filter& part) { return matches(evaluator, part, event); };
+    if (filter.kind == Filter::Kind::all) return std::all_of(filter.parts.begin(), filter.parts.end(), each);
+    if (filter.kind == Filter::Kind::any) return std::any_of(filter.parts.begin(), filter.parts.end(), each);
+    std::string keep;
+    const Scalar value = field_of(event, filter.field, evaluator.seconds, keep);
+    if (filter.op == Operator::exists) return value.absent() != filter.value.get<bool>();
+    return meets(is_metadata(filter.field) ? evaluator.metadata : built_in, filter.op, value, make_operand(filter.value, filter.field));
+}
+
+struct Measure {
+    Function function = Function::count;
+    std::string property{};  // as Polar writes it; a leading "metadata." is dropped once
+};
+
+bool is_timestamp(const Measure& measure) { return measure.property == "timestamp"; }
+
+// Polar's numbers are doubles. Only JSON numbers take part, and the time as seconds; of a unique count every value, numbered by what it is.
+class Values {
+public:
+    explicit Values(const Measure& measure) : measure_(measure) {
+        constexpr std::string_view prefix = "metadata.";
+        if (measure_.property.starts_with(prefix)) measure_.property.erase(0, prefix.size());
+    }
+
+    std::optional<double> of(const Event& event) {
+        std::string keep;
+        if (measure_.function == Function::count) return 1;
+        if (measure_.function == Function::unique) {
+            const Scalar value = scalar_at(event.properties, measure_.property, keep);
+            if (value.kind == Scalar::Kind::missing) return std::nullopt;
+            const std::string identity = std::to_string(static_cast<int>(value.kind)) + scalar_text(value);
+            return static_cast<double>(known_.try_emplace(identity, known_.size()).first->second);
+        }
+        if (measure_.property == "name" || measure_.property == "source") return std::nullopt;
+        const std::string field = is_timestamp(measure_) ? measure_.property : property_field(measure_.property);
+        const Scalar value = field_of(event, field, postgres.seconds, keep);
+        return value.kind == Scalar::Kind::number ? std::optional(value.number.to_double()) : std::nullopt;
+    }
+
+private:
+    Measure measure_;
+    std::unordered_map<std::string, std::size_t> known_;
+};
+
+double aggregated(const Measure& measure, std::span<const Event> events) {
+    Values values(measure);
+    std::vector<double> found;
+    for (const Event& event : events) {
+        if (const auto value = values.of(event)) found.push_back(*value);
+    }
+    return aggregated(measure.function, found);
+}
+
+// Whether an event takes part: for billing, a unique count takes all, and so does a text field (7).
+[[maybe_unused]] bool takes_part(const Measure& measure, const Event& event, bool for_billing) {
+    if (measure.function == Function::unique) return true;
+    const bool text_field = measure.property == "name" || measure.property == "source";
+    return (for_billing && text_field) || Values(measure).of(event).has_value();
+}
+
+struct Quantities {
+    std::vector<std::pair<Timestamp, double>> rows;
+    double total = 0;
+};
+
+// The total of the rows that have events; an average or unique count is one over all events, whatever their time (service.py:360).
+double total_of(const Measure& measure, std::span<const Event> events, const std::vector<double>& rows) {
+    if (is_summable(measure.function)) return aggregated(Function::sum, rows);
+    const bool over_rows = measure.function == Function::max || measure.function == Function::min;
+    return over_rows ? aggregated(measure.function, rows) : aggregated(measure, events);
+}
+
+// First each customer's value, then `over_customers` of these.
+double quantity(const Measure& measure, const std::optional<Function>& over_customers, std::span<const Event> events) {
+    if (!over_customers) return aggregated(measure, events);
+    std::map<std::string_view, std::vector<Event>> customers;
+    for (const Event& event : events) customers[event.customer].push_back(event);
+    std::vector<double> values;
+    for (const auto& [customer, own] : customers) values.push_back(aggregated(measure, own));
+    return aggregated(*over_customers, values);
+}
+
+// Meter quantities over events that meet the meter's filter. A row stands for the whole bin it falls into, also before the start.
+[[maybe_unused]] Quantities quantities(const Measure& measure, const std::optional<Function>& over_customers, std::span<const Event> events,
+                                       Timestamp start, Timestamp end, const Interval& interval, const std::string& time_zone) {
+    Bins bins({.bin = interval.bin, .time_zone = time_zone});
+    std::map<Timestamp, std::vector<Event>> by_bin;
+    for (const Event& event : events) by_bin[bins.around(event.timestamp.value_or(Timestamp())).from].push_back(event);
+    Quantities answer;
+    std::vector<double> with_events;
+    for (const Timestamp row : quantity_rows(start, end, interval, Zone(time_zone))) {
+        const auto found = by_bin.find(bins.around(row).from);
+        answer.rows.emplace_back(row, found == by_bin.end() ? 0 : quantity(measure, over_customers, found->second));
+        if (found != by_bin.end()) with_events.push_back(answer.rows.back().second);
+    }
+    answer.total = total_of(measure, events, with_events);
+    return answer;
+}
+
+// Whether an event meets the metadata parameter: for every key one of its texts.
+[[maybe_unused]] bool meets_parameter(const json& wanted, const Event& event) {
+    return std::all_of(wanted.items().begin(), wanted.items().end(), [&](const auto& item) {
+        std::string keep;
+        const json& list = item.value();
+        const Scalar value = event.properties.contains(item.key()) ? scalar_at({{"", event.properties.at(item.key())}}, "", keep) : Scalar{};
+        return std::any_of(list.begin(), list.end(),
+                           [&](const json& text) { return meets(parameter, Operator::eq, value, make_operand(text, item.key())); });
+    });
+}
+
+}  // namespace polar
+
+}  // namespace
+
 Book Book::lago(const json& catalogue) { return Book(meter::lago::load(catalogue)); }
 Book Book::flexprice(const json& catalogue) { return Book(meter::flexprice::load(catalogue)); }
 Book Book::polar(const json& catalogue) { return Book(meter::polar::load(catalogue)); }
@@ -8471,6 +8854,7 @@ const std::string& Book::vendor() const noexcept { return impl_->vendor; }
 const std::string& Book::code() const noexcept { return impl_->code; }
 const json& Book::source() const noexcept { return impl_->source; }
 std::vector<Metric> Book::metrics() const { return impl_->metrics; }
+Fee Book::price(std::string_view charge, const Decimal& units, std::int64_t events) const { return impl_->price(charge, units, events); }
 
 // =============================================================================================
 // 9 wire: each vendor's requests, answers and rules, as tables. Pure. Uses 1-3.
@@ -8791,14 +9175,26 @@ json without_large_integers(const json& value) {
     return copy;
 }
 
+// JSON text of properties for a reader of doubles.
+std::string fit_for_doubles(std::string_view properties) {
+    constexpr std::size_t always_exact = 15;  // digits
+    std::size_t digits = 0, longest = 0;
+    for (const char c : properties) {
+        digits = c >= '0' && c <= '9' ? digits + 1 : 0;
+        longest = std::max(longest, digits);
+    }
+    return longest <= always_exact ? std::string(properties) : json_text(without_large_integers(json::parse(properties)));
+}
+
 std::string timestamp_text(Timestamp t, Form form) {
     if (form == Form::unix_seconds) return t.unix_seconds().to_string();
     if (form == Form::iso) return t.to_string();
     return std::to_string(t.micros() / 1000);
 }
 
-// The text of a field, before it is quoted; empty when the event has nothing there.
-std::string plain_value(const WireField& field, const Event& event) {
+// The text of a field, before it is quoted; empty when the event has nothing there. `scratch` holds what had to be made.
+std::string_view plain_value(const WireField& field, const Event& event, std::string& scratch) {
+    const auto made = [&](std::string text) -> std::string_view { return scratch = std::move(text); };
     switch (field.from) {
         case From::id:
             return event.id;
@@ -8811,15 +9207,15 @@ std::string plain_value(const WireField& field, const Event& event) {
         case From::source:
             return event.source;
         case From::timestamp:
-            return timestamp_text(event.timestamp.value_or(Timestamp()), field.form);
+            return made(timestamp_text(event.timestamp.value_or(Timestamp()), field.form));
         case From::value:
-            return event.value ? event.value->to_string() : "";
+            return event.value ? made(event.value->to_string()) : "";
         case From::cents:
-            return event.precise_total_amount_cents ? event.precise_total_amount_cents->to_string() : "";
+            return event.precise_total_amount_cents ? made(event.precise_total_amount_cents->to_string()) : "";
         case From::notice_body:
-            return event.notice ? event.notice->body : "";
+            return event.notice ? std::string_view(event.notice->body) : "";
         case From::severity:
-            return event.notice ? std::string(severity_name(event.notice->severity)) : "";
+            return event.notice ? severity_name(event.notice->severity) : "";
         case From::notify:
             return event.notice && event.notice->notify ? "true" : "false";
         case From::properties:
@@ -8839,33 +9235,34 @@ const json& extension_of(const Vendor& vendor, const Event& event) {
     return found != event.extensions.end() && found->is_object() ? *found : nothing;
 }
 
-// The JSON text of a field; empty when nothing is to be sent.
-std::string field_json(const WireField& field, const Event& event, const json& extension) {
-    std::string out;
-    if (!field.rival.empty() && extension.contains(std::string(field.rival))) return out;
+// The JSON text of a field, appended; nothing when nothing is to be sent.
+void append_field(std::string& out, const WireField& field, const Event& event, std::string_view properties, const json& extension) {
+    if (!field.rival.empty() && extension.contains(field.rival)) return;
     if (field.from == From::properties) {
-        out += json_text(field.form == Form::object_go ? without_large_integers(event.properties) : event.properties);
-        return out;
+        if (field.form == Form::object_go)
+            out += fit_for_doubles(properties);
+        else
+            out += properties;
+        return;
     }
     if (field.from == From::extension) {
-        const auto found = extension.find(std::string(last_name(field.key)));
+        const auto found = extension.find(last_name(field.key));
         if (found != extension.end()) {
             out += json_text(*found);
-            return out;
+            return;
         }
     }
-    std::string value = plain_value(field, event);
+    std::string scratch;
+    std::string_view value = plain_value(field, event, scratch);
     if (value.empty()) value = field.fallback;
-    if (value.empty() && !field.always) return out;
-    if (field.form == Form::text_component) {
-        out += R"([{"componentText":{"text":)";
+    if (value.empty() && !field.always) return;
+    const bool bare = field.form == Form::unix_ms || field.form == Form::number || field.form == Form::boolean;
+    if (field.form == Form::text_component) out += R"([{"componentText":{"text":)";
+    if (bare)
+        out += value;
+    else
         append_json_text(out, value);
-        out += "}}]";
-        return out;
-    }
-    if (field.form == Form::unix_ms || field.form == Form::number || field.form == Form::boolean) return value;
-    append_json_text(out, value);
-    return out;
+    if (field.form == Form::text_component) out += "}}]";
 }
 
 bool field_named(const Vendor& vendor, std::string_view key) {
@@ -8873,41 +9270,47 @@ bool field_named(const Vendor& vendor, std::string_view key) {
                        [&](const WireField& f) { return first_name(f.key) == key || (f.from == From::extension && last_name(f.key) == key); });
 }
 
-// One event as the vendor's JSON. What the extension has beyond the vendor's fields goes in as it is; it never replaces one.
-std::string event_json(const Vendor& vendor, const Event& event) {
+// One event as the vendor's JSON, with its properties as the text they are stored as: every digit leaves as it came. What the extension has
+// beyond the vendor's fields goes in as it is; it never replaces one.
+std::string event_json(const Vendor& vendor, const Event& event, std::string_view properties) {
     const json& extension = extension_of(vendor, event);
-    std::string out = "{", open_object;
-    const auto comma = [&] {
+    std::string out = "{";
+    out.reserve(properties.size() + 256);
+    std::string_view open_object;
+    const auto add_key = [&](std::string_view key) {
         if (out.back() != '{') out += ',';
+        append_json_text(out, key);
+        out += ':';
     };
     for (const WireField& field : vendor.fields) {
-        const std::string value = field_json(field, event, extension);
-        if (value.empty()) continue;
         const std::string_view object = field.key.find('.') == std::string_view::npos ? std::string_view() : first_name(field.key);
+        const std::size_t before = out.size();
+        const std::string_view object_before = open_object;
         if (object != open_object) {
             if (!open_object.empty()) out += '}';
             if (!object.empty()) {
-                comma();
-                append_json_text(out, object);
-                out += ":{";
+                add_key(object);
+                out += '{';
             }
             open_object = object;
         }
-        comma();
-        append_json_text(out, last_name(field.key));
-        out += ':';
-        out += value;
+        add_key(last_name(field.key));
+        const std::size_t value = out.size();
+        append_field(out, field, event, properties, extension);
+        if (out.size() > value) continue;
+        out.resize(before);  // nothing to send: not even its key
+        open_object = object_before;
     }
     if (!open_object.empty()) out += '}';
     for (const auto& [key, value] : extension.items()) {
         if (field_named(vendor, key)) continue;
-        comma();
-        append_json_text(out, key);
-        out += ':';
+        add_key(key);
         out += json_text(value);
     }
     return out += '}';
 }
+
+std::string event_json(const Vendor& vendor, const Event& event) { return event_json(vendor, event, json_text(event.properties)); }
 
 // Why the vendor's format cannot carry the event; empty when it can. Only what no answer would tell us (flexprice dossier 3.4, autumn
 // dossier 4.5, zyg dossier 5.4): everything else is the vendor's to judge.
@@ -8915,7 +9318,8 @@ std::string unsendable_reason(const Vendor& vendor, const Event& event) {
     const json& extension = extension_of(vendor, event);
     for (const WireField& field : vendor.fields) {
         if (!field.required) continue;
-        if (plain_value(field, event).find_first_not_of(" \t\r\n") != std::string::npos) continue;
+        std::string scratch;
+        if (plain_value(field, event, scratch).find_first_not_of(" \t\r\n") != std::string_view::npos) continue;
         const bool served = (!field.rival.empty() && extension.contains(std::string(field.rival))) ||
                             (!field.other.empty() && extension.contains(std::string(field.other)));
         if (!served) return std::string(field.key) + " is required";
@@ -9111,7 +9515,7 @@ bool proves(const Vendor& vendor, const json& body, std::size_t sent) {
     }
 }
 
-/// Where the proof is a number, it is of the events that were new.
+// Where the proof is a number, it is of the events that were new.
 std::int64_t counted_duplicates(const Vendor& vendor, const json& body, std::size_t sent) {
     if (vendor.proof_type != json::value_t::number_unsigned) return 0;
     return static_cast<std::int64_t>(sent - body[std::string(vendor.proof)].get<std::size_t>());
@@ -9343,23 +9747,23 @@ constexpr seconds backoff_cap{300};
 constexpr seconds longest_wait = std::chrono::hours(24) + backoff_cap;
 constexpr std::chrono::hours skew_lifetime{24};  // a wrong clock met once must not hold events for ever
 
-/// Full jitter: anywhere between nothing and a bound that doubles with each failure up to the cap.
+// Full jitter: anywhere between nothing and a bound that doubles with each failure up to the cap.
 microseconds backoff(std::int64_t failures, std::uint64_t random) {
     const auto doublings = std::clamp<std::int64_t>(failures - 1, 0, 30);
     const std::int64_t bound = std::min<std::int64_t>(microseconds(backoff_base).count() << doublings, microseconds(backoff_cap).count());
     return microseconds(static_cast<std::int64_t>(random % static_cast<std::uint64_t>(bound + 1)));
 }
 
-/// After a failure: what the vendor asked for, and on top of it jitter over as long a time, so that a fleet told the same does not come
-/// back as one.
+// After a failure: what the vendor asked for, and on top of it jitter over as long a time, so that a fleet told the same does not come
+// back as one.
 microseconds wait_after(const Answer& answer, std::int64_t failures, std::uint64_t random) {
     constexpr seconds widest{60};
     const auto spread = static_cast<std::uint64_t>(microseconds(std::min(answer.wait, widest)).count());
     return answer.wait + std::max(backoff(failures, random), microseconds(static_cast<std::int64_t>(random % (spread + 1))));
 }
 
-/// How far the vendor's clock is ahead, from the whole second in its Date and our clock before and after the exchange: nothing while that
-/// cannot be told from none at all, else the least it can be, so that no event is sent too early.
+// How far the vendor's clock is ahead, from the whole second in its Date and our clock before and after the exchange: nothing while that
+// cannot be told from none at all, else the least it can be, so that no event is sent too early.
 microseconds measured_skew(Timestamp date, Timestamp before, Timestamp after) {
     const microseconds least = date - after, most = date + microseconds(seconds(1)) - before;
     return least <= microseconds(0) && microseconds(0) <= most ? microseconds(0) : least;
@@ -9367,7 +9771,7 @@ microseconds measured_skew(Timestamp date, Timestamp before, Timestamp after) {
 
 // ---- selection and redaction ----------------------------------------------------------------------
 
-/// A property by its path; a key that holds dots itself is found too.
+// A property by its path; a key that holds dots itself is found too.
 const json* find_property(const json& object, std::string_view path) {
     if (!object.is_object()) return nullptr;
     if (const auto whole = object.find(std::string(path)); whole != object.end()) return &*whole;
@@ -9379,7 +9783,7 @@ const json* find_property(const json& object, std::string_view path) {
     return nullptr;
 }
 
-/// Gives `copy` the property that `original` has at the path, if it has one.
+// Gives `copy` the property that `original` has at the path, if it has one.
 void restore_property(json& copy, const json& original, std::string_view path) {
     if (!original.is_object() || !find_property(original, path)) return;
     if (!copy.is_object()) copy = json::object();
@@ -9395,7 +9799,7 @@ void restore_property(json& copy, const json& original, std::string_view path) {
     }
 }
 
-/// A filter asked about one event. `kept` holds the text of a list or object while the scalar is looked at.
+// A filter asked about one event. `kept` holds the text of a list or object while the scalar is looked at.
 Scalar event_scalar(const Event& event, const std::string& key, std::string& kept) {
     const auto text = [](std::string_view value) { return value.empty() ? Scalar{} : Scalar{Scalar::Kind::text, false, {}, value}; };
     const auto number = [](const Decimal& value) { return Scalar{Scalar::Kind::number, false, value, {}}; };
@@ -9457,7 +9861,7 @@ struct Item {
     bool was_sent = false;
 };
 
-/// A stretch of the log, or events set aside earlier that may go now. Fates are decided here and written down together.
+// A stretch of the log, or events set aside earlier that may go now. Fates are decided here and written down together.
 struct Shipment {
     std::vector<Item> items = {};
     bool from_log = true;
@@ -9468,8 +9872,8 @@ struct Shipment {
     }
 };
 
-/// The items of the next request: the open ones in order, as many as fit. Where one of the suspects is refused half of them go, so that
-/// it stands alone after log2 requests.
+// The items of the next request: the open ones in order, as many as fit. Where one of the suspects is refused half of them go, so that
+// it stands alone after log2 requests.
 std::vector<Item*> next_request(Shipment& batch, std::int64_t events, std::size_t bytes) {
     std::size_t most = static_cast<std::size_t>(events);
     if (batch.suspects > 0) most = std::min(most, (batch.suspects + 1) / 2);
@@ -9500,7 +9904,7 @@ void park(Item& item, std::string reason, std::string text, int status = 0) {
     item.status = status;
 }
 
-/// Held for the vendor's clock; unless the event is past by that clock too, when the refusal means something else.
+// Held for the vendor's clock; unless the event is past by that clock too, when the refusal means something else.
 void hold_or_park(Item& item, const Answer& answer, Timestamp vendor_now, const std::string& text, int status) {
     constexpr seconds margin{1}, doubt{5};
     if (answer.date && item.timestamp + microseconds(doubt) < *answer.date) return park(item, "refused", text, status);
@@ -9508,7 +9912,7 @@ void hold_or_park(Item& item, const Answer& answer, Timestamp vendor_now, const 
     item.due = std::max(item.timestamp, vendor_now) + microseconds(margin);
 }
 
-/// What the answer means for the items that were sent. Those it does not settle stay open.
+// What the answer means for the items that were sent. Those it does not settle stay open.
 void apply_answer(const Answer& answer, int status, Timestamp vendor_now, Shipment& batch, const std::vector<Item*>& sent) {
     const bool alone = sent.size() == 1;
     switch (answer.meaning) {
@@ -9555,7 +9959,7 @@ bool may_have_been_counted(std::chrono::hours window, Timestamp attempted_at, Ti
     return window == std::chrono::hours(0) || now < attempted_at || now - attempted_at >= window;
 }
 
-/// A property of the events of one name that a metric needs.
+// A property of the events of one name that a metric needs.
 struct MeasuredProperty {
     std::string event = {}, path = {};
 };
@@ -9580,7 +9984,7 @@ std::vector<MeasuredProperty> measured_properties(Connection& c) {
     return all;
 }
 
-/// A copy after before_send, with what identifies and counts the event put back.
+// A copy after before_send, with what identifies and counts the event put back.
 Event redacted(const UpstreamOptions& options, std::span<const MeasuredProperty> measured, const Event& event) {
     if (!options.before_send) return event;
     Event copy = event;
@@ -9607,20 +10011,28 @@ struct ItemMaker {
     Timestamp vendor_now;
     std::size_t bytes;
 
-    bool selected(const Event& event) const { return (event.notice || !vendor.notices_only) && selection.holds(event); }
+    // From a row of the log. Its properties are taken apart only when someone looks into them.
+    Item from_row(const Prepared& row, bool select) const {
+        Event event = read_plain_event(row);
+        if (vendor.notices_only && !event.notice && select) return skip(event.sequence);
+        const bool selecting = select && !options.selection.empty();
+        if (selecting || options.before_send) event.properties = json::parse(row.text(10));
+        if (selecting && !selection.holds(event)) return skip(event.sequence);
+        return make(event, row.text(10));
+    }
 
-    Item make(const Event& event) const {
+    Item make(const Event& event, std::string_view properties) const {
         Item item;
         item.sequence = event.sequence;
         item.id = event.id;
         item.timestamp = event.timestamp.value_or(Timestamp());
+        const std::string reason = unsendable_reason(vendor, event);
+        if (!reason.empty()) {
+            park(item, "unsendable", reason);
+            return item;
+        }
         try {
-            const Event copy = redacted(options, measured, event);
-            const std::string reason = unsendable_reason(vendor, copy);
-            if (!reason.empty())
-                park(item, "unsendable", reason);
-            else
-                item.body = event_json(vendor, copy);
+            item.body = options.before_send ? event_json(vendor, redacted(options, measured, event)) : event_json(vendor, event, properties);
         } catch (const std::exception& error) {
             park(item, "before_send", shortened(error.what()));
         }
@@ -9662,7 +10074,7 @@ struct UpstreamRow {
         const bool fresh = skew_at <= now && now - skew_at < skew_lifetime;
         return fresh ? now + skew : now;
     }
-    /// A stored time further off than any wait means that the clock was set back: such a wait has ended.
+    // A stored time further off than any wait means that the clock was set back: such a wait has ended.
     bool waits(Timestamp now) const { return now < next_attempt && next_attempt - now <= longest_wait; }
 };
 
@@ -9716,7 +10128,7 @@ Balance read_balance(Connection& c, const UpstreamRow& row) {
     return balance;
 }
 
-/// The first moment, by the vendor's clock, at which a held event may go.
+// The first moment, by the vendor's clock, at which a held event may go.
 std::optional<Timestamp> first_due(Connection& c, std::int64_t upstream) {
     const Prepared first = c.prepared("SELECT min(due) FROM exceptions WHERE upstream = ? AND state = ?");
     first.bind(upstream, static_cast<int>(ExceptionState::held));
@@ -9763,7 +10175,7 @@ UpstreamStatus read_status(Connection& c, const std::string& name, const Upstrea
     return status;
 }
 
-/// Events set aside that may go now, in order.
+// Events set aside that may go now, in order.
 std::vector<Item> read_released(Connection& c, const UpstreamRow& row, const ItemMaker& maker, std::int64_t limit) {
     const Prepared next = c.prepared(
         "SELECT sequence, attempted_at FROM exceptions WHERE upstream = ? AND (state = 2 OR (state = 1 AND due <= ?)) ORDER BY sequence LIMIT ?");
@@ -9771,43 +10183,36 @@ std::vector<Item> read_released(Connection& c, const UpstreamRow& row, const Ite
     std::vector<Item> items;
     std::size_t bytes = 0;
     while (bytes < maker.bytes && next.row()) {
-        const std::int64_t sequence = next.integer(0);
-        const auto event = event_at(c, sequence);
-        Item item = event ? maker.make(*event) : maker.skip(sequence);
-        if (next.integer(1) != 0) item.attempted_at = Timestamp(next.integer(1));
-        bytes += item.body.size();
-        items.push_back(std::move(item));
+        const Prepared event = c.prepared(METER_EVENT_COLUMNS "WHERE l.sequence = ?");
+        event.bind(next.integer(0));
+        items.push_back(event.row() ? maker.from_row(event, false) : maker.skip(next.integer(0)));
+        if (next.integer(1) != 0) items.back().attempted_at = Timestamp(next.integer(1));
+        bytes += items.back().body.size();
     }
     return items;
 }
 
-/// The next stretch of the log: enough for one request, read in small pieces so that memory stays small whatever the events' size.
+// The next stretch of the log: enough for one request, one event in memory at a time.
 std::vector<Item> read_log(Connection& c, const UpstreamRow& row, const ItemMaker& maker, std::int64_t limit) {
-    constexpr std::int64_t piece = 50;
     constexpr std::size_t longest = 5000;
     const bool attempted = row.attempted > row.cursor;
+    const Prepared next = c.prepared(METER_EVENT_COLUMNS "WHERE l.sequence > ? AND l.sequence <= ? ORDER BY l.sequence");
+    next.bind(row.cursor, attempted ? row.attempted : std::numeric_limits<std::int64_t>::max());  // what was sent is never mixed with what was not
     std::vector<Item> items;
-    std::int64_t open = 0, after = row.cursor;
+    std::int64_t open = 0;
     std::size_t bytes = 0;
-    while (open < limit && bytes < maker.bytes && items.size() < longest) {
-        std::int64_t wanted = std::min(piece, limit - open);
-        if (attempted) wanted = std::min(wanted, row.attempted - after);  // what was sent is never mixed with what was not
-        const std::vector<Event> events = wanted > 0 ? events_after(c, after, wanted) : std::vector<Event>();
-        for (const Event& event : events) {
-            items.push_back(maker.selected(event) ? maker.make(event) : maker.skip(event.sequence));
-            if (attempted) items.back().attempted_at = row.attempted_at;
-            if (items.back().fate == Fate::open) ++open;
-            bytes += items.back().body.size();
-            after = event.sequence;
-        }
-        if (events.empty()) break;
+    while (open < limit && bytes < maker.bytes && items.size() < longest && next.row()) {
+        items.push_back(maker.from_row(next, true));
+        if (attempted) items.back().attempted_at = row.attempted_at;
+        if (items.back().fate == Fate::open) ++open;
+        bytes += items.back().body.size();
     }
     return items;
 }
 
 // ---- leases ---------------------------------------------------------------------------------------
 
-/// This process, as a lease names it: "pid:nonce".
+// This process, as a lease names it: "pid:nonce".
 std::string process_token() {
     static const std::string nonce = std::to_string((std::uint64_t{std::random_device{}()} << 32) ^ std::random_device{}());
 #if METER_POSIX
@@ -9817,8 +10222,8 @@ std::string process_token() {
 #endif
 }
 
-/// Whether the process that took a lease is known to have ended. A wrong answer (another pid namespace) costs no more than an expiry that
-/// comes early: the fence keeps the books right.
+// Whether the process that took a lease is known to have ended. A wrong answer (another pid namespace) costs no more than an expiry that
+// comes early: the fence keeps the books right.
 bool has_ended(const std::string& owner) {
 #if METER_POSIX
     const auto pid = whole_number(std::string_view(owner).substr(0, owner.find(':')));
@@ -9832,14 +10237,14 @@ bool has_ended(const std::string& owner) {
 
 constexpr std::chrono::hours longest_lease{2};
 
-/// An end further off than any lease means that the clock was set back.
+// An end further off than any lease means that the clock was set back.
 bool lease_holds(const std::string& owner, Timestamp until, Timestamp now) {
     return !owner.empty() && now < until && until - now <= longest_lease && !has_ended(owner);
 }
 
 // ---- one flush of one upstream ------------------------------------------------------------------
 
-/// Settings of an upstream in this process.
+// Settings of an upstream in this process.
 struct Link {
     Upstream upstream;
     const Vendor& vendor;
@@ -9856,7 +10261,7 @@ struct Link {
     }
 };
 
-/// What all flushes of one call share.
+// What all flushes of one call share.
 struct FlushContext {
     Store& store;
     const Clock& clock;
@@ -9875,8 +10280,8 @@ struct FlushContext {
 constexpr seconds lease_slack{5};
 constexpr std::size_t request_bytes = 4 * 1024 * 1024;  // of a request at most, whatever the vendor would take: memory is bounded by it
 
-/// One flusher of one upstream. Holds the lease while it runs; every write checks the fence, so that a flusher that was overtaken
-/// (stopped for longer than its lease) changes nothing.
+// One flusher of one upstream. Holds the lease while it runs; every write checks the fence, so that a flusher that was overtaken
+// (stopped for longer than its lease) changes nothing.
 class Sender {
 public:
     Sender(FlushContext& context, Link& link, std::string owner) : context_(context), link_(link), owner_(std::move(owner)) {}
@@ -9925,10 +10330,10 @@ private:
 
     bool still_mine(Connection& c) const { return c.integer("SELECT fence FROM upstreams WHERE id = ?", row_.id) == row_.fence; }
 
-    /// As long as one exchange may take, and some.
+    // As long as one exchange may take, and some.
     std::int64_t lease_end() const { return (now() + microseconds(options().request_timeout + lease_slack)).micros(); }
 
-    /// Best effort: a lease that is not given back ends by itself.
+    // Best effort: a lease that is not given back ends by itself.
     void give_back_lease() noexcept {
         try {
             context_.store.write([&](Connection& c) {
@@ -9957,16 +10362,17 @@ private:
         return row_.failures > 0 ? Step::finished : Step::more;  // also when the wait drawn is next to nothing
     }
 
-    /// The next batch: what was set aside and may go now, else the next stretch of the log.
+    // The next batch: what was set aside and may go now, else the next stretch of the log.
     bool fill() {
         batch_ = Shipment();
         context_.store.read([&](Connection& c) {
             const auto measured = options().before_send ? measured_properties(c) : std::vector<MeasuredProperty>();
             const ItemMaker maker{
                 vendor(), options(), link_.selection, measured, row_.vendor_time(now()), std::min(vendor().batch_bytes, request_bytes)};
-            batch_.items = read_released(c, row_, maker, link_.batch_events);
+            const std::int64_t stride = std::max<std::int64_t>(link_.batch_events, 500);  // several small requests from one look into the log
+            batch_.items = read_released(c, row_, maker, stride);
             batch_.from_log = batch_.items.empty();
-            if (batch_.from_log) batch_.items = read_log(c, row_, maker, link_.batch_events);
+            if (batch_.from_log) batch_.items = read_log(c, row_, maker, stride);
         });
         for (Item& item : batch_.items)
             if (item.fate == Fate::open && item.attempted_at && may_have_been_counted(vendor().resend_window, *item.attempted_at, now()))
@@ -9974,7 +10380,7 @@ private:
         return !batch_.items.empty();
     }
 
-    /// For vendors that recognise a copy only for a time: that events are about to be sent is on disk before they are.
+    // For vendors that recognise a copy only for a time: that events are about to be sent is on disk before they are.
     bool mark_attempt(const std::vector<Item*>& sent) {
         before_ = {row_.attempted, row_.attempted_at};
         if (vendor().resend_window == for_ever) return true;
@@ -10045,13 +10451,13 @@ private:
         link_.log((row_.paused ? "paused: " : "waiting until " + row_.next_attempt.to_string() + ": ") + row_.reason);
     }
 
-    /// Back towards the limit, slowly, so that a server with a smaller one is not asked again and again.
+    // Back towards the limit, slowly, so that a server with a smaller one is not asked again and again.
     void grow_batch(std::size_t sent) {
         const std::int64_t size = link_.batch_events;
         if (static_cast<std::int64_t>(sent) == size) link_.batch_events = std::min(link_.limit(), size + std::max<std::int64_t>(1, size / 16));
     }
 
-    /// A cancelled exchange is no failure of the vendor's. What was marked before sending stays marked.
+    // A cancelled exchange is no failure of the vendor's. What was marked before sending stays marked.
     Step give_up(const std::vector<Item*>& sent) {
         report_.returned += static_cast<std::int64_t>(sent.size());
         return Step::finished;
@@ -10059,7 +10465,7 @@ private:
 
     // ---- writing down
 
-    /// Commits the fates that are decided: of a stretch of the log as far as nothing is open. False when the lease was lost.
+    // Commits the fates that are decided: of a stretch of the log as far as nothing is open. False when the lease was lost.
     bool settle() {
         const auto open = [](const Item& item) { return item.fate == Fate::open; };
         auto& items = batch_.items;
@@ -10096,7 +10502,7 @@ private:
         c.prepared("UPDATE exceptions SET attempted_at = ? WHERE upstream = ? AND sequence = ?").run(at.micros(), row_.id, item.sequence);
     }
 
-    /// The small row, and with it the lease for the next exchange.
+    // The small row, and with it the lease for the next exchange.
     void write_row(Connection& c, std::int64_t cursor, std::span<const Item> settled) const {
         const auto number = [&](Fate fate) {
             return static_cast<std::int64_t>(std::count_if(settled.begin(), settled.end(), [&](const Item& i) { return i.fate == fate; }));
@@ -10173,8 +10579,8 @@ private:
 
 // ---- all upstreams of a store ---------------------------------------------------------------------
 
-/// What class Meter offers of delivery. Any thread may call any function; stop() must have returned before the store goes.
-/// The last sequence up to which every upstream has had all events for good; without an upstream, any.
+// What class Meter offers of delivery. Any thread may call any function; stop() must have returned before the store goes.
+// The last sequence up to which every upstream has had all events for good; without an upstream, any.
 std::int64_t delivered_through(Connection& c) {
     return c.integer("SELECT min(coalesce((SELECT min(cursor) FROM upstreams), ?1), coalesce((SELECT min(sequence) - 1 FROM exceptions), ?1))",
                      std::numeric_limits<std::int64_t>::max());
@@ -10297,7 +10703,7 @@ public:
         worker_ = std::thread([this, options] { work(options); });
     }
 
-    /// Ends the exchange under way, if any. What was not sent stays pending.
+    // Ends the exchange under way, if any. What was not sent stays pending.
     void stop() {
         std::thread worker;
         {
@@ -10309,7 +10715,7 @@ public:
         if (worker.joinable()) worker.join();
     }
 
-    /// Events were recorded.
+    // Events were recorded.
     void recorded(std::int64_t events, std::int64_t bytes) {
         bool full = false;
         {
@@ -10322,7 +10728,7 @@ public:
         if (full) work_wanted_.notify_all();
     }
 
-    /// Coming online ends the waits that began because nothing answered; a wait that a server asked for goes on.
+    // Coming online ends the waits that began because nothing answered; a wait that a server asked for goes on.
     void set_online(bool online) {
         if (online) store_.write([](Connection& c) { c.prepared("UPDATE upstreams SET failures = 0, next_attempt = 0 WHERE offline = 1").run(); });
         {
@@ -10342,7 +10748,7 @@ private:
         return links;
     }
 
-    /// One stalled upstream does not hold up the others.
+    // One stalled upstream does not hold up the others.
     template <class F>
     static void each_in_its_thread(std::size_t count, F&& f) {
         if (count == 1) return f(0);
@@ -10384,7 +10790,7 @@ private:
         work_wanted_.notify_all();
     }
 
-    /// Waits until there is a reason to send: a threshold, a wake-up, or the time of the next attempt. False when it is to stop.
+    // Waits until there is a reason to send: a threshold, a wake-up, or the time of the next attempt. False when it is to stop.
     bool wait_for_work(const WorkerOptions& options, std::optional<SteadyTime> next) {
         std::unique_lock lock(worker_mutex_);
         for (;;) {

@@ -384,6 +384,8 @@ struct Aggregate {
 // 6 prices
 // ---------------------------------------------------------------------------------------------
 
+struct Fee;
+
 /// One vendor's catalogue held locally: metrics, charges, subscriptions. Made from the vendor's own JSON; an impossible
 /// field is an Error(bad_value) whose field() is its path. Immutable and cheap to copy.
 class Book {
@@ -408,6 +410,9 @@ public:
     const std::string& code() const noexcept;  ///< the plan's, or product's
     const json& source() const noexcept;       ///< the JSON it was made from, unknown fields included
     std::vector<Metric> metrics() const;
+    /// What that many units would cost under the charge or price of that name, with the lines that lead to it; nothing is looked up.
+    /// Lago's percentage charges are told how many events the units come from, and take them as equal. Throws not_found.
+    Fee price(std::string_view charge, const Decimal& units, std::int64_t events = 0) const;
 
     struct Impl;
     explicit Book(std::shared_ptr<const Impl> impl) : impl_(std::move(impl)) {}
@@ -533,7 +538,8 @@ struct UpstreamOptions {
     std::int64_t batch_events = 0;  ///< events in a request at most; the vendor's limit when 0
     Filter selection = {};          ///< only these events; the others are passed over
     /// May take from a copy of the event what should not leave the device: source, properties, notice and extensions. What identifies and
-    /// counts the event, the properties that metrics need and the `pinned` ones are put back afterwards. An event it throws for is parked.
+    /// counts the event, the properties that metrics need and the `pinned` ones are put back afterwards. An event it throws for is
+    /// parked. It must not call the Meter.
     std::function<void(Event&)> before_send = {};
     std::vector<std::string> pinned = {};  ///< paths of properties, besides those a metric measures or filters by
     std::string workspace = {};            ///< Zyg: the workspace, for a server that speaks the workspace API

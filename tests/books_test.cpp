@@ -603,3 +603,53 @@ TEST_CASE("the books of all vendors read the log's fields", "[meter]") {
         CHECK(m.books().at(0).vendor() == book.vendor());
     }
 }
+
+// --- what if, and bad input ---
+
+TEST_CASE("a book prices any quantity without a log", "[books]") {
+    const auto book = Book::lago(
+        catalogue({{"charge_model", "package"}, {"code", "packs"}, {"properties", {{"amount", "5"}, {"package_size", 100}, {"free_units", 10}}}}));
+    const auto fee = book.price("packs", 111);
+    CHECK(fee.amount == 10);
+    CHECK(fee.amount_cents == 1000);
+    CHECK(fee.unit_amount == Decimal::divide_significant(10, 101, 32, Rounding::half_up));
+    CHECK(book.price("packs", -1).amount.is_zero());
+    CHECK_THROWS_AS(book.price("nothing", 1), Error);
+    const auto percentage = Book::lago(catalogue(
+        {{"charge_model", "percentage"}, {"code", "pct"}, {"properties", {{"rate", "1"}, {"fixed_amount", "2"}, {"free_units_per_events", 1}}}}));
+    CHECK(percentage.price("pct", 400, 4).amount == 9);
+    CHECK_THROWS_WITH(percentage.price("pct", 400, -1), "events: is out of range");
+}
+
+TEST_CASE("JSON of any shape is answered with an Error that names the place", "[books]") {
+    const auto refused = [](std::string_view vendor, const char* text) -> std::string {
+        try {
+            Book::of(vendor, json::parse(text));
+        } catch (const Error& error) {
+            return error.field();
+        }
+        return "accepted";
+    };
+    for (const auto vendor : {"lago", "flexprice", "polar", "autumn"}) {
+        for (const auto text : {"null", "[]", "1", "\"x\"", "{}", R"({"plan": 1, "product": [], "meters": {}, "prices": "x"})"}) {
+            CAPTURE(vendor, text);
+            CHECK(refused(vendor, text) != "accepted");
+        }
+    }
+    CHECK(refused("lago", R"({"plan": {"code": "p", "amount_currency": "EUR"}, "billable_metrics": [1]})") == "billable_metrics[0].aggregation_type");
+    CHECK(refused("lago", R"({"plan": {"code": "p", "amount_currency": "EUR"}, "billable_metrics": [{"code": "m", "aggregation_type": "count_agg",
+                              "filters": [{"key": "k", "values": "x"}]}]})") == "billable_metrics[0].filters[0].values");
+    CHECK(refused("lago", R"({"plan": {"code": "p", "amount_currency": "EUR"}, "billable_metrics": [{"code": "m", "aggregation_type": "count_agg",
+                              "rounding_function": "round", "rounding_precision": 1e30}]})") == "billable_metrics[0].rounding_precision");
+    CHECK(refused("flexprice",
+                  R"({"meters": [{"id": "m", "event_name": "e", "aggregation": {"type": "COUNT"}, "filters": [{"key": "k", "values": [1]}]}]})") ==
+          "meters[0].filters[0].values[0]");
+    CHECK(refused("polar", R"({"product": {"id": "p"}, "meters": [{"id": "m", "aggregation": {"func": "median"}}]})") ==
+          "meters[0].aggregation.func");
+    CHECK(refused("autumn", R"({"plan": {"id": "p", "items": [7]}})") == "plan.items[0].feature_id");
+    CHECK(refused("stripe", "{}") == "vendor");
+    json deep{{"property", "name"}, {"operator", "eq"}, {"value", "x"}};
+    for (int i = 0; i < 100; ++i) deep = {{"conjunction", "and"}, {"clauses", {deep}}};
+    CHECK_THROWS_AS(Book::polar({{"product", {{"id", "p"}}}, {"meters", {{{"id", "m"}, {"filter", deep}, {"aggregation", {{"func", "count"}}}}}}}),
+                    Error);
+}

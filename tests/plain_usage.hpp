@@ -73,6 +73,8 @@ private:
         switch (filter.op) {
             case Operator::eq:
                 return filter.value.is_null() ? !text : text && filter.value == *text;
+            case Operator::ne:
+                return !text || filter.value != *text;
             case Operator::in:
                 return among();
             case Operator::not_in:

@@ -9,6 +9,7 @@
 #include "flexprice.hpp"
 #include "lago.hpp"
 #include "polar.hpp"
+#include "polar_reading.hpp"
 #include "time.hpp"
 
 #include <cstdio>
@@ -20,7 +21,8 @@ namespace golden {
 
 /// The tables of all adapters.
 const std::vector<Vendor>& vendors() {
-    static const std::vector<Vendor> all{lago_pricing(), flexprice_pricing(), polar_pricing(), autumn_pricing(), autumn_time(), flexprice_time()};
+    static const std::vector<Vendor> all{lago_pricing(), flexprice_pricing(), polar_pricing(), autumn_pricing(),
+                                         autumn_time(),  flexprice_time(),    polar_reads()};
     return all;
 }
 
@@ -78,8 +80,9 @@ json judged(json expected) {
 }
 
 std::string kind_of(const json& vector) {
+    if (vector.contains("kind")) return vector.at("kind").get<std::string>();
     if (vector.contains("aggregation")) return "aggregation " + vector.at("aggregation").at("type").get<std::string>();
-    return vector.at(vector.contains("kind") ? "kind" : "model").get<std::string>();
+    return vector.at("model").get<std::string>();
 }
 
 const Kind* find_kind(const std::string& system, const std::string& name) {
@@ -97,6 +100,8 @@ json run(const Kind& kind, const json& vector) {
         return kind.run(vector);
     } catch (const meter::Error& error) {
         return {{"error", error.what()}, {"field", error.field()}, {"reason", error.reason()}};
+    } catch (const std::exception& error) {
+        return {{"unreadable", error.what()}};
     }
 }
 

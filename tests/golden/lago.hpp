@@ -5,6 +5,7 @@ namespace golden::lago_vectors {
 
 namespace lago = meter::lago;
 using meter::Event;
+using meter::Node;
 using meter::Timestamp;
 
 const lago::ModelRow& row_of(const json& vector) {
@@ -18,7 +19,7 @@ const lago::ModelRow& row_of(const json& vector) {
 /// The price that properties say; the vectors of some kinds leave out what a plan could not.
 lago::Price price_of(const lago::ModelRow& row, const json& properties) {
     meter::Problems problems;
-    return lago::read_price(row, meter::Node(properties), {lago::Kind::sum, true, problems});
+    return lago::read_price(row, Node(properties), {lago::Kind::sum, true, problems});
 }
 
 lago::Price price_of(const json& vector) { return price_of(row_of(vector), vector.at("properties")); }
@@ -288,13 +289,65 @@ json validation(const json& vector) {
     for (const auto& [name, value] : lago::kinds) {
         if (input.value("aggregation_type", "sum_agg") == name) kind = value;
     }
-    lago::read_price(row_of(vector), meter::Node(vector.at("properties")), {kind, input.value("premium", true), problems});
+    lago::read_price(row_of(vector), Node(vector.at("properties")), {kind, input.value("premium", true), problems});
     auto errors = json::object();
     for (const auto& problem : problems) {
         auto& codes = errors[problem.field];
         if (std::find(codes.begin(), codes.end(), json(problem.code)) == codes.end()) codes.push_back(problem.code);
     }
     return {{"valid", problems.empty()}, {"errors_include", errors}};
+}
+
+// --- filters, rounding and current usage, which books decide ---
+
+/// A charge with the vector's filters, in order of creation.
+lago::Charge filtered_charge(const json& aggregation) {
+    lago::BillableMetric metric;
+    for (const auto& [key, values] : aggregation.at("metric_filters").items()) metric.filters[key] = values.get<std::vector<std::string>>();
+    lago::Charge charge;
+    for (const auto& source : aggregation.at("charge_filters")) {
+        charge.filters.push_back({lago::read_values(Node(source), "values", &metric), source.at("name"), {}, {}});
+    }
+    return charge;
+}
+
+json filter_event_match(const json& vector) {
+    const auto charge = filtered_charge(vector.at("aggregation"));
+    const auto* filter = lago::filter_of(charge, vector.at("events").at(0).at("properties"));
+    return {{"charge_filter", filter ? json(filter->name) : json(nullptr)}};
+}
+
+json filter_matching_and_ignored(const json& vector) {
+    const auto charge = filtered_charge(vector.at("aggregation"));
+    std::vector<lago::Values> all;
+    std::size_t current = 0;
+    for (const auto& filter : charge.filters) {
+        if (filter.name == vector.at("aggregation").at("current")) current = all.size();
+        all.push_back(filter.values);
+    }
+    return {{"matching", all.at(current)}, {"ignored", lago::ignored_values(all, current)}};
+}
+
+json rounding(const json& vector) {
+    const auto& rule = vector.at("aggregation");
+    lago::BillableMetric metric;
+    metric.rounding = lago::read_rounding(Node(rule));
+    metric.precision = static_cast<int>(integer(rule, "rounding_precision"));
+    return {{"units", text(lago::rounded(metric, number(vector, "units")))}};
+}
+
+json current_usage(const json& vector) {
+    const lago::AdvanceState state{number(vector.at("cached"), "current_aggregation"), number(vector.at("cached"), "max_aggregation")};
+    return {{"aggregation", text(state.paid(number(vector, "total_aggregation")))}};
+}
+
+json current_usage_prorated(const json& vector) {
+    const lago::ProratedAdvance advance{{number(vector.at("cached"), "current_aggregation"), Decimal()},
+                                        number(vector.at("cached"), "max_aggregation_with_proration")};
+    const auto& period = vector.at("period");
+    const auto share = meter::quotient(days_between(period.at("from"), period.at("to")), number(period, "days"));
+    const auto live = number(vector, "current_usage_units_raw");
+    return {{"aggregation", text(advance.paid(live, share))}, {"current_usage_units", text(live)}};
 }
 
 }  // namespace golden::lago_vectors
@@ -321,7 +374,12 @@ inline Vendor lago_pricing() {
              {"current_usage_pay_in_advance", current_usage_pay_in_advance},
              {"true_up", true_up},
              {"to_cents", to_cents},
-             {"validation", validation}}};
+             {"validation", validation},
+             {"aggregation filter_event_match", filter_event_match},
+             {"aggregation filter_matching_and_ignored", filter_matching_and_ignored},
+             {"aggregation rounding", rounding},
+             {"aggregation current_usage_pay_in_advance", current_usage},
+             {"aggregation current_usage_prorated_pay_in_advance", current_usage_prorated}}};
 }
 
 }  // namespace golden

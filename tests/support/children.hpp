@@ -21,7 +21,7 @@ namespace meter_test {
 class Child {
 public:
     Child(const std::string& test_case, const std::vector<std::string>& settings) {
-        std::vector<std::string> arguments{"/proc/self/exe", test_case};
+        std::vector<std::string> arguments{"/proc/self/exe", test_case, "-r", "compact"};
         std::vector<std::string> variables = settings;
         for (char** each = environ; *each != nullptr; ++each) variables.emplace_back(*each);
         const std::vector<char*> argv = pointers(arguments), envp = pointers(variables);

@@ -1,0 +1,265 @@
+// Find, list and names: every condition, the order, cursors, paging, and what is refused.
+#include <algorithm>
+#include <random>
+#include <set>
+
+#include "../meter.hpp"
+#include "support/scratch.hpp"
+#include "testing.hpp"
+
+using namespace meter;
+using namespace meter_test;
+
+namespace {
+
+const Timestamp noon = Timestamp::parse("2026-03-01T12:00:00Z");
+
+MeterOptions options_for(const std::string& path = ":memory:", std::int64_t chunk = 64) {
+    MeterOptions options;
+    options.path = path;
+    options.durability = Durability::process;
+    options.chunk_events = chunk;
+    options.clock = [] { return noon; };
+    return options;
+}
+
+std::vector<std::string> ids_of(const Page& page) {
+    std::vector<std::string> ids;
+    for (const Event& event : page.events) ids.push_back(event.id);
+    return ids;
+}
+
+using Ids = std::vector<std::string>;
+
+Meter small_log() {
+    Meter m(options_for());
+    m.record(
+        {{.id = "1", .name = "a", .customer = "acme", .subscription = "s1", .timestamp = noon, .source = "x", .properties = {{"k", 1}}},
+         {.id = "2", .name = "b", .customer = "acme", .subscription = "s2", .timestamp = noon + std::chrono::seconds(1), .properties = {{"k", "1"}}},
+         {.id = "3", .name = "a", .customer = "bolt", .subscription = "s1", .timestamp = noon - std::chrono::seconds(1), .source = "y"},
+         {.id = "4", .name = "c", .timestamp = noon, .source = "x", .properties = {{"k", 2}}},
+         {.id = "5", .name = "a", .customer = "acme", .timestamp = noon, .properties = {{"k", 1.0}}}});
+    return m;
+}
+
+}  // namespace
+
+TEST_CASE("A list meets each condition, and all of them together") {
+    Meter m = small_log();
+    for (int sealed = 0; sealed < 2; ++sealed) {
+        CHECK(ids_of(m.list({.names = {"a", "b", "c"}})) == Ids{"2", "5", "4", "1", "3"});
+        CHECK(ids_of(m.list({.names = {"a", "b", "c"}, .order = Order::oldest_first})) == Ids{"3", "1", "4", "5", "2"});
+        CHECK(ids_of(m.list({.customer = "acme"})) == Ids{"2", "5", "1"});
+        CHECK(ids_of(m.list({.subscription = "s1"})) == Ids{"1", "3"});
+        CHECK(ids_of(m.list({.customer = "acme", .subscription = "s1"})) == Ids{"1"});
+        CHECK(ids_of(m.list({.names = {"a"}})) == Ids{"5", "1", "3"});
+        CHECK(ids_of(m.list({.names = {"b", "c", "nothing"}})) == Ids{"2", "4"});
+        CHECK(ids_of(m.list({.sources = {"x"}})) == Ids{"4", "1"});
+        CHECK(ids_of(m.list({.sources = {"x", "y"}})) == Ids{"4", "1", "3"});
+        CHECK(ids_of(m.list({.ids = {"5", "3", "nobody", "5"}})) == Ids{"5", "3"});
+        CHECK(ids_of(m.list({.ids = {"nobody"}})).empty());
+        CHECK(ids_of(m.list({.names = {"a"}, .ids = {"5", "2"}})) == Ids{"5"});
+        CHECK(ids_of(m.list({.names = {"a", "b", "c"}, .period = {noon, noon + std::chrono::seconds(1)}})) == Ids{"5", "4", "1"});
+        CHECK(ids_of(m.list({.filter = Filter::equals("k", 1)})) == Ids{"2", "5", "1"});
+        CHECK(ids_of(m.list({.customer = "acme", .names = {"a"}, .filter = Filter::equals("k", 1)})) == Ids{"5", "1"});
+        CHECK(ids_of(m.list({.customer = "bolt", .filter = Filter::equals("k", 1)})).empty());
+        CHECK(ids_of(m.list({.customer = "nobody"})).empty());
+        CHECK(ids_of(m.list({.names = {"nothing"}})).empty());
+        m.record(std::vector<Event>(64, {.name = "filler", .timestamp = noon - std::chrono::hours(1)}));
+    }
+}
+
+TEST_CASE("A page says how many match in all, when asked") {
+    Meter m = small_log();
+    CHECK_FALSE(m.list().total);
+    CHECK(m.list({.count = true}).total == 5);
+    CHECK(m.list({.customer = "acme", .limit = 1, .count = true}).total == 3);
+    CHECK(m.list({.customer = "acme", .limit = 1, .offset = 2, .count = true}).total == 3);
+    CHECK(m.list({.customer = "nobody", .count = true}).total == 0);
+    const Page first = m.list({.customer = "acme", .limit = 2, .count = true});
+    CHECK(m.list(first.next).total == 3);
+}
+
+TEST_CASE("Pages by offset, and a cursor from where they end") {
+    Meter m = small_log();
+    CHECK(ids_of(m.list({.limit = 2, .offset = 0})) == Ids{"2", "5"});
+    CHECK(ids_of(m.list({.limit = 2, .offset = 2})) == Ids{"4", "1"});
+    CHECK(ids_of(m.list({.limit = 2, .offset = 4})) == Ids{"3"});
+    CHECK(ids_of(m.list({.limit = 2, .offset = 5})).empty());
+    CHECK(ids_of(m.list({.limit = 2, .offset = std::numeric_limits<std::int64_t>::max()})).empty());
+    CHECK(ids_of(m.list(m.list({.limit = 2, .offset = 1}).next)) == Ids{"1", "3"});
+    CHECK_FALSE(m.list({.limit = 5}).next);
+    CHECK_FALSE(m.list({.limit = 2, .offset = 4}).next);
+    CHECK(m.list({.limit = 4}).next);
+}
+
+TEST_CASE("A cursor is good for another Meter on the same file, and holds the whole question") {
+    Scratch scratch;
+    Cursor cursor;
+    {
+        Meter m(options_for(scratch.path()));
+        for (int i = 0; i < 10; ++i) {
+            m.record({.id = std::to_string(i),
+                      .name = "it's",
+                      .customer = "\xC3\xA9",
+                      .subscription = "s",
+                      .timestamp = noon,
+                      .source = "x",
+                      .properties = {{"k", i % 2 == 0 ? "e\"v" : "odd"}}});
+        }
+        const ListQuery query{.customer = "\xC3\xA9",
+                              .subscription = "s",
+                              .names = {"it's", "other"},
+                              .sources = {"x"},
+                              .period = {noon, noon + std::chrono::seconds(1)},
+                              .filter = Filter::equals("k", "e\"v"),
+                              .order = Order::oldest_first,
+                              .limit = 2};
+        const Page page = m.list(query);
+        CHECK(ids_of(page) == Ids{"0", "2"});
+        cursor = page.next;
+    }
+    Meter m(options_for(scratch.path()));
+    const Page page = m.list(cursor);
+    CHECK(ids_of(page) == Ids{"4", "6"});
+    CHECK(ids_of(m.list(page.next)) == Ids{"8"});
+    CHECK_FALSE(m.list(page.next).next);
+    CHECK(ids_of(m.list(cursor)) == Ids{"4", "6"});
+}
+
+TEST_CASE("Cursors neither skip nor repeat an event while others arrive") {
+    const std::uint64_t seed = test_seed();
+    CAPTURE(seed);
+    std::mt19937_64 random(seed);
+    for (int round = 0; round < 20; ++round) {
+        CAPTURE(round);
+        Meter m(options_for());
+        int made = 0;
+        const auto arrive = [&](int count) {
+            std::vector<Event> events;
+            for (int i = 0; i < count; ++i) {
+                events.push_back({.id = std::to_string(made++),
+                                  .name = random() % 3 == 0 ? "b" : "a",
+                                  .customer = random() % 2 == 0 ? "c" : "d",
+                                  .timestamp = noon + std::chrono::seconds(random() % 20)});
+            }
+            m.record(events);
+        };
+        arrive(static_cast<int>(random() % 300));
+        ListQuery query{.order = random() % 2 == 0 ? Order::newest_first : Order::oldest_first,
+                        .limit = 1 + static_cast<std::int64_t>(random() % 40)};
+        if (random() % 2 == 0) query.names = {"a"};
+        if (random() % 2 == 0) query.customer = "c";
+        const auto fits = [&](const Event& event) {
+            return (query.names.empty() || event.name == "a") && (query.customer.empty() || event.customer == "c");
+        };
+        std::set<std::string> present;
+        for (int i = 0; i < made; ++i) {
+            if (fits(m.find(std::to_string(i)).value())) present.insert(std::to_string(i));
+        }
+        std::set<std::string> seen;
+        std::optional<std::pair<Timestamp, std::int64_t>> last;
+        Page page = m.list(query);
+        for (;;) {
+            for (const Event& event : page.events) {
+                const std::pair place(event.timestamp.value(), event.sequence);
+                if (last) REQUIRE((query.order == Order::newest_first ? place < *last : place > *last));
+                last = place;
+                REQUIRE(fits(event));
+                REQUIRE(seen.insert(event.id).second);
+            }
+            if (!page.next) break;
+            if (random() % 2 == 0 && made < 2000) arrive(static_cast<int>(random() % 60));
+            page = m.list(page.next);
+        }
+        CHECK(std::includes(seen.begin(), seen.end(), present.begin(), present.end()));
+    }
+}
+
+TEST_CASE("Limits, offsets, periods and texts that cannot be are refused by name") {
+    Meter m = small_log();
+    const auto error = [&](const ListQuery& query) { return error_of([&] { m.list(query); }); };
+    CHECK(error({.limit = 0}).field() == "limit");
+    CHECK(error({.limit = -1}).field() == "limit");
+    CHECK(error({.limit = static_cast<std::int64_t>(limits::page_events) + 1}).field() == "limit");
+    CHECK(error({.offset = -1}).field() == "offset");
+    CHECK(error({.period = {noon, noon}}).field() == "period");
+    CHECK(error({.period = {noon, noon - std::chrono::microseconds(1)}}).field() == "period");
+    CHECK(error({.customer = "\xFF"}).field() == "customer");
+    CHECK(error({.subscription = "\xFF"}).field() == "subscription");
+    CHECK(error({.names = {"a", "\xFF"}}).field() == "names");
+    CHECK(error({.sources = {std::string("\0", 1)}}).field() == "sources");
+    CHECK(error({.ids = {"\xFF"}}).field() == "ids");
+    CHECK_FALSE(error({.customer = "nobody", .filter = Filter::where("k", Operator::in, 1)}).field().empty());
+    CHECK_FALSE(error({.filter = Filter::equals("", 1)}).field().empty());
+    CHECK(error({.limit = 0}).code() == ErrorCode::bad_value);
+    CHECK(ids_of(m.list({.limit = static_cast<std::int64_t>(limits::page_events)})).size() == 5);
+}
+
+TEST_CASE("A cursor that list() did not make is refused") {
+    Meter m = small_log();
+    const std::string good = m.list({.limit = 1}).next.text;
+    std::vector<std::string> texts{"",     "x",  "!!!", "e30", "bnVsbA", "W10", std::string(100000, 'A'), good + "=", good.substr(0, good.size() / 2),
+                                   "\xFF", "a b"};
+    for (const std::string& text : texts) {
+        CAPTURE(text);
+        const Error error = error_of([&] { m.list(Cursor{text}); });
+        CHECK(error.code() == ErrorCode::bad_cursor);
+        CHECK(error.field() == "cursor");
+    }
+    const std::uint64_t seed = test_seed();
+    CAPTURE(seed);
+    std::mt19937_64 random(seed);
+    for (int i = 0; i < 2000; ++i) {  // changed anywhere: refused, or another question that is answered
+        std::string text = good;
+        text[random() % text.size()] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"[random() % 64];
+        try {
+            m.list(Cursor{text});
+        } catch (const Error& error) {
+            REQUIRE(error.code() == ErrorCode::bad_cursor);
+        }
+    }
+}
+
+TEST_CASE("Names with how often, first and last, in every order") {
+    Meter m(options_for());
+    const auto add = [&](const std::string& name, const std::string& customer, std::vector<int> seconds) {
+        for (const int s : seconds) m.record({.name = name, .customer = customer, .timestamp = noon + std::chrono::seconds(s)});
+    };
+    add("api_call", "acme", {5, 1, 9});
+    add("Storage", "acme", {2, 3});
+    add("storage", "bolt", {0, 20});
+    add("ping", "bolt", {4});
+    for (int sealed = 0; sealed < 2; ++sealed) {
+        const auto names = [&](NamesQuery query) {
+            query.period = {noon, Timestamp::max()};
+            Ids found;
+            for (const NameInfo& info : m.list_names(query)) found.push_back(info.name);
+            return found;
+        };
+        CHECK(names({}) == Ids{"storage", "api_call", "ping", "Storage"});
+        CHECK(names({.descending = false}) == Ids{"Storage", "ping", "api_call", "storage"});
+        CHECK(names({.sort = NameSort::name, .descending = false}) == Ids{"Storage", "api_call", "ping", "storage"});
+        CHECK(names({.sort = NameSort::name}) == Ids{"storage", "ping", "api_call", "Storage"});
+        CHECK(names({.sort = NameSort::occurrences}) == Ids{"api_call", "storage", "Storage", "ping"});
+        CHECK(names({.sort = NameSort::first_seen, .descending = false}) == Ids{"storage", "api_call", "Storage", "ping"});
+        CHECK(names({.text = "STOR"}) == Ids{"storage", "Storage"});
+        CHECK(names({.text = "i_c"}) == Ids{"api_call"});
+        CHECK(names({.text = "%"}).empty());
+        CHECK(names({.customer = "bolt"}) == Ids{"storage", "ping"});
+        CHECK(names({.customer = "nobody"}).empty());
+        CHECK(names({.limit = 2}) == Ids{"storage", "api_call"});
+        CHECK(names({.limit = 2, .offset = 2}) == Ids{"ping", "Storage"});
+        CHECK(names({.limit = 2, .offset = 4}).empty());
+        const auto infos = m.list_names({.customer = "acme", .text = "api", .period = {noon + std::chrono::seconds(2), Timestamp::max()}});
+        REQUIRE(infos.size() == 1);
+        CHECK(infos[0].occurrences == 2);
+        CHECK(infos[0].first_seen == noon + std::chrono::seconds(5));
+        CHECK(infos[0].last_seen == noon + std::chrono::seconds(9));
+        m.record(std::vector<Event>(64, {.name = "filler", .timestamp = noon - std::chrono::hours(1)}));
+    }
+    CHECK(error_of([&] { m.list_names({.limit = 0}); }).field() == "limit");
+    CHECK(error_of([&] { m.list_names({.limit = 1001}); }).field() == "limit");
+    CHECK(error_of([&] { m.list_names({.offset = -1}); }).field() == "offset");
+    CHECK(error_of([&] { m.list_names({.period = {noon, noon}}); }).field() == "period");
+}
