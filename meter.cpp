@@ -1320,7 +1320,9 @@ struct JsonToken {
 // Reads one JSON text (RFC 8259, strictly) from front to back, without building a tree. Throws Error(bad_value) with the place.
 class JsonScanner {
 public:
-    explicit JsonScanner(std::string_view text) noexcept : begin_(text.data()), at_(text.data()), end_(text.data() + text.size()) {}
+    enum class Keys { compared, trusted };  // whether to look for keys that stand twice in one object
+    explicit JsonScanner(std::string_view text, Keys keys = Keys::compared) noexcept
+        : begin_(text.data()), at_(text.data()), end_(text.data() + text.size()), compared_keys_(keys == Keys::compared ? max_compared_keys : 0) {}
 
     // The first character of the next value; NUL at the end.
     char peek() noexcept {
@@ -1340,7 +1342,7 @@ public:
                 for (std::size_t i = 0; i < count; ++i) {
                     if (keys[i] == key.raw) fail("the key \"" + std::string(key.raw) + "\" stands twice");
                 }
-                if (count < keys.size()) keys[count++] = key.raw;
+                if (count < compared_keys_) keys[count++] = key.raw;
                 expect(':');
                 if (key.escaped) {
                     const std::string decoded = decode(key);
@@ -1531,7 +1533,7 @@ private:
     std::string_view span(const char* start) const noexcept { return {start, static_cast<std::size_t>(at_ - start)}; }
 
     const char *begin_, *at_, *end_;
-    std::size_t depth_ = 0;
+    std::size_t compared_keys_, depth_ = 0;
 };
 
 // Where in a tree we are, for the field of an error; costs nothing until it is needed.
@@ -1973,7 +1975,7 @@ bool meets(const Coercion& rules, Operator op, const Scalar& value, const Operan
 }
 
 // A clause against one value: in and not_in are eq and ne to each of a list.
-bool meets(const Coercion& rules, const Clause& clause, const Scalar& value) {
+[[maybe_unused]] bool meets(const Coercion& rules, const Clause& clause, const Scalar& value) {
     const auto each = [&](Operator op) { return [&rules, &value, op](const Operand& asked) { return meets(rules, op, value, asked); }; };
     const auto& asked = clause.operands;
     if (clause.op == Operator::exists) return value.absent() != asked[0].boolean;
@@ -2550,13 +2552,13 @@ std::int64_t checked_time(std::int64_t micros, const char* what) {
 //
 // A hash finds candidates, the id in the log decides. Hashes of the newest events are in a table in memory; those of sealed chunks are in
 // sorted runs, partitioned into 2^bits blocks by the hash's top bits, each block with a filter (16 bits an entry) that is kept in memory.
-// Eight runs of a level merge into one of the next, so that their number grows with the logarithm of the log.
+// Sixteen runs of a level merge into one of the next, so that their number grows with the logarithm of the log.
 
 constexpr int hash_bits = 48;
-constexpr std::size_t entry_bytes = 10;      // 48 bits of hash, then 32 bits of sequence - run.first
-constexpr std::size_t filter_bytes = 4096;   // a block's filter: 64 lines of 512 bits
-constexpr std::size_t block_entries = 2048;  // at most, on average
-constexpr int merge_width = 8;               // runs of a level that become one of the next
+constexpr std::size_t entry_bytes = 10;     // 48 bits of hash, then 32 bits of sequence - run.first
+constexpr std::size_t filter_bytes = 1024;  // a block's filter: 16 lines of 512 bits
+constexpr std::size_t block_entries = 512;  // at most, on average: two pages to read for a look
+constexpr int merge_width = 16;             // runs of a level that become one of the next
 constexpr int max_level = 3;
 constexpr std::int64_t max_blocks = 1 << 20;  // of one run: block ids are run * max_blocks + block
 
@@ -2588,7 +2590,7 @@ int run_bits(std::size_t entries) noexcept { return static_cast<int>(std::bit_wi
 template <class Bit>
 bool each_filter_bit(std::uint64_t hash, Bit&& bit) {
     std::uint64_t spread = mix(hash);
-    const std::size_t line = static_cast<std::size_t>(spread & 63) * 64;
+    const std::size_t line = static_cast<std::size_t>(spread & 15) * 64;
     for (int i = 0; i < 6; ++i) {
         spread >>= 9;
         if (!bit(line + (spread >> 3 & 63), static_cast<std::uint8_t>(1U << (spread & 7)))) return false;
@@ -2848,14 +2850,6 @@ std::optional<Event> event_at(Connection& db, std::int64_t sequence) {
     return row.row() ? std::optional(read_event(row)) : std::nullopt;
 }
 
-std::vector<Event> events_after(Connection& db, std::int64_t sequence, std::int64_t limit) {
-    std::vector<Event> events;
-    const Prepared row = db.prepared(METER_EVENT_COLUMNS "WHERE l.sequence > ? ORDER BY l.sequence LIMIT ?");
-    row.bind(sequence, limit);
-    while (row.row()) events.push_back(read_event(row));
-    return events;
-}
-
 // Whether the log's row says the same as the draft. A draft without a timestamp agrees with any: it was made "now", then as now.
 bool same_content(const Prepared& row, const Drafts& drafts, const Draft& draft) {
     const std::array<std::string_view, 4> texts{draft.name, draft.customer, draft.subscription, draft.source};
@@ -2872,6 +2866,7 @@ struct LogMemory {
     explicit LogMemory(std::size_t index_bytes) : ids(index_bytes) {}
     Interner texts{};
     IdIndex ids;
+    std::int64_t last = 0;  // sequence
     void forget() {
         texts.forget();
         ids.forget();
@@ -2882,6 +2877,7 @@ struct LogMemory {
         const std::int64_t version = db.integer("PRAGMA data_version");
         if (version == data_version_) return;
         ids.refresh(db);
+        last = last_sequence(db);
         data_version_ = version;
     }
     // After we have sealed or merged something ourselves, which data_version does not show.
@@ -2900,7 +2896,6 @@ public:
 
     void run() {
         memory_.refresh(db_);
-        sequence_ = last_sequence(db_);
         for (const Draft& draft : drafts_.accepted) {
             Receipt& receipt = drafts_.receipts[draft.receipt];
             receipt.field.clear(), receipt.reason.clear();  // of an attempt that was rolled back
@@ -2910,10 +2905,10 @@ public:
                 compare(draft, earlier, receipt);
                 continue;
             }
-            receipt.sequence = ++sequence_;
+            receipt.sequence = ++memory_.last;
             receipt.status = ReceiptStatus::stored;
             insert(draft, id);
-            memory_.ids.add(hash, sequence_);
+            memory_.ids.add(hash, memory_.last);
         }
     }
 
@@ -2931,7 +2926,7 @@ private:
         const std::int64_t name = memory_.texts.intern(db_, draft.name);
         const auto customer = intern(draft.customer), subscription = intern(draft.subscription), source = intern(draft.source);
         const auto row = [&](const auto& stored_id) {
-            insert_.run(sequence_, stored_id, time, now_.micros() - time, name, customer, subscription, source, stored(draft.value),
+            insert_.run(memory_.last, stored_id, time, now_.micros() - time, name, customer, subscription, source, stored(draft.value),
                         drafts_.properties(draft), stored(drafts_.extra(draft)));
         };
         if (id.is_uuid) {
@@ -2949,7 +2944,6 @@ private:
     Drafts& drafts_;
     Timestamp now_;
     Prepared insert_;
-    std::int64_t sequence_ = 0;
 };
 
 // ---- columns ----
@@ -3131,6 +3125,7 @@ void pack_integers(Bytes& out, std::span<const std::int64_t> values) {
     const std::size_t width = values.empty() ? 0 : byte_width(static_cast<std::uint64_t>(*high) - static_cast<std::uint64_t>(base));
     put_bytes(out, width, 1);
     put_bytes(out, static_cast<std::uint64_t>(base), 8);
+    out.reserve(out.size() + values.size() * width);
     for (const std::int64_t value : values) put_bytes(out, static_cast<std::uint64_t>(value) - static_cast<std::uint64_t>(base), width);
 }
 
@@ -3269,7 +3264,7 @@ public:
             from_file("log", [&] { read_extra(event, extra); });
             if (event.precise_total_amount_cents) column(fields::cents).add_number(row, event.precise_total_amount_cents->to_string());
         }
-        JsonScanner scanner(properties);
+        JsonScanner scanner(properties, JsonScanner::Keys::trusted);  // checked when they were recorded
         path_.clear();
         flatten_json(scanner, path_, [&](const std::string& path, const JsonToken& token, const JsonScanner& at) {
             if (ColumnBuilder* to = property(path)) to->add(row, token, at);
@@ -3322,22 +3317,33 @@ private:
 
 using Parts = std::map<std::int64_t, Part>;  // by name
 
-// Takes the events after `first` up to `last` apart; of all names, or of one; all their properties, or those of the given keys.
-void read_parts(Connection& db, std::int64_t first, std::int64_t last, std::optional<std::int64_t> name, Parts& parts,
-                const std::vector<std::string>& only = {}) {
+// Calls `use(row)` for the rows after `first` up to `last`, in order; what is wrong with a row is told with its sequence. Columns:
+// sequence, timestamp, name, customer, subscription, source, value, properties, extra, id, timestamp + delay.
+template <class Use>
+void each_log_row(Connection& db, std::int64_t first, std::int64_t last, Use&& use) {
     const Prepared row = db.prepared(
-        "SELECT sequence, timestamp, name, customer, subscription, source, value, properties, extra FROM log WHERE sequence > ? AND sequence <= ? "
-        "ORDER BY sequence");
+        "SELECT sequence, timestamp, name, customer, subscription, source, value, properties, extra, id, timestamp + delay FROM log "
+        "WHERE sequence > ? AND sequence <= ? ORDER BY sequence");
     row.bind(first, last);
     while (row.row()) {
-        if (name && row.integer(2) != *name) continue;
         try {
-            const auto part = parts.try_emplace(row.integer(2), only).first;
-            part->second.add(row.integer(0), row.integer(1), row.integer(3), row.integer(4), row.integer(5), row.text(6), row.text(7), row.text(8));
+            use(row);
         } catch (const Error& error) {
             throw Error(ErrorCode::corrupt, "log row " + std::to_string(row.integer(0)), error.reason());
         }
     }
+}
+
+void add_row(Part& part, const Prepared& row) {
+    part.add(row.integer(0), row.integer(1), row.integer(3), row.integer(4), row.integer(5), row.text(6), row.text(7), row.text(8));
+}
+
+// Takes the events after `first` up to `last` apart; of all names, or of one; all their properties, or those of the given keys.
+void read_parts(Connection& db, std::int64_t first, std::int64_t last, std::optional<std::int64_t> name, Parts& parts,
+                const std::vector<std::string>& only = {}) {
+    each_log_row(db, first, last, [&](const Prepared& row) {
+        if (!name || row.integer(2) == *name) add_row(parts.try_emplace(row.integer(2), only).first->second, row);
+    });
 }
 
 // ---- sealed segments ----
@@ -3423,16 +3429,17 @@ struct Chunk {
 };
 
 Chunk make_chunk(Connection& db, std::int64_t first, std::int64_t last) {
-    Chunk chunk{first, last, db.integer("SELECT max(timestamp + delay) FROM log WHERE sequence > ? AND sequence <= ?", first, last), {}, {}};
+    Chunk chunk{first, last, std::numeric_limits<std::int64_t>::min(), {}, {}};
     Parts parts;
-    read_parts(db, first, last, std::nullopt, parts);
+    each_log_row(db, first, last, [&](const Prepared& row) {
+        add_row(parts[row.integer(2)], row);
+        chunk.ids.push_back({hash_bytes(row.text(9)) >> (64 - hash_bits), row.integer(0)});
+        chunk.recorded = std::max(chunk.recorded, row.integer(10));
+    });
     for (const auto& [name, part] : parts) {
         Segment& segment = chunk.segments.emplace_back(seal_part(name, part));
         if (part.partial()) segment.keys.emplace_back(partial_mark);
     }
-    const Prepared row = db.prepared("SELECT sequence, id FROM log WHERE sequence > ? AND sequence <= ?");
-    row.bind(first, last);
-    while (row.row()) chunk.ids.push_back({hash_bytes(row.text(1)) >> (64 - hash_bits), row.integer(0)});
     std::sort(chunk.ids.begin(), chunk.ids.end());
     return chunk;
 }
@@ -4112,7 +4119,7 @@ public:
     void append(Drafts& drafts, Timestamp now) {
         const std::int64_t unsealed = write([&](Connection& db) {
             LogAppend(db, memory_, drafts, now).run();
-            return last_sequence(db) - memory_.ids.sealed();
+            return memory_.last - memory_.ids.sealed();
         });
         if (unsealed >= options_.chunk_events) wake();
     }
@@ -4369,7 +4376,7 @@ bool Store::seal_one() {
     });
 }
 
-// Merges the oldest eight runs of some level that has as many; says whether there may be more to do.
+// Merges the oldest sixteen runs of some level that has as many; says whether there may be more to do.
 bool Store::merge_one() {
     drop_dead_runs();
     const std::vector<Run> runs = keep(live_runs);
@@ -4392,7 +4399,7 @@ bool Store::merge_one() {
 }
 
 bool Store::write_merged(const Run& merged, std::span<const Run> sources) {
-    constexpr std::size_t step = 16;  // blocks of a transaction
+    constexpr std::size_t step = 64;  // blocks of a transaction
     const std::uint64_t width = std::uint64_t{1} << (hash_bits - merged.bits);
     for (std::size_t block = 0; block < merged.blocks(); block += step) {
         const std::size_t end = std::min(block + step, merged.blocks());
@@ -4760,7 +4767,7 @@ public:
 
 private:
     static constexpr std::uint32_t empty = 0xFFFFFFFF;
-    std::size_t place(std::uint64_t key) const noexcept { return static_cast<std::size_t>(key * 0x9E3779B97F4A7C15ULL >> 20) & (slots_.size() - 1); }
+    std::size_t place(std::uint64_t key) const noexcept { return static_cast<std::size_t>(key * 0x9E3779B97F4A7C15ULL >> 32) & (slots_.size() - 1); }
     void grow() {
         slots_.assign(std::max<std::size_t>(64, slots_.size() * 2), empty);
         for (std::size_t i = 0; i < keys_.size(); ++i) {
@@ -4774,6 +4781,45 @@ private:
 };
 
 constexpr std::uint64_t pair_key(std::uint32_t a, std::uint32_t b) noexcept { return std::uint64_t{a} << 32 | b; }
+
+// As Numbering, for texts, which it keeps.
+class TextNumbering {
+public:
+    std::uint32_t number(std::string_view text) {
+        if ((ends_.size() + 1) * 10 > slots_.size() * 7) grow();
+        const auto hash = static_cast<std::uint32_t>(std::hash<std::string_view>()(text));
+        std::size_t at = hash & (slots_.size() - 1);
+        for (; slots_[at].number != empty; at = (at + 1) & (slots_.size() - 1)) {
+            if (slots_[at].hash == hash && (*this)[slots_[at].number] == text) return slots_[at].number;
+        }
+        slots_[at] = {hash, static_cast<std::uint32_t>(ends_.size())};
+        bytes_ += text;
+        ends_.push_back(bytes_.size());
+        return slots_[at].number;
+    }
+    std::string_view operator[](std::uint32_t number) const {
+        const std::size_t begin = number == 0 ? 0 : ends_[number - 1];
+        return std::string_view(bytes_).substr(begin, ends_[number] - begin);
+    }
+
+private:
+    static constexpr std::uint32_t empty = 0xFFFFFFFF;
+    struct Slot {
+        std::uint32_t hash = 0, number = empty;
+    };
+    void grow() {
+        std::vector<Slot> old = std::exchange(slots_, std::vector<Slot>(std::max<std::size_t>(64, slots_.size() * 2)));
+        for (const Slot& slot : old) {
+            if (slot.number == empty) continue;
+            std::size_t at = slot.hash & (slots_.size() - 1);
+            while (slots_[at].number != empty) at = (at + 1) & (slots_.size() - 1);
+            slots_[at] = slot;
+        }
+    }
+    std::vector<Slot> slots_;
+    std::vector<std::size_t> ends_;
+    std::string bytes_;
+};
 
 // ---- values as small integers ----
 
@@ -4808,15 +4854,10 @@ public:
         return rows_;
     }
     std::optional<std::string> name(std::uint32_t number) const {
-        return number == no_value ? std::nullopt : std::optional<std::string>(names_[number - 1]);
+        return number == no_value ? std::nullopt : std::optional<std::string>(texts_[number - 1]);
     }
 
-    std::uint32_t text(std::string_view value) {
-        if (const auto known = numbers_.find(value); known != numbers_.end()) return known->second;
-        names_.emplace_back(value);
-        numbers_.emplace(names_.back(), static_cast<std::uint32_t>(names_.size()));
-        return static_cast<std::uint32_t>(names_.size());
-    }
+    std::uint32_t text(std::string_view value) { return texts_.number(value) + 1; }
 
 private:
     static constexpr std::uint32_t unknown = 0xFFFFFFFF;
@@ -4825,8 +4866,7 @@ private:
         if (fresh) place->second = text(text_of(db, id));
         return place->second;
     }
-    std::deque<std::string> names_;
-    std::unordered_map<std::string_view, std::uint32_t> numbers_;
+    TextNumbering texts_;
     std::unordered_map<std::int64_t, std::uint32_t> interned_;
     std::vector<std::uint32_t> rows_, words_;
 };
@@ -5050,7 +5090,6 @@ std::unique_ptr<Accumulator> make_accumulator(const Metric& metric, ScanQuestion
 }
 
 void check_metric(const Metric& metric) {
-    if (metric.code.empty() && metric.event.empty()) refuse("metric", "names neither a code nor an event");
     if (metric.aggregation != Aggregation::count && metric.property.empty()) refuse("metric.property", "is needed for this aggregation");
     if (metric.aggregation == Aggregation::count && !metric.property.empty()) refuse("metric.property", "has no meaning for a count");
     check_question("metric.code", metric.code);
@@ -5106,8 +5145,8 @@ class MetricScan {
 public:
     // Nothing is found when the log knows no such name, customer or subscription.
     MetricScan(const Reader& reader, const Metric& metric, const AggregateQuery& query) : reader_(reader) {
-        const std::array<std::string, 1> names{metric.event.empty() ? metric.code : metric.event};
-        auto found = scan_question(reader, names, query.customer, query.subscription, query.period);
+        const std::string& name = metric.event.empty() ? metric.code : metric.event;
+        auto found = scan_question(reader, std::span(&name, name.empty() ? 0 : 1), query.customer, query.subscription, query.period);
         empty_ = !found;
         if (found) question = std::move(*found);
         conditions_.emplace_back(query.filter, question);
@@ -5442,8 +5481,8 @@ json Fee::to_json() const {
             {"amount_cents", amount_cents.to_string()},
             {"unit_amount", unit_amount.to_string()},
             {"pay_in_advance", pay_in_advance},
-            {"from", period.from.to_string()},
-            {"to", period.to.to_string()},
+            {"from", period == Period() ? json(nullptr) : json(period.from.to_string())},
+            {"to", period == Period() ? json(nullptr) : json(period.to.to_string())},
             {"lines", std::move(steps)}};
 }
 
@@ -5887,6 +5926,7 @@ struct Subscription {
     bool anniversary = false;
     Timestamp anchor = Timestamp::min();  // subscription_at: where anniversary periods start
     Period active = {};
+    Zone zone = Zone("");  // the customer's, whose days count
 };
 
 // --- prices: reading and refusing (dossier 9) ---
@@ -6524,6 +6564,11 @@ Subscription read_subscription(const Node& at) {
     subscription.lago_id = at.raw("lago_id");
     subscription.lago_customer_id = at.raw("lago_customer_id");
     subscription.anniversary = at.text("billing_time") == "anniversary";
+    try {
+        subscription.zone = Zone(at.text("timezone"));
+    } catch (const Error& error) {
+        throw Error(error.code(), at.path("timezone"), error.reason());
+    }
     if (const auto started = at.time("started_at")) subscription.active.from = *started;
     if (const auto ended = at.time("terminated_at")) subscription.active.to = *ended + std::chrono::microseconds(1);
     subscription.anchor = at.time("subscription_at").value_or(subscription.active.from);
@@ -6548,28 +6593,35 @@ constexpr int months_in(Interval interval) {
     return 0;
 }
 
+// The date on the customer's calendar, and the moment such a date begins.
+std::chrono::year_month_day local_date(const Subscription& subscription, Timestamp time) {
+    return date_of(Timestamp(subscription.zone.to_local(time)));
+}
+Timestamp start_of(const Subscription& subscription, std::chrono::sys_days day) { return subscription.zone.to_utc(midnight(day).micros()); }
+
 // Weeks from Monday, or from the anchor's weekday.
 Period week_around(std::chrono::sys_days today, const Subscription& subscription) {
     using namespace std::chrono;
-    const auto first = subscription.anniversary ? weekday(sys_days(date_of(subscription.anchor))) : Monday;
+    const auto first = subscription.anniversary ? weekday(sys_days(local_date(subscription, subscription.anchor))) : Monday;
     const auto from = today - (weekday(today) - first);
-    return {midnight(from), midnight(from + weeks(1))};
+    return {start_of(subscription, from), start_of(subscription, from + weeks(1))};
 }
 
 // Months from January's first day, or from the anchor's day, which a short month clips.
 Period months_around(std::chrono::sys_days today, int count, const Subscription& subscription) {
     using namespace std::chrono;
-    const auto anchor = subscription.anniversary ? date_of(subscription.anchor) : year(1970) / January / day(1);
+    const auto anchor = subscription.anniversary ? local_date(subscription, subscription.anchor) : year(1970) / January / day(1);
     const auto anchor_month = anchor.year() / anchor.month();
     const year_month_day date(today);
     auto passed = static_cast<int>((date.year() / date.month() - anchor_month).count());
     if (today < day_in(date.year() / date.month(), anchor.day())) --passed;
     const auto whole = (passed >= 0 ? passed : passed - count + 1) / count * count;
-    return {midnight(day_in(anchor_month + months(whole), anchor.day())), midnight(day_in(anchor_month + months(whole + count), anchor.day()))};
+    const auto boundary = [&](int month) { return start_of(subscription, day_in(anchor_month + months(month), anchor.day())); };
+    return {boundary(whole), boundary(whole + count)};
 }
 
 Period billing_period(Interval interval, const Subscription& subscription, Timestamp now) {
-    const std::chrono::sys_days today(date_of(now));
+    const std::chrono::sys_days today(local_date(subscription, now));
     const auto period = interval == Interval::weekly ? week_around(today, subscription) : months_around(today, months_in(interval), subscription);
     return {std::max(period.from, subscription.active.from), std::min(period.to, subscription.active.to)};
 }
@@ -6830,18 +6882,21 @@ Quantity quantity_of(const Scope& scope, const AggregateQuery& query, UsageSourc
 
 // --- proration: the share of the period that a unit counts for (dossier 4.7) ---
 
-int days_in(const Period& period) {
-    const auto day = std::chrono::days(1);
-    return static_cast<int>((period.to - period.from + day - std::chrono::microseconds(1)) / day);
+// Days on the customer's calendar, the first and the last included.
+int days_in(const Subscription& subscription, const Period& period) {
+    const std::chrono::sys_days first(local_date(subscription, period.from)),
+        last(local_date(subscription, period.to - std::chrono::microseconds(1)));
+    return static_cast<int>((last - first).count()) + 1;
 }
 
 // Days of the whole billing period, also when the subscription covers a part of it.
 int period_days(const Scope& scope) {
-    const Subscription whole{.anniversary = scope.subscription.anniversary, .anchor = scope.subscription.anchor};
-    return days_in(billing_period(scope.plan.charges_interval, whole, scope.period.from));
+    auto whole = scope.subscription;
+    whole.active = {};
+    return days_in(whole, billing_period(scope.plan.charges_interval, whole, scope.period.from));
 }
 
-Decimal share_of(const Scope& scope, const Period& period) { return quotient(days_in(period), period_days(scope)); }
+Decimal share_of(const Scope& scope, const Period& period) { return quotient(days_in(scope.subscription, period), period_days(scope)); }
 
 // From that time's day to the end of the billing period.
 Decimal share_left(const Scope& scope, Timestamp time) {
@@ -6855,13 +6910,14 @@ std::vector<ProratedEvent> prorated_events(const Scope& scope, AggregateQuery qu
     const auto& metric = scope.metric().metric;
     const auto period = scope.period;
     constexpr int longest = 3 * 366;  // days, each of which is a question of its own
-    if (days_in(period) > longest) throw Error(ErrorCode::too_large, "period", "is too long for a prorated charge");
+    if (days_in(scope.subscription, period) > longest) throw Error(ErrorCode::too_large, "period", "is too long for a prorated charge");
     std::vector<ProratedEvent> events;
     query.period = {Timestamp::min(), period.from};
     const auto older = usage.measure(metric, query).front().value;
     if (older > 0) events.push_back({older, older * share_of(scope, period)});
     for (auto day = period.from; day < period.to;) {
-        query.period = {day, std::min(period.to, midnight(std::chrono::sys_days(date_of(day)) + std::chrono::days(1)))};
+        const auto tomorrow = std::chrono::sys_days(local_date(scope.subscription, day)) + std::chrono::days(1);
+        query.period = {day, std::min(period.to, start_of(scope.subscription, tomorrow))};
         const auto share = share_of(scope, {day, period.to});
         for (const auto& step : usage.steps(metric, query, std::numeric_limits<std::size_t>::max(), {})) events.push_back({step, step * share});
         day = query.period.to;
@@ -7348,7 +7404,7 @@ void add_bucket(const Scope& scope, UsageSource& usage, std::vector<Fee>& fees) 
 
 // The charge's minimum spending, when its fees stay below it: one more fee of 1 unit.
 void add_true_up(const Scope& scope, const Decimal& used_cents, std::vector<Fee>& fees) {
-    const auto cents = true_up_cents(scope.charge.minimum_cents, used_cents, days_in(scope.period), period_days(scope));
+    const auto cents = true_up_cents(scope.charge.minimum_cents, used_cents, days_in(scope.subscription, scope.period), period_days(scope));
     if (cents.is_zero()) return;
     const Decimal subunits(scope.plan.currency.subunits);
     auto fee = empty_fee(scope, {});
@@ -8684,7 +8740,7 @@ constexpr Evaluator postgres{{.missing = {never_any, never_any},
                              Rounding::half_up};
 
 // What a meter bills (filter.py:127).
-constexpr Evaluator billing{{.missing = {never_any, never_any},
+[[maybe_unused]] constexpr Evaluator billing{{.missing = {never_any, never_any},
                              .boolean = {{number, number, differ}, text_any},
                              .number = {{number, number, differ}, text_any},
                              .text = {{differ, differ, text}, text_any},

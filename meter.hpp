@@ -300,7 +300,7 @@ enum class Aggregation { count, sum, unique_count };
 /// Which events are measured, and how.
 struct Metric {
     std::string code = {};   ///< how questions and books name the metric
-    std::string event = {};  ///< Event::name of the events measured; `code` when empty
+    std::string event = {};  ///< Event::name of the events measured; `code` when empty; all events when both are
     Aggregation aggregation = Aggregation::count;
     /// The property measured (a path), or "value"; not for count. For a sum, a missing, null, boolean or non-numeric property makes the
     /// event invisible, as in Lago (postgres_store.rb:508); text that is a number counts as that number.
@@ -391,7 +391,9 @@ struct Fee;
 class Book {
 public:
     /// A plan as Lago's API shows it: {"plan": {"code", "amount_currency", "interval", "charges": [...]}, "billable_metrics": [...]},
-    /// optionally with "subscriptions": [{"external_id", "external_customer_id", "started_at", ...}].
+    /// optionally with "subscriptions": [{"external_id", "external_customer_id", "started_at", "terminated_at", "subscription_at",
+    /// "billing_time", "timezone"}]; without that list any subscription is taken, on calendar periods, UTC. "premium": false leaves out
+    /// what needs Lago's premium licence to be priced.
     static Book lago(const json& catalogue);
 
     /// {"meters": [...], "prices": [...]} as FlexPrice's API shows them; the usage prices, COUNT, SUM, SUM_WITH_MULTIPLIER and
