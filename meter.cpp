@@ -5871,6 +5871,7 @@ struct BillableMetric {
     std::optional<Rounding> rounding;
     int precision = 0;
     bool recurring = false;
+    bool measured = true;                                     // here; a plan may list others as long as no charge needs them
     std::map<std::string, std::vector<std::string>> filters;  // allowed values by key
 };
 
@@ -6476,9 +6477,10 @@ BillableMetric read_metric(const Node& at) {
     metric.kind = at.choice("aggregation_type", kinds);
     metric.kind_name = at.text("aggregation_type");
     const auto row = std::find_if(measured.begin(), measured.end(), [&](const auto& pair) { return pair.first == metric.kind; });
-    if (row == measured.end()) throw Error(ErrorCode::unsupported, at.path("aggregation_type"), metric.kind_name + " is not measured here");
-    metric.metric = {.code = at.required_text("code"), .event = {}, .aggregation = row->second, .property = {}, .filter = {}};
-    if (metric.kind != Kind::count) metric.metric.property = property_field(at.required_text("field_name"));
+    metric.measured = row != measured.end();
+    metric.metric.code = at.required_text("code");
+    if (metric.measured) metric.metric.aggregation = row->second;
+    if (metric.kind != Kind::count && metric.kind != Kind::custom) metric.metric.property = property_field(at.required_text("field_name"));
     metric.id = at.text("lago_id");
     metric.name = at.text("name", metric.metric.code);
     metric.description = at.text("description");
@@ -6553,6 +6555,7 @@ Charge read_charge(const Node& at, const std::vector<BillableMetric>& metrics) {
     for (const auto& filter : at.list("filters")) charge.filters.push_back(read_filter(filter, row, metric, checking));
     check_charge(at, charge, metric, checking);
     if (!problems.empty()) throw Error(ErrorCode::bad_value, problems.front().path, problems.front().code);
+    if (!metric.measured) throw Error(ErrorCode::unsupported, at.path("billable_metric_code"), metric.kind_name + " is not measured here");
     if (charge.prorated && metric.kind != Kind::sum) throw Error(ErrorCode::unsupported, at.path("prorated"), "only sums are prorated here");
     return charge;
 }
@@ -7493,7 +7496,7 @@ std::shared_ptr<const Book::Impl> load(const json& catalogue) {
     plan->premium = root.flag("premium", true);
     for (const auto& metric : root.list("billable_metrics")) {
         plan->billable_metrics.push_back(read_metric(metric));
-        plan->metrics.push_back(plan->billable_metrics.back().metric);
+        if (plan->billable_metrics.back().measured) plan->metrics.push_back(plan->billable_metrics.back().metric);
     }
     for (const auto& charge : at.list("charges")) plan->charges.push_back(read_charge(charge, plan->billable_metrics));
     plan->lists_subscriptions = root.find("subscriptions").has_value();
@@ -8741,13 +8744,13 @@ constexpr Evaluator postgres{{.missing = {never_any, never_any},
 
 // What a meter bills (filter.py:127).
 [[maybe_unused]] constexpr Evaluator billing{{.missing = {never_any, never_any},
-                             .boolean = {{number, number, differ}, text_any},
-                             .number = {{number, number, differ}, text_any},
-                             .text = {{differ, differ, text}, text_any},
-                             .structure = {{differ, differ, differ}, text_any},
-                             .stored_booleans = {"False", "True"},
-                             .asked_booleans = {"False", "True"}},
-                            Rounding::down};
+                                              .boolean = {{number, number, differ}, text_any},
+                                              .number = {{number, number, differ}, text_any},
+                                              .text = {{differ, differ, text}, text_any},
+                                              .structure = {{differ, differ, differ}, text_any},
+                                              .stored_booleans = {"False", "True"},
+                                              .asked_booleans = {"False", "True"}},
+                                             Rounding::down};
 
 // Lists of events (tinybird/service.py:722).
 [[maybe_unused]] constexpr Evaluator clickhouse{{.missing = {{zero, zero, empty}, empty_any},
