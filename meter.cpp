@@ -6079,16 +6079,45 @@ void read_percentage(const Node& properties, Price& price, const Checking& check
 
 void read_nothing(const Node&, Price&, const Checking&) {}
 
+bool is_filled_text(const json& value) {
+    return value.is_string() && value.get_ref<const std::string&>().find_first_not_of(" \t\r\n") != std::string::npos;
+}
+
 std::vector<std::string> read_group_keys(const Node& properties, const Checking& checking) {
     const auto field = properties.find("pricing_group_keys") ? "pricing_group_keys" : "grouped_by";
     const auto found = properties.find(field);
     if (!found) return {};
     std::vector<std::string> keys;
     for (const auto& key : found->value()) {
-        if (key.is_string() && !key.get_ref<const std::string&>().empty()) keys.push_back(key.get<std::string>());
+        if (is_filled_text(key)) keys.push_back(key.get<std::string>());
     }
     if (!found->value().is_array() || keys.size() != found->value().size()) checking.report(properties, field, "invalid_type");
     return keys;
+}
+
+bool is_presentation_key(const json& key) {
+    if (!key.is_object() || !key.contains("value") || !is_filled_text(key["value"])) return false;
+    if (!key.contains("options")) return key.size() == 1;
+    const auto& options = key["options"];
+    return key.size() == 2 && options.is_object() && options.size() == 1 && options.contains("display_in_invoice") &&
+           options["display_in_invoice"].is_boolean();
+}
+
+// Keys that only split what is shown: at most two, none twice; they play no part in prices.
+void check_presentation_keys(const Node& properties, const Checking& checking) {
+    const auto field = "presentation_group_keys";
+    const auto found = properties.find(field);
+    if (!found || (found->value().is_structured() ? found->value().empty() : found->value() == false || found->value() == "")) return;
+    const auto& keys = found->value();
+    if (!keys.is_array() || !std::all_of(keys.begin(), keys.end(), is_presentation_key)) checking.report(properties, field, "invalid_type");
+    if (!keys.is_array()) return;
+    if (keys.size() > 2) checking.report(properties, field, "too_many_keys");
+    std::vector<json> values;
+    for (const auto& key : keys) {
+        if (!key.is_object() || !key.contains("value") || !is_filled_text(key["value"])) continue;
+        if (std::find(values.begin(), values.end(), key["value"]) != values.end()) return checking.report(properties, field, "value_is_duplicated");
+        values.push_back(key["value"]);
+    }
 }
 
 // --- prices: from units to amounts (dossier 5) ---
@@ -6433,6 +6462,7 @@ Price read_price(const ModelRow& row, const Node& properties, const Checking& ch
     Price price{.model = row.model};
     row.read(properties, price, checking);
     price.group_keys = read_group_keys(properties, checking);
+    check_presentation_keys(properties, checking);
     return price;
 }
 
@@ -7657,6 +7687,11 @@ struct Breakup {
         result.tier_unit_amount = reached->rate;
     }
     return result;
+}
+
+// A fixed price without a quantity is for its least, or for one (9.11).
+[[maybe_unused]] Decimal fixed_quantity(const Decimal& quantity, const std::optional<Decimal>& least) {
+    return quantity.is_zero() ? least.value_or(Decimal(1)) : quantity;
 }
 
 // --- entitlements and grants (9.12) ---
