@@ -5950,6 +5950,7 @@ struct BillableMetric {
     std::optional<Rounding> rounding;
     int precision = 0;
     bool recurring = false;
+    bool measured = true;                                     // here; a plan may list others as long as no charge needs them
     std::map<std::string, std::vector<std::string>> filters;  // allowed values by key
 };
 
@@ -6157,16 +6158,45 @@ void read_percentage(const Node& properties, Price& price, const Checking& check
 
 void read_nothing(const Node&, Price&, const Checking&) {}
 
+bool is_filled_text(const json& value) {
+    return value.is_string() && value.get_ref<const std::string&>().find_first_not_of(" \t\r\n") != std::string::npos;
+}
+
 std::vector<std::string> read_group_keys(const Node& properties, const Checking& checking) {
     const auto field = properties.find("pricing_group_keys") ? "pricing_group_keys" : "grouped_by";
     const auto found = properties.find(field);
     if (!found) return {};
     std::vector<std::string> keys;
     for (const auto& key : found->value()) {
-        if (key.is_string() && !key.get_ref<const std::string&>().empty()) keys.push_back(key.get<std::string>());
+        if (is_filled_text(key)) keys.push_back(key.get<std::string>());
     }
     if (!found->value().is_array() || keys.size() != found->value().size()) checking.report(properties, field, "invalid_type");
     return keys;
+}
+
+bool is_presentation_key(const json& key) {
+    if (!key.is_object() || !key.contains("value") || !is_filled_text(key["value"])) return false;
+    if (!key.contains("options")) return key.size() == 1;
+    const auto& options = key["options"];
+    return key.size() == 2 && options.is_object() && options.size() == 1 && options.contains("display_in_invoice") &&
+           options["display_in_invoice"].is_boolean();
+}
+
+// Keys that only split what is shown: at most two, none twice; they play no part in prices.
+void check_presentation_keys(const Node& properties, const Checking& checking) {
+    const auto field = "presentation_group_keys";
+    const auto found = properties.find(field);
+    if (!found || (found->value().is_structured() ? found->value().empty() : found->value() == false || found->value() == "")) return;
+    const auto& keys = found->value();
+    if (!keys.is_array() || !std::all_of(keys.begin(), keys.end(), is_presentation_key)) checking.report(properties, field, "invalid_type");
+    if (!keys.is_array()) return;
+    if (keys.size() > 2) checking.report(properties, field, "too_many_keys");
+    std::vector<json> values;
+    for (const auto& key : keys) {
+        if (!key.is_object() || !key.contains("value") || !is_filled_text(key["value"])) continue;
+        if (std::find(values.begin(), values.end(), key["value"]) != values.end()) return checking.report(properties, field, "value_is_duplicated");
+        values.push_back(key["value"]);
+    }
 }
 
 // --- prices: from units to amounts (dossier 5) ---
@@ -6511,6 +6541,7 @@ Price read_price(const ModelRow& row, const Node& properties, const Checking& ch
     Price price{.model = row.model};
     row.read(properties, price, checking);
     price.group_keys = read_group_keys(properties, checking);
+    check_presentation_keys(properties, checking);
     return price;
 }
 
@@ -6555,9 +6586,10 @@ BillableMetric read_metric(const Node& at) {
     metric.kind = at.choice("aggregation_type", kinds);
     metric.kind_name = at.text("aggregation_type");
     const auto row = std::find_if(measured.begin(), measured.end(), [&](const auto& pair) { return pair.first == metric.kind; });
-    if (row == measured.end()) throw Error(ErrorCode::unsupported, at.path("aggregation_type"), metric.kind_name + " is not measured here");
-    metric.metric = {.code = at.required_text("code"), .event = {}, .aggregation = row->second, .property = {}, .filter = {}};
-    if (metric.kind != Kind::count) metric.metric.property = property_field(at.required_text("field_name"));
+    metric.measured = row != measured.end();
+    metric.metric.code = at.required_text("code");
+    if (metric.measured) metric.metric.aggregation = row->second;
+    if (metric.kind != Kind::count && metric.kind != Kind::custom) metric.metric.property = property_field(at.required_text("field_name"));
     metric.id = at.text("lago_id");
     metric.name = at.text("name", metric.metric.code);
     metric.description = at.text("description");
@@ -6632,6 +6664,7 @@ Charge read_charge(const Node& at, const std::vector<BillableMetric>& metrics) {
     for (const auto& filter : at.list("filters")) charge.filters.push_back(read_filter(filter, row, metric, checking));
     check_charge(at, charge, metric, checking);
     if (!problems.empty()) throw Error(ErrorCode::bad_value, problems.front().path, problems.front().code);
+    if (!metric.measured) throw Error(ErrorCode::unsupported, at.path("billable_metric_code"), metric.kind_name + " is not measured here");
     if (charge.prorated && metric.kind != Kind::sum) throw Error(ErrorCode::unsupported, at.path("prorated"), "only sums are prorated here");
     return charge;
 }
@@ -7572,7 +7605,7 @@ std::shared_ptr<const Book::Impl> load(const json& catalogue) {
     plan->premium = root.flag("premium", true);
     for (const auto& metric : root.list("billable_metrics")) {
         plan->billable_metrics.push_back(read_metric(metric));
-        plan->metrics.push_back(plan->billable_metrics.back().metric);
+        if (plan->billable_metrics.back().measured) plan->metrics.push_back(plan->billable_metrics.back().metric);
     }
     for (const auto& charge : at.list("charges")) plan->charges.push_back(read_charge(charge, plan->billable_metrics));
     plan->lists_subscriptions = root.find("subscriptions").has_value();
@@ -7733,6 +7766,11 @@ struct Breakup {
         result.tier_unit_amount = reached->rate;
     }
     return result;
+}
+
+// A fixed price without a quantity is for its least, or for one (9.11).
+[[maybe_unused]] Decimal fixed_quantity(const Decimal& quantity, const std::optional<Decimal>& least) {
+    return quantity.is_zero() ? least.value_or(Decimal(1)) : quantity;
 }
 
 // --- entitlements and grants (9.12) ---
