@@ -8689,6 +8689,134 @@ constexpr std::array<std::pair<std::string_view, std::shared_ptr<const Book::Imp
 
 namespace {
 
+// --- Autumn: what events.aggregate answers (dossier 3) ---
+
+namespace autumn {
+
+struct AnalyticsQuestion {
+    std::vector<std::string> features{};  // names of events
+    std::string group_by{};               // the path of a property; empty: no groups
+    json filter_by = json::object();      // path -> text
+    Bin bin = Bin::day;
+    Ranges ranges{};
+    Timestamp now{};             // bins after it are left out
+    std::size_t max_groups = 9;  // in each bin, for each feature
+};
+
+struct AnalyticsBin {
+    Timestamp start{};
+    std::map<std::string, Decimal> values{};                          // by feature
+    std::map<std::string, std::map<std::string, Decimal>> grouped{};  // by feature, then group
+};
+
+struct AnalyticsTotal {
+    std::int64_t count = 0;
+    Decimal sum{};
+};
+
+struct Analytics {
+    std::vector<AnalyticsBin> list;
+    std::map<std::string, AnalyticsTotal> totals;  // of the features that have events
+};
+
+constexpr std::string_view other_groups = "AUTUMN_RESERVED";
+
+Decimal value_of(const Event& event) { return event.value.value_or(1); }
+
+std::string group_of(const AnalyticsQuestion& question, const Event& event) {
+    std::string keep;
+    return scalar_text(scalar_at(event.properties, question.group_by, keep));
+}
+
+// By hours: one belongs to a range when its beginning does (aggregate_simple.pipe:30).
+bool in_hours(const Range& range, Timestamp time) {
+    const Timestamp hour = cut(time, micros_per_hour);
+    return range.from <= hour && hour <= range.to;
+}
+
+bool asked_for(const AnalyticsQuestion& question, const Event& event) {
+    if (std::find(question.features.begin(), question.features.end(), event.name) == question.features.end()) return false;
+    return std::all_of(question.filter_by.items().begin(), question.filter_by.items().end(), [&](const auto& item) {
+        std::string keep;
+        return scalar_text(scalar_at(event.properties, item.key(), keep)) == item.value().template get<std::string>();
+    });
+}
+
+// Totals take every event, grouped or not; with a filter they go by the moment, not the hour (getCountAndSum.ts:166).
+std::map<std::string, AnalyticsTotal> totals(const AnalyticsQuestion& question, const std::vector<const Event*>& events) {
+    const Range& range = question.ranges.total;
+    std::map<std::string, AnalyticsTotal> found;
+    for (const Event* event : events) {
+        const Timestamp time = *event->timestamp;
+        if (question.filter_by.empty() ? !in_hours(range, time) : time < range.from || time > range.to) continue;
+        AnalyticsTotal& total = found[event->name];
+        total.sum += value_of(*event);
+        ++total.count;
+    }
+    for (auto& [feature, total] : found) total.sum = total.sum.round(10, Rounding::half_up);
+    return found;
+}
+
+// The greatest groups of a bin keep their names, the rest goes together (aggregate_groupable.pipe:238).
+std::map<std::string, Decimal> top_groups(const std::map<std::string, Decimal>& groups, std::size_t most) {
+    std::vector<std::pair<std::string, Decimal>> order(groups.begin(), groups.end());
+    std::stable_sort(order.begin(), order.end(), [](const auto& a, const auto& b) { return a.second > b.second; });
+    std::map<std::string, Decimal> top;
+    for (std::size_t i = 0; i < order.size(); ++i) top[i < most ? order[i].first : std::string(other_groups)] += order[i].second;
+    return top;
+}
+
+// Every bin lists all groups of all bins; without any group there are no bins.
+void fill_groups(std::vector<AnalyticsBin>& list, const std::vector<std::string>& features) {
+    std::set<std::string> names;
+    for (const auto& bin : list) {
+        for (const auto& [feature, groups] : bin.grouped) {
+            for (const auto& [group, value] : groups) names.insert(group);
+        }
+    }
+    if (names.empty()) list.clear();
+    for (auto& bin : list) {
+        for (const auto& feature : features) {
+            for (const auto& name : names) bin.values[feature] += bin.grouped[feature][name];
+        }
+    }
+}
+
+[[maybe_unused]] Analytics analytics(const AnalyticsQuestion& question, std::span<const Event> events) {
+    std::vector<const Event*> chosen;
+    for (const Event& event : events) {
+        if (asked_for(question, event)) chosen.push_back(&event);
+    }
+    Analytics answer{{}, totals(question, chosen)};
+    const BinGrid bins = list_bins(question.ranges.list, question.bin, {});
+    for (std::int64_t i = 0; i < bins.count() && bins.start(i) <= question.now; ++i) {
+        AnalyticsBin& bin = answer.list.emplace_back(AnalyticsBin{bins.start(i)});
+        for (const auto& feature : question.features) bin.values[feature] = {};
+    }
+    std::int64_t hint = 0;
+    for (const Event* event : chosen) {
+        if (!in_hours(question.ranges.list, *event->timestamp)) continue;
+        const auto index = static_cast<std::size_t>(bins.index(cut(*event->timestamp, micros_per_hour), hint));
+        if (index >= answer.list.size()) continue;
+        AnalyticsBin& bin = answer.list[index];
+        if (question.group_by.empty()) {
+            bin.values[event->name] += value_of(*event);
+        } else if (const std::string group = group_of(question, *event); !group.empty()) {
+            bin.grouped[event->name][group] += value_of(*event);
+        }
+    }
+    for (auto& bin : answer.list) {
+        for (auto& [feature, groups] : bin.grouped) groups = top_groups(groups, question.max_groups);
+    }
+    if (!question.group_by.empty()) fill_groups(answer.list, question.features);
+    for (auto& bin : answer.list) {
+        for (auto& [feature, value] : bin.values) value = value.round(10, Rounding::half_up);
+    }
+    return answer;
+}
+
+}  // namespace autumn
+
 // --- Lago: its aggregations over events (dossier 4.2, 4.4, 4.7) ---
 
 namespace lago {
