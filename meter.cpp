@@ -8827,7 +8827,8 @@ struct Question {
     std::string property{};
     bool recurring = false, prorated = false;
     Timestamp from{}, to{};
-    int days = 0;  // of the full billing period
+    std::int64_t last_sequence = std::numeric_limits<std::int64_t>::max();  // of events at `to` those after it are out (postgres_store.rb:442)
+    int days = 0;                                                           // of the full billing period
     Decimal initial{};
     Values matching{};
     std::vector<Values> ignored{};
@@ -8855,7 +8856,8 @@ bool is_ignored(const Values& entry, const json& properties) {
     const bool numbers = question.kind != Kind::count && question.kind != Kind::unique_count;
     std::vector<const Event*> scope;
     for (const Event& event : events) {
-        if (*event.timestamp > question.to || (!past && *event.timestamp < cut(question.from, millisecond))) continue;
+        if (std::pair(*event.timestamp, event.sequence) > std::pair(question.to, question.last_sequence)) continue;
+        if (!past && *event.timestamp < cut(question.from, millisecond)) continue;
         if (numbers && !numeric(event, question.property)) continue;
         if (!matches(question.matching, event.properties)) continue;
         const auto ignores = [&](const Values& entry) { return is_ignored(entry, event.properties); };
@@ -8927,6 +8929,55 @@ Decimal unit_days(const Question& question, const std::vector<const Event*>& sco
     return total;
 }
 
+// The days for which a value was there, whole and with the first and the last. What is removed and added again in one day was never away
+// (unique_count_query.rb).
+class DaysPresent {
+public:
+    DaysPresent(Timestamp from, Timestamp to) : from_(day_of(from)), to_(day_of(to)) {}
+
+    void add(Timestamp time) {
+        if (present_) return;
+        if (!until_ || *until_ != day_of(time)) {
+            close();
+            since_ = day_of(time);
+        }
+        present_ = true;
+    }
+    void remove(Timestamp time) {
+        if (present_) until_ = day_of(time);
+        present_ = false;
+    }
+    std::int64_t days() {
+        if (present_) until_ = to_;
+        present_ = false;
+        close();
+        return days_;
+    }
+
+private:
+    static std::int64_t day_of(Timestamp time) { return floor_divide(time.micros(), micros_per_day); }
+    void close() {
+        if (until_) days_ += std::max<std::int64_t>(0, std::min(*until_, to_) - std::max(since_, from_) + 1);
+        until_.reset();
+    }
+    std::int64_t from_, to_, since_ = 0, days_ = 0;
+    std::optional<std::int64_t> until_;
+    bool present_ = false;
+};
+
+std::int64_t value_days(const Question& question, const std::vector<const Event*>& scope) {
+    std::map<std::optional<std::string>, DaysPresent> values;
+    for (const Event* event : scope) {
+        const auto value = property_text(event->properties, question.property);
+        DaysPresent& present = values.try_emplace(value, question.from, question.to).first->second;
+        const bool adds = property_text(event->properties, "operation_type").value_or("add") == "add";
+        adds ? present.add(*event->timestamp) : present.remove(*event->timestamp);
+    }
+    std::int64_t total = 0;
+    for (auto& [value, present] : values) total += present.days();
+    return total;
+}
+
 // The value of a metric over the events in its scope, before the metric's own rounding.
 [[maybe_unused]] Decimal aggregated(const Question& question, const std::vector<const Event*>& scope) {
     switch (question.kind) {
@@ -8940,6 +8991,7 @@ Decimal unit_days(const Question& question, const std::vector<const Event*>& sco
         case Kind::weighted_sum:
             return weighted_sum(question, scope);
         case Kind::unique_count: {
+            if (question.prorated) return Decimal::divide(value_days(question, scope), question.days, 5, Rounding::ceil);
             Decimal sum;
             for (const auto& [value, active] : active_values(question, scope)) sum += active;
             return sum;
