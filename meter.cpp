@@ -1322,7 +1322,9 @@ struct JsonToken {
 // Reads one JSON text (RFC 8259, strictly) from front to back, without building a tree. Throws Error(bad_value) with the place.
 class JsonScanner {
 public:
-    explicit JsonScanner(std::string_view text) noexcept : begin_(text.data()), at_(text.data()), end_(text.data() + text.size()) {}
+    enum class Keys { compared, trusted };  // whether to look for keys that stand twice in one object
+    explicit JsonScanner(std::string_view text, Keys keys = Keys::compared) noexcept
+        : begin_(text.data()), at_(text.data()), end_(text.data() + text.size()), compared_keys_(keys == Keys::compared ? max_compared_keys : 0) {}
 
     // The first character of the next value; NUL at the end.
     char peek() noexcept {
@@ -1342,7 +1344,7 @@ public:
                 for (std::size_t i = 0; i < count; ++i) {
                     if (keys[i] == key.raw) fail("the key \"" + std::string(key.raw) + "\" stands twice");
                 }
-                if (count < keys.size()) keys[count++] = key.raw;
+                if (count < compared_keys_) keys[count++] = key.raw;
                 expect(':');
                 if (key.escaped) {
                     const std::string decoded = decode(key);
@@ -1533,7 +1535,7 @@ private:
     std::string_view span(const char* start) const noexcept { return {start, static_cast<std::size_t>(at_ - start)}; }
 
     const char *begin_, *at_, *end_;
-    std::size_t depth_ = 0;
+    std::size_t compared_keys_, depth_ = 0;
 };
 
 // Where in a tree we are, for the field of an error; costs nothing until it is needed.
@@ -1778,8 +1780,9 @@ Operand make_operand(const json& value, const std::string& field) {
         case json::value_t::number_integer:
         case json::value_t::number_unsigned:
         case json::value_t::number_float: {
-            const Decimal number = naming(field, [&] { return Decimal::from_json(value); });
-            return {Scalar::Kind::number, false, number, number.to_string()};
+            const auto number = Decimal::parse(value.dump());
+            if (!number) refuse(field, "a filter compares with numbers of at most 38 digits");
+            return {Scalar::Kind::number, false, number, number->to_string()};
         }
         default:
             refuse(field, "a filter compares with text, numbers, booleans or null");
@@ -1975,7 +1978,7 @@ bool meets(const Coercion& rules, Operator op, const Scalar& value, const Operan
 }
 
 // A clause against one value: in and not_in are eq and ne to each of a list.
-bool meets(const Coercion& rules, const Clause& clause, const Scalar& value) {
+[[maybe_unused]] bool meets(const Coercion& rules, const Clause& clause, const Scalar& value) {
     const auto each = [&](Operator op) { return [&rules, &value, op](const Operand& asked) { return meets(rules, op, value, asked); }; };
     const auto& asked = clause.operands;
     if (clause.op == Operator::exists) return value.absent() != asked[0].boolean;
@@ -2557,13 +2560,13 @@ std::int64_t checked_time(std::int64_t micros, const char* what) {
 //
 // A hash finds candidates, the id in the log decides. Hashes of the newest events are in a table in memory; those of sealed chunks are in
 // sorted runs, partitioned into 2^bits blocks by the hash's top bits, each block with a filter (16 bits an entry) that is kept in memory.
-// Eight runs of a level merge into one of the next, so that their number grows with the logarithm of the log.
+// Sixteen runs of a level merge into one of the next, so that their number grows with the logarithm of the log.
 
 constexpr int hash_bits = 48;
-constexpr std::size_t entry_bytes = 10;      // 48 bits of hash, then 32 bits of sequence - run.first
-constexpr std::size_t filter_bytes = 4096;   // a block's filter: 64 lines of 512 bits
-constexpr std::size_t block_entries = 2048;  // at most, on average
-constexpr int merge_width = 8;               // runs of a level that become one of the next
+constexpr std::size_t entry_bytes = 10;     // 48 bits of hash, then 32 bits of sequence - run.first
+constexpr std::size_t filter_bytes = 1024;  // a block's filter: 16 lines of 512 bits
+constexpr std::size_t block_entries = 512;  // at most, on average: two pages to read for a look
+constexpr int merge_width = 16;             // runs of a level that become one of the next
 constexpr int max_level = 3;
 constexpr std::int64_t max_blocks = 1 << 20;  // of one run: block ids are run * max_blocks + block
 
@@ -2595,7 +2598,7 @@ int run_bits(std::size_t entries) noexcept { return static_cast<int>(std::bit_wi
 template <class Bit>
 bool each_filter_bit(std::uint64_t hash, Bit&& bit) {
     std::uint64_t spread = mix(hash);
-    const std::size_t line = static_cast<std::size_t>(spread & 63) * 64;
+    const std::size_t line = static_cast<std::size_t>(spread & 15) * 64;
     for (int i = 0; i < 6; ++i) {
         spread >>= 9;
         if (!bit(line + (spread >> 3 & 63), static_cast<std::uint8_t>(1U << (spread & 7)))) return false;
@@ -2879,6 +2882,7 @@ struct LogMemory {
     explicit LogMemory(std::size_t index_bytes) : ids(index_bytes) {}
     Interner texts{};
     IdIndex ids;
+    std::int64_t last = 0;  // sequence
     void forget() {
         texts.forget();
         ids.forget();
@@ -2889,6 +2893,7 @@ struct LogMemory {
         const std::int64_t version = db.integer("PRAGMA data_version");
         if (version == data_version_) return;
         ids.refresh(db);
+        last = last_sequence(db);
         data_version_ = version;
     }
     // After we have sealed or merged something ourselves, which data_version does not show.
@@ -2907,7 +2912,6 @@ public:
 
     void run() {
         memory_.refresh(db_);
-        sequence_ = last_sequence(db_);
         for (const Draft& draft : drafts_.accepted) {
             Receipt& receipt = drafts_.receipts[draft.receipt];
             receipt.field.clear(), receipt.reason.clear();  // of an attempt that was rolled back
@@ -2917,10 +2921,10 @@ public:
                 compare(draft, earlier, receipt);
                 continue;
             }
-            receipt.sequence = ++sequence_;
+            receipt.sequence = ++memory_.last;
             receipt.status = ReceiptStatus::stored;
             insert(draft, id);
-            memory_.ids.add(hash, sequence_);
+            memory_.ids.add(hash, memory_.last);
         }
     }
 
@@ -2938,7 +2942,7 @@ private:
         const std::int64_t name = memory_.texts.intern(db_, draft.name);
         const auto customer = intern(draft.customer), subscription = intern(draft.subscription), source = intern(draft.source);
         const auto row = [&](const auto& stored_id) {
-            insert_.run(sequence_, stored_id, time, now_.micros() - time, name, customer, subscription, source, stored(draft.value),
+            insert_.run(memory_.last, stored_id, time, now_.micros() - time, name, customer, subscription, source, stored(draft.value),
                         drafts_.properties(draft), stored(drafts_.extra(draft)));
         };
         if (id.is_uuid) {
@@ -2956,7 +2960,6 @@ private:
     Drafts& drafts_;
     Timestamp now_;
     Prepared insert_;
-    std::int64_t sequence_ = 0;
 };
 
 // ---- columns ----
@@ -3138,6 +3141,7 @@ void pack_integers(Bytes& out, std::span<const std::int64_t> values) {
     const std::size_t width = values.empty() ? 0 : byte_width(static_cast<std::uint64_t>(*high) - static_cast<std::uint64_t>(base));
     put_bytes(out, width, 1);
     put_bytes(out, static_cast<std::uint64_t>(base), 8);
+    out.reserve(out.size() + values.size() * width);
     for (const std::int64_t value : values) put_bytes(out, static_cast<std::uint64_t>(value) - static_cast<std::uint64_t>(base), width);
 }
 
@@ -3276,7 +3280,7 @@ public:
             from_file("log", [&] { read_extra(event, extra); });
             if (event.precise_total_amount_cents) column(fields::cents).add_number(row, event.precise_total_amount_cents->to_string());
         }
-        JsonScanner scanner(properties);
+        JsonScanner scanner(properties, JsonScanner::Keys::trusted);  // checked when they were recorded
         path_.clear();
         flatten_json(scanner, path_, [&](const std::string& path, const JsonToken& token, const JsonScanner& at) {
             if (ColumnBuilder* to = property(path)) to->add(row, token, at);
@@ -3329,22 +3333,33 @@ private:
 
 using Parts = std::map<std::int64_t, Part>;  // by name
 
-// Takes the events after `first` up to `last` apart; of all names, or of one; all their properties, or those of the given keys.
-void read_parts(Connection& db, std::int64_t first, std::int64_t last, std::optional<std::int64_t> name, Parts& parts,
-                const std::vector<std::string>& only = {}) {
+// Calls `use(row)` for the rows after `first` up to `last`, in order; what is wrong with a row is told with its sequence. Columns:
+// sequence, timestamp, name, customer, subscription, source, value, properties, extra, id, timestamp + delay.
+template <class Use>
+void each_log_row(Connection& db, std::int64_t first, std::int64_t last, Use&& use) {
     const Prepared row = db.prepared(
-        "SELECT sequence, timestamp, name, customer, subscription, source, value, properties, extra FROM log WHERE sequence > ? AND sequence <= ? "
-        "ORDER BY sequence");
+        "SELECT sequence, timestamp, name, customer, subscription, source, value, properties, extra, id, timestamp + delay FROM log "
+        "WHERE sequence > ? AND sequence <= ? ORDER BY sequence");
     row.bind(first, last);
     while (row.row()) {
-        if (name && row.integer(2) != *name) continue;
         try {
-            const auto part = parts.try_emplace(row.integer(2), only).first;
-            part->second.add(row.integer(0), row.integer(1), row.integer(3), row.integer(4), row.integer(5), row.text(6), row.text(7), row.text(8));
+            use(row);
         } catch (const Error& error) {
             throw Error(ErrorCode::corrupt, "log row " + std::to_string(row.integer(0)), error.reason());
         }
     }
+}
+
+void add_row(Part& part, const Prepared& row) {
+    part.add(row.integer(0), row.integer(1), row.integer(3), row.integer(4), row.integer(5), row.text(6), row.text(7), row.text(8));
+}
+
+// Takes the events after `first` up to `last` apart; of all names, or of one; all their properties, or those of the given keys.
+void read_parts(Connection& db, std::int64_t first, std::int64_t last, std::optional<std::int64_t> name, Parts& parts,
+                const std::vector<std::string>& only = {}) {
+    each_log_row(db, first, last, [&](const Prepared& row) {
+        if (!name || row.integer(2) == *name) add_row(parts.try_emplace(row.integer(2), only).first->second, row);
+    });
 }
 
 // ---- sealed segments ----
@@ -3430,16 +3445,17 @@ struct Chunk {
 };
 
 Chunk make_chunk(Connection& db, std::int64_t first, std::int64_t last) {
-    Chunk chunk{first, last, db.integer("SELECT max(timestamp + delay) FROM log WHERE sequence > ? AND sequence <= ?", first, last), {}, {}};
+    Chunk chunk{first, last, std::numeric_limits<std::int64_t>::min(), {}, {}};
     Parts parts;
-    read_parts(db, first, last, std::nullopt, parts);
+    each_log_row(db, first, last, [&](const Prepared& row) {
+        add_row(parts[row.integer(2)], row);
+        chunk.ids.push_back({hash_bytes(row.text(9)) >> (64 - hash_bits), row.integer(0)});
+        chunk.recorded = std::max(chunk.recorded, row.integer(10));
+    });
     for (const auto& [name, part] : parts) {
         Segment& segment = chunk.segments.emplace_back(seal_part(name, part));
         if (part.partial()) segment.keys.emplace_back(partial_mark);
     }
-    const Prepared row = db.prepared("SELECT sequence, id FROM log WHERE sequence > ? AND sequence <= ?");
-    row.bind(first, last);
-    while (row.row()) chunk.ids.push_back({hash_bytes(row.text(1)) >> (64 - hash_bits), row.integer(0)});
     std::sort(chunk.ids.begin(), chunk.ids.end());
     return chunk;
 }
@@ -4119,7 +4135,7 @@ public:
     void append(Drafts& drafts, Timestamp now) {
         const std::int64_t unsealed = write([&](Connection& db) {
             LogAppend(db, memory_, drafts, now).run();
-            return last_sequence(db) - memory_.ids.sealed();
+            return memory_.last - memory_.ids.sealed();
         });
         if (unsealed >= options_.chunk_events) wake();
     }
@@ -4376,7 +4392,7 @@ bool Store::seal_one() {
     });
 }
 
-// Merges the oldest eight runs of some level that has as many; says whether there may be more to do.
+// Merges the oldest sixteen runs of some level that has as many; says whether there may be more to do.
 bool Store::merge_one() {
     drop_dead_runs();
     const std::vector<Run> runs = keep(live_runs);
@@ -4399,7 +4415,7 @@ bool Store::merge_one() {
 }
 
 bool Store::write_merged(const Run& merged, std::span<const Run> sources) {
-    constexpr std::size_t step = 16;  // blocks of a transaction
+    constexpr std::size_t step = 64;  // blocks of a transaction
     const std::uint64_t width = std::uint64_t{1} << (hash_bits - merged.bits);
     for (std::size_t block = 0; block < merged.blocks(); block += step) {
         const std::size_t end = std::min(block + step, merged.blocks());
@@ -4791,7 +4807,7 @@ public:
 
 private:
     static constexpr std::uint32_t empty = 0xFFFFFFFF;
-    std::size_t place(std::uint64_t key) const noexcept { return static_cast<std::size_t>(key * 0x9E3779B97F4A7C15ULL >> 20) & (slots_.size() - 1); }
+    std::size_t place(std::uint64_t key) const noexcept { return static_cast<std::size_t>(key * 0x9E3779B97F4A7C15ULL >> 32) & (slots_.size() - 1); }
     void grow() {
         slots_.assign(std::max<std::size_t>(64, slots_.size() * 2), empty);
         for (std::size_t i = 0; i < keys_.size(); ++i) {
@@ -4805,6 +4821,45 @@ private:
 };
 
 constexpr std::uint64_t pair_key(std::uint32_t a, std::uint32_t b) noexcept { return std::uint64_t{a} << 32 | b; }
+
+// As Numbering, for texts, which it keeps.
+class TextNumbering {
+public:
+    std::uint32_t number(std::string_view text) {
+        if ((ends_.size() + 1) * 10 > slots_.size() * 7) grow();
+        const auto hash = static_cast<std::uint32_t>(std::hash<std::string_view>()(text));
+        std::size_t at = hash & (slots_.size() - 1);
+        for (; slots_[at].number != empty; at = (at + 1) & (slots_.size() - 1)) {
+            if (slots_[at].hash == hash && (*this)[slots_[at].number] == text) return slots_[at].number;
+        }
+        slots_[at] = {hash, static_cast<std::uint32_t>(ends_.size())};
+        bytes_ += text;
+        ends_.push_back(bytes_.size());
+        return slots_[at].number;
+    }
+    std::string_view operator[](std::uint32_t number) const {
+        const std::size_t begin = number == 0 ? 0 : ends_[number - 1];
+        return std::string_view(bytes_).substr(begin, ends_[number] - begin);
+    }
+
+private:
+    static constexpr std::uint32_t empty = 0xFFFFFFFF;
+    struct Slot {
+        std::uint32_t hash = 0, number = empty;
+    };
+    void grow() {
+        std::vector<Slot> old = std::exchange(slots_, std::vector<Slot>(std::max<std::size_t>(64, slots_.size() * 2)));
+        for (const Slot& slot : old) {
+            if (slot.number == empty) continue;
+            std::size_t at = slot.hash & (slots_.size() - 1);
+            while (slots_[at].number != empty) at = (at + 1) & (slots_.size() - 1);
+            slots_[at] = slot;
+        }
+    }
+    std::vector<Slot> slots_;
+    std::vector<std::size_t> ends_;
+    std::string bytes_;
+};
 
 // ---- values as small integers ----
 
@@ -4839,15 +4894,10 @@ public:
         return rows_;
     }
     std::optional<std::string> name(std::uint32_t number) const {
-        return number == no_value ? std::nullopt : std::optional<std::string>(names_[number - 1]);
+        return number == no_value ? std::nullopt : std::optional<std::string>(texts_[number - 1]);
     }
 
-    std::uint32_t text(std::string_view value) {
-        if (const auto known = numbers_.find(value); known != numbers_.end()) return known->second;
-        names_.emplace_back(value);
-        numbers_.emplace(names_.back(), static_cast<std::uint32_t>(names_.size()));
-        return static_cast<std::uint32_t>(names_.size());
-    }
+    std::uint32_t text(std::string_view value) { return texts_.number(value) + 1; }
 
 private:
     static constexpr std::uint32_t unknown = 0xFFFFFFFF;
@@ -4856,8 +4906,7 @@ private:
         if (fresh) place->second = text(text_of(db, id));
         return place->second;
     }
-    std::deque<std::string> names_;
-    std::unordered_map<std::string_view, std::uint32_t> numbers_;
+    TextNumbering texts_;
     std::unordered_map<std::int64_t, std::uint32_t> interned_;
     std::vector<std::uint32_t> rows_, words_;
 };
@@ -4954,6 +5003,38 @@ struct WideSum {
     }
 };
 
+// A sum of any decimals in any order: what was added and what was taken away, in units of 10^-76, of which Wide holds 10^80 times the
+// largest Decimal.
+class ExactSum {
+public:
+    void add(const Decimal& value) {
+        Wide units = widen(DecimalParts::coefficient(value));
+        multiply_by_power(units, Decimal::max_scale - value.scale());
+        add_to(value.is_negative() ? taken_ : given_, units);
+    }
+    // Throws overflow when the sum is not a Decimal.
+    Decimal result() const {
+        const bool negative = meter::compare(given_, taken_) < 0;
+        Wide sum = negative ? taken_ : given_, other = negative ? given_ : taken_;
+        other.size = sum.size;
+        subtract_multiple(sum, other, 1, 0);
+        sum.trim();
+        return DecimalParts::make(sum, Decimal::max_scale, negative);
+    }
+
+private:
+    static void add_to(Wide& sum, const Wide& units) noexcept {
+        std::uint64_t carry = 0;
+        for (int i = 0; i < units.size || carry != 0; ++i) {
+            const std::uint64_t part = std::uint64_t{sum.at(i)} + units.at(i) + carry;
+            sum.at(i) = low_half(part);
+            carry = high_half(part);
+            sum.size = std::max(sum.size, i + 1);
+        }
+    }
+    Wide given_{}, taken_{};
+};
+
 class Accumulator {
 public:
     virtual ~Accumulator() = default;
@@ -5011,19 +5092,28 @@ public:
                 ++counts_[slots[row]];
                 if (column.cells[row] < 0) falls_.insert(slots[row]);
             } else if (const auto number = other_number(column, row)) {
-                others_.resize(std::max(count, others_.size()));
-                others_[slots[row]] += *number;
+                others_[slots[row]].add(*number);
                 ++counts_[slots[row]];
                 if (number->is_negative()) falls_.insert(slots[row]);
             }
         });
     }
     std::pair<Decimal, std::int64_t> result(std::size_t slot) const override {
-        Decimal sum = slot < others_.size() ? others_[slot] : Decimal();
+        const auto other = others_.find(slot);
+        // A billion integers of 62 bits at these scales add up to less than 38 digits, whatever the order.
+        constexpr int safe_scale = 9;
+        const bool safe = other == others_.end() && (sums_.empty() || sums_.rbegin()->first <= safe_scale);
+        ExactSum exact = other == others_.end() ? ExactSum() : other->second;
+        Decimal sum;
         for (const auto& [scale, sums] : sums_) {
-            if (slot < sums.size()) sum += sums[slot].at_scale(scale);
+            if (slot >= sums.size()) continue;
+            if (safe) {
+                sum += sums[slot].at_scale(scale);
+            } else {
+                exact.add(sums[slot].at_scale(scale));
+            }
         }
-        return {sum, counts_[slot]};
+        return {safe ? sum : exact.result(), counts_[slot]};
     }
     bool falls(std::size_t slot) const override { return falls_.contains(slot); }
 
@@ -5037,8 +5127,8 @@ private:
         return *known;
     }
     std::size_t column_;
-    std::map<int, std::vector<WideSum>> sums_;  // by scale, so that adding needs no multiplication
-    std::vector<Decimal> others_;
+    std::map<int, std::vector<WideSum>> sums_;          // by scale, so that adding needs no multiplication
+    std::unordered_map<std::size_t, ExactSum> others_;  // of texts and wide numbers, few in most logs
     std::vector<std::int64_t> counts_;
     std::unordered_set<std::size_t> falls_;
     std::vector<std::optional<std::optional<Decimal>>> words_;
@@ -5081,7 +5171,6 @@ std::unique_ptr<Accumulator> make_accumulator(const Metric& metric, ScanQuestion
 }
 
 void check_metric(const Metric& metric) {
-    if (metric.code.empty() && metric.event.empty()) refuse("metric", "names neither a code nor an event");
     if (metric.aggregation != Aggregation::count && metric.property.empty()) refuse("metric.property", "is needed for this aggregation");
     if (metric.aggregation == Aggregation::count && !metric.property.empty()) refuse("metric.property", "has no meaning for a count");
     check_question("metric.code", metric.code);
@@ -5137,8 +5226,8 @@ class MetricScan {
 public:
     // Nothing is found when the log knows no such name, customer or subscription.
     MetricScan(const Reader& reader, const Metric& metric, const AggregateQuery& query) : reader_(reader) {
-        const std::array<std::string, 1> names{metric.event.empty() ? metric.code : metric.event};
-        auto found = scan_question(reader, names, query.customer, query.subscription, query.period);
+        const std::string& name = metric.event.empty() ? metric.code : metric.event;
+        auto found = scan_question(reader, std::span(&name, name.empty() ? 0 : 1), query.customer, query.subscription, query.period);
         empty_ = !found;
         if (found) question = std::move(*found);
         conditions_.emplace_back(query.filter, question);
@@ -5473,8 +5562,8 @@ json Fee::to_json() const {
             {"amount_cents", amount_cents.to_string()},
             {"unit_amount", unit_amount.to_string()},
             {"pay_in_advance", pay_in_advance},
-            {"from", period.from.to_string()},
-            {"to", period.to.to_string()},
+            {"from", period == Period() ? json(nullptr) : json(period.from.to_string())},
+            {"to", period == Period() ? json(nullptr) : json(period.to.to_string())},
             {"lines", std::move(steps)}};
 }
 
@@ -5916,6 +6005,7 @@ struct Subscription {
     bool anniversary = false;
     Timestamp anchor = Timestamp::min();  // subscription_at: where anniversary periods start
     Period active = {};
+    Zone zone = Zone("");  // the customer's, whose days count
 };
 
 // --- prices: reading and refusing (dossier 9) ---
@@ -6553,6 +6643,11 @@ Subscription read_subscription(const Node& at) {
     subscription.lago_id = at.raw("lago_id");
     subscription.lago_customer_id = at.raw("lago_customer_id");
     subscription.anniversary = at.text("billing_time") == "anniversary";
+    try {
+        subscription.zone = Zone(at.text("timezone"));
+    } catch (const Error& error) {
+        throw Error(error.code(), at.path("timezone"), error.reason());
+    }
     if (const auto started = at.time("started_at")) subscription.active.from = *started;
     if (const auto ended = at.time("terminated_at")) subscription.active.to = *ended + std::chrono::microseconds(1);
     subscription.anchor = at.time("subscription_at").value_or(subscription.active.from);
@@ -6577,28 +6672,35 @@ constexpr int months_in(Interval interval) {
     return 0;
 }
 
+// The date on the customer's calendar, and the moment such a date begins.
+std::chrono::year_month_day local_date(const Subscription& subscription, Timestamp time) {
+    return date_of(Timestamp(subscription.zone.to_local(time)));
+}
+Timestamp start_of(const Subscription& subscription, std::chrono::sys_days day) { return subscription.zone.to_utc(midnight(day).micros()); }
+
 // Weeks from Monday, or from the anchor's weekday.
 Period week_around(std::chrono::sys_days today, const Subscription& subscription) {
     using namespace std::chrono;
-    const auto first = subscription.anniversary ? weekday(sys_days(date_of(subscription.anchor))) : Monday;
+    const auto first = subscription.anniversary ? weekday(sys_days(local_date(subscription, subscription.anchor))) : Monday;
     const auto from = today - (weekday(today) - first);
-    return {midnight(from), midnight(from + weeks(1))};
+    return {start_of(subscription, from), start_of(subscription, from + weeks(1))};
 }
 
 // Months from January's first day, or from the anchor's day, which a short month clips.
 Period months_around(std::chrono::sys_days today, int count, const Subscription& subscription) {
     using namespace std::chrono;
-    const auto anchor = subscription.anniversary ? date_of(subscription.anchor) : year(1970) / January / day(1);
+    const auto anchor = subscription.anniversary ? local_date(subscription, subscription.anchor) : year(1970) / January / day(1);
     const auto anchor_month = anchor.year() / anchor.month();
     const year_month_day date(today);
     auto passed = static_cast<int>((date.year() / date.month() - anchor_month).count());
     if (today < day_in(date.year() / date.month(), anchor.day())) --passed;
     const auto whole = (passed >= 0 ? passed : passed - count + 1) / count * count;
-    return {midnight(day_in(anchor_month + months(whole), anchor.day())), midnight(day_in(anchor_month + months(whole + count), anchor.day()))};
+    const auto boundary = [&](int month) { return start_of(subscription, day_in(anchor_month + months(month), anchor.day())); };
+    return {boundary(whole), boundary(whole + count)};
 }
 
 Period billing_period(Interval interval, const Subscription& subscription, Timestamp now) {
-    const std::chrono::sys_days today(date_of(now));
+    const std::chrono::sys_days today(local_date(subscription, now));
     const auto period = interval == Interval::weekly ? week_around(today, subscription) : months_around(today, months_in(interval), subscription);
     return {std::max(period.from, subscription.active.from), std::min(period.to, subscription.active.to)};
 }
@@ -6859,18 +6961,21 @@ Quantity quantity_of(const Scope& scope, const AggregateQuery& query, UsageSourc
 
 // --- proration: the share of the period that a unit counts for (dossier 4.7) ---
 
-int days_in(const Period& period) {
-    const auto day = std::chrono::days(1);
-    return static_cast<int>((period.to - period.from + day - std::chrono::microseconds(1)) / day);
+// Days on the customer's calendar, the first and the last included.
+int days_in(const Subscription& subscription, const Period& period) {
+    const std::chrono::sys_days first(local_date(subscription, period.from)),
+        last(local_date(subscription, period.to - std::chrono::microseconds(1)));
+    return static_cast<int>((last - first).count()) + 1;
 }
 
 // Days of the whole billing period, also when the subscription covers a part of it.
 int period_days(const Scope& scope) {
-    const Subscription whole{.anniversary = scope.subscription.anniversary, .anchor = scope.subscription.anchor};
-    return days_in(billing_period(scope.plan.charges_interval, whole, scope.period.from));
+    auto whole = scope.subscription;
+    whole.active = {};
+    return days_in(whole, billing_period(scope.plan.charges_interval, whole, scope.period.from));
 }
 
-Decimal share_of(const Scope& scope, const Period& period) { return quotient(days_in(period), period_days(scope)); }
+Decimal share_of(const Scope& scope, const Period& period) { return quotient(days_in(scope.subscription, period), period_days(scope)); }
 
 // From that time's day to the end of the billing period.
 Decimal share_left(const Scope& scope, Timestamp time) {
@@ -6884,13 +6989,14 @@ std::vector<ProratedEvent> prorated_events(const Scope& scope, AggregateQuery qu
     const auto& metric = scope.metric().metric;
     const auto period = scope.period;
     constexpr int longest = 3 * 366;  // days, each of which is a question of its own
-    if (days_in(period) > longest) throw Error(ErrorCode::too_large, "period", "is too long for a prorated charge");
+    if (days_in(scope.subscription, period) > longest) throw Error(ErrorCode::too_large, "period", "is too long for a prorated charge");
     std::vector<ProratedEvent> events;
     query.period = {Timestamp::min(), period.from};
     const auto older = usage.measure(metric, query).front().value;
     if (older > 0) events.push_back({older, older * share_of(scope, period)});
     for (auto day = period.from; day < period.to;) {
-        query.period = {day, std::min(period.to, midnight(std::chrono::sys_days(date_of(day)) + std::chrono::days(1)))};
+        const auto tomorrow = std::chrono::sys_days(local_date(scope.subscription, day)) + std::chrono::days(1);
+        query.period = {day, std::min(period.to, start_of(scope.subscription, tomorrow))};
         const auto share = share_of(scope, {day, period.to});
         for (const auto& step : usage.steps(metric, query, std::numeric_limits<std::size_t>::max(), {})) events.push_back({step, step * share});
         day = query.period.to;
@@ -7377,7 +7483,7 @@ void add_bucket(const Scope& scope, UsageSource& usage, std::vector<Fee>& fees) 
 
 // The charge's minimum spending, when its fees stay below it: one more fee of 1 unit.
 void add_true_up(const Scope& scope, const Decimal& used_cents, std::vector<Fee>& fees) {
-    const auto cents = true_up_cents(scope.charge.minimum_cents, used_cents, days_in(scope.period), period_days(scope));
+    const auto cents = true_up_cents(scope.charge.minimum_cents, used_cents, days_in(scope.subscription, scope.period), period_days(scope));
     if (cents.is_zero()) return;
     const Decimal subunits(scope.plan.currency.subunits);
     auto fee = empty_fee(scope, {});
@@ -10180,6 +10286,137 @@ Answer read_answer(const Vendor& vendor, const HttpResponse& response, std::span
     return answer;
 }
 
+// ---- reading back ---------------------------------------------------------------------------------
+
+// What a vendor shows of an event it holds. Where it shows no id of ours the content stands for it.
+struct Shown {
+    std::string id = {};
+    std::string name = {}, customer = {};
+    Timestamp time = {};
+    std::optional<Decimal> value = {};
+};
+
+enum class Paging { page, offset, window };  // window: no paging; the period is cut until an answer is not full
+
+// Sources: lago dossier 2, flexprice dossier 4, polar dossier 3, autumn dossier 2, ingest-rules 1.5.
+struct ReadRule {
+    std::string_view vendor;
+    std::string_view method, path;
+    std::string_view list;  // member that holds the rows; empty: the answer is the list
+    std::string_view row;   // member of a row that holds the event; empty: the row
+    std::string_view more;  // member, "a.b", that says whether there are more pages: a number, true or a text
+    std::string_view id, name, customer, time, value;
+    Paging paging;
+    std::int64_t page_size;
+    std::chrono::microseconds precision;  // to which times are kept
+};
+
+constexpr std::chrono::microseconds one_millisecond{1000}, one_second{1000000};
+constexpr std::array read_rules{
+    ReadRule{"lago", "GET", "/events", "events", "", "meta.next_page", "transaction_id", "code", "external_subscription_id", "timestamp", "",
+             Paging::page, 100, one_millisecond},
+    ReadRule{"flexprice", "POST", "/events/query", "events", "", "has_more", "id", "event_name", "external_customer_id", "timestamp", "",
+             Paging::offset, 1000, one_millisecond},
+    ReadRule{"polar", "GET", "/events/", "items", "", "", "", "name", "external_customer_id", "timestamp", "", Paging::page, 100, one_millisecond},
+    ReadRule{"autumn", "POST", "/events.list", "list", "", "has_more", "", "feature_id", "customer_id", "timestamp", "value", Paging::offset, 1000,
+             one_millisecond},
+    ReadRule{"openmeter", "GET", "/events", "", "event", "", "id", "type", "subject", "time", "", Paging::window, 100, one_second},
+};
+
+const ReadRule* read_rule(const Vendor& vendor) {
+    const auto found = std::find_if(read_rules.begin(), read_rules.end(), [&](const ReadRule& rule) { return rule.vendor == vendor.name; });
+    return found == read_rules.end() ? nullptr : &*found;
+}
+
+// The period as the vendor's parameters, a little wider where its bounds are cut or exclusive: what lies outside is dropped afterwards.
+HttpRequest read_request(const Vendor& vendor, const ReadRule& rule, const UpstreamOptions& options, const Period& period, std::int64_t page) {
+    const Timestamp from = std::max(period.from, Timestamp::min() + one_second) - one_second,
+                    to = std::min(period.to, Timestamp::max() - one_second) + one_second;
+    const std::string first = percent_encoded(from.to_string(0)), last = percent_encoded(to.to_string(0)), number = std::to_string(page + 1);
+    const std::int64_t offset = page * rule.page_size;
+    HttpRequest request;
+    request.method = rule.method;
+    request.url = root_url(vendor, options) + std::string(rule.path);
+    request.headers = request_headers(vendor, options);
+    if (rule.vendor == "lago") request.url += "?timestamp_from=" + first + "&timestamp_to=" + last + "&per_page=100&page=" + number;
+    if (rule.vendor == "polar") request.url += "?start_timestamp=" + first + "&end_timestamp=" + last + "&source=user&limit=100&page=" + number;
+    if (rule.vendor == "openmeter") request.url += "?from=" + first + "&to=" + last + "&limit=100";
+    if (rule.vendor == "flexprice")
+        request.body =
+            json{{"start_time", from.to_string(0)}, {"end_time", to.to_string(0)}, {"page_size", rule.page_size}, {"offset", offset}}.dump();
+    if (rule.vendor == "autumn")
+        request.body =
+            json{{"custom_range", {{"start", from.micros() / 1000}, {"end", to.micros() / 1000}}}, {"limit", rule.page_size}, {"offset", offset}}
+                .dump();
+    return request;
+}
+
+struct ShownPage {
+    std::vector<Shown> events = {};
+    std::size_t rows = 0;
+    bool more = false;
+};
+
+Shown read_shown(const ReadRule& rule, const json& row) {
+    const auto text = [&](std::string_view key) { return key.empty() ? std::string() : text_member(row, std::string(key).c_str()); };
+    Shown shown{text(rule.id), text(rule.name), text(rule.customer), {}, {}};
+    const json time = row.value(std::string(rule.time), json());
+    shown.time =
+        time.is_number() ? Timestamp::from_unix_ms(Decimal::from_json(time)) : Timestamp::parse(time.is_string() ? time.get<std::string>() : "");
+    if (!rule.value.empty() && row.contains(rule.value)) shown.value = Decimal::from_json(row[std::string(rule.value)]);
+    return shown;
+}
+
+bool says_more(const ReadRule& rule, const json& body, std::size_t rows) {
+    if (rule.more.empty()) return static_cast<std::int64_t>(rows) >= rule.page_size;
+    const std::size_t dot = rule.more.find('.');
+    const json* at = &body;
+    if (dot != std::string_view::npos) at = at->contains(first_name(rule.more)) ? &(*at)[std::string(first_name(rule.more))] : nullptr;
+    const std::string key(last_name(rule.more));
+    if (!at || !at->is_object() || !at->contains(key)) return false;
+    const json& more = (*at)[key];
+    return more.is_boolean() ? more.get<bool>() : !more.is_null();
+}
+
+// Throws bad_value for a body that is not a list of events.
+ShownPage read_page(const ReadRule& rule, const std::string& text) {
+    const json body = parse_answer(text);
+    const json* list = &body;
+    if (!rule.list.empty()) list = body.is_object() && body.contains(rule.list) ? &body[std::string(rule.list)] : nullptr;
+    if (!list || !list->is_array()) throw Error(ErrorCode::bad_value, "answer", "is not a list of events: " + printable(text));
+    ShownPage page;
+    page.rows = list->size();
+    for (const json& row : *list) {
+        const json* event = &row;
+        if (!rule.row.empty()) event = row.is_object() && row.contains(rule.row) ? &row[std::string(rule.row)] : nullptr;
+        if (!event || !event->is_object()) throw Error(ErrorCode::bad_value, "answer", "holds something that is not an event");
+        page.events.push_back(read_shown(rule, *event));
+    }
+    page.more = says_more(rule, body, page.rows);
+    return page;
+}
+
+// What stands for one event on both sides: its id, or where the vendor shows none what it shows.
+std::string shown_key(const ReadRule& rule, const Shown& shown) {
+    if (!rule.id.empty()) return shown.id;
+    std::string key = shown.name + '\n' + shown.customer + '\n' + std::to_string(shown.time.micros() / rule.precision.count());
+    if (!rule.value.empty()) key += '\n' + (shown.value ? shown.value->to_string() : "");
+    return key;
+}
+
+// The event as this vendor would show it.
+Shown as_shown(const ReadRule& rule, const Event& event) {
+    const bool by_subscription = rule.customer == "external_subscription_id";
+    Shown shown{event.id, event.name, by_subscription ? event.subscription : event.customer, event.timestamp.value_or(Timestamp()), {}};
+    if (!rule.value.empty()) shown.value = event.value.value_or(Decimal(1));  // autumn dossier 4.1
+    return shown;
+}
+
+bool same_shown(const ReadRule& rule, const Shown& a, const Shown& b) {
+    const auto cut = [&](Timestamp t) { return t.micros() / rule.precision.count(); };
+    return a.name == b.name && a.customer == b.customer && cut(a.time) == cut(b.time);
+}
+
 }  // namespace
 
 std::optional<std::string_view> HttpResponse::header(std::string_view name) const noexcept {
@@ -10265,6 +10502,8 @@ CREATE TABLE exceptions(
     PRIMARY KEY(upstream, sequence)
 ) WITHOUT ROWID;
 CREATE INDEX exceptions_by_state ON exceptions(upstream, state, sequence);
+CREATE TABLE devices(id TEXT PRIMARY KEY, through INTEGER NOT NULL) WITHOUT ROWID;  -- whose exports were imported here, how far
+INSERT INTO meta VALUES('device', lower(hex(randomblob(16))));
 )sql";
 
 enum class ExceptionState : int { parked = 0, held = 1, released = 2 };
@@ -11106,6 +11345,122 @@ private:
     UpstreamReport report_;
 };
 
+// ---- files for an air gap ---------------------------------------------------------------------------
+
+// JSON Lines: a header, {"sequence": n, "event": {a line as record_json takes it}} for each event, and an end that tells whether the file
+// is whole. "after" and "through" are the stretch of the device's log that the file answers for.
+constexpr std::int64_t export_format = 1;
+
+std::string device_id(Connection& c) {
+    const Prepared row = c.prepared("SELECT value FROM meta WHERE key = 'device'");
+    return row.row() ? std::string(row.text(0)) : std::string();
+}
+
+// A row of the log as record_json takes it.
+std::string record_line(const Prepared& row) {
+    const Event event = read_plain_event(row);
+    std::string out = "{\"id\":";
+    append_json_text(out, event.id);
+    const auto member = [&out](const char* key, const std::string& text) {
+        if (text.empty()) return;
+        out += std::string(",\"") + key + "\":";
+        append_json_text(out, text);
+    };
+    member("name", event.name);
+    member("customer", event.customer);
+    member("subscription", event.subscription);
+    member("source", event.source);
+    member("timestamp", event.timestamp->to_string());
+    if (event.value) out += ",\"value\":" + event.value->to_string();
+    out += ",\"properties\":";
+    out += row.text(10);
+    const std::string_view extra = row.text(11);
+    if (extra.size() > 2) {  // an object's members, between its braces
+        out += ',';
+        out += extra.substr(1, extra.size() - 2);
+    }
+    return out += '}';
+}
+
+void export_line(std::ostream& file, const Link& link, const Prepared& row, ExportReport& report) {
+    if (link.vendor.notices_only || !link.upstream.options().selection.empty()) {
+        const Event event = read_event(row);
+        if ((link.vendor.notices_only && !event.notice) || !link.selection.holds(event)) return;
+    }
+    const std::int64_t sequence = row.integer(0);
+    file << "{\"sequence\":" << sequence << ",\"event\":" << record_line(row) << "}\n";
+    if (report.events++ == 0) report.first = sequence;
+    report.last = sequence;
+}
+
+ExportReport write_export(Connection& c, const Link& link, std::ostream& file) {
+    const UpstreamRow row = get_upstream(c, link.name());
+    ExportReport report;
+    report.through = last_sequence(c);
+    file << json{{"meter", "export"},       {"format", export_format}, {"device", device_id(c)},
+                 {"upstream", link.name()}, {"after", row.cursor},     {"through", report.through}}
+                .dump()
+         << '\n';
+    const Prepared aside =
+        c.prepared(METER_EVENT_COLUMNS "JOIN exceptions x ON x.sequence = l.sequence WHERE x.upstream = ? AND x.state <> 0 ORDER BY l.sequence");
+    aside.bind(row.id);
+    while (aside.row()) export_line(file, link, aside, report);
+    const Prepared rest = c.prepared(METER_EVENT_COLUMNS "WHERE l.sequence > ? ORDER BY l.sequence");
+    rest.bind(row.cursor);
+    while (rest.row()) export_line(file, link, rest, report);
+    file << json{{"meter", "end"}, {"events", report.events}}.dump() << '\n';
+    return report;
+}
+
+struct ExportHeader {
+    std::string device = {};
+    std::int64_t after = 0, through = 0;
+};
+
+std::int64_t whole_member(const json& object, const char* key, const std::string& path) {
+    const auto found = object.find(key);
+    if (found == object.end() || !found->is_number_unsigned() || found->get<std::uint64_t>() > std::uint64_t{1} << 62)
+        throw Error(ErrorCode::bad_value, path, std::string("has no sound ") + key);
+    return found->get<std::int64_t>();
+}
+
+// Reads the header and looks for the end, so that nothing of a file cut short is taken.
+ExportHeader check_export(std::istream& file, const std::string& path) {
+    std::string line, last;
+    std::getline(file, line);
+    const json header = parse_answer(line);
+    if (text_member(header, "meter") != "export") throw Error(ErrorCode::bad_value, path, "is not an export of meter");
+    if (whole_member(header, "format", path) > export_format) throw Error(ErrorCode::newer_schema, path, "was written by a newer release");
+    ExportHeader result{text_member(header, "device"), whole_member(header, "after", path), whole_member(header, "through", path)};
+    if (result.device.empty() || result.device.size() > 64) throw Error(ErrorCode::bad_value, path, "names no device");
+    std::int64_t lines = -1;
+    while (std::getline(file, line)) {
+        ++lines;
+        std::swap(line, last);
+    }
+    const json end = parse_answer(last);
+    if (text_member(end, "meter") != "end" || whole_member(end, "events", path) != lines)
+        throw Error(ErrorCode::bad_value, path, "is cut short: its end is missing");
+    return result;
+}
+
+// The event of a line; empty when the line is not one of an export.
+std::string_view exported_event(std::string_view line) {
+    constexpr std::string_view opening = ",\"event\":";
+    const std::size_t at = line.find(opening);
+    if (!line.starts_with("{\"sequence\":") || at == std::string_view::npos || !line.ends_with("}")) return {};
+    return line.substr(at + opening.size(), line.size() - at - opening.size() - 1);
+}
+
+// Notes that a device's log has arrived up to `through`; answers the gap before `after`, if there is one.
+std::optional<std::pair<std::int64_t, std::int64_t>> note_import(Connection& c, const ExportHeader& header) {
+    const std::int64_t known = c.integer("SELECT through FROM devices WHERE id = ?", header.device);
+    c.prepared("INSERT INTO devices(id, through) VALUES(?1, ?2) ON CONFLICT(id) DO UPDATE SET through = max(through, ?2)")
+        .run(header.device, header.through);
+    if (header.after <= known) return std::nullopt;
+    return std::pair(known + 1, header.after);
+}
+
 // ---- all upstreams of a store ---------------------------------------------------------------------
 
 // What class Meter offers of delivery. Any thread may call any function; stop() must have returned before the store goes.
@@ -11218,6 +11573,87 @@ public:
         wake();
     }
 
+    // ---- read-back
+
+    Confirmation confirm(const std::string& upstream, const Period& period) {
+        const std::shared_ptr<Link> link = chosen(upstream).at(0);
+        const ReadRule* rule = read_rule(link->vendor);
+        if (!rule) throw Error(ErrorCode::unsupported, "upstream", "this vendor cannot be read back");
+        if (period.from >= period.to) throw Error(ErrorCode::bad_value, "period", "ends before it begins");
+        std::map<std::string, std::vector<Shown>> shown;
+        read_back(*link, *rule, period, shown);
+        Confirmation result;
+        each_delivered(*link, period, [&](const Event& event) { compare(*link, *rule, event, shown, result); });
+        for (const auto& [key, events] : shown)
+            for (const Shown& event : events)
+                result.extra.push_back(event.id.empty() ? event.name + " of " + event.customer + " at " + event.time.to_string() : event.id);
+        return result;
+    }
+
+    std::int64_t resend(const std::string& upstream, std::span<const std::int64_t> sequences) {
+        const std::shared_ptr<Link> link = chosen(upstream).at(0);
+        const std::int64_t resent = store_.write([&](Connection& c) {
+            const UpstreamRow row = get_upstream(c, upstream);
+            std::int64_t changed = 0;
+            for (const std::int64_t sequence : sequences) {
+                const auto event = sequence > row.base && sequence <= row.cursor ? event_at(c, sequence) : std::nullopt;
+                if (!event || !meant_for(*link, *event)) continue;
+                c.prepared("INSERT OR IGNORE INTO exceptions(upstream, sequence, state, at) VALUES(?, ?, 2, ?)")
+                    .run(row.id, sequence, clock_().micros());
+                changed += c.changes();
+            }
+            c.prepared("UPDATE upstreams SET delivered = delivered - ? WHERE id = ?").run(changed, row.id);
+            return changed;
+        });
+        wake();
+        return resent;
+    }
+
+    // ---- the air gap
+
+    ExportReport export_pending(const std::string& upstream, const std::string& path) const {
+        const std::shared_ptr<Link> link = chosen(upstream).at(0);
+        const std::string part = path + ".part";  // takes the name when it is whole
+        ExportReport report;
+        {
+            std::ofstream file(part, std::ios::binary | std::ios::trunc);
+            store_.read([&](Connection& c) { report = write_export(c, *link, file); });
+            file.flush();
+            if (!file) throw Error(ErrorCode::io, path, "cannot be written");
+        }
+        std::error_code fault;
+        std::filesystem::rename(part, path, fault);
+        if (fault) throw Error(ErrorCode::io, path, fault.message());
+        return report;
+    }
+
+    std::int64_t acknowledge_export(const std::string& upstream, std::int64_t through) {
+        const std::shared_ptr<Link> link = chosen(upstream).at(0);
+        std::int64_t delivered = 0, step = 1;
+        for (bool more = true; more; delivered += step) {
+            step = store_.write([&](Connection& c) {
+                const UpstreamRow row = get_upstream(c, upstream);
+                if (lease_holds(row.lease_owner, row.lease_until, clock_())) throw Error(ErrorCode::busy, "upstream", "is being flushed");
+                if (through > last_sequence(c)) throw Error(ErrorCode::bad_value, "through", "is beyond the log");
+                c.prepared("DELETE FROM exceptions WHERE upstream = ? AND state <> 0 AND sequence <= ?").run(row.id, std::min(through, row.cursor));
+                std::int64_t found = c.changes(), skipped = 0, cursor = row.cursor;
+                for (const Event& event : events_after(c, row.cursor, 1000)) {
+                    if (event.sequence > through) break;
+                    cursor = event.sequence;
+                    if (meant_for(*link, event))
+                        ++found;
+                    else
+                        ++skipped;
+                }
+                more = cursor > row.cursor;
+                c.prepared("UPDATE upstreams SET cursor = ?, delivered = delivered + ?, skipped = skipped + ?, fence = fence + 1 WHERE id = ?")
+                    .run(cursor, found, skipped, row.id);
+                return found;
+            });
+        }
+        return delivered;
+    }
+
     // ---- the background worker
 
     void start(const WorkerOptions& options) {
@@ -11268,6 +11704,76 @@ public:
     }
 
 private:
+    static bool meant_for(const Link& link, const Event& event) { return (event.notice || !link.vendor.notices_only) && link.selection.holds(event); }
+
+    // Of a vendor that pages. Throws when it does not answer with events.
+    static ShownPage read_one(const Link& link, const ReadRule& rule, const Period& period, std::int64_t page) {
+        const HttpResponse response =
+            link.transport->exchange(read_request(link.vendor, rule, link.upstream.options(), period, page), link.upstream.options().request_timeout);
+        if (response.status == 0) throw Error(ErrorCode::io, link.name(), response.error.empty() ? "no answer" : response.error);
+        if (response.status != 200)
+            throw Error(ErrorCode::io, link.name(), "HTTP " + std::to_string(response.status) + ": " + printable(response.body));
+        return read_page(rule, response.body);
+    }
+
+    static void read_back(const Link& link, const ReadRule& rule, const Period& period, std::map<std::string, std::vector<Shown>>& shown) {
+        constexpr std::int64_t most_pages = 10000;
+        ShownPage page;
+        for (std::int64_t number = 0; number == 0 || page.more; ++number) {
+            if (number == most_pages) throw Error(ErrorCode::too_large, "period", "holds too many events; ask for a shorter one");
+            page = read_one(link, rule, period, number);
+            const microseconds length = period.to - period.from;
+            if (rule.paging == Paging::window && page.more && length > one_second) {
+                const Timestamp middle = period.from + length / 2;
+                read_back(link, rule, {period.from, middle}, shown);
+                return read_back(link, rule, {middle, period.to}, shown);
+            }
+            if (rule.paging == Paging::window) page.more = false;
+            for (Shown& event : page.events)
+                if (period.contains(event.time)) shown[shown_key(rule, event)].push_back(std::move(event));
+        }
+    }
+
+    template <class Use>
+    void each_delivered(const Link& link, const Period& period, Use&& use) const {
+        constexpr std::int64_t piece = 500;
+        std::int64_t after = store_.read([&](Connection& c) { return get_upstream(c, link.name()).base; });
+        for (bool more = true; more;) {
+            std::vector<Event> delivered;
+            store_.read([&](Connection& c) {
+                const UpstreamRow row = get_upstream(c, link.name());
+                const std::vector<Event> events = events_after(c, after, piece);
+                for (const Event& event : events) {
+                    after = event.sequence;
+                    if (event.sequence > row.cursor) break;
+                    const bool set_aside =
+                        c.integer("SELECT count(*) FROM exceptions WHERE upstream = ? AND sequence = ?", row.id, event.sequence) > 0;
+                    if (!set_aside && period.contains(*event.timestamp) && meant_for(link, event)) delivered.push_back(event);
+                }
+                more = !events.empty() && after < row.cursor;
+            });
+            for (const Event& event : delivered) use(event);
+        }
+    }
+
+    void compare(const Link& link, const ReadRule& rule, const Event& event, std::map<std::string, std::vector<Shown>>& shown,
+                 Confirmation& result) const {
+        const Shown ours = as_shown(rule, event);
+        const auto found = shown.find(shown_key(rule, ours));
+        if (found == shown.end()) {
+            result.missing.push_back(event.sequence);
+            if (link.vendor.resend_window == for_ever || clock_() - event.recorded_at.value_or(Timestamp()) < link.vendor.resend_window)
+                result.repairable.push_back(event.sequence);
+            return;
+        }
+        if (same_shown(rule, ours, found->second.back()))
+            ++result.matching;
+        else
+            result.different.push_back(event.sequence);
+        found->second.pop_back();
+        if (found->second.empty()) shown.erase(found);
+    }
+
     std::vector<std::shared_ptr<Link>> chosen(const std::string& name) const {
         const std::lock_guard lock(mutex_);
         std::vector<std::shared_ptr<Link>> links;
@@ -11381,6 +11887,20 @@ private:
 };
 
 }  // namespace
+
+std::int64_t& ImportReport::count(ReceiptStatus status) noexcept {
+    switch (status) {
+        case ReceiptStatus::stored:
+            return stored;
+        case ReceiptStatus::duplicate:
+            return duplicates;
+        case ReceiptStatus::conflict:
+            return conflicts;
+        case ReceiptStatus::refused:
+            break;
+    }
+    return refused;
+}
 
 bool FlushReport::complete() const noexcept {
     return std::all_of(upstreams.begin(), upstreams.end(), [](const UpstreamReport& report) { return report.pending == 0; });
@@ -11880,6 +12400,41 @@ std::vector<Parked> Meter::parked(const std::string& upstream, std::int64_t limi
 std::int64_t Meter::release(const std::string& upstream, std::span<const std::int64_t> sequences) {
     return impl_->delivery.release(upstream, sequences);
 }
+Confirmation Meter::confirm(const std::string& upstream, const Period& period) { return impl_->delivery.confirm(upstream, period); }
+std::int64_t Meter::resend(const std::string& upstream, std::span<const std::int64_t> sequences) {
+    return impl_->delivery.resend(upstream, sequences);
+}
+ExportReport Meter::export_pending(const std::string& upstream, const std::string& path) const {
+    return impl_->delivery.export_pending(upstream, path);
+}
+std::int64_t Meter::acknowledge_export(const std::string& upstream, std::int64_t through) {
+    return impl_->delivery.acknowledge_export(upstream, through);
+}
+
+ImportReport Meter::import_events(const std::string& path) {
+    constexpr std::size_t chunk = 256 * 1024;
+    std::ifstream file(path, std::ios::binary);
+    if (!file) throw Error(ErrorCode::io, path, "cannot be read");
+    const ExportHeader header = check_export(file, path);
+    file.clear();
+    file.seekg(0);
+    ImportReport report;
+    std::string line, lines;
+    const auto take = [&] {
+        for (const Receipt& receipt : record_json(lines)) ++report.count(receipt.status);
+        lines.clear();
+    };
+    while (std::getline(file, line)) {
+        const std::string_view event = exported_event(line);
+        if (event.empty()) continue;
+        lines.append(event).push_back('\n');
+        if (lines.size() >= chunk) take();
+    }
+    take();
+    if (const auto gap = impl_->store.write([&](Connection& c) { return note_import(c, header); })) report.gap = *gap;
+    return report;
+}
+
 void Meter::resume(const std::string& upstream) { impl_->delivery.resume(upstream); }
 
 }  // namespace meter

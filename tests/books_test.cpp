@@ -248,6 +248,10 @@ TEST_CASE("billing periods are calendar ones, or start from the subscription's d
     CHECK(lago::billing_period(Interval::monthly, late, Timestamp::parse("2026-02-28")) == period("2026-02-28", "2026-03-31"));
     CHECK(lago::billing_period(Interval::yearly, late, march_10) == period("2026-01-31", "2027-01-31"));
     CHECK(lago::billing_period(Interval::weekly, anniversary("2026-01-01"), march_10) == period("2026-03-05", "2026-03-12"));
+    lago::Subscription east{.id = "sub", .zone = Zone("+09:00")};
+    CHECK(lago::billing_period(Interval::monthly, east, march_10) == period("2026-02-28T15:00:00Z", "2026-03-31T15:00:00Z"));
+    CHECK(lago::billing_period(Interval::monthly, east, Timestamp::parse("2026-03-31T16:00:00Z")).from == Timestamp::parse("2026-03-31T15:00:00Z"));
+    CHECK(lago::days_in(east, period("2026-02-28T15:00:00Z", "2026-03-31T15:00:00Z")) == 31);
     lago::Subscription started{.id = "sub"};
     started.active = period("2026-03-07T08:00:00Z", "2026-03-20T08:00:00Z");
     CHECK(lago::billing_period(Interval::monthly, started, march_10) == started.active);
@@ -652,4 +656,154 @@ TEST_CASE("JSON of any shape is answered with an Error that names the place", "[
     for (int i = 0; i < 100; ++i) deep = {{"conjunction", "and"}, {"clauses", {deep}}};
     CHECK_THROWS_AS(Book::polar({{"product", {{"id", "p"}}}, {"meters", {{{"id", "m"}, {"filter", deep}, {"aggregation", {{"func", "count"}}}}}}}),
                     Error);
+}
+
+// --- properties that hold for any plan ---
+
+namespace {
+
+json random_properties(const std::string& model, std::mt19937_64& random) {
+    const auto amount = [&] { return Decimal::scaled(static_cast<std::int64_t>(random() % 10000), 3).to_string(); };
+    if (model == "standard") return {{"amount", amount()}};
+    if (model == "package") return {{"amount", amount()}, {"package_size", 1 + random() % 20}, {"free_units", random() % 10}};
+    if (model == "percentage") return {{"rate", amount()}, {"fixed_amount", amount()}};
+    auto ranges = json::array();
+    std::uint64_t from = 0;
+    for (int i = 0; i < 3; ++i) {
+        const auto to = from + 1 + random() % 30;
+        ranges.push_back({{"from_value", from},
+                          {"to_value", i == 2 ? json(nullptr) : json(to)},
+                          {"per_unit_amount", amount()},
+                          {"rate", amount()},
+                          {"flat_amount", amount()}});
+        from = to + 1;
+    }
+    return {{model + "_ranges", ranges}};
+}
+
+}  // namespace
+
+TEST_CASE("fees paid in advance, one by one, come to what the whole period costs", "[lago]") {
+    const std::uint64_t seed = std::random_device{}();
+    CAPTURE(seed);
+    std::mt19937_64 random(seed);
+    for (const std::string model : {"standard", "graduated", "graduated_percentage", "package", "percentage"}) {
+        for (int round = 0; round < 10; ++round) {
+            CAPTURE(model, round);
+            const auto book = Book::lago(
+                catalogue({{"charge_model", model}, {"pay_in_advance", true}, {"properties", random_properties(model, random)}}, tokens_metric));
+            const auto& plan = dynamic_cast<const lago::Plan&>(book.impl());
+            const lago::Subscription subscription{.id = "sub_1"};
+            PlainUsage usage;
+            Decimal paid;
+            for (int i = 0; i < 12; ++i) {
+                usage.events.push_back(event("tokens", {{"value", Decimal::scaled(static_cast<std::int64_t>(random() % 1000 + 1), 2).to_string()}}));
+                const auto fee = lago::advance_fee({plan, plan.charges.front(), nullptr, subscription, {}}, usage.events.back(), usage);
+                REQUIRE(fee);
+                Decimal lines;
+                for (const auto& line : fee->lines) lines += line.amount;
+                REQUIRE(lines == fee->amount);
+                paid += fee->amount;
+            }
+            const auto whole = book.impl().usage({.subscription = "sub_1"}, march_10, usage);
+            REQUIRE(paid == whole.fees.at(0).amount);
+            check_lines(whole);
+        }
+    }
+}
+
+namespace {
+
+// Puts something else in place of one node of the tree, or takes a member away.
+void disturb(json& tree, std::mt19937_64& random) {
+    static const std::vector<json> others{nullptr, true, 0,      -1,    1e308,         1e-300,         18446744073709551615U, "",
+                                          "x",     "-1", "1e99", "NaN", json::array(), json::object(), json::array({1}),      {{"x", 1}}};
+    auto* at = &tree;
+    while (at->is_structured() && !at->empty() && random() % 8 != 0) {
+        auto next = at->begin();
+        std::advance(next, static_cast<std::ptrdiff_t>(random() % at->size()));
+        at = &*next;
+    }
+    *at = others[random() % others.size()];
+}
+
+}  // namespace
+
+TEST_CASE("a disturbed catalogue is priced or refused, and nothing else", "[books]") {
+    auto lago = catalogue({{"charge_model", "graduated"},
+                           {"pay_in_advance", true},
+                           {"properties",
+                            {{"pricing_group_keys", {"region"}},
+                             {"graduated_ranges",
+                              {{{"from_value", 0}, {"to_value", 5}, {"per_unit_amount", "1"}, {"flat_amount", "1"}},
+                               {{"from_value", 6}, {"to_value", nullptr}, {"per_unit_amount", "1"}, {"flat_amount", "1"}}}}}}},
+                          model_metric);
+    lago["plan"]["charges"][0]["filters"] = {{{"values", {{"size", {"512"}}}}, {"properties", lago["plan"]["charges"][0]["properties"]}}};
+    lago["subscriptions"] = {{{"external_id", "sub_1"},
+                              {"external_customer_id", "acme"},
+                              {"started_at", "2026-01-01T00:00:00Z"},
+                              {"timezone", "+01:00"},
+                              {"billing_time", "anniversary"}}};
+    const std::vector<std::pair<std::string, json>> catalogues{
+        {"lago", lago},
+        {"flexprice",
+         {{"meters",
+           {{{"id", "m"},
+             {"event_name", "calls"},
+             {"aggregation", {{"type", "SUM"}, {"field", "value"}}},
+             {"filters", {{{"key", "size"}, {"values", {"512"}}}}}}}},
+          {"prices",
+           {{{"meter_id", "m"},
+             {"currency", "usd"},
+             {"billing_model", "TIERED"},
+             {"tier_mode", "SLAB"},
+             {"tiers", {{{"up_to", 5}, {"unit_amount", "1"}}, {{"up_to", nullptr}, {"unit_amount", "1"}}}},
+             {"commitment", {{"type", "amount"}, {"amount", "1"}, {"overage_factor", "2"}}}}}}}},
+        {"polar",
+         {{"product",
+           {{"id", "p"},
+            {"prices", {{{"meter_id", "m"}, {"unit_amount", "1"}, {"cap_amount", 5}}}},
+            {"benefits", {{{"type", "meter_credit"}, {"properties", {{"meter_id", "m"}, {"units", 1}}}}}}}},
+          {"meters",
+           {{{"id", "m"},
+             {"filter", {{"conjunction", "and"}, {"clauses", {{{"property", "name"}, {"operator", "eq"}, {"value", "calls"}}}}}},
+             {"aggregation", {{"func", "sum"}, {"property", "value"}}}}}}}},
+        {"autumn",
+         {{"plan",
+           {{"id", "p"},
+            {"items",
+             {{{"feature_id", "calls"},
+               {"included", 1},
+               {"price",
+                {{"tiers", {{{"to", 5}, {"amount", 1}}, {{"to", "inf"}, {"amount", 2}}}},
+                 {"billing_units", 2},
+                 {"billing_method", "usage_based"},
+                 {"max_purchase", 4}}}}}}}},
+          {"features", {{{"id", "calls"}, {"credit_schema", {{{"metered_feature_id", "other"}, {"credit_cost", 2}}}}}}}}}};
+    const std::uint64_t seed = std::random_device{}();
+    CAPTURE(seed);
+    std::mt19937_64 random(seed);
+    PlainUsage usage;
+    auto known = event("calls", {{"value", "7"}, {"size", "512"}, {"region", "eu"}});
+    known.customer = "acme";
+    usage.events = {known, known};
+    int accepted = 0;
+    for (int i = 0; i < 2000; ++i) {
+        auto [vendor, tree] = catalogues[static_cast<std::size_t>(i) % catalogues.size()];
+        const auto changes = i < 4 ? 0U : 1 + random() % 3;
+        for (unsigned change = 0; change < changes; ++change) disturb(tree, random);
+        CAPTURE(vendor, tree.dump());
+        try {
+            const auto book = Book::of(vendor, tree);
+            const auto fees = book.impl().usage({.subscription = "sub_1", .customer = "acme"}, march_10, usage);
+            Decimal cents;
+            for (const auto& fee : fees.fees) cents += fee.amount_cents;
+            REQUIRE(cents == fees.amount_cents);
+            book.impl().estimate_fees(known, march_10, usage);
+            ++accepted;
+        } catch (const Error&) {
+            REQUIRE(i >= 4);  // undisturbed, they are all priced
+        }
+    }
+    CHECK(accepted > 50);
 }
