@@ -11738,7 +11738,8 @@ private:
     void each_delivered(const Link& link, const Period& period, Use&& use) const {
         constexpr std::int64_t piece = 500;
         std::int64_t after = store_.read([&](Connection& c) { return get_upstream(c, link.name()).base; });
-        for (bool more = true; more;) {
+        bool more = true;
+        while (more) {
             std::vector<Event> delivered;
             store_.read([&](Connection& c) {
                 const UpstreamRow row = get_upstream(c, link.name());

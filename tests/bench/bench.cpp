@@ -1,6 +1,6 @@
 #include "bench.hpp"
 
-#include <sys/resource.h>
+#include <time.h>
 
 #include <algorithm>
 #include <cstdarg>
@@ -11,18 +11,20 @@ namespace bench {
 namespace {
 int missed = 0;
 
-double seconds(const timeval& time) { return static_cast<double>(time.tv_sec) + static_cast<double>(time.tv_usec) / 1e6; }
+double read_clock(clockid_t clock) {
+    timespec time{};
+    clock_gettime(clock, &time);
+    return static_cast<double>(time.tv_sec) + static_cast<double>(time.tv_nsec) / 1e9;
+}
 }  // namespace
 
 bool Options::asked_for(const std::string& name) const { return only.empty() || std::find(only.begin(), only.end(), name) != only.end(); }
 
 double now() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
 
-double cpu_seconds() {
-    rusage usage{};
-    getrusage(RUSAGE_SELF, &usage);
-    return seconds(usage.ru_utime) + seconds(usage.ru_stime);
-}
+double own_cpu() { return read_clock(CLOCK_THREAD_CPUTIME_ID); }
+
+double all_cpu() { return read_clock(CLOCK_PROCESS_CPUTIME_ID); }
 
 double median(std::vector<double> values) { return percentile(std::move(values), 0.5); }
 

@@ -21,8 +21,9 @@ struct Options {
 
 // Seconds since some moment.
 double now();
-// Of this process, all threads.
-double cpu_seconds();
+// CPU time, of this thread and of the whole process.
+double own_cpu();
+double all_cpu();
 double median(std::vector<double> values);
 // The value that `share` (0 to 1) of the values do not exceed.
 double percentile(std::vector<double> values, double share);

@@ -1,6 +1,7 @@
 // meter_bench: the bars of the store, measured in one run. See README.md beside this file.
 #include <sqlite3.h>
 
+#include <array>
 #include <cstdio>
 #include <cstdlib>
 #include <exception>
@@ -110,8 +111,9 @@ int run(const std::vector<std::string>& arguments) {
     if (call.help) return std::printf("%s", usage.data()), 0;
     Fixtures fixtures(call.options);
     std::vector<Measurement> all;
-    for (const auto& part :
-         {recording_measurements, storage_measurements, question_measurements, page_measurements, fee_measurements, delivery_measurements}) {
+    constexpr std::array parts{recording_measurements, storage_measurements,  question_measurements,
+                               page_measurements,      delivery_measurements, fee_measurements};
+    for (const auto& part : parts) {
         for (Measurement& measurement : part(fixtures)) all.push_back(std::move(measurement));
     }
     if (call.list) {

@@ -22,54 +22,48 @@ using meter::Metric;
 struct Question {
     std::string name{};
     double target = 0;
-    std::function<std::vector<Aggregate>(const Meter&)> ask{};  // one answer, or one a name
+    std::function<Aggregate(const Meter&)> ask{};
     std::string sql{};
 };
 
 Metric tokens(int name) { return {.code = "tokens", .event = name_text(name), .aggregation = Aggregation::sum, .property = "tokens"}; }
 
-std::vector<Aggregate> ask_whole_log(const Meter& meter) {
-    std::vector<Aggregate> answers;
-    for (int name = 0; name < names; ++name) answers.push_back(meter.aggregate(tokens(name), {.group_by = {"name", "customer"}}));
-    return answers;
-}
-
 std::vector<Question> questions() {
     const std::string one = "FROM log WHERE name = '" + name_text(7) + "'";
     const Metric latency{.code = "latency", .event = name_text(7), .aggregation = Aggregation::sum, .property = "latency_ms"};
     const Metric distinct{.code = "users", .event = name_text(7), .aggregation = Aggregation::unique_count, .property = "user"};
+    const Metric all{.aggregation = Aggregation::sum, .property = "tokens"};
     return {
         {"customer_by_day", 10,
          [](const Meter& meter) {
-             return std::vector{meter.aggregate(tokens(7), {.customer = customer_text(42), .period = Workload::period(), .bin = Bin::day})};
+             return meter.aggregate(tokens(7), {.customer = customer_text(42), .period = Workload::period(), .bin = Bin::day});
          },
          "SELECT epoch_us(date_trunc('day', time)), sum(tokens), count(tokens) " + one + " AND customer = '" + customer_text(42) + "' GROUP BY 1"},
-        {"name_by_hour", 10,
-         [](const Meter& meter) { return std::vector{meter.aggregate(tokens(7), {.period = Workload::period(), .bin = Bin::hour})}; },
+        {"name_by_hour", 10, [](const Meter& meter) { return meter.aggregate(tokens(7), {.period = Workload::period(), .bin = Bin::hour}); },
          "SELECT epoch_us(date_trunc('hour', time)), sum(tokens), count(tokens) " + one + " GROUP BY 1"},
-        {"name_by_property", 10, [latency](const Meter& meter) { return std::vector{meter.aggregate(latency, {.group_by = {"region"}})}; },
+        {"name_by_property", 10, [latency](const Meter& meter) { return meter.aggregate(latency, {.group_by = {"region"}}); },
          "SELECT region, sum(latency_ms), count(latency_ms) " + one + " GROUP BY 1"},
-        {"unique_count", 3, [distinct](const Meter& meter) { return std::vector{meter.aggregate(distinct)}; },
+        {"unique_count", 3, [distinct](const Meter& meter) { return meter.aggregate(distinct); },
          "SELECT count(DISTINCT user_id), count(user_id) " + one},
         {"filtered_sum", 5,
-         [](const Meter& meter) {
-             return std::vector{meter.aggregate(tokens(7), {.filter = Filter::where("latency_ms", meter::Operator::gte, 1500)})};
-         },
+         [](const Meter& meter) { return meter.aggregate(tokens(7), {.filter = Filter::where("latency_ms", meter::Operator::gte, 1500)}); },
          "SELECT sum(tokens), count(tokens) " + one + " AND latency_ms >= 1500"},
-        {"whole_log", 1.5, ask_whole_log, "SELECT name, customer, sum(tokens), count(tokens) FROM log GROUP BY 1, 2"},
+        {"whole_log", 1.5,
+         [all](const Meter& meter) {
+             return meter.aggregate(all, {.group_by = {"name", "customer"}});
+         },
+         "SELECT name, customer, sum(tokens), count(tokens) FROM log GROUP BY 1, 2"},
     };
 }
 
 std::string plain(const std::string& number) { return meter::Decimal(number).to_string(); }
 
-std::vector<std::string> as_text(const std::vector<Aggregate>& answers) {
+std::vector<std::string> as_text(const Aggregate& answer) {
     std::vector<std::string> found;
-    for (const Aggregate& answer : answers) {
-        for (const meter::AggregateRow& row : answer.rows) {
-            std::string text = row.bin ? std::to_string(row.bin->micros()) + "|" : "";
-            for (const auto& group : row.group) text += group.value_or("") + "|";
-            found.push_back(text + row.value.to_string() + "|" + std::to_string(row.events));
-        }
+    for (const meter::AggregateRow& row : answer.rows) {
+        std::string text = row.bin ? std::to_string(row.bin->micros()) + "|" : "";
+        for (const auto& group : row.group) text += group.value_or("") + "|";
+        found.push_back(text + row.value.to_string() + "|" + std::to_string(row.events));
     }
     std::sort(found.begin(), found.end());
     return found;

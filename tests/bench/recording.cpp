@@ -17,15 +17,28 @@ using meter::Meter;
 
 double rate(double events, double seconds) { return events / seconds; }
 
-// Records the usual log in commits of `commit`, timing only what `store` and closing take: what is recorded is made in between.
+// Seconds of storing a log, closing included: as they passed, and of CPU; what the sealing thread took is apart.
+struct Cost {
+    double passed = 0, caller = 0, behind = 0;
+};
+
+// Records the usual log in commits of `commit`. What is recorded is made in between, outside of the caller's cost.
 template <class Make, class Store, class Close>
-double time_commits(std::int64_t events, std::int64_t commit, Make&& make, Store&& store, Close&& close) {
-    double spent = 0;
+Cost time_commits(std::int64_t events, std::int64_t commit, Make&& make, Store&& store, Close&& close) {
+    Cost cost;
+    const double all = all_cpu(), own = own_cpu();
+    const auto count = [&cost](auto& work) {
+        const double before = own_cpu();
+        cost.passed += timed(work);
+        cost.caller += own_cpu() - before;
+    };
     for (std::int64_t at = 0; at < events; at += commit) {
         make(at, std::min(commit, events - at));
-        spent += timed(store);
+        count(store);
     }
-    return spent + timed(close);
+    count(close);
+    cost.behind = all_cpu() - all - (own_cpu() - own);
+    return cost;
 }
 
 struct Bulk {
@@ -34,27 +47,25 @@ struct Bulk {
     double target = 0;
 };
 
-// CPU seconds of all threads, beside the seconds that passed: sealing runs in the background.
-void print_bulk(const Bulk& bulk, const Pairs& pairs, double cpu_a, double cpu_b, int rounds) {
+void print_costs(const Bulk& bulk, const char* who, const std::vector<Cost>& costs) {
     const auto events = static_cast<double>(bulk.events);
-    say("%s: meter %.0f events/s (%.2f us, CPU %.2f us), bare %.0f events/s (%.2f us, CPU %.2f us)\n", bulk.name.c_str(),
-        rate(events, median(pairs.a)), median(pairs.a) / events * 1e6, cpu_a / rounds / events * 1e6, rate(events, median(pairs.b)),
-        median(pairs.b) / events * 1e6, cpu_b / rounds / events * 1e6);
-    bar(bulk.name, pairs.ratio(), Better::higher, bulk.target);
+    const auto micros = [&](double Cost::*part) {
+        std::vector<double> found;
+        for (const Cost& cost : costs) found.push_back(cost.*part / events * 1e6);
+        return median(found);
+    };
+    say("%s: %s %.0f events/s: %.2f us, of CPU %.2f us, and %.2f us behind the caller\n", bulk.name.c_str(), who, 1e6 / micros(&Cost::passed),
+        micros(&Cost::passed), micros(&Cost::caller), micros(&Cost::behind));
 }
 
 template <class A, class B>
 void compare_bulk(const Bulk& bulk, int rounds, A&& a, B&& b) {
-    double cpu_a = 0, cpu_b = 0;
-    const auto counted = [](double& cpu, auto& work) {
-        const double before = cpu_seconds();
-        const double spent = work();
-        cpu += cpu_seconds() - before;
-        return spent;
-    };
+    std::vector<Cost> ours, theirs;
     const Pairs pairs = alternate(
-        rounds, [&] { return counted(cpu_a, a); }, [&] { return counted(cpu_b, b); });
-    print_bulk(bulk, pairs, cpu_a, cpu_b, rounds);
+        rounds, [&] { return ours.emplace_back(a()).passed; }, [&] { return theirs.emplace_back(b()).passed; });
+    print_costs(bulk, "meter", ours);
+    print_costs(bulk, "bare", theirs);
+    bar(bulk.name, pairs.ratio(), Better::higher, bulk.target);
 }
 
 void measure_objects(const Fixtures& fixtures, std::int64_t commit) {
