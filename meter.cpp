@@ -771,6 +771,8 @@ void append_padded(std::string& text, std::int64_t value, std::size_t width) {
     text.append(width - std::min(width, digits.size()), '0') += digits;
 }
 
+Timestamp cut(Timestamp time, std::int64_t unit) { return Timestamp(floor_divide(time.micros(), unit) * unit); }
+
 std::chrono::year_month_day date_of(Timestamp time) noexcept {
     return std::chrono::sys_days(std::chrono::days(floor_divide(time.micros(), micros_per_day)));
 }
@@ -1778,8 +1780,9 @@ Operand make_operand(const json& value, const std::string& field) {
         case json::value_t::number_integer:
         case json::value_t::number_unsigned:
         case json::value_t::number_float: {
-            const Decimal number = naming(field, [&] { return Decimal::from_json(value); });
-            return {Scalar::Kind::number, false, number, number.to_string()};
+            const auto number = Decimal::parse(value.dump());
+            if (!number) refuse(field, "a filter compares with numbers of at most 38 digits");
+            return {Scalar::Kind::number, false, number, number->to_string()};
         }
         default:
             refuse(field, "a filter compares with text, numbers, booleans or null");
@@ -1984,30 +1987,35 @@ bool meets(const Coercion& rules, Operator op, const Scalar& value, const Operan
     return meets(rules, clause.op, value, asked[0]);
 }
 
-// The value at a path of keys. The text of a list or object stays in `keep`.
-Scalar scalar_at(const json& tree, std::string_view path, std::string& keep) {
-    const json* at = &tree;
-    for (std::size_t begin = 0; begin <= path.size();) {
-        const std::size_t end = std::min(path.find('.', begin), path.size());
-        const auto found = at->is_object() ? at->find(std::string(path.substr(begin, end - begin))) : at->end();
-        if (!at->is_object() || found == at->end()) return {};
-        at = &*found;
-        begin = end + 1;
-    }
-    switch (at->type()) {
+// A JSON value as a scalar. The text of a list or object stays in `keep`.
+Scalar scalar_of(const json& value, std::string& keep) {
+    switch (value.type()) {
         case json::value_t::null:
             return {Scalar::Kind::null, false, {}, {}};
         case json::value_t::boolean:
-            return {Scalar::Kind::boolean, at->get<bool>(), {}, {}};
+            return {Scalar::Kind::boolean, value.get<bool>(), {}, {}};
         case json::value_t::string:
-            return {Scalar::Kind::text, false, {}, at->get_ref<const std::string&>()};
+            return {Scalar::Kind::text, false, {}, value.get_ref<const std::string&>()};
         case json::value_t::array:
         case json::value_t::object:
-            keep = at->dump();
+            keep = value.dump();
             return {Scalar::Kind::json, false, {}, keep};
         default:
-            return {Scalar::Kind::number, false, Decimal::from_json(*at), {}};
+            return {Scalar::Kind::number, false, Decimal::from_json(value), {}};
     }
+}
+
+Scalar scalar_of_member(const json& object, std::string_view key, std::string& keep) {
+    const auto found = object.find(std::string(key));
+    return found == object.end() ? Scalar{} : scalar_of(*found, keep);
+}
+
+// The value at a path of keys.
+Scalar scalar_at(const json& tree, std::string_view path, std::string& keep) {
+    const std::size_t dot = path.find('.');
+    if (dot == std::string_view::npos) return scalar_of_member(tree, path, keep);
+    const auto found = tree.find(std::string(path.substr(0, dot)));
+    return found == tree.end() || !found->is_object() ? Scalar{} : scalar_at(*found, path.substr(dot + 1), keep);
 }
 
 Filter filter_from(const json& tree, const std::string& path, std::size_t depth) {
@@ -2848,6 +2856,14 @@ std::optional<Event> event_at(Connection& db, std::int64_t sequence) {
     const Prepared row = db.prepared(METER_EVENT_COLUMNS "WHERE l.sequence = ?");
     row.bind(sequence);
     return row.row() ? std::optional(read_event(row)) : std::nullopt;
+}
+
+std::vector<Event> events_after(Connection& db, std::int64_t sequence, std::int64_t limit) {
+    std::vector<Event> events;
+    const Prepared row = db.prepared(METER_EVENT_COLUMNS "WHERE l.sequence > ? ORDER BY l.sequence LIMIT ?");
+    row.bind(sequence, limit);
+    while (row.row()) events.push_back(read_event(row));
+    return events;
 }
 
 // Whether the log's row says the same as the draft. A draft without a timestamp agrees with any: it was made "now", then as now.
@@ -4750,6 +4766,30 @@ std::vector<NameInfo> names_page(const Reader& reader, const NamesQuery& query) 
 
 namespace {
 
+// What numbers come to, taken one by one. All but `latest` do not depend on their order.
+class Fold {
+public:
+    void add(const Decimal& number, std::int64_t time = 0, std::int64_t sequence = 0) {
+        if (count_ == 0 || number < least_) least_ = number;
+        if (count_ == 0 || number > most_) most_ = number;
+        if (const std::pair place{time, sequence}; count_ == 0 || place >= last_place_) last_ = number, last_place_ = place;
+        sum_ += number;
+        ++count_;
+    }
+    // Of nothing each of them is 0.
+    std::int64_t count() const { return count_; }
+    const Decimal& sum() const { return sum_; }
+    const Decimal& least() const { return least_; }
+    const Decimal& most() const { return most_; }
+    const Decimal& latest() const { return last_; }
+    Decimal average() const { return count_ == 0 ? Decimal() : Decimal::divide_significant(sum_, count_, 32, Rounding::half_even); }
+
+private:
+    std::int64_t count_ = 0;
+    Decimal sum_, least_, most_, last_;
+    std::pair<std::int64_t, std::int64_t> last_place_;
+};
+
 // Keys -> 0, 1, 2, ... in the order they are met. Open addressing; groups, rows of an answer and distinct values are all numbered by it.
 class Numbering {
 public:
@@ -4963,6 +5003,38 @@ struct WideSum {
     }
 };
 
+// A sum of any decimals in any order: what was added and what was taken away, in units of 10^-76, of which Wide holds 10^80 times the
+// largest Decimal.
+class ExactSum {
+public:
+    void add(const Decimal& value) {
+        Wide units = widen(DecimalParts::coefficient(value));
+        multiply_by_power(units, Decimal::max_scale - value.scale());
+        add_to(value.is_negative() ? taken_ : given_, units);
+    }
+    // Throws overflow when the sum is not a Decimal.
+    Decimal result() const {
+        const bool negative = meter::compare(given_, taken_) < 0;
+        Wide sum = negative ? taken_ : given_, other = negative ? given_ : taken_;
+        other.size = sum.size;
+        subtract_multiple(sum, other, 1, 0);
+        sum.trim();
+        return DecimalParts::make(sum, Decimal::max_scale, negative);
+    }
+
+private:
+    static void add_to(Wide& sum, const Wide& units) noexcept {
+        std::uint64_t carry = 0;
+        for (int i = 0; i < units.size || carry != 0; ++i) {
+            const std::uint64_t part = std::uint64_t{sum.at(i)} + units.at(i) + carry;
+            sum.at(i) = low_half(part);
+            carry = high_half(part);
+            sum.size = std::max(sum.size, i + 1);
+        }
+    }
+    Wide given_{}, taken_{};
+};
+
 class Accumulator {
 public:
     virtual ~Accumulator() = default;
@@ -5020,19 +5092,28 @@ public:
                 ++counts_[slots[row]];
                 if (column.cells[row] < 0) falls_.insert(slots[row]);
             } else if (const auto number = other_number(column, row)) {
-                others_.resize(std::max(count, others_.size()));
-                others_[slots[row]] += *number;
+                others_[slots[row]].add(*number);
                 ++counts_[slots[row]];
                 if (number->is_negative()) falls_.insert(slots[row]);
             }
         });
     }
     std::pair<Decimal, std::int64_t> result(std::size_t slot) const override {
-        Decimal sum = slot < others_.size() ? others_[slot] : Decimal();
+        const auto other = others_.find(slot);
+        // A billion integers of 62 bits at these scales add up to less than 38 digits, whatever the order.
+        constexpr int safe_scale = 9;
+        const bool safe = other == others_.end() && (sums_.empty() || sums_.rbegin()->first <= safe_scale);
+        ExactSum exact = other == others_.end() ? ExactSum() : other->second;
+        Decimal sum;
         for (const auto& [scale, sums] : sums_) {
-            if (slot < sums.size()) sum += sums[slot].at_scale(scale);
+            if (slot >= sums.size()) continue;
+            if (safe) {
+                sum += sums[slot].at_scale(scale);
+            } else {
+                exact.add(sums[slot].at_scale(scale));
+            }
         }
-        return {sum, counts_[slot]};
+        return {safe ? sum : exact.result(), counts_[slot]};
     }
     bool falls(std::size_t slot) const override { return falls_.contains(slot); }
 
@@ -5046,8 +5127,8 @@ private:
         return *known;
     }
     std::size_t column_;
-    std::map<int, std::vector<WideSum>> sums_;  // by scale, so that adding needs no multiplication
-    std::vector<Decimal> others_;
+    std::map<int, std::vector<WideSum>> sums_;          // by scale, so that adding needs no multiplication
+    std::unordered_map<std::size_t, ExactSum> others_;  // of texts and wide numbers, few in most logs
     std::vector<std::int64_t> counts_;
     std::unordered_set<std::size_t> falls_;
     std::vector<std::optional<std::optional<Decimal>>> words_;
@@ -5555,8 +5636,6 @@ struct Range {
 struct Ranges {
     Range list, total;
 };
-
-Timestamp cut(Timestamp time, std::int64_t unit) { return Timestamp(floor_divide(time.micros(), unit) * unit); }
 
 // Without a billing cycle its ranges are the last day (aggregate.ts:90). The total of a range of days begins earlier than its list, with
 // the day when bins are days and else with the hour (getCountAndSum.ts:79).
@@ -8716,6 +8795,326 @@ constexpr std::array<std::pair<std::string_view, std::shared_ptr<const Book::Imp
 
 namespace {
 
+// --- Lago: its aggregations over events (dossier 4.2, 4.4, 4.7) ---
+
+namespace lago {
+
+// Both ends of the period belong to it. Ignored entries take out the events that match all of one.
+struct Question {
+    Kind kind = Kind::count;
+    std::string property{};
+    bool recurring = false, prorated = false;
+    Timestamp from{}, to{};
+    int days = 0;  // of the full billing period
+    Decimal initial{};
+    Values matching{};
+    std::vector<Values> ignored{};
+};
+
+// The number in a property, when its text is plainly one (postgres_store.rb:508).
+std::optional<Decimal> numeric(const Event& event, const std::string& property) {
+    std::string keep;
+    const Scalar value = scalar_of_member(event.properties, property, keep);
+    return value.kind == Scalar::Kind::text && !plain_number(value.text) ? std::nullopt : scalar_number(value);
+}
+
+bool is_ignored(const Values& entry, const json& properties) {
+    Values listed;
+    for (const auto& [key, values] : entry) {
+        if (!values.empty()) listed.emplace(key, values);
+    }
+    return !listed.empty() && matches(listed, properties);
+}
+
+// The events that take part, by time (postgres_store.rb:6). A recurring sum or unique count looks at all of the past.
+[[maybe_unused]] std::vector<const Event*> in_scope(const Question& question, std::span<const Event> events) {
+    constexpr std::int64_t millisecond = 1000;
+    const bool past = question.recurring && (question.kind == Kind::sum || question.kind == Kind::unique_count);
+    const bool numbers = question.kind != Kind::count && question.kind != Kind::unique_count;
+    std::vector<const Event*> scope;
+    for (const Event& event : events) {
+        if (*event.timestamp > question.to || (!past && *event.timestamp < cut(question.from, millisecond))) continue;
+        if (numbers && !numeric(event, question.property)) continue;
+        if (!matches(question.matching, event.properties)) continue;
+        const auto ignores = [&](const Values& entry) { return is_ignored(entry, event.properties); };
+        if (std::none_of(question.ignored.begin(), question.ignored.end(), ignores)) scope.push_back(&event);
+    }
+    std::stable_sort(scope.begin(), scope.end(), [](const Event* a, const Event* b) { return *a->timestamp < *b->timestamp; });
+    return scope;
+}
+
+Fold folded(const Question& question, const std::vector<const Event*>& scope) {
+    Fold fold;
+    for (const Event* event : scope) fold.add(*numeric(*event, question.property), event->timestamp->micros(), event->sequence);
+    return fold;
+}
+
+// Each value begins as removed; an add after anything else is +1, anything else after an add -1 (unique_count_query.rb:12).
+std::map<std::optional<std::string>, int> active_values(const Question& question, const std::vector<const Event*>& scope) {
+    std::map<std::optional<std::string>, std::pair<std::string, int>> states;
+    for (const Event* event : scope) {
+        auto& [last, sum] = states.try_emplace(property_text(event->properties, question.property), "remove", 0).first->second;
+        const std::string operation = property_text(event->properties, "operation_type").value_or("add");
+        if (operation != last) sum += operation == "add" ? 1 : -1;
+        last = operation;
+    }
+    std::map<std::optional<std::string>, int> active;
+    for (const auto& [value, state] : states) active.emplace(value, state.second);
+    return active;
+}
+
+// A division as PostgreSQL's numeric does it: with at least 16 significant digits, counted in groups of four.
+Decimal postgres_quotient(const Decimal& a, const Decimal& b) {
+    if (a.is_zero()) return {};
+    const auto weight = [](const Decimal& value) { return static_cast<int>(floor_divide(value.digits() - value.scale() - 1, 4)); };
+    const auto first_group = [&](const Decimal& value) {
+        const int group = weight(value);
+        const Decimal unit(group >= 0 ? "1e" + std::to_string(4 * group) : "1e-" + std::to_string(-4 * group));
+        return Decimal::divide(value.abs(), unit, 0, Rounding::down);
+    };
+    const int difference = weight(a) - weight(b) - (first_group(a) <= first_group(b) ? 1 : 0);
+    return Decimal::divide(a, b, std::clamp(16 - 4 * difference, std::max(a.scale(), b.scale()), Decimal::max_scale), Rounding::half_up);
+}
+
+// What stands, for the seconds it stands, in shares of the full billing period (weighted_sum_query.rb:12).
+Decimal weighted_sum(const Question& question, const std::vector<const Event*>& scope) {
+    const Timestamp end = cut(question.to + std::chrono::microseconds(micros_per_second - 1), micros_per_second);
+    const Decimal whole = Decimal(question.days) * 86400;
+    Decimal standing = question.initial, total;
+    Timestamp since = question.from;
+    const auto stand_until = [&](Timestamp time) {
+        if (time > since) total += postgres_quotient(standing * Decimal::scaled((time - since).count(), 6), whole);
+        since = std::max(since, time);
+    };
+    for (const Event* event : scope) {
+        stand_until(*event->timestamp);
+        standing += *numeric(*event, question.property);
+    }
+    stand_until(end);
+    return total.round(20, Rounding::ceil);
+}
+
+// Units times the days they count for: what was there before the period for all of its days, each event of the period from its own day on
+// (sum_service.rb:164).
+Decimal unit_days(const Question& question, const std::vector<const Event*>& scope) {
+    const auto days_from = [&](Timestamp time) {
+        return floor_divide(question.to.micros(), micros_per_day) - floor_divide(std::max(time, question.from).micros(), micros_per_day) + 1;
+    };
+    Decimal total;
+    for (const Event* event : scope) total += *numeric(*event, question.property) * days_from(*event->timestamp);
+    return total;
+}
+
+// The value of a metric over the events in its scope, before the metric's own rounding.
+[[maybe_unused]] Decimal aggregated(const Question& question, const std::vector<const Event*>& scope) {
+    switch (question.kind) {
+        case Kind::sum:
+            if (!question.prorated) return folded(question, scope).sum();
+            return Decimal::divide(unit_days(question, scope), question.days, 5, Rounding::ceil);
+        case Kind::max:
+            return folded(question, scope).most();
+        case Kind::latest:
+            return std::max(folded(question, scope).latest(), Decimal());  // latest_service.rb: never negative
+        case Kind::weighted_sum:
+            return weighted_sum(question, scope);
+        case Kind::unique_count: {
+            Decimal sum;
+            for (const auto& [value, active] : active_values(question, scope)) sum += active;
+            return sum;
+        }
+        default:
+            return scope.size();
+    }
+}
+
+// By the texts of several properties; a missing and an empty one are the same group, of nothing.
+[[maybe_unused]] std::map<std::vector<std::optional<std::string>>, std::vector<const Event*>> by_group(const std::vector<std::string>& keys,
+                                                                                                       const std::vector<const Event*>& scope) {
+    std::map<std::vector<std::optional<std::string>>, std::vector<const Event*>> groups;
+    for (const Event* event : scope) {
+        std::vector<std::optional<std::string>> group;
+        for (const auto& key : keys) {
+            const auto text = property_text(event->properties, key);
+            group.push_back(text && !text->empty() ? text : std::nullopt);
+        }
+        groups[group].push_back(event);
+    }
+    if (groups.empty()) groups.emplace(std::vector<std::optional<std::string>>(keys.size()), std::vector<const Event*>{});
+    return groups;
+}
+
+}  // namespace lago
+
+// --- FlexPrice: what its usage and analytics answer (dossier 4.8, 5, 6) ---
+
+namespace flexprice {
+
+enum class Measure { count, sum, average, maximum, sum_with_multiplier, count_unique, latest, weighted_sum };
+[[maybe_unused]] constexpr std::pair<std::string_view, Measure> measure_names[] = {
+    {"COUNT", Measure::count},
+    {"SUM", Measure::sum},
+    {"AVG", Measure::average},
+    {"MAX", Measure::maximum},
+    {"SUM_WITH_MULTIPLIER", Measure::sum_with_multiplier},
+    {"COUNT_UNIQUE", Measure::count_unique},
+    {"LATEST", Measure::latest},
+    {"WEIGHTED_SUM", Measure::weighted_sum},
+};
+
+constexpr std::array<Meeting, 3> as_text{Meeting::text, Meeting::text, Meeting::text}, as_empty{Meeting::empty, Meeting::empty, Meeting::empty},
+    not_at_all{Meeting::never, Meeting::never, Meeting::never};
+
+// Property filters of a question read a missing property as "" (4.8); those of a meter do not.
+[[maybe_unused]] constexpr Coercion property_filter{
+    {as_empty, as_empty}, {as_text, as_text}, {as_text, as_text}, {as_text, as_text}, {as_text, as_text}};
+[[maybe_unused]] constexpr Coercion meter_filter{
+    {not_at_all, not_at_all}, {as_text, as_text}, {as_text, as_text}, {as_text, as_text}, {as_text, as_text}};
+
+// {key: [texts]}: for every key one of its texts.
+[[maybe_unused]] bool passes(const Coercion& rules, const json& filters, const Event& event) {
+    return std::all_of(filters.items().begin(), filters.items().end(), [&](const auto& item) {
+        std::string keep;
+        const Clause clause = make_clause(Filter::where(item.key(), Operator::in, item.value()));
+        return meets(rules, clause, scalar_of_member(event.properties, item.key(), keep));
+    });
+}
+
+struct Usage {
+    Measure measure = Measure::count;
+    std::string property{};
+    std::optional<Decimal> multiplier{};
+    std::optional<BinOptions> buckets{}, windows{};
+    Period period{};
+    bool metered = false;  // read from meter_usage, as analytics and invoices do, not from events (6.8)
+};
+
+// A number, or a text that is wholly one; anything else is 0 and takes part (5.7).
+Decimal number_of(const Event& event, const std::string& property) {
+    std::string keep;
+    return scalar_number(scalar_of_member(event.properties, property, keep)).value_or(Decimal());
+}
+
+// Where the log has several copies of an id the last one counts (5.6); but for counts meter_usage keeps one for each second (2.6).
+std::vector<const Event*> last_copies(const Usage& usage, const std::vector<const Event*>& events) {
+    std::map<std::pair<std::string_view, std::int64_t>, std::size_t> places;
+    const bool by_second = usage.metered && usage.measure != Measure::count;
+    std::vector<const Event*> kept;
+    for (const Event* event : events) {
+        const std::int64_t second = by_second ? floor_divide(event->timestamp->micros(), micros_per_second) : 0;
+        const auto [place, fresh] = places.try_emplace({event->id, second}, kept.size());
+        if (fresh) kept.push_back(event);
+        kept[place->second] = event;
+    }
+    return kept;
+}
+
+Decimal count_unique(const Usage& usage, const std::vector<const Event*>& events) {
+    std::unordered_set<std::string> seen;
+    for (const Event* event : events) {
+        std::string keep;
+        const std::string text = scalar_text(scalar_of_member(event->properties, usage.property, keep));
+        if (!usage.metered || !text.empty()) seen.insert(text);
+    }
+    return seen.size();
+}
+
+// Each number for the share of the question's time that was left, in whole seconds (5.8).
+Decimal weighted_sum(const Usage& usage, const std::vector<const Event*>& events) {
+    const auto seconds = [](Timestamp time) { return floor_divide(time.micros(), micros_per_second); };
+    const std::int64_t whole = seconds(usage.period.to) - seconds(usage.period.from);
+    Decimal sum;
+    for (const Event* event : events) sum += number_of(*event, usage.property) * (seconds(usage.period.to) - seconds(*event->timestamp));
+    return whole <= 0 ? Decimal() : Decimal::divide_significant(sum, whole, 32, Rounding::half_even);
+}
+
+// Numbers of meter_usage are not below zero one by one (6.8), results nowhere (5.10).
+Fold folded(const Usage& usage, const std::vector<const Event*>& events) {
+    Fold fold;
+    for (const Event* event : events) {
+        const Decimal number = number_of(*event, usage.property);
+        fold.add(usage.metered ? std::max(number, Decimal()) : number, event->timestamp->micros(), event->sequence);
+    }
+    return fold;
+}
+
+Decimal measured(const Usage& usage, const std::vector<const Event*>& events) {
+    const auto value = [&]() -> Decimal {
+        switch (usage.measure) {
+            case Measure::count:
+                return last_copies(usage, events).size();
+            case Measure::sum:
+                return folded(usage, last_copies(usage, events)).sum();
+            case Measure::average:
+                return folded(usage, last_copies(usage, events)).average();
+            case Measure::maximum:
+                return folded(usage, last_copies(usage, events)).most();
+            case Measure::sum_with_multiplier:
+                return folded(usage, last_copies(usage, events)).sum() * usage.multiplier.value_or(1);
+            case Measure::count_unique:
+                return count_unique(usage, events);
+            case Measure::latest:
+                return folded(usage, events).latest();
+            case Measure::weighted_sum:
+                return usage.metered ? folded(usage, last_copies(usage, events)).sum() : weighted_sum(usage, events);
+        }
+        return {};
+    }();
+    return std::max(value, Decimal());
+}
+
+struct UsageAnswer {
+    Decimal value;
+    std::vector<std::pair<Timestamp, Decimal>> results;  // of the windows or buckets that have events
+};
+
+// The value of a bucketed meter is the sum of its buckets', also of maxima (5.9); another one's is over the whole time.
+UsageAnswer answer(const Usage& usage, std::span<const Event> events) {
+    std::vector<const Event*> chosen;
+    const Period whole{cut(usage.period.from, micros_per_second), cut(usage.period.to, micros_per_second)};
+    for (const Event& event : events) {
+        if (event.timestamp && whole.contains(*event.timestamp)) chosen.push_back(&event);
+    }
+    UsageAnswer result{measured(usage, chosen), {}};
+    const auto& cut_by = usage.buckets ? usage.buckets : usage.windows;
+    if (!cut_by) return result;
+    Bins bins(*cut_by);
+    std::map<Timestamp, std::vector<const Event*>> by_bin;
+    for (const Event* event : chosen) by_bin[bins.around(*event->timestamp).from].push_back(event);
+    for (const auto& [start, members] : by_bin) result.results.emplace_back(start, measured(usage, members));
+    if (!usage.buckets) return result;
+    result.value = {};
+    for (const auto& [start, value] : result.results) result.value += value;
+    return result;
+}
+
+// By the texts of several properties; a missing one is "".
+[[maybe_unused]] std::map<std::vector<std::string>, UsageAnswer> grouped_answers(const Usage& usage, const std::vector<std::string>& keys,
+                                                                                 std::span<const Event> events) {
+    std::map<std::vector<std::string>, std::vector<Event>> groups;
+    for (const Event& event : events) {
+        std::vector<std::string> group;
+        for (const auto& key : keys) {
+            std::string keep;
+            group.push_back(scalar_text(scalar_of_member(event.properties, key, keep)));
+        }
+        groups[group].push_back(event);
+    }
+    std::map<std::vector<std::string>, UsageAnswer> answers;
+    for (const auto& [group, members] : groups) answers.emplace(group, answer(usage, members));
+    return answers;
+}
+
+// What the pipeline notes of an event for a meter: a multiplier is needed here, and the property (6).
+[[maybe_unused]] Decimal quantity_at_ingest(const Usage& usage, const Event& event) {
+    if (usage.measure == Measure::count) return 1;
+    if (usage.property.empty()) return 0;
+    if (usage.measure == Measure::count_unique) return event.properties.contains(usage.property) ? 1 : 0;
+    const Decimal number = number_of(event, usage.property);
+    return usage.measure == Measure::sum_with_multiplier ? number * usage.multiplier.value_or(0) : number;
+}
+
+}  // namespace flexprice
+
 // --- Polar: its three evaluators of filters, and meter quantities (dossier 6 to 8) ---
 
 namespace polar {
@@ -8741,13 +9140,13 @@ constexpr Evaluator postgres{{.missing = {never_any, never_any},
 
 // What a meter bills (filter.py:127).
 [[maybe_unused]] constexpr Evaluator billing{{.missing = {never_any, never_any},
-                             .boolean = {{number, number, differ}, text_any},
-                             .number = {{number, number, differ}, text_any},
-                             .text = {{differ, differ, text}, text_any},
-                             .structure = {{differ, differ, differ}, text_any},
-                             .stored_booleans = {"False", "True"},
-                             .asked_booleans = {"False", "True"}},
-                            Rounding::down};
+                                              .boolean = {{number, number, differ}, text_any},
+                                              .number = {{number, number, differ}, text_any},
+                                              .text = {{differ, differ, text}, text_any},
+                                              .structure = {{differ, differ, differ}, text_any},
+                                              .stored_booleans = {"False", "True"},
+                                              .asked_booleans = {"False", "True"}},
+                                             Rounding::down};
 
 // Lists of events (tinybird/service.py:722).
 [[maybe_unused]] constexpr Evaluator clickhouse{{.missing = {{zero, zero, empty}, empty_any},
@@ -8884,7 +9283,7 @@ double quantity(const Measure& measure, const std::optional<Function>& over_cust
     return std::all_of(wanted.items().begin(), wanted.items().end(), [&](const auto& item) {
         std::string keep;
         const json& list = item.value();
-        const Scalar value = event.properties.contains(item.key()) ? scalar_at({{"", event.properties.at(item.key())}}, "", keep) : Scalar{};
+        const Scalar value = scalar_of_member(event.properties, item.key(), keep);
         return std::any_of(list.begin(), list.end(),
                            [&](const json& text) { return meets(parameter, Operator::eq, value, make_operand(text, item.key())); });
     });
@@ -9707,6 +10106,137 @@ Answer read_answer(const Vendor& vendor, const HttpResponse& response, std::span
     return answer;
 }
 
+// ---- reading back ---------------------------------------------------------------------------------
+
+// What a vendor shows of an event it holds. Where it shows no id of ours the content stands for it.
+struct Shown {
+    std::string id = {};
+    std::string name = {}, customer = {};
+    Timestamp time = {};
+    std::optional<Decimal> value = {};
+};
+
+enum class Paging { page, offset, window };  // window: no paging; the period is cut until an answer is not full
+
+// Sources: lago dossier 2, flexprice dossier 4, polar dossier 3, autumn dossier 2, ingest-rules 1.5.
+struct ReadRule {
+    std::string_view vendor;
+    std::string_view method, path;
+    std::string_view list;  // member that holds the rows; empty: the answer is the list
+    std::string_view row;   // member of a row that holds the event; empty: the row
+    std::string_view more;  // member, "a.b", that says whether there are more pages: a number, true or a text
+    std::string_view id, name, customer, time, value;
+    Paging paging;
+    std::int64_t page_size;
+    std::chrono::microseconds precision;  // to which times are kept
+};
+
+constexpr std::chrono::microseconds one_millisecond{1000}, one_second{1000000};
+constexpr std::array read_rules{
+    ReadRule{"lago", "GET", "/events", "events", "", "meta.next_page", "transaction_id", "code", "external_subscription_id", "timestamp", "",
+             Paging::page, 100, one_millisecond},
+    ReadRule{"flexprice", "POST", "/events/query", "events", "", "has_more", "id", "event_name", "external_customer_id", "timestamp", "",
+             Paging::offset, 1000, one_millisecond},
+    ReadRule{"polar", "GET", "/events/", "items", "", "", "", "name", "external_customer_id", "timestamp", "", Paging::page, 100, one_millisecond},
+    ReadRule{"autumn", "POST", "/events.list", "list", "", "has_more", "", "feature_id", "customer_id", "timestamp", "value", Paging::offset, 1000,
+             one_millisecond},
+    ReadRule{"openmeter", "GET", "/events", "", "event", "", "id", "type", "subject", "time", "", Paging::window, 100, one_second},
+};
+
+const ReadRule* read_rule(const Vendor& vendor) {
+    const auto found = std::find_if(read_rules.begin(), read_rules.end(), [&](const ReadRule& rule) { return rule.vendor == vendor.name; });
+    return found == read_rules.end() ? nullptr : &*found;
+}
+
+// The period as the vendor's parameters, a little wider where its bounds are cut or exclusive: what lies outside is dropped afterwards.
+HttpRequest read_request(const Vendor& vendor, const ReadRule& rule, const UpstreamOptions& options, const Period& period, std::int64_t page) {
+    const Timestamp from = std::max(period.from, Timestamp::min() + one_second) - one_second,
+                    to = std::min(period.to, Timestamp::max() - one_second) + one_second;
+    const std::string first = percent_encoded(from.to_string(0)), last = percent_encoded(to.to_string(0)), number = std::to_string(page + 1);
+    const std::int64_t offset = page * rule.page_size;
+    HttpRequest request;
+    request.method = rule.method;
+    request.url = root_url(vendor, options) + std::string(rule.path);
+    request.headers = request_headers(vendor, options);
+    if (rule.vendor == "lago") request.url += "?timestamp_from=" + first + "&timestamp_to=" + last + "&per_page=100&page=" + number;
+    if (rule.vendor == "polar") request.url += "?start_timestamp=" + first + "&end_timestamp=" + last + "&source=user&limit=100&page=" + number;
+    if (rule.vendor == "openmeter") request.url += "?from=" + first + "&to=" + last + "&limit=100";
+    if (rule.vendor == "flexprice")
+        request.body =
+            json{{"start_time", from.to_string(0)}, {"end_time", to.to_string(0)}, {"page_size", rule.page_size}, {"offset", offset}}.dump();
+    if (rule.vendor == "autumn")
+        request.body =
+            json{{"custom_range", {{"start", from.micros() / 1000}, {"end", to.micros() / 1000}}}, {"limit", rule.page_size}, {"offset", offset}}
+                .dump();
+    return request;
+}
+
+struct ShownPage {
+    std::vector<Shown> events = {};
+    std::size_t rows = 0;
+    bool more = false;
+};
+
+Shown read_shown(const ReadRule& rule, const json& row) {
+    const auto text = [&](std::string_view key) { return key.empty() ? std::string() : text_member(row, std::string(key).c_str()); };
+    Shown shown{text(rule.id), text(rule.name), text(rule.customer), {}, {}};
+    const json time = row.value(std::string(rule.time), json());
+    shown.time =
+        time.is_number() ? Timestamp::from_unix_ms(Decimal::from_json(time)) : Timestamp::parse(time.is_string() ? time.get<std::string>() : "");
+    if (!rule.value.empty() && row.contains(rule.value)) shown.value = Decimal::from_json(row[std::string(rule.value)]);
+    return shown;
+}
+
+bool says_more(const ReadRule& rule, const json& body, std::size_t rows) {
+    if (rule.more.empty()) return static_cast<std::int64_t>(rows) >= rule.page_size;
+    const std::size_t dot = rule.more.find('.');
+    const json* at = &body;
+    if (dot != std::string_view::npos) at = at->contains(first_name(rule.more)) ? &(*at)[std::string(first_name(rule.more))] : nullptr;
+    const std::string key(last_name(rule.more));
+    if (!at || !at->is_object() || !at->contains(key)) return false;
+    const json& more = (*at)[key];
+    return more.is_boolean() ? more.get<bool>() : !more.is_null();
+}
+
+// Throws bad_value for a body that is not a list of events.
+ShownPage read_page(const ReadRule& rule, const std::string& text) {
+    const json body = parse_answer(text);
+    const json* list = &body;
+    if (!rule.list.empty()) list = body.is_object() && body.contains(rule.list) ? &body[std::string(rule.list)] : nullptr;
+    if (!list || !list->is_array()) throw Error(ErrorCode::bad_value, "answer", "is not a list of events: " + printable(text));
+    ShownPage page;
+    page.rows = list->size();
+    for (const json& row : *list) {
+        const json* event = &row;
+        if (!rule.row.empty()) event = row.is_object() && row.contains(rule.row) ? &row[std::string(rule.row)] : nullptr;
+        if (!event || !event->is_object()) throw Error(ErrorCode::bad_value, "answer", "holds something that is not an event");
+        page.events.push_back(read_shown(rule, *event));
+    }
+    page.more = says_more(rule, body, page.rows);
+    return page;
+}
+
+// What stands for one event on both sides: its id, or where the vendor shows none what it shows.
+std::string shown_key(const ReadRule& rule, const Shown& shown) {
+    if (!rule.id.empty()) return shown.id;
+    std::string key = shown.name + '\n' + shown.customer + '\n' + std::to_string(shown.time.micros() / rule.precision.count());
+    if (!rule.value.empty()) key += '\n' + (shown.value ? shown.value->to_string() : "");
+    return key;
+}
+
+// The event as this vendor would show it.
+Shown as_shown(const ReadRule& rule, const Event& event) {
+    const bool by_subscription = rule.customer == "external_subscription_id";
+    Shown shown{event.id, event.name, by_subscription ? event.subscription : event.customer, event.timestamp.value_or(Timestamp()), {}};
+    if (!rule.value.empty()) shown.value = event.value.value_or(Decimal(1));  // autumn dossier 4.1
+    return shown;
+}
+
+bool same_shown(const ReadRule& rule, const Shown& a, const Shown& b) {
+    const auto cut = [&](Timestamp t) { return t.micros() / rule.precision.count(); };
+    return a.name == b.name && a.customer == b.customer && cut(a.time) == cut(b.time);
+}
+
 }  // namespace
 
 std::optional<std::string_view> HttpResponse::header(std::string_view name) const noexcept {
@@ -9792,6 +10322,8 @@ CREATE TABLE exceptions(
     PRIMARY KEY(upstream, sequence)
 ) WITHOUT ROWID;
 CREATE INDEX exceptions_by_state ON exceptions(upstream, state, sequence);
+CREATE TABLE devices(id TEXT PRIMARY KEY, through INTEGER NOT NULL) WITHOUT ROWID;  -- whose exports were imported here, how far
+INSERT INTO meta VALUES('device', lower(hex(randomblob(16))));
 )sql";
 
 enum class ExceptionState : int { parked = 0, held = 1, released = 2 };
@@ -10633,6 +11165,122 @@ private:
     UpstreamReport report_;
 };
 
+// ---- files for an air gap ---------------------------------------------------------------------------
+
+// JSON Lines: a header, {"sequence": n, "event": {a line as record_json takes it}} for each event, and an end that tells whether the file
+// is whole. "after" and "through" are the stretch of the device's log that the file answers for.
+constexpr std::int64_t export_format = 1;
+
+std::string device_id(Connection& c) {
+    const Prepared row = c.prepared("SELECT value FROM meta WHERE key = 'device'");
+    return row.row() ? std::string(row.text(0)) : std::string();
+}
+
+// A row of the log as record_json takes it.
+std::string record_line(const Prepared& row) {
+    const Event event = read_plain_event(row);
+    std::string out = "{\"id\":";
+    append_json_text(out, event.id);
+    const auto member = [&out](const char* key, const std::string& text) {
+        if (text.empty()) return;
+        out += std::string(",\"") + key + "\":";
+        append_json_text(out, text);
+    };
+    member("name", event.name);
+    member("customer", event.customer);
+    member("subscription", event.subscription);
+    member("source", event.source);
+    member("timestamp", event.timestamp->to_string());
+    if (event.value) out += ",\"value\":" + event.value->to_string();
+    out += ",\"properties\":";
+    out += row.text(10);
+    const std::string_view extra = row.text(11);
+    if (extra.size() > 2) {  // an object's members, between its braces
+        out += ',';
+        out += extra.substr(1, extra.size() - 2);
+    }
+    return out += '}';
+}
+
+void export_line(std::ostream& file, const Link& link, const Prepared& row, ExportReport& report) {
+    if (link.vendor.notices_only || !link.upstream.options().selection.empty()) {
+        const Event event = read_event(row);
+        if ((link.vendor.notices_only && !event.notice) || !link.selection.holds(event)) return;
+    }
+    const std::int64_t sequence = row.integer(0);
+    file << "{\"sequence\":" << sequence << ",\"event\":" << record_line(row) << "}\n";
+    if (report.events++ == 0) report.first = sequence;
+    report.last = sequence;
+}
+
+ExportReport write_export(Connection& c, const Link& link, std::ostream& file) {
+    const UpstreamRow row = get_upstream(c, link.name());
+    ExportReport report;
+    report.through = last_sequence(c);
+    file << json{{"meter", "export"},       {"format", export_format}, {"device", device_id(c)},
+                 {"upstream", link.name()}, {"after", row.cursor},     {"through", report.through}}
+                .dump()
+         << '\n';
+    const Prepared aside =
+        c.prepared(METER_EVENT_COLUMNS "JOIN exceptions x ON x.sequence = l.sequence WHERE x.upstream = ? AND x.state <> 0 ORDER BY l.sequence");
+    aside.bind(row.id);
+    while (aside.row()) export_line(file, link, aside, report);
+    const Prepared rest = c.prepared(METER_EVENT_COLUMNS "WHERE l.sequence > ? ORDER BY l.sequence");
+    rest.bind(row.cursor);
+    while (rest.row()) export_line(file, link, rest, report);
+    file << json{{"meter", "end"}, {"events", report.events}}.dump() << '\n';
+    return report;
+}
+
+struct ExportHeader {
+    std::string device = {};
+    std::int64_t after = 0, through = 0;
+};
+
+std::int64_t whole_member(const json& object, const char* key, const std::string& path) {
+    const auto found = object.find(key);
+    if (found == object.end() || !found->is_number_unsigned() || found->get<std::uint64_t>() > std::uint64_t{1} << 62)
+        throw Error(ErrorCode::bad_value, path, std::string("has no sound ") + key);
+    return found->get<std::int64_t>();
+}
+
+// Reads the header and looks for the end, so that nothing of a file cut short is taken.
+ExportHeader check_export(std::istream& file, const std::string& path) {
+    std::string line, last;
+    std::getline(file, line);
+    const json header = parse_answer(line);
+    if (text_member(header, "meter") != "export") throw Error(ErrorCode::bad_value, path, "is not an export of meter");
+    if (whole_member(header, "format", path) > export_format) throw Error(ErrorCode::newer_schema, path, "was written by a newer release");
+    ExportHeader result{text_member(header, "device"), whole_member(header, "after", path), whole_member(header, "through", path)};
+    if (result.device.empty() || result.device.size() > 64) throw Error(ErrorCode::bad_value, path, "names no device");
+    std::int64_t lines = -1;
+    while (std::getline(file, line)) {
+        ++lines;
+        std::swap(line, last);
+    }
+    const json end = parse_answer(last);
+    if (text_member(end, "meter") != "end" || whole_member(end, "events", path) != lines)
+        throw Error(ErrorCode::bad_value, path, "is cut short: its end is missing");
+    return result;
+}
+
+// The event of a line; empty when the line is not one of an export.
+std::string_view exported_event(std::string_view line) {
+    constexpr std::string_view opening = ",\"event\":";
+    const std::size_t at = line.find(opening);
+    if (!line.starts_with("{\"sequence\":") || at == std::string_view::npos || !line.ends_with("}")) return {};
+    return line.substr(at + opening.size(), line.size() - at - opening.size() - 1);
+}
+
+// Notes that a device's log has arrived up to `through`; answers the gap before `after`, if there is one.
+std::optional<std::pair<std::int64_t, std::int64_t>> note_import(Connection& c, const ExportHeader& header) {
+    const std::int64_t known = c.integer("SELECT through FROM devices WHERE id = ?", header.device);
+    c.prepared("INSERT INTO devices(id, through) VALUES(?1, ?2) ON CONFLICT(id) DO UPDATE SET through = max(through, ?2)")
+        .run(header.device, header.through);
+    if (header.after <= known) return std::nullopt;
+    return std::pair(known + 1, header.after);
+}
+
 // ---- all upstreams of a store ---------------------------------------------------------------------
 
 // What class Meter offers of delivery. Any thread may call any function; stop() must have returned before the store goes.
@@ -10745,6 +11393,87 @@ public:
         wake();
     }
 
+    // ---- read-back
+
+    Confirmation confirm(const std::string& upstream, const Period& period) {
+        const std::shared_ptr<Link> link = chosen(upstream).at(0);
+        const ReadRule* rule = read_rule(link->vendor);
+        if (!rule) throw Error(ErrorCode::unsupported, "upstream", "this vendor cannot be read back");
+        if (period.from >= period.to) throw Error(ErrorCode::bad_value, "period", "ends before it begins");
+        std::map<std::string, std::vector<Shown>> shown;
+        read_back(*link, *rule, period, shown);
+        Confirmation result;
+        each_delivered(*link, period, [&](const Event& event) { compare(*link, *rule, event, shown, result); });
+        for (const auto& [key, events] : shown)
+            for (const Shown& event : events)
+                result.extra.push_back(event.id.empty() ? event.name + " of " + event.customer + " at " + event.time.to_string() : event.id);
+        return result;
+    }
+
+    std::int64_t resend(const std::string& upstream, std::span<const std::int64_t> sequences) {
+        const std::shared_ptr<Link> link = chosen(upstream).at(0);
+        const std::int64_t resent = store_.write([&](Connection& c) {
+            const UpstreamRow row = get_upstream(c, upstream);
+            std::int64_t changed = 0;
+            for (const std::int64_t sequence : sequences) {
+                const auto event = sequence > row.base && sequence <= row.cursor ? event_at(c, sequence) : std::nullopt;
+                if (!event || !meant_for(*link, *event)) continue;
+                c.prepared("INSERT OR IGNORE INTO exceptions(upstream, sequence, state, at) VALUES(?, ?, 2, ?)")
+                    .run(row.id, sequence, clock_().micros());
+                changed += c.changes();
+            }
+            c.prepared("UPDATE upstreams SET delivered = delivered - ? WHERE id = ?").run(changed, row.id);
+            return changed;
+        });
+        wake();
+        return resent;
+    }
+
+    // ---- the air gap
+
+    ExportReport export_pending(const std::string& upstream, const std::string& path) const {
+        const std::shared_ptr<Link> link = chosen(upstream).at(0);
+        const std::string part = path + ".part";  // takes the name when it is whole
+        ExportReport report;
+        {
+            std::ofstream file(part, std::ios::binary | std::ios::trunc);
+            store_.read([&](Connection& c) { report = write_export(c, *link, file); });
+            file.flush();
+            if (!file) throw Error(ErrorCode::io, path, "cannot be written");
+        }
+        std::error_code fault;
+        std::filesystem::rename(part, path, fault);
+        if (fault) throw Error(ErrorCode::io, path, fault.message());
+        return report;
+    }
+
+    std::int64_t acknowledge_export(const std::string& upstream, std::int64_t through) {
+        const std::shared_ptr<Link> link = chosen(upstream).at(0);
+        std::int64_t delivered = 0, step = 1;
+        for (bool more = true; more; delivered += step) {
+            step = store_.write([&](Connection& c) {
+                const UpstreamRow row = get_upstream(c, upstream);
+                if (lease_holds(row.lease_owner, row.lease_until, clock_())) throw Error(ErrorCode::busy, "upstream", "is being flushed");
+                if (through > last_sequence(c)) throw Error(ErrorCode::bad_value, "through", "is beyond the log");
+                c.prepared("DELETE FROM exceptions WHERE upstream = ? AND state <> 0 AND sequence <= ?").run(row.id, std::min(through, row.cursor));
+                std::int64_t found = c.changes(), skipped = 0, cursor = row.cursor;
+                for (const Event& event : events_after(c, row.cursor, 1000)) {
+                    if (event.sequence > through) break;
+                    cursor = event.sequence;
+                    if (meant_for(*link, event))
+                        ++found;
+                    else
+                        ++skipped;
+                }
+                more = cursor > row.cursor;
+                c.prepared("UPDATE upstreams SET cursor = ?, delivered = delivered + ?, skipped = skipped + ?, fence = fence + 1 WHERE id = ?")
+                    .run(cursor, found, skipped, row.id);
+                return found;
+            });
+        }
+        return delivered;
+    }
+
     // ---- the background worker
 
     void start(const WorkerOptions& options) {
@@ -10795,6 +11524,77 @@ public:
     }
 
 private:
+    static bool meant_for(const Link& link, const Event& event) { return (event.notice || !link.vendor.notices_only) && link.selection.holds(event); }
+
+    // Of a vendor that pages. Throws when it does not answer with events.
+    static ShownPage read_one(const Link& link, const ReadRule& rule, const Period& period, std::int64_t page) {
+        const HttpResponse response =
+            link.transport->exchange(read_request(link.vendor, rule, link.upstream.options(), period, page), link.upstream.options().request_timeout);
+        if (response.status == 0) throw Error(ErrorCode::io, link.name(), response.error.empty() ? "no answer" : response.error);
+        if (response.status != 200)
+            throw Error(ErrorCode::io, link.name(), "HTTP " + std::to_string(response.status) + ": " + printable(response.body));
+        return read_page(rule, response.body);
+    }
+
+    static void read_back(const Link& link, const ReadRule& rule, const Period& period, std::map<std::string, std::vector<Shown>>& shown) {
+        constexpr std::int64_t most_pages = 10000;
+        ShownPage page;
+        for (std::int64_t number = 0; number == 0 || page.more; ++number) {
+            if (number == most_pages) throw Error(ErrorCode::too_large, "period", "holds too many events; ask for a shorter one");
+            page = read_one(link, rule, period, number);
+            const microseconds length = period.to - period.from;
+            if (rule.paging == Paging::window && page.more && length > one_second) {
+                const Timestamp middle = period.from + length / 2;
+                read_back(link, rule, {period.from, middle}, shown);
+                return read_back(link, rule, {middle, period.to}, shown);
+            }
+            if (rule.paging == Paging::window) page.more = false;
+            for (Shown& event : page.events)
+                if (period.contains(event.time)) shown[shown_key(rule, event)].push_back(std::move(event));
+        }
+    }
+
+    template <class Use>
+    void each_delivered(const Link& link, const Period& period, Use&& use) const {
+        constexpr std::int64_t piece = 500;
+        std::int64_t after = store_.read([&](Connection& c) { return get_upstream(c, link.name()).base; });
+        bool more = true;
+        while (more) {
+            std::vector<Event> delivered;
+            store_.read([&](Connection& c) {
+                const UpstreamRow row = get_upstream(c, link.name());
+                const std::vector<Event> events = events_after(c, after, piece);
+                for (const Event& event : events) {
+                    after = event.sequence;
+                    if (event.sequence > row.cursor) break;
+                    const bool set_aside =
+                        c.integer("SELECT count(*) FROM exceptions WHERE upstream = ? AND sequence = ?", row.id, event.sequence) > 0;
+                    if (!set_aside && period.contains(*event.timestamp) && meant_for(link, event)) delivered.push_back(event);
+                }
+                more = !events.empty() && after < row.cursor;
+            });
+            for (const Event& event : delivered) use(event);
+        }
+    }
+
+    void compare(const Link& link, const ReadRule& rule, const Event& event, std::map<std::string, std::vector<Shown>>& shown,
+                 Confirmation& result) const {
+        const Shown ours = as_shown(rule, event);
+        const auto found = shown.find(shown_key(rule, ours));
+        if (found == shown.end()) {
+            result.missing.push_back(event.sequence);
+            if (link.vendor.resend_window == for_ever || clock_() - event.recorded_at.value_or(Timestamp()) < link.vendor.resend_window)
+                result.repairable.push_back(event.sequence);
+            return;
+        }
+        if (same_shown(rule, ours, found->second.back()))
+            ++result.matching;
+        else
+            result.different.push_back(event.sequence);
+        found->second.pop_back();
+        if (found->second.empty()) shown.erase(found);
+    }
+
     std::vector<std::shared_ptr<Link>> chosen(const std::string& name) const {
         const std::lock_guard lock(mutex_);
         std::vector<std::shared_ptr<Link>> links;
@@ -10908,6 +11708,20 @@ private:
 };
 
 }  // namespace
+
+std::int64_t& ImportReport::count(ReceiptStatus status) noexcept {
+    switch (status) {
+        case ReceiptStatus::stored:
+            return stored;
+        case ReceiptStatus::duplicate:
+            return duplicates;
+        case ReceiptStatus::conflict:
+            return conflicts;
+        case ReceiptStatus::refused:
+            break;
+    }
+    return refused;
+}
 
 bool FlushReport::complete() const noexcept {
     return std::all_of(upstreams.begin(), upstreams.end(), [](const UpstreamReport& report) { return report.pending == 0; });
@@ -11407,6 +12221,41 @@ std::vector<Parked> Meter::parked(const std::string& upstream, std::int64_t limi
 std::int64_t Meter::release(const std::string& upstream, std::span<const std::int64_t> sequences) {
     return impl_->delivery.release(upstream, sequences);
 }
+Confirmation Meter::confirm(const std::string& upstream, const Period& period) { return impl_->delivery.confirm(upstream, period); }
+std::int64_t Meter::resend(const std::string& upstream, std::span<const std::int64_t> sequences) {
+    return impl_->delivery.resend(upstream, sequences);
+}
+ExportReport Meter::export_pending(const std::string& upstream, const std::string& path) const {
+    return impl_->delivery.export_pending(upstream, path);
+}
+std::int64_t Meter::acknowledge_export(const std::string& upstream, std::int64_t through) {
+    return impl_->delivery.acknowledge_export(upstream, through);
+}
+
+ImportReport Meter::import_events(const std::string& path) {
+    constexpr std::size_t chunk = 256 * 1024;
+    std::ifstream file(path, std::ios::binary);
+    if (!file) throw Error(ErrorCode::io, path, "cannot be read");
+    const ExportHeader header = check_export(file, path);
+    file.clear();
+    file.seekg(0);
+    ImportReport report;
+    std::string line, lines;
+    const auto take = [&] {
+        for (const Receipt& receipt : record_json(lines)) ++report.count(receipt.status);
+        lines.clear();
+    };
+    while (std::getline(file, line)) {
+        const std::string_view event = exported_event(line);
+        if (event.empty()) continue;
+        lines.append(event).push_back('\n');
+        if (lines.size() >= chunk) take();
+    }
+    take();
+    if (const auto gap = impl_->store.write([&](Connection& c) { return note_import(c, header); })) report.gap = *gap;
+    return report;
+}
+
 void Meter::resume(const std::string& upstream) { impl_->delivery.resume(upstream); }
 
 }  // namespace meter

@@ -650,24 +650,27 @@ struct Parked {
     Timestamp at = {};
 };
 
-/// What the vendor holds beside what was delivered, for the events of a period.
+/// What the vendor shows beside what was delivered, for the events of a period. Where a vendor shows no id (Polar, Autumn) its name, customer,
+/// time and value stand for an event, and none is different.
 struct Confirmation {
     std::int64_t matching = 0;
-    std::vector<std::int64_t> missing = {};    ///< sequences delivered that the vendor does not show
-    std::vector<std::int64_t> different = {};  ///< shown with another name, customer, time, or value
-    std::vector<std::string> extra = {};       ///< ids, or descriptions where the vendor shows none, that were not delivered from here
-    /// Of the missing, those that can be sent again without counting twice: release() them after confirm() marked them parked.
-    std::vector<std::int64_t> repairable = {};
+    std::vector<std::int64_t> missing = {};     ///< sequences delivered that the vendor does not show
+    std::vector<std::int64_t> different = {};   ///< shown with another name, customer or time
+    std::vector<std::string> extra = {};        ///< shown, but not delivered from here: ids, or descriptions
+    std::vector<std::int64_t> repairable = {};  ///< of the missing, those whose copies the vendor recognises: resend() them
 };
 
 struct ExportReport {
     std::int64_t events = 0;
-    std::int64_t first = 0, last = 0;  ///< sequences
+    std::int64_t first = 0, last = 0;  ///< sequences of the first and last of them
+    std::int64_t through = 0;          ///< the file answers for the log up to here: for acknowledge_export()
 };
 
 struct ImportReport {
     std::int64_t stored = 0, duplicates = 0, conflicts = 0, refused = 0;
-    std::vector<std::pair<std::int64_t, std::int64_t>> gaps = {};  ///< sequences of the other device, first to last, never imported here
+    /// First and last sequence of the other device's log that no file imported here answers for, when there are any before this file's.
+    std::optional<std::pair<std::int64_t, std::int64_t>> gap = {};
+    std::int64_t& count(ReceiptStatus status) noexcept;
 };
 
 // ---------------------------------------------------------------------------------------------
@@ -772,6 +775,20 @@ public:
     std::vector<Parked> parked(const std::string& upstream, std::int64_t limit = 100, std::int64_t after_sequence = 0) const;
     /// Parked events become pending again: those of the given sequences, or all. Answers how many.
     std::int64_t release(const std::string& upstream, std::span<const std::int64_t> sequences = {});
+    /// For devices that never go online: writes what is pending to a file (JSON Lines), to be imported by a Meter that delivers it. The
+    /// events stay pending until acknowledge_export(). Throws not_found, io.
+    ExportReport export_pending(const std::string& upstream, const std::string& path) const;
+    /// Counts as delivered what an export held, up to ExportReport::through, once the file has arrived. Answers how many. Throws not_found,
+    /// busy while a flush runs, bad_value.
+    std::int64_t acknowledge_export(const std::string& upstream, std::int64_t through);
+    /// Records what another Meter exported; importing a file twice stores nothing twice. Throws bad_value for a file that is not a whole export,
+    /// before anything of it is stored; io, newer_schema, and what record_json() throws.
+    ImportReport import_events(const std::string& path);
+    /// Reads back what the vendor holds for a period (by event time) and compares. Vendors show events some time after taking them, so leave
+    /// the last minutes out. Throws unsupported (Zyg), not_found, bad_value, too_large, and io when the vendor does not answer.
+    Confirmation confirm(const std::string& upstream, const Period& period);
+    /// Delivered events become pending again, for what confirm() found missing. Answers how many.
+    std::int64_t resend(const std::string& upstream, std::span<const std::int64_t> sequences);
     /// Ends a pause and any wait.
     void resume(const std::string& upstream);
 

@@ -3,6 +3,8 @@
 
 #include <sys/wait.h>
 
+#include <fstream>
+
 using namespace meter;
 using namespace support;
 using namespace std::chrono_literals;
@@ -1331,6 +1333,280 @@ TEST_CASE("leases: one left by a process that died is taken over at once") {
     const auto start = std::chrono::steady_clock::now();
     CHECK(only(m.flush()).delivered == 3);
     CHECK(std::chrono::steady_clock::now() - start < 2s);
+}
+
+// ---- read-back -----------------------------------------------------------------------------------
+
+// A vendor in memory that takes events and lists them.
+struct ListingVendor {
+    std::string vendor;
+    std::vector<json> held = {};
+    std::size_t reads = 0;
+
+    HttpResponse operator()(const HttpRequest& request) {
+        const json body = json::parse(request.body, nullptr, false);
+        if (request.method == "GET" || request.url.ends_with("query") || request.url.ends_with("events.list")) return list(request, body);
+        const json& events = body.is_array() ? body : body["events"];
+        for (const json& event : events) held.push_back(event);
+        if (vendor == "lago") return respond(200, json{{"events", events}}.dump());
+        if (vendor == "flexprice") return respond(202, R"({"message":"m"})");
+        if (vendor == "polar") return respond(200, json{{"inserted", events.size()}}.dump());
+        if (vendor == "autumn") return respond(200, R"({"success":true})");
+        return respond(204);
+    }
+
+    HttpResponse list(const HttpRequest& request, const json& body) {
+        ++reads;
+        json rows = json::array();
+        const std::size_t page =
+            request.url.find("page=") == std::string::npos ? 0 : std::stoul(request.url.substr(request.url.rfind("page=") + 5)) - 1;
+        const std::size_t limit = vendor == "autumn" || vendor == "flexprice" ? 1000 : 100;
+        const std::size_t first = body.is_object() ? body["offset"].get<std::size_t>() : page * limit;
+        for (std::size_t i = first; i < held.size() && rows.size() < limit; ++i) rows.push_back(shown(held[i]));
+        const bool more = first + rows.size() < held.size();
+        if (vendor == "lago") return respond(200, json{{"events", rows}, {"meta", {{"next_page", more ? json(page + 2) : json()}}}}.dump());
+        if (vendor == "flexprice") return respond(200, json{{"events", rows}, {"has_more", more}}.dump());
+        if (vendor == "polar") return respond(200, json{{"items", rows}, {"pagination", {{"total_count", held.size()}}}}.dump());
+        if (vendor == "autumn") return respond(200, json{{"list", rows}, {"has_more", more}, {"total", rows.size()}}.dump());
+        return respond(200, within(request, rows).dump());
+    }
+
+    // OpenMeter lists at most 100 of a period and says no more.
+    json within(const HttpRequest& request, const json&) const {
+        const auto bound = [&](const char* key) {
+            std::string text = request.url.substr(request.url.find(key) + std::strlen(key));
+            text = text.substr(0, text.find('&'));
+            for (std::size_t at; (at = text.find("%3A")) != std::string::npos;) text.replace(at, 3, ":");
+            return Timestamp::parse(text);
+        };
+        json rows = json::array();
+        for (const json& event : held) {
+            const Timestamp t = Timestamp::parse(event["time"].get<std::string>());
+            if (t >= bound("?from=") && t <= bound("&to=") && rows.size() < 100)
+                rows.push_back({{"event", event}, {"ingestedAt", "2026-03-01T12:00:00Z"}});
+        }
+        return rows;
+    }
+
+    json shown(json event) const {
+        if (vendor == "lago") event["timestamp"] = Timestamp::from_unix(Decimal(event["timestamp"].get<std::string>())).to_string(3);
+        if (vendor == "flexprice") event["id"] = event["event_id"];
+        if (vendor == "polar") event.erase("external_id");
+        if (vendor == "autumn") {
+            event.erase("idempotency_key");
+            if (!event.contains("value")) event["value"] = 1;  // autumn dossier 4.1
+        }
+        return event;
+    }
+};
+
+Upstream upstream_of(const std::string& vendor, const UpstreamOptions& options) {
+    if (vendor == "lago") return Upstream::lago(options);
+    if (vendor == "flexprice") return Upstream::flexprice(options);
+    if (vendor == "polar") return Upstream::polar(options);
+    if (vendor == "autumn") return Upstream::autumn(options);
+    return Upstream::openmeter(options);
+}
+
+TEST_CASE("confirm: what the vendor shows is compared with what was delivered, and the safe repair is offered") {
+    const std::string name = GENERATE("lago", "flexprice", "polar", "autumn", "openmeter");
+    CAPTURE(name);
+    ListingVendor vendor{name};
+    auto transport = std::make_shared<ScriptedTransport>([&](const HttpRequest& r) { return vendor(r); });
+    ManualClock clock;
+    Meter m({.clock = [&] { return clock.now(); }});
+    std::vector<Event> events;
+    for (std::size_t i = 0; i < 250; ++i) {
+        events.push_back(usage_event(i));
+        events.back().timestamp = noon - 2h + std::chrono::seconds(i);
+    }
+    m.record(events);
+    m.connect(upstream_of(name, through(transport)));
+    CHECK(only(m.flush()).delivered == 250);
+    const Period period{noon - 3h, noon};
+    Confirmation all = m.confirm(name, period);
+    CHECK(all.matching == 250);
+    CHECK(all.missing.empty());
+    CHECK(all.extra.empty());
+    CHECK(m.confirm(name, {noon - 2h + 10s, noon - 2h + 20s}).matching == 10);
+
+    const json lost = vendor.held[100];
+    vendor.held.erase(vendor.held.begin() + 100);
+    json foreign = lost;
+    for (const char* key : {"transaction_id", "event_id", "external_id", "id"})
+        if (foreign.contains(key)) foreign[key] = "not ours";
+    for (const char* key : {"code", "event_name", "name", "feature_id", "type"})
+        if (foreign.contains(key)) foreign[key] = "other";
+    vendor.held.push_back(foreign);
+    json& changed = vendor.held[50];
+    const bool by_id = name == "lago" || name == "flexprice" || name == "openmeter";
+    if (by_id) changed[name == "lago" ? "code" : name == "flexprice" ? "event_name" : "type"] = "tampered";
+    all = m.confirm(name, period);
+    CHECK(all.missing == std::vector<std::int64_t>{101});
+    CHECK(all.repairable == std::vector<std::int64_t>{101});
+    CHECK(all.extra.size() == 1);
+    CHECK(all.different == (by_id ? std::vector<std::int64_t>{51} : std::vector<std::int64_t>{}));
+    CHECK(all.matching == (by_id ? 248 : 249));
+
+    CHECK(m.resend(name, all.repairable) == 1);
+    CHECK(m.resend(name, all.repairable) == 0);  // pending already
+    CHECK(m.balance(name) == Balance{250, 249, 1, 0, 0});
+    CHECK(only(m.flush()).delivered == 1);
+    CHECK(m.confirm(name, period).missing.empty());
+    CHECK(m.balance(name).holds());
+
+    vendor.held.erase(vendor.held.begin() + 100);
+    clock.advance(25h);
+    CHECK(m.confirm(name, period).missing.size() == 1);
+    CHECK(m.confirm(name, period).repairable.size() == (name == "autumn" ? 0u : 1u));
+}
+
+TEST_CASE("confirm: trouble and mistakes are errors") {
+    Meter m;
+    auto transport = always(respond(500, "oops"));
+    m.connect(Upstream::lago(through(transport)));
+    const auto code = [&](const std::string& upstream, const Period& period) {
+        try {
+            m.confirm(upstream, period);
+        } catch (const Error& error) {
+            return error.code();
+        }
+        FAIL("no error");
+        return ErrorCode::io;
+    };
+    CHECK(code("lago", {noon, noon + 1h}) == ErrorCode::io);
+    transport->answer = [](const HttpRequest&) { return HttpResponse{.error = "no route"}; };
+    CHECK(code("lago", {noon, noon + 1h}) == ErrorCode::io);
+    for (const char* body :
+         {"<html>", "{}", "{\"events\":17}", "{\"events\":[17]}", "{\"events\":[{}]}", "{\"events\":[{\"timestamp\":\"soon\"}]}"}) {
+        transport->answer = [body](const HttpRequest&) { return respond(200, body); };
+        CHECK(code("lago", {noon, noon + 1h}) == ErrorCode::bad_value);
+    }
+    CHECK(code("lago", {noon, noon}) == ErrorCode::bad_value);
+    CHECK(code("other", {noon, noon + 1h}) == ErrorCode::not_found);
+    UpstreamOptions options = through(transport);
+    options.base_url = "https://zyg.example";
+    m.connect(Upstream::zyg(options));
+    CHECK(code("zyg", {noon, noon + 1h}) == ErrorCode::unsupported);
+}
+
+// ---- the air gap ---------------------------------------------------------------------------------
+
+std::string file_text(const std::string& path) {
+    std::ifstream file(path, std::ios::binary);
+    return {std::istreambuf_iterator<char>(file), {}};
+}
+
+TEST_CASE("air gap: what is pending travels in a file and is delivered elsewhere, once") {
+    TempFolder folder;
+    auto nowhere = always(HttpResponse{.error = "no network", .sent = false});
+    auto transport = std::make_shared<ScriptedTransport>(lago_ok);
+    Meter device, gateway;
+    std::vector<Event> events = usage_events(30);
+    events[3].value = Decimal("12345678901234567890.123456789");
+    events[3].precise_total_amount_cents = Decimal("1.5");
+    events[3].notice = Notice{"it's \"quoted\"\n", Severity::critical, true};
+    events[3].extensions = {{"polar", {{"parent_id", "p"}}}};
+    events[3].source = "line\nbreak";
+    device.record(events);
+    device.record_json(R"({"id":"exact","name":"n","properties":{"amount":0.12345678901234567890123}})");
+    device.connect(Upstream::lago(through(nowhere)));
+    gateway.connect(Upstream::lago(through(transport)));
+
+    const std::string first = folder.file("first.jsonl"), second = folder.file("second.jsonl");
+    ExportReport report = device.export_pending("lago", first);
+    CHECK(report.events == 31);
+    CHECK(report.through == 31);
+    CHECK(device.balance("lago").pending == 31);
+    ImportReport import = gateway.import_events(first);
+    CHECK(import.stored == 31);
+    CHECK_FALSE(import.gap);
+    import = gateway.import_events(first);
+    CHECK(import.stored == 0);
+    CHECK(import.duplicates == 31);
+    const Event copy = *gateway.find(event_id(3)), original = *device.find(event_id(3));
+    CHECK(copy.value == original.value);
+    CHECK(copy.precise_total_amount_cents == original.precise_total_amount_cents);
+    CHECK(copy.notice == original.notice);
+    CHECK(copy.extensions == original.extensions);
+    CHECK(copy.source == original.source);
+    CHECK(copy.timestamp == original.timestamp);
+    CHECK(copy.properties == original.properties);
+
+    CHECK(device.acknowledge_export("lago", report.through) == 31);
+    CHECK(device.balance("lago") == Balance{31, 31, 0, 0, 0});
+    device.record(usage_events(5, 100));
+    CHECK(device.export_pending("lago", second).events == 5);
+    CHECK(gateway.import_events(second).stored == 5);
+    CHECK(only(gateway.flush()).delivered == 36);
+    CHECK(transport->requests().at(0).body.find("0.12345678901234567890123") != std::string::npos);  // every digit made the journey
+    CHECK(gateway.balance("lago").holds());
+}
+
+TEST_CASE("air gap: a file that never arrived shows as a gap") {
+    TempFolder folder;
+    Meter device, gateway;
+    device.connect(Upstream::lago(through(always(respond(500)))));
+    for (std::size_t i = 0; i < 3; ++i) {
+        device.record(usage_events(10, i * 10));
+        const ExportReport report = device.export_pending("lago", folder.file(std::to_string(i)));
+        device.acknowledge_export("lago", report.through);
+    }
+    CHECK_FALSE(gateway.import_events(folder.file("0")).gap);
+    const ImportReport late = gateway.import_events(folder.file("2"));
+    REQUIRE(late.gap);
+    CHECK(*late.gap == std::pair<std::int64_t, std::int64_t>(11, 20));
+}
+
+TEST_CASE("air gap: selections and events set aside are respected") {
+    TempFolder folder;
+    ManualClock clock;
+    auto transport = std::make_shared<ScriptedTransport>([&](const HttpRequest& r) { return polar_ok(r, clock.now()); });
+    Meter device({.clock = [&] { return clock.now(); }});
+    UpstreamOptions options = through(transport);
+    options.selection = Filter::equals("model", "large");
+    device.connect(Upstream::polar(options));
+    std::vector<Event> events = usage_events(10);
+    events[1].timestamp = noon + 1h;  // will be held
+    device.record(events);
+    CHECK(only(device.flush()).delivered == 4);
+    device.record(usage_events(10, 10));
+    const ExportReport report = device.export_pending("polar", folder.file("x"));
+    CHECK(report.events == 6);
+    CHECK(report.first == 2);
+    CHECK(device.acknowledge_export("polar", report.through) == 6);
+    CHECK(device.balance("polar") == Balance{10, 10, 0, 0, 10});
+}
+
+TEST_CASE("air gap: files that are not whole exports are refused before anything is stored") {
+    TempFolder folder;
+    Meter device, gateway;
+    device.connect(Upstream::lago(through(always(respond(500)))));
+    device.record(usage_events(5));
+    const std::string path = folder.file("good");
+    device.export_pending("lago", path);
+    const std::string good = file_text(path);
+    const auto refused = [&](const std::string& text) {
+        const std::string bad = folder.file("bad");
+        std::ofstream(bad, std::ios::binary) << text;
+        try {
+            gateway.import_events(bad);
+        } catch (const Error& error) {
+            return error.code();
+        }
+        FAIL("taken: " << text);
+        return ErrorCode::io;
+    };
+    for (std::size_t cut = 0; cut + 1 < good.size(); cut += 37) CHECK(refused(good.substr(0, cut)) == ErrorCode::bad_value);
+    CHECK(refused("") == ErrorCode::bad_value);
+    CHECK(refused("{}\n") == ErrorCode::bad_value);
+    CHECK(refused(std::string(1000, '\0')) == ErrorCode::bad_value);
+    CHECK(refused(R"({"meter":"export","format":2,"device":"d","after":0,"through":1})") == ErrorCode::newer_schema);
+    CHECK(refused(R"({"meter":"export","format":1,"device":"d","after":-1,"through":1})") == ErrorCode::bad_value);
+    CHECK(gateway.list().events.empty());
+    CHECK_THROWS_AS(gateway.import_events(folder.file("absent")), Error);
+    CHECK_THROWS_AS(device.export_pending("lago", folder.file("no/such/folder")), Error);
+    CHECK_THROWS_AS(device.acknowledge_export("lago", 6), Error);
 }
 
 }  // namespace

@@ -1239,3 +1239,155 @@ TEST_CASE("What is packed can be thrown away and is made again from the log") {
     CHECK(answers(m) == before);
     for (const Receipt& receipt : m.record(numbered("x", 0, 900))) REQUIRE(receipt.status == ReceiptStatus::duplicate);
 }
+
+// ---- retention, compaction, verification ----
+
+TEST_CASE("Retention removes whole sealed chunks by age, and nothing else changes") {
+    Scratch scratch;
+    const bool in_memory = GENERATE(false, true);
+    MeterOptions options = options_for(in_memory ? ":memory:" : scratch.path(), 64);
+    std::atomic<std::int64_t> clock{noon.micros()};
+    options.clock = [&clock] { return Timestamp(clock); };
+    Meter m(options);
+    for (int i = 0; i < 10; ++i) {
+        clock = (noon + std::chrono::hours(i)).micros();
+        m.record(numbered("h" + std::to_string(i) + "-", 0, 64));
+    }
+    m.record(numbered("tail", 0, 10));
+    if (!in_memory) REQUIRE(sealed_to(scratch.path(), 640));
+    CHECK(m.prune({}).events == 0);
+    CHECK(m.prune({.recorded_before = noon + std::chrono::hours(3)}).events == 3 * 64);
+    CHECK(m.prune({.recorded_before = noon + std::chrono::hours(3)}).events == 0);
+    CHECK(count_all(m) == 650 - 192);
+    CHECK_FALSE(m.find("h2-63"));
+    CHECK(m.find("h3-0").value().sequence == 193);
+    CHECK(m.list({.names = {"api_call", "storage"}, .ids = {"h0-1", "h5-1"}}).events.size() == 1);
+    CHECK(m.aggregate({.code = "api_call"}).rows.at(0).value == Decimal(7 * 22 + 4));
+    CHECK(m.list_names({.sort = NameSort::name}).size() == 2);
+    CHECK(m.record(numbered("h3-", 0, 1)).at(0).status == ReceiptStatus::duplicate);
+    CHECK(m.record(numbered("h0-", 0, 1)).at(0).status == ReceiptStatus::stored);  // forgotten with its event
+    CHECK(m.record({.name = "next"}).sequence == 652);
+    CHECK(m.verify() == std::vector<std::string>{});
+    // Everything sealed may go; sequences go on where they were.
+    CHECK(m.prune({.recorded_before = Timestamp::max()}).events == 7 * 64);
+    CHECK(m.record({.name = "next"}).sequence == 653);
+    CHECK(count_all(m) == 13);
+    CHECK(m.verify() == std::vector<std::string>{});
+    if (in_memory) return;
+    CHECK(PlainDatabase(scratch.path()).integer("SELECT count(*) FROM events") == 13);
+    CHECK(PlainDatabase(scratch.path()).integer("SELECT count(*) FROM segments") == 0);
+}
+
+TEST_CASE("Retention by size removes as much as is too much, and no more") {
+    Scratch scratch;
+    Meter m(options_for(scratch.path(), 64));
+    for (int i = 0; i < 100; ++i) m.record(numbered(std::to_string(i) + "-", 0, 64));
+    REQUIRE(sealed_to(scratch.path(), 6400));
+    const PlainDatabase plain(scratch.path());
+    const auto used = [&] {
+        return (plain.integer("PRAGMA page_count") - plain.integer("PRAGMA freelist_count")) * plain.integer("PRAGMA page_size");
+    };
+    const std::int64_t before = used(), keep = before / 2;
+    const std::int64_t gone = m.prune({.keep_bytes = keep}).events;
+    CHECK(gone % 64 == 0);
+    CHECK(used() <= keep);
+    CHECK(used() > keep - before / 10);
+    CHECK(count_all(m) == 6400 - gone);
+    CHECK(m.prune({.keep_bytes = keep}).events == 0);
+    CHECK(error_of([&] { m.prune({.keep_bytes = -1}); }).field() == "keep_bytes");
+    for (const Receipt& receipt : m.record(numbered("99-", 0, 64))) REQUIRE(receipt.status == ReceiptStatus::duplicate);
+}
+
+TEST_CASE("Compaction gives room back to the disk, and says how far it is") {
+    Scratch scratch;
+    Meter m(options_for(scratch.path(), 64));
+    for (int i = 0; i < 100; ++i) m.record(numbered(std::to_string(i) + "-", 0, 64));
+    REQUIRE(sealed_to(scratch.path(), 6400));
+    m.prune({.recorded_before = Timestamp::max()});
+    m.compact();
+    const auto size = std::filesystem::file_size(scratch.path());
+    m.record(numbered("x", 0, 5000));
+    REQUIRE(sealed_to(scratch.path(), 6400 + 4992));
+    m.prune({.recorded_before = Timestamp::max()});
+    std::vector<std::pair<std::int64_t, std::int64_t>> steps;
+    m.compact([&](std::int64_t done, std::int64_t total) { steps.emplace_back(done, total); });
+    REQUIRE_FALSE(steps.empty());
+    CHECK(std::is_sorted(steps.begin(), steps.end()));
+    CHECK(steps.back().first == steps.back().second);
+    CHECK(std::filesystem::file_size(scratch.path()) < size + 300 * 1024);
+    CHECK(std::filesystem::file_size(scratch.path() + "-wal") == 0);
+    CHECK(count_all(m) == 8);
+    CHECK(m.verify() == std::vector<std::string>{});
+}
+
+TEST_CASE("Verification finds what differs from the log, and makes it again when told to") {
+    const std::vector<std::string> damages{
+        "UPDATE columns SET data = zeroblob(length(data)) WHERE id = (SELECT max(id) FROM columns)",
+        "UPDATE columns SET data = x'00' WHERE id = (SELECT min(id) FROM columns)",
+        "DELETE FROM columns WHERE id = (SELECT max(id) FROM columns)",
+        "UPDATE segments SET rows = rows + 1 WHERE id = 2",
+        "UPDATE segments SET last_time = 0 WHERE id = 3",
+        "DELETE FROM segments WHERE id = 1",
+        "INSERT INTO segments(chunk, name, layout, rows, first_time, last_time) SELECT chunk, name, layout, rows, first_time, last_time FROM "
+        "segments "
+        "WHERE id = 1",
+        "UPDATE layouts SET keys = 'nonsense' WHERE id = 1",
+        "DELETE FROM chunks WHERE id = 3",
+        "UPDATE meta SET value = value - 64 WHERE key = 'sealed'",
+        "DELETE FROM run_blocks WHERE id = (SELECT max(id) FROM run_blocks)",
+        "UPDATE run_blocks SET entries = zeroblob(length(entries)) WHERE id = (SELECT max(id) FROM run_blocks)",
+        "UPDATE run_blocks SET entries = x'0102'",
+        "DELETE FROM runs",
+    };
+    for (const std::string& damage : damages) {
+        CAPTURE(damage);
+        Scratch one;
+        {
+            Meter m(options_for(one.path(), 64));
+            m.record(numbered("x", 0, 300));
+            REQUIRE(sealed_to(one.path(), 256));
+            REQUIRE(m.verify() == std::vector<std::string>{});
+        }
+        PlainDatabase(one.path()).run(damage);
+        Meter m(options_for(one.path(), 64));
+        CHECK_FALSE(m.verify().empty());
+        CHECK_FALSE(m.verify(true).empty());
+        CHECK(m.verify() == std::vector<std::string>{});
+        CHECK(count_all(m) == 300);
+        for (const Receipt& receipt : m.record(numbered("x", 0, 300))) REQUIRE(receipt.status == ReceiptStatus::duplicate);
+        CHECK(m.aggregate({.code = "api_call", .aggregation = Aggregation::sum, .property = "n"}).rows.at(0).value == Decimal(99 * 100 / 2 * 3));
+    }
+}
+
+TEST_CASE("A repair in one Meter does not mislead another that is open on the file") {
+    Scratch scratch;
+    Meter first(options_for(scratch.path(), 64)), second(options_for(scratch.path(), 64));
+    for (int round = 0; round < 6; ++round) {
+        const std::string prefix = "r" + std::to_string(round) + "-";
+        first.record(numbered(prefix, 0, 200));
+        REQUIRE(sealed_to(scratch.path(), round * 200 + 128));
+        CHECK(second.record(numbered(prefix, 100, 101)).at(0).status == ReceiptStatus::duplicate);  // second has its runs in memory now
+        PlainDatabase(scratch.path()).run("DELETE FROM columns WHERE id = (SELECT max(id) FROM columns)");
+        first.prune({.recorded_before = round == 3 ? Timestamp::max() : Timestamp::min()});
+        first.verify(true);
+        const std::int64_t kept = PlainDatabase(scratch.path()).integer("SELECT min(sequence) FROM log");
+        for (const Event& event : first.list({.limit = 1000}).events) {
+            REQUIRE(event.sequence >= kept);
+            Event again = event;
+            REQUIRE(second.record(again).status == ReceiptStatus::duplicate);
+        }
+    }
+}
+
+TEST_CASE("The write-ahead log stays small however much is recorded") {
+    Scratch scratch;
+    Meter m(options_for(scratch.path(), 1024));
+    Event event{.name = "a", .timestamp = noon, .properties = {{"t", std::string(1000, 'x')}}};
+    std::uintmax_t most = 0;
+    for (int i = 0; i < 200; ++i) {
+        m.record(std::vector<Event>(100, event));
+        most = std::max(most, std::filesystem::file_size(scratch.path() + "-wal"));
+    }
+    CHECK(std::filesystem::file_size(scratch.path()) > 16 * 1024 * 1024);
+    CHECK(most < 12 * 1024 * 1024);
+}

@@ -103,7 +103,10 @@ void print_surroundings(const Options& options) {
 }
 
 int run(const std::vector<std::string>& arguments) {
-    if (!arguments.empty() && arguments[0] == "--child") return storage_child({arguments.begin() + 1, arguments.end()});
+    if (arguments.size() > 1 && arguments[0] == "--child") {
+        const std::vector<std::string> rest(arguments.begin() + 1, arguments.end());
+        return rest[0] == "drain" ? delivery_child(rest) : storage_child(rest);
+    }
     const Call call = parse(arguments);
     if (call.help) return std::printf("%s", usage.data()), 0;
     Fixtures fixtures(call.options);

@@ -7,7 +7,9 @@
 
 #include "autumn.hpp"
 #include "flexprice.hpp"
+#include "flexprice_reading.hpp"
 #include "lago.hpp"
+#include "lago_reading.hpp"
 #include "polar.hpp"
 #include "polar_reading.hpp"
 #include "time.hpp"
@@ -21,8 +23,8 @@ namespace golden {
 
 /// The tables of all adapters.
 const std::vector<Vendor>& vendors() {
-    static const std::vector<Vendor> all{lago_pricing(), flexprice_pricing(), polar_pricing(), autumn_pricing(),
-                                         autumn_time(),  flexprice_time(),    polar_reads()};
+    static const std::vector<Vendor> all{lago_pricing(),   flexprice_pricing(), polar_pricing(),   autumn_pricing(), autumn_time(),
+                                         flexprice_time(), polar_reads(),       flexprice_reads(), lago_reads()};
     return all;
 }
 
