@@ -5950,6 +5950,7 @@ struct BillableMetric {
     std::optional<Rounding> rounding;
     int precision = 0;
     bool recurring = false;
+    bool measured = true;                                     // here; a plan may list others as long as no charge needs them
     std::map<std::string, std::vector<std::string>> filters;  // allowed values by key
 };
 
@@ -6157,16 +6158,45 @@ void read_percentage(const Node& properties, Price& price, const Checking& check
 
 void read_nothing(const Node&, Price&, const Checking&) {}
 
+bool is_filled_text(const json& value) {
+    return value.is_string() && value.get_ref<const std::string&>().find_first_not_of(" \t\r\n") != std::string::npos;
+}
+
 std::vector<std::string> read_group_keys(const Node& properties, const Checking& checking) {
     const auto field = properties.find("pricing_group_keys") ? "pricing_group_keys" : "grouped_by";
     const auto found = properties.find(field);
     if (!found) return {};
     std::vector<std::string> keys;
     for (const auto& key : found->value()) {
-        if (key.is_string() && !key.get_ref<const std::string&>().empty()) keys.push_back(key.get<std::string>());
+        if (is_filled_text(key)) keys.push_back(key.get<std::string>());
     }
     if (!found->value().is_array() || keys.size() != found->value().size()) checking.report(properties, field, "invalid_type");
     return keys;
+}
+
+bool is_presentation_key(const json& key) {
+    if (!key.is_object() || !key.contains("value") || !is_filled_text(key["value"])) return false;
+    if (!key.contains("options")) return key.size() == 1;
+    const auto& options = key["options"];
+    return key.size() == 2 && options.is_object() && options.size() == 1 && options.contains("display_in_invoice") &&
+           options["display_in_invoice"].is_boolean();
+}
+
+// Keys that only split what is shown: at most two, none twice; they play no part in prices.
+void check_presentation_keys(const Node& properties, const Checking& checking) {
+    const auto field = "presentation_group_keys";
+    const auto found = properties.find(field);
+    if (!found || (found->value().is_structured() ? found->value().empty() : found->value() == false || found->value() == "")) return;
+    const auto& keys = found->value();
+    if (!keys.is_array() || !std::all_of(keys.begin(), keys.end(), is_presentation_key)) checking.report(properties, field, "invalid_type");
+    if (!keys.is_array()) return;
+    if (keys.size() > 2) checking.report(properties, field, "too_many_keys");
+    std::vector<json> values;
+    for (const auto& key : keys) {
+        if (!key.is_object() || !key.contains("value") || !is_filled_text(key["value"])) continue;
+        if (std::find(values.begin(), values.end(), key["value"]) != values.end()) return checking.report(properties, field, "value_is_duplicated");
+        values.push_back(key["value"]);
+    }
 }
 
 // --- prices: from units to amounts (dossier 5) ---
@@ -6511,6 +6541,7 @@ Price read_price(const ModelRow& row, const Node& properties, const Checking& ch
     Price price{.model = row.model};
     row.read(properties, price, checking);
     price.group_keys = read_group_keys(properties, checking);
+    check_presentation_keys(properties, checking);
     return price;
 }
 
@@ -6555,9 +6586,10 @@ BillableMetric read_metric(const Node& at) {
     metric.kind = at.choice("aggregation_type", kinds);
     metric.kind_name = at.text("aggregation_type");
     const auto row = std::find_if(measured.begin(), measured.end(), [&](const auto& pair) { return pair.first == metric.kind; });
-    if (row == measured.end()) throw Error(ErrorCode::unsupported, at.path("aggregation_type"), metric.kind_name + " is not measured here");
-    metric.metric = {.code = at.required_text("code"), .event = {}, .aggregation = row->second, .property = {}, .filter = {}};
-    if (metric.kind != Kind::count) metric.metric.property = property_field(at.required_text("field_name"));
+    metric.measured = row != measured.end();
+    metric.metric.code = at.required_text("code");
+    if (metric.measured) metric.metric.aggregation = row->second;
+    if (metric.kind != Kind::count && metric.kind != Kind::custom) metric.metric.property = property_field(at.required_text("field_name"));
     metric.id = at.text("lago_id");
     metric.name = at.text("name", metric.metric.code);
     metric.description = at.text("description");
@@ -6632,6 +6664,7 @@ Charge read_charge(const Node& at, const std::vector<BillableMetric>& metrics) {
     for (const auto& filter : at.list("filters")) charge.filters.push_back(read_filter(filter, row, metric, checking));
     check_charge(at, charge, metric, checking);
     if (!problems.empty()) throw Error(ErrorCode::bad_value, problems.front().path, problems.front().code);
+    if (!metric.measured) throw Error(ErrorCode::unsupported, at.path("billable_metric_code"), metric.kind_name + " is not measured here");
     if (charge.prorated && metric.kind != Kind::sum) throw Error(ErrorCode::unsupported, at.path("prorated"), "only sums are prorated here");
     return charge;
 }
@@ -7572,7 +7605,7 @@ std::shared_ptr<const Book::Impl> load(const json& catalogue) {
     plan->premium = root.flag("premium", true);
     for (const auto& metric : root.list("billable_metrics")) {
         plan->billable_metrics.push_back(read_metric(metric));
-        plan->metrics.push_back(plan->billable_metrics.back().metric);
+        if (plan->billable_metrics.back().measured) plan->metrics.push_back(plan->billable_metrics.back().metric);
     }
     for (const auto& charge : at.list("charges")) plan->charges.push_back(read_charge(charge, plan->billable_metrics));
     plan->lists_subscriptions = root.find("subscriptions").has_value();
@@ -7733,6 +7766,11 @@ struct Breakup {
         result.tier_unit_amount = reached->rate;
     }
     return result;
+}
+
+// A fixed price without a quantity is for its least, or for one (9.11).
+[[maybe_unused]] Decimal fixed_quantity(const Decimal& quantity, const std::optional<Decimal>& least) {
+    return quantity.is_zero() ? least.value_or(Decimal(1)) : quantity;
 }
 
 // --- entitlements and grants (9.12) ---
@@ -8795,6 +8833,134 @@ constexpr std::array<std::pair<std::string_view, std::shared_ptr<const Book::Imp
 
 namespace {
 
+// --- Autumn: what events.aggregate answers (dossier 3) ---
+
+namespace autumn {
+
+struct AnalyticsQuestion {
+    std::vector<std::string> features{};  // names of events
+    std::string group_by{};               // the path of a property; empty: no groups
+    json filter_by = json::object();      // path -> text
+    Bin bin = Bin::day;
+    Ranges ranges{};
+    Timestamp now{};             // bins after it are left out
+    std::size_t max_groups = 9;  // in each bin, for each feature
+};
+
+struct AnalyticsBin {
+    Timestamp start{};
+    std::map<std::string, Decimal> values{};                          // by feature
+    std::map<std::string, std::map<std::string, Decimal>> grouped{};  // by feature, then group
+};
+
+struct AnalyticsTotal {
+    std::int64_t count = 0;
+    Decimal sum{};
+};
+
+struct Analytics {
+    std::vector<AnalyticsBin> list;
+    std::map<std::string, AnalyticsTotal> totals;  // of the features that have events
+};
+
+constexpr std::string_view other_groups = "AUTUMN_RESERVED";
+
+Decimal value_of(const Event& event) { return event.value.value_or(1); }
+
+std::string group_of(const AnalyticsQuestion& question, const Event& event) {
+    std::string keep;
+    return scalar_text(scalar_at(event.properties, question.group_by, keep));
+}
+
+// By hours: one belongs to a range when its beginning does (aggregate_simple.pipe:30).
+bool in_hours(const Range& range, Timestamp time) {
+    const Timestamp hour = cut(time, micros_per_hour);
+    return range.from <= hour && hour <= range.to;
+}
+
+bool asked_for(const AnalyticsQuestion& question, const Event& event) {
+    if (std::find(question.features.begin(), question.features.end(), event.name) == question.features.end()) return false;
+    return std::all_of(question.filter_by.items().begin(), question.filter_by.items().end(), [&](const auto& item) {
+        std::string keep;
+        return scalar_text(scalar_at(event.properties, item.key(), keep)) == item.value().template get<std::string>();
+    });
+}
+
+// Totals take every event, grouped or not; with a filter they go by the moment, not the hour (getCountAndSum.ts:166).
+std::map<std::string, AnalyticsTotal> totals(const AnalyticsQuestion& question, const std::vector<const Event*>& events) {
+    const Range& range = question.ranges.total;
+    std::map<std::string, AnalyticsTotal> found;
+    for (const Event* event : events) {
+        const Timestamp time = *event->timestamp;
+        if (question.filter_by.empty() ? !in_hours(range, time) : time < range.from || time > range.to) continue;
+        AnalyticsTotal& total = found[event->name];
+        total.sum += value_of(*event);
+        ++total.count;
+    }
+    for (auto& [feature, total] : found) total.sum = total.sum.round(10, Rounding::half_up);
+    return found;
+}
+
+// The greatest groups of a bin keep their names, the rest goes together (aggregate_groupable.pipe:238).
+std::map<std::string, Decimal> top_groups(const std::map<std::string, Decimal>& groups, std::size_t most) {
+    std::vector<std::pair<std::string, Decimal>> order(groups.begin(), groups.end());
+    std::stable_sort(order.begin(), order.end(), [](const auto& a, const auto& b) { return a.second > b.second; });
+    std::map<std::string, Decimal> top;
+    for (std::size_t i = 0; i < order.size(); ++i) top[i < most ? order[i].first : std::string(other_groups)] += order[i].second;
+    return top;
+}
+
+// Every bin lists all groups of all bins; without any group there are no bins.
+void fill_groups(std::vector<AnalyticsBin>& list, const std::vector<std::string>& features) {
+    std::set<std::string> names;
+    for (const auto& bin : list) {
+        for (const auto& [feature, groups] : bin.grouped) {
+            for (const auto& [group, value] : groups) names.insert(group);
+        }
+    }
+    if (names.empty()) list.clear();
+    for (auto& bin : list) {
+        for (const auto& feature : features) {
+            for (const auto& name : names) bin.values[feature] += bin.grouped[feature][name];
+        }
+    }
+}
+
+[[maybe_unused]] Analytics analytics(const AnalyticsQuestion& question, std::span<const Event> events) {
+    std::vector<const Event*> chosen;
+    for (const Event& event : events) {
+        if (asked_for(question, event)) chosen.push_back(&event);
+    }
+    Analytics answer{{}, totals(question, chosen)};
+    const BinGrid bins = list_bins(question.ranges.list, question.bin, {});
+    for (std::int64_t i = 0; i < bins.count() && bins.start(i) <= question.now; ++i) {
+        AnalyticsBin& bin = answer.list.emplace_back(AnalyticsBin{bins.start(i)});
+        for (const auto& feature : question.features) bin.values[feature] = {};
+    }
+    std::int64_t hint = 0;
+    for (const Event* event : chosen) {
+        if (!in_hours(question.ranges.list, *event->timestamp)) continue;
+        const auto index = static_cast<std::size_t>(bins.index(cut(*event->timestamp, micros_per_hour), hint));
+        if (index >= answer.list.size()) continue;
+        AnalyticsBin& bin = answer.list[index];
+        if (question.group_by.empty()) {
+            bin.values[event->name] += value_of(*event);
+        } else if (const std::string group = group_of(question, *event); !group.empty()) {
+            bin.grouped[event->name][group] += value_of(*event);
+        }
+    }
+    for (auto& bin : answer.list) {
+        for (auto& [feature, groups] : bin.grouped) groups = top_groups(groups, question.max_groups);
+    }
+    if (!question.group_by.empty()) fill_groups(answer.list, question.features);
+    for (auto& bin : answer.list) {
+        for (auto& [feature, value] : bin.values) value = value.round(10, Rounding::half_up);
+    }
+    return answer;
+}
+
+}  // namespace autumn
+
 // --- Lago: its aggregations over events (dossier 4.2, 4.4, 4.7) ---
 
 namespace lago {
@@ -8805,7 +8971,8 @@ struct Question {
     std::string property{};
     bool recurring = false, prorated = false;
     Timestamp from{}, to{};
-    int days = 0;  // of the full billing period
+    std::int64_t last_sequence = std::numeric_limits<std::int64_t>::max();  // of events at `to` those after it are out (postgres_store.rb:442)
+    int days = 0;                                                           // of the full billing period
     Decimal initial{};
     Values matching{};
     std::vector<Values> ignored{};
@@ -8833,7 +9000,8 @@ bool is_ignored(const Values& entry, const json& properties) {
     const bool numbers = question.kind != Kind::count && question.kind != Kind::unique_count;
     std::vector<const Event*> scope;
     for (const Event& event : events) {
-        if (*event.timestamp > question.to || (!past && *event.timestamp < cut(question.from, millisecond))) continue;
+        if (std::pair(*event.timestamp, event.sequence) > std::pair(question.to, question.last_sequence)) continue;
+        if (!past && *event.timestamp < cut(question.from, millisecond)) continue;
         if (numbers && !numeric(event, question.property)) continue;
         if (!matches(question.matching, event.properties)) continue;
         const auto ignores = [&](const Values& entry) { return is_ignored(entry, event.properties); };
@@ -8905,6 +9073,55 @@ Decimal unit_days(const Question& question, const std::vector<const Event*>& sco
     return total;
 }
 
+// The days for which a value was there, whole and with the first and the last. What is removed and added again in one day was never away
+// (unique_count_query.rb).
+class DaysPresent {
+public:
+    DaysPresent(Timestamp from, Timestamp to) : from_(day_of(from)), to_(day_of(to)) {}
+
+    void add(Timestamp time) {
+        if (present_) return;
+        if (!until_ || *until_ != day_of(time)) {
+            close();
+            since_ = day_of(time);
+        }
+        present_ = true;
+    }
+    void remove(Timestamp time) {
+        if (present_) until_ = day_of(time);
+        present_ = false;
+    }
+    std::int64_t days() {
+        if (present_) until_ = to_;
+        present_ = false;
+        close();
+        return days_;
+    }
+
+private:
+    static std::int64_t day_of(Timestamp time) { return floor_divide(time.micros(), micros_per_day); }
+    void close() {
+        if (until_) days_ += std::max<std::int64_t>(0, std::min(*until_, to_) - std::max(since_, from_) + 1);
+        until_.reset();
+    }
+    std::int64_t from_, to_, since_ = 0, days_ = 0;
+    std::optional<std::int64_t> until_;
+    bool present_ = false;
+};
+
+std::int64_t value_days(const Question& question, const std::vector<const Event*>& scope) {
+    std::map<std::optional<std::string>, DaysPresent> values;
+    for (const Event* event : scope) {
+        const auto value = property_text(event->properties, question.property);
+        DaysPresent& present = values.try_emplace(value, question.from, question.to).first->second;
+        const bool adds = property_text(event->properties, "operation_type").value_or("add") == "add";
+        adds ? present.add(*event->timestamp) : present.remove(*event->timestamp);
+    }
+    std::int64_t total = 0;
+    for (auto& [value, present] : values) total += present.days();
+    return total;
+}
+
 // The value of a metric over the events in its scope, before the metric's own rounding.
 [[maybe_unused]] Decimal aggregated(const Question& question, const std::vector<const Event*>& scope) {
     switch (question.kind) {
@@ -8918,6 +9135,7 @@ Decimal unit_days(const Question& question, const std::vector<const Event*>& sco
         case Kind::weighted_sum:
             return weighted_sum(question, scope);
         case Kind::unique_count: {
+            if (question.prorated) return Decimal::divide(value_days(question, scope), question.days, 5, Rounding::ceil);
             Decimal sum;
             for (const auto& [value, active] : active_values(question, scope)) sum += active;
             return sum;

@@ -121,6 +121,12 @@ TEST_CASE("a plan that cannot be is refused with the path of the field", "[lago]
     CHECK(field_of(catalogue({{"charge_model", "magic"}})) == "plan.charges[0].charge_model: is not known: magic");
     CHECK(field_of(catalogue({{"charge_model", "standard"}}, {{"code", "calls"}, {"aggregation_type", "sum_agg"}})) ==
           "billable_metrics[0].field_name: is required");
+    const json highest{{"code", "peak"}, {"aggregation_type", "max_agg"}, {"field_name", "value"}};
+    auto unneeded = catalogue({{"charge_model", "standard"}});
+    unneeded["billable_metrics"].push_back(highest);
+    CHECK(field_of(unneeded) == "accepted");
+    CHECK(Book::lago(unneeded).metrics().size() == 1);
+    CHECK(field_of(catalogue({{"charge_model", "standard"}}, highest)) == "plan.charges[0].billable_metric_code: max_agg is not measured here");
     auto unknown = catalogue({{"charge_model", "standard"}});
     unknown["plan"]["charges"][0]["billable_metric_code"] = "nothing";
     CHECK(field_of(unknown) == "plan.charges[0].billable_metric_code: no such billable metric: nothing");
@@ -384,6 +390,15 @@ TEST_CASE("impossible ranges and rules are refused where they stand", "[lago]") 
     CHECK(refused(ranges(json::array({number}))) == "plan.charges[0].properties.graduated_ranges[0].per_unit_amount: invalid_amount");
     CHECK(refused({{"charge_model", "volume"}, {"pay_in_advance", true}}) ==
           "plan.charges[0].pay_in_advance: invalid_aggregation_type_or_charge_model");
+    const auto presented = [&](json keys) {
+        return refused({{"charge_model", "standard"}, {"properties", {{"amount", "1"}, {"presentation_group_keys", std::move(keys)}}}});
+    };
+    const std::string shown = "plan.charges[0].properties.presentation_group_keys: ";
+    CHECK(presented(json::array({{{"value", "region"}, {"options", {{"display_in_invoice", true}}}}, {{"value", "team"}}})) == "accepted");
+    CHECK(presented(json::array({"region"})) == shown + "invalid_type");
+    CHECK(presented(json::array({{{"value", "region"}, {"more", 1}}})) == shown + "invalid_type");
+    CHECK(presented(json::array({{{"value", "a"}}, {{"value", "b"}}, {{"value", "c"}}})) == shown + "too_many_keys");
+    CHECK(presented(json::array({{{"value", "a"}}, {{"value", "a"}}})) == shown + "value_is_duplicated");
     CHECK(refused({{"charge_model", "dynamic"}}) == "plan.charges[0].charge_model: invalid_aggregation_type_or_charge_model");
     CHECK(refused({{"charge_model", "standard"}, {"pay_in_advance", true}, {"min_amount_cents", 5}}) ==
           "plan.charges[0].min_amount_cents: not_compatible_with_pay_in_advance");

@@ -172,7 +172,7 @@ void one_run(const char* self, std::uint64_t seed) {
     std::set<std::string> parked;
     for (const Parked& event : m.parked(vendor, 1000)) {
         parked.insert(event.event.id);
-        parked_there += server->has(event.event.id) ? 1 : 0;
+        if (server->has(event.event.id)) ++parked_there;
         const bool expected = vendor == "zyg" ? event.reason == "unknown" : bad.count(event.event.id) == 1;
         expect(expected, "parked without cause: " + event.event.id + ": " + event.reason + ": " + event.text);
     }

@@ -10,7 +10,11 @@ flexprice::Price price_of(const json& vector) { return flexprice::read_price(Nod
 
 meter::Currency currency_of(const json& vector) { return flexprice::currency_of(vector.at("properties").value("currency", "usd")); }
 
-Decimal units_of(const json& vector) { return number(vector.at("input"), "units"); }
+Decimal units_of(const json& vector) {
+    const auto& input = vector.at("input");
+    if (input.value("method", "") != "fixed_charge") return number(input, "units");
+    return flexprice::fixed_quantity(number(input, "units"), Node(vector.at("properties")).decimal("min_quantity"));
+}
 
 /// Invoice lines are rounded to the currency, costs are not.
 bool is_invoice_line(const json& vector) {

@@ -14,6 +14,8 @@
 #include "polar_reading.hpp"
 #include "time.hpp"
 
+#include "autumn_reading.hpp"
+
 #include <cstdio>
 #include <fstream>
 #include <iostream>
@@ -24,7 +26,7 @@ namespace golden {
 /// The tables of all adapters.
 const std::vector<Vendor>& vendors() {
     static const std::vector<Vendor> all{lago_pricing(),   flexprice_pricing(), polar_pricing(),   autumn_pricing(), autumn_time(),
-                                         flexprice_time(), polar_reads(),       flexprice_reads(), lago_reads()};
+                                         flexprice_time(), polar_reads(),       flexprice_reads(), lago_reads(),     autumn_reads()};
     return all;
 }
 

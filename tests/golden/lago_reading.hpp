@@ -34,12 +34,11 @@ lago::Kind kind_of(const std::string& type) {
 }
 
 /// What this adapter does not read is not passed over in silence.
-void refuse_unread(const json& vector, const json& aggregation) {
+void refuse_unread(const json& vector) {
     for (const char* key : {"event", "cached", "options", "estimated_event"}) {
         if (vector.contains(key)) throw Unknown{};
     }
-    if (aggregation.contains("boundary") || vector.at("expected").contains("pay_in_advance_aggregation")) throw Unknown{};
-    if (aggregation.value("prorated", false) && aggregation.at("type") == "unique_count_agg") throw Unknown{};
+    if (vector.at("expected").contains("pay_in_advance_aggregation")) throw Unknown{};
 }
 
 lago::Question question_of(const json& vector) {
@@ -76,6 +75,7 @@ json figures(const lago::Question& question, const json& aggregation, const Scop
     Decimal cents;
     for (const auto* event : scope) cents += event->precise_total_amount_cents.value_or(Decimal());
     answer["precise_total_amount_cents"] = text(cents);
+    if (aggregation.contains("boundary")) answer["counts"] = {scope.size()};
     if (counts || type == "unique_count_agg") return answer;
     const auto fold = lago::folded(question, scope);
     answer["variation"] = answer["full_units"] = text(fold.sum());
@@ -178,11 +178,24 @@ json buckets(const json& vector, const std::vector<Event>& events) {
     return {{"buckets", answer}};
 }
 
+/// How many events there are up to each of those at the end of the period; the vector has them in the order they were created.
+json counts(const json& vector, const std::vector<Event>& events) {
+    auto question = question_of(vector);
+    json list = json::array();
+    for (const auto& event : events) {
+        if (event.timestamp != question.to) continue;
+        question.last_sequence = event.sequence;
+        list.push_back(lago::in_scope(question, events).size());
+    }
+    return {{"counts", list}};
+}
+
 json aggregate(const json& vector) {
     const auto& aggregation = vector.at("aggregation");
-    refuse_unread(vector, aggregation);
+    refuse_unread(vector);
     const auto events = events_of(vector);
     if (aggregation.contains("charge_filters")) return buckets(vector, events);
+    if (aggregation.value("boundary", "") == "each tied event in turn") return counts(vector, events);
     const auto question = question_of(vector);
     const auto scope = in_groups(vector, lago::in_scope(question, events));
     if (vector.contains("group_by")) return {{"groups", in_order_of(vector.at("expected").at("groups"), groups(vector, question, scope))}};
