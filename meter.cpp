@@ -2591,7 +2591,7 @@ struct Run {
     std::int64_t block_id(std::size_t block) const noexcept { return id * max_blocks + static_cast<std::int64_t>(block); }
 };
 
-int run_bits(std::size_t entries) noexcept { return static_cast<int>(std::bit_width(entries / block_entries)); }
+int run_bits(std::size_t entries) noexcept { return entries == 0 ? 0 : static_cast<int>(std::bit_width((entries - 1) / block_entries)); }
 
 // The six bits that stand for a hash in a block's filter: all in one line of 64 bytes, so that a look costs one memory access.
 // Answers whether `bit(byte, mask)` held for all of them.

@@ -307,12 +307,20 @@ TEST_CASE("A filter that cannot be is refused, naming where") {
     CHECK(error_of([&] { m.list({.filter = built}); }).code() == ErrorCode::bad_value);
 }
 
+TEST_CASE("A metric that names no event measures them all") {
+    Meter m(options_for());
+    m.record({Event{.name = "a", .customer = "x", .properties = {{"n", 1}}}, Event{.name = "b", .customer = "x", .properties = {{"n", 2}}}});
+    const Aggregate all = m.aggregate({.aggregation = Aggregation::sum, .property = "n"}, {.group_by = {"name", "customer"}});
+    REQUIRE(all.rows.size() == 2);
+    CHECK(all.rows[0].group == std::vector<std::optional<std::string>>{"a", "x"});
+    CHECK(all.rows[1].value == Decimal(2));
+}
+
 TEST_CASE("A question that cannot be is refused by name, whether or not there is anything to ask about") {
     Meter m(options_for());
     const bool some = GENERATE(false, true);
     if (some) m.record({.name = "a"});
     const auto field = [&](const Metric& metric, const AggregateQuery& query) { return error_of([&] { m.aggregate(metric, query); }).field(); };
-    CHECK(field({}, {}) == "metric");
     CHECK(field({.code = "a", .aggregation = Aggregation::sum}, {}) == "metric.property");
     CHECK(field({.code = "a", .property = "n"}, {}) == "metric.property");
     CHECK(field({.code = "a"}, {.period = {noon, noon}}) == "period");
