@@ -1815,6 +1815,14 @@ bool like(std::string_view text, std::string_view pattern) {
     return pattern.find_first_not_of('%', p) == std::string_view::npos;
 }
 
+// A comparison with one number, on integers that stand for numbers at some scale: what holds below, at and above `edge`. Where the number
+// itself lies between two integers, none is at it, and `edge` is the last one below.
+struct NumberBound {
+    std::int64_t edge = 0;
+    bool below = false, at = false, above = false;
+    bool holds(std::int64_t cell) const noexcept { return cell < edge ? below : cell == edge ? at : above; }
+};
+
 // A clause made ready to meet many values.
 struct Clause {
     Operator op = Operator::eq;
@@ -1852,6 +1860,22 @@ struct Clause {
             default:
                 return false;
         }
+    }
+
+    // The clause for integers at a scale; nothing when it is not a comparison with one number, or that is out of their range.
+    std::optional<NumberBound> bound(int scale) const {
+        const bool ordering =
+            op == Operator::eq || op == Operator::ne || op == Operator::gt || op == Operator::gte || op == Operator::lt || op == Operator::lte;
+        if (!ordering || !operands[0].number) return std::nullopt;
+        const Decimal& number = *operands[0].number;
+        const Decimal floor = number.round(scale, Rounding::floor);
+        if (floor.abs() > Decimal(1'000'000'000'000'000) || scale > 3 * 5) return std::nullopt;
+        const auto edge = (floor * Decimal::scaled(1, 0) * power_of_ten(scale)).to_int64();
+        if (!edge) return std::nullopt;
+        const bool less = op == Operator::lt || op == Operator::lte || op == Operator::ne,
+                   more = op == Operator::gt || op == Operator::gte || op == Operator::ne;
+        const bool equal = op == Operator::eq || op == Operator::gte || op == Operator::lte;
+        return NumberBound{*edge, less, floor == number ? equal : less, more};
     }
 
 private:
@@ -3881,9 +3905,12 @@ private:
         std::vector<std::uint8_t> met(count);
         std::unordered_map<std::int64_t, bool> interned;
         std::vector<std::int8_t> words(column.words.size(), -1);
+        const auto bound = clause_.bound(column.scale);
         for (std::size_t row = 0; row < count; ++row) {
             const CellKind kind = column.kind(row);
-            if (kind == CellKind::interned) {
+            if (kind == CellKind::number && bound) {
+                met[row] = bound->holds(column.cells[row]);
+            } else if (kind == CellKind::interned) {
                 const auto [known, fresh] = interned.try_emplace(column.cells[row]);
                 if (fresh) {
                     const std::string text = text_of(db, column.cells[row]);
@@ -4929,19 +4956,13 @@ public:
         group_.assign(batch.rows, 0);
         for (std::size_t i = 0; i < columns_.size(); ++i) combine(groups_[i].number(db, batch.columns[columns_[i]], batch), combinations_[i]);
         slot_.assign(batch.rows, 0);
-        std::int64_t start = 1, end = 0;
-        std::uint32_t bin = 0;
+        std::uint64_t last_key = ~std::uint64_t{0};
+        std::uint32_t last = 0;
         for (std::size_t row = 0; row < batch.rows; ++row) {
             if (!batch.mask.empty() && !batch.mask[row]) continue;
-            if (bin_ != Bin::none) {
-                const std::int64_t time = batch.columns[time_].cells[row];
-                if (time < start || time >= end) {
-                    const Period whole = calendar_.around(Timestamp(checked_time(time, "columns.time")));
-                    start = whole.from.micros(), end = whole.to.micros();
-                    bin = bins_.number(static_cast<std::uint64_t>(start));
-                }
-            }
-            slot_[row] = slots_.number(pair_key(group_[row], bin));
+            const std::uint64_t key = pair_key(group_[row], bin_ == Bin::none ? 0 : bin_of(batch.columns[time_].cells[row]));
+            if (key != last_key) last = slots_.number(key), last_key = key;
+            slot_[row] = last;
         }
         if (slots_.keys().size() > limits::aggregate_rows)
             throw Error(ErrorCode::too_large, "bin", "the answer has more than " + std::to_string(limits::aggregate_rows) + " rows");
@@ -4966,6 +4987,17 @@ public:
     }
 
 private:
+    // The number of the bin that holds the time. Rows are in order of customer, so that times jump: the bins met of late are kept in a table
+    // whose cells are about as long as the bins.
+    std::uint32_t bin_of(std::int64_t time) {
+        RecentBin& recent = recent_[static_cast<std::size_t>(time >> cell_bits_) % recent_.size()];
+        if (time >= recent.start && time < recent.end) return recent.bin;
+        const Period whole = calendar_.around(Timestamp(checked_time(time, "columns.time")));
+        recent = {whole.from.micros(), whole.to.micros(), bins_.number(static_cast<std::uint64_t>(whole.from.micros()))};
+        const RecentBin met = recent;
+        if (cell_bits_ == 0) cell_bits_ = std::bit_width(static_cast<std::uint64_t>(met.end - met.start)) - 1;
+        return met.bin;
+    }
     // group_ so far, with one more field.
     void combine(const std::vector<std::uint32_t>& values, Numbering& numbering) {
         std::uint64_t last_key = ~std::uint64_t{0};
@@ -4982,6 +5014,12 @@ private:
     std::vector<std::size_t> columns_;
     std::vector<Values> groups_;
     std::vector<Numbering> combinations_;
+    struct RecentBin {
+        std::int64_t start = 1, end = 0;
+        std::uint32_t bin = 0;
+    };
+    std::vector<RecentBin> recent_{4096};
+    int cell_bits_ = 0;  // of a time, cut off; known when the first bin is
     Numbering bins_, slots_;
     std::vector<std::uint32_t> group_, slot_;
 };
