@@ -111,8 +111,8 @@ int run(const std::vector<std::string>& arguments) {
     if (call.help) return std::printf("%s", usage.data()), 0;
     Fixtures fixtures(call.options);
     std::vector<Measurement> all;
-    constexpr std::array parts{recording_measurements, storage_measurements,  question_measurements,
-                               page_measurements,      delivery_measurements, fee_measurements};
+    constexpr std::array parts{recording_measurements,   storage_measurements,  question_measurements, page_measurements,
+                               acknowledge_measurements, delivery_measurements, fee_measurements};
     for (const auto& part : parts) {
         for (Measurement& measurement : part(fixtures)) all.push_back(std::move(measurement));
     }

@@ -57,7 +57,7 @@ void measure_acknowledge(Fixtures& fixtures) {
 
 }  // namespace
 
-std::vector<Measurement> delivery_measurements(Fixtures& fixtures) {
+std::vector<Measurement> acknowledge_measurements(Fixtures& fixtures) {
     return {{"acknowledge", "a batch of 1,000 acknowledged, beside a one-row update", [&fixtures] { measure_acknowledge(fixtures); }}};
 }
 
