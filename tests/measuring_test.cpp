@@ -80,6 +80,20 @@ TEST_CASE("A question about nothing has no rows") {
     CHECK(total(m, {.code = "other", .event = "a"}) == "1 of 1");
 }
 
+TEST_CASE("A metric without code and event measures events of every name") {
+    Meter m(options_for());
+    record_values(m, {"1", "2"}, "a");
+    record_values(m, {"4", "\"8\"", "null"}, "b");
+    CHECK(total(m, {}) == "5 of 5");
+    CHECK(total(m, {.aggregation = Aggregation::sum, .property = "n"}) == "15 of 4");
+    const Aggregate by_name = m.aggregate(Metric{}, {.group_by = {"name"}});
+    REQUIRE(by_name.rows.size() == 2);
+    CHECK(by_name.rows[0].value == 2);
+    CHECK(by_name.rows[1].value == 3);
+    m.record(std::vector<Event>(64, {.name = "a"}));
+    CHECK(total(m, {.aggregation = Aggregation::sum, .property = "n"}) == "15 of 4");
+}
+
 TEST_CASE("Sums are exact where 64 bits are too few") {
     Meter m(options_for());
     const std::string value = "999999999999999999";  // 18 digits, the most that a column keeps as an integer
