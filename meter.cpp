@@ -1869,8 +1869,8 @@ struct Clause {
         if (!ordering || !operands[0].number) return std::nullopt;
         const Decimal& number = *operands[0].number;
         const Decimal floor = number.round(scale, Rounding::floor);
-        if (floor.abs() > Decimal(1'000'000'000'000'000) || scale > 3 * 5) return std::nullopt;
-        const auto edge = (floor * Decimal::scaled(1, 0) * power_of_ten(scale)).to_int64();
+        if (floor.digits() > 18 || scale > 18) return std::nullopt;
+        const auto edge = (floor * Decimal(power64(scale))).to_int64();
         if (!edge) return std::nullopt;
         const bool less = op == Operator::lt || op == Operator::lte || op == Operator::ne,
                    more = op == Operator::gt || op == Operator::gte || op == Operator::ne;
@@ -2463,7 +2463,8 @@ CREATE VIEW events AS SELECT l.sequence,
         || printf('.%06dZ', ((l.timestamp % 1000000) + 1000000) % 1000000) AS timestamp,
     l.timestamp AS timestamp_us, l.timestamp + l.delay AS recorded_at_us, l.value, l.properties, l.extra
     FROM log l JOIN texts n ON n.id = l.name LEFT JOIN texts c ON c.id = l.customer
-    LEFT JOIN texts b ON b.id = l.subscription LEFT JOIN texts o ON o.id = l.source;
+    LEFT JOIN texts b ON b.id = l.subscription LEFT JOIN texts o ON o.id = l.source
+    WHERE l.sequence > (SELECT value FROM meta WHERE key = 'pruned');
 INSERT INTO meta VALUES('pruned', 0), ('sealed', 0), ('generation', 0);
 )sql";
 
@@ -4240,9 +4241,9 @@ public:
     void housekeep() {
         const std::lock_guard lock(housekeeping_mutex_);
         if (!keeper_ && !in_memory_) keeper_ = open();
-        while (seal_one()) {
+        while (!stopping_ && seal_one()) {
         }
-        while (merge_one()) {
+        while (!stopping_ && merge_one()) {
         }
     }
 
@@ -4280,7 +4281,8 @@ private:
 
     std::mutex housekeeping_mutex_, work_mutex_;
     std::condition_variable work_wanted_;
-    bool wanted_ = false, stopping_ = false;
+    bool wanted_ = false;
+    std::atomic<bool> stopping_ = false;
     std::thread worker_;
 };
 
@@ -4995,7 +4997,7 @@ private:
         const Period whole = calendar_.around(Timestamp(checked_time(time, "columns.time")));
         recent = {whole.from.micros(), whole.to.micros(), bins_.number(static_cast<std::uint64_t>(whole.from.micros()))};
         const RecentBin met = recent;
-        if (cell_bits_ == 0) cell_bits_ = std::bit_width(static_cast<std::uint64_t>(met.end - met.start)) - 1;
+        if (cell_bits_ == 0) cell_bits_ = static_cast<int>(std::bit_width(static_cast<std::uint64_t>(met.end - met.start))) - 1;
         return met.bin;
     }
     // group_ so far, with one more field.
