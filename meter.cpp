@@ -4992,11 +4992,11 @@ private:
     // The number of the bin that holds the time. Rows are in order of customer, so that times jump: the bins met of late are kept in a table
     // whose cells are about as long as the bins.
     std::uint32_t bin_of(std::int64_t time) {
-        RecentBin& recent = recent_[static_cast<std::size_t>(time >> cell_bits_) % recent_.size()];
+        RecentBin& recent = recent_[static_cast<std::size_t>(time >> cell_bits_) % recent_cells];
         if (time >= recent.start && time < recent.end) return recent.bin;
         const Period whole = calendar_.around(Timestamp(checked_time(time, "columns.time")));
-        recent = {whole.from.micros(), whole.to.micros(), bins_.number(static_cast<std::uint64_t>(whole.from.micros()))};
-        const RecentBin met = recent;
+        const RecentBin met{whole.from.micros(), whole.to.micros(), bins_.number(static_cast<std::uint64_t>(whole.from.micros()))};
+        recent = met;
         if (cell_bits_ == 0) cell_bits_ = static_cast<int>(std::bit_width(static_cast<std::uint64_t>(met.end - met.start))) - 1;
         return met.bin;
     }
@@ -5020,7 +5020,8 @@ private:
         std::int64_t start = 1, end = 0;
         std::uint32_t bin = 0;
     };
-    std::vector<RecentBin> recent_{4096};
+    static constexpr std::size_t recent_cells = 4096;
+    std::vector<RecentBin> recent_{recent_cells};
     int cell_bits_ = 0;  // of a time, cut off; known when the first bin is
     Numbering bins_, slots_;
     std::vector<std::uint32_t> group_, slot_;
