@@ -383,7 +383,7 @@ TEST_CASE("impossible ranges and rules are refused where they stand", "[lago]") 
     CHECK(refused(ranges({range(0, 10), range(5, nullptr)})) == wrong);
     CHECK(refused(ranges({range(0, 10), range(13, nullptr)})) == wrong);
     CHECK(refused(ranges({range(0, 10), range(11, 20)})) == wrong);
-    CHECK(refused(ranges({range(-1, nullptr)})) == wrong);
+    CHECK(refused(ranges(json::array({range(-1, nullptr)}))) == wrong);
     CHECK(refused(ranges(json::array())) == "plan.charges[0].properties.graduated_ranges: missing_graduated_ranges");
     auto number = range(0, nullptr);
     number["per_unit_amount"] = 1;
