@@ -699,7 +699,8 @@ struct MeterOptions {
     std::size_t cache_bytes = 8 * 1024 * 1024;  ///< of pages, for each of the up to three connections
     /// Memory for the filters that make looking for an id quick: 2 bytes an event, newest first. What goes beyond it costs a disk access an id.
     std::size_t index_bytes = 64 * 1024 * 1024;
-    /// Events after which a stretch of the log is sealed into columns. Half of it is in memory at a time, about 100 bytes an event.
+    /// Events after which a stretch of the log is sealed into columns. While that is done, and to answer questions about what is not sealed
+    /// yet, about 100 to 200 bytes an event are in memory.
     std::int64_t chunk_events = 65536;
     std::function<Timestamp()> clock = {};       ///< the system's when empty
     std::function<std::uint64_t()> random = {};  ///< 64 random bits a call; the system's when empty
