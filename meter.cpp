@@ -2851,12 +2851,21 @@ std::int64_t first_sequence(Connection& db) { return meta(db, "pruned") + 1; }
     "(SELECT text FROM texts WHERE id = l.customer), (SELECT text FROM texts WHERE id = l.subscription), "               \
     "(SELECT text FROM texts WHERE id = l.source), l.value, l.properties, l.extra FROM log l "
 
+std::string read_id(std::string_view id, bool is_uuid) { return is_uuid ? unpack_uuid(id) : std::string(id); }
+
+// Empty when there is no such event.
+std::string id_at(Connection& db, std::int64_t sequence) {
+    const Prepared row = db.prepared("SELECT id, typeof(id) = 'blob' FROM log WHERE sequence = ?");
+    row.bind(sequence);
+    return row.row() ? read_id(row.text(0), row.integer(1) != 0) : std::string();
+}
+
 // All of an event but its properties, which are text in column 10.
 Event read_plain_event(const Prepared& row) {
     return from_file("log", [&row] {
         Event event;
         event.sequence = row.integer(0);
-        event.id = row.integer(2) != 0 ? unpack_uuid(row.text(1)) : std::string(row.text(1));
+        event.id = read_id(row.text(1), row.integer(2) != 0);
         event.timestamp = Timestamp(checked_time(row.integer(3), "log"));
         const std::int64_t delay = row.integer(4), most = Timestamp::max().micros() - Timestamp::min().micros();
         if (delay < -most || delay > most) damaged("log");
@@ -3660,8 +3669,8 @@ Column id_column(Connection& db, const Column& sequence) {
     Column column{{CellKind::text}, {}, 0, {}, {}};
     std::vector<std::size_t> ends;
     for (const std::int64_t at : sequence.cells) {
-        const auto event = event_at(db, at);
-        if (event) column.text.insert(column.text.end(), event->id.begin(), event->id.end());
+        const std::string id = id_at(db, at);
+        column.text.insert(column.text.end(), id.begin(), id.end());
         ends.push_back(column.text.size());
     }
     std::size_t begin = 0;
@@ -4527,6 +4536,8 @@ void check_question(std::string_view field, std::string_view text) {
     if (const char* fault = text_fault(text)) refuse(std::string(field), fault);
 }
 
+[[noreturn]] void bad_cursor(const char* reason = "was not made by list()") { throw Error(ErrorCode::bad_cursor, "cursor", reason); }
+
 void check_list(const ListQuery& query) {
     check_paging(query.limit, query.offset);
     check_period(query.period);
@@ -4535,6 +4546,11 @@ void check_list(const ListQuery& query) {
     check_question("subscription", query.subscription);
     for (const auto& [field, texts] : {std::pair{"names", &query.names}, std::pair{"sources", &query.sources}, std::pair{"ids", &query.ids}}) {
         for (const std::string& text : *texts) check_question(field, text);
+    }
+    if (query.sort.size() > limits::sort_keys) refuse("sort", "has more than " + std::to_string(limits::sort_keys) + " keys");
+    for (const SortKey& key : query.sort) {
+        if (key.field.empty()) refuse("sort", "names no field");
+        check_question("sort", key.field);
     }
 }
 
@@ -4560,94 +4576,219 @@ Filter list_filter(const ListQuery& query) {
     return Filter::all({query.filter, Filter::where("source", Operator::in, query.sources)});
 }
 
-// ---- lists ----
+// ---- the order of a list ----
 
-// A row's place in a list: total order, because sequences differ.
+// An event's place in time; sequences differ, so that no two are equal.
 struct Place {
     std::int64_t time = 0, sequence = 0;
     friend auto operator<=>(const Place&, const Place&) = default;
 };
 
-// Collects the first `keep` places in the list's order, after `start` if there is one.
-class TopPlaces {
+enum class SortKind : std::uint8_t { missing, boolean, time, number, text, json };  // in the order of SortKey
+
+// A value as lists are sorted by it.
+template <class Text>
+struct SortCell {
+    SortKind kind = SortKind::missing;
+    std::int64_t integer = 0;  // of a boolean or a time
+    Decimal number{};
+    Text text{};
+};
+
+template <class A, class B>
+std::strong_ordering order_of(const SortCell<A>& a, const SortCell<B>& b) {
+    if (a.kind != b.kind) return a.kind <=> b.kind;
+    switch (a.kind) {
+        case SortKind::missing:
+            return std::strong_ordering::equal;
+        case SortKind::boolean:
+        case SortKind::time:
+            return a.integer <=> b.integer;
+        case SortKind::number:
+            return a.number <=> b.number;
+        default:
+            return std::string_view(a.text).compare(std::string_view(b.text)) <=> 0;
+    }
+}
+
+// An event's place in a list. `time` stands for the first key where that is the timestamp, so that the usual list compares integers.
+struct Rank {
+    std::int64_t time = 0;
+    std::vector<SortCell<std::string>> cells{};  // of the other keys
+    std::int64_t sequence = 0;
+    const SortCell<std::string>& cell(std::size_t key) const { return cells[key]; }
+};
+
+// The keys of a list, found among a scan's columns.
+class ListOrder {
 public:
-    TopPlaces(Order order, std::size_t keep, std::optional<Place> start) : newest_(order == Order::newest_first), keep_(keep), start_(start) {}
-    void add(const Place& place) {
-        if (start_ && !before(*start_, place)) return;
-        if (full() && !before(place, heap_.front())) return;
-        heap_.push_back(place);
-        std::push_heap(heap_.begin(), heap_.end(), Before{newest_});
+    ListOrder(Connection& db, std::vector<SortKey> sort, ScanQuestion& question) : db_(db), sequence_(question.key(fields::sequence)) {
+        if (sort.empty()) sort.push_back({"timestamp", true});
+        newest_first_ = last_descends_ = sort.back().descending;
+        auto key = sort.begin();
+        if (column_key(key->field) == fields::time) {
+            newest_first_ = key++->descending;
+            time_ = question.key(fields::time);
+        }
+        for (; key != sort.end(); ++key) {
+            const std::string column = column_key(key->field);
+            const Source source = column == fields::id ? Source::id : column == fields::time ? Source::time : Source::column;
+            keys_.push_back({source, source == Source::id ? sequence_ : question.key(column), key->descending});
+        }
+    }
+    bool by_time() const noexcept { return time_.has_value(); }
+    bool newest_first() const noexcept { return newest_first_; }
+    std::size_t cells() const noexcept { return keys_.size(); }
+
+    // A row of a batch: its values are read as far as it takes to tell which of two goes first.
+    struct Row {
+        ListOrder& order;
+        const Batch& batch;
+        std::size_t row;
+        std::int64_t time, sequence;
+        SortCell<std::string_view> cell(std::size_t key) const { return order.cell(order.keys_[key], batch, row); }
+    };
+    Row row(const Batch& batch, std::size_t row) {
+        return {*this, batch, row, time_ ? batch.columns[*time_].cells[row] : 0, batch.columns[sequence_].cells[row]};
+    }
+    Rank rank(const Row& row) const {
+        Rank rank{row.time, {}, row.sequence};
+        for (std::size_t key = 0; key < keys_.size(); ++key) {
+            const auto cell = row.cell(key);
+            rank.cells.push_back({cell.kind, cell.integer, cell.number, std::string(cell.text)});
+        }
+        return rank;
+    }
+    template <class A>
+    bool before(const A& a, const Rank& b) const {
+        if (a.time != b.time) return (a.time > b.time) == newest_first_;
+        for (std::size_t key = 0; key < keys_.size(); ++key) {
+            const auto order = order_of(a.cell(key), b.cells[key]);
+            if (order != 0) return (order > 0) == keys_[key].descending;
+        }
+        return a.sequence != b.sequence && (a.sequence > b.sequence) == last_descends_;
+    }
+
+private:
+    enum class Source { column, time, id };  // ids are in no column: one is read where the keys before it are equal
+    struct Key {
+        Source source;
+        std::size_t column;
+        bool descending;
+    };
+
+    SortCell<std::string_view> cell(const Key& key, const Batch& batch, std::size_t row) {
+        const Column& column = batch.columns[key.column];
+        if (key.source == Source::time) return {SortKind::time, column.cells[row], {}, {}};
+        if (key.source == Source::id) return {SortKind::text, 0, {}, id_ = id_at(db_, column.cells[row])};
+        if (column.kind(row) == CellKind::interned) return {SortKind::text, 0, {}, interned(column.cells[row])};
+        const Scalar value = cell_scalar(column, row);
+        switch (value.kind) {
+            case Scalar::Kind::boolean:
+                return {SortKind::boolean, value.boolean ? 1 : 0, {}, {}};
+            case Scalar::Kind::number:
+                return {SortKind::number, 0, value.number, {}};
+            case Scalar::Kind::text:
+                return {SortKind::text, 0, {}, value.text};
+            case Scalar::Kind::json:
+                return {SortKind::json, 0, {}, value.text};
+            default:
+                return {};
+        }
+    }
+    std::string_view interned(std::int64_t id) {
+        const auto [known, fresh] = texts_.try_emplace(id);
+        if (fresh) known->second = text_of(db_, id);
+        return known->second;
+    }
+
+    Connection& db_;
+    std::size_t sequence_;
+    std::optional<std::size_t> time_{};
+    bool newest_first_, last_descends_;
+    std::vector<Key> keys_{};
+    std::unordered_map<std::int64_t, std::string> texts_{};
+    std::string id_{};
+};
+
+// ---- lists ----
+
+// Collects the first `keep` rows in a list's order, after `start` if there is one.
+class TopRanks {
+    auto before() const {
+        return [this](const Rank& a, const Rank& b) { return order_.before(a, b); };
+    }
+    bool full() const { return heap_.size() >= keep_; }
+
+public:
+    TopRanks(const ListOrder& order, std::size_t keep, const std::optional<Rank>& start) : order_(order), keep_(keep), start_(start) {}
+    void add(const ListOrder::Row& row) {
+        if (start_ && (row.sequence == start_->sequence || order_.before(row, *start_))) return;
+        if (full() && !order_.before(row, heap_.front())) return;
+        heap_.push_back(order_.rank(row));
+        std::push_heap(heap_.begin(), heap_.end(), before());
         if (heap_.size() > keep_) {
-            std::pop_heap(heap_.begin(), heap_.end(), Before{newest_});
+            std::pop_heap(heap_.begin(), heap_.end(), before());
             heap_.pop_back();
         }
     }
     // Whether nothing from `first` to `last` (times) can belong to what is kept.
     bool excludes(std::int64_t first, std::int64_t last) const {
-        if (start_ && (newest_ ? first > start_->time : last < start_->time)) return true;
-        return full() && (newest_ ? last < heap_.front().time : first > heap_.front().time);
+        if (!order_.by_time()) return false;
+        const bool newest = order_.newest_first();
+        if (start_ && (newest ? first > start_->time : last < start_->time)) return true;
+        return full() && (newest ? last < heap_.front().time : first > heap_.front().time);
     }
-    std::vector<Place> sorted() && {
-        std::sort_heap(heap_.begin(), heap_.end(), Before{newest_});
+    std::vector<Rank> sorted() && {
+        std::sort_heap(heap_.begin(), heap_.end(), before());
         return std::move(heap_);
     }
 
 private:
-    struct Before {
-        bool newest;
-        bool operator()(const Place& a, const Place& b) const { return newest ? a > b : a < b; }
-    };
-    bool before(const Place& a, const Place& b) const { return Before{newest_}(a, b); }
-    bool full() const { return heap_.size() >= keep_; }
-    bool newest_;
+    const ListOrder& order_;
     std::size_t keep_;
-    std::optional<Place> start_;
-    std::vector<Place> heap_;
+    const std::optional<Rank>& start_;
+    std::vector<Rank> heap_{};
 };
 
-template <class Use>
-void each_place(const Batch& batch, std::size_t time, std::size_t sequence, Use&& use) {
-    for (std::size_t row = 0; row < batch.rows; ++row) {
-        if (batch.mask.empty() || batch.mask[row]) use(Place{batch.columns[time].cells[row], batch.columns[sequence].cells[row]});
-    }
-}
-
 struct Listing {
-    std::vector<Place> places{};
+    std::vector<Rank> ranks{};
     std::int64_t total = 0;
 };
 
-// The places of up to `keep` rows that match, in order; of the given rows when the question names ids, else of the whole log.
-Listing list_places(const Reader& reader, const ListQuery& query, const std::vector<std::int64_t>* rows, std::size_t keep,
-                    std::optional<Place> start) {
+// The ranks of up to `keep` rows that match, in order; of the given rows when the question names ids, else of the whole log.
+Listing list_ranks(const Reader& reader, const ListQuery& query, const std::vector<std::int64_t>* rows, std::size_t keep,
+                   const std::optional<Rank>& start) {
     Listing listing;
     auto question = scan_question(reader, query.names, query.customer, query.subscription, query.period);
     if (!question) return listing;
-    const std::size_t time = question->key(fields::time), sequence = question->key(fields::sequence);
+    ListOrder order(reader, query.sort, *question);
+    if (start && start->cells.size() != order.cells()) bad_cursor();
     const Condition condition(list_filter(query), *question);
     Parts parts;
     for (const std::int64_t row : rows ? *rows : std::vector<std::int64_t>()) read_parts(reader, row - 1, row, {}, parts, question->keys);
     std::vector<Source> found = rows ? part_sources(parts, *question) : sources(reader, *question);
-    const bool newest = query.order == Order::newest_first;
-    std::sort(found.begin(), found.end(),
-              [newest](const Source& a, const Source& b) { return newest ? a.last_time > b.last_time : a.first_time < b.first_time; });
-    TopPlaces top(query.order, keep, start);
+    std::sort(found.begin(), found.end(), [newest = order.newest_first()](const Source& a, const Source& b) {
+        return newest ? a.last_time > b.last_time : a.first_time < b.first_time;
+    });
+    TopRanks top(order, keep, start);
     for (const Source& source : found) {
         const bool excluded = top.excludes(source.first_time, source.last_time);
         if (excluded && !query.count) continue;
         Batch batch = load(reader, source, *question);
         if (batch.rows == 0) continue;
         condition.apply(reader, batch);
-        each_place(batch, time, sequence, [&](const Place& place) {
+        for (std::size_t row = 0; row < batch.rows; ++row) {
+            if (!batch.mask.empty() && !batch.mask[row]) continue;
             ++listing.total;
-            if (!excluded) top.add(place);
-        });
+            if (!excluded) top.add(order.row(batch, row));
+        }
     }
-    listing.places = std::move(top).sorted();
+    listing.ranks = std::move(top).sorted();
     return listing;
 }
 
-// ---- cursors: the whole question and the last place seen, as base64url of JSON ----
+// ---- cursors: the whole question and the last place seen, as base64url of a checksum and JSON ----
 
 constexpr std::string_view base64_digits = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
 
@@ -4669,7 +4810,7 @@ std::string from_base64(std::string_view text) {
     int held = 0;
     for (const char c : text) {
         const std::size_t digit = base64_digits.find(c);
-        if (digit == std::string_view::npos) throw Error(ErrorCode::bad_cursor, "cursor", "was not made by list()");
+        if (digit == std::string_view::npos) bad_cursor();
         bits = bits << 6 | static_cast<std::uint32_t>(digit);
         held += 6;
         if (held >= 8) bytes.push_back(static_cast<char>(bits >> (held -= 8) & 0xFF));
@@ -4677,54 +4818,121 @@ std::string from_base64(std::string_view text) {
     return bytes;
 }
 
-Cursor make_cursor(const ListQuery& query, const Place& last) {
-    const json tree = {{"customer", query.customer},
-                       {"subscription", query.subscription},
-                       {"names", query.names},
-                       {"sources", query.sources},
-                       {"ids", query.ids},
-                       {"from", query.period.from.micros()},
-                       {"to", query.period.to.micros()},
-                       {"filter", query.filter.to_json()},
-                       {"newest", query.order == Order::newest_first},
-                       {"limit", query.limit},
-                       {"count", query.count},
-                       {"time", last.time},
-                       {"sequence", last.sequence}};
-    return {to_base64(tree.dump())};
+std::string checksum_of(std::string_view text) {
+    Bytes bytes;
+    put_bytes(bytes, hash_bytes(text), 8);
+    return {bytes.begin(), bytes.end()};
 }
 
-std::pair<ListQuery, Place> read_cursor(const Cursor& cursor) {
+json cell_json(const SortCell<std::string>& cell) {
+    switch (cell.kind) {
+        case SortKind::missing:
+            return nullptr;
+        case SortKind::boolean:
+            return cell.integer != 0;
+        case SortKind::time:
+            return cell.integer;
+        case SortKind::number:
+            return {{"number", cell.number.to_string()}};
+        case SortKind::text:
+            return cell.text;
+        default:
+            return {{"json", cell.text}};
+    }
+}
+
+SortCell<std::string> cell_from(const json& tree) {
+    if (tree.is_null()) return {};
+    if (tree.is_boolean()) return {SortKind::boolean, tree.get<bool>() ? 1 : 0, {}, {}};
+    if (tree.is_number_integer()) return {SortKind::time, tree.get<std::int64_t>(), {}, {}};
+    if (tree.is_string()) return {SortKind::text, 0, {}, tree.get<std::string>()};
+    if (tree.contains("number")) return {SortKind::number, 0, Decimal(tree.at("number").get<std::string>()), {}};
+    return {SortKind::json, 0, {}, tree.at("json").get<std::string>()};
+}
+
+// What must be the same for a cursor to be good.
+json question_json(const ListQuery& query) {
+    json sort = json::array();
+    for (const SortKey& key : query.sort) sort.push_back({key.field, key.descending});
+    return {{"customer", query.customer},         {"subscription", query.subscription},
+            {"names", query.names},               {"sources", query.sources},
+            {"ids", query.ids},                   {"from", query.period.from.micros()},
+            {"to", query.period.to.micros()},     {"filter", query.filter.to_json()},
+            {"sort", std::move(sort)}};
+}
+
+ListQuery question_from(const json& tree) {
+    ListQuery query;
+    query.customer = tree.at("customer").get<std::string>();
+    query.subscription = tree.at("subscription").get<std::string>();
+    query.names = tree.at("names").get<std::vector<std::string>>();
+    query.sources = tree.at("sources").get<std::vector<std::string>>();
+    query.ids = tree.at("ids").get<std::vector<std::string>>();
+    query.period = {Timestamp(tree.at("from").get<std::int64_t>()), Timestamp(tree.at("to").get<std::int64_t>())};
+    query.filter = Filter::from_json(tree.at("filter"));
+    for (const json& key : tree.at("sort")) query.sort.push_back({key.at(0).get<std::string>(), key.at(1).get<bool>()});
+    return query;
+}
+
+Cursor make_cursor(const ListQuery& query, const Rank& last) {
+    json cells = json::array();
+    for (const auto& cell : last.cells) cells.push_back(cell_json(cell));
+    const json tree = {{"question", question_json(query)}, {"limit", query.limit},        {"count", query.count},
+                       {"time", last.time},                {"cells", std::move(cells)},   {"sequence", last.sequence}};
+    const std::string text = tree.dump();
+    return {to_base64(checksum_of(text) + text)};
+}
+
+// What a cursor holds, read by `read`; whatever is wrong with it is a bad cursor.
+template <class Read>
+auto read_cursor(const Cursor& cursor, Read&& read) {
+    constexpr std::size_t checksum_bytes = 8;
+    const std::string bytes = from_base64(cursor.text);
+    const std::string_view text = std::string_view(bytes).substr(std::min(checksum_bytes, bytes.size()));
+    if (to_base64(bytes) != cursor.text || !bytes.starts_with(checksum_of(text))) bad_cursor();
     try {
-        const json tree = json::parse(from_base64(cursor.text));
-        ListQuery query;
-        query.customer = tree.at("customer").get<std::string>();
-        query.subscription = tree.at("subscription").get<std::string>();
-        query.names = tree.at("names").get<std::vector<std::string>>();
-        query.sources = tree.at("sources").get<std::vector<std::string>>();
-        query.ids = tree.at("ids").get<std::vector<std::string>>();
-        query.period = {Timestamp(tree.at("from").get<std::int64_t>()), Timestamp(tree.at("to").get<std::int64_t>())};
-        query.filter = Filter::from_json(tree.at("filter"));
-        query.order = tree.at("newest").get<bool>() ? Order::newest_first : Order::oldest_first;
+        return read(json::parse(text));
+    } catch (const json::exception&) {
+        bad_cursor();
+    } catch (const Error& error) {
+        if (error.code() == ErrorCode::bad_cursor) throw;
+        bad_cursor();
+    }
+}
+
+// The question that the page before answered, to go on after it.
+ListQuery cursor_query(const Cursor& cursor) {
+    return read_cursor(cursor, [&cursor](const json& tree) {
+        ListQuery query = question_from(tree.at("question"));
         query.limit = tree.at("limit").get<std::int64_t>();
         query.count = tree.at("count").get<bool>();
         check_list(query);
-        return {query, {tree.at("time").get<std::int64_t>(), tree.at("sequence").get<std::int64_t>()}};
-    } catch (const std::exception&) {
-        throw Error(ErrorCode::bad_cursor, "cursor", "was not made by list()");
-    }
+        query.after = cursor;
+        return query;
+    });
 }
 
-Page list_page(const Reader& reader, const ListQuery& query, const std::vector<std::int64_t>* rows, std::optional<Place> start) {
+// Where the page before ended.
+std::optional<Rank> list_start(const ListQuery& query) {
+    if (!query.after) return std::nullopt;
+    return read_cursor(query.after, [&query](const json& tree) {
+        if (tree.at("question") != question_json(query)) bad_cursor("belongs to another question");
+        Rank rank{tree.at("time").get<std::int64_t>(), {}, tree.at("sequence").get<std::int64_t>()};
+        for (const json& cell : tree.at("cells")) rank.cells.push_back(cell_from(cell));
+        return std::optional(rank);
+    });
+}
+
+Page list_page(const Reader& reader, const ListQuery& query, const std::vector<std::int64_t>* rows) {
     // One more than the page holds tells whether there is a next one.
     const auto offset = static_cast<std::size_t>(query.offset), limit = static_cast<std::size_t>(query.limit);
-    Listing listing = list_places(reader, query, rows, offset + limit + 1, start);
+    Listing listing = list_ranks(reader, query, rows, offset + limit + 1, list_start(query));
     Page page;
     if (query.count) page.total = listing.total;
-    for (std::size_t i = offset; i < listing.places.size() && page.events.size() < limit; ++i) {
-        if (auto event = event_at(reader, listing.places[i].sequence)) page.events.push_back(std::move(*event));
+    for (std::size_t i = offset; i < listing.ranks.size() && page.events.size() < limit; ++i) {
+        if (auto event = event_at(reader, listing.ranks[i].sequence)) page.events.push_back(std::move(*event));
     }
-    if (listing.places.size() > offset + limit) page.next = make_cursor(query, listing.places[offset + limit - 1]);
+    if (listing.ranks.size() > offset + limit) page.next = make_cursor(query, listing.ranks[offset + limit - 1]);
     return page;
 }
 
@@ -12344,10 +12552,10 @@ struct Meter::Impl {
         return {rows.begin(), rows.end()};
     }
 
-    Page list(const ListQuery& query, std::optional<Place> start) {
+    Page list(const ListQuery& query) {
         check_list(query);
         const std::vector<std::int64_t> rows = locate(query.ids);
-        return store.scan([&](const Reader& reader) { return list_page(reader, query, query.ids.empty() ? nullptr : &rows, start); });
+        return store.scan([&](const Reader& reader) { return list_page(reader, query, query.ids.empty() ? nullptr : &rows); });
     }
 
     MeterOptions options;
@@ -12399,12 +12607,8 @@ std::optional<Event> Meter::find(std::string_view id) const {
     return impl_->store.read([sequence](Connection& db) { return event_at(db, sequence); });
 }
 
-Page Meter::list(const ListQuery& query) const { return impl_->list(query, std::nullopt); }
-
-Page Meter::list(const Cursor& cursor) const {
-    const auto [query, last] = read_cursor(cursor);
-    return impl_->list(query, last);
-}
+Page Meter::list(const ListQuery& query) const { return impl_->list(query); }
+Page Meter::list(const Cursor& cursor) const { return impl_->list(cursor_query(cursor)); }
 
 std::vector<NameInfo> Meter::list_names(const NamesQuery& query) const {
     check_paging(query.limit, query.offset);

@@ -226,6 +226,7 @@ inline constexpr std::size_t json_depth = 32;
 inline constexpr std::size_t extra_bytes = 65536;       ///< notice and extensions together, as JSON text
 inline constexpr std::size_t batch_events = 100000;     ///< in one call of record()
 inline constexpr std::size_t page_events = 1000;        ///< ListQuery::limit
+inline constexpr std::size_t sort_keys = 8;             ///< ListQuery::sort
 inline constexpr std::size_t aggregate_rows = 1000000;  ///< bins x groups of one answer
 }  // namespace limits
 
@@ -312,23 +313,32 @@ struct Metric {
 // 5 questions
 // ---------------------------------------------------------------------------------------------
 
-enum class Order { newest_first, oldest_first };
+/// One key of an order. Values of different kinds stand in this order: missing or null, false, true, numbers, texts (by bytes), lists; an object
+/// counts as missing. `descending` turns all of it round.
+struct SortKey {
+    std::string field = {};
+    bool descending = false;
+};
+
+/// Where a list goes on. Opaque text that holds the whole question in the clear, good for any process on the same database. What is changed in it
+/// by accident is noticed; it is no secret and no signature.
+struct Cursor {
+    std::string text = {};
+    explicit operator bool() const noexcept { return !text.empty(); }
+};
 
 struct ListQuery {
     std::string customer = {}, subscription = {};
     std::vector<std::string> names = {}, sources = {}, ids = {};  ///< any of them; no condition when empty
     Period period = {};
     Filter filter = {};
-    Order order = Order::newest_first;  ///< by timestamp, then sequence: a total order
-    std::int64_t limit = 100;           ///< 1 to limits::page_events
-    std::int64_t offset = 0;
-    bool count = false;  ///< also count all that match
-};
-
-/// Where a list goes on. Opaque text that holds the whole question, good for any process on the same database.
-struct Cursor {
-    std::string text = {};
-    explicit operator bool() const noexcept { return !text.empty(); }
+    /// Fields as in Filter, at most limits::sort_keys; by timestamp, newest first, when empty. What is still equal goes by sequence, in the direction
+    /// of the last key: a total order. Any other first key than the timestamp reads that column of the whole period.
+    std::vector<SortKey> sort = {};
+    std::int64_t limit = 100;  ///< 1 to limits::page_events
+    std::int64_t offset = 0;   ///< of the events after the cursor, if there is one
+    bool count = false;        ///< also count all that match, before the cursor too
+    Cursor after = {};         ///< go on after that page; everything else but limit, offset and count must be as it was there
 };
 
 struct Page {
@@ -728,9 +738,9 @@ public:
     std::vector<Receipt> record_json(std::string_view lines);
 
     std::optional<Event> find(std::string_view id) const;
-    /// Throws bad_value for a limit, offset or period that cannot be, naming it.
+    /// Throws bad_value for a limit, offset, period, sort or text that cannot be, naming it; bad_cursor for a cursor of another question.
     Page list(const ListQuery& query = {}) const;
-    /// The page after the one that gave the cursor. No event is skipped or seen twice while others arrive. Throws bad_cursor.
+    /// The page after the one that gave the cursor, of the same size. No event is skipped or seen twice while others arrive. Throws bad_cursor.
     Page list(const Cursor& cursor) const;
     std::vector<NameInfo> list_names(const NamesQuery& query = {}) const;
 

@@ -103,14 +103,14 @@ private:
         }
         query.period = workload_.period();
         if (workload_.chance(50)) query.filter = workload_.filter();
-        query.order = workload_.chance(50) ? Order::newest_first : Order::oldest_first;
+        if (workload_.chance(60)) query.sort = workload_.sort();
         query.limit = 1 + static_cast<std::int64_t>(workload_.pick(50));
         if (workload_.chance(30)) query.offset = static_cast<std::int64_t>(workload_.pick(30));
         query.count = workload_.chance(50);
         const auto found = plain_list(events_, query);
         std::vector<std::string> expected;
         for (std::size_t i = static_cast<std::size_t>(query.offset); i < found.size(); ++i) expected.push_back(found[i]->id);
-        CAPTURE(query.customer, query.subscription, query.names, query.sources, query.ids, query.filter.to_json().dump(), query.limit, query.offset);
+        CAPTURE(query.customer, query.subscription, query.names, query.sources, query.ids, query.filter.to_json().dump(), shown(query.sort), query.limit, query.offset);
         for (std::size_t i = 0; i < meters.size(); ++i) {
             CAPTURE(i);
             Page page = meters[i]->list(query);
@@ -135,7 +135,7 @@ private:
         query.descending = workload_.chance(50);
         const auto first = meters[0]->list_names(query);
         for (const NameInfo& info : first) {
-            const ListQuery same{.customer = query.customer, .names = {info.name}, .period = query.period, .order = Order::oldest_first};
+            const ListQuery same{.customer = query.customer, .names = {info.name}, .period = query.period, .sort = {{"timestamp"}}};
             const auto found = plain_list(events_, same);
             REQUIRE(info.occurrences == static_cast<std::int64_t>(found.size()));
             REQUIRE(info.first_seen.micros() == found.front()->time);

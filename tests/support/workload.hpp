@@ -7,6 +7,7 @@
 #include <random>
 #include <set>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "../../meter.hpp"
@@ -130,6 +131,12 @@ public:
         if (extra_properties_ > 0 && chance(40)) return "p" + std::to_string(pick(static_cast<std::size_t>(extra_properties_)));
         return among({"model", "tokens", "nested.region", "nested.deep.n", "nested", "mixed", "dotted.key", "list", "value", "customer",
                       "subscription", "source", "name", "properties.name", "absent"});
+    }
+
+    std::vector<meter::SortKey> sort() {
+        std::vector<meter::SortKey> keys;
+        for (std::size_t i = pick(4); i > 0; --i) keys.push_back({chance(25) ? "timestamp" : chance(15) ? "id" : some_field(), chance(50)});
+        return keys;
     }
 
     meter::Period period() {
@@ -390,6 +397,39 @@ inline meter::Aggregate plain_aggregate(const std::vector<ModelEvent>& events, c
     return answer;
 }
 
+/// A value in the order that lists are sorted by: its kind, then what it holds.
+inline std::tuple<int, bool, Decimal, std::string> sort_value(const ModelEvent& event, const std::string& field) {
+    if (field == "timestamp") return {2, false, event.time, ""};
+    const Value value = event.field(field);
+    switch (value.kind) {
+        case Value::Kind::boolean:
+            return {1, value.boolean, 0, ""};
+        case Value::Kind::number:
+            return {2, false, value.number, ""};
+        case Value::Kind::text:
+            return {3, false, 0, value.text};
+        case Value::Kind::structure:
+            return {4, false, 0, value.text};
+        default:
+            return {0, false, 0, ""};
+    }
+}
+
+inline bool goes_before(const ModelEvent& a, const ModelEvent& b, std::vector<meter::SortKey> sort) {
+    if (sort.empty()) sort = {{"timestamp", true}};
+    for (const meter::SortKey& key : sort) {
+        const auto left = sort_value(a, key.field), right = sort_value(b, key.field);
+        if (left != right) return key.descending ? left > right : left < right;
+    }
+    return sort.back().descending ? a.sequence > b.sequence : a.sequence < b.sequence;
+}
+
+inline std::string shown(const std::vector<meter::SortKey>& sort) {
+    std::string text;
+    for (const meter::SortKey& key : sort) text += (key.descending ? "-" : "+") + key.field + " ";
+    return text;
+}
+
 /// In the order of a list.
 inline std::vector<const ModelEvent*> plain_list(const std::vector<ModelEvent>& events, const meter::ListQuery& query) {
     const auto one_of = [](const std::vector<std::string>& list, const std::string& text) {
@@ -402,10 +442,7 @@ inline std::vector<const ModelEvent*> plain_list(const std::vector<ModelEvent>& 
                           one_of(query.sources, event.source) && one_of(query.ids, event.id) && query.period.contains(Timestamp(event.time));
         if (fits && holds(event, query.filter)) found.push_back(&event);
     }
-    std::sort(found.begin(), found.end(), [&](const ModelEvent* a, const ModelEvent* b) {
-        const auto left = std::pair(a->time, a->sequence), right = std::pair(b->time, b->sequence);
-        return query.order == meter::Order::newest_first ? left > right : left < right;
-    });
+    std::sort(found.begin(), found.end(), [&](const ModelEvent* a, const ModelEvent* b) { return goes_before(*a, *b, query.sort); });
     return found;
 }
 
