@@ -26,6 +26,7 @@
 #include <deque>
 #include <filesystem>
 #include <fstream>
+#include <iterator>
 #include <limits>
 #include <map>
 #include <mutex>
@@ -4945,54 +4946,89 @@ bool contains_folded(std::string_view text, std::string_view part) {
     return std::search(text.begin(), text.end(), part.begin(), part.end(), same) != text.end();
 }
 
-std::map<std::int64_t, NameInfo> count_names(const Reader& reader, ScanQuestion question) {
-    std::map<std::int64_t, NameInfo> names;
-    const std::size_t time = question.key(fields::time);
-    const auto count = [&names](std::int64_t name, std::int64_t rows, std::int64_t first, std::int64_t last) {
-        const auto [place, fresh] = names.try_emplace(name, NameInfo{{}, 0, Timestamp(first), Timestamp(last)});
-        NameInfo& info = place->second;
-        info.occurrences += rows;
-        info.first_seen = std::min(info.first_seen, Timestamp(first));
-        info.last_seen = std::max(info.last_seen, Timestamp(last));
-    };
-    for (const Source& source : sources(reader, question)) {
-        if (!question.customer && source.first_time >= question.from && source.last_time < question.to) {
-            count(source.name, source.rows, source.first_time, source.last_time);
-            continue;
-        }
-        const Batch batch = load(reader, source, question);
-        for (std::size_t row = 0; row < batch.rows; ++row) {
-            const std::int64_t at = batch.columns[time].cells[row];
-            if (batch.mask.empty() || batch.mask[row]) count(source.name, 1, at, at);
-        }
-    }
-    return names;
+// What rows of names tell apart.
+struct NameKeys {
+    bool names = true, sources = false;
+};
+
+using NameCounts = std::map<std::pair<std::int64_t, std::int64_t>, NameInfo>;  // by name and source, as texts.id; 0 for neither
+
+void count_name(NameCounts& counts, std::int64_t name, std::int64_t source, std::int64_t rows, std::int64_t first, std::int64_t last) {
+    NameInfo& info = counts.try_emplace({name, source}, NameInfo{{}, {}, 0, Timestamp(first), Timestamp(last)}).first->second;
+    info.occurrences += rows;
+    info.first_seen = std::min(info.first_seen, Timestamp(first));
+    info.last_seen = std::max(info.last_seen, Timestamp(last));
 }
 
-std::vector<NameInfo> names_page(const Reader& reader, const NamesQuery& query) {
+NameCounts count_names(const Reader& reader, ScanQuestion question, const Filter& filter, NameKeys keys) {
+    NameCounts counts;
+    const std::size_t time = question.key(fields::time), sender = keys.sources ? question.key(fields::source) : time;
+    const Condition condition(filter, question);
+    const bool every_row = !keys.sources && !question.customer && filter.empty();
+    for (const Source& source : sources(reader, question)) {
+        if (every_row && source.first_time >= question.from && source.last_time < question.to) {
+            count_name(counts, source.name, 0, source.rows, source.first_time, source.last_time);
+            continue;
+        }
+        Batch batch = load(reader, source, question);
+        if (batch.rows == 0) continue;
+        condition.apply(reader, batch);
+        for (std::size_t row = 0; row < batch.rows; ++row) {
+            if (!batch.mask.empty() && !batch.mask[row]) continue;
+            const std::int64_t at = batch.columns[time].cells[row];
+            count_name(counts, keys.names ? source.name : 0, keys.sources ? batch.columns[sender].cells[row] : 0, 1, at, at);
+        }
+    }
+    return counts;
+}
+
+std::strong_ordering order_by(const std::string& field, const NameInfo& a, const NameInfo& b) {
+    if (field == "occurrences") return a.occurrences <=> b.occurrences;
+    if (field == "first_seen") return a.first_seen <=> b.first_seen;
+    if (field == "last_seen") return a.last_seen <=> b.last_seen;
+    return field == "source" ? a.source <=> b.source : a.name <=> b.name;
+}
+
+void check_names(const NamesQuery& query) {
+    check_paging(query.limit, query.offset);
+    check_period(query.period);
+    check_filter(query.filter);
+    check_question("customer", query.customer);
+    check_question("text", query.text);
+    for (const SortKey& key : query.sort) {
+        constexpr std::array<std::string_view, 5> known{"name", "source", "occurrences", "first_seen", "last_seen"};
+        if (std::find(known.begin(), known.end(), key.field) == known.end()) refuse("sort", "names are not sorted by \"" + key.field + "\"");
+    }
+}
+
+std::vector<NameInfo> found_names(const Reader& reader, const NamesQuery& query, NameKeys keys) {
     std::vector<NameInfo> found;
     const auto question = scan_question(reader, {}, query.customer, {}, query.period);
     if (!question) return found;
-    for (auto& [id, info] : count_names(reader, *question)) {
-        info.name = text_of(reader, id);
-        if (contains_folded(info.name, query.text)) found.push_back(std::move(info));
+    for (auto& [ids, info] : count_names(reader, *question, query.filter, keys)) {
+        info.name = text_of(reader, ids.first);
+        info.source = text_of(reader, ids.second);
+        const bool listed = keys.names || !info.source.empty();
+        if (listed && contains_folded(keys.names ? info.name : info.source, query.text)) found.push_back(std::move(info));
     }
-    const auto before = [&query](const NameInfo& a, const NameInfo& b) {
-        switch (query.sort) {
-            case NameSort::occurrences:
-                return std::tie(a.occurrences, a.name) < std::tie(b.occurrences, b.name);
-            case NameSort::first_seen:
-                return std::tie(a.first_seen, a.name) < std::tie(b.first_seen, b.name);
-            case NameSort::last_seen:
-                return std::tie(a.last_seen, a.name) < std::tie(b.last_seen, b.name);
-            default:
-                return a.name < b.name;
+    return found;
+}
+
+NameList names_page(const Reader& reader, const NamesQuery& query, NameKeys keys) {
+    std::vector<NameInfo> found = found_names(reader, query, keys);
+    std::vector<SortKey> sort = query.sort;
+    if (sort.empty()) sort = {{"last_seen", true}};
+    std::sort(found.begin(), found.end(), [&sort](const NameInfo& a, const NameInfo& b) {
+        for (const SortKey& key : sort) {
+            if (const auto order = order_by(key.field, a, b); order != 0) return (order > 0) == key.descending;
         }
-    };
-    std::sort(found.begin(), found.end(), [&](const NameInfo& a, const NameInfo& b) { return query.descending ? before(b, a) : before(a, b); });
+        return std::tie(a.name, a.source) < std::tie(b.name, b.source);
+    });
     const auto begin = std::min(found.size(), static_cast<std::size_t>(query.offset));
     const auto end = std::min(found.size(), begin + static_cast<std::size_t>(query.limit));
-    return {found.begin() + static_cast<std::ptrdiff_t>(begin), found.begin() + static_cast<std::ptrdiff_t>(end)};
+    NameList list{{}, static_cast<std::int64_t>(found.size())};
+    std::move(found.begin() + static_cast<std::ptrdiff_t>(begin), found.begin() + static_cast<std::ptrdiff_t>(end), std::back_inserter(list.rows));
+    return list;
 }
 
 }  // namespace
@@ -12610,10 +12646,14 @@ std::optional<Event> Meter::find(std::string_view id) const {
 Page Meter::list(const ListQuery& query) const { return impl_->list(query); }
 Page Meter::list(const Cursor& cursor) const { return impl_->list(cursor_query(cursor)); }
 
-std::vector<NameInfo> Meter::list_names(const NamesQuery& query) const {
-    check_paging(query.limit, query.offset);
-    check_period(query.period);
-    return impl_->store.scan([&](const Reader& reader) { return names_page(reader, query); });
+NameList Meter::list_names(const NamesQuery& query) const {
+    check_names(query);
+    return impl_->store.scan([&](const Reader& reader) { return names_page(reader, query, {true, query.by_source}); });
+}
+
+NameList Meter::list_sources(const NamesQuery& query) const {
+    check_names(query);
+    return impl_->store.scan([&](const Reader& reader) { return names_page(reader, query, {false, true}); });
 }
 
 PruneReport Meter::prune(const PruneOptions& options) {

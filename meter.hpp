@@ -347,22 +347,28 @@ struct Page {
     Cursor next = {};                        ///< empty on the last page
 };
 
-enum class NameSort { name, occurrences, first_seen, last_seen };
-
 struct NamesQuery {
     std::string customer = {};
-    std::string text = {};  ///< only names that contain it; ASCII letters of either case
+    std::string text = {};  ///< only names (or sources) that contain it; ASCII letters of either case
     Period period = {};
-    NameSort sort = NameSort::last_seen;
-    bool descending = true;
-    std::int64_t limit = 100;
+    Filter filter = {};
+    bool by_source = false;  ///< list_names(): a row for each source that a name comes from
+    /// By name, source, occurrences, first_seen and last_seen; last seen first when empty. What is still equal goes by name and source.
+    std::vector<SortKey> sort = {};
+    std::int64_t limit = 100;  ///< 1 to limits::page_events
     std::int64_t offset = 0;
 };
 
 struct NameInfo {
-    std::string name = {};
+    std::string name = {};    ///< empty in list_sources()
+    std::string source = {};  ///< empty where names are not told apart by it, and for events without one
     std::int64_t occurrences = 0;
-    Timestamp first_seen = {}, last_seen = {};
+    Timestamp first_seen = {}, last_seen = {};  ///< of the events' timestamps
+};
+
+struct NameList {
+    std::vector<NameInfo> rows = {};
+    std::int64_t total = 0;  ///< rows on all pages together
 };
 
 struct AggregateQuery {
@@ -742,7 +748,10 @@ public:
     Page list(const ListQuery& query = {}) const;
     /// The page after the one that gave the cursor, of the same size. No event is skipped or seen twice while others arrive. Throws bad_cursor.
     Page list(const Cursor& cursor) const;
-    std::vector<NameInfo> list_names(const NamesQuery& query = {}) const;
+    /// The names that events have, and how often, first and last. Throws bad_value as list() does.
+    NameList list_names(const NamesQuery& query = {}) const;
+    /// The same of sources; events without one are left out.
+    NameList list_sources(const NamesQuery& query = {}) const;
 
     /// Removes the oldest events, in whole sealed chunks (MeterOptions::chunk_events), as far as the options allow and every upstream has
     /// had them; parked events and all that follow stay. Ids of removed events are forgotten: the same id would be stored again.

@@ -362,32 +362,78 @@ TEST_CASE("Names with how often, first and last, in every order") {
         const auto names = [&](NamesQuery query) {
             query.period = {noon, Timestamp::max()};
             Ids found;
-            for (const NameInfo& info : m.list_names(query)) found.push_back(info.name);
+            for (const NameInfo& info : m.list_names(query).rows) found.push_back(info.name);
             return found;
         };
         CHECK(names({}) == Ids{"storage", "api_call", "ping", "Storage"});
-        CHECK(names({.descending = false}) == Ids{"Storage", "ping", "api_call", "storage"});
-        CHECK(names({.sort = NameSort::name, .descending = false}) == Ids{"Storage", "api_call", "ping", "storage"});
-        CHECK(names({.sort = NameSort::name}) == Ids{"storage", "ping", "api_call", "Storage"});
-        CHECK(names({.sort = NameSort::occurrences}) == Ids{"api_call", "storage", "Storage", "ping"});
-        CHECK(names({.sort = NameSort::first_seen, .descending = false}) == Ids{"storage", "api_call", "Storage", "ping"});
+        CHECK(names({.sort = {{"last_seen"}}}) == Ids{"Storage", "ping", "api_call", "storage"});
+        CHECK(names({.sort = {{"name"}}}) == Ids{"Storage", "api_call", "ping", "storage"});
+        CHECK(names({.sort = {{"name", true}}}) == Ids{"storage", "ping", "api_call", "Storage"});
+        CHECK(names({.sort = {{"occurrences", true}}}) == Ids{"api_call", "Storage", "storage", "ping"});
+        CHECK(names({.sort = {{"occurrences"}, {"name", true}}}) == Ids{"ping", "storage", "Storage", "api_call"});
+        CHECK(names({.sort = {{"first_seen"}}}) == Ids{"storage", "api_call", "Storage", "ping"});
         CHECK(names({.text = "STOR"}) == Ids{"storage", "Storage"});
         CHECK(names({.text = "i_c"}) == Ids{"api_call"});
         CHECK(names({.text = "%"}).empty());
         CHECK(names({.customer = "bolt"}) == Ids{"storage", "ping"});
         CHECK(names({.customer = "nobody"}).empty());
+        CHECK(names({.filter = Filter::where("customer", Operator::in, {"bolt", "nobody"})}) == Ids{"storage", "ping"});
         CHECK(names({.limit = 2}) == Ids{"storage", "api_call"});
         CHECK(names({.limit = 2, .offset = 2}) == Ids{"ping", "Storage"});
         CHECK(names({.limit = 2, .offset = 4}).empty());
-        const auto infos = m.list_names({.customer = "acme", .text = "api", .period = {noon + std::chrono::seconds(2), Timestamp::max()}});
+        CHECK(m.list_names({.period = {noon, Timestamp::max()}, .limit = 1, .offset = 9}).total == 4);
+        const auto infos = m.list_names({.customer = "acme", .text = "api", .period = {noon + std::chrono::seconds(2), Timestamp::max()}}).rows;
         REQUIRE(infos.size() == 1);
         CHECK(infos[0].occurrences == 2);
         CHECK(infos[0].first_seen == noon + std::chrono::seconds(5));
         CHECK(infos[0].last_seen == noon + std::chrono::seconds(9));
         m.record(std::vector<Event>(64, {.name = "filler", .timestamp = noon - std::chrono::hours(1)}));
     }
-    CHECK(error_of([&] { m.list_names({.limit = 0}); }).field() == "limit");
-    CHECK(error_of([&] { m.list_names({.limit = 1001}); }).field() == "limit");
-    CHECK(error_of([&] { m.list_names({.offset = -1}); }).field() == "offset");
-    CHECK(error_of([&] { m.list_names({.period = {noon, noon}}); }).field() == "period");
+}
+
+TEST_CASE("Sources, and names by source") {
+    Meter m = small_log();
+    for (int sealed = 0; sealed < 2; ++sealed) {
+        const NamesQuery recent{.period = {noon - std::chrono::seconds(5), Timestamp::max()}};
+        const NameList sources = m.list_sources(recent);
+        CHECK(sources.total == 2);
+        REQUIRE(sources.rows.size() == 2);
+        CHECK(sources.rows[0].source == "x");
+        CHECK(sources.rows[0].name.empty());
+        CHECK(sources.rows[0].occurrences == 2);
+        CHECK(sources.rows[0].first_seen == noon);
+        CHECK(sources.rows[1].source == "y");
+        CHECK(sources.rows[1].last_seen == noon - std::chrono::seconds(1));
+        CHECK(m.list_sources({.text = "Y"}).rows.at(0).occurrences == 1);
+        CHECK(m.list_sources({.customer = "bolt"}).total == 1);
+
+        NamesQuery by_source = recent;
+        by_source.by_source = true;
+        by_source.sort = {{"name"}, {"source", true}};
+        std::vector<std::pair<std::string, std::string>> rows;
+        for (const NameInfo& row : m.list_names(by_source).rows) rows.emplace_back(row.name, row.source);
+        CHECK(rows == std::vector<std::pair<std::string, std::string>>{{"a", "y"}, {"a", "x"}, {"a", ""}, {"b", ""}, {"c", "x"}});
+        m.record(std::vector<Event>(64, {.name = "filler", .timestamp = noon - std::chrono::hours(1)}));
+    }
+}
+
+TEST_CASE("What cannot be asked about names is refused") {
+    Meter m = small_log();
+    const std::vector<std::pair<NamesQuery, std::string>> wrong{{{.customer = "\xFF"}, "customer"},
+                                                                {{.text = "\xFF"}, "text"},
+                                                                {{.period = {noon, noon}}, "period"},
+                                                                {{.period = {noon, noon - std::chrono::hours(1)}}, "period"},
+                                                                {{.filter = Filter::equals("", 1)}, "filter.field"},
+                                                                {{.sort = {{"timestamp"}}}, "sort"},
+                                                                {{.sort = {{""}}}, "sort"},
+                                                                {{.limit = 0}, "limit"},
+                                                                {{.limit = 1001}, "limit"},
+                                                                {{.offset = -1}, "offset"}};
+    for (const auto& [query, field] : wrong) {
+        CAPTURE(field);
+        for (const Error& error : {error_of([&q = query, &m] { m.list_names(q); }), error_of([&q = query, &m] { m.list_sources(q); })}) {
+            CHECK(error.code() == ErrorCode::bad_value);
+            CHECK(error.field() == field);
+        }
+    }
 }

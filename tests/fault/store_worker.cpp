@@ -77,7 +77,7 @@ int replay(const char* path, const char* acks) {
 int answers(const char* path) {
     Meter m(options(path));
     json tree = {{"total", m.list({.limit = 1, .count = true}).total.value()}, {"groups", json::object()}, {"problems", m.verify()}};
-    for (const NameInfo& name : m.list_names()) {
+    for (const NameInfo& name : m.list_names().rows) {
         tree["names"][name.name] = name.occurrences;
         const Metric metric{.code = name.name, .aggregation = Aggregation::sum, .property = "n"};
         for (const AggregateRow& row : m.aggregate(metric, {.group_by = {"model", "customer"}}).rows) {

@@ -446,6 +446,51 @@ inline std::vector<const ModelEvent*> plain_list(const std::vector<ModelEvent>& 
     return found;
 }
 
+/// The rows of list_names(), or of list_sources().
+inline std::vector<meter::NameInfo> plain_names(const std::vector<ModelEvent>& events, const meter::NamesQuery& query, bool names) {
+    const auto lower = [](std::string text) {
+        for (char& c : text) c = c >= 'A' && c <= 'Z' ? static_cast<char>(c + 32) : c;
+        return text;
+    };
+    std::map<std::pair<std::string, std::string>, meter::NameInfo> rows;
+    for (const ModelEvent* event : plain_list(events, {.customer = query.customer, .period = query.period, .filter = query.filter})) {
+        const std::string name = names ? event->name : "", source = query.by_source ? event->source : "";
+        if (!names && source.empty()) continue;
+        if (lower(names ? name : source).find(lower(query.text)) == std::string::npos) continue;
+        meter::NameInfo& row = rows.try_emplace({name, source}, meter::NameInfo{name, source, 0, Timestamp::max(), Timestamp::min()}).first->second;
+        ++row.occurrences;
+        row.first_seen = std::min(row.first_seen, Timestamp(event->time));
+        row.last_seen = std::max(row.last_seen, Timestamp(event->time));
+    }
+    std::vector<meter::NameInfo> found;
+    for (const auto& [key, row] : rows) found.push_back(row);
+    auto sort = query.sort;
+    if (sort.empty()) sort = {{"last_seen", true}};
+    const auto value = [](const meter::NameInfo& row, const std::string& field) {
+        return std::tuple(field == "name"     ? row.name
+                          : field == "source" ? row.source
+                                              : std::string(),
+                          field == "occurrences"  ? row.occurrences
+                          : field == "first_seen" ? row.first_seen.micros()
+                          : field == "last_seen"  ? row.last_seen.micros()
+                                                  : 0);
+    };
+    for (auto key = sort.rbegin(); key != sort.rend(); ++key) {
+        std::stable_sort(found.begin(), found.end(), [&](const meter::NameInfo& a, const meter::NameInfo& b) {
+            return key->descending ? value(b, key->field) < value(a, key->field) : value(a, key->field) < value(b, key->field);
+        });
+    }
+    return found;
+}
+
+inline std::string shown(const std::vector<meter::NameInfo>& rows) {
+    std::string text;
+    for (const meter::NameInfo& row : rows)
+        text += row.name + " from " + row.source + ": " + std::to_string(row.occurrences) + ", " + row.first_seen.to_string() + " to " +
+                row.last_seen.to_string() + "\n";
+    return text;
+}
+
 inline std::string shown(const meter::Aggregate& answer) {
     std::string text;
     for (const meter::AggregateRow& row : answer.rows) {
