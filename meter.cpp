@@ -1710,12 +1710,13 @@ void flatten_json(JsonScanner& scanner, std::string& path, Leaf&& leaf) {
 
 // One value of a field, as filters and groups see it.
 struct Scalar {
-    enum class Kind : std::uint8_t { missing, null, boolean, number, text, json };
+    enum class Kind : std::uint8_t { missing, null, boolean, number, text, json, object };  // object: with members; it exists, no more is known
     Kind kind = Kind::missing;
     bool boolean = false;
     Decimal number{};
     std::string_view text{};
-    bool absent() const noexcept { return kind == Kind::missing || kind == Kind::null; }
+    bool absent() const noexcept { return kind == Kind::missing || kind == Kind::null || kind == Kind::object; }
+    bool exists() const noexcept { return !absent() || kind == Kind::object; }
 };
 
 constexpr std::array<std::pair<std::string_view, Operator>, 13> operators{{
@@ -1832,7 +1833,7 @@ struct Clause {
     bool holds(const Scalar& value) const {
         switch (op) {
             case Operator::exists:
-                return value.absent() != operands[0].boolean;
+                return value.exists() == operands[0].boolean;
             case Operator::ne:
             case Operator::not_in:
                 return !among(value);
@@ -3295,6 +3296,17 @@ constexpr std::string_view id = "id", name = "name", time = "time", sequence = "
 constexpr std::size_t max_segment_columns = 1000;
 constexpr std::int64_t min_chunk_events = 64, max_segment_rows = 1 << 22;
 
+// The key of what is no column of its own: whether a property is there, be it as an object with members, which have columns only of their own.
+std::string presence_key(const std::string& key) { return key.starts_with('.') ? "?" + key : key; }
+bool is_presence(std::string_view key) { return key.starts_with('?'); }
+
+// Whether the column has a part in what a scan asks for by this key.
+bool serves(std::string_view column, std::string_view key) {
+    if (!is_presence(key)) return column == key;
+    key.remove_prefix(1);
+    return column.starts_with(key) && (column.size() == key.size() || column[key.size()] == '.');
+}
+
 // All events of one name in a stretch of the log, in its order, taken apart into columns.
 class Part {
 public:
@@ -3342,7 +3354,8 @@ private:
     ColumnBuilder* property(const std::string& key) {
         // Events of one name mostly have the same properties in the same order: try the one after the last.
         if (next_ < columns_.size() && columns_[next_].key == key) return &columns_[next_++].builder;
-        if (!only_.empty()) return std::find(only_.begin(), only_.end(), key) == only_.end() ? nullptr : &column(key);
+        if (!only_.empty())
+            return std::any_of(only_.begin(), only_.end(), [&](const std::string& one) { return serves(key, one); }) ? &column(key) : nullptr;
         if (columns_.size() >= max_segment_columns && !places_.contains(key)) {
             partial_ = true;
             return nullptr;
@@ -3785,6 +3798,33 @@ void mask_out(Batch& batch, const Column& column, Keep&& keep) {
     }
 }
 
+// What there are columns for; of a part when that is read in place of the source's segment.
+std::vector<std::string> column_keys(const Source& source, const Part* part) {
+    std::vector<std::string> keys;
+    if (part) {
+        for (const auto& [key, builder] : part->columns()) keys.push_back(key);
+    } else {
+        for (const auto& [key, place] : source.segment->layout->places) keys.push_back(key);
+    }
+    return keys;
+}
+
+// Which rows have a property, from its own column and those below it.
+template <class Read>
+Column presence_column(const std::string& key, const std::vector<std::string>& columns, std::size_t rows, Read&& read) {
+    Column found{std::vector<CellKind>(rows, CellKind::missing), std::vector<std::int64_t>(rows, 1), 0, {}, {}};
+    for (const std::string& column : columns) {
+        if (!serves(column, key)) continue;
+        const Column values = read(column);
+        const bool own = column.size() + 1 == key.size();  // an own null is as good as nothing
+        for (std::size_t row = 0; row < rows; ++row) {
+            const CellKind kind = values.kind(row);
+            if (kind != CellKind::missing && !(own && kind == CellKind::null)) found.kinds[row] = CellKind::boolean;
+        }
+    }
+    return found;
+}
+
 // Reads one source. No rows may be left; then the columns are not there either.
 Batch load(const Reader& reader, const Source& source, const ScanQuestion& question) {
     Batch batch{source.name, 0, {}, {}, {}};
@@ -3797,6 +3837,7 @@ Batch load(const Reader& reader, const Source& source, const ScanQuestion& quest
         part = &batch.rebuilt.at(source.name);
     };
     const auto lacks = [&](const std::string& key) {
+        if (is_presence(key)) return true;
         return key[0] == '.' && !(part ? part->find(key) != nullptr : source.segment->layout->places.contains(key));
     };
     const auto lacking = [&] { return std::any_of(question.keys.begin(), question.keys.end(), lacks); };
@@ -3812,6 +3853,8 @@ Batch load(const Reader& reader, const Source& source, const ScanQuestion& quest
             batch.columns.push_back(constant_column(CellKind::interned, source.name, batch.rows));
         } else if (key == fields::id) {
             batch.columns.push_back(id_column(reader.db, column(std::string(fields::sequence))));
+        } else if (is_presence(key)) {
+            batch.columns.push_back(presence_column(key, column_keys(source, part), batch.rows, column));
         } else {
             batch.columns.push_back(column(key));
         }
@@ -3888,7 +3931,7 @@ public:
             return;
         }
         const std::string key = column_key(filter.field);
-        column_ = question.key(key);
+        column_ = question.key(filter.op == Operator::exists ? presence_key(key) : key);
         clause_ = make_clause(key == fields::time ? in_micros(filter) : filter);
     }
 
@@ -4855,10 +4898,8 @@ SortCell<std::string> cell_from(const json& tree) {
 json question_json(const ListQuery& query) {
     json sort = json::array();
     for (const SortKey& key : query.sort) sort.push_back({key.field, key.descending});
-    return {{"customer", query.customer},         {"subscription", query.subscription},
-            {"names", query.names},               {"sources", query.sources},
-            {"ids", query.ids},                   {"from", query.period.from.micros()},
-            {"to", query.period.to.micros()},     {"filter", query.filter.to_json()},
+    return {{"customer", query.customer}, {"subscription", query.subscription}, {"names", query.names},           {"sources", query.sources},
+            {"ids", query.ids},           {"from", query.period.from.micros()}, {"to", query.period.to.micros()}, {"filter", query.filter.to_json()},
             {"sort", std::move(sort)}};
 }
 
@@ -4878,8 +4919,8 @@ ListQuery question_from(const json& tree) {
 Cursor make_cursor(const ListQuery& query, const Rank& last) {
     json cells = json::array();
     for (const auto& cell : last.cells) cells.push_back(cell_json(cell));
-    const json tree = {{"question", question_json(query)}, {"limit", query.limit},        {"count", query.count},
-                       {"time", last.time},                {"cells", std::move(cells)},   {"sequence", last.sequence}};
+    const json tree = {{"question", question_json(query)}, {"limit", query.limit},     {"count", query.count}, {"time", last.time},
+                       {"cells", std::move(cells)},        {"sequence", last.sequence}};
     const std::string text = tree.dump();
     return {to_base64(checksum_of(text) + text)};
 }
@@ -10908,6 +10949,7 @@ Scalar event_scalar(const Event& event, const std::string& key, std::string& kep
     if (value->is_boolean()) return {Scalar::Kind::boolean, value->get<bool>(), {}, {}};
     if (value->is_number()) return number(Decimal::from_json(*value));
     if (value->is_string()) return {Scalar::Kind::text, false, {}, value->get_ref<const std::string&>()};
+    if (value->is_object() && !value->empty()) return {Scalar::Kind::object, false, {}, {}};
     kept = value->dump();
     return {Scalar::Kind::json, false, {}, kept};
 }

@@ -276,7 +276,8 @@ enum class Operator { eq, ne, gt, gte, lt, lte, in, not_in, contains, not_contai
 /// Fields: id, name, source, customer, subscription, timestamp, value, or the path of a property ("model", "request.region");
 /// "properties.name" is the property even where a field has that name.
 /// Numbers compare as decimals, texts as texts (a number and a text holding a number are equal), timestamps as instants; a missing
-/// property, like null, satisfies only ne, not_in, not_contains, not_like and exists false.
+/// property, like null, satisfies only ne, not_in, not_contains, not_like and exists false. So does an object with members, but that it satisfies
+/// exists true and not false: name its members' paths instead.
 struct Filter {
     enum class Kind { all, any, clause };
     Kind kind = Kind::all;

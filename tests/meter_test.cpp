@@ -110,7 +110,8 @@ private:
         const auto found = plain_list(events_, query);
         std::vector<std::string> expected;
         for (std::size_t i = static_cast<std::size_t>(query.offset); i < found.size(); ++i) expected.push_back(found[i]->id);
-        CAPTURE(query.customer, query.subscription, query.names, query.sources, query.ids, query.filter.to_json().dump(), shown(query.sort), query.limit, query.offset);
+        CAPTURE(query.customer, query.subscription, query.names, query.sources, query.ids, query.filter.to_json().dump(), shown(query.sort),
+                query.limit, query.offset);
         for (std::size_t i = 0; i < meters.size(); ++i) {
             CAPTURE(i);
             Page page = meters[i]->list(query);

@@ -31,6 +31,11 @@ std::vector<std::string> ids_of(const Page& page) {
 
 using Ids = std::vector<std::string>;
 
+/// Takes everything, as Lago answers.
+struct Taking : Transport {
+    HttpResponse exchange(const HttpRequest& request, std::chrono::milliseconds) override { return {.status = 200, .body = request.body}; }
+};
+
 Meter small_log() {
     Meter m(options_for());
     m.record(
@@ -176,6 +181,50 @@ TEST_CASE("Cursors neither skip nor repeat an event while others arrive") {
     }
 }
 
+TEST_CASE("A property that is an object exists, and is otherwise as if it were missing") {
+    Meter m(options_for());
+    const auto record = [&](const std::string& id, const std::string& properties) {
+        m.record_json("{\"id\":\"" + id + "\",\"name\":\"a\",\"timestamp\":\"2026-03-01T12:00:00Z\",\"properties\":" + properties + "}");
+    };
+    record("1", R"({"a":{"b":1}})");
+    record("2", R"({"a":{"b":{"c":null}},"ab":1})");
+    record("3", R"({"a":5})");
+    record("4", R"({"a":null})");
+    record("5", R"({"ab":{"b":1}})");
+    record("6", R"({"a":{}})");
+    const auto found = [&](const Filter& filter) {
+        return ids_of(m.list({.filter = Filter::all({Filter::equals("name", "a"), filter}), .sort = {{"id"}}}));
+    };
+    const auto by = [&](const std::string& field, Operator op, const json& value) { return found(Filter::where(field, op, value)); };
+    for (int sealed = 0; sealed < 2; ++sealed) {
+        CHECK(by("a", Operator::exists, true) == Ids{"1", "2", "3", "6"});
+        CHECK(by("a", Operator::exists, false) == Ids{"4", "5"});
+        CHECK(by("properties.a", Operator::exists, true) == Ids{"1", "2", "3", "6"});
+        CHECK(by("a.b", Operator::exists, true) == Ids{"1", "2"});
+        CHECK(by("a.b.c", Operator::exists, true).empty());
+        CHECK(by("ab", Operator::exists, true) == Ids{"2", "5"});
+        CHECK(by("b", Operator::exists, true).empty());
+        CHECK(by("a", Operator::ne, 5) == Ids{"1", "2", "4", "5", "6"});
+        CHECK(by("a", Operator::not_contains, "b") == Ids{"1", "2", "3", "4", "5", "6"});
+        CHECK(by("a", Operator::contains, "b").empty());
+        CHECK(by("a", Operator::gte, 0) == Ids{"3"});
+        std::vector<std::optional<std::string>> groups;
+        for (const AggregateRow& row : m.aggregate({.code = "a"}, {.group_by = {"a"}}).rows) groups.push_back(row.group.at(0));
+        CHECK(groups == std::vector<std::optional<std::string>>{std::nullopt, "5", "{}"});
+        m.record(std::vector<Event>(64, {.name = "filler"}));
+    }
+    // As a selection of events to send sees it, too.
+    Meter other(options_for());
+    for (Event event : m.list({.names = {"a"}}).events) {
+        event.subscription = "s";
+        other.record(event);
+    }
+    other.connect(Upstream::lago({.api_key = "k", .transport = std::make_shared<Taking>(), .selection = Filter::where("a", Operator::exists, true)}));
+    other.flush();
+    CHECK(other.balance("lago").delivered == 4);
+    CHECK(other.balance("lago").skipped == 2);
+}
+
 TEST_CASE("Limits, offsets, periods and texts that cannot be are refused by name") {
     Meter m = small_log();
     const auto error = [&](const ListQuery& query) { return error_of([&] { m.list(query); }); };
@@ -257,7 +306,7 @@ TEST_CASE("A question goes on after a cursor of its own, not after another's") {
 
 TEST_CASE("Values of all kinds have one order, and its reverse") {
     Meter m(options_for());
-    const std::vector<std::string> values{"null", "false",  "true", "-2",   "0.5",  "3",      "1e3", "12345678901234567890123456789012345678",
+    const std::vector<std::string> values{"null", "false",  "true",  "-2",    "0.5",   "3",          "1e3", "12345678901234567890123456789012345678",
                                           "\"\"", "\"10\"", "\"9\"", "\"B\"", "\"a\"", "\"\u00e9\"", "[1]", "[2]"};
     std::vector<std::size_t> arrival(values.size());
     for (std::size_t i = 0; i < arrival.size(); ++i) arrival[i] = i;
@@ -285,9 +334,7 @@ TEST_CASE("Values of all kinds have one order, and its reverse") {
 
 TEST_CASE("Several keys, each in its direction") {
     Meter m = small_log();
-    const auto sorted = [&](std::vector<SortKey> sort) {
-        return ids_of(m.list({.names = {"a", "b", "c"}, .sort = std::move(sort)}));
-    };
+    const auto sorted = [&](std::vector<SortKey> sort) { return ids_of(m.list({.names = {"a", "b", "c"}, .sort = std::move(sort)})); };
     for (int sealed = 0; sealed < 2; ++sealed) {
         CHECK(sorted({{"customer"}, {"timestamp", true}}) == Ids{"4", "2", "5", "1", "3"});
         CHECK(sorted({{"customer", true}, {"timestamp"}}) == Ids{"3", "1", "5", "2", "4"});
@@ -339,9 +386,7 @@ TEST_CASE("Sorted pages neither skip nor repeat an event while others arrive") {
 
 TEST_CASE("What a list cannot be sorted by is refused") {
     Meter m = small_log();
-    const auto error = [&](std::vector<SortKey> sort) {
-        return error_of([&] { m.list({.sort = std::move(sort)}); });
-    };
+    const auto error = [&](std::vector<SortKey> sort) { return error_of([&] { m.list({.sort = std::move(sort)}); }); };
     for (const Error& fault : {error({{""}}), error({{"k"}, {"\xFF"}}), error(std::vector<SortKey>(limits::sort_keys + 1, {"k"}))}) {
         CHECK(fault.code() == ErrorCode::bad_value);
         CHECK(fault.field() == "sort");

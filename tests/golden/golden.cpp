@@ -28,9 +28,8 @@ namespace golden {
 
 /// The tables of all adapters.
 const std::vector<Vendor>& vendors() {
-    static const std::vector<Vendor> all{lago_pricing(),   flexprice_pricing(), polar_pricing(),   autumn_pricing(), autumn_time(),
-                                         flexprice_time(), polar_reads(),       flexprice_reads(), lago_reads(),     autumn_reads(),
-                                         autumn_lists(),   flexprice_lists()};
+    static const std::vector<Vendor> all{lago_pricing(), flexprice_pricing(), polar_pricing(), autumn_pricing(), autumn_time(),  flexprice_time(),
+                                         polar_reads(),  flexprice_reads(),   lago_reads(),    autumn_reads(),   autumn_lists(), flexprice_lists()};
     return all;
 }
 

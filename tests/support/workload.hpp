@@ -22,12 +22,12 @@ using meter::Timestamp;
 
 /// One field's value as the model sees it.
 struct Value {
-    enum class Kind { missing, null, boolean, number, text, structure };
+    enum class Kind { missing, null, boolean, number, text, structure, object };  // object: with members
     Kind kind = Kind::missing;
     bool boolean = false;
     Decimal number{};
     std::string text{};  // of text; of a structure as it stands in the properties
-    bool absent() const { return kind == Kind::missing || kind == Kind::null; }
+    bool absent() const { return kind == Kind::missing || kind == Kind::null || kind == Kind::object; }
     /// What groups and text operators see.
     std::string shown() const {
         if (kind == Kind::boolean) return boolean ? "true" : "false";
@@ -129,8 +129,8 @@ public:
 
     std::string some_field() {
         if (extra_properties_ > 0 && chance(40)) return "p" + std::to_string(pick(static_cast<std::size_t>(extra_properties_)));
-        return among({"model", "tokens", "nested.region", "nested.deep.n", "nested", "mixed", "dotted.key", "list", "value", "customer",
-                      "subscription", "source", "name", "properties.name", "absent"});
+        return among({"model", "tokens", "nested.region", "nested.deep.n", "nested.deep", "nested", "mixed", "dotted.key", "list", "value",
+                      "customer", "subscription", "source", "name", "properties.name", "absent"});
     }
 
     std::vector<meter::SortKey> sort() {
@@ -179,8 +179,7 @@ private:
             case 4:
                 return std::to_string(random_() % 10) + "e" + std::to_string(random_() % 4);
             case 5:
-                return chance(20) ? "1234567890123456789012." + std::to_string(random_() % 100000)
-                                  : "0.0000000" + std::to_string(random_() % 9 + 1);
+                return chance(20) ? "1234567890123456789012." + std::to_string(random_() % 100000) : "0.0000000" + std::to_string(random_() % 9 + 1);
             default:
                 return std::to_string(random_() % 100);
         }
@@ -226,8 +225,9 @@ private:
             if (chance(50)) {
                 member(deep, event, "n", "nested.deep.n");
                 inner += (inner.empty() ? "" : ",") + ("\"deep\":{" + deep + "}");
+                event.properties["nested.deep"] = {Value::Kind::object, false, {}, {}};
             }
-            if (inner.empty()) event.properties["nested"] = {Value::Kind::structure, false, {}, "{}"};
+            event.properties["nested"] = {inner.empty() ? Value::Kind::structure : Value::Kind::object, false, {}, inner.empty() ? "{}" : ""};
             out += (out.empty() ? "" : ",") + ("\"nested\":{" + inner + "}");
         }
         for (int i = 0; i < std::min(extra_properties_, 25); ++i) {
@@ -323,7 +323,7 @@ inline bool holds(const ModelEvent& event, const Filter& filter) {
         case Operator::not_in:
             return !among();
         case Operator::exists:
-            return value.absent() != filter.value.get<bool>();
+            return (!value.absent() || value.kind == Value::Kind::object) == filter.value.get<bool>();
         case Operator::contains:
             return !value.absent() && value.shown().find(operand.text) != std::string::npos;
         case Operator::not_contains:
