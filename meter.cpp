@@ -5072,6 +5072,34 @@ NameList names_page(const Reader& reader, const NamesQuery& query, NameKeys keys
     return list;
 }
 
+// ---- rates ----
+
+// The events of a period, and of each bin of it.
+Monitoring count_windows(const Reader& reader, const Period& period, const BinOptions& options) {
+    Monitoring answer;
+    answer.period = period;
+    const BinGrid grid(period, options);
+    if (options.bin != Bin::none) {
+        for (std::int64_t i = 0; i < grid.count(); ++i) answer.windows.push_back({grid.start(i), 0});
+    }
+    ScanQuestion question;
+    question.from = period.from.micros();
+    question.to = period.to.micros();
+    const std::size_t time = question.key(fields::time);
+    std::int64_t hint = 0;
+    for (const Source& source : sources(reader, question)) {
+        const Batch batch = load(reader, source, question);
+        for (std::size_t row = 0; row < batch.rows; ++row) {
+            if (!batch.mask.empty() && !batch.mask[row]) continue;
+            ++answer.events;
+            if (answer.windows.empty()) continue;
+            const Timestamp at(checked_time(batch.columns[time].cells[row], "columns.time"));
+            ++answer.windows[static_cast<std::size_t>(grid.index(at, hint))].events;
+        }
+    }
+    return answer;
+}
+
 }  // namespace
 
 // =============================================================================================
@@ -11886,6 +11914,17 @@ public:
         });
     }
 
+    std::vector<UpstreamMonitoring> monitoring() const {
+        return store_.read([&](Connection& c) {
+            std::vector<UpstreamMonitoring> all;
+            for (const std::string& name : names(c)) {
+                const UpstreamRow row = get_upstream(c, name);
+                all.push_back({read_status(c, name, row, clock_()), read_balance(c, row)});
+            }
+            return all;
+        });
+    }
+
     Balance balance(const std::string& upstream) const {
         return store_.read([&](Connection& c) { return read_balance(c, get_upstream(c, upstream)); });
     }
@@ -12696,6 +12735,14 @@ NameList Meter::list_names(const NamesQuery& query) const {
 NameList Meter::list_sources(const NamesQuery& query) const {
     check_names(query);
     return impl_->store.scan([&](const Reader& reader) { return names_page(reader, query, {false, true}); });
+}
+
+Monitoring Meter::monitoring(const MonitoringQuery& query) const {
+    const Period period = query.period.value_or(last_days(1, impl_->options.clock()));
+    check_period(period);
+    Monitoring answer = impl_->store.scan([&](const Reader& reader) { return count_windows(reader, period, {query.bin, query.time_zone}); });
+    answer.upstreams = impl_->delivery.monitoring();
+    return answer;
 }
 
 PruneReport Meter::prune(const PruneOptions& options) {

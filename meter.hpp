@@ -613,6 +613,30 @@ struct Balance {
     friend bool operator==(const Balance&, const Balance&) noexcept = default;
 };
 
+struct MonitoringQuery {
+    std::optional<Period> period = {};  ///< by the events' timestamps; the last 24 hours when absent
+    Bin bin = Bin::hour;                ///< the windows; none: no windows
+    std::string time_zone = {};         ///< of the windows, as AggregateQuery's
+};
+
+struct MonitoringWindow {
+    Timestamp start = {};  ///< the first window may begin before the period; what happened before that is not in it
+    std::int64_t events = 0;
+};
+
+struct UpstreamMonitoring {
+    UpstreamStatus status = {};
+    Balance balance = {};
+};
+
+/// How much happens, and how far delivery has come. The windows are of one snapshot of the log, the upstreams of a later one.
+struct Monitoring {
+    Period period = {};
+    std::int64_t events = 0;                     ///< of the period
+    std::vector<MonitoringWindow> windows = {};  ///< all of the period, those without events too
+    std::vector<UpstreamMonitoring> upstreams = {};
+};
+
 struct FlushProgress {
     std::string upstream = {};
     std::int64_t delivered = 0, parked = 0, pending = 0;
@@ -753,6 +777,10 @@ public:
     NameList list_names(const NamesQuery& query = {}) const;
     /// The same of sources; events without one are left out.
     NameList list_sources(const NamesQuery& query = {}) const;
+
+    /// Events in each window of a period, and what each upstream has had and waits for. Throws bad_value for a period or zone that cannot be,
+    /// too_large for more than limits::aggregate_rows windows.
+    Monitoring monitoring(const MonitoringQuery& query = {}) const;
 
     /// Removes the oldest events, in whole sealed chunks (MeterOptions::chunk_events), as far as the options allow and every upstream has
     /// had them; parked events and all that follow stay. Ids of removed events are forgotten: the same id would be stored again.
