@@ -403,7 +403,13 @@ public:
     /// units that meter_credit benefits grant; count, sum and unique meters whose filter names an event.
     static Book polar(const json& catalogue);
     /// {"plan": {"id", "items": [...]}, "features": [...], "currency": "usd"} as Autumn's API (2.1 and later) shows them, credit systems
-    /// included. An item's "quantity" is what was bought of a prepaid one.
+    /// included. An item's "quantity" is what was bought of a prepaid one. An event uses the feature of its name (or with that name among its
+    /// "event_names"): as many units as its value, 1 without one; its subscription is Autumn's entity.
+    /// Balances and bills run in cycles of an item's "reset" and "price" intervals (a price without one is monthly), on calendar periods, UTC,
+    /// for any customer. With "customers": [{"id", "subscriptions": [{"plan_id", "started_at", "current_period_start", "expires_at",
+    /// "quantity"}], "billing_controls", "entities": [...]}] only these customers have the plan, from when it started, and its cycles are
+    /// counted from there; entities (of that same form) may have the plan for themselves. Controls: "usage_limits", "spend_limits" and
+    /// "overage_allowed" of an entity, a customer or the plan, the first that names the feature. Rollovers are not known.
     static Book autumn(const json& catalogue);
     /// By the vendor's name: "lago", "flexprice", "polar" or "autumn". Throws unsupported for another.
     static Book of(std::string_view vendor, const json& catalogue);
@@ -476,11 +482,24 @@ struct Fees {
     std::string to_text() const;  ///< for people: each fee with its lines, and the sum
 };
 
-/// Whether units may be used, and what is left before them.
+/// Whether units may be used, and what stands behind the answer. Everything is in the units of `feature`, before the units asked for are used.
 struct Check {
     bool allowed = false;
-    Decimal balance = {};  ///< units left
-    Decimal overage = {};  ///< units used beyond what was granted
+    /// Why not, in a word: no_balance (the plan grants nothing of it), insufficient_balance, usage_limit; empty when allowed.
+    std::string reason = {};
+    std::string feature = {};  ///< whose balance answers: the event's own, or a credit system that pays for it
+    Decimal required = {};     ///< the event's units, in credits when a credit system answers
+    bool flag = false;         ///< a boolean feature: it is there, and nothing is counted
+    bool unlimited = false;
+    bool overage_allowed = false;                  ///< use goes on when the balance is 0
+    Decimal granted = {};                          ///< since the last reset, bought units included
+    Decimal usage = {};                            ///< since the last reset; what balances did not cover is left out
+    Decimal balance = {};                          ///< units left, never below 0
+    Decimal overage = {};                          ///< units used beyond what was granted
+    std::optional<Decimal> overage_limit = {};     ///< overage at most (max_purchase, or a spend limit); nothing: no limit
+    std::optional<Decimal> usage_limit_left = {};  ///< what usage limits leave; nothing: no such limit
+    std::optional<Timestamp> next_reset = {};      ///< the first of its balances'; nothing: never
+    json to_json() const;                          ///< numbers and times as texts
 };
 
 struct UsageQuery {
@@ -758,6 +777,13 @@ public:
     Fees estimate_fees(const Event& event) const;
     /// Units and fees of every charge of the subscription's plan over the period.
     Fees usage(const UsageQuery& query) const;
+    /// Whether the event's customer (and entity: Event::subscription) may now use so many units (Event::value, 1 when absent) of the feature
+    /// that the event names: Autumn's POST /check, by the balances that the events in the log have left. Nothing is recorded. Balances pay in
+    /// Autumn's order, and what none covers is dropped, as with overage_behavior "cap" (autumn dossier 5 and 7.7). Where features share a
+    /// credit system, what each used since the last reset is taken off as a whole, feature by feature. Throws bad_value without a customer,
+    /// not_found for a feature or customer that no book with balances knows, unsupported when the customer's books are other vendors': only
+    /// Autumn's have balances.
+    Check check(const Event& event) const;
 
     /// Adds an upstream, or gives one of that name new settings, and ends a pause. A new one starts with the oldest event kept.
     void connect(const Upstream& upstream);

@@ -51,6 +51,7 @@ public:
 private:
     static std::optional<std::string> text_of(const Event& event, const std::string& field) {
         if (field == "name") return event.name;
+        if (field == "subscription") return event.subscription.empty() ? std::nullopt : std::optional(event.subscription);
         if (field == "value") return event.value ? std::optional(event.value->to_string()) : std::nullopt;
         const std::string prefix = "properties.";
         const auto found = event.properties.find(field.rfind(prefix, 0) == 0 ? field.substr(prefix.size()) : field);
