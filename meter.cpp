@@ -9480,9 +9480,9 @@ struct Plan final : Book::Impl {
 
 // ---- accounts: the balances of a customer, and what the log's events took from them ----
 
-// An event counts its value, 1 when it has none.
+// An event counts its value, 1 when it has none: the rules of that name say so.
 Metric feature_metric(const std::string& feature) {
-    return {.code = "autumn:" + feature, .event = feature, .aggregation = Aggregation::sum, .property = "value", .filter = {}};
+    return {.code = "autumn:" + feature, .event = feature, .aggregation = Aggregation::sum, .property = "value", .filter = {}, .rules = "autumn"};
 }
 
 // A balance of an item, held by the customer or by one of its entities.
@@ -9491,7 +9491,8 @@ struct Holding {
     std::string entity;  // empty: the customer's
     Subscription subscription;
     Balance state;
-    Decimal used = {};  // since the beginning, in the item's units
+    Decimal used = {};        // since the last reset, in the item's units
+    std::int64_t events = 0;  // that used it
 
     std::optional<Cycle> cycle(std::optional<Stride> stride) const {
         if (!stride) return {};
@@ -9621,20 +9622,27 @@ std::vector<std::size_t> payers(const Account& account, const std::string& featu
     return order;
 }
 
-// Takes what was used off the balances, as far as they reach.
-void use(Account& account, const std::string& feature, const std::string& entity, const Decimal& units) {
+// Takes what `events` events used off the balances, as far as they reach. Answers whether one balance covered all of it, or there is none: only
+// then does it come to the same to take several events together.
+bool use(Account& account, const std::string& feature, const std::string& entity, const Decimal& units, std::int64_t events = 1) {
     const auto order = payers(account, feature, entity);
     std::vector<Balance> balances;
     for (const auto i : order) {
         balances.push_back(account.holdings[i].state);
         balances.back().cost = *cost_of(account.plan, *account.holdings[i].item, feature);
     }
-    settle(balances, units, OverageBehavior::cap);
+    const auto left = settle(balances, units, OverageBehavior::cap);
+    int touched = 0;
     for (std::size_t i = 0; i < order.size(); ++i) {
         auto& holding = account.holdings[order[i]];
-        holding.used += holding.state.unlimited && i == 0 ? units * balances[i].cost : holding.state.balance - balances[i].balance;
+        const auto taken = holding.state.unlimited && i == 0 ? units * balances[i].cost : holding.state.balance - balances[i].balance;
         holding.state.balance = balances[i].balance;
+        if (taken.is_zero()) continue;
+        holding.used += taken;
+        holding.events += events;
+        ++touched;
     }
+    return order.empty() || (left.is_zero() && touched <= 1);
 }
 
 // Everything that an event of that name uses.
@@ -9646,38 +9654,37 @@ void use_event(Account& account, const std::string& name, const std::string& ent
 
 // ---- from the log ----
 
-struct UsedBy {
-    std::string entity;
-    Decimal units;
+// What the events of one name and entity used of a feature.
+struct Use {
+    std::string feature, name, entity;
+    Measured row;
 };
 
-// What some events of the query come to; each by itself when there are refunds, since what a refund gives back depends on what was there.
-void add_uses(std::vector<UsedBy>& list, const Metric& metric, AggregateQuery query, UsageSource& source) {
-    const auto rows = source.measure(metric, query);
-    const bool grouped = !std::exchange(query.group_by, {}).empty();
-    for (const auto& row : rows) {
-        const auto entity = grouped ? row.group[0].value_or("") : query.subscription;
-        if (!row.falls) {
-            if (!row.value.is_zero()) list.push_back({entity, row.value});
-            continue;
+std::vector<Use> uses_of(const Plan& plan, const std::set<std::string>& features, const AggregateQuery& query, UsageSource& source) {
+    std::vector<Use> list;
+    for (const auto& feature : plan.features) {
+        if (!features.contains(feature.id)) continue;
+        for (const auto& name : feature.names) {
+            for (auto& row : source.measure(feature_metric(name), query)) {
+                const auto entity = row.group.empty() ? query.subscription : row.group[0].value_or("");
+                if (row.events > 0) list.push_back({feature.id, name, entity, std::move(row)});
+            }
         }
-        auto one = query;
-        one.subscription = entity;
-        if (grouped && entity.empty()) one.filter = Filter::all({query.filter, Filter::where("subscription", Operator::exists, false)});
-        for (const auto& units : source.steps(metric, one, std::numeric_limits<std::size_t>::max(), {})) list.push_back({entity, units});
     }
+    return list;
 }
 
-// What the events of that name used, by entity when the query groups by it.
-std::vector<UsedBy> used_by(const std::string& name, const AggregateQuery& query, UsageSource& source) {
-    auto plain = feature_metric(name);
-    plain.aggregation = Aggregation::count;
-    plain.property.clear();
-    plain.filter = Filter::where("value", Operator::exists, false);
-    std::vector<UsedBy> list;
-    add_uses(list, plain, query, source);
-    add_uses(list, feature_metric(name), query, source);
-    return list;
+// All at once where that comes to the same, else event by event: with refunds, or when a balance ends.
+void take_use(Account& account, const Use& used, AggregateQuery query, UsageSource& source) {
+    const auto before = account.holdings;
+    if (use(account, used.feature, used.entity, used.row.value, used.row.events) && !used.row.falls) return;
+    account.holdings = before;
+    const bool nobody = !query.group_by.empty() && used.entity.empty();
+    query.group_by.clear();
+    query.subscription = used.entity;
+    if (nobody) query.filter = Filter::where("subscription", Operator::exists, false);
+    for (const auto& units : source.steps(feature_metric(used.name), query, std::numeric_limits<std::size_t>::max(), {}))
+        use(account, used.feature, used.entity, units);
 }
 
 // The features whose use may touch the same balances: those that share a credit system, directly or through others.
@@ -9720,17 +9727,11 @@ void spend(Account& account, const Course& course, const Period& period, UsageSo
     const bool entities = std::any_of(account.plan.items.begin(), account.plan.items.end(), [](const auto& item) { return item.per_entity; }) ||
                           std::any_of(account.holdings.begin(), account.holdings.end(), [](const auto& holding) { return !holding.entity.empty(); });
     if (entities && !course.alone) query.group_by = {"subscription"};
-    std::vector<std::pair<std::string, UsedBy>> uses;
-    for (const auto& feature : account.plan.features) {
-        if (!course.features.contains(feature.id)) continue;
-        for (const auto& name : feature.names) {
-            for (auto& used : used_by(name, query, source)) uses.emplace_back(feature.id, std::move(used));
-        }
-    }
-    for (const auto& [feature, used] : uses) {
+    const auto uses = uses_of(account.plan, course.features, query, source);
+    for (const auto& used : uses) {
         if (!used.entity.empty()) open_entity(account, used.entity);
     }
-    for (const auto& [feature, used] : uses) use(account, feature, used.entity, used.units);
+    for (const auto& used : uses) take_use(account, used, query, source);
 }
 
 // Where the history begins that today's balances follow from: with the oldest of the current cycles.
@@ -9762,13 +9763,28 @@ void refill(Account& account, const Course& course, Timestamp at) {
         if (!cycle || cycle->around(at).from != at) continue;
         holding.state.balance = holding.state.starting;
         holding.used = {};
+        holding.events = 0;
     }
+}
+
+// The month of the first use; the beginning of time when there is none.
+Timestamp first_use(const Account& account, const Course& course, UsageSource& source) {
+    auto query = customer_query(account.customer, course.alone ? account.entity : "", {});
+    query.bin = Bin::month;
+    std::optional<Timestamp> first;
+    for (const auto& used : uses_of(account.plan, course.features, query, source)) {
+        if (used.row.bin) first = std::min(first.value_or(*used.row.bin), *used.row.bin);
+    }
+    return first.value_or(Timestamp::min());
 }
 
 // Brings the balances up to now: what was used from reset to reset.
 void follow(Account& account, const Course& course, UsageSource& source) {
     const auto holdings = followed(account, course);
-    const auto moments = resets(holdings, beginning(holdings, course.now), course.now);
+    Timestamp from = beginning(holdings, course.now);
+    const bool resetting = std::any_of(holdings.begin(), holdings.end(), [](const Holding& holding) { return holding.item->reset.has_value(); });
+    if (from == Timestamp::min() && resetting) from = first_use(account, course, source);
+    const auto moments = resets(holdings, from, course.now);
     for (std::size_t i = 0; i < moments.size(); ++i) {
         refill(account, course, moments[i]);
         spend(account, course, {moments[i], i + 1 < moments.size() ? moments[i + 1] : course.now + std::chrono::microseconds(1)}, source);
@@ -9777,12 +9793,19 @@ void follow(Account& account, const Course& course, UsageSource& source) {
 
 // ---- the operations ----
 
-Decimal total_used(const Account& account, const PlanItem& item) {
-    Decimal used;
+struct Taken {
+    Decimal units;
+    std::int64_t events = 0;
+};
+
+Taken taken_from(const Account& account, const PlanItem& item) {
+    Taken taken;
     for (const auto& holding : account.holdings) {
-        if (holding.item == &item) used += holding.used;
+        if (holding.item != &item) continue;
+        taken.units += holding.used;
+        taken.events += holding.events;
     }
-    return used;
+    return taken;
 }
 
 // What an item comes to: the units bought of a prepaid one, else the overage of all its balances together (7.6).
@@ -9801,17 +9824,18 @@ Priced price_item(const Account& account, const PlanItem& item) {
     return control && control->skip_billing.value_or(false) ? Priced() : price_overage(item.item, usages);
 }
 
-Fee fee_of(const Account& account, const PlanItem& item, const Period& period, const Decimal& units, Priced priced) {
+Fee fee_of(const Account& account, const PlanItem& item, const Period& period, const Taken& taken, Priced priced) {
     Fee fee;
     fee.charge = item.feature;
     fee.metric = feature_metric(item.feature).code;
     fee.customer = account.customer;
     fee.subscription = account.entity;
     fee.currency = account.plan.currency;
-    fee.units = units;
+    fee.units = taken.units;
+    fee.events = taken.events;
     fee.amount = priced.amount;
     fee.amount_cents = minor_units(priced.amount, account.plan.currency);
-    fee.unit_amount = quotient(priced.amount, units);
+    fee.unit_amount = quotient(priced.amount, taken.units);
     fee.period = period;
     fee.lines = std::move(priced.lines);
     return fee;
@@ -9855,7 +9879,7 @@ Fees Plan::usage(const UsageQuery& asked, Timestamp now, UsageSource& source) co
         const auto holding = std::find_if(account.holdings.begin(), account.holdings.end(), [&](const Holding& each) { return each.item == &item; });
         if (holding == account.holdings.end()) continue;
         const auto period = asked.period.value_or(holding->around(item.billed, now));
-        list.push_back(fee_of(account, item, period, total_used(account, item), price_item(account, item)));
+        list.push_back(fee_of(account, item, period, taken_from(account, item), price_item(account, item)));
     }
     return sum_up(std::move(list), currency);
 }
@@ -9873,22 +9897,21 @@ Fees Plan::estimate_fees(const Event& event, Timestamp now, UsageSource& source)
     use_event(after, event.name, event.subscription, event.value.value_or(Decimal(1)));
     std::vector<Fee> list;
     for (const auto& item : items) {
-        const auto units = total_used(after, item) - total_used(before, item);
-        if (units.is_zero()) continue;
+        const Taken taken{taken_from(after, item).units - taken_from(before, item).units, 1};
+        if (taken.units.is_zero()) continue;
         const auto& holding = *std::find_if(after.holdings.begin(), after.holdings.end(), [&](const Holding& each) { return each.item == &item; });
-        list.push_back(fee_of(after, item, holding.around(item.billed, now), units, difference(price_item(after, item), price_item(before, item))));
-        list.back().events = 1;
+        list.push_back(fee_of(after, item, holding.around(item.billed, now), taken, difference(price_item(after, item), price_item(before, item))));
     }
     return sum_up(std::move(list), currency);
 }
 
-Fee Plan::price(std::string_view charge, const Decimal& units, std::int64_t) const {
+Fee Plan::price(std::string_view charge, const Decimal& units, std::int64_t events) const {
     const Account nobody{*this, {}, {}};
     for (const auto& item : items) {
         if (item.flag || item.feature != charge) continue;
         Priced priced;
         if (!item.item.tiers.empty()) priced = item.item.prepaid ? price_prepaid(item.item, units) : price_overage(item.item, {units});
-        return fee_of(nobody, item, {}, units, std::move(priced));
+        return fee_of(nobody, item, {}, {units, events}, std::move(priced));
     }
     throw Error(ErrorCode::not_found, "charge", "charge_not_found");
 }
@@ -9935,12 +9958,6 @@ std::map<std::string, Decimal> costs_of(const Feature& feature) {
     return costs;
 }
 
-// The property's text is exactly that.
-Filter written_as(const std::string& property, const std::string& text) {
-    // Numbers are equal whatever their zeros, and LIKE knows no other way to write % and _, which no number has.
-    return Filter::where(property_field(property), Decimal::parse(text) ? Operator::like : Operator::eq, text);
-}
-
 bool holds_for(const UsageLimit& limit, const json& properties) {
     return std::all_of(limit.properties.begin(), limit.properties.end(),
                        [&](const auto& wanted) { return property_text(properties, wanted.first) == wanted.second; });
@@ -9957,12 +9974,10 @@ std::optional<Decimal> headroom(const Account& account, const std::string& featu
         if (!limit.enabled || !holds_for(limit, event.properties)) continue;
         const auto anchor = limit.utc || !account.own ? std::nullopt : account.own->anchor;
         auto query = customer_query(account.customer, own ? event.subscription : "", usage_window(limit.interval, now, anchor).value_or(Period()));
-        for (const auto& [property, text] : limit.properties) query.filter.parts.push_back(written_as(property, text));
+        for (const auto& [property, text] : limit.properties) query.filter.parts.push_back(Filter::equals(property_field(property), text));
         Decimal left = limit.limit;
         for (const auto& [member, cost] : costs_of(account.plan.feature(feature))) {
-            for (const auto& name : account.plan.feature(member).names) {
-                for (const auto& used : used_by(name, query, source)) left -= used.units * cost;
-            }
+            for (const auto& used : uses_of(account.plan, {member}, query, source)) left -= used.row.value * cost;
         }
         least = std::min(least.value_or(left), at_least_zero(left));
     }
@@ -10077,10 +10092,20 @@ namespace {
 
 namespace autumn {
 
+// A text asked for is the text that the property is written as (aggregate_simple.pipe:38). With numbers, numbers are compared.
+constexpr std::array<Meeting, 3> no_such{Meeting::differ, Meeting::differ, Meeting::differ},
+    as_written{Meeting::text, Meeting::number, Meeting::text};
+constexpr Coercion exact_text{.missing = {no_such, {Meeting::empty, Meeting::empty, Meeting::empty}},
+                              .boolean = {{Meeting::number, Meeting::differ, Meeting::text}, as_written},
+                              .number = {{Meeting::differ, Meeting::number, Meeting::text}, as_written},
+                              .text = {as_written, as_written},
+                              .structure = {no_such, as_written}};
+
 struct AnalyticsQuestion {
+    std::string customer{}, entity{};
     std::vector<std::string> features{};  // names of events
-    std::string group_by{};               // the path of a property; empty: no groups
-    json filter_by = json::object();      // path -> text
+    std::string group_by{};               // a field; empty: no groups
+    Filter filter{};
     Bin bin = Bin::day;
     Ranges ranges{};
     Timestamp now{};             // bins after it are left out
@@ -10105,39 +10130,31 @@ struct Analytics {
 
 constexpr std::string_view other_groups = "AUTUMN_RESERVED";
 
-Decimal value_of(const Event& event) { return event.value.value_or(1); }
-
-std::string group_of(const AnalyticsQuestion& question, const Event& event) {
-    std::string keep;
-    return scalar_text(scalar_at(event.properties, question.group_by, keep));
+// The hours whose beginning belongs to the range: an event counts with its hour (aggregate_simple.pipe:30).
+Period whole_hours(const Range& range) {
+    const Timestamp from = cut(range.from, micros_per_hour);
+    return {from == range.from ? from : from + std::chrono::hours(1), cut(range.to, micros_per_hour) + std::chrono::hours(1)};
 }
 
-// By hours: one belongs to a range when its beginning does (aggregate_simple.pipe:30).
-bool in_hours(const Range& range, Timestamp time) {
-    const Timestamp hour = cut(time, micros_per_hour);
-    return range.from <= hour && hour <= range.to;
-}
-
-bool asked_for(const AnalyticsQuestion& question, const Event& event) {
-    if (std::find(question.features.begin(), question.features.end(), event.name) == question.features.end()) return false;
-    return std::all_of(question.filter_by.items().begin(), question.filter_by.items().end(), [&](const auto& item) {
-        std::string keep;
-        return scalar_text(scalar_at(event.properties, item.key(), keep)) == item.value().template get<std::string>();
-    });
+std::vector<Measured> measured(const AnalyticsQuestion& question, const std::string& feature, AggregateQuery query, UsageSource& source) {
+    if (query.period.from >= query.period.to) return {};
+    query.customer = question.customer;
+    query.subscription = question.entity;
+    query.filter = question.filter;
+    return source.measure(feature_metric(feature), query);
 }
 
 // Totals take every event, grouped or not; with a filter they go by the moment, not the hour (getCountAndSum.ts:166).
-std::map<std::string, AnalyticsTotal> totals(const AnalyticsQuestion& question, const std::vector<const Event*>& events) {
+std::map<std::string, AnalyticsTotal> totals(const AnalyticsQuestion& question, UsageSource& source) {
     const Range& range = question.ranges.total;
+    AggregateQuery query;
+    query.period = question.filter.empty() ? whole_hours(range) : Period{range.from, range.to + std::chrono::microseconds(1)};
     std::map<std::string, AnalyticsTotal> found;
-    for (const Event* event : events) {
-        const Timestamp time = *event->timestamp;
-        if (question.filter_by.empty() ? !in_hours(range, time) : time < range.from || time > range.to) continue;
-        AnalyticsTotal& total = found[event->name];
-        total.sum += value_of(*event);
-        ++total.count;
+    for (const auto& feature : question.features) {
+        for (const auto& row : measured(question, feature, query, source)) {
+            if (row.events > 0) found[feature] = {row.events, row.value.round(10, Rounding::half_up)};
+        }
     }
-    for (auto& [feature, total] : found) total.sum = total.sum.round(10, Rounding::half_up);
     return found;
 }
 
@@ -10150,6 +10167,15 @@ std::map<std::string, Decimal> top_groups(const std::map<std::string, Decimal>& 
     return top;
 }
 
+// What the groups of a feature come to.
+std::map<std::string, Decimal> sums_of_groups(const std::map<std::string, std::map<std::string, Decimal>>& grouped) {
+    std::map<std::string, Decimal> sums;
+    for (const auto& [feature, groups] : grouped) {
+        for (const auto& [group, value] : groups) sums[feature] += value;
+    }
+    return sums;
+}
+
 // Every bin lists all groups of all bins; without any group there are no bins.
 void fill_groups(std::vector<AnalyticsBin>& list, const std::vector<std::string>& features) {
     std::set<std::string> names;
@@ -10159,36 +10185,50 @@ void fill_groups(std::vector<AnalyticsBin>& list, const std::vector<std::string>
         }
     }
     if (names.empty()) list.clear();
+    if (list.size() * features.size() * names.size() > limits::aggregate_rows) throw Error(ErrorCode::too_large, "group_by", "has too many groups");
     for (auto& bin : list) {
         for (const auto& feature : features) {
-            for (const auto& name : names) bin.values[feature] += bin.grouped[feature][name];
+            for (const auto& name : names) bin.grouped[feature].try_emplace(name);
+        }
+        bin.values = sums_of_groups(bin.grouped);
+    }
+}
+
+// The bins of the list, without values.
+std::vector<AnalyticsBin> empty_bins(const AnalyticsQuestion& question) {
+    const BinGrid grid = list_bins(question.ranges.list, question.bin, {});
+    if (grid.count() > static_cast<std::int64_t>(limits::aggregate_rows / question.features.size()))
+        throw Error(ErrorCode::too_large, "bin", "the period has more than " + std::to_string(limits::aggregate_rows) + " bins and features");
+    std::vector<AnalyticsBin> list;
+    for (std::int64_t i = 0; i < grid.count() && grid.start(i) <= question.now; ++i) {
+        list.push_back({grid.start(i)});
+        for (const auto& feature : question.features) list.back().values[feature] = {};
+    }
+    return list;
+}
+
+// Puts what was measured into the bins.
+void add_rows(std::vector<AnalyticsBin>& list, const std::string& feature, std::span<const Measured> rows) {
+    for (const auto& row : rows) {
+        const auto bin =
+            std::lower_bound(list.begin(), list.end(), *row.bin, [](const AnalyticsBin& each, Timestamp start) { return each.start < start; });
+        if (bin == list.end() || bin->start != *row.bin) continue;
+        if (row.group.empty()) {
+            bin->values[feature] += row.value;
+        } else if (!row.group[0].value_or("").empty()) {
+            bin->grouped[feature][*row.group[0]] += row.value;
         }
     }
 }
 
-[[maybe_unused]] Analytics analytics(const AnalyticsQuestion& question, std::span<const Event> events) {
-    std::vector<const Event*> chosen;
-    for (const Event& event : events) {
-        if (asked_for(question, event)) chosen.push_back(&event);
-    }
-    Analytics answer{{}, totals(question, chosen)};
-    const BinGrid bins = list_bins(question.ranges.list, question.bin, {});
-    for (std::int64_t i = 0; i < bins.count() && bins.start(i) <= question.now; ++i) {
-        AnalyticsBin& bin = answer.list.emplace_back(AnalyticsBin{bins.start(i)});
-        for (const auto& feature : question.features) bin.values[feature] = {};
-    }
-    std::int64_t hint = 0;
-    for (const Event* event : chosen) {
-        if (!in_hours(question.ranges.list, *event->timestamp)) continue;
-        const auto index = static_cast<std::size_t>(bins.index(cut(*event->timestamp, micros_per_hour), hint));
-        if (index >= answer.list.size()) continue;
-        AnalyticsBin& bin = answer.list[index];
-        if (question.group_by.empty()) {
-            bin.values[event->name] += value_of(*event);
-        } else if (const std::string group = group_of(question, *event); !group.empty()) {
-            bin.grouped[event->name][group] += value_of(*event);
-        }
-    }
+// One question to the source for each feature, and one for its total.
+[[maybe_unused]] Analytics analytics(const AnalyticsQuestion& question, UsageSource& source) {
+    Analytics answer{empty_bins(question), totals(question, source)};
+    AggregateQuery query;
+    query.period = whole_hours(question.ranges.list);
+    query.bin = question.bin;
+    if (!question.group_by.empty()) query.group_by = {question.group_by};
+    for (const auto& feature : question.features) add_rows(answer.list, feature, measured(question, feature, query, source));
     for (auto& bin : answer.list) {
         for (auto& [feature, groups] : bin.grouped) groups = top_groups(groups, question.max_groups);
     }
@@ -10811,7 +10851,7 @@ constexpr std::array<Rules, 8> all_rules{{
      .filter = {&polar::clickhouse.metadata, &polar::built_in, polar::clickhouse.seconds},
      .numbers = {.text = NumberRules::Text::none, .missing = {}},
      .typed_values = true},
-    {.name = "autumn", .numbers = {.missing = 1}},
+    {.name = "autumn", .filter = {.properties = &autumn::exact_text}, .numbers = {.missing = 1}},
 }};
 
 const Rules& rules_named(std::string_view name) {
