@@ -420,6 +420,64 @@ struct Aggregate {
     std::vector<AggregateRow> rows = {};
 };
 
+/// Usage of several metrics at once, and what it costs where a book that is loaded prices them.
+struct AnalyticsQuery {
+    std::vector<std::string> metrics = {};  ///< their codes; all that are declared or loaded when empty
+    std::string customer = {}, subscription = {};
+    std::vector<std::string> sources = {};                ///< only events from one of them; no condition when empty
+    std::optional<Period> period = {};                    ///< when absent: `range`
+    std::string range = {};                               ///< one that named_period() knows; when empty too, what `rules` say
+    std::optional<BillingCycle> billing_cycle = {};       ///< for the ranges that need one
+    Bin bin = Bin::none;                                  ///< with one, also the points of each item
+    std::string time_zone = {};                           ///< of the bins, as in AggregateQuery
+    std::optional<std::chrono::weekday> week_start = {};  ///< when absent, what `rules` say
+    std::optional<Timestamp> billing_anchor = {};         ///< of months, quarters and years, as in AggregateQuery
+    bool fill = false;                                    ///< also points without events
+    std::vector<std::string> group_by = {};               ///< fields as in Filter, say "source" or "properties.model"
+    std::int64_t top = 0;                                 ///< of the groups of each metric, as in AggregateQuery
+    Filter filter = {};
+    /// Whose question this is. Meter's own when empty: all of time, weeks from Monday. "flexprice", its events/analytics: the last 7 days, weeks
+    /// from Sunday, no items without usage. What values count as is said by each metric's rules, what they cost by its book.
+    std::string rules = {};
+};
+
+/// A bin of an item.
+struct AnalyticsPoint {
+    Timestamp start = {};
+    Decimal usage = {};
+    std::int64_t events = 0;
+    Decimal cost = {}, discount = {};  ///< of this usage alone: with tiers, packages or flat parts the points do not add up to their item
+};
+
+/// What one group of events came to under one metric and, where a book prices it, one charge.
+struct AnalyticsItem {
+    std::string metric = {};
+    std::string charge = {};                             ///< as Book::price() knows it; empty when no book prices the metric
+    std::vector<std::optional<std::string>> group = {};  ///< as group_by; nothing where the event lacks the property
+    bool rest = false;                                   ///< of the groups beyond AnalyticsQuery::top
+    Decimal usage = {};
+    std::int64_t events = 0;
+    Decimal cost = {}, discount = {};  ///< currency units; the cost is before the discount
+    std::string currency = {};
+    std::vector<AnalyticsPoint> points = {};  ///< in order of time
+    json vendor = nullptr;                    ///< what only the vendor's own answer has
+};
+
+/// A metric over all groups, also of events that are in none.
+struct AnalyticsTotal {
+    std::string metric = {};
+    Decimal usage = {};
+    std::int64_t events = 0;
+};
+
+struct Analytics {
+    std::vector<AnalyticsItem> items = {};    ///< in order of metric, charge, group
+    std::vector<AnalyticsTotal> totals = {};  ///< of each metric, in the same order
+    std::string currency = {};                ///< of the first item that is priced
+    Decimal cost = {}, discount = {};         ///< sums of the items in that currency
+    Period period = {};                       ///< what was looked at
+};
+
 // ---------------------------------------------------------------------------------------------
 // 6 prices
 // ---------------------------------------------------------------------------------------------
@@ -808,6 +866,12 @@ public:
     /// Throws not_found for an unknown metric, bad_value for a wrong period or field, too_large over limits::aggregate_rows.
     Aggregate aggregate(const AggregateQuery& query) const;
     Aggregate aggregate(const Metric& metric, const AggregateQuery& query = {}) const;
+
+    /// Usage, events and cost of several metrics, by group and over time, all from one snapshot. What a metric costs is what Book::price() says of
+    /// its usage, with FlexPrice's books what its analytics say (dossier 6.6). Throws not_found for an unknown metric, bad_value for what
+    /// cannot be asked, naming it, too_large over limits::aggregate_rows.
+    Analytics analytics(const AnalyticsQuery& query) const;
+    std::vector<Decimal> inference_costs(std::span<const std::string> ids) const;
 
     /// Keeps a book in the database, in place of the one of the same vendor and code; its metrics become known to aggregate().
     void load(const Book& book);
