@@ -6420,6 +6420,23 @@ json Fees::to_json() const {
     return {{"currency", currency}, {"amount_cents", amount_cents.to_string()}, {"fees", std::move(list)}};
 }
 
+json Check::to_json() const {
+    return {{"allowed", allowed},
+            {"reason", reason},
+            {"feature", feature},
+            {"required", optional_text(required)},
+            {"flag", flag},
+            {"unlimited", unlimited},
+            {"overage_allowed", overage_allowed},
+            {"granted", optional_text(granted)},
+            {"usage", optional_text(usage)},
+            {"balance", optional_text(balance)},
+            {"overage", optional_text(overage)},
+            {"overage_limit", optional_text(overage_limit)},
+            {"usage_limit_left", optional_text(usage_limit_left)},
+            {"next_reset", next_reset ? json(next_reset->to_string()) : json(nullptr)}};
+}
+
 std::string Fees::to_text() const {
     std::string text;
     for (const auto& fee : fees) {
@@ -6465,13 +6482,18 @@ Period cycle_around(Timestamp now, Timestamp anchor, Stride stride, Timestamp fl
     return {std::max(cycle.from, floor), std::max(cycle.to, floor)};
 }
 
+// Where the calendar's own cycles are counted from, weeks from a Monday.
+Timestamp calendar_anchor(Stride stride) {
+    constexpr std::int64_t a_monday = 4, week = 7 * micros_per_day;  // 5 January 1970
+    return Timestamp(stride.months == 0 && stride.micros % week == 0 ? a_monday * micros_per_day : 0);
+}
+
 // The window of a usage limit: the billing cycle when there is an anchor, else the calendar's, with weeks from Monday; nothing when
 // it never ends (getUsageWindowBounds.ts:21).
-[[maybe_unused]] std::optional<Period> usage_window(std::string_view interval, Timestamp now, const std::optional<Timestamp>& anchor) {
+std::optional<Period> usage_window(std::string_view interval, Timestamp now, const std::optional<Timestamp>& anchor) {
     if (interval == "lifetime") return std::nullopt;
-    constexpr std::int64_t a_monday = 4;  // 5 January 1970
-    const Timestamp calendar(interval == "week" ? a_monday * micros_per_day : 0);
-    return cycle_around(now, anchor.value_or(calendar), stride_of(interval));
+    const auto stride = stride_of(interval);
+    return cycle_around(now, anchor.value_or(calendar_anchor(stride)), stride);
 }
 
 // Both ends belong to it.
@@ -6607,8 +6629,13 @@ struct Book::Impl {
     }
     virtual Fees usage(const UsageQuery& query, Timestamp now, UsageSource& usage) const = 0;
     virtual Fee price(std::string_view charge, const Decimal& units, std::int64_t events) const = 0;
+    // Whether the vendor has balances, which check() answers for, and whether the book knows such a feature.
+    virtual bool has_balances() const { return false; }
+    virtual bool knows_feature(const std::string&) const { return false; }
     // Whether the event's units may be used now.
-    virtual Check check(const Event&, Timestamp, UsageSource&) const { throw Error(ErrorCode::unsupported, "", vendor + " has no balances"); }
+    virtual Check check(const Event&, Timestamp, UsageSource&) const {
+        throw Error(ErrorCode::unsupported, "customer", "is priced by a book of " + vendor + ", which has no balances");
+    }
 };
 
 namespace {
@@ -9068,7 +9095,7 @@ CreditSystem read_credit_system(const Node& at, std::string_view id_field) {
 }
 
 // Credits for that many units of a feature; the system's own units are credits already.
-[[maybe_unused]] Decimal credits(const CreditSystem& system, const std::string& feature, const Decimal& units) {
+Decimal credits(const CreditSystem& system, const std::string& feature, const Decimal& units) {
     if (feature == system.id) return units;
     const auto found = system.costs.find(feature);
     if (found == system.costs.end()) throw Error(ErrorCode::bad_value, "feature_id", "invalid_request");
@@ -9127,7 +9154,7 @@ Decimal refund(std::vector<Balance>& balances, Decimal units) {
 }
 
 // What is left of `value` that no balance took; with reject nothing moves unless all of it fits.
-[[maybe_unused]] Decimal settle(std::vector<Balance>& balances, const Decimal& value, OverageBehavior behavior) {
+Decimal settle(std::vector<Balance>& balances, const Decimal& value, OverageBehavior behavior) {
     auto changed = balances;
     const auto left = value.is_negative() ? -refund(changed, -value) : deduct(changed, value, behavior);
     if (behavior != OverageBehavior::reject || left.is_zero()) balances = std::move(changed);
@@ -9138,11 +9165,15 @@ struct Standing {
     Decimal remaining, overage;
     bool unlimited = false, overage_allowed = false;
     std::optional<Decimal> max_purchase = {};  // overage at most; unbounded when absent
+    std::optional<Decimal> headroom = {};      // what usage limits leave; nothing without one
 };
+
+bool over_limit(const Standing& standing, const Decimal& required) { return standing.headroom && required > *standing.headroom; }
 
 // Whether `required` more units may be used; first rule that applies (5.2).
 bool allowed(const Standing& standing, const Decimal& required) {
     if (standing.unlimited || required.is_negative()) return true;
+    if (over_limit(standing, required)) return false;
     if (!standing.overage_allowed) return standing.remaining >= required;
     if (!standing.max_purchase) return true;
     return at_least_zero(*standing.max_purchase - standing.overage) + standing.remaining >= required;
@@ -9182,8 +9213,6 @@ struct MeteredItem {
     std::function<std::optional<Decimal>(const Event&, const AggregateQuery&, UsageSource&)> step = {};
     std::function<Priced(const std::vector<Decimal>&)> price = {};
     std::function<Decimal(const Decimal&, Currency)> cents = to_cents;
-    // Whether that many more units may be used after so many.
-    std::function<Check(const Decimal& used, const Decimal& required)> check = {};
 };
 
 struct MeteredBook final : Book::Impl {
@@ -9192,7 +9221,6 @@ struct MeteredBook final : Book::Impl {
     bool serves(const std::string&, const std::string& customer) const override { return !customer.empty(); }
     Fees usage(const UsageQuery& query, Timestamp now, UsageSource& usage) const override;
     Fees estimate_fees(const Event& event, Timestamp now, UsageSource& usage) const override;
-    Check check(const Event& event, Timestamp now, UsageSource& usage) const override;
     Fee price(std::string_view charge, const Decimal& units, std::int64_t events) const override;
 };
 
@@ -9266,20 +9294,6 @@ Fee MeteredBook::price(std::string_view charge, const Decimal& units, std::int64
         if (item.charge == charge) return item_fee(item, {}, units, item.price({units}));
     }
     throw Error(ErrorCode::not_found, "charge", "charge_not_found");
-}
-
-// The event's units against what is left: of the first item that allows them, else of the first that measures them (5.3).
-Check MeteredBook::check(const Event& event, Timestamp now, UsageSource& usage_source) const {
-    const auto query = customer_query(event.customer, event.subscription, {this_month(now).from, now + std::chrono::microseconds(1)});
-    std::optional<Check> first;
-    for (const auto& item : items) {
-        const auto step = item.check ? item.step(event, query, usage_source) : std::nullopt;
-        if (!step) continue;
-        const auto answer = item.check(total(item.count(query, usage_source)), *step);
-        if (answer.allowed) return answer;
-        if (!first) first = answer;
-    }
-    return first.value_or(Check());
 }
 
 void check_items(const MeteredBook& book, const Node& root) {
@@ -9562,31 +9576,32 @@ std::shared_ptr<const Book::Impl> load(const json& catalogue) {
 
 namespace autumn {
 
-// An event counts its value, 1 when it has none.
-Metric feature_metric(const std::string& feature) {
-    return {.code = "autumn:" + feature, .event = feature, .aggregation = Aggregation::sum, .property = "value", .filter = {}};
+// ---- the catalogue ----
+
+struct Feature {
+    std::string id;
+    bool flag = false;               // boolean: there or not, nothing is counted
+    std::vector<std::string> names;  // of the events that use it, each once
+    CreditSystem system;             // without costs when it is none
+};
+
+Feature read_feature(const Node& at) {
+    Feature feature{at.required_text("id"), at.text("type") == "boolean", at.texts("event_names"), read_credit_system(at, "id")};
+    feature.names.push_back(feature.id);
+    std::sort(feature.names.begin(), feature.names.end());
+    feature.names.erase(std::unique(feature.names.begin(), feature.names.end()), feature.names.end());
+    return feature;
 }
 
-Decimal feature_units(const std::string& feature, const AggregateQuery& query, UsageSource& usage) {
-    const auto valued = feature_metric(feature);
-    auto plain = valued;
-    plain.aggregation = Aggregation::count;
-    plain.property.clear();
-    plain.filter = Filter::where("value", Operator::exists, false);
-    return usage.measure(valued, query).front().value + usage.measure(plain, query).front().value;
-}
-
-// The features that use up an item, each with what one of its units costs.
-using Members = std::vector<std::pair<std::string, Decimal>>;
-
-Members members_of(const Node& root, const std::string& feature) {
-    Members members{{feature, 1}};
-    for (const auto& each : root.list("features")) {
-        if (each.text("id") != feature) continue;
-        for (const auto& [member, cost] : read_credit_system(each, "id").costs) members.emplace_back(member, cost);
-    }
-    return members;
-}
+// One balance that a plan grants. Nothing resets what is granted once, nothing bills again what is sold once.
+struct PlanItem {
+    std::string feature;
+    Item item;
+    bool flag = false, unlimited = false, per_entity = false;
+    Decimal quantity;                          // bought of a prepaid one, the included units counted
+    std::optional<Decimal> max_purchase = {};  // overage at most
+    std::optional<Stride> reset = {}, billed = {};
+};
 
 // Rules of plan items (7.1).
 void check_item(const Node& at, const Node& price, const Item& item) {
@@ -9605,8 +9620,10 @@ void check_item(const Node& at, const Node& price, const Item& item) {
     }
 }
 
-Item read_plan_item(const Node& at, const std::string& currency) {
-    if (!at.find("price")) return {.included = at.decimal("included").value_or(Decimal())};
+Item read_amounts(const Node& at, const std::string& currency) {
+    const auto included = at.decimal("included").value_or(Decimal());
+    if (included.is_negative()) throw Error(ErrorCode::bad_value, at.path("included"), "must not be negative");
+    if (!at.find("price")) return {.included = included};
     const auto price = at.object("price");
     auto merged = price.value();
     merged["included"] = at.raw("included");
@@ -9615,52 +9632,764 @@ Item read_plan_item(const Node& at, const std::string& currency) {
     return item;
 }
 
-MeteredItem read_metered_item(const Node& root, const Node& at, const std::string& currency) {
-    const auto feature = at.required_text("feature_id");
-    const auto members = members_of(root, feature);
-    const auto item = read_plan_item(at, currency);
-    const auto quantity = at.decimal("quantity").value_or(item.included);
-    MeteredItem result{.charge = feature, .currency_code = currency, .currency = minor_currency(currency), .metric = feature_metric(feature)};
-    result.count = [members](const AggregateQuery& query, UsageSource& usage) {
-        Decimal units;
-        for (const auto& [member, cost] : members) units += feature_units(member, query, usage) * cost;
-        return std::vector<Decimal>{units};
-    };
-    result.step = [members](const Event& event, const AggregateQuery&, UsageSource&) -> std::optional<Decimal> {
-        for (const auto& [member, cost] : members) {
-            if (member == event.name) return event.value.value_or(Decimal(1)) * cost;
+// Nothing for what happens once.
+std::optional<Stride> read_interval(const Node& at) {
+    if (const auto name = at.text("interval"); name == "one_off" || name == "lifetime") return {};
+    const auto count = at.decimal("interval_count").value_or(Decimal(1)).to_int64().value_or(0);
+    if (count < 1 || count > 1000) throw Error(ErrorCode::bad_value, at.path("interval_count"), "must be a whole number from 1 to 1000");
+    return repeated(at.choice("interval", intervals), count);
+}
+
+PlanItem read_plan_item(const Node& at, const std::string& currency) {
+    PlanItem item{.feature = at.required_text("feature_id"), .item = read_amounts(at, currency), .quantity = {}};
+    item.unlimited = at.flag("unlimited");
+    item.per_entity = !at.text("entity_feature_id").empty();
+    item.quantity = at.decimal("quantity").value_or(item.item.included);
+    if (const auto price = at.find("price")) {
+        item.billed = price->find("interval") ? read_interval(*price) : stride_of("month");
+        const auto most = price->decimal("max_purchase");
+        if (most && most->is_negative()) throw Error(ErrorCode::bad_value, price->path("max_purchase"), "must not be negative");
+        if (most && *most > 0) item.max_purchase = most;  // 0 is no limit (7.8)
+    }
+    item.reset = at.find("reset") ? read_interval(at.object("reset")) : item.billed;
+    if (!at.find("price")) item.billed = item.reset;
+    return item;
+}
+
+// Autumn writes moments as milliseconds.
+std::optional<Timestamp> read_moment(const Node& at, std::string_view key) {
+    const auto found = at.find(key);
+    if (!found || found->value().is_string()) return at.time(key);
+    const auto ms = at.decimal(key).value_or(Decimal());
+    if (ms < 0 || ms > Decimal(Timestamp::max().micros() / 1000)) found->refuse("must be milliseconds since 1970");
+    return Timestamp::from_unix_ms(ms);
+}
+
+// When a customer or an entity has had the plan, and how much of it.
+struct Subscription {
+    std::optional<Timestamp> started = {}, expires = {};
+    std::optional<Timestamp> anchor = {};  // of its cycles; the calendar when absent
+    Decimal products = 1;
+    std::map<std::string, Decimal> quantities = {};  // bought of prepaid features
+    bool active(Timestamp now) const { return (!started || *started <= now) && (!expires || now < *expires); }
+};
+
+Subscription read_subscription(const Node& at) {
+    Subscription subscription{.started = read_moment(at, "started_at"), .expires = read_moment(at, "expires_at")};
+    subscription.products = at.decimal("quantity").value_or(Decimal(1));
+    if (subscription.products.is_negative()) throw Error(ErrorCode::bad_value, at.path("quantity"), "must not be negative");
+    for (const auto& each : at.list("feature_quantities"))
+        subscription.quantities[each.required_text("feature_id")] = each.decimal("quantity").value_or(Decimal());
+    // Cycles go on from the start, unless the current one began elsewhere: after a trial, or a change of plans.
+    const auto current = read_moment(at, "current_period_start");
+    subscription.anchor = subscription.started;
+    if (current && (!subscription.started || cycle_around(*current, *subscription.started, {1, 0}).from != *current)) subscription.anchor = current;
+    return subscription;
+}
+
+// Of a feature (7.8): at most so much in each window, of the events with these properties.
+struct UsageLimit {
+    Decimal limit;
+    std::string interval;
+    bool utc = false, enabled = true;
+    std::vector<std::pair<std::string, std::string>> properties = {};
+};
+
+// What overage may come to, in place of the items' max_purchase.
+struct SpendLimit {
+    bool enabled = false, percentage = false;
+    std::optional<Decimal> limit = {};
+    std::optional<bool> skip_billing = {};
+};
+
+// What a customer, an entity or a plan says about features, by feature.
+struct Controls {
+    std::map<std::string, std::vector<UsageLimit>> usage_limits = {};
+    std::map<std::string, SpendLimit> spend_limits = {};
+    std::map<std::string, bool> overage_allowed = {};
+};
+
+UsageLimit read_usage_limit(const Node& at) {
+    static constexpr std::array<std::pair<std::string_view, bool>, 3> anchors{{{"", false}, {"billing_cycle", false}, {"utc", true}}};
+    UsageLimit limit{at.decimal("limit").value_or(Decimal(-1)), at.text("interval"), at.choice("anchor", anchors), at.flag("enabled", true)};
+    if (limit.limit.is_negative()) throw Error(ErrorCode::bad_value, at.path("limit"), "must be a number, and not negative");
+    if (limit.interval != "lifetime") at.choice("interval", intervals);
+    if (!at.find("filter")) return limit;
+    const auto properties = at.object("filter").object("properties");
+    for (const auto& [key, value] : properties.value().items()) {
+        if (value.is_structured() || value.is_null()) throw Error(ErrorCode::bad_value, properties.path(key), "must be text, a number or a boolean");
+        std::string keep;
+        limit.properties.emplace_back(key, scalar_text(scalar_of(value, keep)));
+    }
+    return limit;
+}
+
+SpendLimit read_spend_limit(const Node& at) {
+    static constexpr std::array<std::pair<std::string_view, bool>, 3> types{{{"", false}, {"absolute", false}, {"usage_percentage", true}}};
+    SpendLimit limit{at.flag("enabled"), at.choice("limit_type", types), at.decimal("overage_limit")};
+    if (limit.limit && limit.limit->is_negative()) throw Error(ErrorCode::bad_value, at.path("overage_limit"), "must not be negative");
+    if (at.find("skip_overage_billing")) limit.skip_billing = at.flag("skip_overage_billing");
+    return limit;
+}
+
+Controls read_controls(const Node& holder) {
+    Controls controls;
+    const auto at = holder.find("billing_controls");
+    if (!at) return controls;
+    for (const auto& each : at->list("usage_limits")) controls.usage_limits[each.required_text("feature_id")].push_back(read_usage_limit(each));
+    for (const auto& each : at->list("spend_limits")) controls.spend_limits[each.text("feature_id")] = read_spend_limit(each);
+    for (const auto& each : at->list("overage_allowed")) controls.overage_allowed[each.required_text("feature_id")] = each.flag("enabled");
+    return controls;
+}
+
+// A customer, or one of its entities.
+struct Holder {
+    std::string id;
+    std::optional<Subscription> subscription = {};  // to the book's plan
+    Controls controls = {};
+    std::vector<Holder> entities = {};
+};
+
+Holder read_holder(const Node& at, const std::string& plan) {
+    Holder holder{at.required_text("id")};
+    for (const auto* list : {"subscriptions", "purchases"}) {
+        for (const auto& each : at.list(list)) {
+            if (each.text("plan_id") == plan && each.text("status") != "scheduled") holder.subscription = read_subscription(each);
         }
-        return {};
+    }
+    holder.controls = read_controls(at);
+    for (const auto& entity : at.list("entities")) holder.entities.push_back(read_holder(entity, plan));
+    return holder;
+}
+
+const Holder* find_holder(const std::vector<Holder>& list, const std::string& id) {
+    const auto found = std::find_if(list.begin(), list.end(), [&](const Holder& holder) { return holder.id == id; });
+    return found == list.end() ? nullptr : &*found;
+}
+
+struct Plan final : Book::Impl {
+    std::string currency;
+    std::vector<Feature> features;
+    std::vector<PlanItem> items;
+    Controls controls;
+    std::optional<std::vector<Holder>> customers;  // any customer when absent
+
+    bool serves(const std::string&, const std::string& customer) const override {
+        return !customer.empty() && (!customers || find_holder(*customers, customer));
+    }
+    bool has_balances() const override { return true; }
+    bool knows_feature(const std::string& id) const override {
+        return std::any_of(features.begin(), features.end(), [&](const Feature& each) { return each.id == id; });
+    }
+    Fees usage(const UsageQuery& query, Timestamp now, UsageSource& source) const override;
+    Fees estimate_fees(const Event& event, Timestamp now, UsageSource& source) const override;
+    Fee price(std::string_view charge, const Decimal& units, std::int64_t events) const override;
+    Check check(const Event& event, Timestamp now, UsageSource& source) const override;
+
+    const Feature& feature(const std::string& id) const {
+        return *std::find_if(features.begin(), features.end(), [&](const Feature& each) { return each.id == id; });
+    }
+};
+
+// ---- accounts: the balances of a customer, and what the log's events took from them ----
+
+// An event counts its value, 1 when it has none: the rules of that name say so.
+Metric feature_metric(const std::string& feature) {
+    return {.code = "autumn:" + feature, .event = feature, .aggregation = Aggregation::sum, .property = "value", .filter = {}, .rules = "autumn"};
+}
+
+// A balance of an item, held by the customer or by one of its entities.
+struct Holding {
+    const PlanItem* item;
+    std::string entity;  // empty: the customer's
+    Subscription subscription;
+    Balance state;
+    Decimal used = {};        // since the last reset, in the item's units
+    std::int64_t events = 0;  // that used it
+
+    std::optional<Cycle> cycle(std::optional<Stride> stride) const {
+        if (!stride) return {};
+        return Cycle(*stride, subscription.anchor.value_or(calendar_anchor(*stride)).micros(), Zone({}));
+    }
+    // The time since the last reset; all time since the start when there are none.
+    Period around(std::optional<Stride> stride, Timestamp now) const {
+        const auto cycle = this->cycle(stride);
+        Period period = cycle ? cycle->around(now) : Period{};
+        if (subscription.started) period.from = std::max(period.from, *subscription.started);
+        return period;
+    }
+};
+
+// Who asks, and the balances there are.
+struct Account {
+    const Plan& plan;
+    std::string customer, entity;
+    const Holder* holder = nullptr;  // the customer in the catalogue
+    const Subscription* own = nullptr;
+    std::vector<Holding> holdings = {};
+
+    // What the entity says goes before what the customer says, and that before the plan (7.6).
+    template <class Value>
+    const Value* control(std::map<std::string, Value> Controls::*which, const std::string& feature, const std::string& of_entity) const {
+        const Holder* part = holder ? find_holder(holder->entities, of_entity) : nullptr;
+        for (const Controls* controls : {part ? &part->controls : nullptr, holder ? &holder->controls : nullptr, &plan.controls}) {
+            if (!controls) continue;
+            if (const auto found = (controls->*which).find(feature); found != (controls->*which).end()) return &found->second;
+        }
+        return nullptr;
+    }
+};
+
+Decimal bought_units(const PlanItem& item, const Subscription& subscription) {
+    const auto bought = subscription.quantities.find(item.feature);
+    return bought == subscription.quantities.end() ? item.quantity : bought->second;
+}
+
+// The overage that a spend limit leaves to a feature (spendLimit.ts:6); nothing without one.
+std::optional<Decimal> spend_limit(const Account& account, const std::string& feature, const std::string& entity) {
+    const auto* control = account.control(&Controls::spend_limits, feature, entity);
+    if (!control || !control->enabled || !control->limit || !control->percentage) return control && control->enabled ? control->limit : std::nullopt;
+    Decimal granted;
+    for (const auto& holding : account.holdings) {
+        if (holding.item->feature == feature && (holding.entity.empty() || holding.entity == entity)) granted += holding.state.starting;
+    }
+    return granted.is_zero() ? std::nullopt : std::optional(percent(*control->limit) * granted);
+}
+
+void add_holding(Account& account, const PlanItem& item, const std::string& entity, const Subscription& subscription) {
+    Holding holding{&item, entity, subscription, {}};
+    holding.state.id = item.feature;
+    const auto packs = prepaid_packs(item.item, bought_units(item, subscription));
+    holding.state.starting = holding.state.balance = starting_balance(item.item, packs, subscription.products);
+    holding.state.unlimited = item.unlimited;
+    const auto* allowed = account.control(&Controls::overage_allowed, item.feature, entity);
+    holding.state.overage_allowed = allowed ? *allowed : item.item.usage_based;
+    account.holdings.push_back(std::move(holding));
+}
+
+// Down to where overage may take each balance (7.8).
+void set_floors(Account& account) {
+    for (auto& holding : account.holdings) {
+        auto most = spend_limit(account, holding.item->feature, holding.entity);
+        if (!most) most = holding.item->max_purchase;
+        if (most) holding.state.least = -*most;
+    }
+}
+
+// An entity's balances of the items that are granted to each entity.
+void open_entity(Account& account, const std::string& entity) {
+    for (const auto& item : account.plan.items) {
+        const auto same = [&](const Holding& holding) { return holding.item == &item && holding.entity == entity; };
+        const bool known = std::any_of(account.holdings.begin(), account.holdings.end(), same);
+        if (account.own && item.per_entity && !known) add_holding(account, item, entity, *account.own);
+    }
+    set_floors(account);
+}
+
+// The balances that the customer has at a moment: of its own plan, and of its entities' plans.
+Account open_account(const Plan& plan, const std::string& customer, const std::string& entity, Timestamp now) {
+    static const Subscription anyone;
+    Account account{plan, customer, entity, plan.customers ? find_holder(*plan.customers, customer) : nullptr};
+    if (plan.customers && !account.holder) throw Error(ErrorCode::not_found, "customer", "customer_not_found");
+    if (!plan.customers) account.own = &anyone;
+    if (account.holder && account.holder->subscription && account.holder->subscription->active(now)) account.own = &*account.holder->subscription;
+    for (const auto& item : plan.items) {
+        if (account.own && !item.per_entity) add_holding(account, item, {}, *account.own);
+    }
+    if (!entity.empty()) open_entity(account, entity);
+    if (account.holder) {
+        for (const auto& part : account.holder->entities) {
+            open_entity(account, part.id);
+            if (!part.subscription || !part.subscription->active(now)) continue;
+            for (const auto& item : plan.items) add_holding(account, item, part.id, *part.subscription);
+        }
+    }
+    set_floors(account);
+    return account;
+}
+
+bool visible(const Holding& holding, const std::string& entity) { return entity.empty() || holding.entity.empty() || holding.entity == entity; }
+
+// What a unit of the feature costs in the item's own units; nothing when the item does not pay for it.
+std::optional<Decimal> cost_of(const Plan& plan, const PlanItem& item, const std::string& feature) {
+    if (item.flag) return {};
+    if (item.feature == feature) return Decimal(1);
+    const auto& costs = plan.feature(item.feature).system.costs;
+    const auto found = costs.find(feature);
+    return found == costs.end() ? std::nullopt : std::optional(found->second);
+}
+
+// The balances that pay for the feature's use by an entity, in the order in which they do (7.7).
+std::vector<std::size_t> payers(const Account& account, const std::string& feature, const std::string& entity) {
+    std::vector<std::size_t> order;
+    for (std::size_t i = 0; i < account.holdings.size(); ++i) {
+        if (visible(account.holdings[i], entity) && cost_of(account.plan, *account.holdings[i].item, feature)) order.push_back(i);
+    }
+    const auto rank = [&](std::size_t i) {
+        const auto& holding = account.holdings[i];
+        const auto stride = holding.item->reset.value_or(Stride());
+        return std::tuple(!holding.state.unlimited, holding.entity.empty() == !entity.empty(), holding.item->feature != feature, !holding.item->reset,
+                          stride.months, stride.micros, std::string_view(holding.entity), holding.state.overage_allowed);
     };
-    const bool unlimited = at.flag("unlimited");
-    const auto most = at.find("price") ? at.object("price").decimal("max_purchase") : std::nullopt;
-    const auto granted = item.prepaid ? starting_balance(item, prepaid_packs(item, quantity), 1) : item.included;
-    result.check = [granted, unlimited, most, overage = item.usage_based](const Decimal& used, const Decimal& required) {
-        const Standing standing{at_least_zero(granted - used), at_least_zero(used - granted), unlimited, overage, most};
-        return Check{allowed(standing, required), standing.remaining, standing.overage};
+    std::stable_sort(order.begin(), order.end(), [&](std::size_t a, std::size_t b) { return rank(a) < rank(b); });
+    return order;
+}
+
+// Takes what `events` events used off the balances, as far as they reach. Answers whether one balance covered all of it, or there is none: only
+// then does it come to the same to take several events together.
+bool use(Account& account, const std::string& feature, const std::string& entity, const Decimal& units, std::int64_t events = 1) {
+    const auto order = payers(account, feature, entity);
+    std::vector<Balance> balances;
+    for (const auto i : order) {
+        balances.push_back(account.holdings[i].state);
+        balances.back().cost = *cost_of(account.plan, *account.holdings[i].item, feature);
+    }
+    const auto left = settle(balances, units, OverageBehavior::cap);
+    int touched = 0;
+    for (std::size_t i = 0; i < order.size(); ++i) {
+        auto& holding = account.holdings[order[i]];
+        const auto taken = holding.state.unlimited && i == 0 ? units * balances[i].cost : holding.state.balance - balances[i].balance;
+        holding.state.balance = balances[i].balance;
+        if (taken.is_zero()) continue;
+        holding.used += taken;
+        holding.events += events;
+        ++touched;
+    }
+    return order.empty() || (left.is_zero() && touched <= 1);
+}
+
+// Everything that an event of that name uses.
+void use_event(Account& account, const std::string& name, const std::string& entity, const Decimal& units) {
+    for (const auto& feature : account.plan.features) {
+        if (std::find(feature.names.begin(), feature.names.end(), name) != feature.names.end()) use(account, feature.id, entity, units);
+    }
+}
+
+// ---- from the log ----
+
+// What the events of one name and entity used of a feature.
+struct Use {
+    std::string feature, name, entity;
+    Measured row;
+};
+
+std::vector<Use> uses_of(const Plan& plan, const std::set<std::string>& features, const AggregateQuery& query, UsageSource& source) {
+    std::vector<Use> list;
+    for (const auto& feature : plan.features) {
+        if (!features.contains(feature.id)) continue;
+        for (const auto& name : feature.names) {
+            for (auto& row : source.measure(feature_metric(name), query)) {
+                const auto entity = row.group.empty() ? query.subscription : row.group[0].value_or("");
+                if (row.events > 0) list.push_back({feature.id, name, entity, std::move(row)});
+            }
+        }
+    }
+    return list;
+}
+
+// All at once where that comes to the same, else event by event: with refunds, or when a balance ends.
+void take_use(Account& account, const Use& used, AggregateQuery query, UsageSource& source) {
+    const auto before = account.holdings;
+    if (use(account, used.feature, used.entity, used.row.value, used.row.events) && !used.row.falls) return;
+    account.holdings = before;
+    const bool nobody = !query.group_by.empty() && used.entity.empty();
+    query.group_by.clear();
+    query.subscription = used.entity;
+    if (nobody) query.filter = Filter::where("subscription", Operator::exists, false);
+    for (const auto& units : source.steps(feature_metric(used.name), query, std::numeric_limits<std::size_t>::max(), {}))
+        use(account, used.feature, used.entity, units);
+}
+
+// The features whose use may touch the same balances: those that share a credit system, directly or through others.
+std::set<std::string> related(const Plan& plan, const std::string& feature) {
+    std::set<std::string> all{feature};
+    for (std::size_t before = 0; before != all.size();) {
+        before = all.size();
+        for (const auto& system : plan.features) {
+            std::set<std::string> members{system.id};
+            for (const auto& [member, cost] : system.system.costs) members.insert(member);
+            const bool touches = std::any_of(members.begin(), members.end(), [&](const auto& member) { return all.contains(member); });
+            if (touches) all.merge(members);
+        }
+    }
+    return all;
+}
+
+// What is to be followed: the use of these features, until now. `alone`: by the account's entity alone.
+struct Course {
+    std::set<std::string> features;
+    Timestamp now;
+    bool alone = false;
+};
+
+bool concerns(const Course& course, const Holding& holding) { return course.features.contains(holding.item->feature); }
+
+// The balances that are followed, and such as entities may have that the log has yet to name.
+std::vector<Holding> followed(const Account& account, const Course& course) {
+    auto list = account.holdings;
+    for (const auto& item : account.plan.items) {
+        if (account.own && item.per_entity) list.push_back({&item, {}, *account.own, {}});
+    }
+    std::erase_if(list, [&](const Holding& holding) { return !concerns(course, holding); });
+    return list;
+}
+
+// All that was used in a stretch of time without resets.
+void spend(Account& account, const Course& course, const Period& period, UsageSource& source) {
+    auto query = customer_query(account.customer, course.alone ? account.entity : "", period);
+    const bool entities = std::any_of(account.plan.items.begin(), account.plan.items.end(), [](const auto& item) { return item.per_entity; }) ||
+                          std::any_of(account.holdings.begin(), account.holdings.end(), [](const auto& holding) { return !holding.entity.empty(); });
+    if (entities && !course.alone) query.group_by = {"subscription"};
+    const auto uses = uses_of(account.plan, course.features, query, source);
+    for (const auto& used : uses) {
+        if (!used.entity.empty()) open_entity(account, used.entity);
+    }
+    for (const auto& used : uses) take_use(account, used, query, source);
+}
+
+// Where the history begins that today's balances follow from: with the oldest of the current cycles.
+Timestamp beginning(const std::vector<Holding>& holdings, Timestamp now) {
+    Timestamp from = now;
+    for (const auto& holding : holdings) from = std::min(from, holding.around(holding.item->reset, now).from);
+    return from;
+}
+
+// The history's beginning and every reset after it; of very many the last ones.
+std::vector<Timestamp> resets(const std::vector<Holding>& holdings, Timestamp from, Timestamp now) {
+    constexpr std::size_t most = 1000;
+    std::set<Timestamp> moments;
+    for (const auto& holding : holdings) {
+        const auto cycle = holding.cycle(holding.item->reset);
+        if (!cycle) continue;
+        auto k = cycle->index(now);
+        for (std::size_t i = 0; i < most && cycle->boundary(k) > from; ++i) moments.insert(cycle->boundary(k--));
+    }
+    while (moments.size() > most) moments.erase(moments.begin());
+    std::vector<Timestamp> list{from};
+    list.insert(list.end(), moments.begin(), moments.end());
+    return list;
+}
+
+void refill(Account& account, const Course& course, Timestamp at) {
+    for (auto& holding : account.holdings) {
+        const auto cycle = concerns(course, holding) ? holding.cycle(holding.item->reset) : std::nullopt;
+        if (!cycle || cycle->around(at).from != at) continue;
+        holding.state.balance = holding.state.starting;
+        holding.used = {};
+        holding.events = 0;
+    }
+}
+
+// The month of the first use; the beginning of time when there is none.
+Timestamp first_use(const Account& account, const Course& course, UsageSource& source) {
+    auto query = customer_query(account.customer, course.alone ? account.entity : "", {});
+    query.bin = Bin::month;
+    std::optional<Timestamp> first;
+    for (const auto& used : uses_of(account.plan, course.features, query, source)) {
+        if (used.row.bin) first = std::min(first.value_or(*used.row.bin), *used.row.bin);
+    }
+    return first.value_or(Timestamp::min());
+}
+
+// Brings the balances up to now: what was used from reset to reset.
+void follow(Account& account, const Course& course, UsageSource& source) {
+    const auto holdings = followed(account, course);
+    Timestamp from = beginning(holdings, course.now);
+    const bool resetting = std::any_of(holdings.begin(), holdings.end(), [](const Holding& holding) { return holding.item->reset.has_value(); });
+    if (from == Timestamp::min() && resetting) from = first_use(account, course, source);
+    const auto moments = resets(holdings, from, course.now);
+    for (std::size_t i = 0; i < moments.size(); ++i) {
+        refill(account, course, moments[i]);
+        spend(account, course, {moments[i], i + 1 < moments.size() ? moments[i + 1] : course.now + std::chrono::microseconds(1)}, source);
+    }
+}
+
+// ---- the operations ----
+
+struct Taken {
+    Decimal units;
+    std::int64_t events = 0;
+};
+
+Taken taken_from(const Account& account, const PlanItem& item) {
+    Taken taken;
+    for (const auto& holding : account.holdings) {
+        if (holding.item != &item) continue;
+        taken.units += holding.used;
+        taken.events += holding.events;
+    }
+    return taken;
+}
+
+// What an item comes to: the units bought of a prepaid one, else the overage of all its balances together (7.6).
+Priced price_item(const Account& account, const PlanItem& item) {
+    if (item.item.tiers.empty()) return {};
+    Priced prepaid;
+    std::vector<Decimal> usages;
+    for (const auto& holding : account.holdings) {
+        if (holding.item != &item) continue;
+        usages.push_back(item.item.included - holding.state.balance);
+        if (!item.item.prepaid) continue;
+        for (auto& line : price_prepaid(item.item, bought_units(item, holding.subscription)).lines) prepaid.add(std::move(line));
+    }
+    if (item.item.prepaid) return prepaid;
+    const auto* control = account.control(&Controls::spend_limits, item.feature, account.entity);
+    return control && control->skip_billing.value_or(false) ? Priced() : price_overage(item.item, usages);
+}
+
+Fee fee_of(const Account& account, const PlanItem& item, const Period& period, const Taken& taken, Priced priced) {
+    Fee fee;
+    fee.charge = item.feature;
+    fee.metric = feature_metric(item.feature).code;
+    fee.customer = account.customer;
+    fee.subscription = account.entity;
+    fee.currency = account.plan.currency;
+    fee.units = taken.units;
+    fee.events = taken.events;
+    fee.amount = priced.amount;
+    fee.amount_cents = minor_units(priced.amount, account.plan.currency);
+    fee.unit_amount = quotient(priced.amount, taken.units);
+    fee.period = period;
+    fee.lines = std::move(priced.lines);
+    return fee;
+}
+
+Fees sum_up(std::vector<Fee> list, const std::string& currency) {
+    Fees fees{.fees = std::move(list), .currency = currency, .subunits = minor_currency(currency).subunits, .amount_cents = {}};
+    for (const auto& fee : fees.fees) fees.amount_cents += fee.amount_cents;
+    return fees;
+}
+
+// Balances that share no feature are followed apart: their resets do not cut each other's time.
+void follow_all(Account& account, Timestamp now, bool alone, UsageSource& source) {
+    std::set<std::string> seen;
+    for (const auto& item : account.plan.items) {
+        if (seen.contains(item.feature)) continue;
+        const Course course{related(account.plan, item.feature), now, alone};
+        follow(account, course, source);
+        seen.insert(course.features.begin(), course.features.end());
+    }
+}
+
+std::set<std::string> all_features(const Plan& plan) {
+    std::set<std::string> all;
+    for (const auto& feature : plan.features) all.insert(feature.id);
+    return all;
+}
+
+// Of the period asked for, in which nothing is reset; else of every item's billing cycle around now, as far as it has come.
+Fees Plan::usage(const UsageQuery& asked, Timestamp now, UsageSource& source) const {
+    auto account = open_account(*this, asked.customer, asked.subscription, now);
+    const bool alone = !asked.subscription.empty();
+    if (asked.period) {
+        spend(account, {all_features(*this), now, alone}, *asked.period, source);
+    } else {
+        follow_all(account, now, alone, source);
+    }
+    std::vector<Fee> list;
+    for (const auto& item : items) {
+        if (item.flag) continue;
+        const auto holding = std::find_if(account.holdings.begin(), account.holdings.end(), [&](const Holding& each) { return each.item == &item; });
+        if (holding == account.holdings.end()) continue;
+        const auto period = asked.period.value_or(holding->around(item.billed, now));
+        list.push_back(fee_of(account, item, period, taken_from(account, item), price_item(account, item)));
+    }
+    return sum_up(std::move(list), currency);
+}
+
+// What the event adds to the bill of the cycle under way.
+Fees Plan::estimate_fees(const Event& event, Timestamp now, UsageSource& source) const {
+    auto before = open_account(*this, event.customer, event.subscription, now);
+    std::set<std::string> used;
+    for (const auto& feature : features) {
+        if (std::find(feature.names.begin(), feature.names.end(), event.name) != feature.names.end()) used.merge(related(*this, feature.id));
+    }
+    if (used.empty()) throw Error(ErrorCode::not_found, "name", "no feature is used by events named " + event.name);
+    follow(before, {used, now}, source);
+    auto after = before;
+    use_event(after, event.name, event.subscription, event.value.value_or(Decimal(1)));
+    std::vector<Fee> list;
+    for (const auto& item : items) {
+        const Taken taken{taken_from(after, item).units - taken_from(before, item).units, 1};
+        if (taken.units.is_zero()) continue;
+        const auto& holding = *std::find_if(after.holdings.begin(), after.holdings.end(), [&](const Holding& each) { return each.item == &item; });
+        list.push_back(fee_of(after, item, holding.around(item.billed, now), taken, difference(price_item(after, item), price_item(before, item))));
+    }
+    return sum_up(std::move(list), currency);
+}
+
+Fee Plan::price(std::string_view charge, const Decimal& units, std::int64_t events) const {
+    const Account nobody{*this, {}, {}};
+    for (const auto& item : items) {
+        if (item.flag || item.feature != charge) continue;
+        Priced priced;
+        if (!item.item.tiers.empty()) priced = item.item.prepaid ? price_prepaid(item.item, units) : price_overage(item.item, {units});
+        return fee_of(nobody, item, {}, {units, events}, std::move(priced));
+    }
+    throw Error(ErrorCode::not_found, "charge", "charge_not_found");
+}
+
+// A feature's balances together, as one who may use them sees them.
+struct Position {
+    bool held = false, flag = false;
+    Standing standing = {};
+    Decimal granted = {}, used = {};
+    std::optional<Timestamp> next_reset = {};
+};
+
+Position position_of(const Account& account, const std::string& feature, const std::string& entity, Timestamp now) {
+    Position position;
+    Decimal most;
+    bool limited = false, unlimited_overage = false;
+    for (const auto& holding : account.holdings) {
+        if (holding.item->feature != feature || !visible(holding, entity)) continue;
+        const auto& item = *holding.item;
+        position.held = true;
+        position.flag = position.flag || item.flag;
+        position.granted += holding.state.starting;
+        position.used += holding.used;
+        position.standing.remaining += at_least_zero(holding.state.balance);
+        position.standing.overage += at_least_zero(-holding.state.balance);
+        position.standing.unlimited = position.standing.unlimited || holding.state.unlimited;
+        position.standing.overage_allowed = position.standing.overage_allowed || holding.state.overage_allowed;
+        limited = limited || item.item.usage_based;
+        unlimited_overage = unlimited_overage || (item.item.usage_based && !item.max_purchase);
+        if (item.item.usage_based) most += item.max_purchase.value_or(Decimal());
+        if (!item.reset) continue;
+        const auto reset = holding.around(item.reset, now).to;
+        position.next_reset = std::min(position.next_reset.value_or(reset), reset);
+    }
+    position.standing.max_purchase = spend_limit(account, feature, entity);
+    if (!position.standing.max_purchase && limited && !unlimited_overage) position.standing.max_purchase = most;
+    return position;
+}
+
+// Credits that one unit of a member costs; the system's own units are credits.
+std::map<std::string, Decimal> costs_of(const Feature& feature) {
+    auto costs = feature.system.costs;
+    costs[feature.id] = 1;
+    return costs;
+}
+
+bool holds_for(const UsageLimit& limit, const json& properties) {
+    return std::all_of(limit.properties.begin(), limit.properties.end(),
+                       [&](const auto& wanted) { return property_text(properties, wanted.first) == wanted.second; });
+}
+
+// What is left of the usage limits of a feature that hold for the event; nothing without such limits (7.8).
+std::optional<Decimal> headroom(const Account& account, const std::string& feature, const Event& event, Timestamp now, UsageSource& source) {
+    const auto* limits = account.control(&Controls::usage_limits, feature, event.subscription);
+    if (!limits) return {};
+    const Holder* part = account.holder ? find_holder(account.holder->entities, event.subscription) : nullptr;
+    const bool own = part && part->controls.usage_limits.contains(feature);  // then only the entity's own use counts
+    std::optional<Decimal> least;
+    for (const auto& limit : *limits) {
+        if (!limit.enabled || !holds_for(limit, event.properties)) continue;
+        const auto anchor = limit.utc || !account.own ? std::nullopt : account.own->anchor;
+        auto query = customer_query(account.customer, own ? event.subscription : "", usage_window(limit.interval, now, anchor).value_or(Period()));
+        for (const auto& [property, text] : limit.properties) query.filter.parts.push_back(Filter::equals(property_field(property), text));
+        Decimal left = limit.limit;
+        for (const auto& [member, cost] : costs_of(account.plan.feature(feature))) {
+            for (const auto& used : uses_of(account.plan, {member}, query, source)) left -= used.row.value * cost;
+        }
+        least = std::min(least.value_or(left), at_least_zero(left));
+    }
+    return least;
+}
+
+// The balance that answers for the feature (5.3): its own if that allows it, else a credit system's.
+std::string answering(const Account& account, const Event& event, const Decimal& required, Timestamp now, UsageSource& source) {
+    const auto allows = [&](const std::string& feature) {
+        auto position = position_of(account, feature, event.subscription, now);
+        position.standing.headroom = headroom(account, feature, event, now, source);
+        return position.held && allowed(position.standing, required);  // in the feature's units, also for credits
     };
-    result.price = [item, quantity](const std::vector<Decimal>& units) {
-        if (item.tiers.empty()) return Priced();
-        return item.prepaid ? price_prepaid(item, quantity) : price_overage(item, units);
-    };
-    result.cents = [currency](const Decimal& amount, Currency) { return minor_units(amount, currency); };
-    return result;
+    std::vector<std::string> systems, owned;
+    for (const auto& feature : account.plan.features) {
+        if (feature.system.costs.contains(event.name)) systems.push_back(feature.id);
+    }
+    for (const auto& system : systems) {
+        if (position_of(account, system, event.subscription, now).held) owned.push_back(system);
+    }
+    if (systems.empty() || allows(event.name)) return event.name;
+    for (const auto& system : owned) {
+        if (allows(system)) return system;
+    }
+    if (!owned.empty()) return owned.front();
+    return position_of(account, event.name, event.subscription, now).held ? event.name : systems.front();
+}
+
+std::optional<Decimal> lesser(const std::optional<Decimal>& a, const std::optional<Decimal>& b) { return a && b ? std::min(*a, *b) : a ? a : b; }
+
+Check Plan::check(const Event& event, Timestamp now, UsageSource& source) const {
+    if (!knows_feature(event.name)) throw Error(ErrorCode::not_found, "name", "feature_not_found");
+    const auto units = event.value.value_or(Decimal(1));
+    auto account = open_account(*this, event.customer, event.subscription, now);
+    follow(account, {related(*this, event.name), now}, source);
+    const auto feature = answering(account, event, units, now, source);
+    auto position = position_of(account, feature, event.subscription, now);
+    auto& standing = position.standing;
+    standing.headroom = headroom(account, feature, event, now, source);
+    Check check{.feature = feature, .required = units};
+    if (feature != event.name) {
+        const auto& system = this->feature(feature).system;
+        check.required = credits(system, event.name, units);
+        const auto members = headroom(account, event.name, event, now, source);
+        if (members) standing.headroom = lesser(standing.headroom, credits(system, event.name, *members));
+    }
+    check.allowed = position.flag || (position.held && allowed(standing, check.required));
+    if (!check.allowed) check.reason = !position.held ? "no_balance" : over_limit(standing, check.required) ? "usage_limit" : "insufficient_balance";
+    check.flag = position.flag;
+    check.unlimited = standing.unlimited;
+    check.overage_allowed = standing.overage_allowed;
+    check.granted = position.granted;
+    check.usage = position.used;
+    check.balance = standing.remaining;
+    check.overage = standing.overage;
+    check.overage_limit = standing.overage_allowed ? standing.max_purchase : std::nullopt;
+    check.usage_limit_left = standing.headroom;
+    check.next_reset = position.next_reset;
+    return check;
+}
+
+// ---- from the catalogue ----
+
+// Features that are only named, by an item or a credit system, are metered ones without more.
+void complete(Plan& plan) {
+    std::set<std::string> named;
+    for (const auto& item : plan.items) named.insert(item.feature);
+    for (const auto& feature : plan.features) {
+        for (const auto& [member, cost] : feature.system.costs) named.insert(member);
+    }
+    for (const auto& feature : plan.features) named.erase(feature.id);
+    for (const auto& id : named) plan.features.push_back({id, false, {id}, {}});
+    for (auto& item : plan.items) item.flag = plan.feature(item.feature).flag;
 }
 
 std::shared_ptr<const Book::Impl> load(const json& catalogue) {
     const Node root(catalogue);
-    const auto plan = root.object("plan");
-    auto book = std::make_shared<MeteredBook>();
-    book->vendor = "autumn";
-    book->code = plan.required_text("id");
-    book->source = catalogue;
-    const auto currency = root.text("currency", "usd");
-    for (const auto& item : plan.list("items")) {
-        book->items.push_back(read_metered_item(root, item, currency));
-        book->metrics.push_back(book->items.back().metric);
+    const auto at = root.object("plan");
+    auto plan = std::make_shared<Plan>();
+    plan->vendor = "autumn";
+    plan->code = at.required_text("id");
+    plan->source = catalogue;
+    plan->currency = root.text("currency", "usd");
+    std::set<std::string> ids, names;
+    for (const auto& each : root.list("features")) {
+        plan->features.push_back(read_feature(each));
+        if (!ids.insert(plan->features.back().id).second) throw Error(ErrorCode::bad_value, each.path("id"), "is there twice");
     }
-    check_items(*book, plan);
-    return book;
+    for (const auto& each : at.list("items")) plan->items.push_back(read_plan_item(each, plan->currency));
+    if (plan->items.empty()) at.refuse("has no items");
+    plan->controls = read_controls(at);
+    if (root.find("customers")) plan->customers.emplace();
+    for (const auto& each : root.list("customers")) plan->customers->push_back(read_holder(each, plan->code));
+    complete(*plan);
+    for (const auto& feature : plan->features) {
+        if (!feature.flag) names.insert(feature.names.begin(), feature.names.end());
+    }
+    for (const auto& name : names) plan->metrics.push_back(feature_metric(name));
+    return plan;
 }
 
 }  // namespace autumn
@@ -9676,10 +10405,20 @@ namespace {
 
 namespace autumn {
 
+// A text asked for is the text that the property is written as (aggregate_simple.pipe:38). With numbers, numbers are compared.
+constexpr std::array<Meeting, 3> no_such{Meeting::differ, Meeting::differ, Meeting::differ},
+    as_written{Meeting::text, Meeting::number, Meeting::text};
+constexpr Coercion exact_text{.missing = {no_such, {Meeting::empty, Meeting::empty, Meeting::empty}},
+                              .boolean = {{Meeting::number, Meeting::differ, Meeting::text}, as_written},
+                              .number = {{Meeting::differ, Meeting::number, Meeting::text}, as_written},
+                              .text = {as_written, as_written},
+                              .structure = {no_such, as_written}};
+
 struct AnalyticsQuestion {
+    std::string customer{}, entity{};
     std::vector<std::string> features{};  // names of events
-    std::string group_by{};               // the path of a property; empty: no groups
-    json filter_by = json::object();      // path -> text
+    std::string group_by{};               // a field; empty: no groups
+    Filter filter{};
     Bin bin = Bin::day;
     Ranges ranges{};
     Timestamp now{};             // bins after it are left out
@@ -9704,39 +10443,31 @@ struct Analytics {
 
 constexpr std::string_view other_groups = "AUTUMN_RESERVED";
 
-Decimal value_of(const Event& event) { return event.value.value_or(1); }
-
-std::string group_of(const AnalyticsQuestion& question, const Event& event) {
-    std::string keep;
-    return scalar_text(scalar_at(event.properties, question.group_by, keep));
+// The hours whose beginning belongs to the range: an event counts with its hour (aggregate_simple.pipe:30).
+Period whole_hours(const Range& range) {
+    const Timestamp from = cut(range.from, micros_per_hour);
+    return {from == range.from ? from : from + std::chrono::hours(1), cut(range.to, micros_per_hour) + std::chrono::hours(1)};
 }
 
-// By hours: one belongs to a range when its beginning does (aggregate_simple.pipe:30).
-bool in_hours(const Range& range, Timestamp time) {
-    const Timestamp hour = cut(time, micros_per_hour);
-    return range.from <= hour && hour <= range.to;
-}
-
-bool asked_for(const AnalyticsQuestion& question, const Event& event) {
-    if (std::find(question.features.begin(), question.features.end(), event.name) == question.features.end()) return false;
-    return std::all_of(question.filter_by.items().begin(), question.filter_by.items().end(), [&](const auto& item) {
-        std::string keep;
-        return scalar_text(scalar_at(event.properties, item.key(), keep)) == item.value().template get<std::string>();
-    });
+std::vector<Measured> measured(const AnalyticsQuestion& question, const std::string& feature, AggregateQuery query, UsageSource& source) {
+    if (query.period.from >= query.period.to) return {};
+    query.customer = question.customer;
+    query.subscription = question.entity;
+    query.filter = question.filter;
+    return source.measure(feature_metric(feature), query);
 }
 
 // Totals take every event, grouped or not; with a filter they go by the moment, not the hour (getCountAndSum.ts:166).
-std::map<std::string, AnalyticsTotal> totals(const AnalyticsQuestion& question, const std::vector<const Event*>& events) {
+std::map<std::string, AnalyticsTotal> totals(const AnalyticsQuestion& question, UsageSource& source) {
     const Range& range = question.ranges.total;
+    AggregateQuery query;
+    query.period = question.filter.empty() ? whole_hours(range) : Period{range.from, range.to + std::chrono::microseconds(1)};
     std::map<std::string, AnalyticsTotal> found;
-    for (const Event* event : events) {
-        const Timestamp time = *event->timestamp;
-        if (question.filter_by.empty() ? !in_hours(range, time) : time < range.from || time > range.to) continue;
-        AnalyticsTotal& total = found[event->name];
-        total.sum += value_of(*event);
-        ++total.count;
+    for (const auto& feature : question.features) {
+        for (const auto& row : measured(question, feature, query, source)) {
+            if (row.events > 0) found[feature] = {row.events, row.value.round(10, Rounding::half_up)};
+        }
     }
-    for (auto& [feature, total] : found) total.sum = total.sum.round(10, Rounding::half_up);
     return found;
 }
 
@@ -9749,6 +10480,15 @@ std::map<std::string, Decimal> top_groups(const std::map<std::string, Decimal>& 
     return top;
 }
 
+// What the groups of a feature come to.
+std::map<std::string, Decimal> sums_of_groups(const std::map<std::string, std::map<std::string, Decimal>>& grouped) {
+    std::map<std::string, Decimal> sums;
+    for (const auto& [feature, groups] : grouped) {
+        for (const auto& [group, value] : groups) sums[feature] += value;
+    }
+    return sums;
+}
+
 // Every bin lists all groups of all bins; without any group there are no bins.
 void fill_groups(std::vector<AnalyticsBin>& list, const std::vector<std::string>& features) {
     std::set<std::string> names;
@@ -9758,36 +10498,50 @@ void fill_groups(std::vector<AnalyticsBin>& list, const std::vector<std::string>
         }
     }
     if (names.empty()) list.clear();
+    if (list.size() * features.size() * names.size() > limits::aggregate_rows) throw Error(ErrorCode::too_large, "group_by", "has too many groups");
     for (auto& bin : list) {
         for (const auto& feature : features) {
-            for (const auto& name : names) bin.values[feature] += bin.grouped[feature][name];
+            for (const auto& name : names) bin.grouped[feature].try_emplace(name);
+        }
+        bin.values = sums_of_groups(bin.grouped);
+    }
+}
+
+// The bins of the list, without values.
+std::vector<AnalyticsBin> empty_bins(const AnalyticsQuestion& question) {
+    const BinGrid grid = list_bins(question.ranges.list, question.bin, {});
+    if (grid.count() > static_cast<std::int64_t>(limits::aggregate_rows / question.features.size()))
+        throw Error(ErrorCode::too_large, "bin", "the period has more than " + std::to_string(limits::aggregate_rows) + " bins and features");
+    std::vector<AnalyticsBin> list;
+    for (std::int64_t i = 0; i < grid.count() && grid.start(i) <= question.now; ++i) {
+        list.push_back({grid.start(i)});
+        for (const auto& feature : question.features) list.back().values[feature] = {};
+    }
+    return list;
+}
+
+// Puts what was measured into the bins.
+void add_rows(std::vector<AnalyticsBin>& list, const std::string& feature, std::span<const Measured> rows) {
+    for (const auto& row : rows) {
+        const auto bin =
+            std::lower_bound(list.begin(), list.end(), *row.bin, [](const AnalyticsBin& each, Timestamp start) { return each.start < start; });
+        if (bin == list.end() || bin->start != *row.bin) continue;
+        if (row.group.empty()) {
+            bin->values[feature] += row.value;
+        } else if (!row.group[0].value_or("").empty()) {
+            bin->grouped[feature][*row.group[0]] += row.value;
         }
     }
 }
 
-[[maybe_unused]] Analytics analytics(const AnalyticsQuestion& question, std::span<const Event> events) {
-    std::vector<const Event*> chosen;
-    for (const Event& event : events) {
-        if (asked_for(question, event)) chosen.push_back(&event);
-    }
-    Analytics answer{{}, totals(question, chosen)};
-    const BinGrid bins = list_bins(question.ranges.list, question.bin, {});
-    for (std::int64_t i = 0; i < bins.count() && bins.start(i) <= question.now; ++i) {
-        AnalyticsBin& bin = answer.list.emplace_back(AnalyticsBin{bins.start(i)});
-        for (const auto& feature : question.features) bin.values[feature] = {};
-    }
-    std::int64_t hint = 0;
-    for (const Event* event : chosen) {
-        if (!in_hours(question.ranges.list, *event->timestamp)) continue;
-        const auto index = static_cast<std::size_t>(bins.index(cut(*event->timestamp, micros_per_hour), hint));
-        if (index >= answer.list.size()) continue;
-        AnalyticsBin& bin = answer.list[index];
-        if (question.group_by.empty()) {
-            bin.values[event->name] += value_of(*event);
-        } else if (const std::string group = group_of(question, *event); !group.empty()) {
-            bin.grouped[event->name][group] += value_of(*event);
-        }
-    }
+// One question to the source for each feature, and one for its total.
+[[maybe_unused]] Analytics analytics(const AnalyticsQuestion& question, UsageSource& source) {
+    Analytics answer{empty_bins(question), totals(question, source)};
+    AggregateQuery query;
+    query.period = whole_hours(question.ranges.list);
+    query.bin = question.bin;
+    if (!question.group_by.empty()) query.group_by = {question.group_by};
+    for (const auto& feature : question.features) add_rows(answer.list, feature, measured(question, feature, query, source));
     for (auto& bin : answer.list) {
         for (auto& [feature, groups] : bin.grouped) groups = top_groups(groups, question.max_groups);
     }
@@ -10410,7 +11164,7 @@ constexpr std::array<Rules, 8> all_rules{{
      .filter = {&polar::clickhouse.metadata, &polar::built_in, polar::clickhouse.seconds},
      .numbers = {.text = NumberRules::Text::none, .missing = {}},
      .typed_values = true},
-    {.name = "autumn", .numbers = {.missing = 1}},
+    {.name = "autumn", .filter = {.properties = &autumn::exact_text}, .numbers = {.missing = 1}},
 }};
 
 const Rules& rules_named(std::string_view name) {
@@ -13337,6 +14091,31 @@ Fees Meter::estimate_fees(const Event& event) const {
 Fees Meter::usage(const UsageQuery& query) const {
     return impl_->price(query.subscription, query.customer,
                         [&](const Book::Impl& book, UsageSource& usage) { return book.usage(query, impl_->options.clock(), usage); });
+}
+
+// Of several books the first that allows it answers, else the first that has a balance at all.
+Check Meter::check(const Event& event) const {
+    if (event.customer.empty()) refuse("customer", "is required");
+    std::string without;
+    bool served = false;
+    std::optional<Check> refused;
+    for (const Book& book : impl_->books()) {
+        const Book::Impl& impl = book.impl();
+        if (!impl.serves(event.subscription, event.customer)) continue;
+        if (!impl.has_balances()) without = book.vendor();
+        served = served || impl.has_balances();
+        if (!impl.knows_feature(event.name)) continue;
+        const Check answer = impl_->store.scan([&](const Reader& reader) {
+            StoreUsage usage(reader);
+            return impl.check(event, impl_->options.clock(), usage);
+        });
+        if (answer.allowed) return answer;
+        if (!refused || refused->reason == "no_balance") refused = answer;
+    }
+    if (refused) return *refused;
+    if (served) throw Error(ErrorCode::not_found, "name", "no book with balances knows the feature " + event.name);
+    if (without.empty()) throw Error(ErrorCode::not_found, "customer", "no book that is loaded has it");
+    throw Error(ErrorCode::unsupported, "customer", "is priced by a book of " + without + ", which has no balances; Autumn's have");
 }
 
 void Meter::connect(const Upstream& upstream) { impl_->delivery.connect(upstream); }

@@ -437,6 +437,64 @@ struct Aggregate {
     std::vector<AggregateRow> rows = {};
 };
 
+/// Usage of several metrics at once, and what it costs where a book that is loaded prices them.
+struct AnalyticsQuery {
+    std::vector<std::string> metrics = {};  ///< their codes; all that are declared or loaded when empty
+    std::string customer = {}, subscription = {};
+    std::vector<std::string> sources = {};                ///< only events from one of them; no condition when empty
+    std::optional<Period> period = {};                    ///< when absent: `range`
+    std::string range = {};                               ///< one that named_period() knows; when empty too, what `rules` say
+    std::optional<BillingCycle> billing_cycle = {};       ///< for the ranges that need one
+    Bin bin = Bin::none;                                  ///< with one, also the points of each item
+    std::string time_zone = {};                           ///< of the bins, as in AggregateQuery
+    std::optional<std::chrono::weekday> week_start = {};  ///< when absent, what `rules` say
+    std::optional<Timestamp> billing_anchor = {};         ///< of months, quarters and years, as in AggregateQuery
+    bool fill = false;                                    ///< also points without events
+    std::vector<std::string> group_by = {};               ///< fields as in Filter, say "source" or "properties.model"
+    std::int64_t top = 0;                                 ///< of the groups of each metric, as in AggregateQuery
+    Filter filter = {};
+    /// Whose question this is. Meter's own when empty: all of time, weeks from Monday. "flexprice", its events/analytics: the last 7 days, weeks
+    /// from Sunday, no items without usage. What values count as is said by each metric's rules, what they cost by its book.
+    std::string rules = {};
+};
+
+/// A bin of an item.
+struct AnalyticsPoint {
+    Timestamp start = {};
+    Decimal usage = {};
+    std::int64_t events = 0;
+    Decimal cost = {}, discount = {};  ///< of this usage alone: with tiers, packages or flat parts the points do not add up to their item
+};
+
+/// What one group of events came to under one metric and, where a book prices it, one charge.
+struct AnalyticsItem {
+    std::string metric = {};
+    std::string charge = {};                             ///< as Book::price() knows it; empty when no book prices the metric
+    std::vector<std::optional<std::string>> group = {};  ///< as group_by; nothing where the event lacks the property
+    bool rest = false;                                   ///< of the groups beyond AnalyticsQuery::top
+    Decimal usage = {};
+    std::int64_t events = 0;
+    Decimal cost = {}, discount = {};  ///< currency units; the cost is before the discount
+    std::string currency = {};
+    std::vector<AnalyticsPoint> points = {};  ///< in order of time
+    json vendor = nullptr;                    ///< what only the vendor's own answer has
+};
+
+/// A metric over all groups, also of events that are in none.
+struct AnalyticsTotal {
+    std::string metric = {};
+    Decimal usage = {};
+    std::int64_t events = 0;
+};
+
+struct Analytics {
+    std::vector<AnalyticsItem> items = {};    ///< in order of metric, charge, group
+    std::vector<AnalyticsTotal> totals = {};  ///< of each metric, in the same order
+    std::string currency = {};                ///< of the first item that is priced
+    Decimal cost = {}, discount = {};         ///< sums of the items in that currency
+    Period period = {};                       ///< what was looked at
+};
+
 // ---------------------------------------------------------------------------------------------
 // 6 prices
 // ---------------------------------------------------------------------------------------------
@@ -460,7 +518,13 @@ public:
     /// units that meter_credit benefits grant; count, sum and unique meters whose filter names an event.
     static Book polar(const json& catalogue);
     /// {"plan": {"id", "items": [...]}, "features": [...], "currency": "usd"} as Autumn's API (2.1 and later) shows them, credit systems
-    /// included. An item's "quantity" is what was bought of a prepaid one.
+    /// included. An item's "quantity" is what was bought of a prepaid one. An event uses the feature of its name (or with that name among its
+    /// "event_names"): as many units as its value, 1 without one; its subscription is Autumn's entity.
+    /// Balances and bills run in cycles of an item's "reset" and "price" intervals (a price without one is monthly), on calendar periods, UTC,
+    /// for any customer. With "customers": [{"id", "subscriptions": [{"plan_id", "started_at", "current_period_start", "expires_at",
+    /// "quantity"}], "billing_controls", "entities": [...]}] only these customers have the plan, from when it started, and its cycles are
+    /// counted from there; entities (of that same form) may have the plan for themselves. Controls: "usage_limits", "spend_limits" and
+    /// "overage_allowed" of an entity, a customer or the plan, the first that names the feature. Rollovers are not known.
     static Book autumn(const json& catalogue);
     /// By the vendor's name: "lago", "flexprice", "polar" or "autumn". Throws unsupported for another.
     static Book of(std::string_view vendor, const json& catalogue);
@@ -533,11 +597,24 @@ struct Fees {
     std::string to_text() const;  ///< for people: each fee with its lines, and the sum
 };
 
-/// Whether units may be used, and what is left before them.
+/// Whether units may be used, and what stands behind the answer. Everything is in the units of `feature`, before the units asked for are used.
 struct Check {
     bool allowed = false;
-    Decimal balance = {};  ///< units left
-    Decimal overage = {};  ///< units used beyond what was granted
+    /// Why not, in a word: no_balance (the plan grants nothing of it), insufficient_balance, usage_limit; empty when allowed.
+    std::string reason = {};
+    std::string feature = {};  ///< whose balance answers: the event's own, or a credit system that pays for it
+    Decimal required = {};     ///< the event's units, in credits when a credit system answers
+    bool flag = false;         ///< a boolean feature: it is there, and nothing is counted
+    bool unlimited = false;
+    bool overage_allowed = false;                  ///< use goes on when the balance is 0
+    Decimal granted = {};                          ///< since the last reset, bought units included
+    Decimal usage = {};                            ///< since the last reset; what balances did not cover is left out
+    Decimal balance = {};                          ///< units left, never below 0
+    Decimal overage = {};                          ///< units used beyond what was granted
+    std::optional<Decimal> overage_limit = {};     ///< overage at most (max_purchase, or a spend limit); nothing: no limit
+    std::optional<Decimal> usage_limit_left = {};  ///< what usage limits leave; nothing: no such limit
+    std::optional<Timestamp> next_reset = {};      ///< the first of its balances'; nothing: never
+    json to_json() const;                          ///< numbers and times as texts
 };
 
 struct UsageQuery {
@@ -838,6 +915,12 @@ public:
     Aggregate aggregate(const AggregateQuery& query) const;
     Aggregate aggregate(const Metric& metric, const AggregateQuery& query = {}) const;
 
+    /// Usage, events and cost of several metrics, by group and over time, all from one snapshot. What a metric costs is what Book::price() says of
+    /// its usage, with FlexPrice's books what its analytics say (dossier 6.6). Throws not_found for an unknown metric, bad_value for what
+    /// cannot be asked, naming it, too_large over limits::aggregate_rows.
+    Analytics analytics(const AnalyticsQuery& query) const;
+    std::vector<Decimal> inference_costs(std::span<const std::string> ids) const;
+
     /// Keeps a book in the database, in place of the one of the same vendor and code; its metrics become known to aggregate().
     void load(const Book& book);
     std::vector<Book> books() const;
@@ -846,6 +929,13 @@ public:
     Fees estimate_fees(const Event& event) const;
     /// Units and fees of every charge of the subscription's plan over the period.
     Fees usage(const UsageQuery& query) const;
+    /// Whether the event's customer (and entity: Event::subscription) may now use so many units (Event::value, 1 when absent) of the feature
+    /// that the event names: Autumn's POST /check, by the balances that the events in the log have left. Nothing is recorded. Balances pay in
+    /// Autumn's order, and what none covers is dropped, as with overage_behavior "cap" (autumn dossier 5 and 7.7). Where features share a
+    /// credit system, what each used since the last reset is taken off as a whole, feature by feature. Throws bad_value without a customer,
+    /// not_found for a feature or customer that no book with balances knows, unsupported when the customer's books are other vendors': only
+    /// Autumn's have balances.
+    Check check(const Event& event) const;
 
     /// Adds an upstream, or gives one of that name new settings, and ends a pause. A new one starts with the oldest event kept.
     void connect(const Upstream& upstream);
