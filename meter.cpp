@@ -2428,7 +2428,7 @@ private:
 // ---- schema ----
 
 constexpr std::int32_t application_id = 0x6D657472;  // "metr"
-constexpr std::int32_t schema_version = 1;
+constexpr std::int32_t schema_version = 2;
 
 constexpr const char* log_schema = R"sql(
 CREATE TABLE meta(key TEXT PRIMARY KEY, value) WITHOUT ROWID;
@@ -2443,8 +2443,14 @@ CREATE TABLE log(
     value TEXT,                 -- decimal
     properties TEXT NOT NULL,   -- JSON object
     extra TEXT);                -- JSON object: precise_total_amount_cents, notice, extensions
-CREATE TABLE metrics(code TEXT PRIMARY KEY, definition TEXT NOT NULL) WITHOUT ROWID;
-CREATE TABLE books(vendor TEXT, code TEXT, source TEXT NOT NULL, PRIMARY KEY(vendor, code)) WITHOUT ROWID;
+CREATE TABLE metrics(
+    id INTEGER PRIMARY KEY, code TEXT NOT NULL,
+    book INTEGER NOT NULL,      -- books.id; 0 when the app defined it
+    definition TEXT NOT NULL, UNIQUE(code, book));
+CREATE TABLE books(
+    id INTEGER PRIMARY KEY AUTOINCREMENT, vendor TEXT NOT NULL, code TEXT NOT NULL,
+    effective INTEGER NOT NULL, -- from when on; the year 1 for always
+    source TEXT NOT NULL, UNIQUE(vendor, code, effective));
 CREATE TABLE chunks(id INTEGER PRIMARY KEY, first INTEGER NOT NULL, last INTEGER NOT NULL, recorded INTEGER NOT NULL);
 CREATE TABLE layouts(id INTEGER PRIMARY KEY, keys TEXT NOT NULL UNIQUE);
 CREATE TABLE segments(
@@ -2465,8 +2471,25 @@ CREATE VIEW events AS SELECT l.sequence,
     FROM log l JOIN texts n ON n.id = l.name LEFT JOIN texts c ON c.id = l.customer
     LEFT JOIN texts b ON b.id = l.subscription LEFT JOIN texts o ON o.id = l.source
     WHERE l.sequence > (SELECT value FROM meta WHERE key = 'pruned');
-INSERT INTO meta VALUES('pruned', 0), ('sealed', 0), ('generation', 0);
+INSERT INTO meta VALUES('pruned', 0), ('sealed', 0), ('generation', 0), ('books', 0);
 )sql";
+
+// migrations[i] takes a file from version i + 1 to the next. Whose the metrics of a file of version 1 are is not known: they count as the app's.
+constexpr const char* migrations[] = {R"sql(
+ALTER TABLE metrics RENAME TO old_metrics;
+ALTER TABLE books RENAME TO old_books;
+CREATE TABLE metrics(
+    id INTEGER PRIMARY KEY, code TEXT NOT NULL, book INTEGER NOT NULL, definition TEXT NOT NULL, UNIQUE(code, book));
+CREATE TABLE books(
+    id INTEGER PRIMARY KEY AUTOINCREMENT, vendor TEXT NOT NULL, code TEXT NOT NULL, effective INTEGER NOT NULL,
+    source TEXT NOT NULL, UNIQUE(vendor, code, effective));
+INSERT INTO metrics(code, book, definition) SELECT code, 0, definition FROM old_metrics;
+INSERT INTO books(vendor, code, effective, source) SELECT vendor, code, -62135596800000000, source FROM old_books;
+DROP TABLE old_metrics;
+DROP TABLE old_books;
+INSERT INTO meta VALUES('books', 0);
+)sql"};
+static_assert(std::size(migrations) == schema_version - 1);
 
 std::int64_t meta(Connection& db, std::string_view key) { return db.integer("SELECT value FROM meta WHERE key = ?", key); }
 void set_meta(Connection& db, std::string_view key, std::int64_t value) { db.prepared("UPDATE meta SET value = ? WHERE key = ?").run(value, key); }
@@ -4070,15 +4093,39 @@ void verify_database(Connection& db, std::vector<std::string>& problems) {
 
 // ---- books: kept as the JSON they were made from ----
 
-void put_book(Connection& db, std::string_view vendor, std::string_view code, std::string_view source) {
-    db.prepared("INSERT OR REPLACE INTO books VALUES(?, ?, ?)").run(vendor, code, source);
+struct StoredBook {
+    std::string vendor{}, source{};
+    Timestamp effective{};
+};
+
+// What `meta.books` says is never said again, also not after a rollback: whoever holds books in memory sees by it that they are others now.
+std::int64_t books_mark(Connection& db) { return meta(db, "books"); }
+
+// Removes the version of that moment, or all, with the metrics that came with them. How many there were. Inside a transaction.
+std::int64_t drop_books(Connection& db, std::string_view vendor, std::string_view code, std::optional<Timestamp> effective) {
+    const auto moment = effective ? std::optional(effective->micros()) : std::nullopt;
+    db.prepared("DELETE FROM metrics WHERE book IN (SELECT id FROM books WHERE vendor = ?1 AND code = ?2 AND ifnull(effective = ?3, 1))")
+        .run(vendor, code, moment);
+    db.prepared("DELETE FROM books WHERE vendor = ?1 AND code = ?2 AND ifnull(effective = ?3, 1)").run(vendor, code, moment);
+    const std::int64_t dropped = db.changes();
+    db.prepared("UPDATE meta SET value = random() WHERE key = 'books'").run();
+    return dropped;
 }
 
-// Vendor and source of each.
-std::vector<std::pair<std::string, std::string>> stored_books(Connection& db) {
-    std::vector<std::pair<std::string, std::string>> books;
-    const Prepared row = db.prepared("SELECT vendor, source FROM books ORDER BY vendor, code");
-    while (row.row()) books.emplace_back(row.text(0), row.text(1));
+// In place of the version of the same moment. Answers its id. Inside a transaction.
+std::int64_t put_book(Connection& db, std::string_view vendor, std::string_view code, Timestamp effective, std::string_view source) {
+    drop_books(db, vendor, code, effective);
+    db.prepared("INSERT INTO books(vendor, code, effective, source) VALUES(?, ?, ?, ?)").run(vendor, code, effective.micros(), source);
+    return db.last_rowid();
+}
+
+std::vector<StoredBook> stored_books(Connection& db) {
+    std::vector<StoredBook> books;
+    const Prepared row = db.prepared("SELECT vendor, source, effective FROM books ORDER BY vendor, code, effective");
+    while (row.row()) {
+        const Timestamp effective(checked_time(row.integer(2), "books.effective"));
+        books.push_back({std::string(row.text(0)), std::string(row.text(1)), effective});
+    }
     return books;
 }
 
@@ -4323,14 +4370,18 @@ void Store::prepare(Connection& db) const {
     if (options_.max_bytes > 0) {
         db.db.exec("PRAGMA max_page_count = " + std::to_string(std::max<std::int64_t>(1, options_.max_bytes / found("PRAGMA page_size"))));
     }
-    if (!fresh) return;
+    if (!fresh && found("PRAGMA user_version") == schema_version) return;
     Transaction transaction(db, "BEGIN IMMEDIATE");
     if (found("SELECT count(*) FROM sqlite_master") == 0) {  // else another process was first
         db.db.exec(log_schema);
         for (const char* schema : options_.schemas) db.db.exec(schema);
         db.db.exec("PRAGMA application_id = " + std::to_string(application_id));
-        db.db.exec("PRAGMA user_version = " + std::to_string(schema_version));
+    } else {
+        const std::int64_t version = found("PRAGMA user_version");
+        if (version < 1) throw Error(ErrorCode::corrupt, options_.path, "has no schema version");
+        for (std::int64_t from = version; from < schema_version; ++from) db.db.exec(migrations[from - 1]);
     }
+    db.db.exec("PRAGMA user_version = " + std::to_string(schema_version));
     transaction.commit();
 }
 
@@ -5230,11 +5281,12 @@ void check_aggregate(const AggregateQuery& query) {
 constexpr std::array<std::pair<std::string_view, Aggregation>, 3> aggregations{
     {{"count", Aggregation::count}, {"sum", Aggregation::sum}, {"unique_count", Aggregation::unique_count}}};
 
-void store_metric(Connection& db, const Metric& metric) {
+// Of the book with that id, or of the app (0). Of one code the metric stored last is in force, as long as its book is.
+void store_metric(Connection& db, const Metric& metric, std::int64_t book = 0) {
     const auto name =
         std::find_if(aggregations.begin(), aggregations.end(), [&](const auto& row) { return row.second == metric.aggregation; })->first;
     const json definition = {{"event", metric.event}, {"aggregation", name}, {"property", metric.property}, {"filter", metric.filter.to_json()}};
-    db.prepared("INSERT OR REPLACE INTO metrics VALUES(?, ?)").run(metric.code, definition.dump());
+    db.prepared("INSERT OR REPLACE INTO metrics(code, book, definition) VALUES(?, ?, ?)").run(metric.code, book, definition.dump());
 }
 
 Metric read_metric(std::string_view code, std::string_view definition) {
@@ -5248,16 +5300,31 @@ Metric read_metric(std::string_view code, std::string_view definition) {
     });
 }
 
-Metric find_metric(Connection& db, const std::string& code) {
-    const Prepared row = db.prepared("SELECT definition FROM metrics WHERE code = ?");
-    row.bind(code);
-    if (!row.row()) throw Error(ErrorCode::not_found, "metric", "\"" + code + "\" is not defined");
-    return read_metric(code, row.text(0));
+// Those in force, one of each code, or that of one code. A version of a book that another has followed is not; one that is still to come
+// serves where there is nothing else.
+std::vector<Metric> metrics_at(Connection& db, Timestamp now, const std::optional<std::string>& code = {}) {
+    std::vector<Metric> metrics;
+    const Prepared row = db.prepared(
+        "SELECT m.code, m.definition FROM metrics m LEFT JOIN books b ON b.id = m.book WHERE ifnull(m.code = ?1, 1) AND NOT EXISTS (SELECT 1 FROM "
+        "books l WHERE l.vendor = b.vendor AND l.code = b.code AND l.effective > b.effective AND l.effective <= ?2) ORDER BY m.code, "
+        "ifnull(b.effective > ?2, 0), m.id DESC");
+    row.bind(code, now.micros());
+    while (row.row()) {
+        if (metrics.empty() || metrics.back().code != row.text(0)) metrics.push_back(read_metric(row.text(0), row.text(1)));
+    }
+    return metrics;
 }
 
+Metric find_metric(Connection& db, const std::string& code, Timestamp now) {
+    std::vector<Metric> found = metrics_at(db, now, code);
+    if (found.empty()) throw Error(ErrorCode::not_found, "metric", "\"" + code + "\" is not defined");
+    return std::move(found[0]);
+}
+
+// In force or not.
 std::vector<Metric> all_metrics(Connection& db) {
     std::vector<Metric> metrics;
-    const Prepared row = db.prepared("SELECT code, definition FROM metrics ORDER BY code");
+    const Prepared row = db.prepared("SELECT code, definition FROM metrics ORDER BY id");
     while (row.row()) metrics.push_back(read_metric(row.text(0), row.text(1)));
     return metrics;
 }
