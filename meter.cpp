@@ -1306,6 +1306,16 @@ auto naming(std::string_view field, Read&& read) {
     }
 }
 
+// Runs `read`; the field that an error names is one of `place`.
+template <class Read>
+auto beneath(const std::string& place, Read&& read) {
+    try {
+        return read();
+    } catch (const Error& error) {
+        throw Error(error.code(), error.field().empty() ? place : place + "." + error.field(), error.reason());
+    }
+}
+
 // Numbers that Decimal cannot hold are refused on the way in, so that whatever is stored can be measured exactly.
 const char* number_fault(std::string_view text) noexcept {
     if (text.size() <= 18 && text.find_first_of("eE") == std::string_view::npos) return nullptr;
@@ -2256,6 +2266,14 @@ void draft_member(Drafts& drafts, Draft& draft, Extra& extra, std::string_view& 
     } else {
         refuse(std::string(key), "is not a member of an event");
     }
+}
+
+// The one event; throws when it cannot be stored.
+Drafts draft_one(const Event& event) {
+    Drafts drafts;
+    add_draft(drafts, [&](Draft& draft) { draft_event(drafts, draft, event); });
+    if (drafts.accepted.empty()) throw Error(drafts.refusal, drafts.receipts[0].field, drafts.receipts[0].reason);
+    return drafts;
 }
 
 // One line of JSON. Properties are kept as they stand, after a check, so that no digit changes.
@@ -5803,7 +5821,7 @@ struct Book::Impl {
     // Whether the book prices this subscription or, where the vendor has none, this customer.
     virtual bool serves(const std::string& subscription, const std::string& customer) const = 0;
     virtual Fees estimate_fees(const Event& event, Timestamp now, UsageSource& usage) const = 0;
-    // The event priced alone, without what came before it.
+    // The event priced alone, without what came before it; no fees when it meets no charge that is priced so.
     virtual Fees estimate_instant_fees(const Event&, Timestamp) const {
         throw Error(ErrorCode::unsupported, "", vendor + " has no instant estimates");
     }
@@ -7424,7 +7442,6 @@ Fees Plan::estimate_instant_fees(const Event& event, Timestamp now) const {
         list.push_back(
             instant({*this, charge, filter_of(charge, event.properties), subscription, billing_period(charges_interval, subscription, now)}, event));
     }
-    if (list.empty()) throw Error(ErrorCode::bad_value, "name", "does_not_match_an_instant_charge");
     return sum_up(*this, std::move(list));
 }
 
@@ -12323,17 +12340,42 @@ struct Meter::Impl {
         return made;
     }
 
-    // The first book that serves is asked; what it asks in turn is answered from one snapshot.
-    template <class Ask>
-    Fees price(const std::string& subscription, const std::string& customer, Ask&& ask) const {
-        for (const Book& book : books()) {
-            if (!book.impl().serves(subscription, customer)) continue;
-            return store.scan([&](const Reader& reader) {
-                StoreUsage usage(reader);
-                return ask(book.impl(), usage);
-            });
+    // The first that serves.
+    static const Book::Impl& book_for(const std::vector<Book>& books, const std::string& subscription, const std::string& customer) {
+        for (const Book& book : books) {
+            if (book.impl().serves(subscription, customer)) return book.impl();
         }
         throw Error(ErrorCode::not_found, subscription.empty() ? "customer" : "subscription", "no book that is loaded prices it");
+    }
+
+    // What the book asks in turn is answered from one snapshot.
+    template <class Ask>
+    Fees price(const std::string& subscription, const std::string& customer, Ask&& ask) const {
+        const std::vector<Book> loaded = books();
+        const Book::Impl& book = book_for(loaded, subscription, customer);
+        return store.scan([&](const Reader& reader) {
+            StoreUsage usage(reader);
+            return ask(book, usage);
+        });
+    }
+
+    // Each event on its own, all from one snapshot; an error says which event it is about.
+    template <class Ask>
+    std::vector<Fees> price_each(std::span<const Event> events, Ask&& ask) const {
+        check_batch(events.size());
+        const std::vector<Book> loaded = books();
+        return store.scan([&](const Reader& reader) {
+            StoreUsage usage(reader);
+            std::vector<Fees> answers;
+            answers.reserve(events.size());
+            for (const Event& event : events) {
+                answers.push_back(beneath("events[" + std::to_string(answers.size()) + "]", [&] {
+                    draft_one(event);
+                    return ask(book_for(loaded, event.subscription, event.customer), event, usage);
+                }));
+            }
+            return answers;
+        });
     }
 
     std::vector<std::int64_t> locate(std::span<const std::string> ids) {
@@ -12362,9 +12404,7 @@ Meter::Meter(Meter&&) noexcept = default;
 Meter& Meter::operator=(Meter&&) noexcept = default;
 
 Receipt Meter::record(const Event& event) {
-    Drafts drafts;
-    add_draft(drafts, [&](Draft& draft) { draft_event(drafts, draft, event); });
-    if (drafts.accepted.empty()) throw Error(drafts.refusal, drafts.receipts[0].field, drafts.receipts[0].reason);
+    Drafts drafts = draft_one(event);
     impl_->append(drafts);
     return std::move(drafts.receipts[0]);
 }
@@ -12458,8 +12498,28 @@ void Meter::load(const Book& book) {
 std::vector<Book> Meter::books() const { return impl_->books(); }
 
 Fees Meter::estimate_fees(const Event& event) const {
+    draft_one(event);
     return impl_->price(event.subscription, event.customer,
                         [&](const Book::Impl& book, UsageSource& usage) { return book.estimate_fees(event, impl_->options.clock(), usage); });
+}
+
+std::vector<Fees> Meter::estimate_fees(std::span<const Event> events) const {
+    const Timestamp now = impl_->options.clock();
+    return impl_->price_each(
+        events, [now](const Book::Impl& book, const Event& event, UsageSource& usage) { return book.estimate_fees(event, now, usage); });
+}
+
+Fees Meter::estimate_instant_fees(const Event& event) const {
+    draft_one(event);
+    const std::vector<Book> loaded = impl_->books();
+    Fees fees = Impl::book_for(loaded, event.subscription, event.customer).estimate_instant_fees(event, impl_->options.clock());
+    if (fees.fees.empty()) refuse("name", "does_not_match_an_instant_charge");
+    return fees;
+}
+
+std::vector<Fees> Meter::estimate_instant_fees(std::span<const Event> events) const {
+    const Timestamp now = impl_->options.clock();
+    return impl_->price_each(events, [now](const Book::Impl& book, const Event& event, UsageSource&) { return book.estimate_instant_fees(event, now); });
 }
 
 Fees Meter::usage(const UsageQuery& query) const {

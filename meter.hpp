@@ -754,8 +754,23 @@ public:
     void load(const Book& book);
     std::vector<Book> books() const;
     /// What the event would cost if it happened now: one fee for each pay-in-advance charge of its metric on the subscription's plan.
-    /// Nothing is recorded. Rules: Lago's POST /events/estimate_fees (dossier 3.1). Throws not_found and bad_value as that answers 404 and 422.
+    /// Nothing is recorded. Rules: Lago's POST /events/estimate_fees (dossier 3.1). Throws not_found and bad_value as that answers 404 and 422,
+    /// and what record() throws for an event that cannot be.
     Fees estimate_fees(const Event& event) const;
+    /// The same for each of up to limits::batch_events events, in order and from one snapshot: none counts for another. An error is thrown
+    /// for the first event that has one, its field beneath "events[i]"; too_large for more events.
+    std::vector<Fees> estimate_fees(std::span<const Event> events) const;
+    std::vector<Fees> estimate_fees(std::initializer_list<Event> events) const { return estimate_fees(std::span(events.begin(), events.size())); }
+    /// What the event costs taken alone, without the log: one fee for each standard or percentage pay-in-advance charge of its metric, no free
+    /// units, units rounded as the metric says. Rules: Lago's POST /events/estimate_instant_fees (dossier 3.4). Throws not_found for the
+    /// subscription, bad_value when the event meets no such charge or its property is not a number, unsupported for other vendors' books.
+    Fees estimate_instant_fees(const Event& event) const;
+    /// The same for each of up to limits::batch_events events, in order. As in Lago's batch_estimate_instant_fees, an event that meets no such
+    /// charge has no fees; other errors are thrown for the first event that has one, its field beneath "events[i]".
+    std::vector<Fees> estimate_instant_fees(std::span<const Event> events) const;
+    std::vector<Fees> estimate_instant_fees(std::initializer_list<Event> events) const {
+        return estimate_instant_fees(std::span(events.begin(), events.size()));
+    }
     /// Units and fees of every charge of the subscription's plan over the period.
     Fees usage(const UsageQuery& query) const;
 
