@@ -807,19 +807,15 @@ TEST_CASE("fees paid in advance, one by one, come to what the whole period costs
             CAPTURE(model, round);
             const auto book = Book::lago(
                 catalogue({{"charge_model", model}, {"pay_in_advance", true}, {"properties", random_properties(model, random)}}, tokens_metric));
-            const auto& plan = dynamic_cast<const lago::Plan&>(book.impl());
-            const lago::Subscription subscription{.id = "sub_1"};
             PlainUsage usage;
-            Decimal paid;
             for (int i = 0; i < 12; ++i) {
                 usage.events.push_back(event("tokens", {{"value", Decimal::scaled(static_cast<std::int64_t>(random() % 1000 + 1), 2).to_string()}}));
-                const auto fee = lago::advance_fee({plan, plan.charges.front(), nullptr, subscription, {}}, usage.events.back(), usage);
-                REQUIRE(fee);
-                Decimal lines;
-                for (const auto& line : fee->lines) lines += line.amount;
-                REQUIRE(lines == fee->amount);
-                paid += fee->amount;
             }
+            const auto fees = book.impl().advance_fees({.subscription = "sub_1"}, march_10, usage);
+            REQUIRE(fees.fees.size() == usage.events.size());
+            check_lines(fees);
+            Decimal paid;
+            for (const auto& fee : fees.fees) paid += fee.amount;
             const auto whole = book.impl().usage({.subscription = "sub_1"}, march_10, usage);
             REQUIRE(paid == whole.fees.at(0).amount);
             check_lines(whole);
