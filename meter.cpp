@@ -1306,6 +1306,16 @@ auto naming(std::string_view field, Read&& read) {
     }
 }
 
+// Runs `read`; the field that an error names is one of `place`.
+template <class Read>
+auto beneath(const std::string& place, Read&& read) {
+    try {
+        return read();
+    } catch (const Error& error) {
+        throw Error(error.code(), error.field().empty() ? place : place + "." + error.field(), error.reason());
+    }
+}
+
 // Numbers that Decimal cannot hold are refused on the way in, so that whatever is stored can be measured exactly.
 const char* number_fault(std::string_view text) noexcept {
     if (text.size() <= 18 && text.find_first_of("eE") == std::string_view::npos) return nullptr;
@@ -2256,6 +2266,14 @@ void draft_member(Drafts& drafts, Draft& draft, Extra& extra, std::string_view& 
     } else {
         refuse(std::string(key), "is not a member of an event");
     }
+}
+
+// The one event; throws when it cannot be stored.
+Drafts draft_one(const Event& event) {
+    Drafts drafts;
+    add_draft(drafts, [&](Draft& draft) { draft_event(drafts, draft, event); });
+    if (drafts.accepted.empty()) throw Error(drafts.refusal, drafts.receipts[0].field, drafts.receipts[0].reason);
+    return drafts;
 }
 
 // One line of JSON. Properties are kept as they stand, after a check, so that no digit changes.
@@ -5661,6 +5679,7 @@ json Fee::to_json() const {
             {"metric", metric},
             {"customer", customer},
             {"subscription", subscription},
+            {"event", event.empty() ? json(nullptr) : json(event)},
             {"group", std::move(groups)},
             {"filter", filter},
             {"currency", currency},
@@ -5847,15 +5866,27 @@ struct Measured {
     bool falls = true;  // some event may have lowered the value: a negative number, a removal. True when not known
 };
 
+// What one event adds to a value: a count's 1, a sum's number, a unique count's 1, 0 or -1.
+struct EventStep {
+    Timestamp time = {};
+    std::int64_t sequence = 0;
+    Decimal value = {};
+};
+
 class UsageSource {
 public:
     virtual ~UsageSource() = default;
     // One row for each group; without group_by exactly one, also when there are no events. A unique count has events without the
     // property as one more value.
     virtual std::vector<Measured> measure(const Metric& metric, const AggregateQuery& query) = 0;
-    // What each event adds to the value (a count's 1, a sum's number, a unique count's 1, 0 or -1), by time, then sequence. Ends after
-    // `limit` events, or with the one that brings the sum over `until`.
-    virtual std::vector<Decimal> steps(const Metric& metric, const AggregateQuery& query, std::size_t limit, const std::optional<Decimal>& until) = 0;
+    // The step of each event, by time, then sequence. Ends after `limit` events, or with the one that brings the sum over `until`.
+    virtual std::vector<EventStep> steps(const Metric& metric, const AggregateQuery& query, std::size_t limit,
+                                         const std::optional<Decimal>& until) = 0;
+    std::vector<EventStep> steps(const Metric& metric, const AggregateQuery& query) {
+        return steps(metric, query, std::numeric_limits<std::size_t>::max(), {});
+    }
+    // The event of a step.
+    virtual Event event(std::int64_t sequence) = 0;
     // Sum of precise_total_amount_cents of the events that take part.
     virtual Decimal precise_total_cents(const Metric& metric, const AggregateQuery& query) = 0;
 };
@@ -5870,9 +5901,14 @@ struct Book::Impl {
     // Whether the book prices this subscription or, where the vendor has none, this customer.
     virtual bool serves(const std::string& subscription, const std::string& customer) const = 0;
     virtual Fees estimate_fees(const Event& event, Timestamp now, UsageSource& usage) const = 0;
-    // The event priced alone, without what came before it.
+    // The event priced alone, without what came before it; no fees when it meets no charge that is priced so.
     virtual Fees estimate_instant_fees(const Event&, Timestamp) const {
         throw Error(ErrorCode::unsupported, "", vendor + " has no instant estimates");
+    }
+    // The fees that an event of the log brought about, and those of all events of a period.
+    virtual Fees advance_fees(const Event&, UsageSource&) const { throw Error(ErrorCode::unsupported, "", vendor + " has no fees of single events"); }
+    virtual Fees advance_fees(const UsageQuery&, Timestamp, UsageSource&) const {
+        throw Error(ErrorCode::unsupported, "", vendor + " has no fees of single events");
     }
     virtual Fees usage(const UsageQuery& query, Timestamp now, UsageSource& usage) const = 0;
     virtual Fee price(std::string_view charge, const Decimal& units, std::int64_t events) const = 0;
@@ -6317,6 +6353,37 @@ struct RunningTotal {
     std::int64_t below_free = 0;  // how many are below the free total
 };
 
+// What the events come to under a percentage charge with bounds per transaction, each held between them (percentage_service.rb:142-179).
+struct BoundedTotal {
+    std::int64_t events = 0;
+    Decimal free_used;
+    bool all_used = false;  // of the free events and the free total
+    Decimal amount;
+
+    // A free event starts the sum anew, as it does there.
+    void add(const Price& price, Decimal value) {
+        const auto free_events = all_used ? 0 : price.free_events - events;
+        const auto free_total = all_used ? Decimal() : price.free_total - free_used;
+        ++events;
+        if (free_events > 0 || free_total > 0) {
+            if (free_total <= 0 || free_total > value) {
+                if (free_total > 0) free_used += value;
+                amount = {};
+                return;
+            }
+            value -= free_total;
+            all_used = true;
+        }
+        auto own = value * percent(price.rate) + price.fixed_amount;
+        if (price.minimum && own < *price.minimum) {
+            own = *price.minimum;
+        } else if (price.maximum && own > *price.maximum) {
+            own = *price.maximum;
+        }
+        amount += own;
+    }
+};
+
 // What is priced.
 struct Quantity {
     Decimal units;
@@ -6324,7 +6391,7 @@ struct Quantity {
     bool prorated = false;
     std::int64_t events = 0;
     RunningTotal running = {};
-    std::vector<Decimal> values = {};  // each event's, in time order; only where a bound per transaction needs them
+    BoundedTotal bounded = {};         // over each event's value, in time order; only where there are bounds per transaction
     Decimal precise_amount = {};       // sum of the events' own amounts, currency units
     bool without_event = false;        // the side of a difference that lacks the event
     bool premium = true;
@@ -6396,41 +6463,11 @@ Priced percentage_of_total(const Price& price, const Quantity& quantity) {
     return priced;
 }
 
-// Event by event, each held between the bounds (percentage_service.rb:142-179). A free event starts the sum anew, as it does there.
-Decimal percentage_by_event(const Price& price, const std::vector<Decimal>& values) {
-    auto free_events = price.free_events;
-    auto free_total = price.free_total;
-    const auto rate = percent(price.rate);
-    Decimal total;
-    for (auto value : values) {
-        if (free_events > 0 || free_total > 0) {
-            --free_events;
-            if (free_total <= 0 || free_total > value) {
-                if (free_total > 0) free_total -= value;
-                total = {};
-                continue;
-            }
-            value -= free_total;
-            free_total = {};
-            free_events = 0;
-        }
-        auto amount = value * rate + price.fixed_amount;
-        if (price.minimum && amount < *price.minimum) {
-            amount = *price.minimum;
-        } else if (price.maximum && amount > *price.maximum) {
-            amount = *price.maximum;
-        }
-        total += amount;
-    }
-    return total;
-}
-
 Priced price_percentage(const Price& price, const Quantity& quantity) {
     auto priced = percentage_of_total(price, quantity);
     if (!has_bounds(price, quantity)) return priced;
-    const auto bounded = percentage_by_event(price, quantity.values);
-    raise_to(priced, bounded);
-    lower_to(priced, bounded);
+    raise_to(priced, quantity.bounded.amount);
+    lower_to(priced, quantity.bounded.amount);
     return priced;
 }
 
@@ -6910,6 +6947,32 @@ std::vector<Values> ignored_values(const std::vector<Values>& filters, std::size
     return ignored;
 }
 
+// An empty list in the entry counts for nothing; an entry of nothing else ignores nothing (an_event_store.rb).
+bool is_ignored(const Values& entry, const json& properties) {
+    Values listed;
+    for (const auto& [key, values] : entry) {
+        if (!values.empty()) listed.emplace(key, values);
+    }
+    return !listed.empty() && matches(listed, properties);
+}
+
+// Whether the filter's bucket has the event.
+bool takes(const Charge& charge, const ChargeFilter& filter, const json& properties) {
+    if (!matches(filter.values, properties)) return false;
+    std::vector<Values> all;
+    for (const auto& each : charge.filters) all.push_back(each.values);
+    const auto ignored = ignored_values(all, static_cast<std::size_t>(&filter - charge.filters.data()));
+    return std::none_of(ignored.begin(), ignored.end(), [&](const Values& entry) { return is_ignored(entry, properties); });
+}
+
+// The filter in whose bucket an event is billed: the one that prices it, unless that leaves the event to a narrower one of the same keys.
+const ChargeFilter* billing_filter(const Charge& charge, const json& properties) {
+    const auto* priced = filter_of(charge, properties);
+    if (!priced || takes(charge, *priced, properties)) return priced;
+    const auto found = std::find_if(charge.filters.begin(), charge.filters.end(), [&](const auto& each) { return takes(charge, each, properties); });
+    return found == charge.filters.end() ? nullptr : &*found;
+}
+
 // Keeps the events that do not match the entry; an empty list in it counts for nothing, an entry of nothing else excludes nothing.
 Filter excluding(const Values& entry) {
     auto misses = Filter::any({});
@@ -7013,6 +7076,8 @@ struct Plan final : Book::Impl {
     }
     Fees estimate_fees(const Event& event, Timestamp now, UsageSource& usage) const override;
     Fees estimate_instant_fees(const Event& event, Timestamp now) const override;
+    Fees advance_fees(const Event& event, UsageSource& usage) const override;
+    Fees advance_fees(const UsageQuery& query, Timestamp now, UsageSource& usage) const override;
     Fees usage(const UsageQuery& query, Timestamp now, UsageSource& usage) const override;
     Fee price(std::string_view charge, const Decimal& units, std::int64_t events) const override;
 };
@@ -7048,46 +7113,55 @@ AggregateQuery beside(AggregateQuery query, const Group& group) {
     return query;
 }
 
-// Running totals over these steps.
-RunningTotal running_total(const Price& price, const std::vector<Decimal>& steps) {
-    RunningTotal running;
-    for (const auto& step : steps) {
-        running.last += step;
-        if (++running.length == price.free_events) running.at_free_events = running.last;
-        if (running.last < price.free_total) ++running.below_free;
-    }
-    return running;
+// Whether the running totals of a sum go on: over the first events when some are free, else until they exceed the free total
+// (sum_service.rb:101).
+bool runs_on(const Price& price, const RunningTotal& running) {
+    if (price.free_events > 0) return running.length < price.free_events;
+    return !price.free_total.is_zero() && running.last <= price.free_total;
+}
+
+void run_on(const Price& price, RunningTotal& running, const Decimal& step) {
+    running.last += step;
+    if (++running.length == price.free_events) running.at_free_events = running.last;
+    if (running.last < price.free_total) ++running.below_free;
 }
 
 // Running totals 1, 2, 3 ... of a count.
 RunningTotal running_count(const Price& price, const Decimal& units) {
+    if (price.free_events == 0 && price.free_total.is_zero()) return {};
     const auto length = units.to_int64().value_or(0);
     const auto below = at_least_zero(price.free_total.round(0, Rounding::ceil) - 1).to_int64().value_or(length);
     return {.length = length, .last = units, .at_free_events = price.free_events, .below_free = std::min(length, below)};
 }
 
+BoundedTotal bounded_count(const Price& price, const Decimal& units) {
+    BoundedTotal bounded;
+    for (auto left = units.to_int64().value_or(0); left > 0; --left) bounded.add(price, 1);
+    return bounded;
+}
+
+// The steps whose sums are the running totals.
+std::vector<EventStep> running_steps(const Scope& scope, const AggregateQuery& query, UsageSource& usage) {
+    const auto& price = scope.price();
+    const auto& metric = scope.metric().metric;
+    if (price.free_events > 0) return usage.steps(metric, query, static_cast<std::size_t>(price.free_events), {});
+    return price.free_total.is_zero() ? std::vector<EventStep>() : usage.steps(metric, query, std::numeric_limits<std::size_t>::max(), price.free_total);
+}
+
 // What a percentage charge needs besides units: running totals for free units, each event's value for bounds per transaction.
 void measure_percentage(const Scope& scope, const AggregateQuery& query, UsageSource& usage, Quantity& quantity) {
     const auto& price = scope.price();
-    const bool counts = scope.metric().kind != Kind::sum;
-    const auto every = std::numeric_limits<std::size_t>::max();
-    if (has_bounds(price, quantity)) {
-        if (counts) {
-            quantity.values.assign(static_cast<std::size_t>(quantity.units.to_int64().value_or(0)), Decimal(1));
-        } else {
-            auto this_period = query;
-            this_period.period.from = scope.period.from;
-            quantity.values = usage.steps(scope.metric().metric, this_period, every, {});
-        }
-    }
-    if (price.free_events == 0 && price.free_total.is_zero()) return;
-    if (counts) {
+    if (scope.metric().kind != Kind::sum) {
+        if (has_bounds(price, quantity)) quantity.bounded = bounded_count(price, quantity.units);
         quantity.running = running_count(price, quantity.units);
-    } else if (price.free_events > 0) {
-        quantity.running = running_total(price, usage.steps(scope.metric().metric, query, static_cast<std::size_t>(price.free_events), {}));
-    } else {
-        quantity.running = running_total(price, usage.steps(scope.metric().metric, query, every, price.free_total));
+        return;
     }
+    if (has_bounds(price, quantity)) {
+        auto this_period = query;
+        this_period.period.from = scope.period.from;
+        for (const auto& step : usage.steps(scope.metric().metric, this_period)) quantity.bounded.add(price, step.value);
+    }
+    for (const auto& step : running_steps(scope, query, usage)) run_on(price, quantity.running, step.value);
 }
 
 Quantity quantity_of(const Scope& scope, const AggregateQuery& query, UsageSource& usage, const Measured& measured) {
@@ -7129,19 +7203,12 @@ Decimal prorated(const Decimal& units, const Decimal& share) { return (units * s
 std::vector<ProratedEvent> prorated_events(const Scope& scope, AggregateQuery query, UsageSource& usage) {
     const auto& metric = scope.metric().metric;
     const auto period = scope.period;
-    constexpr int longest = 3 * 366;  // days, each of which is a question of its own
-    if (days_in(scope.subscription, period) > longest) throw Error(ErrorCode::too_large, "period", "is too long for a prorated charge");
     std::vector<ProratedEvent> events;
     query.period = {Timestamp::min(), period.from};
     const auto older = usage.measure(metric, query).front().value;
     if (older > 0) events.push_back({older, older * share_of(scope, period)});
-    for (auto day = period.from; day < period.to;) {
-        const auto tomorrow = std::chrono::sys_days(local_date(scope.subscription, day)) + std::chrono::days(1);
-        query.period = {day, std::min(period.to, start_of(scope.subscription, tomorrow))};
-        const auto share = share_of(scope, {day, period.to});
-        for (const auto& step : usage.steps(metric, query, std::numeric_limits<std::size_t>::max(), {})) events.push_back({step, step * share});
-        day = query.period.to;
-    }
+    query.period = period;
+    for (const auto& step : usage.steps(metric, query)) events.push_back({step.value, step.value * share_of(scope, {step.time, period.to})});
     return events;
 }
 
@@ -7335,23 +7402,61 @@ json added_details(const json& with, const json& without) {
     return with.contains("paid_events") ? added_percentage(with, without) : json::object();
 }
 
-// The event's effect, it being the last of those that `query` chooses.
-Contribution last_contribution(const Scope& scope, const AggregateQuery& query, UsageSource& usage) {
-    if (scope.metric().kind == Kind::count) return {1, 1};
-    AdvanceState state;
-    Contribution last;
-    for (const auto& step : usage.steps(scope.metric().metric, query, std::numeric_limits<std::size_t>::max(), {})) last = contribute(state, step);
-    return last;
-}
+// What is priced with an event and without it, and what the event adds.
+struct AdvanceStep {
+    Quantity with, without;
+    Contribution contribution;
+};
 
-Quantity without_event(const Scope& scope, Quantity quantity, const Event& event, const Contribution& contribution) {
-    quantity.units -= contribution.priced;
-    --quantity.events;
-    quantity.without_event = true;
-    quantity.precise_amount -= quotient(event.precise_total_amount_cents.value_or(Decimal()), scope.plan.currency.subunits);
-    if (scope.metric().kind == Kind::sum && !quantity.values.empty()) quantity.values.pop_back();
-    return quantity;
-}
+// The events of a pay-in-advance charge in one group, one by one in order of time.
+class AdvanceWalk {
+public:
+    explicit AdvanceWalk(const Scope& scope) : scope_(scope), counts_(scope.metric().kind != Kind::sum) { quantity_.premium = scope.plan.premium; }
+
+    // An event that brings no fee: from before the period, of a recurring metric, or without the property.
+    void pass(const Decimal& step) { take(step, {}); }
+
+    AdvanceStep add(const EventStep& step, const Event& event) {
+        const auto bounded = quantity_.bounded;
+        take(step.value, event.precise_total_amount_cents.value_or(Decimal()));
+        if (!counts_ && has_bounds(scope_.price(), quantity_)) quantity_.bounded.add(scope_.price(), step.value);
+        AdvanceStep result{quantity_, quantity_, scope_.metric().kind == Kind::count ? Contribution{1, 1} : contribute(state_, step.value)};
+        if (scope_.charge.prorated) result.contribution.priced = prorated(result.contribution.priced, share_left(scope_, step.time));
+        auto& without = result.without;
+        without.units -= result.contribution.priced;
+        --without.events;
+        without.without_event = true;
+        without.precise_amount -= quotient(event.precise_total_amount_cents.value_or(Decimal()), scope_.plan.currency.subunits);
+        if (!counts_) without.bounded = bounded;  // a count's never leave out the event (count_service.rb:66)
+        return result;
+    }
+
+private:
+    void take(const Decimal& step, const Decimal& cents) {
+        const auto& price = scope_.price();
+        quantity_.units += step;
+        ++quantity_.events;
+        if (scope_.metric().kind == Kind::unique_count) quantity_.events = quantity_.units.to_int64().value_or(0);
+        cents_ += cents;
+        quantity_.precise_amount = quotient(cents_, scope_.plan.currency.subunits);
+        if (price.model == Model::percentage) counts_ ? take_count(step) : take_number(step);
+    }
+    void take_number(const Decimal& step) {
+        if (runs_on(scope_.price(), quantity_.running)) run_on(scope_.price(), quantity_.running, step);
+    }
+    void take_count(const Decimal& step) {
+        quantity_.running = running_count(scope_.price(), quantity_.units);
+        if (!has_bounds(scope_.price(), quantity_)) return;
+        if (step > 0) quantity_.bounded.add(scope_.price(), step);
+        if (step < 0) quantity_.bounded = bounded_count(scope_.price(), quantity_.units);
+    }
+
+    const Scope& scope_;
+    bool counts_;
+    Quantity quantity_;
+    AdvanceState state_;
+    Decimal cents_;
+};
 
 Group group_of(const Scope& scope, const Event& event) {
     Group group;
@@ -7359,26 +7464,50 @@ Group group_of(const Scope& scope, const Event& event) {
     return group;
 }
 
-// The fee of an event in the log under a pay-in-advance charge; scope's period ends with the event. Nothing when the event has no
-// value to count.
-[[maybe_unused]] std::optional<Fee> advance_fee(const Scope& scope, const Event& event, UsageSource& usage) {
-    const auto& metric = scope.metric();
-    if (metric.kind != Kind::count && !property_text(event.properties, property_key(metric))) return {};
-    auto group = group_of(scope, event);
-    const auto query = beside(scope.query(), group);
-    const auto contribution = last_contribution(scope, query, usage);
-    const auto all = scope.all_query(query);
-    const auto after = quantity_of(scope, all, usage, usage.measure(metric.metric, all).front());
-    const auto before = without_event(scope, after, event, contribution);
-    const auto with = apply(scope.price(), after), without = apply(scope.price(), before);
-    auto fee = empty_fee(scope, std::move(group));
-    fee.units = contribution.shown;
+Fee advance_fee(const Scope& scope, const Group& group, const Event& event, const AdvanceStep& step) {
+    const auto with = apply(scope.price(), step.with), without = apply(scope.price(), step.without);
+    auto fee = empty_fee(scope, group);
+    fee.event = event.id;
+    fee.units = step.contribution.shown;
     fee.events = 1;
     set_amounts(fee, difference(with, without), scope.plan.currency);
     const auto details = row_of(scope.price().model).details;
-    fee.vendor = fee_json(scope, fee, added_details(details(scope.price(), after, with), details(scope.price(), before, without)));
+    fee.vendor = fee_json(scope, fee, added_details(details(scope.price(), step.with, with), details(scope.price(), step.without, without)));
     fee.vendor["event_transaction_id"] = event.id;
     return fee;
+}
+
+struct PlacedFee {
+    std::pair<Timestamp, std::int64_t> place;
+    Fee fee;
+};
+
+// Which events' fees are asked for: those of a period, or one of them.
+struct AdvanceQuestion {
+    Period period;
+    std::optional<std::int64_t> sequence = {};
+    bool wants(const EventStep& step) const { return period.contains(step.time) && (!sequence || *sequence == step.sequence); }
+};
+
+// Over the scope's period, which is a billing period. An event without the property to be counted has no fee (pay_in_advance_service.rb:59).
+void add_advance_fees(const Scope& scope, const Group& group, const AdvanceQuestion& question, UsageSource& usage, std::vector<PlacedFee>& fees) {
+    const auto& metric = scope.metric();
+    auto query = scope.all_query(beside(scope.query(), group));
+    query.period.to = std::min(query.period.to, question.period.to);
+    AdvanceWalk walk(scope);
+    for (const auto& step : usage.steps(metric.metric, query)) {
+        const bool older = step.time < scope.period.from;
+        const auto event = older ? Event() : usage.event(step.sequence);
+        if (older || (metric.kind != Kind::count && !property_text(event.properties, property_key(metric)))) {
+            walk.pass(step.value);
+            continue;
+        }
+        const auto billed = walk.add(step, event);
+        if (!question.wants(step) || billing_filter(scope.charge, event.properties) != scope.filter) continue;
+        if (fees.size() == limits::advance_fees)
+            throw Error(ErrorCode::too_large, "period", "has more than " + std::to_string(limits::advance_fees) + " fees");
+        fees.push_back({{step.time, step.sequence}, advance_fee(scope, group, event, billed)});
+    }
 }
 
 // --- estimate_fees (dossier 3.1, 3.3) ---
@@ -7423,7 +7552,7 @@ Contribution contribution_of(const Scope& scope, const Event& event, const Aggre
     const auto measured = usage.measure(metric.metric, query).front();
     AdvanceState state;
     if (measured.falls) {
-        for (const auto& each : usage.steps(metric.metric, query, std::numeric_limits<std::size_t>::max(), {})) contribute(state, each);
+        for (const auto& each : usage.steps(metric.metric, query)) contribute(state, each.value);
     } else if (measured.events > 0) {
         state.current = state.maximum = measured.value;
     }
@@ -7436,11 +7565,8 @@ Quantity with_event(const Scope& scope, Quantity quantity, const Event& event, c
     ++quantity.events;
     if (scope.metric().kind == Kind::sum) {
         const auto value = summed(scope.metric(), event);
-        auto& running = quantity.running;
-        running.last += value;
-        if (++running.length == scope.price().free_events) running.at_free_events = running.last;
-        if (running.last < scope.price().free_total) ++running.below_free;
-        quantity.values.push_back(value);  // a count's values never include the event (count_service.rb:66)
+        if (runs_on(scope.price(), quantity.running)) run_on(scope.price(), quantity.running, value);
+        if (has_bounds(scope.price(), quantity)) quantity.bounded.add(scope.price(), value);  // a count's never include the event (count_service.rb:66)
     }
     quantity.precise_amount += quotient(event.precise_total_amount_cents.value_or(Decimal()), scope.plan.currency.subunits);
     return quantity;
@@ -7455,6 +7581,7 @@ Fee estimate(const Scope& scope, const Event& event, Timestamp now, UsageSource&
     const auto before = quantity_of(scope, all, usage, usage.measure(scope.metric().metric, all).front());
     const auto after = with_event(scope, before, event, contribution);
     auto fee = empty_fee(scope, std::move(group));
+    fee.event = event.id;
     fee.units = contribution.shown;
     fee.events = 1;
     set_amounts(fee, difference(apply(scope.price(), after), apply(scope.price(), before)), scope.plan.currency);
@@ -7471,6 +7598,7 @@ Decimal rounded(const BillableMetric& metric, const Decimal& value) {
 Fee instant(const Scope& scope, const Event& event) {
     const auto& metric = scope.metric();
     auto fee = empty_fee(scope, group_of(scope, event));
+    fee.event = event.id;
     fee.units = at_least_zero(rounded(metric, metric.kind == Kind::count ? Decimal(1) : summed(metric, event)));
     fee.events = 1;
     set_amounts(fee, price_instant(scope.price(), fee.units), scope.plan.currency);
@@ -7491,7 +7619,6 @@ Fees Plan::estimate_instant_fees(const Event& event, Timestamp now) const {
         list.push_back(
             instant({*this, charge, filter_of(charge, event.properties), subscription, billing_period(charges_interval, subscription, now)}, event));
     }
-    if (list.empty()) throw Error(ErrorCode::bad_value, "name", "does_not_match_an_instant_charge");
     return sum_up(*this, std::move(list));
 }
 
@@ -7521,7 +7648,7 @@ Fees Plan::estimate_fees(const Event& event, Timestamp now, UsageSource& usage_s
 Decimal paid_in_advance(const Scope& scope, const AggregateQuery& query, UsageSource& usage, const Measured& measured) {
     if (scope.metric().kind == Kind::count || !measured.falls) return measured.value;
     AdvanceState state;
-    for (const auto& step : usage.steps(scope.metric().metric, query, std::numeric_limits<std::size_t>::max(), {})) contribute(state, step);
+    for (const auto& step : usage.steps(scope.metric().metric, query)) contribute(state, step.value);
     return state.current ? state.paid(measured.value) : measured.value;
 }
 
@@ -7648,25 +7775,97 @@ void add_charge(const Plan& plan, const Charge& charge, const Subscription& subs
     add_true_up(whole, used, fees);
 }
 
-Fees Plan::usage(const UsageQuery& query, Timestamp now, UsageSource& usage_source) const {
+// The subscriptions a question is about, each with the period asked about, as far as it was active.
+std::vector<std::pair<Subscription, Period>> asked_about(const Plan& plan, const UsageQuery& query, Timestamp now) {
     std::vector<Subscription> asked;
-    for (const auto& each : subscriptions) {
+    for (const auto& each : plan.subscriptions) {
         const bool chosen =
             (query.subscription.empty() || each.id == query.subscription) && (query.customer.empty() || each.customer == query.customer);
         if (chosen && (query.period || each.active.contains(now))) asked.push_back(each);
     }
-    if (!lists_subscriptions && !query.subscription.empty()) asked.push_back({.id = query.subscription, .customer = query.customer});
+    if (!plan.lists_subscriptions && !query.subscription.empty()) asked.push_back({.id = query.subscription, .customer = query.customer});
     if (query.subscription.empty() && query.customer.empty())
         throw Error(ErrorCode::bad_value, "subscription", "a subscription or a customer is required");
     if (asked.empty()) not_found("subscription", "no_active_subscription");
+    std::vector<std::pair<Subscription, Period>> periods;
+    for (const auto& each : asked) {
+        const auto period = query.period.value_or(billing_period(plan.charges_interval, each, now));
+        const Period active{std::max(period.from, each.active.from), std::min(period.to, each.active.to)};
+        if (active.from < active.to) periods.emplace_back(each, active);
+    }
+    return periods;
+}
+
+Fees Plan::usage(const UsageQuery& query, Timestamp now, UsageSource& usage_source) const {
     std::vector<Fee> list;
-    for (const auto& subscription : asked) {
-        auto period = query.period.value_or(billing_period(charges_interval, subscription, now));
-        period = {std::max(period.from, subscription.active.from), std::min(period.to, subscription.active.to)};
-        if (!(period.from < period.to)) continue;
+    for (const auto& [subscription, period] : asked_about(*this, query, now)) {
         for (const auto& charge : charges) add_charge(*this, charge, subscription, period, query.closing, usage_source, list);
     }
     return sum_up(*this, std::move(list));
+}
+
+// --- the fees of recorded events (dossier 7) ---
+
+Fees in_order(const Plan& plan, std::vector<PlacedFee> placed) {
+    std::stable_sort(placed.begin(), placed.end(), [](const PlacedFee& a, const PlacedFee& b) { return a.place < b.place; });
+    std::vector<Fee> list;
+    for (auto& each : placed) list.push_back(std::move(each.fee));
+    return sum_up(plan, std::move(list));
+}
+
+Fees Plan::advance_fees(const Event& event, UsageSource& usage_source) const {
+    const auto time = event.timestamp.value();
+    const auto subscription = subscription_at(*this, event.subscription, time);
+    const auto period = billing_period(charges_interval, subscription, time);
+    std::vector<PlacedFee> fees;
+    for (const auto& charge : charges) {
+        if (!charge.pay_in_advance || billable_metrics[charge.metric].metric.code != event.name) continue;
+        const Scope scope{*this, charge, billing_filter(charge, event.properties), subscription, period};
+        add_advance_fees(scope, group_of(scope, event), {{time, time + std::chrono::microseconds(1)}, event.sequence}, usage_source, fees);
+    }
+    return in_order(*this, std::move(fees));
+}
+
+// The billing periods that have a part in the given one.
+std::vector<Period> billing_periods(const Plan& plan, const Subscription& subscription, const Period& period) {
+    constexpr std::size_t most = 1200;
+    std::vector<Period> periods;
+    for (auto at = period.from; at < period.to; at = periods.back().to) {
+        if (periods.size() == most) throw Error(ErrorCode::too_large, "period", "has more than " + std::to_string(most) + " billing periods");
+        periods.push_back(billing_period(plan.charges_interval, subscription, at));
+    }
+    return periods;
+}
+
+// To a fee of one event, a missing and an empty value are the same group.
+std::set<Group> advance_groups(const Scope& scope, UsageSource& usage) {
+    std::set<Group> groups;
+    for (const auto& row : measured_groups(scope, usage)) {
+        Group group;
+        for (std::size_t i = 0; i < row.group.size(); ++i) {
+            const auto& value = row.group[i];
+            group.emplace_back(scope.price().group_keys[i], value && value->empty() ? std::nullopt : value);
+        }
+        groups.insert(std::move(group));
+    }
+    return groups;
+}
+
+Fees Plan::advance_fees(const UsageQuery& query, Timestamp now, UsageSource& usage_source) const {
+    std::vector<PlacedFee> fees;
+    const auto add = [&](const Scope& scope, const Period& asked) {
+        for (const auto& group : advance_groups(scope, usage_source)) add_advance_fees(scope, group, {asked}, usage_source, fees);
+    };
+    for (const auto& [subscription, asked] : asked_about(*this, query, now)) {
+        for (const auto& period : billing_periods(*this, subscription, asked)) {
+            for (const auto& charge : charges) {
+                if (!charge.pay_in_advance) continue;
+                for (const auto& filter : charge.filters) add({*this, charge, &filter, subscription, period}, asked);
+                add({*this, charge, nullptr, subscription, period}, asked);
+            }
+        }
+    }
+    return in_order(*this, std::move(fees));
 }
 
 // --- what if (any quantity under a charge) ---
@@ -7674,8 +7873,11 @@ Fees Plan::usage(const UsageQuery& query, Timestamp now, UsageSource& usage_sour
 // A percentage charge looks at single events: they are taken as equal.
 void spread_evenly(const Price& price, std::int64_t events, Quantity& quantity) {
     if (events < 0 || events > static_cast<std::int64_t>(limits::batch_events)) throw Error(ErrorCode::bad_value, "events", "is out of range");
-    if (events > 0) quantity.values.assign(static_cast<std::size_t>(events), quotient(quantity.units, events));
-    quantity.running = running_total(price, quantity.values);
+    for (auto left = events; left > 0; --left) {
+        const auto value = quotient(quantity.units, events);
+        run_on(price, quantity.running, value);
+        if (has_bounds(price, quantity)) quantity.bounded.add(price, value);
+    }
 }
 
 Fee Plan::price(std::string_view name, const Decimal& units, std::int64_t events) const {
@@ -9091,14 +9293,6 @@ std::optional<Decimal> numeric(const Event& event, const std::string& property) 
     std::string keep;
     const Scalar value = scalar_of_member(event.properties, property, keep);
     return value.kind == Scalar::Kind::text && !plain_number(value.text) ? std::nullopt : scalar_number(value);
-}
-
-bool is_ignored(const Values& entry, const json& properties) {
-    Values listed;
-    for (const auto& [key, values] : entry) {
-        if (!values.empty()) listed.emplace(key, values);
-    }
-    return !listed.empty() && matches(listed, properties);
 }
 
 // The events that take part, by time (postgres_store.rb:6). A recurring sum or unique count looks at all of the past.
@@ -12264,17 +12458,24 @@ public:
         return rows;
     }
 
-    std::vector<Decimal> steps(const Metric& metric, const AggregateQuery& query, std::size_t limit, const std::optional<Decimal>& until) override {
+    using UsageSource::steps;
+    std::vector<EventStep> steps(const Metric& metric, const AggregateQuery& query, std::size_t limit, const std::optional<Decimal>& until) override {
         MetricScan scan(reader_, metric, query);
         Slots slots({}, scan.question);
-        std::vector<Decimal> found;
+        std::vector<EventStep> found;
         Decimal sum;
         for (const Step& step : ordered_steps(reader_, metric, scan, slots)) {
             if (found.size() >= limit || (until && sum > *until)) break;
-            found.push_back(step.value);
+            found.push_back({Timestamp(step.place.time), step.place.sequence, step.value});
             sum += step.value;
         }
         return found;
+    }
+
+    Event event(std::int64_t sequence) override {
+        auto found = event_at(reader_, sequence);
+        if (!found) damaged("log");
+        return std::move(*found);
     }
 
     Decimal precise_total_cents(const Metric& metric, const AggregateQuery& query) override {
@@ -12390,17 +12591,42 @@ struct Meter::Impl {
         return made;
     }
 
-    // The first book that serves is asked; what it asks in turn is answered from one snapshot.
-    template <class Ask>
-    Fees price(const std::string& subscription, const std::string& customer, Ask&& ask) const {
-        for (const Book& book : books()) {
-            if (!book.impl().serves(subscription, customer)) continue;
-            return store.scan([&](const Reader& reader) {
-                StoreUsage usage(reader);
-                return ask(book.impl(), usage);
-            });
+    // The first that serves.
+    static const Book::Impl& book_for(const std::vector<Book>& books, const std::string& subscription, const std::string& customer) {
+        for (const Book& book : books) {
+            if (book.impl().serves(subscription, customer)) return book.impl();
         }
         throw Error(ErrorCode::not_found, subscription.empty() ? "customer" : "subscription", "no book that is loaded prices it");
+    }
+
+    // What the book asks in turn is answered from one snapshot.
+    template <class Ask>
+    Fees price(const std::string& subscription, const std::string& customer, Ask&& ask) const {
+        const std::vector<Book> loaded = books();
+        const Book::Impl& book = book_for(loaded, subscription, customer);
+        return store.scan([&](const Reader& reader) {
+            StoreUsage usage(reader);
+            return ask(book, usage);
+        });
+    }
+
+    // Each event on its own, all from one snapshot; an error says which event it is about.
+    template <class Ask>
+    std::vector<Fees> price_each(std::span<const Event> events, Ask&& ask) const {
+        check_batch(events.size());
+        const std::vector<Book> loaded = books();
+        return store.scan([&](const Reader& reader) {
+            StoreUsage usage(reader);
+            std::vector<Fees> answers;
+            answers.reserve(events.size());
+            for (const Event& event : events) {
+                answers.push_back(beneath("events[" + std::to_string(answers.size()) + "]", [&] {
+                    draft_one(event);
+                    return ask(book_for(loaded, event.subscription, event.customer), event, usage);
+                }));
+            }
+            return answers;
+        });
     }
 
     std::vector<std::int64_t> locate(std::span<const std::string> ids) {
@@ -12429,9 +12655,7 @@ Meter::Meter(Meter&&) noexcept = default;
 Meter& Meter::operator=(Meter&&) noexcept = default;
 
 Receipt Meter::record(const Event& event) {
-    Drafts drafts;
-    add_draft(drafts, [&](Draft& draft) { draft_event(drafts, draft, event); });
-    if (drafts.accepted.empty()) throw Error(drafts.refusal, drafts.receipts[0].field, drafts.receipts[0].reason);
+    Drafts drafts = draft_one(event);
     impl_->append(drafts);
     return std::move(drafts.receipts[0]);
 }
@@ -12525,8 +12749,40 @@ void Meter::load(const Book& book) {
 std::vector<Book> Meter::books() const { return impl_->books(); }
 
 Fees Meter::estimate_fees(const Event& event) const {
+    draft_one(event);
     return impl_->price(event.subscription, event.customer,
                         [&](const Book::Impl& book, UsageSource& usage) { return book.estimate_fees(event, impl_->options.clock(), usage); });
+}
+
+std::vector<Fees> Meter::estimate_fees(std::span<const Event> events) const {
+    const Timestamp now = impl_->options.clock();
+    return impl_->price_each(
+        events, [now](const Book::Impl& book, const Event& event, UsageSource& usage) { return book.estimate_fees(event, now, usage); });
+}
+
+Fees Meter::estimate_instant_fees(const Event& event) const {
+    draft_one(event);
+    const std::vector<Book> loaded = impl_->books();
+    Fees fees = Impl::book_for(loaded, event.subscription, event.customer).estimate_instant_fees(event, impl_->options.clock());
+    if (fees.fees.empty()) refuse("name", "does_not_match_an_instant_charge");
+    return fees;
+}
+
+std::vector<Fees> Meter::estimate_instant_fees(std::span<const Event> events) const {
+    const Timestamp now = impl_->options.clock();
+    return impl_->price_each(events, [now](const Book::Impl& book, const Event& event, UsageSource&) { return book.estimate_instant_fees(event, now); });
+}
+
+Fees Meter::advance_fees(std::string_view id) const {
+    const std::optional<Event> event = find(id);
+    if (!event) throw Error(ErrorCode::not_found, "id", quote(id) + " is not in the log");
+    return impl_->price(event->subscription, event->customer,
+                        [&](const Book::Impl& book, UsageSource& usage) { return book.advance_fees(*event, usage); });
+}
+
+Fees Meter::advance_fees(const UsageQuery& query) const {
+    return impl_->price(query.subscription, query.customer,
+                        [&](const Book::Impl& book, UsageSource& usage) { return book.advance_fees(query, impl_->options.clock(), usage); });
 }
 
 Fees Meter::usage(const UsageQuery& query) const {

@@ -226,6 +226,7 @@ inline constexpr std::size_t json_depth = 32;
 inline constexpr std::size_t extra_bytes = 65536;       ///< notice and extensions together, as JSON text
 inline constexpr std::size_t batch_events = 100000;     ///< in one call of record()
 inline constexpr std::size_t page_events = 1000;        ///< ListQuery::limit
+inline constexpr std::size_t advance_fees = 10000;      ///< in one answer of advance_fees()
 inline constexpr std::size_t aggregate_rows = 1000000;  ///< bins x groups of one answer
 }  // namespace limits
 
@@ -454,6 +455,7 @@ struct Fee {
     std::string customer = {}, subscription = {};
     std::vector<std::pair<std::string, std::optional<std::string>>> group = {};  ///< of a charge priced by group
     std::string filter = {};                                                     ///< the charge filter's name, of a charge priced by filter
+    std::string event = {};                                                      ///< its id, of the fee of one event
     std::string currency = {};
     Decimal units = {};
     std::int64_t events = 0;
@@ -754,8 +756,32 @@ public:
     void load(const Book& book);
     std::vector<Book> books() const;
     /// What the event would cost if it happened now: one fee for each pay-in-advance charge of its metric on the subscription's plan.
-    /// Nothing is recorded. Rules: Lago's POST /events/estimate_fees (dossier 3.1). Throws not_found and bad_value as that answers 404 and 422.
+    /// Nothing is recorded. Rules: Lago's POST /events/estimate_fees (dossier 3.1). Throws not_found and bad_value as that answers 404 and 422,
+    /// and what record() throws for an event that cannot be.
     Fees estimate_fees(const Event& event) const;
+    /// The same for each of up to limits::batch_events events, in order and from one snapshot: none counts for another. An error is thrown
+    /// for the first event that has one, its field beneath "events[i]"; too_large for more events.
+    std::vector<Fees> estimate_fees(std::span<const Event> events) const;
+    std::vector<Fees> estimate_fees(std::initializer_list<Event> events) const { return estimate_fees(std::span(events.begin(), events.size())); }
+    /// What the event costs taken alone, without the log: one fee for each standard or percentage pay-in-advance charge of its metric, no free
+    /// units, units rounded as the metric says. Rules: Lago's POST /events/estimate_instant_fees (dossier 3.4). Throws not_found for the
+    /// subscription, bad_value when the event meets no such charge or its property is not a number, unsupported for other vendors' books.
+    Fees estimate_instant_fees(const Event& event) const;
+    /// The same for each of up to limits::batch_events events, in order. As in Lago's batch_estimate_instant_fees, an event that meets no such
+    /// charge has no fees; other errors are thrown for the first event that has one, its field beneath "events[i]".
+    std::vector<Fees> estimate_instant_fees(std::span<const Event> events) const;
+    std::vector<Fees> estimate_instant_fees(std::initializer_list<Event> events) const {
+        return estimate_instant_fees(std::span(events.begin(), events.size()));
+    }
+    /// The fees that a recorded event is billed at once, one for each pay-in-advance charge of its metric; none when there is no such charge, or
+    /// the event lacks the property to be counted. Each is what the event added to the highest its billing period had come to, the events
+    /// taken by timestamp, then sequence, and is rounded on its own (Lago, dossier 7). Lago takes them as they arrive: an event it gets late
+    /// is billed by what had come before. Throws not_found for the id, or for a subscription that was not active then; unsupported for
+    /// other vendors' books.
+    Fees advance_fees(std::string_view id) const;
+    /// Those of all events of the period, in order of time: what Lago has invoiced in advance. Their sum may differ from what usage() says, since
+    /// each is rounded. Throws as usage() does, and too_large for more than limits::advance_fees fees or 1200 billing periods.
+    Fees advance_fees(const UsageQuery& query) const;
     /// Units and fees of every charge of the subscription's plan over the period.
     Fees usage(const UsageQuery& query) const;
 

@@ -357,6 +357,106 @@ TEST_CASE("instant estimates price the event alone", "[lago]") {
     CHECK(fees.fees[0].vendor["event_transaction_id"] == "t1");
 }
 
+namespace {
+
+// A plan with a standard charge for calls, a percentage and a graduated one for tokens, all paid in advance, for the subscription "sub_1".
+json instant_plan() {
+    auto tokens = tokens_metric;
+    tokens["rounding_function"] = "ceil";
+    auto plan = catalogue({{"charge_model", "standard"}, {"pay_in_advance", true}, {"properties", {{"amount", "10"}}}});
+    plan["billable_metrics"].push_back(tokens);
+    plan["billable_metrics"].push_back({{"code", "spans"}, {"aggregation_type", "count_agg"}});
+    plan["plan"]["charges"].push_back({{"billable_metric_code", "tokens"},
+                                       {"charge_model", "percentage"},
+                                       {"pay_in_advance", true},
+                                       {"properties", {{"rate", "1"}, {"fixed_amount", "0.5"}, {"per_transaction_max_amount", "6"}}}});
+    plan["plan"]["charges"].push_back({{"billable_metric_code", "spans"}, {"charge_model", "graduated"}, {"pay_in_advance", true}});
+    plan["subscriptions"] = {{{"external_id", "sub_1"}, {"external_customer_id", "acme"}, {"started_at", "2026-01-01T00:00:00Z"}}};
+    return plan;
+}
+
+MeterOptions at_march_10() { return {.clock = [] { return march_10; }}; }
+
+// What `ask` throws, as code, field and reason.
+template <class Ask>
+std::string refusal(Ask&& ask) {
+    try {
+        ask();
+    } catch (const Error& error) {
+        const std::string code = error.code() == ErrorCode::not_found ? "not_found" : error.code() == ErrorCode::bad_value ? "bad_value" : "other";
+        return code + " " + error.field() + ": " + error.reason();
+    }
+    return "answered";
+}
+
+}  // namespace
+
+TEST_CASE("instant estimates leave the log out of account", "[lago][meter]") {
+    Meter m(at_march_10());
+    m.load(Book::lago(instant_plan()));
+    const auto tokens = [&](const char* value) { return m.estimate_instant_fees(event("tokens", {{"value", value}})).fees.at(0); };
+    const auto fee = tokens("99.2");
+    CHECK(fee.units == 100);
+    CHECK(fee.amount == Decimal("1.5"));
+    CHECK(fee.amount_cents == 150);
+    CHECK(fee.unit_amount == Decimal("0.015"));
+    CHECK(fee.vendor["amount_cents"] == "150.0");
+    CHECK(fee.vendor["precise_unit_amount"] == "1.5");
+    CHECK(fee.customer == "acme");
+    m.record(event("tokens", {{"value", 1000}}));
+    CHECK(tokens("99.2").to_json() == fee.to_json());
+    CHECK(tokens("1000").amount == 6);
+    CHECK(tokens("-3").amount == Decimal("0.5"));  // no units, but the fixed amount
+    CHECK(tokens("-3").units.is_zero());
+    CHECK(m.estimate_instant_fees(event("calls", json::object())).amount_cents == 1000);
+}
+
+TEST_CASE("instant estimates answer errors as Lago does", "[lago][meter]") {
+    Meter m(at_march_10());
+    const auto asked = [&](const Event& e) { return refusal([&] { m.estimate_instant_fees(e); }); };
+    CHECK(asked(event("calls", json::object())) == "not_found subscription: no book that is loaded prices it");
+    m.load(Book::lago(instant_plan()));
+    CHECK(asked(event("calls", json::object(), "2026-03-05T00:00:00Z", "sub_2")) == "not_found subscription: no book that is loaded prices it");
+    CHECK(asked(event("spans", json::object())) == "bad_value name: does_not_match_an_instant_charge");  // graduated
+    CHECK(asked(event("nothing", json::object())) == "bad_value name: does_not_match_an_instant_charge");
+    CHECK(asked(event("tokens", {{"value", "many"}})) == "bad_value properties.value: value_is_not_valid_number");
+    CHECK(asked(event("", json::object())) == "bad_value name: is missing");
+    CHECK(asked(event("calls", json::array())) == "bad_value properties: must be an object");
+    Meter early({.clock = [] { return Timestamp::parse("2025-12-31"); }});
+    early.load(Book::lago(instant_plan()));
+    CHECK(refusal([&] { early.estimate_instant_fees(event("calls", json::object())); }) == "not_found subscription: subscription_not_found");
+}
+
+TEST_CASE("a batch of estimates prices each event on its own", "[lago][meter]") {
+    Meter m(at_march_10());
+    m.load(Book::lago(instant_plan()));
+    m.record(event("tokens", {{"value", 10}}));
+    const std::vector<Event> batch{event("tokens", {{"value", 100}}), event("calls", json::object()), event("tokens", {{"value", 100}})};
+    for (const bool instantly : {false, true}) {
+        CAPTURE(instantly);
+        const auto fees = instantly ? m.estimate_instant_fees(batch) : m.estimate_fees(batch);
+        REQUIRE(fees.size() == batch.size());
+        for (std::size_t i = 0; i < batch.size(); ++i) {
+            const auto alone = instantly ? m.estimate_instant_fees(batch[i]) : m.estimate_fees(batch[i]);
+            CHECK(fees[i].to_json() == alone.to_json());
+        }
+    }
+    CHECK(m.estimate_fees(std::span<const Event>()).empty());
+    CHECK(m.list({.count = true}).total == 1);  // nothing was recorded
+    const auto unmatched = m.estimate_instant_fees({batch[0], event("spans", json::object())});
+    CHECK(unmatched.at(0).fees.size() == 1);
+    CHECK(unmatched.at(1).fees.empty());
+    const auto other = event("calls", json::object(), "2026-03-05T00:00:00Z", "sub_2");
+    CHECK(refusal([&] { m.estimate_instant_fees({batch[0], other}); }) == "not_found events[1].subscription: no book that is loaded prices it");
+    CHECK(refusal([&] { m.estimate_fees({batch[0], event("nothing", json::object())}); }) == "not_found events[1].name: billable_metric_not_found");
+    CHECK(refusal([&] { m.estimate_fees({event("tokens", {{"value", "x"}}), batch[0]}); }) ==
+          "bad_value events[0].properties.value: value_is_not_valid_number");
+    const std::vector<Event> many(limits::batch_events + 1);
+    CHECK_THROWS_AS(m.estimate_fees(many), Error);
+    m.load(Book::autumn({{"plan", {{"id", "pro"}, {"items", {{{"feature_id", "chat"}, {"price", {{"amount", 1}, {"billing_method", "usage_based"}}}}}}}}}));
+    CHECK(refusal([&] { m.estimate_instant_fees({.name = "chat", .customer = "bob"}); }) == "other : autumn has no instant estimates");
+}
+
 TEST_CASE("percentage charges ask for the values they need", "[lago]") {
     json charge{{"charge_model", "percentage"}, {"properties", {{"rate", "1"}, {"fixed_amount", "5"}, {"free_units_per_events", 3}}}};
     const std::vector<Event> events{event("tokens", {{"value", 10}}), event("tokens", {{"value", 10}}), event("tokens", {{"value", 10}}),
@@ -707,19 +807,15 @@ TEST_CASE("fees paid in advance, one by one, come to what the whole period costs
             CAPTURE(model, round);
             const auto book = Book::lago(
                 catalogue({{"charge_model", model}, {"pay_in_advance", true}, {"properties", random_properties(model, random)}}, tokens_metric));
-            const auto& plan = dynamic_cast<const lago::Plan&>(book.impl());
-            const lago::Subscription subscription{.id = "sub_1"};
             PlainUsage usage;
-            Decimal paid;
             for (int i = 0; i < 12; ++i) {
                 usage.events.push_back(event("tokens", {{"value", Decimal::scaled(static_cast<std::int64_t>(random() % 1000 + 1), 2).to_string()}}));
-                const auto fee = lago::advance_fee({plan, plan.charges.front(), nullptr, subscription, {}}, usage.events.back(), usage);
-                REQUIRE(fee);
-                Decimal lines;
-                for (const auto& line : fee->lines) lines += line.amount;
-                REQUIRE(lines == fee->amount);
-                paid += fee->amount;
             }
+            const auto fees = book.impl().advance_fees({.subscription = "sub_1"}, march_10, usage);
+            REQUIRE(fees.fees.size() == usage.events.size());
+            check_lines(fees);
+            Decimal paid;
+            for (const auto& fee : fees.fees) paid += fee.amount;
             const auto whole = book.impl().usage({.subscription = "sub_1"}, march_10, usage);
             REQUIRE(paid == whole.fees.at(0).amount);
             check_lines(whole);
