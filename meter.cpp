@@ -4315,6 +4315,7 @@ public:
 private:
     std::unique_ptr<Connection> open() const;
     void prepare(Connection& db) const;
+    void migrate(Connection& db) const;
     void commit(const std::function<void(Connection&)>& run);
     void run_group(std::span<Job* const> group);
     void run_transaction(std::span<Job* const> group);
@@ -4388,19 +4389,25 @@ void Store::prepare(Connection& db) const {
     if (options_.max_bytes > 0) {
         db.db.exec("PRAGMA max_page_count = " + std::to_string(std::max<std::int64_t>(1, options_.max_bytes / found("PRAGMA page_size"))));
     }
-    if (!fresh && found("PRAGMA user_version") == schema_version) return;
+    if (!fresh && found("PRAGMA user_version") >= schema_version) return;
     Transaction transaction(db, "BEGIN IMMEDIATE");
     if (found("SELECT count(*) FROM sqlite_master") == 0) {  // else another process was first
         db.db.exec(log_schema);
         for (const char* schema : options_.schemas) db.db.exec(schema);
         db.db.exec("PRAGMA application_id = " + std::to_string(application_id));
-    } else {
-        const std::int64_t version = found("PRAGMA user_version");
-        if (version < 1) throw Error(ErrorCode::corrupt, options_.path, "has no schema version");
-        for (std::int64_t from = version; from < schema_version; ++from) db.db.exec(migrations[from - 1]);
+        db.db.exec("PRAGMA user_version = " + std::to_string(schema_version));
     }
-    db.db.exec("PRAGMA user_version = " + std::to_string(schema_version));
+    migrate(db);
     transaction.commit();
+}
+
+// Inside a transaction.
+void Store::migrate(Connection& db) const {
+    for (auto version = db.db.execAndGet("PRAGMA user_version").getInt64(); version < schema_version; ++version) {
+        if (version < 1) throw Error(ErrorCode::corrupt, options_.path, "says no version of its schema");
+        db.db.exec(migrations[version - 1]);
+        db.db.exec("PRAGMA user_version = " + std::to_string(version + 1));
+    }
 }
 
 // Group commit: the first in the queue commits for all who wait behind it.
@@ -5900,6 +5907,10 @@ struct Book::Impl {
     virtual ~Impl() = default;
     // Whether the book prices this subscription or, where the vendor has none, this customer.
     virtual bool serves(const std::string& subscription, const std::string& customer) const = 0;
+    // The period around a moment whose usage is billed together, of the first that the question is about.
+    virtual Period period_around(const UsageQuery&, Timestamp at) const { return this_month(at); }
+    // The subscriptions that the question is about, each of which has a period of its own; an empty one stands for all.
+    virtual std::vector<std::string> subscriptions_of(const UsageQuery& query, Timestamp) const { return {query.subscription}; }
     virtual Fees estimate_fees(const Event& event, Timestamp now, UsageSource& usage) const = 0;
     // The event priced alone, without what came before it; no fees when it meets no charge that is priced so.
     virtual Fees estimate_instant_fees(const Event&, Timestamp) const {
@@ -7074,6 +7085,8 @@ struct Plan final : Book::Impl {
             return subscription.empty() ? !customer.empty() && each.customer == customer : each.id == subscription;
         });
     }
+    Period period_around(const UsageQuery& query, Timestamp at) const override;
+    std::vector<std::string> subscriptions_of(const UsageQuery& query, Timestamp now) const override;
     Fees estimate_fees(const Event& event, Timestamp now, UsageSource& usage) const override;
     Fees estimate_instant_fees(const Event& event, Timestamp now) const override;
     Fees advance_fees(const Event& event, UsageSource& usage) const override;
@@ -7794,6 +7807,23 @@ std::vector<std::pair<Subscription, Period>> asked_about(const Plan& plan, const
         if (active.from < active.to) periods.emplace_back(each, active);
     }
     return periods;
+}
+
+Period Plan::period_around(const UsageQuery& query, Timestamp at) const {
+    Subscription asked;
+    for (const auto& each : subscriptions) {
+        if (query.subscription.empty() ? each.customer != query.customer : each.id != query.subscription) continue;
+        asked = each;
+        break;
+    }
+    asked.active = {};
+    return billing_period(charges_interval, asked, at);
+}
+
+std::vector<std::string> Plan::subscriptions_of(const UsageQuery& query, Timestamp now) const {
+    std::vector<std::string> ids;
+    for (const auto& [subscription, period] : asked_about(*this, query, now)) ids.push_back(subscription.id);
+    return ids;
 }
 
 Fees Plan::usage(const UsageQuery& query, Timestamp now, UsageSource& usage_source) const {
@@ -12511,13 +12541,129 @@ private:
     const Reader& reader_;
 };
 
-// The vendors whose books a database may hold.
-Book make_book(const std::string& vendor, const json& source) {
+// ---- books in force: which version of which book prices what, and when ----
+
+using Books = std::vector<BookVersion>;  // by vendor, code and moment
+
+Book read_book(const StoredBook& stored) {
+    return from_file("books", [&] { return Book::of(stored.vendor, json::parse(stored.source)); });
+}
+
+std::string text_of_source(const Book& book) {
     try {
-        return Book::of(vendor, source);
-    } catch (const Error& error) {
-        throw Error(ErrorCode::corrupt, "books", error.what());
+        return book.source().dump();
+    } catch (const json::exception&) {
+        refuse("book", "holds text that is not UTF-8");
     }
+}
+
+// The books of the database, read again when they have changed.
+class Shelf {
+public:
+    std::shared_ptr<const Books> books(Connection& db) const {
+        const std::lock_guard lock(mutex_);
+        if (const std::int64_t mark = books_mark(db); !books_ || mark != mark_) {
+            Books read;
+            for (const StoredBook& stored : stored_books(db)) read.push_back({read_book(stored), stored.effective});
+            books_ = std::make_shared<const Books>(std::move(read));
+            mark_ = mark;
+        }
+        return books_;
+    }
+
+private:
+    mutable std::mutex mutex_;
+    mutable std::int64_t mark_ = 0;
+    mutable std::shared_ptr<const Books> books_;
+};
+
+// The versions of the first book of which one knows the subscription or customer.
+std::vector<const BookVersion*> versions_for(const Books& books, const UsageQuery& query) {
+    std::vector<const BookVersion*> versions;
+    for (const BookVersion& each : books) {
+        if (!versions.empty() && (each.book.vendor() != versions[0]->book.vendor() || each.book.code() != versions[0]->book.code())) break;
+        if (each.book.impl().serves(query.subscription, query.customer)) versions.push_back(&each);
+    }
+    if (versions.empty())
+        throw Error(ErrorCode::not_found, query.subscription.empty() ? "customer" : "subscription", "no book that is loaded prices it");
+    return versions;
+}
+
+struct InForce {
+    const Book::Impl* book = nullptr;
+    Timestamp since = Timestamp::min();
+};
+
+// Nothing before the first version. A version that takes effect within a billing period of the one before it follows when that ends, so that a
+// period is priced by one version.
+std::optional<InForce> in_force(std::span<const BookVersion* const> versions, const UsageQuery& query, Timestamp at) {
+    if (versions.front()->effective_from > at) return std::nullopt;
+    InForce found{&versions.front()->book.impl(), versions.front()->effective_from};
+    for (const BookVersion* next : versions.subspan(1)) {
+        if (next->effective_from > at) break;
+        Timestamp change = found.since;
+        if (next->effective_from > change) {
+            const Period running = found.book->period_around(query, next->effective_from);
+            change = running.from == next->effective_from ? running.from : running.to;
+        }
+        if (change > at) break;
+        found = {&next->book.impl(), change};
+    }
+    return found;
+}
+
+[[noreturn]] void throw_not_yet(const BookVersion& first) {
+    throw Error(ErrorCode::not_found, "book", quote(first.book.code()) + " takes effect only at " + first.effective_from.to_string());
+}
+
+const Book::Impl& book_at(const Books& books, const UsageQuery& query, Timestamp at) {
+    const auto versions = versions_for(books, query);
+    const auto found = in_force(versions, query, at);
+    if (!found) throw_not_yet(*versions.front());
+    return *found->book;
+}
+
+const Book::Impl& book_at(const Books& books, const Event& event, Timestamp at) {
+    return book_at(books, UsageQuery{.subscription = event.subscription, .customer = event.customer}, at);
+}
+
+// The book for a question about a period, and the question as far as the book has been in force.
+struct Asked {
+    const Book::Impl* book = nullptr;
+    UsageQuery query{};
+};
+
+Asked asked_of(std::span<const BookVersion* const> versions, const UsageQuery& query, Timestamp now) {
+    const BookVersion& first = *versions.front();
+    auto found = in_force(versions, query, query.period ? query.period->from : now);
+    if (!found && query.period && first.effective_from < query.period->to) found = {&first.book.impl(), first.effective_from};
+    if (!found) throw_not_yet(first);
+    Asked asked{found->book, query};
+    Period period = query.period.value_or(found->book->period_around(query, now));
+    if (found->since > period.from) asked.query.period = Period{found->since, period.to};
+    return asked;
+}
+
+void add_fees(Fees& sum, Fees more) {
+    if (!sum.fees.empty() && !more.fees.empty() && sum.currency != more.currency)
+        refuse("subscription", "is needed: this customer's are priced in " + sum.currency + " and " + more.currency);
+    if (sum.fees.empty()) sum.currency = more.currency, sum.subunits = more.subunits;
+    sum.amount_cents += more.amount_cents;
+    std::move(more.fees.begin(), more.fees.end(), std::back_inserter(sum.fees));
+}
+
+// What `ask(book, query)` answers for each subscription that the question is about, by the version that prices it.
+template <class Ask>
+Fees ask_books(const Books& books, UsageQuery query, Timestamp now, Ask&& ask) {
+    const auto versions = versions_for(books, query);
+    if (versions.size() == 1 && versions[0]->effective_from == Timestamp::min()) return ask(versions[0]->book.impl(), query);
+    Fees fees;
+    for (const std::string& subscription : versions.back()->book.impl().subscriptions_of(query, now)) {
+        query.subscription = subscription;
+        const Asked asked = asked_of(versions, query, now);
+        add_fees(fees, ask(*asked.book, asked.query));
+    }
+    return fees;
 }
 
 }  // namespace
@@ -12581,32 +12727,20 @@ struct Meter::Impl {
     }
 
     Metric metric(const std::string& code) const {
-        return store.read([&](Connection& db) { return find_metric(db, code); });
+        return store.read([&](Connection& db) { return find_metric(db, code, options.clock()); });
     }
 
-    std::vector<Book> books() const {
-        const auto stored = store.read([](Connection& db) { return stored_books(db); });
-        std::vector<Book> made;
-        for (const auto& book : stored) made.push_back(from_file("books", [&] { return make_book(book.first, json::parse(book.second)); }));
-        return made;
+    std::shared_ptr<const Books> books() const {
+        return store.read([&](Connection& db) { return shelf.books(db); });
     }
 
-    // The first that serves.
-    static const Book::Impl& book_for(const std::vector<Book>& books, const std::string& subscription, const std::string& customer) {
-        for (const Book& book : books) {
-            if (book.impl().serves(subscription, customer)) return book.impl();
-        }
-        throw Error(ErrorCode::not_found, subscription.empty() ? "customer" : "subscription", "no book that is loaded prices it");
-    }
-
-    // What the book asks in turn is answered from one snapshot.
+    // What `ask(books, usage)` answers from one snapshot.
     template <class Ask>
-    Fees price(const std::string& subscription, const std::string& customer, Ask&& ask) const {
-        const std::vector<Book> loaded = books();
-        const Book::Impl& book = book_for(loaded, subscription, customer);
+    auto price(Ask&& ask) const {
         return store.scan([&](const Reader& reader) {
+            const auto books = shelf.books(reader);
             StoreUsage usage(reader);
-            return ask(book, usage);
+            return ask(*books, usage);
         });
     }
 
@@ -12614,15 +12748,14 @@ struct Meter::Impl {
     template <class Ask>
     std::vector<Fees> price_each(std::span<const Event> events, Ask&& ask) const {
         check_batch(events.size());
-        const std::vector<Book> loaded = books();
-        return store.scan([&](const Reader& reader) {
-            StoreUsage usage(reader);
+        return price([&](const Books& books, UsageSource& usage) {
+            const Timestamp now = options.clock();
             std::vector<Fees> answers;
             answers.reserve(events.size());
             for (const Event& event : events) {
                 answers.push_back(beneath("events[" + std::to_string(answers.size()) + "]", [&] {
                     draft_one(event);
-                    return ask(book_for(loaded, event.subscription, event.customer), event, usage);
+                    return ask(book_at(books, event, now), event, now, usage);
                 }));
             }
             return answers;
@@ -12646,6 +12779,7 @@ struct Meter::Impl {
     MeterOptions options;
     std::atomic<std::uint64_t> last_moment{0};
     Store store;
+    Shelf shelf;
     Delivery delivery;  // after the store: it goes first
 };
 
@@ -12726,7 +12860,7 @@ void Meter::define(const Metric& metric) {
 }
 
 std::vector<Metric> Meter::metrics() const {
-    return impl_->store.read([](Connection& db) { return all_metrics(db); });
+    return impl_->store.read([&](Connection& db) { return metrics_at(db, impl_->options.clock()); });
 }
 
 Aggregate Meter::aggregate(const AggregateQuery& query) const { return aggregate(impl_->metric(query.metric), query); }
@@ -12737,57 +12871,74 @@ Aggregate Meter::aggregate(const Metric& metric, const AggregateQuery& query) co
     return impl_->store.scan([&](const Reader& reader) { return meter::aggregate(reader, metric, query); });
 }
 
-void Meter::load(const Book& book) {
-    const std::string source = book.source().dump();
+void Meter::load(const Book& book, Timestamp effective_from) {
+    if (effective_from < Timestamp::min() || effective_from > Timestamp::max()) refuse("effective_from", "is outside the years 1 to 9999");
+    const std::string source = text_of_source(book);
     const std::vector<Metric> metrics = book.metrics();
     impl_->store.write([&](Connection& db) {
-        put_book(db, book.vendor(), book.code(), source);
-        for (const Metric& metric : metrics) store_metric(db, metric);
+        const std::int64_t id = put_book(db, book.vendor(), book.code(), effective_from, source);
+        for (const Metric& metric : metrics) store_metric(db, metric, id);
     });
 }
 
-std::vector<Book> Meter::books() const { return impl_->books(); }
+void Meter::remove_book(const std::string& vendor, const std::string& code, std::optional<Timestamp> effective_from) {
+    impl_->store.write([&](Connection& db) {
+        if (drop_books(db, vendor, code, effective_from) == 0)
+            throw Error(ErrorCode::not_found, "book", "there is no " + quote(code) + " of " + quote(vendor) + (effective_from ? " of that moment" : ""));
+    });
+}
+
+std::vector<BookVersion> Meter::books() const { return *impl_->books(); }
 
 Fees Meter::estimate_fees(const Event& event) const {
     draft_one(event);
-    return impl_->price(event.subscription, event.customer,
-                        [&](const Book::Impl& book, UsageSource& usage) { return book.estimate_fees(event, impl_->options.clock(), usage); });
+    return impl_->price([&](const Books& books, UsageSource& usage) {
+        const Timestamp now = impl_->options.clock();
+        return book_at(books, event, now).estimate_fees(event, now, usage);
+    });
 }
 
 std::vector<Fees> Meter::estimate_fees(std::span<const Event> events) const {
-    const Timestamp now = impl_->options.clock();
-    return impl_->price_each(
-        events, [now](const Book::Impl& book, const Event& event, UsageSource& usage) { return book.estimate_fees(event, now, usage); });
+    return impl_->price_each(events, [](const Book::Impl& book, const Event& event, Timestamp now, UsageSource& usage) {
+        return book.estimate_fees(event, now, usage);
+    });
 }
 
 Fees Meter::estimate_instant_fees(const Event& event) const {
     draft_one(event);
-    const std::vector<Book> loaded = impl_->books();
-    Fees fees = Impl::book_for(loaded, event.subscription, event.customer).estimate_instant_fees(event, impl_->options.clock());
+    const auto books = impl_->books();
+    const Timestamp now = impl_->options.clock();
+    Fees fees = book_at(*books, event, now).estimate_instant_fees(event, now);
     if (fees.fees.empty()) refuse("name", "does_not_match_an_instant_charge");
     return fees;
 }
 
 std::vector<Fees> Meter::estimate_instant_fees(std::span<const Event> events) const {
-    const Timestamp now = impl_->options.clock();
-    return impl_->price_each(events, [now](const Book::Impl& book, const Event& event, UsageSource&) { return book.estimate_instant_fees(event, now); });
+    return impl_->price_each(events, [](const Book::Impl& book, const Event& event, Timestamp now, UsageSource&) {
+        return book.estimate_instant_fees(event, now);
+    });
 }
 
 Fees Meter::advance_fees(std::string_view id) const {
     const std::optional<Event> event = find(id);
     if (!event) throw Error(ErrorCode::not_found, "id", quote(id) + " is not in the log");
-    return impl_->price(event->subscription, event->customer,
-                        [&](const Book::Impl& book, UsageSource& usage) { return book.advance_fees(*event, usage); });
+    return impl_->price([&](const Books& books, UsageSource& usage) { return book_at(books, *event, *event->timestamp).advance_fees(*event, usage); });
 }
 
 Fees Meter::advance_fees(const UsageQuery& query) const {
-    return impl_->price(query.subscription, query.customer,
-                        [&](const Book::Impl& book, UsageSource& usage) { return book.advance_fees(query, impl_->options.clock(), usage); });
+    return impl_->price([&](const Books& books, UsageSource& usage) {
+        const Timestamp now = impl_->options.clock();
+        return ask_books(books, query, now,
+                         [&](const Book::Impl& book, const UsageQuery& asked) { return book.advance_fees(asked, now, usage); });
+    });
 }
 
 Fees Meter::usage(const UsageQuery& query) const {
-    return impl_->price(query.subscription, query.customer,
-                        [&](const Book::Impl& book, UsageSource& usage) { return book.usage(query, impl_->options.clock(), usage); });
+    return impl_->price([&](const Books& books, UsageSource& usage) {
+        const Timestamp now = impl_->options.clock();
+        return ask_books(books, query, now,
+                         [&](const Book::Impl& book, const UsageQuery& asked) { return book.usage(asked, now, usage); });
+    });
 }
 
 void Meter::connect(const Upstream& upstream) { impl_->delivery.connect(upstream); }

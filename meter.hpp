@@ -425,6 +425,12 @@ private:
     std::shared_ptr<const Impl> impl_;
 };
 
+/// A book as the database keeps it.
+struct BookVersion {
+    Book book;
+    Timestamp effective_from = Timestamp::min();  ///< which stands for always
+};
+
 /// One step on the way to a fee. The amounts of a fee's lines add up to its amount exactly.
 struct FeeLine {
     enum class Step {
@@ -745,16 +751,26 @@ public:
     /// is well. With `repair`, what differs is made again from the log. Takes time in proportion to the log; others may read and write.
     std::vector<std::string> verify(bool repair = false);
 
-    /// Declares a metric, or replaces the one of that code. Throws bad_value.
+    /// Declares a metric, in place of the one of that code. Throws bad_value.
     void define(const Metric& metric);
+    /// Those in force, by code. Of several of one code (the app's own and those of books) that is the one given last; a book's, as long as the
+    /// version it came with is in effect.
     std::vector<Metric> metrics() const;
     /// Throws not_found for an unknown metric, bad_value for a wrong period or field, too_large over limits::aggregate_rows.
     Aggregate aggregate(const AggregateQuery& query) const;
     Aggregate aggregate(const Metric& metric, const AggregateQuery& query = {}) const;
 
-    /// Keeps a book in the database, in place of the one of the same vendor and code; its metrics become known to aggregate().
-    void load(const Book& book);
-    std::vector<Book> books() const;
+    /// Keeps a version of a book in the database, in place of the one of the same vendor, code and moment; its metrics become known to
+    /// aggregate(), in place of others of their codes. A billing period is priced by one version, that in effect when it begins: a version
+    /// that takes effect within a period follows when that ends. The first one of all has no say before it takes effect: it prices the rest
+    /// of that period. Estimates and limits go by the version of the billing period they are made in; a UsageQuery::period by the version of
+    /// the moment it begins. Throws bad_value for a moment outside Timestamp::min() (always) to max().
+    void load(const Book& book, Timestamp effective_from = Timestamp::min());
+    /// Removes that version, or all of them, and the metrics that came with it; where such a metric had taken the place of another of its
+    /// code, that one is back. Throws not_found when there is none.
+    void remove_book(const std::string& vendor, const std::string& code, std::optional<Timestamp> effective_from = {});
+    /// All versions, by vendor, code and moment.
+    std::vector<BookVersion> books() const;
     /// What the event would cost if it happened now: one fee for each pay-in-advance charge of its metric on the subscription's plan.
     /// Nothing is recorded. Rules: Lago's POST /events/estimate_fees (dossier 3.1). Throws not_found and bad_value as that answers 404 and 422,
     /// and what record() throws for an event that cannot be.

@@ -719,7 +719,7 @@ TEST_CASE("the books of all vendors read the log's fields", "[meter]") {
         m.record(events);
         m.load(book);
         CHECK(m.usage({.customer = "acme"}).amount_cents == cents);
-        CHECK(m.books().at(0).vendor() == book.vendor());
+        CHECK(m.books().at(0).book.vendor() == book.vendor());
     }
 }
 
