@@ -6324,9 +6324,9 @@ struct Quantity {
     bool prorated = false;
     std::int64_t events = 0;
     RunningTotal running = {};
-    BoundedTotal bounded = {};         // over each event's value, in time order; only where there are bounds per transaction
-    Decimal precise_amount = {};       // sum of the events' own amounts, currency units
-    bool without_event = false;        // the side of a difference that lacks the event
+    BoundedTotal bounded = {};    // over each event's value, in time order; only where there are bounds per transaction
+    Decimal precise_amount = {};  // sum of the events' own amounts, currency units
+    bool without_event = false;   // the side of a difference that lacks the event
     bool premium = true;
 };
 
@@ -7078,7 +7078,8 @@ std::vector<EventStep> running_steps(const Scope& scope, const AggregateQuery& q
     const auto& price = scope.price();
     const auto& metric = scope.metric().metric;
     if (price.free_events > 0) return usage.steps(metric, query, static_cast<std::size_t>(price.free_events), {});
-    return price.free_total.is_zero() ? std::vector<EventStep>() : usage.steps(metric, query, std::numeric_limits<std::size_t>::max(), price.free_total);
+    return price.free_total.is_zero() ? std::vector<EventStep>()
+                                      : usage.steps(metric, query, std::numeric_limits<std::size_t>::max(), price.free_total);
 }
 
 // What a percentage charge needs besides units: running totals for free units, each event's value for bounds per transaction.
@@ -7499,7 +7500,8 @@ Quantity with_event(const Scope& scope, Quantity quantity, const Event& event, c
     if (scope.metric().kind == Kind::sum) {
         const auto value = summed(scope.metric(), event);
         if (runs_on(scope.price(), quantity.running)) run_on(scope.price(), quantity.running, value);
-        if (has_bounds(scope.price(), quantity)) quantity.bounded.add(scope.price(), value);  // a count's never include the event (count_service.rb:66)
+        if (has_bounds(scope.price(), quantity))
+            quantity.bounded.add(scope.price(), value);  // a count's never include the event (count_service.rb:66)
     }
     quantity.precise_amount += quotient(event.precise_total_amount_cents.value_or(Decimal()), scope.plan.currency.subunits);
     return quantity;
@@ -12689,8 +12691,8 @@ Fees Meter::estimate_fees(const Event& event) const {
 
 std::vector<Fees> Meter::estimate_fees(std::span<const Event> events) const {
     const Timestamp now = impl_->options.clock();
-    return impl_->price_each(
-        events, [now](const Book::Impl& book, const Event& event, UsageSource& usage) { return book.estimate_fees(event, now, usage); });
+    return impl_->price_each(events,
+                             [now](const Book::Impl& book, const Event& event, UsageSource& usage) { return book.estimate_fees(event, now, usage); });
 }
 
 Fees Meter::estimate_instant_fees(const Event& event) const {
@@ -12703,7 +12705,8 @@ Fees Meter::estimate_instant_fees(const Event& event) const {
 
 std::vector<Fees> Meter::estimate_instant_fees(std::span<const Event> events) const {
     const Timestamp now = impl_->options.clock();
-    return impl_->price_each(events, [now](const Book::Impl& book, const Event& event, UsageSource&) { return book.estimate_instant_fees(event, now); });
+    return impl_->price_each(events,
+                             [now](const Book::Impl& book, const Event& event, UsageSource&) { return book.estimate_instant_fees(event, now); });
 }
 
 Fees Meter::advance_fees(std::string_view id) const {
