@@ -1964,6 +1964,13 @@ struct Coercion {
     }
 };
 
+// How an evaluator reads the fields of an event in a filter; where it has no table the rules of Filter hold.
+struct FilterRules {
+    const Coercion* properties = nullptr;
+    const Coercion* fields = nullptr;
+    std::optional<Rounding> seconds{};  // times are compared as whole Unix seconds
+};
+
 bool satisfies(Operator op, std::strong_ordering order) {
     switch (op) {
         case Operator::eq:
@@ -2012,7 +2019,7 @@ bool meets(const Coercion& rules, Operator op, const Scalar& value, const Operan
 }
 
 // A clause against one value: in and not_in are eq and ne to each of a list.
-[[maybe_unused]] bool meets(const Coercion& rules, const Clause& clause, const Scalar& value) {
+bool meets(const Coercion& rules, const Clause& clause, const Scalar& value) {
     const auto each = [&](Operator op) { return [&rules, &value, op](const Operand& asked) { return meets(rules, op, value, asked); }; };
     const auto& asked = clause.operands;
     if (clause.op == Operator::exists) return value.absent() != asked[0].boolean;
@@ -3913,14 +3920,16 @@ Filter in_micros(Filter filter) {
 // A filter with its fields found among a scan's columns and its values prepared.
 class Condition {
 public:
-    Condition(const Filter& filter, ScanQuestion& question) : kind_(filter.kind) {
+    Condition(const Filter& filter, ScanQuestion& question, const FilterRules& rules = {}) : kind_(filter.kind) {
         if (kind_ != Filter::Kind::clause) {
-            for (const Filter& part : filter.parts) parts_.emplace_back(part, question);
+            for (const Filter& part : filter.parts) parts_.emplace_back(part, question, rules);
             return;
         }
         const std::string key = column_key(filter.field);
         column_ = question.key(key);
-        clause_ = make_clause(key == fields::time ? in_micros(filter) : filter);
+        coercion_ = key[0] == '.' ? rules.properties : rules.fields;
+        if (key == fields::time) seconds_ = rules.seconds;
+        clause_ = make_clause(key == fields::time && !seconds_ ? in_micros(filter) : filter);
     }
 
     // Clears the mask of rows that do not meet the condition.
@@ -3942,12 +3951,17 @@ private:
         return met;
     }
 
+    bool holds(Scalar value) const {
+        if (seconds_) value.number = Decimal::scaled(value.number.to_int64().value(), 6).round(0, *seconds_);
+        return coercion_ ? meets(*coercion_, clause_, value) : clause_.holds(value);
+    }
+
     // Every distinct text is looked at once; a row then costs one table access.
     std::vector<std::uint8_t> clause_rows(Connection& db, const Column& column, std::size_t count) const {
         std::vector<std::uint8_t> met(count);
         std::unordered_map<std::int64_t, bool> interned;
         std::vector<std::int8_t> words(column.words.size(), -1);
-        const auto bound = clause_.bound(column.scale);
+        const auto bound = coercion_ || seconds_ ? std::nullopt : clause_.bound(column.scale);
         for (std::size_t row = 0; row < count; ++row) {
             const CellKind kind = column.kind(row);
             if (kind == CellKind::number && bound) {
@@ -3956,16 +3970,16 @@ private:
                 const auto [known, fresh] = interned.try_emplace(column.cells[row]);
                 if (fresh) {
                     const std::string text = text_of(db, column.cells[row]);
-                    known->second = clause_.holds({Scalar::Kind::text, false, {}, text});
+                    known->second = holds({Scalar::Kind::text, false, {}, text});
                 }
                 met[row] = known->second;
             } else if (kind == CellKind::text) {
                 column.word(row);  // checks the place
                 std::int8_t& known = words[static_cast<std::size_t>(column.cells[row])];
-                if (known < 0) known = clause_.holds(cell_scalar(column, row)) ? 1 : 0;
+                if (known < 0) known = holds(cell_scalar(column, row)) ? 1 : 0;
                 met[row] = static_cast<std::uint8_t>(known);
             } else {
-                met[row] = clause_.holds(cell_scalar(column, row)) ? 1 : 0;
+                met[row] = holds(cell_scalar(column, row)) ? 1 : 0;
             }
         }
         return met;
@@ -3974,6 +3988,8 @@ private:
     Filter::Kind kind_;
     std::vector<Condition> parts_{};
     std::size_t column_ = 0;
+    const Coercion* coercion_ = nullptr;
+    std::optional<Rounding> seconds_{};
     Clause clause_{};
 };
 
@@ -4871,28 +4887,45 @@ std::vector<NameInfo> names_page(const Reader& reader, const NamesQuery& query) 
 
 namespace {
 
-// What numbers come to, taken one by one. All but `latest` do not depend on their order.
-class Fold {
-public:
-    void add(const Decimal& number, std::int64_t time = 0, std::int64_t sequence = 0) {
-        if (count_ == 0 || number < least_) least_ = number;
-        if (count_ == 0 || number > most_) most_ = number;
-        if (const std::pair place{time, sequence}; count_ == 0 || place >= last_place_) last_ = number, last_place_ = place;
-        sum_ += number;
-        ++count_;
-    }
-    // Of nothing each of them is 0.
-    std::int64_t count() const { return count_; }
-    const Decimal& sum() const { return sum_; }
-    const Decimal& least() const { return least_; }
-    const Decimal& most() const { return most_; }
-    const Decimal& latest() const { return last_; }
-    Decimal average() const { return count_ == 0 ? Decimal() : Decimal::divide_significant(sum_, count_, 32, Rounding::half_even); }
+// ---- rules: what a vendor makes of values ----
 
-private:
-    std::int64_t count_ = 0;
-    Decimal sum_, least_, most_, last_;
-    std::pair<std::int64_t, std::int64_t> last_place_;
+// What a property counts as where a number is wanted.
+struct NumberRules {
+    enum class Text : std::uint8_t { none, plain, number };  // texts that are numbers: none, those written -?digits[.digits], or all of Decimal's
+    Text text = Text::plain;
+    bool zero = false;                         // what is no number counts as 0; else the event takes no part
+    std::optional<std::int64_t> missing = {};  // what a missing one counts as, when not as other things that are no number
+    bool not_negative = false;                 // numbers below 0 count as 0, one by one
+};
+
+// What becomes of a text of no characters, and of a value that is not there.
+enum class Blank : std::uint8_t {
+    apart,    // "" is a text like others
+    missing,  // "" is as good as missing
+    text,     // what is missing is ""
+};
+
+// To 32 significant digits, more than any vendor keeps.
+Decimal exact_share(const Decimal& a, const Decimal& b) { return Decimal::divide_significant(a, b, 32, Rounding::half_even); }
+
+enum class Weighting : std::uint8_t {
+    standing,   // what stands, for the time it stands
+    remaining,  // each number for the time that was left from it to the end of the question, in whole seconds
+};
+
+struct Rules {
+    std::string_view name{};
+    FilterRules filter{};
+    NumberRules numbers{};
+    Blank groups = Blank::apart, values = Blank::apart;  // of group_by; of what is counted by unique_count and active_count
+    bool counts_absent = false;                          // an absent value is one more, too
+    bool typed_values = false;                           // the text "1" and the number 1 are two values, null is one
+    bool not_negative = false;                           // no result is below 0; those of buckets neither
+    Weighting weighting = Weighting::standing;
+    Decimal (*quotient)(const Decimal&, const Decimal&) = exact_share;  // of averages and weighted sums
+    std::optional<RoundTo> weighted_rounding{};
+    std::chrono::weekday week_start = std::chrono::Monday;  // of buckets
+    MonthEnd month_end = MonthEnd::clamp;                   // likewise, where there is a billing anchor
 };
 
 // Keys -> 0, 1, 2, ... in the order they are met. Open addressing; groups, rows of an answer and distinct values are all numbered by it.
@@ -4973,16 +5006,18 @@ constexpr std::uint32_t no_value = 0;  // the row lacks the field
 // The values that a column takes, as text, numbered from 1 over all batches of a question.
 class Values {
 public:
+    explicit Values(Blank blank = Blank::apart, bool typed = false) : blank_(blank), typed_(typed) {}
+
     // The number of every row's value.
     const std::vector<std::uint32_t>& number(Connection& db, const Column& column, const Batch& batch) {
-        rows_.assign(batch.rows, no_value);
+        rows_.assign(batch.rows, blank_ == Blank::text ? text("") : no_value);
         words_.assign(column.words.size(), unknown);
         std::int64_t last_cell = -1;
         std::uint32_t last = no_value;
         for (std::size_t row = 0; row < batch.rows; ++row) {
             if (!batch.mask.empty() && !batch.mask[row]) continue;
             const CellKind kind = column.kind(row);
-            if (kind == CellKind::missing || kind == CellKind::null) continue;
+            if (kind == CellKind::missing || (kind == CellKind::null && !typed_)) continue;
             const std::int64_t cell = column.cells[row];
             if (kind == CellKind::interned) {
                 if (cell != last_cell) last = interned(db, cell), last_cell = cell;
@@ -4990,10 +5025,11 @@ public:
             } else if (kind == CellKind::text) {
                 const std::string_view word = column.word(row);
                 std::uint32_t& known = words_[static_cast<std::size_t>(cell)];
-                if (known == unknown) known = text(word);
+                if (known == unknown) known = typed_ ? text(marked(kind, word)) : text(word);
                 rows_[row] = known;
             } else {
-                rows_[row] = text(scalar_text(cell_scalar(column, row)));
+                const std::string value = scalar_text(cell_scalar(column, row));
+                rows_[row] = text(typed_ ? marked(kind, value) : value);
             }
         }
         return rows_;
@@ -5002,15 +5038,20 @@ public:
         return number == no_value ? std::nullopt : std::optional<std::string>(texts_[number - 1]);
     }
 
-    std::uint32_t text(std::string_view value) { return texts_.number(value) + 1; }
+    std::uint32_t text(std::string_view value) { return value.empty() && blank_ == Blank::missing ? no_value : texts_.number(value) + 1; }
 
 private:
     static constexpr std::uint32_t unknown = 0xFFFFFFFF;
+    static std::string marked(CellKind kind, std::string_view value) {
+        return static_cast<char>('a' + static_cast<int>(kind == CellKind::wide ? CellKind::number : kind)) + std::string(value);
+    }
     std::uint32_t interned(Connection& db, std::int64_t id) {
         const auto [place, fresh] = interned_.try_emplace(id, no_value);
         if (fresh) place->second = text(text_of(db, id));
         return place->second;
     }
+    Blank blank_;
+    bool typed_;
     TextNumbering texts_;
     std::unordered_map<std::int64_t, std::uint32_t> interned_;
     std::vector<std::uint32_t> rows_, words_;
@@ -5018,21 +5059,32 @@ private:
 
 // ---- from rows to the rows of an answer ----
 
+// A row of an answer, as the library measures it.
+struct Measured {
+    std::optional<Timestamp> bin{};
+    std::vector<std::optional<std::string>> group{};
+    Decimal value{};
+    std::int64_t events = 0;
+    bool rest = false;
+    bool falls = true;  // some event may have lowered the value: a negative number, a removal. True when not known
+};
+
+using Group = std::vector<std::optional<std::string>>;
+
 // Gives every row of a batch the number of the answer's row it belongs to: one for each bin and combination of group values met.
 class Slots {
 public:
-    Slots(const AggregateQuery& query, ScanQuestion& question)
-        : bin_(query.bin),
-          calendar_({query.bin, query.time_zone, query.week_start, query.billing_anchor}),
-          groups_(query.group_by.size()),
-          combinations_(query.group_by.size()) {
+    // Groups that are not among `named`, if that is given, go together as the rest.
+    Slots(const BinOptions& bins, const std::vector<std::string>& group_by, Blank blank, const std::set<Group>* named, ScanQuestion& question)
+        : bin_(bins.bin), calendar_(bins), groups_(group_by.size(), Values(blank)), combinations_(group_by.size()), named_(named) {
         if (bin_ != Bin::none) time_ = question.key(fields::time);
-        for (const std::string& field : query.group_by) columns_.push_back(question.key(column_key(field)));
+        for (const std::string& field : group_by) columns_.push_back(question.key(column_key(field)));
     }
 
     const std::vector<std::uint32_t>& place(Connection& db, const Batch& batch) {
         group_.assign(batch.rows, 0);
         for (std::size_t i = 0; i < columns_.size(); ++i) combine(groups_[i].number(db, batch.columns[columns_[i]], batch), combinations_[i]);
+        if (named_) put_rest_together();
         slot_.assign(batch.rows, 0);
         std::uint64_t last_key = ~std::uint64_t{0};
         std::uint32_t last = 0;
@@ -5042,29 +5094,50 @@ public:
             if (key != last_key) last = slots_.number(key), last_key = key;
             slot_[row] = last;
         }
-        if (slots_.keys().size() > limits::aggregate_rows)
-            throw Error(ErrorCode::too_large, "bin", "the answer has more than " + std::to_string(limits::aggregate_rows) + " rows");
+        if (slots_.keys().size() > limits::aggregate_rows) throw_too_many_rows();
         return slot_;
     }
 
     std::size_t size() const noexcept { return slots_.keys().size(); }
 
-    // The bin and group of a slot.
-    AggregateRow row(std::size_t slot) const {
-        AggregateRow row;
+    // The bin and group of a slot, without a value.
+    Measured row(std::size_t slot) const {
+        Measured row;
         const std::uint64_t key = slots_.keys()[slot];
         if (bin_ != Bin::none) row.bin = Timestamp(static_cast<std::int64_t>(bins_.keys()[key & 0xFFFFFFFF]));
-        row.group.resize(columns_.size());
-        auto group = static_cast<std::uint32_t>(key >> 32);
-        for (std::size_t i = columns_.size(); i-- > 0;) {
-            const std::uint64_t pair = combinations_[i].keys()[group];
-            row.group[i] = groups_[i].name(static_cast<std::uint32_t>(pair));
-            group = static_cast<std::uint32_t>(pair >> 32);
-        }
+        const auto group = static_cast<std::uint32_t>(key >> 32);
+        row.rest = group == rest;
+        row.group = row.rest ? Group(columns_.size()) : names(group);
         return row;
     }
 
+    // The bin of a row; all of time without bins.
+    Period bin(const Measured& row) { return row.bin ? calendar_.around(*row.bin) : Period(); }
+
+    [[noreturn]] static void throw_too_many_rows() {
+        throw Error(ErrorCode::too_large, "bin", "the answer has more than " + std::to_string(limits::aggregate_rows) + " rows");
+    }
+
 private:
+    static constexpr std::uint32_t rest = 0xFFFFFFFF, unknown = 0xFFFFFFFE;
+
+    Group names(std::uint32_t group) const {
+        Group names(columns_.size());
+        for (std::size_t i = columns_.size(); i-- > 0;) {
+            const std::uint64_t pair = combinations_[i].keys()[group];
+            names[i] = groups_[i].name(static_cast<std::uint32_t>(pair));
+            group = static_cast<std::uint32_t>(pair >> 32);
+        }
+        return names;
+    }
+    void put_rest_together() {
+        for (std::uint32_t& group : group_) {
+            if (group >= named_groups_.size()) named_groups_.resize(group + std::size_t{1}, unknown);
+            std::uint32_t& known = named_groups_[group];
+            if (known == unknown) known = columns_.empty() || named_->contains(names(group)) ? group : rest;
+            group = known;
+        }
+    }
     // The number of the bin that holds the time. Rows are in order of customer, so that times jump: the bins met of late are kept in a table
     // whose cells are about as long as the bins.
     std::uint32_t bin_of(std::int64_t time) {
@@ -5092,6 +5165,8 @@ private:
     std::vector<std::size_t> columns_;
     std::vector<Values> groups_;
     std::vector<Numbering> combinations_;
+    const std::set<Group>* named_;
+    std::vector<std::uint32_t> named_groups_;  // for each combination its own number, or that of the rest
     struct RecentBin {
         std::int64_t start = 1, end = 0;
         std::uint32_t bin = 0;
@@ -5101,6 +5176,75 @@ private:
     int cell_bits_ = 0;  // of a time, cut off; known when the first bin is
     Numbering bins_, slots_;
     std::vector<std::uint32_t> group_, slot_;
+};
+
+// ---- numbers of a column ----
+
+template <class Use>
+void each_row(const Batch& batch, Use&& use) {
+    for (std::size_t row = 0; row < batch.rows; ++row) {
+        if (batch.mask.empty() || batch.mask[row]) use(row);
+    }
+}
+
+// -?digits[.digits], as lago-api wants it (postgres_store.rb:508).
+bool plain_number(std::string_view text) noexcept {
+    const auto digits = [&text] {
+        const std::size_t size = std::min(text.find_first_not_of("0123456789"), text.size());
+        text.remove_prefix(size);
+        return size > 0;
+    };
+    if (text.starts_with('-')) text.remove_prefix(1);
+    if (!digits()) return false;
+    if (!text.starts_with('.')) return text.empty();
+    text.remove_prefix(1);
+    return digits() && text.empty();
+}
+
+// What a column's cells count as, batch after batch.
+class Numbers {
+public:
+    Numbers(const std::string& property, const NumberRules& rules, ScanQuestion& question)
+        : rules_(rules), is_time_(column_key(property) == fields::time), column_(question.key(column_key(property))) {}
+
+    // Decimals of what small() is told; times are Unix seconds.
+    int scale(const Batch& batch) const { return is_time_ ? 6 : batch.columns[column_].scale; }
+
+    // Calls small(row, cell) for numbers at the column's scale, other(row, number) for other ones, nothing for what does not count.
+    template <class Small, class Other>
+    void each(const Batch& batch, Small&& small, Other&& other) {
+        const Column& column = batch.columns[column_];
+        if (column.all(CellKind::missing) && !rules_.zero && !rules_.missing) return;
+        words_.assign(column.words.size(), std::nullopt);
+        each_row(batch, [&](std::size_t row) {
+            if (column.kind(row) == CellKind::number) {
+                small(row, rules_.not_negative ? std::max<std::int64_t>(0, column.cells[row]) : column.cells[row]);
+            } else if (const auto number = other_number(column, row)) {
+                other(row, rules_.not_negative ? std::max(Decimal(), *number) : *number);
+            } else if (column.kind(row) == CellKind::missing && rules_.missing) {
+                other(row, Decimal(*rules_.missing));
+            } else if (rules_.zero) {
+                small(row, 0);
+            }
+        });
+    }
+
+private:
+    // Texts and wide numbers; each distinct one is parsed once.
+    std::optional<Decimal> other_number(const Column& column, std::size_t row) {
+        if (column.kind(row) != CellKind::text && column.kind(row) != CellKind::wide) return std::nullopt;
+        const std::string_view text = column.word(row);
+        auto& known = words_[static_cast<std::size_t>(column.cells[row])];
+        if (!known) known = column.kind(row) == CellKind::wide || counts(text) ? Decimal::parse(text) : std::nullopt;
+        return *known;
+    }
+    bool counts(std::string_view text) const {
+        return rules_.text == NumberRules::Text::number || (rules_.text == NumberRules::Text::plain && plain_number(text));
+    }
+    NumberRules rules_;
+    bool is_time_;
+    std::size_t column_;
+    std::vector<std::optional<std::optional<Decimal>>> words_;
 };
 
 // ---- accumulators: what becomes of the rows of a slot ----
@@ -5155,67 +5299,36 @@ private:
 class Accumulator {
 public:
     virtual ~Accumulator() = default;
-    virtual void add(Connection& db, const Batch& batch, const std::vector<std::uint32_t>& slots, std::size_t count) = 0;
-    virtual std::pair<Decimal, std::int64_t> result(std::size_t slot) const = 0;  // the value, and how many events took part
-    virtual bool falls(std::size_t) const { return false; }                       // whether an event may have lowered the value
+    // Takes a batch's rows, each for its slot, and knows then of `count` slots.
+    void add(Connection& db, const Batch& batch, const std::vector<std::uint32_t>& slots, std::size_t count) {
+        events_.resize(std::max(count, events_.size()));
+        take(db, batch, slots, events_.size());
+    }
+    virtual void finish() {}  // after the last batch
+    // What the slot's rows come to. `stretch` is its part of the question's period.
+    virtual Decimal value(std::size_t slot, const Period& stretch) const = 0;
+    virtual bool falls(std::size_t) const { return false; }                // whether an event may have lowered the value
+    std::int64_t events(std::size_t slot) const { return events_[slot]; }  // how many took part
+
+protected:
+    virtual void take(Connection& db, const Batch& batch, const std::vector<std::uint32_t>& slots, std::size_t count) = 0;
+    std::vector<std::int64_t> events_;
 };
 
-template <class Use>
-void each_row(const Batch& batch, Use&& use) {
-    for (std::size_t row = 0; row < batch.rows; ++row) {
-        if (batch.mask.empty() || batch.mask[row]) use(row);
-    }
-}
-
-class CountAccumulator : public Accumulator {
+class CountAccumulator final : public Accumulator {
 public:
-    void add(Connection&, const Batch& batch, const std::vector<std::uint32_t>& slots, std::size_t count) override {
-        counts_.resize(count);
-        each_row(batch, [&](std::size_t row) { ++counts_[slots[row]]; });
-    }
-    std::pair<Decimal, std::int64_t> result(std::size_t slot) const override { return {Decimal(counts_[slot]), counts_[slot]}; }
+    Decimal value(std::size_t slot, const Period&) const override { return events_[slot]; }
 
 private:
-    std::vector<std::int64_t> counts_;
+    void take(Connection&, const Batch& batch, const std::vector<std::uint32_t>& slots, std::size_t) override {
+        each_row(batch, [&](std::size_t row) { ++events_[slots[row]]; });
+    }
 };
-
-// Text counts as a number when it is written plainly (lago-api, postgres_store.rb:508): -?digits[.digits].
-bool plain_number(std::string_view text) noexcept {
-    const auto digits = [&text] {
-        const std::size_t size = std::min(text.find_first_not_of("0123456789"), text.size());
-        text.remove_prefix(size);
-        return size > 0;
-    };
-    if (text.starts_with('-')) text.remove_prefix(1);
-    if (!digits()) return false;
-    if (!text.starts_with('.')) return text.empty();
-    text.remove_prefix(1);
-    return digits() && text.empty();
-}
 
 class SumAccumulator : public Accumulator {
 public:
-    explicit SumAccumulator(std::size_t column) : column_(column) {}
-    void add(Connection&, const Batch& batch, const std::vector<std::uint32_t>& slots, std::size_t count) override {
-        const Column& column = batch.columns[column_];
-        if (column.all(CellKind::missing)) return counts_.resize(std::max(count, counts_.size()));
-        std::vector<WideSum>& sums = sums_[column.scale];
-        sums.resize(std::max(count, sums.size()));
-        counts_.resize(std::max(count, counts_.size()));
-        words_.assign(column.words.size(), std::nullopt);
-        each_row(batch, [&](std::size_t row) {
-            if (column.kind(row) == CellKind::number) {
-                sums[slots[row]].add(column.cells[row]);
-                ++counts_[slots[row]];
-                if (column.cells[row] < 0) falls_.insert(slots[row]);
-            } else if (const auto number = other_number(column, row)) {
-                others_[slots[row]].add(*number);
-                ++counts_[slots[row]];
-                if (number->is_negative()) falls_.insert(slots[row]);
-            }
-        });
-    }
-    std::pair<Decimal, std::int64_t> result(std::size_t slot) const override {
+    explicit SumAccumulator(Numbers numbers) : numbers_(std::move(numbers)) {}
+    Decimal value(std::size_t slot, const Period&) const override {
         const auto other = others_.find(slot);
         // A billion integers of 62 bits at these scales add up to less than 38 digits, whatever the order.
         constexpr int safe_scale = 9;
@@ -5230,88 +5343,361 @@ public:
                 exact.add(sums[slot].at_scale(scale));
             }
         }
-        return {safe ? sum : exact.result(), counts_[slot]};
+        return safe ? sum : exact.result();
     }
     bool falls(std::size_t slot) const override { return falls_.contains(slot); }
 
 private:
-    // Texts and wide numbers; each distinct one is parsed once.
-    std::optional<Decimal> other_number(const Column& column, std::size_t row) {
-        if (column.kind(row) != CellKind::text && column.kind(row) != CellKind::wide) return std::nullopt;
-        const std::string_view text = column.word(row);
-        auto& known = words_[static_cast<std::size_t>(column.cells[row])];
-        if (!known) known = column.kind(row) == CellKind::wide || plain_number(text) ? Decimal::parse(text) : std::nullopt;
-        return *known;
+    void take(Connection&, const Batch& batch, const std::vector<std::uint32_t>& slots, std::size_t count) override {
+        std::vector<WideSum>& sums = sums_[numbers_.scale(batch)];
+        sums.resize(std::max(count, sums.size()));
+        const auto note = [&](std::uint32_t slot, bool negative) {
+            ++events_[slot];
+            if (negative) falls_.insert(slot);
+        };
+        numbers_.each(
+            batch, [&](std::size_t row, std::int64_t cell) { sums[slots[row]].add(cell), note(slots[row], cell < 0); },
+            [&](std::size_t row, const Decimal& number) { others_[slots[row]].add(number), note(slots[row], number.is_negative()); });
     }
-    std::size_t column_;
+    Numbers numbers_;
     std::map<int, std::vector<WideSum>> sums_;          // by scale, so that adding needs no multiplication
     std::unordered_map<std::size_t, ExactSum> others_;  // of texts and wide numbers, few in most logs
-    std::vector<std::int64_t> counts_;
     std::unordered_set<std::size_t> falls_;
-    std::vector<std::optional<std::optional<Decimal>>> words_;
 };
 
-// Distinct values, compared as text; rows without the property are left out.
-class UniqueAccumulator : public Accumulator {
+class AverageAccumulator final : public SumAccumulator {
 public:
-    explicit UniqueAccumulator(std::size_t column) : column_(column) {}
-    void add(Connection& db, const Batch& batch, const std::vector<std::uint32_t>& slots, std::size_t count) override {
+    AverageAccumulator(Numbers numbers, const Rules& rules) : SumAccumulator(std::move(numbers)), rules_(rules) {}
+    Decimal value(std::size_t slot, const Period& stretch) const override {
+        return events_[slot] == 0 ? Decimal() : rules_.quotient(SumAccumulator::value(slot, stretch), events_[slot]);
+    }
+    bool falls(std::size_t) const override { return true; }
+
+private:
+    const Rules& rules_;
+};
+
+// Numbers kept one for each slot, as integers at a scale while they are small.
+class KeptNumbers {
+public:
+    void resize(std::size_t count) { kept_.resize(std::max(count, kept_.size())); }
+    bool has(std::size_t slot) const { return kept_[slot].scale != nothing; }
+    Decimal at(std::size_t slot) const {
+        const Kept& kept = kept_[slot];
+        if (kept.scale == nothing) return {};
+        return kept.scale == wide ? wides_[static_cast<std::size_t>(kept.cell)] : Decimal::scaled(kept.cell, kept.scale);
+    }
+    void put(std::size_t slot, std::int64_t cell, int scale) { kept_[slot] = {cell, scale}; }
+    void put(std::size_t slot, const Decimal& number) {
+        kept_[slot] = {static_cast<std::int64_t>(wides_.size()), wide};
+        wides_.push_back(number);
+    }
+    // Where a small number stands beside the kept one.
+    std::strong_ordering compare(std::int64_t cell, int scale, std::size_t slot) const {
+        const Kept& kept = kept_[slot];
+        if (kept.scale == scale) return cell <=> kept.cell;
+        if (kept.scale != wide) {
+            const int finer = std::max(scale, kept.scale);
+            const auto mine = at_scale({cell, scale}, finer), other = at_scale({kept.cell, kept.scale}, finer);
+            if (mine && other) return *mine <=> *other;
+        }
+        return Decimal::scaled(cell, scale) <=> at(slot);
+    }
+
+private:
+    static constexpr int nothing = -1, wide = -2;
+    struct Kept {
+        std::int64_t cell = 0;
+        int scale = nothing;
+    };
+    std::vector<Kept> kept_;
+    std::vector<Decimal> wides_;
+};
+
+class ExtremeAccumulator final : public Accumulator {
+public:
+    ExtremeAccumulator(Numbers numbers, bool greatest) : numbers_(std::move(numbers)), greatest_(greatest) {}
+    Decimal value(std::size_t slot, const Period&) const override { return best_.at(slot); }
+    bool falls(std::size_t) const override { return !greatest_; }
+
+private:
+    bool better(std::strong_ordering order) const { return greatest_ ? order > 0 : order < 0; }
+    void take(Connection&, const Batch& batch, const std::vector<std::uint32_t>& slots, std::size_t count) override {
+        best_.resize(count);
+        const int scale = numbers_.scale(batch);
+        numbers_.each(
+            batch,
+            [&](std::size_t row, std::int64_t cell) {
+                const std::uint32_t slot = slots[row];
+                ++events_[slot];
+                if (!best_.has(slot) || better(best_.compare(cell, scale, slot))) best_.put(slot, cell, scale);
+            },
+            [&](std::size_t row, const Decimal& number) {
+                const std::uint32_t slot = slots[row];
+                ++events_[slot];
+                if (!best_.has(slot) || better(number <=> best_.at(slot))) best_.put(slot, number);
+            });
+    }
+    Numbers numbers_;
+    bool greatest_;
+    KeptNumbers best_;
+};
+
+class LatestAccumulator final : public Accumulator {
+public:
+    LatestAccumulator(Numbers numbers, ScanQuestion& question)
+        : numbers_(std::move(numbers)), time_(question.key(fields::time)), sequence_(question.key(fields::sequence)) {}
+    Decimal value(std::size_t slot, const Period&) const override { return last_.at(slot); }
+    bool falls(std::size_t) const override { return true; }
+
+private:
+    void take(Connection&, const Batch& batch, const std::vector<std::uint32_t>& slots, std::size_t count) override {
+        last_.resize(count);
+        places_.resize(std::max(count, places_.size()));
+        const int scale = numbers_.scale(batch);
+        const auto later = [&](std::size_t row) {
+            const std::uint32_t slot = slots[row];
+            const Place place{batch.columns[time_].cells[row], batch.columns[sequence_].cells[row]};
+            ++events_[slot];
+            if (last_.has(slot) && place < places_[slot]) return false;
+            places_[slot] = place;
+            return true;
+        };
+        numbers_.each(
+            batch,
+            [&](std::size_t row, std::int64_t cell) {
+                if (later(row)) last_.put(slots[row], cell, scale);
+            },
+            [&](std::size_t row, const Decimal& number) {
+                if (later(row)) last_.put(slots[row], number);
+            });
+    }
+    Numbers numbers_;
+    std::size_t time_, sequence_;
+    KeptNumbers last_;
+    std::vector<Place> places_;
+};
+
+// Distinct values.
+class UniqueAccumulator final : public Accumulator {
+public:
+    UniqueAccumulator(std::size_t column, const Rules& rules)
+        : column_(column), counts_absent_(rules.counts_absent), values_(rules.values, rules.typed_values) {}
+    Decimal value(std::size_t slot, const Period&) const override { return slot < counts_.size() ? counts_[slot] : 0; }
+
+private:
+    void take(Connection& db, const Batch& batch, const std::vector<std::uint32_t>& slots, std::size_t count) override {
         counts_.resize(count);
-        events_.resize(count);
         const std::vector<std::uint32_t>& values = values_.number(db, batch.columns[column_], batch);
         each_row(batch, [&](std::size_t row) {
-            if (values[row] == no_value) return;
+            if (values[row] == no_value && !counts_absent_) return;
             ++events_[slots[row]];
             const std::size_t before = seen_.keys().size();
             if (seen_.number(pair_key(slots[row], values[row])) == before) ++counts_[slots[row]];
         });
     }
-    std::pair<Decimal, std::int64_t> result(std::size_t slot) const override { return {Decimal(counts_[slot]), events_[slot]}; }
-
-private:
     std::size_t column_;
+    bool counts_absent_;
     Values values_;
     Numbering seen_;
-    std::vector<std::int64_t> counts_, events_;
+    std::vector<std::int64_t> counts_;
 };
 
-std::unique_ptr<Accumulator> make_accumulator(const Metric& metric, ScanQuestion& question) {
-    const auto property = [&] { return question.key(column_key(metric.property)); };
-    switch (metric.aggregation) {
-        case Aggregation::sum:
-            return std::make_unique<SumAccumulator>(property());
-        case Aggregation::unique_count:
-            return std::make_unique<UniqueAccumulator>(property());
-        default:
-            return std::make_unique<CountAccumulator>();
+// Each number for the time that was left when it came (FlexPrice, aggregators.go:866).
+class RemainingAccumulator final : public Accumulator {
+public:
+    RemainingAccumulator(Numbers numbers, const Rules& rules, const Period& whole, ScanQuestion& question)
+        : numbers_(std::move(numbers)), rules_(rules), from_(second_of(whole.from)), to_(second_of(whole.to)), time_(question.key(fields::time)) {}
+    Decimal value(std::size_t slot, const Period&) const override {
+        return to_ <= from_ ? Decimal() : rules_.quotient(sums_[slot].result(), to_ - from_);
+    }
+
+private:
+    static std::int64_t second_of(Timestamp time) { return floor_divide(time.micros(), micros_per_second); }
+    void take(Connection&, const Batch& batch, const std::vector<std::uint32_t>& slots, std::size_t count) override {
+        sums_.resize(std::max(count, sums_.size()));
+        const int scale = numbers_.scale(batch);
+        const auto weigh = [&](std::size_t row, const Decimal& number) {
+            sums_[slots[row]].add(number * (to_ - floor_divide(batch.columns[time_].cells[row], micros_per_second)));
+            ++events_[slots[row]];
+        };
+        numbers_.each(
+            batch, [&](std::size_t row, std::int64_t cell) { weigh(row, Decimal::scaled(cell, scale)); }, weigh);
+    }
+    Numbers numbers_;
+    const Rules& rules_;
+    std::int64_t from_, to_;
+    std::size_t time_;
+    std::vector<ExactSum> sums_;
+};
+
+// ---- steps: what each event adds to a metric, where their order counts ----
+
+struct Step {
+    Place place{};
+    std::uint32_t slot = 0;
+    Decimal value{};
+    std::uint32_t item = 0, action = 0;  // of what is added and removed: the value, and what is done to it
+};
+
+// A value's first add counts 1, a repeated action nothing, whatever follows an add -1; each value begins as removed
+// (lago-api, unique_count_query.rb:12-37).
+void count_items(std::vector<Step>& steps, std::uint32_t add, std::uint32_t remove) {
+    std::map<std::pair<std::uint32_t, std::uint32_t>, std::uint32_t> last;
+    for (Step& step : steps) {
+        std::uint32_t& before = last.try_emplace({step.slot, step.item}, remove).first->second;
+        step.value = step.action == before ? 0 : step.action == add ? 1 : -1;
+        before = step.action;
     }
 }
+
+// Keeps every event that takes part, until all are known. A unique count's values are never removed.
+class StepAccumulator : public Accumulator {
+public:
+    StepAccumulator(const Metric& metric, const Rules& rules, ScanQuestion& question)
+        : items_counted_(metric.aggregation == Aggregation::active_count || metric.aggregation == Aggregation::unique_count),
+          counts_absent_(rules.counts_absent),
+          time_(question.key(fields::time)),
+          sequence_(question.key(fields::sequence)),
+          items_(rules.values, rules.typed_values) {
+        if (metric.aggregation == Aggregation::active_count) action_ = question.key(".operation_type");
+        if (items_counted_)
+            item_ = question.key(column_key(metric.property));
+        else if (metric.aggregation != Aggregation::count)
+            numbers_.emplace(metric.property, rules.numbers, question);
+    }
+
+    // By time; of equal times by sequence.
+    const std::vector<Step>& steps() const { return steps_; }
+
+    void finish() override {
+        std::sort(steps_.begin(), steps_.end(), [](const Step& a, const Step& b) { return a.place < b.place; });
+        if (items_counted_) count_items(steps_, add_, remove_);
+        sums_.resize(events_.size());
+        for (const Step& step : steps_) {
+            sums_[step.slot] += step.value;
+            if (step.value.is_negative()) falls_.insert(step.slot);
+        }
+    }
+    Decimal value(std::size_t slot, const Period&) const override { return sums_[slot]; }
+    bool falls(std::size_t slot) const override { return falls_.contains(slot); }
+
+private:
+    void take(Connection& db, const Batch& batch, const std::vector<std::uint32_t>& slots, std::size_t) override {
+        const auto step = [&](std::size_t row, const Decimal& value) -> Step& {
+            ++events_[slots[row]];
+            return steps_.emplace_back(Step{{batch.columns[time_].cells[row], batch.columns[sequence_].cells[row]}, slots[row], value, 0, 0});
+        };
+        if (items_counted_) return take_items(db, batch, step);
+        if (!numbers_) return each_row(batch, [&](std::size_t row) { step(row, 1); });
+        const int scale = numbers_->scale(batch);
+        numbers_->each(
+            batch, [&](std::size_t row, std::int64_t cell) { step(row, Decimal::scaled(cell, scale)); }, step);
+    }
+    template <class MakeStep>
+    void take_items(Connection& db, const Batch& batch, MakeStep&& make) {
+        const auto& item = items_.number(db, batch.columns[item_], batch);
+        const auto* action = action_ ? &actions_.number(db, batch.columns[*action_], batch) : nullptr;
+        each_row(batch, [&](std::size_t row) {
+            if (item[row] == no_value && !counts_absent_) return;
+            Step& step = make(row, {});
+            step.item = item[row];
+            step.action = !action || (*action)[row] == no_value ? add_ : (*action)[row];
+        });
+    }
+    bool items_counted_, counts_absent_;
+    std::size_t time_, sequence_, item_ = 0;
+    std::optional<std::size_t> action_;
+    std::optional<Numbers> numbers_;
+    Values items_, actions_;
+    std::uint32_t add_ = actions_.text("add"), remove_ = actions_.text("remove");
+    std::vector<Step> steps_;
+    std::vector<Decimal> sums_;
+    std::unordered_set<std::size_t> falls_;
+};
+
+// What stands, for the time it stands, in shares of the whole (lago-api, weighted_sum_query.rb:12). What came before a stretch stands from its
+// beginning on. Stretches end with the second.
+class StandingAccumulator final : public StepAccumulator {
+public:
+    StandingAccumulator(const Metric& metric, const Rules& rules, const std::optional<Period>& whole, ScanQuestion& question)
+        : StepAccumulator(metric, rules, question), rules_(rules), whole_(whole) {}
+    void finish() override {
+        StepAccumulator::finish();
+        by_slot_.resize(events_.size());
+        for (const Step& step : steps()) by_slot_[step.slot].push_back(&step);
+    }
+    Decimal value(std::size_t slot, const Period& stretch) const override {
+        const Period whole = whole_.value_or(stretch);
+        const Decimal length = seconds(whole_end(whole) - whole.from);
+        Decimal standing, total;
+        Timestamp since = stretch.from;
+        const auto stand_until = [&](Timestamp time) {
+            if (time <= since) return;
+            total += rules_.quotient(standing * seconds(time - since), length);
+            since = time;
+        };
+        for (const Step* step : by_slot_[slot]) {
+            stand_until(Timestamp(step->place.time));
+            standing += step->value;
+        }
+        stand_until(whole_end(stretch));
+        return rules_.weighted_rounding ? total.round(rules_.weighted_rounding->scale, rules_.weighted_rounding->mode) : total;
+    }
+    bool falls(std::size_t) const override { return true; }
+
+private:
+    static Decimal seconds(std::chrono::microseconds time) { return Decimal::scaled(time.count(), 6); }
+    static Timestamp whole_end(const Period& period) { return Timestamp(round_up(period.to.micros() - 1, micros_per_second)); }
+    const Rules& rules_;
+    std::optional<Period> whole_;
+    std::vector<std::vector<const Step*>> by_slot_;
+};
+
+// ---- metrics kept in the database ----
+
+constexpr std::array<std::pair<std::string_view, Aggregation>, 9> aggregations{{
+    {"count", Aggregation::count},
+    {"sum", Aggregation::sum},
+    {"average", Aggregation::average},
+    {"min", Aggregation::min},
+    {"max", Aggregation::max},
+    {"unique_count", Aggregation::unique_count},
+    {"active_count", Aggregation::active_count},
+    {"latest", Aggregation::latest},
+    {"weighted_sum", Aggregation::weighted_sum},
+}};
 
 void check_metric(const Metric& metric) {
     if (metric.aggregation != Aggregation::count && metric.property.empty()) refuse("metric.property", "is needed for this aggregation");
     if (metric.aggregation == Aggregation::count && !metric.property.empty()) refuse("metric.property", "has no meaning for a count");
+    if (metric.rounding && (metric.rounding->scale < -Decimal::max_digits || metric.rounding->scale > Decimal::max_digits))
+        refuse("metric.rounding", "must be from -38 to 38 decimals");
+    if (metric.recurring && metric.bucket != Bin::none) refuse("metric.bucket", "has no meaning for a recurring metric");
+    if (metric.bucket == Bin::none && !metric.bucket_group.empty()) refuse("metric.bucket_group", "needs a bucket");
     check_question("metric.code", metric.code);
     check_question("metric.event", metric.event);
     check_question("metric.property", metric.property);
+    check_question("metric.bucket_group", metric.bucket_group);
     check_filter(metric.filter);
 }
 
-void check_aggregate(const AggregateQuery& query) {
-    check_period(query.period);
-    check_filter(query.filter);
+json metric_definition(const Metric& metric) {
+    const auto name =
+        std::find_if(aggregations.begin(), aggregations.end(), [&](const auto& row) { return row.second == metric.aggregation; })->first;
+    json definition = {{"event", metric.event}, {"aggregation", name}, {"property", metric.property}, {"filter", metric.filter.to_json()}};
+    if (metric.multiplier) definition["multiplier"] = metric.multiplier->to_string();
+    if (metric.rounding) definition["rounding"] = {{"mode", metric.rounding->mode}, {"scale", metric.rounding->scale}};
+    if (metric.recurring) definition["recurring"] = true;
+    if (metric.bucket != Bin::none) definition["bucket"] = metric.bucket;
+    if (!metric.bucket_group.empty()) definition["bucket_group"] = metric.bucket_group;
+    if (!metric.rules.empty()) definition["rules"] = metric.rules;
+    return definition;
 }
-
-// ---- metrics kept in the database ----
-
-constexpr std::array<std::pair<std::string_view, Aggregation>, 3> aggregations{
-    {{"count", Aggregation::count}, {"sum", Aggregation::sum}, {"unique_count", Aggregation::unique_count}}};
 
 // Of the book with that id, or of the app (0). Of one code the metric stored last is in force, as long as its book is.
 void store_metric(Connection& db, const Metric& metric, std::int64_t book = 0) {
-    const auto name =
-        std::find_if(aggregations.begin(), aggregations.end(), [&](const auto& row) { return row.second == metric.aggregation; })->first;
-    const json definition = {{"event", metric.event}, {"aggregation", name}, {"property", metric.property}, {"filter", metric.filter.to_json()}};
-    db.prepared("INSERT OR REPLACE INTO metrics(code, book, definition) VALUES(?, ?, ?)").run(metric.code, book, definition.dump());
+    db.prepared("INSERT OR REPLACE INTO metrics(code, book, definition) VALUES(?, ?, ?)").run(metric.code, book, metric_definition(metric).dump());
 }
 
 Metric read_metric(std::string_view code, std::string_view definition) {
@@ -5320,8 +5706,18 @@ Metric read_metric(std::string_view code, std::string_view definition) {
         const auto known = std::find_if(aggregations.begin(), aggregations.end(),
                                         [name = tree.at("aggregation").get<std::string>()](const auto& row) { return row.first == name; });
         if (known == aggregations.end()) damaged("metrics");
-        return {std::string(code), tree.at("event").get<std::string>(), known->second, tree.at("property").get<std::string>(),
-                Filter::from_json(tree.at("filter"))};
+        Metric metric{.code = std::string(code), .event = tree.at("event").get<std::string>(), .aggregation = known->second};
+        metric.property = tree.at("property").get<std::string>();
+        metric.filter = Filter::from_json(tree.at("filter"));
+        if (tree.contains("multiplier")) metric.multiplier = Decimal(tree.at("multiplier").get<std::string>());
+        if (tree.contains("rounding"))
+            metric.rounding = RoundTo{tree.at("rounding").at("mode").get<Rounding>(), tree.at("rounding").at("scale").get<int>()};
+        metric.recurring = tree.value("recurring", false);
+        metric.bucket = tree.value("bucket", Bin::none);
+        metric.bucket_group = tree.value("bucket_group", "");
+        metric.rules = tree.value("rules", "");
+        check_metric(metric);
+        return metric;
     });
 }
 
@@ -5354,17 +5750,42 @@ std::vector<Metric> all_metrics(Connection& db) {
     return metrics;
 }
 
-// The scan that a question about a metric comes down to.
+// ---- questions about a metric ----
+
+// A metric, with whose rules it is read, and what is asked about it.
+struct Question {
+    const Metric& metric;
+    const Rules& rules;
+    AggregateQuery query{};
+    BinOptions bins{};
+    const std::set<Group>* named = nullptr;  // the groups that keep their names; all when absent
+};
+
+BinOptions bins_of(const AggregateQuery& query) { return {query.bin, query.time_zone, query.week_start, query.billing_anchor}; }
+
+void check_aggregate(const Metric& metric, const AggregateQuery& query) {
+    check_period(query.period);
+    check_filter(query.filter);
+    if (query.top < 0) refuse("top", "must not be negative");
+    if (query.billing_period && query.billing_period->from >= query.billing_period->to) refuse("billing_period", "ends before it begins");
+    const bool open = query.period.from == Period().from || query.period.to == Period().to;
+    if (metric.aggregation == Aggregation::weighted_sum && query.bin == Bin::none && open) refuse("period", "must have two ends for a weighted sum");
+    if (metric.recurring && query.bin != Bin::none && open) refuse("period", "must have two ends for the bins of a recurring metric");
+}
+
+// The scan that a question comes down to.
 class MetricScan {
 public:
     // Nothing is found when the log knows no such name, customer or subscription.
-    MetricScan(const Reader& reader, const Metric& metric, const AggregateQuery& query) : reader_(reader) {
+    MetricScan(const Reader& reader, const Question& asked) : reader_(reader) {
+        const Metric& metric = asked.metric;
         const std::string& name = metric.event.empty() ? metric.code : metric.event;
-        auto found = scan_question(reader, std::span(&name, name.empty() ? 0 : 1), query.customer, query.subscription, query.period);
+        const Period period{metric.recurring ? Period().from : asked.query.period.from, asked.query.period.to};
+        auto found = scan_question(reader, std::span(&name, name.empty() ? 0 : 1), asked.query.customer, asked.query.subscription, period);
         empty_ = !found;
         if (found) question = std::move(*found);
-        conditions_.emplace_back(query.filter, question);
-        conditions_.emplace_back(metric.filter, question);
+        conditions_.emplace_back(asked.query.filter, question, asked.rules.filter);
+        conditions_.emplace_back(metric.filter, question, asked.rules.filter);
     }
     template <class Use>
     void each(Use&& use) const {
@@ -5384,94 +5805,170 @@ private:
     std::vector<Condition> conditions_{};
 };
 
-// The rows of an answer, and which of them some event may have lowered.
-struct MeasuredRows {
-    std::vector<AggregateRow> rows{};
-    std::vector<bool> falls{};
-};
+std::unique_ptr<Accumulator> make_accumulator(const Question& asked, ScanQuestion& question) {
+    const auto& [metric, rules, query, bins, named] = asked;
+    const auto numbers = [&] { return Numbers(asked.metric.property, asked.rules.numbers, question); };
+    switch (metric.aggregation) {
+        case Aggregation::count:
+            return std::make_unique<CountAccumulator>();
+        case Aggregation::sum:
+            return std::make_unique<SumAccumulator>(numbers());
+        case Aggregation::average:
+            return std::make_unique<AverageAccumulator>(numbers(), rules);
+        case Aggregation::min:
+        case Aggregation::max:
+            return std::make_unique<ExtremeAccumulator>(numbers(), metric.aggregation == Aggregation::max);
+        case Aggregation::unique_count:
+            return std::make_unique<UniqueAccumulator>(question.key(column_key(metric.property)), rules);
+        case Aggregation::active_count:
+            return std::make_unique<StepAccumulator>(metric, rules, question);
+        case Aggregation::latest:
+            return std::make_unique<LatestAccumulator>(numbers(), question);
+        case Aggregation::weighted_sum:
+            if (rules.weighting == Weighting::standing) return std::make_unique<StandingAccumulator>(metric, rules, query.billing_period, question);
+            return std::make_unique<RemainingAccumulator>(numbers(), rules, query.billing_period.value_or(query.period), question);
+    }
+    refuse("metric.aggregation", "is not one of the aggregations");
+}
 
-MeasuredRows measure(const Reader& reader, const Metric& metric, const AggregateQuery& query) {
-    MetricScan scan(reader, metric, query);
-    Slots slots(query, scan.question);
-    const std::unique_ptr<Accumulator> accumulator = make_accumulator(metric, scan.question);
+Period overlap(const Period& a, const Period& b) { return {std::max(a.from, b.from), std::min(a.to, b.to)}; }
+
+std::vector<Measured> scanned_rows(const Reader& reader, const Question& asked) {
+    MetricScan scan(reader, asked);
+    Slots slots(asked.bins, asked.query.group_by, asked.rules.groups, asked.named, scan.question);
+    const std::unique_ptr<Accumulator> accumulator = make_accumulator(asked, scan.question);
     scan.each([&](const Batch& batch) {
         const auto& places = slots.place(reader, batch);
         accumulator->add(reader, batch, places, slots.size());
     });
-    MeasuredRows answer;
+    accumulator->finish();
+    std::vector<Measured> rows;
     for (std::size_t slot = 0; slot < slots.size(); ++slot) {
-        AggregateRow row = slots.row(slot);
-        std::tie(row.value, row.events) = accumulator->result(slot);
-        if (row.events == 0) continue;
-        answer.rows.push_back(std::move(row));
-        answer.falls.push_back(accumulator->falls(slot));
+        if (accumulator->events(slot) == 0) continue;
+        Measured& row = rows.emplace_back(slots.row(slot));
+        row.value = accumulator->value(slot, overlap(slots.bin(row), asked.query.period));
+        if (asked.rules.not_negative) row.value = std::max(row.value, Decimal());
+        row.events = accumulator->events(slot);
+        row.falls = accumulator->falls(slot);
     }
-    return answer;
+    return rows;
 }
 
-Aggregate aggregate(const Reader& reader, const Metric& metric, const AggregateQuery& query) {
-    Aggregate answer{measure(reader, metric, query).rows};
-    std::sort(answer.rows.begin(), answer.rows.end(),
-              [](const AggregateRow& a, const AggregateRow& b) { return std::tie(a.bin, a.group) < std::tie(b.bin, b.group); });
-    return answer;
-}
+using RowKey = std::tuple<std::optional<Timestamp>, bool, Group>;
+RowKey key_of(const Measured& row) { return {row.bin, row.rest, row.group}; }
 
-// ---- steps: what each event adds to a metric, in order of time ----
-
-struct Step {
-    Place place{};
-    std::uint32_t slot = 0;
-    Decimal value{};
-    std::uint32_t item = 0, action = 0;  // of a unique count: the value, and what is done to it
-};
-
-std::optional<Decimal> cell_number(const Column& column, std::size_t row) {
-    const Scalar value = cell_scalar(column, row);
-    if (value.kind == Scalar::Kind::text && !plain_number(value.text)) return std::nullopt;
-    return scalar_number(value);
-}
-
-// A value's first add counts 1, a repeated action nothing, whatever follows an add -1; each value begins as removed
-// (lago-api, unique_count_query.rb:12-37).
-void count_items(std::vector<Step>& steps, std::uint32_t add, std::uint32_t remove) {
-    std::map<std::pair<std::uint32_t, std::uint32_t>, std::uint32_t> last;
-    for (Step& step : steps) {
-        std::uint32_t& before = last.try_emplace({step.slot, step.item}, remove).first->second;
-        step.value = step.action == before ? 0 : step.action == add ? 1 : -1;
-        before = step.action;
+// Adds up what is measured in each bucket, and for each value of its group.
+std::vector<Measured> bucketed_rows(const Reader& reader, Question asked) {
+    Bins outer(asked.bins);
+    const std::size_t groups = asked.query.group_by.size();
+    const Metric& metric = asked.metric;
+    const bool anchored = asked.query.billing_anchor && (metric.bucket == Bin::month || metric.bucket == Bin::quarter || metric.bucket == Bin::year);
+    asked.bins = {metric.bucket, asked.query.time_zone, asked.rules.week_start, anchored ? asked.query.billing_anchor : std::nullopt,
+                  asked.rules.month_end};
+    if (!metric.bucket_group.empty()) asked.query.group_by.push_back(metric.bucket_group);
+    std::map<RowKey, Measured> sums;
+    for (Measured& bucket : scanned_rows(reader, asked)) {
+        bucket.group.resize(groups);
+        bucket.bin = asked.query.bin == Bin::none ? std::nullopt : std::optional(outer.around(*bucket.bin).from);
+        Measured& sum = sums.try_emplace(key_of(bucket), Measured{bucket.bin, bucket.group, {}, 0, bucket.rest, false}).first->second;
+        sum.value += bucket.value;
+        sum.events += bucket.events;
+        sum.falls = sum.falls || bucket.falls || metric.aggregation != Aggregation::sum;
     }
+    std::vector<Measured> rows;
+    for (auto& [key, row] : sums) rows.push_back(std::move(row));
+    return rows;
 }
 
-std::vector<Step> ordered_steps(const Reader& reader, const Metric& metric, MetricScan& scan, Slots& slots) {
-    const bool unique = metric.aggregation == Aggregation::unique_count, count = metric.aggregation == Aggregation::count;
-    const std::size_t time = scan.question.key(fields::time), sequence = scan.question.key(fields::sequence);
-    const std::size_t property = count ? time : scan.question.key(column_key(metric.property));
-    const std::size_t action = unique ? scan.question.key(".operation_type") : time;
-    Values items, actions;
-    const std::uint32_t add = actions.text("add"), remove = actions.text("remove");
-    std::vector<Step> steps;
-    scan.each([&](const Batch& batch) {
-        const auto& slot = slots.place(reader, batch);
-        const auto step = [&](std::size_t row) {
-            return Step{{batch.columns[time].cells[row], batch.columns[sequence].cells[row]}, slot[row], 1, 0, 0};
-        };
-        if (!unique) {
-            each_row(batch, [&](std::size_t row) {
-                const auto number = count ? std::optional<Decimal>(1) : cell_number(batch.columns[property], row);
-                if (number) steps.push_back(step(row)), steps.back().value = *number;
-            });
-            return;
+// Each bin as a question of its own, about all that came before its end.
+std::vector<Measured> carried_rows(const Reader& reader, Question asked) {
+    const Period period = asked.query.period;
+    const BinGrid grid(period, asked.bins);
+    if (grid.count() > static_cast<std::int64_t>(limits::carried_bins))
+        throw Error(ErrorCode::too_large, "bin", "the period has more than " + std::to_string(limits::carried_bins) + " bins of a recurring metric");
+    asked.bins = {};
+    std::vector<Measured> rows;
+    for (std::int64_t i = 0; i < grid.count(); ++i) {
+        asked.query.period = overlap({grid.start(i), grid.start(i + 1)}, period);
+        for (Measured& row : scanned_rows(reader, asked)) {
+            row.bin = grid.start(i);
+            rows.push_back(std::move(row));
         }
-        const auto &item = items.number(reader, batch.columns[property], batch), &done = actions.number(reader, batch.columns[action], batch);
-        each_row(batch, [&](std::size_t row) {
-            Step& one = steps.emplace_back(step(row));
-            one.item = item[row];
-            one.action = done[row] == no_value ? add : done[row];
-        });
-    });
-    std::sort(steps.begin(), steps.end(), [](const Step& a, const Step& b) { return a.place < b.place; });
-    if (unique) count_items(steps, add, remove);
-    return steps;
+        if (rows.size() > limits::aggregate_rows) Slots::throw_too_many_rows();
+    }
+    return rows;
+}
+
+// What the question asks for, in no order.
+std::vector<Measured> rows_of(const Reader& reader, const Question& asked) {
+    const Metric& metric = asked.metric;
+    auto rows = metric.bucket != Bin::none                        ? bucketed_rows(reader, asked)
+                : metric.recurring && asked.bins.bin != Bin::none ? carried_rows(reader, asked)
+                                                                  : scanned_rows(reader, asked);
+    for (Measured& row : rows) {
+        if (metric.multiplier) row.value *= *metric.multiplier;
+        if (metric.rounding) row.value = row.value.round(metric.rounding->scale, metric.rounding->mode);
+    }
+    return rows;
+}
+
+// The groups of the greatest values over the whole period.
+std::set<Group> top_groups(const Reader& reader, Question asked) {
+    asked.bins = {};
+    auto rows = rows_of(reader, asked);
+    const auto most = std::min(rows.size(), static_cast<std::size_t>(asked.query.top));
+    std::partial_sort(rows.begin(), rows.begin() + static_cast<std::ptrdiff_t>(most), rows.end(),
+                      [](const Measured& a, const Measured& b) { return a.value != b.value ? a.value > b.value : a.group < b.group; });
+    std::set<Group> groups;
+    for (std::size_t i = 0; i < most; ++i) groups.insert(std::move(rows[i].group));
+    return groups;
+}
+
+// Adds the bins that have no events.
+void fill_bins(std::vector<Measured>& rows, const AggregateQuery& query) {
+    Period period = query.period;
+    const auto [first, last] = std::minmax_element(rows.begin(), rows.end(), [](const Measured& a, const Measured& b) { return a.bin < b.bin; });
+    if (rows.empty() && (period.from == Period().from || period.to == Period().to)) return;
+    if (period.from == Period().from) period.from = *first->bin;
+    if (period.to == Period().to) period.to = *last->bin + std::chrono::microseconds(1);
+    const BinGrid grid(period, bins_of(query));
+    std::set<std::pair<bool, Group>> groups;
+    if (query.group_by.empty()) groups.emplace(false, Group());
+    for (const Measured& row : rows) groups.emplace(row.rest, row.group);
+    if (!groups.empty() && grid.count() > static_cast<std::int64_t>(limits::aggregate_rows / groups.size())) Slots::throw_too_many_rows();
+    std::set<RowKey> known;
+    for (const Measured& row : rows) known.insert(key_of(row));
+    for (std::int64_t i = 0; i < grid.count(); ++i) {
+        for (const auto& [rest, group] : groups) {
+            if (!known.contains({grid.start(i), rest, group})) rows.push_back({grid.start(i), group, {}, 0, rest, false});
+        }
+    }
+}
+
+// Rows in order of bin, then group, the rest last.
+std::vector<Measured> measure(const Reader& reader, const Metric& metric, const Rules& rules, const AggregateQuery& query) {
+    check_aggregate(metric, query);
+    Question asked{metric, rules, query, bins_of(query), nullptr};
+    std::set<Group> named;
+    if (query.top > 0 && !query.group_by.empty()) {
+        named = top_groups(reader, asked);
+        asked.named = &named;
+    }
+    auto rows = rows_of(reader, asked);
+    if (query.fill && query.bin != Bin::none) fill_bins(rows, query);
+    std::sort(rows.begin(), rows.end(),
+              [](const Measured& a, const Measured& b) { return std::tie(a.bin, a.rest, a.group) < std::tie(b.bin, b.rest, b.group); });
+    return rows;
+}
+
+// What each event adds to the value, by time, then sequence: a count's 1, a sum's number, what a count of values rises or falls by.
+std::vector<Step> ordered_steps(const Reader& reader, const Question& asked) {
+    MetricScan scan(reader, asked);
+    Slots slots({}, {}, Blank::apart, nullptr, scan.question);
+    StepAccumulator accumulator(asked.metric, asked.rules, scan.question);
+    scan.each([&](const Batch& batch) { accumulator.add(reader, batch, slots.place(reader, batch), slots.size()); });
+    accumulator.finish();
+    return accumulator.steps();
 }
 
 }  // namespace
@@ -5865,14 +6362,6 @@ constexpr Interval intervals[] = {
 }  // namespace polar
 }  // namespace
 
-// What a book asks of the log. Which events: those of the metric and the query, as in Meter::aggregate; bins are not used.
-struct Measured {
-    std::vector<std::optional<std::string>> group;
-    Decimal value;
-    std::int64_t events = 0;
-    bool falls = true;  // some event may have lowered the value: a negative number, a removal. True when not known
-};
-
 // What one event adds to a value: a count's 1, a sum's number, a unique count's 1, 0 or -1.
 struct EventStep {
     Timestamp time = {};
@@ -5880,11 +6369,11 @@ struct EventStep {
     Decimal value = {};
 };
 
+// What a book asks of the log. Which events: those of the metric and the query, as in Meter::aggregate.
 class UsageSource {
 public:
     virtual ~UsageSource() = default;
-    // One row for each group; without group_by exactly one, also when there are no events. A unique count has events without the
-    // property as one more value.
+    // One row for each bin and group, in order; without either exactly one, also when there are no events.
     virtual std::vector<Measured> measure(const Metric& metric, const AggregateQuery& query) = 0;
     // The step of each event, by time, then sequence. Ends after `limit` events, or with the one that brings the sum over `until`.
     virtual std::vector<EventStep> steps(const Metric& metric, const AggregateQuery& query, std::size_t limit,
@@ -6402,9 +6891,9 @@ struct Quantity {
     bool prorated = false;
     std::int64_t events = 0;
     RunningTotal running = {};
-    BoundedTotal bounded = {};         // over each event's value, in time order; only where there are bounds per transaction
-    Decimal precise_amount = {};       // sum of the events' own amounts, currency units
-    bool without_event = false;        // the side of a difference that lacks the event
+    BoundedTotal bounded = {};    // over each event's value, in time order; only where there are bounds per transaction
+    Decimal precise_amount = {};  // sum of the events' own amounts, currency units
+    bool without_event = false;   // the side of a difference that lacks the event
     bool premium = true;
 };
 
@@ -6737,7 +7226,7 @@ std::optional<Rounding> read_rounding(const Node& at) {
 
 BillableMetric read_metric(const Node& at) {
     static constexpr std::array<std::pair<Kind, Aggregation>, 3> measured{
-        {{Kind::count, Aggregation::count}, {Kind::sum, Aggregation::sum}, {Kind::unique_count, Aggregation::unique_count}}};
+        {{Kind::count, Aggregation::count}, {Kind::sum, Aggregation::sum}, {Kind::unique_count, Aggregation::active_count}}};
     BillableMetric metric;
     metric.kind = at.choice("aggregation_type", kinds);
     metric.kind_name = at.text("aggregation_type");
@@ -7158,7 +7647,8 @@ std::vector<EventStep> running_steps(const Scope& scope, const AggregateQuery& q
     const auto& price = scope.price();
     const auto& metric = scope.metric().metric;
     if (price.free_events > 0) return usage.steps(metric, query, static_cast<std::size_t>(price.free_events), {});
-    return price.free_total.is_zero() ? std::vector<EventStep>() : usage.steps(metric, query, std::numeric_limits<std::size_t>::max(), price.free_total);
+    return price.free_total.is_zero() ? std::vector<EventStep>()
+                                      : usage.steps(metric, query, std::numeric_limits<std::size_t>::max(), price.free_total);
 }
 
 // What a percentage charge needs besides units: running totals for free units, each event's value for bounds per transaction.
@@ -7579,7 +8069,8 @@ Quantity with_event(const Scope& scope, Quantity quantity, const Event& event, c
     if (scope.metric().kind == Kind::sum) {
         const auto value = summed(scope.metric(), event);
         if (runs_on(scope.price(), quantity.running)) run_on(scope.price(), quantity.running, value);
-        if (has_bounds(scope.price(), quantity)) quantity.bounded.add(scope.price(), value);  // a count's never include the event (count_service.rb:66)
+        if (has_bounds(scope.price(), quantity))
+            quantity.bounded.add(scope.price(), value);  // a count's never include the event (count_service.rb:66)
     }
     quantity.precise_amount += quotient(event.precise_total_amount_cents.value_or(Decimal()), scope.plan.currency.subunits);
     return quantity;
@@ -9301,6 +9792,30 @@ void fill_groups(std::vector<AnalyticsBin>& list, const std::vector<std::string>
 
 }  // namespace autumn
 
+// What numbers come to, taken one by one. All but `latest` do not depend on their order.
+class Fold {
+public:
+    void add(const Decimal& number, std::int64_t time = 0, std::int64_t sequence = 0) {
+        if (count_ == 0 || number < least_) least_ = number;
+        if (count_ == 0 || number > most_) most_ = number;
+        if (const std::pair place{time, sequence}; count_ == 0 || place >= last_place_) last_ = number, last_place_ = place;
+        sum_ += number;
+        ++count_;
+    }
+    // Of nothing each of them is 0.
+    std::int64_t count() const { return count_; }
+    const Decimal& sum() const { return sum_; }
+    const Decimal& least() const { return least_; }
+    const Decimal& most() const { return most_; }
+    const Decimal& latest() const { return last_; }
+    Decimal average() const { return count_ == 0 ? Decimal() : Decimal::divide_significant(sum_, count_, 32, Rounding::half_even); }
+
+private:
+    std::int64_t count_ = 0;
+    Decimal sum_, least_, most_, last_;
+    std::pair<std::int64_t, std::int64_t> last_place_;
+};
+
 // --- Lago: its aggregations over events (dossier 4.2, 4.4, 4.7) ---
 
 namespace lago {
@@ -9840,6 +10355,53 @@ double quantity(const Measure& measure, const std::optional<Function>& over_cust
 }
 
 }  // namespace polar
+
+// ---- rules by name ----
+
+constexpr std::array<Rules, 8> all_rules{{
+    {.name = ""},
+    {.name = "lago",
+     .groups = Blank::missing,
+     .counts_absent = true,
+     .quotient = lago::postgres_quotient,
+     .weighted_rounding = RoundTo{Rounding::ceil, 20}},
+    {.name = "flexprice",
+     .filter = {.properties = &flexprice::meter_filter},
+     .numbers = {.text = NumberRules::Text::number, .zero = true, .missing = {}, .not_negative = true},
+     .groups = Blank::text,
+     .values = Blank::missing,
+     .not_negative = true,
+     .week_start = std::chrono::Sunday,
+     .month_end = MonthEnd::overflow},
+    {.name = "flexprice_events",
+     .filter = {.properties = &flexprice::property_filter},
+     .numbers = {.text = NumberRules::Text::number, .zero = true, .missing = {}},
+     .groups = Blank::text,
+     .values = Blank::text,
+     .not_negative = true,
+     .weighting = Weighting::remaining,
+     .week_start = std::chrono::Sunday,
+     .month_end = MonthEnd::overflow},
+    {.name = "polar",
+     .filter = {&polar::postgres.metadata, &polar::built_in, polar::postgres.seconds},
+     .numbers = {.text = NumberRules::Text::none, .missing = {}},
+     .typed_values = true},
+    {.name = "polar_billing",
+     .filter = {&polar::billing.metadata, &polar::built_in, polar::billing.seconds},
+     .numbers = {.text = NumberRules::Text::none, .missing = {}},
+     .typed_values = true},
+    {.name = "polar_events",
+     .filter = {&polar::clickhouse.metadata, &polar::built_in, polar::clickhouse.seconds},
+     .numbers = {.text = NumberRules::Text::none, .missing = {}},
+     .typed_values = true},
+    {.name = "autumn", .numbers = {.missing = 1}},
+}};
+
+const Rules& rules_named(std::string_view name) {
+    const auto rules = std::find_if(all_rules.begin(), all_rules.end(), [&](const Rules& each) { return each.name == name; });
+    if (rules == all_rules.end()) refuse("metric.rules", quote(name) + " are not known");
+    return *rules;
+}
 
 }  // namespace
 
@@ -12483,18 +13045,16 @@ public:
     explicit StoreUsage(const Reader& reader) : reader_(reader) {}
 
     std::vector<Measured> measure(const Metric& metric, const AggregateQuery& query) override {
-        std::vector<Measured> rows = metric.aggregation == Aggregation::unique_count ? items(metric, query) : values(metric, query);
-        if (rows.empty() && query.group_by.empty()) rows.push_back({{}, {}, 0, false});
+        auto rows = meter::measure(reader_, metric, rules_named(metric.rules), query);
+        if (rows.empty() && query.group_by.empty() && query.bin == Bin::none) rows.push_back({{}, {}, {}, 0, false, false});
         return rows;
     }
 
     using UsageSource::steps;
     std::vector<EventStep> steps(const Metric& metric, const AggregateQuery& query, std::size_t limit, const std::optional<Decimal>& until) override {
-        MetricScan scan(reader_, metric, query);
-        Slots slots({}, scan.question);
         std::vector<EventStep> found;
         Decimal sum;
-        for (const Step& step : ordered_steps(reader_, metric, scan, slots)) {
+        for (const Step& step : ordered_steps(reader_, {metric, rules_named(metric.rules), query})) {
             if (found.size() >= limit || (until && sum > *until)) break;
             found.push_back({Timestamp(step.place.time), step.place.sequence, step.value});
             sum += step.value;
@@ -12512,32 +13072,11 @@ public:
         Metric cents = metric;
         cents.aggregation = Aggregation::sum;
         cents.property = fields::cents;
-        const MeasuredRows found = meter::measure(reader_, cents, query);
-        return found.rows.empty() ? Decimal() : found.rows[0].value;
+        const auto rows = meter::measure(reader_, cents, rules_named(metric.rules), query);
+        return rows.empty() ? Decimal() : rows[0].value;
     }
 
 private:
-    std::vector<Measured> values(const Metric& metric, const AggregateQuery& query) const {
-        MeasuredRows found = meter::measure(reader_, metric, query);
-        std::vector<Measured> rows;
-        for (std::size_t i = 0; i < found.rows.size(); ++i)
-            rows.push_back({std::move(found.rows[i].group), found.rows[i].value, found.rows[i].events, found.falls[i]});
-        return rows;
-    }
-    std::vector<Measured> items(const Metric& metric, const AggregateQuery& query) const {
-        MetricScan scan(reader_, metric, query);
-        Slots slots(query, scan.question);
-        std::map<std::uint32_t, Measured> rows;
-        for (const Step& step : ordered_steps(reader_, metric, scan, slots)) {
-            Measured& row = rows.try_emplace(step.slot, Measured{slots.row(step.slot).group, {}, 0, false}).first->second;
-            row.value += step.value;
-            row.falls = row.falls || step.value.is_negative();
-            ++row.events;
-        }
-        std::vector<Measured> list;
-        for (auto& [slot, row] : rows) list.push_back(std::move(row));
-        return list;
-    }
     const Reader& reader_;
 };
 
@@ -12856,6 +13395,7 @@ std::vector<std::string> Meter::verify(bool repair) { return impl_->store.verify
 void Meter::define(const Metric& metric) {
     if (metric.code.empty()) refuse("metric.code", "is empty");
     check_metric(metric);
+    rules_named(metric.rules);
     impl_->store.write([&](Connection& db) { store_metric(db, metric); });
 }
 
@@ -12867,8 +13407,13 @@ Aggregate Meter::aggregate(const AggregateQuery& query) const { return aggregate
 
 Aggregate Meter::aggregate(const Metric& metric, const AggregateQuery& query) const {
     check_metric(metric);
-    check_aggregate(query);
-    return impl_->store.scan([&](const Reader& reader) { return meter::aggregate(reader, metric, query); });
+    const Rules& rules = rules_named(metric.rules);
+    return impl_->store.scan([&](const Reader& reader) {
+        Aggregate answer;
+        for (Measured& row : measure(reader, metric, rules, query))
+            answer.rows.push_back({row.bin, std::move(row.group), row.value, row.events, row.rest});
+        return answer;
+    });
 }
 
 void Meter::load(const Book& book, Timestamp effective_from) {

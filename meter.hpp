@@ -228,6 +228,7 @@ inline constexpr std::size_t batch_events = 100000;     ///< in one call of reco
 inline constexpr std::size_t page_events = 1000;        ///< ListQuery::limit
 inline constexpr std::size_t advance_fees = 10000;      ///< in one answer of advance_fees()
 inline constexpr std::size_t aggregate_rows = 1000000;  ///< bins x groups of one answer
+inline constexpr std::size_t carried_bins = 1000;       ///< of a recurring metric, each of which is a question of its own
 }  // namespace limits
 
 enum class Severity { info, warning, critical };
@@ -296,17 +297,48 @@ struct Filter {
     static Filter from_json(const json& tree);
 };
 
-enum class Aggregation { count, sum, unique_count };
+enum class Aggregation {
+    count,
+    sum,
+    average,
+    min,
+    max,
+    unique_count,  ///< how many values there are
+    active_count,  ///< how many values were added and not removed since, by the property "operation_type": "add", also when absent, or another
+                   ///< word. Lago's unique count (unique_count_query.rb:12)
+    latest,        ///< the number of the last event by timestamp, then sequence
+    weighted_sum,  ///< numbers by the share of the time for which they stand: 10 from the middle of the period on are 5
+};
+
+/// How a result is rounded.
+struct RoundTo {
+    Rounding mode = Rounding::half_up;
+    int scale = 0;  ///< decimals, from -38 to 38
+    friend bool operator==(const RoundTo&, const RoundTo&) = default;
+};
 
 /// Which events are measured, and how.
 struct Metric {
     std::string code = {};   ///< how questions and books name the metric
     std::string event = {};  ///< Event::name of the events measured; `code` when empty; all events when both are
     Aggregation aggregation = Aggregation::count;
-    /// The property measured (a path), or "value"; not for count. For a sum, a missing, null, boolean or non-numeric property makes the
-    /// event invisible, as in Lago (postgres_store.rb:508); text that is a number counts as that number.
+    /// The property measured (a path), or "value"; not for count. Where a number is wanted, a missing, null, boolean or non-numeric property
+    /// makes the event invisible, as in Lago (postgres_store.rb:508); text that is a number counts as that number. `rules` may say otherwise.
     std::string property = {};
     Filter filter = {};
+    std::optional<Decimal> multiplier = {};  ///< the result times this
+    std::optional<RoundTo> rounding = {};    ///< of the result, after all else
+    /// What came before the period counts too: a value stands until it is changed. With bins each shows what stands at its end; at most
+    /// limits::carried_bins.
+    bool recurring = false;
+    /// Measured in each bin of this size (and for each value of bucket_group, when given); the result is the sum of these. A bucket belongs to
+    /// the bin in which it begins. Not for recurring metrics.
+    Bin bucket = Bin::none;
+    std::string bucket_group = {};
+    /// Whose rules say what a value counts as where types differ, what an average or weighted sum is rounded to, and how filters compare:
+    /// meter's own as written here when empty, else "lago", "flexprice" (metered usage, as billed), "flexprice_events" (its usage queries),
+    /// "polar" (quantities), "polar_billing", "polar_events" (its lists) or "autumn".
+    std::string rules = {};
 };
 
 // ---------------------------------------------------------------------------------------------
@@ -360,13 +392,20 @@ struct AggregateQuery {
     std::string metric = {};  ///< code of a metric declared with define() or loaded with a book
     std::string customer = {}, subscription = {};
     Period period = {};
-    Bin bin = Bin::none;         ///< empty bins are absent
+    Bin bin = Bin::none;
     std::string time_zone = {};  ///< of the bins: an IANA name ("Europe/Paris"), an offset ("+02:00") or UTC when empty
     std::chrono::weekday week_start = std::chrono::Monday;
     std::optional<Timestamp> billing_anchor = {};  ///< months, quarters and years begin on its day of the month and at its time of day; a 31st is
                                                    ///< the last day of a shorter month
+    bool fill = false;                             ///< also bins without events, with 0, for every group of the answer. They reach from end to end
+                                                   ///< of the period; where that is open, of the bins that have events
     std::vector<std::string> group_by = {};        ///< fields as in Filter
+    /// Only so many groups keep their names, those of the greatest value over the period (equal ones by name); the events of all others are
+    /// measured together, in rows marked `rest`. All keep theirs when 0.
+    std::int64_t top = 0;
     Filter filter = {};
+    /// Of a weighted sum: the billing period of which `period` is the part to look at, so that its share is of the whole. `period` when absent.
+    std::optional<Period> billing_period = {};
 };
 
 struct AggregateRow {
@@ -374,9 +413,10 @@ struct AggregateRow {
     std::vector<std::optional<std::string>> group = {};  ///< as group_by; nothing where the event lacks the property
     Decimal value = {};
     std::int64_t events = 0;  ///< that took part
+    bool rest = false;        ///< of the groups beyond AggregateQuery::top
 };
 
-/// Rows in order of bin, then group (absent first, then by bytes).
+/// Rows in order of bin, then group (absent first, then by bytes; the rest last).
 struct Aggregate {
     std::vector<AggregateRow> rows = {};
 };

@@ -413,3 +413,37 @@ TEST_CASE("Many bins and groups are answered, too many are refused") {
     CHECK(answer.rows.size() == events.size());
     CHECK(std::is_sorted(answer.rows.begin(), answer.rows.end(), [](const AggregateRow& a, const AggregateRow& b) { return a.bin < b.bin; }));
 }
+
+TEST_CASE("Average, least, greatest and latest of a property") {
+    Meter m(options_for());
+    const auto at = [](int minute) { return noon - std::chrono::minutes(minute); };
+    m.record({{.name = "a", .timestamp = at(1), .properties = {{"n", 4}}},
+              {.name = "a", .timestamp = at(2), .properties = {{"n", "-2.5"}}},
+              {.name = "a", .timestamp = at(3), .properties = {{"n", 10}}},
+              {.name = "a", .timestamp = at(0), .properties = {{"n", "much"}}},
+              {.name = "a", .timestamp = at(4)}});
+    const auto with = [](Aggregation aggregation) { return Metric{.code = "a", .aggregation = aggregation, .property = "n"}; };
+    for (int sealed = 0; sealed < 2; ++sealed) {
+        CHECK(total(m, with(Aggregation::average)).substr(0, 6) == "3.8333");
+        CHECK(total(m, with(Aggregation::min)) == "-2.5 of 3");
+        CHECK(total(m, with(Aggregation::max)) == "10 of 3");
+        CHECK(total(m, with(Aggregation::latest)) == "4 of 3");
+        seal_all(m);
+    }
+}
+
+TEST_CASE("A weighted sum is of what stands, by the share of the time it stands") {
+    Meter m(options_for());
+    const Timestamp day = Timestamp::parse("2026-03-01T00:00:00Z");
+    const Metric seats{.code = "seats", .aggregation = Aggregation::weighted_sum, .property = "n"};
+    m.record({{.name = "seats", .timestamp = day - std::chrono::hours(1), .properties = {{"n", 100}}},
+              {.name = "seats", .timestamp = day, .properties = {{"n", 2}}},
+              {.name = "seats", .timestamp = day + std::chrono::hours(12), .properties = {{"n", 10}}},
+              {.name = "seats", .timestamp = day + std::chrono::hours(18), .properties = {{"n", -12}}}});
+    const Period whole{day, day + std::chrono::hours(24)};
+    check_total(m, seats, "4 of 3", {.period = whole});  // 2 for 12 hours, 12 for 6, nothing for 6
+    Metric carried = seats;
+    carried.recurring = true;
+    check_total(m, carried, "104 of 4", {.period = whole});
+    CHECK(error_of([&] { m.aggregate(seats); }).field() == "period");
+}

@@ -20,7 +20,7 @@ public:
         for (const auto& event : chosen(metric, query)) groups[group_of(event, query.group_by)].push_back(event);
         std::vector<Measured> rows;
         for (const auto& [group, members] : groups) {
-            Measured row{group, {}, static_cast<std::int64_t>(members.size()), false};
+            Measured row{{}, group, {}, static_cast<std::int64_t>(members.size()), false, false};
             for (const auto& step : all_steps(metric, members)) {
                 row.value += step;
                 row.falls = row.falls || step.is_negative();
@@ -107,6 +107,7 @@ private:
             if (!query.customer.empty() && event.customer != query.customer) continue;
             if (!holds(metric.filter, event) || !holds(query.filter, event)) continue;
             if (metric.aggregation == Aggregation::sum && !Decimal::parse(text_of(event, metric.property).value_or(""))) continue;
+            if (metric.aggregation == Aggregation::unique_count && !text_of(event, metric.property)) continue;
             list.push_back(event);
         }
         std::stable_sort(list.begin(), list.end(), [](const Event& a, const Event& b) { return *a.timestamp < *b.timestamp; });
@@ -119,9 +120,9 @@ private:
         for (const auto& event : list) {
             if (metric.aggregation == Aggregation::count) steps.emplace_back(1);
             if (metric.aggregation == Aggregation::sum) steps.push_back(Decimal(*text_of(event, metric.property)));
-            if (metric.aggregation != Aggregation::unique_count) continue;
+            if (metric.aggregation != Aggregation::unique_count && metric.aggregation != Aggregation::active_count) continue;
             const auto value = text_of(event, metric.property).value_or("");
-            if (text_of(event, "operation_type").value_or("add") == "add") {
+            if (metric.aggregation == Aggregation::unique_count || text_of(event, "operation_type").value_or("add") == "add") {
                 steps.emplace_back(active.insert(value).second ? 1 : 0);
             } else {
                 steps.emplace_back(active.erase(value) > 0 ? -1 : 0);

@@ -4,6 +4,7 @@
 
 #include "../plain_usage.hpp"
 #include "golden.hpp"
+#include "log.hpp"
 
 #include "autumn.hpp"
 #include "flexprice.hpp"

@@ -386,7 +386,7 @@ inline meter::Aggregate plain_aggregate(const std::vector<ModelEvent>& events, c
         ++slots[key].events;
     }
     meter::Aggregate answer;
-    for (const auto& [key, slot] : slots) answer.rows.push_back({key.first, key.second, slot.sum, slot.events});
+    for (const auto& [key, slot] : slots) answer.rows.push_back({key.first, key.second, slot.sum, slot.events, false});
     return answer;
 }
 
