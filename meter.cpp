@@ -4887,6 +4887,11 @@ private:
     std::vector<Rank> heap_{};
 };
 
+std::int64_t matching_rows(const Batch& batch) {
+    return batch.mask.empty() ? static_cast<std::int64_t>(batch.rows)
+                              : std::count_if(batch.mask.begin(), batch.mask.end(), [](auto m) { return m != 0; });
+}
+
 struct Listing {
     std::vector<Rank> ranks{};
     std::int64_t total = 0;
@@ -4898,9 +4903,10 @@ Listing list_ranks(const Reader& reader, const ListQuery& query, const std::vect
     Listing listing;
     auto question = scan_question(reader, query.names, query.customer, query.subscription, query.period);
     if (!question) return listing;
+    const Condition condition(list_filter(query), *question);
+    const ScanQuestion counted = *question;  // of what can only be counted, columns to sort by need not be read
     ListOrder order(reader, query.sort, *question);
     if (start && start->cells.size() != order.cells()) bad_cursor();
-    const Condition condition(list_filter(query), *question);
     Parts parts;
     for (const std::int64_t row : rows ? *rows : std::vector<std::int64_t>()) read_parts(reader, row - 1, row, {}, parts, question->keys);
     std::vector<Source> found = rows ? part_sources(parts, *question) : sources(reader, *question);
@@ -4911,13 +4917,13 @@ Listing list_ranks(const Reader& reader, const ListQuery& query, const std::vect
     for (const Source& source : found) {
         const bool excluded = top.excludes(source.first_time, source.last_time);
         if (excluded && !query.count) continue;
-        Batch batch = load(reader, source, *question);
+        Batch batch = load(reader, source, excluded ? counted : *question);
         if (batch.rows == 0) continue;
         condition.apply(reader, batch);
+        listing.total += matching_rows(batch);
+        if (excluded) continue;
         for (std::size_t row = 0; row < batch.rows; ++row) {
-            if (!batch.mask.empty() && !batch.mask[row]) continue;
-            ++listing.total;
-            if (!excluded) top.add(order.row(batch, row));
+            if (batch.mask.empty() || batch.mask[row]) top.add(order.row(batch, row));
         }
     }
     listing.ranks = std::move(top).sorted();
@@ -5171,6 +5177,8 @@ Monitoring count_windows(const Reader& reader, const Period& period, const BinOp
     Monitoring answer;
     answer.period = period;
     const BinGrid grid(period, options);
+    if (grid.count() > static_cast<std::int64_t>(limits::aggregate_rows))
+        throw Error(ErrorCode::too_large, "bin", "the period has more than " + std::to_string(limits::aggregate_rows) + " windows");
     if (options.bin != Bin::none) {
         for (std::int64_t i = 0; i < grid.count(); ++i) answer.windows.push_back({grid.start(i), 0});
     }
