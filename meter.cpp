@@ -9294,7 +9294,8 @@ Feature read_feature(const Node& at) {
 struct PlanItem {
     std::string feature;
     Item item;
-    bool flag = false, unlimited = false, per_entity = false;
+    bool flag = false, unlimited = false;
+    std::string entity_feature = {};           // granted to each entity of this kind, when not to the customer
     Decimal quantity;                          // bought of a prepaid one, the included units counted
     std::optional<Decimal> max_purchase = {};  // overage at most
     std::optional<Stride> reset = {}, billed = {};
@@ -9340,7 +9341,7 @@ std::optional<Stride> read_interval(const Node& at) {
 PlanItem read_plan_item(const Node& at, const std::string& currency) {
     PlanItem item{.feature = at.required_text("feature_id"), .item = read_amounts(at, currency), .quantity = {}};
     item.unlimited = at.flag("unlimited");
-    item.per_entity = !at.text("entity_feature_id").empty();
+    item.entity_feature = at.text("entity_feature_id");
     item.quantity = at.decimal("quantity").value_or(item.item.included);
     if (const auto price = at.find("price")) {
         item.billed = price->find("interval") ? read_interval(*price) : stride_of("month");
@@ -9442,13 +9443,14 @@ Controls read_controls(const Node& holder) {
 // A customer, or one of its entities.
 struct Holder {
     std::string id;
+    std::string feature = {};                       // the kind of an entity; empty: not told
     std::optional<Subscription> subscription = {};  // to the book's plan
     Controls controls = {};
     std::vector<Holder> entities = {};
 };
 
 Holder read_holder(const Node& at, const std::string& plan) {
-    Holder holder{at.required_text("id")};
+    Holder holder{at.required_text("id"), at.text("feature_id")};
     for (const auto* list : {"subscriptions", "purchases"}) {
         for (const auto& each : at.list(list)) {
             if (each.text("plan_id") == plan && each.text("status") != "scheduled") holder.subscription = read_subscription(each);
@@ -9573,12 +9575,14 @@ void set_floors(Account& account) {
     }
 }
 
-// An entity's balances of the items that are granted to each entity.
+// An entity's balances of the items that are granted to each entity of its kind; of all kinds when it is not told.
 void open_entity(Account& account, const std::string& entity) {
+    const Holder* part = account.holder ? find_holder(account.holder->entities, entity) : nullptr;
     for (const auto& item : account.plan.items) {
+        if (part && !part->feature.empty() && part->feature != item.entity_feature) continue;
         const auto same = [&](const Holding& holding) { return holding.item == &item && holding.entity == entity; };
         const bool known = std::any_of(account.holdings.begin(), account.holdings.end(), same);
-        if (account.own && item.per_entity && !known) add_holding(account, item, entity, *account.own);
+        if (account.own && !item.entity_feature.empty() && !known) add_holding(account, item, entity, *account.own);
     }
     set_floors(account);
 }
@@ -9591,7 +9595,7 @@ Account open_account(const Plan& plan, const std::string& customer, const std::s
     if (!plan.customers) account.own = &anyone;
     if (account.holder && account.holder->subscription && account.holder->subscription->active(now)) account.own = &*account.holder->subscription;
     for (const auto& item : plan.items) {
-        if (account.own && !item.per_entity) add_holding(account, item, {}, *account.own);
+        if (account.own && item.entity_feature.empty()) add_holding(account, item, {}, *account.own);
     }
     if (!entity.empty()) open_entity(account, entity);
     if (account.holder) {
@@ -9725,7 +9729,7 @@ bool concerns(const Course& course, const Holding& holding) { return course.feat
 std::vector<Holding> followed(const Account& account, const Course& course) {
     auto list = account.holdings;
     for (const auto& item : account.plan.items) {
-        if (account.own && item.per_entity) list.push_back({&item, {}, *account.own, {}});
+        if (account.own && !item.entity_feature.empty()) list.push_back({&item, {}, *account.own, {}});
     }
     std::erase_if(list, [&](const Holding& holding) { return !concerns(course, holding); });
     return list;
@@ -9734,8 +9738,9 @@ std::vector<Holding> followed(const Account& account, const Course& course) {
 // All that was used in a stretch of time without resets.
 void spend(Account& account, const Course& course, const Period& period, UsageSource& source) {
     auto query = customer_query(account.customer, course.alone ? account.entity : "", period);
-    const bool entities = std::any_of(account.plan.items.begin(), account.plan.items.end(), [](const auto& item) { return item.per_entity; }) ||
-                          std::any_of(account.holdings.begin(), account.holdings.end(), [](const auto& holding) { return !holding.entity.empty(); });
+    const bool entities =
+        std::any_of(account.plan.items.begin(), account.plan.items.end(), [](const auto& item) { return !item.entity_feature.empty(); }) ||
+        std::any_of(account.holdings.begin(), account.holdings.end(), [](const auto& holding) { return !holding.entity.empty(); });
     if (entities && !course.alone) query.group_by = {"subscription"};
     const auto uses = uses_of(account.plan, course.features, query, source);
     for (const auto& used : uses) {
@@ -9777,15 +9782,13 @@ void refill(Account& account, const Course& course, Timestamp at) {
     }
 }
 
-// The month of the first use; the beginning of time when there is none.
+// The month of the first use; now when there is none.
 Timestamp first_use(const Account& account, const Course& course, UsageSource& source) {
     auto query = customer_query(account.customer, course.alone ? account.entity : "", {});
     query.bin = Bin::month;
-    std::optional<Timestamp> first;
-    for (const auto& used : uses_of(account.plan, course.features, query, source)) {
-        if (used.row.bin) first = std::min(first.value_or(*used.row.bin), *used.row.bin);
-    }
-    return first.value_or(Timestamp::min());
+    Timestamp first = course.now;
+    for (const auto& used : uses_of(account.plan, course.features, query, source)) first = std::min(first, used.row.bin.value());
+    return first;
 }
 
 // Brings the balances up to now: what was used from reset to reset.
@@ -9875,13 +9878,14 @@ std::set<std::string> all_features(const Plan& plan) {
 }
 
 // Of the period asked for, in which nothing is reset; else of every item's billing cycle around now, as far as it has come.
-Fees Plan::usage(const UsageQuery& asked, Timestamp now, UsageSource& source) const {
+Fees Plan::usage(const UsageQuery& asked, Timestamp now, UsageSource& usage_source) const {
     auto account = open_account(*this, asked.customer, asked.subscription, now);
     const bool alone = !asked.subscription.empty();
+    if (alone) std::erase_if(account.holdings, [&](const Holding& holding) { return !visible(holding, asked.subscription); });
     if (asked.period) {
-        spend(account, {all_features(*this), now, alone}, *asked.period, source);
+        spend(account, {all_features(*this), now, alone}, *asked.period, usage_source);
     } else {
-        follow_all(account, now, alone, source);
+        follow_all(account, now, alone, usage_source);
     }
     std::vector<Fee> list;
     for (const auto& item : items) {
@@ -9895,14 +9899,14 @@ Fees Plan::usage(const UsageQuery& asked, Timestamp now, UsageSource& source) co
 }
 
 // What the event adds to the bill of the cycle under way.
-Fees Plan::estimate_fees(const Event& event, Timestamp now, UsageSource& source) const {
+Fees Plan::estimate_fees(const Event& event, Timestamp now, UsageSource& usage_source) const {
     auto before = open_account(*this, event.customer, event.subscription, now);
     std::set<std::string> used;
     for (const auto& feature : features) {
         if (std::find(feature.names.begin(), feature.names.end(), event.name) != feature.names.end()) used.merge(related(*this, feature.id));
     }
     if (used.empty()) throw Error(ErrorCode::not_found, "name", "no feature is used by events named " + event.name);
-    follow(before, {used, now}, source);
+    follow(before, {used, now}, usage_source);
     auto after = before;
     use_event(after, event.name, event.subscription, event.value.value_or(Decimal(1)));
     std::vector<Fee> list;
@@ -10018,20 +10022,20 @@ std::string answering(const Account& account, const Event& event, const Decimal&
 
 std::optional<Decimal> lesser(const std::optional<Decimal>& a, const std::optional<Decimal>& b) { return a && b ? std::min(*a, *b) : a ? a : b; }
 
-Check Plan::check(const Event& event, Timestamp now, UsageSource& source) const {
+Check Plan::check(const Event& event, Timestamp now, UsageSource& usage_source) const {
     if (!knows_feature(event.name)) throw Error(ErrorCode::not_found, "name", "feature_not_found");
     const auto units = event.value.value_or(Decimal(1));
     auto account = open_account(*this, event.customer, event.subscription, now);
-    follow(account, {related(*this, event.name), now}, source);
-    const auto feature = answering(account, event, units, now, source);
+    follow(account, {related(*this, event.name), now}, usage_source);
+    const auto feature = answering(account, event, units, now, usage_source);
     auto position = position_of(account, feature, event.subscription, now);
     auto& standing = position.standing;
-    standing.headroom = headroom(account, feature, event, now, source);
+    standing.headroom = headroom(account, feature, event, now, usage_source);
     Check check{.feature = feature, .required = units};
     if (feature != event.name) {
         const auto& system = this->feature(feature).system;
         check.required = credits(system, event.name, units);
-        const auto members = headroom(account, event.name, event, now, source);
+        const auto members = headroom(account, event.name, event, now, usage_source);
         if (members) standing.headroom = lesser(standing.headroom, credits(system, event.name, *members));
     }
     check.allowed = position.flag || (position.held && allowed(standing, check.required));

@@ -965,6 +965,11 @@ TEST_CASE("Entities have balances of their own where the plan or they say so", "
     CHECK(seats.ask(1, "chat").granted == 20);
     CHECK(seats.ask(1, "image", "ann").balance == 15);  // shared
 
+    const json team{{"id", "acme"},
+                    {"subscriptions", list_of(subscribed("2026-01-01"))},
+                    {"entities", {{{"id", "ann"}, {"feature_id", "seats"}}, {{"id", "door"}, {"feature_id", "devices"}}, {{"id", "bob"}}}}};
+    CHECK(Checked(plan_of({seat_item}, {}, {{"customers", list_of(team)}})).ask(1).granted == 20);  // a device is no seat
+
     const json pro = subscribed("2026-01-01");
     const json ann{
         {"id", "ann"}, {"subscriptions", list_of(pro)}, {"billing_controls", {{"overage_allowed", {{{"feature_id", "chat"}, {"enabled", true}}}}}}};
@@ -1246,7 +1251,15 @@ TEST_CASE("a disturbed catalogue is priced or refused, and nothing else", "[book
                  {"billing_units", 2},
                  {"billing_method", "usage_based"},
                  {"max_purchase", 4}}}}}}}},
-          {"features", {{{"id", "calls"}, {"credit_schema", {{{"metered_feature_id", "other"}, {"credit_cost", 2}}}}}}}}}};
+          {"features", {{{"id", "calls"}, {"credit_schema", {{{"metered_feature_id", "other"}, {"credit_cost", 2}}}}}}},
+          {"customers",
+           {{{"id", "acme"},
+             {"subscriptions", {{{"plan_id", "p"}, {"started_at", 1767225600000}, {"quantity", 2}}}},
+             {"billing_controls",
+              {{"usage_limits", {{{"feature_id", "calls"}, {"limit", 5}, {"interval", "week"}, {"filter", {{"properties", {{"region", "eu"}}}}}}}},
+               {"spend_limits", {{{"feature_id", "calls"}, {"enabled", true}, {"overage_limit", 90}, {"limit_type", "usage_percentage"}}}},
+               {"overage_allowed", {{{"feature_id", "calls"}, {"enabled", true}}}}}},
+             {"entities", {{{"id", "sub_1"}, {"feature_id", "seats"}}}}}}}}}};
     const std::uint64_t seed = std::random_device{}();
     CAPTURE(seed);
     std::mt19937_64 random(seed);
@@ -1267,6 +1280,7 @@ TEST_CASE("a disturbed catalogue is priced or refused, and nothing else", "[book
             for (const auto& fee : fees.fees) cents += fee.amount_cents;
             REQUIRE(cents == fees.amount_cents);
             book.impl().estimate_fees(known, march_10, usage);
+            if (vendor == "autumn") book.impl().check(known, march_10, usage);
             ++accepted;
         } catch (const Error&) {
             REQUIRE(i >= 4);  // undisturbed, they are all priced
