@@ -5870,7 +5870,10 @@ std::vector<Step> ordered_steps(const Reader& reader, const Question& asked) {
     MetricScan scan(reader, asked);
     Slots slots({}, {}, Blank::apart, nullptr, scan.question);
     StepAccumulator accumulator(asked.metric, asked.rules, scan.question);
-    scan.each([&](const Batch& batch) { accumulator.add(reader, batch, slots.place(reader, batch), slots.size()); });
+    scan.each([&](const Batch& batch) {
+        const auto& places = slots.place(reader, batch);
+        accumulator.add(reader, batch, places, slots.size());
+    });
     accumulator.finish();
     return accumulator.steps();
 }
