@@ -6287,7 +6287,10 @@ std::vector<Step> ordered_steps(const Reader& reader, const Question& asked) {
     MetricScan scan(reader, asked);
     Slots slots({}, {}, Blank::apart, nullptr, scan.question);
     StepAccumulator accumulator(asked.metric, asked.rules, scan.question);
-    scan.each([&](const Batch& batch) { accumulator.add(reader, batch, slots.place(reader, batch), slots.size()); });
+    scan.each([&](const Batch& batch) {
+        const auto& places = slots.place(reader, batch);
+        accumulator.add(reader, batch, places, slots.size());
+    });
     accumulator.finish();
     return accumulator.steps();
 }
@@ -6613,7 +6616,7 @@ struct Ranges {
 
 // Without a billing cycle its ranges are the last day (aggregate.ts:90). The total of a range of days begins earlier than its list, with
 // the day when bins are days and else with the hour (getCountAndSum.ts:79).
-[[maybe_unused]] Ranges named_ranges(std::string_view name, Bin bin, Timestamp now, const std::optional<BillingCycle>& cycle) {
+Ranges named_ranges(std::string_view name, Bin bin, Timestamp now, const std::optional<BillingCycle>& cycle) {
     const bool days = name.ends_with('h') || name.ends_with('d');
     const Period period = named_period(days || cycle ? name : "24h", cut(now, micros_per_second), cycle);
     const Range list{period.from, period.to};
@@ -6622,13 +6625,13 @@ struct Ranges {
 }
 
 // Milliseconds are cut off at both ends (aggregate.ts:101).
-[[maybe_unused]] Ranges custom_ranges(Timestamp from, Timestamp to) {
+Ranges custom_ranges(Timestamp from, Timestamp to) {
     const Range range{cut(from, micros_per_second), cut(to, micros_per_second)};
     return {range, range};
 }
 
 // The bins of a list. The range's last moment belongs to it, so an end at midnight adds a day (aggregate.ts:142).
-[[maybe_unused]] BinGrid list_bins(const Range& range, Bin bin, std::string time_zone) {
+BinGrid list_bins(const Range& range, Bin bin, std::string time_zone) {
     return BinGrid({range.from, range.to + std::chrono::seconds(1)}, {.bin = bin, .time_zone = std::move(time_zone)});
 }
 
@@ -9281,7 +9284,7 @@ struct Item {
 
 // The limits of tiers are in total units to users and beyond the included ones inside (7.2); "inf" stays.
 Decimal internal_limit(const Decimal& limit, const Decimal& included) { return limit > 0 ? limit - included : limit; }
-[[maybe_unused]] Decimal user_limit(const Decimal& limit, const Decimal& included) { return limit > 0 ? limit + included : limit; }
+Decimal user_limit(const Decimal& limit, const Decimal& included) { return limit > 0 ? limit + included : limit; }
 
 std::optional<Decimal> read_limit(const Node& at) {
     const auto found = at.find("to");
@@ -9319,6 +9322,14 @@ Item read_item(const Node& at, bool limits_include_included, const std::string& 
     }
     if (const auto amount = amounts.decimal("amount"); amount && item.tiers.empty()) add_tier(item, {}, *amount, {});
     return item;
+}
+
+// Limits as users write them.
+void show_limits(std::vector<FeeLine>& lines, const Decimal& included) {
+    for (auto& line : lines) {
+        if (line.from) line.from = user_limit(*line.from, included);
+        if (line.to) line.to = user_limit(*line.to, included);
+    }
 }
 
 // To 10 decimals, and with the quantity's sign: a negative quantity gives back what the positive one costs.
@@ -9363,7 +9374,9 @@ Priced price_quantity(const Item& item, const Decimal& included, const Decimal& 
     if (item.tiers.empty()) throw Error(ErrorCode::bad_value, "usage_tiers", "usage_tiers_required");
     const bool negative = quantity.is_negative() && allow_negative;
     const auto units = whole_units(negative ? quantity.abs() : at_least_zero(quantity), item.billing_units);
-    return finished(item.volume ? price_volume(item, included, units) : price_graduated(item, units), negative);
+    auto priced = item.volume ? price_volume(item, included, units) : price_graduated(item, units);
+    show_limits(priced.lines, item.included);
+    return finished(std::move(priced), negative);
 }
 
 // --- prepaid and usage-based items (7.6) ---
@@ -9910,7 +9923,8 @@ Feature read_feature(const Node& at) {
 struct PlanItem {
     std::string feature;
     Item item;
-    bool flag = false, unlimited = false, per_entity = false;
+    bool flag = false, unlimited = false;
+    std::string entity_feature = {};           // granted to each entity of this kind, when not to the customer
     Decimal quantity;                          // bought of a prepaid one, the included units counted
     std::optional<Decimal> max_purchase = {};  // overage at most
     std::optional<Stride> reset = {}, billed = {};
@@ -9956,7 +9970,7 @@ std::optional<Stride> read_interval(const Node& at) {
 PlanItem read_plan_item(const Node& at, const std::string& currency) {
     PlanItem item{.feature = at.required_text("feature_id"), .item = read_amounts(at, currency), .quantity = {}};
     item.unlimited = at.flag("unlimited");
-    item.per_entity = !at.text("entity_feature_id").empty();
+    item.entity_feature = at.text("entity_feature_id");
     item.quantity = at.decimal("quantity").value_or(item.item.included);
     if (const auto price = at.find("price")) {
         item.billed = price->find("interval") ? read_interval(*price) : stride_of("month");
@@ -10058,13 +10072,14 @@ Controls read_controls(const Node& holder) {
 // A customer, or one of its entities.
 struct Holder {
     std::string id;
+    std::string feature = {};                       // the kind of an entity; empty: not told
     std::optional<Subscription> subscription = {};  // to the book's plan
     Controls controls = {};
     std::vector<Holder> entities = {};
 };
 
 Holder read_holder(const Node& at, const std::string& plan) {
-    Holder holder{at.required_text("id")};
+    Holder holder{at.required_text("id"), at.text("feature_id")};
     for (const auto* list : {"subscriptions", "purchases"}) {
         for (const auto& each : at.list(list)) {
             if (each.text("plan_id") == plan && each.text("status") != "scheduled") holder.subscription = read_subscription(each);
@@ -10189,12 +10204,14 @@ void set_floors(Account& account) {
     }
 }
 
-// An entity's balances of the items that are granted to each entity.
+// An entity's balances of the items that are granted to each entity of its kind; of all kinds when it is not told.
 void open_entity(Account& account, const std::string& entity) {
+    const Holder* part = account.holder ? find_holder(account.holder->entities, entity) : nullptr;
     for (const auto& item : account.plan.items) {
+        if (part && !part->feature.empty() && part->feature != item.entity_feature) continue;
         const auto same = [&](const Holding& holding) { return holding.item == &item && holding.entity == entity; };
         const bool known = std::any_of(account.holdings.begin(), account.holdings.end(), same);
-        if (account.own && item.per_entity && !known) add_holding(account, item, entity, *account.own);
+        if (account.own && !item.entity_feature.empty() && !known) add_holding(account, item, entity, *account.own);
     }
     set_floors(account);
 }
@@ -10207,7 +10224,7 @@ Account open_account(const Plan& plan, const std::string& customer, const std::s
     if (!plan.customers) account.own = &anyone;
     if (account.holder && account.holder->subscription && account.holder->subscription->active(now)) account.own = &*account.holder->subscription;
     for (const auto& item : plan.items) {
-        if (account.own && !item.per_entity) add_holding(account, item, {}, *account.own);
+        if (account.own && item.entity_feature.empty()) add_holding(account, item, {}, *account.own);
     }
     if (!entity.empty()) open_entity(account, entity);
     if (account.holder) {
@@ -10341,7 +10358,7 @@ bool concerns(const Course& course, const Holding& holding) { return course.feat
 std::vector<Holding> followed(const Account& account, const Course& course) {
     auto list = account.holdings;
     for (const auto& item : account.plan.items) {
-        if (account.own && item.per_entity) list.push_back({&item, {}, *account.own, {}});
+        if (account.own && !item.entity_feature.empty()) list.push_back({&item, {}, *account.own, {}});
     }
     std::erase_if(list, [&](const Holding& holding) { return !concerns(course, holding); });
     return list;
@@ -10350,8 +10367,9 @@ std::vector<Holding> followed(const Account& account, const Course& course) {
 // All that was used in a stretch of time without resets.
 void spend(Account& account, const Course& course, const Period& period, UsageSource& source) {
     auto query = customer_query(account.customer, course.alone ? account.entity : "", period);
-    const bool entities = std::any_of(account.plan.items.begin(), account.plan.items.end(), [](const auto& item) { return item.per_entity; }) ||
-                          std::any_of(account.holdings.begin(), account.holdings.end(), [](const auto& holding) { return !holding.entity.empty(); });
+    const bool entities =
+        std::any_of(account.plan.items.begin(), account.plan.items.end(), [](const auto& item) { return !item.entity_feature.empty(); }) ||
+        std::any_of(account.holdings.begin(), account.holdings.end(), [](const auto& holding) { return !holding.entity.empty(); });
     if (entities && !course.alone) query.group_by = {"subscription"};
     const auto uses = uses_of(account.plan, course.features, query, source);
     for (const auto& used : uses) {
@@ -10393,15 +10411,13 @@ void refill(Account& account, const Course& course, Timestamp at) {
     }
 }
 
-// The month of the first use; the beginning of time when there is none.
+// The month of the first use; now when there is none.
 Timestamp first_use(const Account& account, const Course& course, UsageSource& source) {
     auto query = customer_query(account.customer, course.alone ? account.entity : "", {});
     query.bin = Bin::month;
-    std::optional<Timestamp> first;
-    for (const auto& used : uses_of(account.plan, course.features, query, source)) {
-        if (used.row.bin) first = std::min(first.value_or(*used.row.bin), *used.row.bin);
-    }
-    return first.value_or(Timestamp::min());
+    Timestamp first = course.now;
+    for (const auto& used : uses_of(account.plan, course.features, query, source)) first = std::min(first, used.row.bin.value());
+    return first;
 }
 
 // Brings the balances up to now: what was used from reset to reset.
@@ -10491,13 +10507,14 @@ std::set<std::string> all_features(const Plan& plan) {
 }
 
 // Of the period asked for, in which nothing is reset; else of every item's billing cycle around now, as far as it has come.
-Fees Plan::usage(const UsageQuery& asked, Timestamp now, UsageSource& source) const {
+Fees Plan::usage(const UsageQuery& asked, Timestamp now, UsageSource& usage_source) const {
     auto account = open_account(*this, asked.customer, asked.subscription, now);
     const bool alone = !asked.subscription.empty();
+    if (alone) std::erase_if(account.holdings, [&](const Holding& holding) { return !visible(holding, asked.subscription); });
     if (asked.period) {
-        spend(account, {all_features(*this), now, alone}, *asked.period, source);
+        spend(account, {all_features(*this), now, alone}, *asked.period, usage_source);
     } else {
-        follow_all(account, now, alone, source);
+        follow_all(account, now, alone, usage_source);
     }
     std::vector<Fee> list;
     for (const auto& item : items) {
@@ -10511,14 +10528,14 @@ Fees Plan::usage(const UsageQuery& asked, Timestamp now, UsageSource& source) co
 }
 
 // What the event adds to the bill of the cycle under way.
-Fees Plan::estimate_fees(const Event& event, Timestamp now, UsageSource& source) const {
+Fees Plan::estimate_fees(const Event& event, Timestamp now, UsageSource& usage_source) const {
     auto before = open_account(*this, event.customer, event.subscription, now);
     std::set<std::string> used;
     for (const auto& feature : features) {
         if (std::find(feature.names.begin(), feature.names.end(), event.name) != feature.names.end()) used.merge(related(*this, feature.id));
     }
     if (used.empty()) throw Error(ErrorCode::not_found, "name", "no feature is used by events named " + event.name);
-    follow(before, {used, now}, source);
+    follow(before, {used, now}, usage_source);
     auto after = before;
     use_event(after, event.name, event.subscription, event.value.value_or(Decimal(1)));
     std::vector<Fee> list;
@@ -10634,20 +10651,20 @@ std::string answering(const Account& account, const Event& event, const Decimal&
 
 std::optional<Decimal> lesser(const std::optional<Decimal>& a, const std::optional<Decimal>& b) { return a && b ? std::min(*a, *b) : a ? a : b; }
 
-Check Plan::check(const Event& event, Timestamp now, UsageSource& source) const {
+Check Plan::check(const Event& event, Timestamp now, UsageSource& usage_source) const {
     if (!knows_feature(event.name)) throw Error(ErrorCode::not_found, "name", "feature_not_found");
     const auto units = event.value.value_or(Decimal(1));
     auto account = open_account(*this, event.customer, event.subscription, now);
-    follow(account, {related(*this, event.name), now}, source);
-    const auto feature = answering(account, event, units, now, source);
+    follow(account, {related(*this, event.name), now}, usage_source);
+    const auto feature = answering(account, event, units, now, usage_source);
     auto position = position_of(account, feature, event.subscription, now);
     auto& standing = position.standing;
-    standing.headroom = headroom(account, feature, event, now, source);
+    standing.headroom = headroom(account, feature, event, now, usage_source);
     Check check{.feature = feature, .required = units};
     if (feature != event.name) {
         const auto& system = this->feature(feature).system;
         check.required = credits(system, event.name, units);
-        const auto members = headroom(account, event.name, event, now, source);
+        const auto members = headroom(account, event.name, event, now, usage_source);
         if (members) standing.headroom = lesser(standing.headroom, credits(system, event.name, *members));
     }
     check.allowed = position.flag || (position.held && allowed(standing, check.required));
@@ -10727,33 +10744,6 @@ constexpr Coercion exact_text{.missing = {no_such, {Meeting::empty, Meeting::emp
                               .text = {as_written, as_written},
                               .structure = {no_such, as_written}};
 
-struct AnalyticsQuestion {
-    std::string customer{}, entity{};
-    std::vector<std::string> features{};  // names of events
-    std::string group_by{};               // a field; empty: no groups
-    Filter filter{};
-    Bin bin = Bin::day;
-    Ranges ranges{};
-    Timestamp now{};             // bins after it are left out
-    std::size_t max_groups = 9;  // in each bin, for each feature
-};
-
-struct AnalyticsBin {
-    Timestamp start{};
-    std::map<std::string, Decimal> values{};                          // by feature
-    std::map<std::string, std::map<std::string, Decimal>> grouped{};  // by feature, then group
-};
-
-struct AnalyticsTotal {
-    std::int64_t count = 0;
-    Decimal sum{};
-};
-
-struct Analytics {
-    std::vector<AnalyticsBin> list;
-    std::map<std::string, AnalyticsTotal> totals;  // of the features that have events
-};
-
 constexpr std::string_view other_groups = "AUTUMN_RESERVED";
 
 // The hours whose beginning belongs to the range: an event counts with its hour (aggregate_simple.pipe:30).
@@ -10762,106 +10752,145 @@ Period whole_hours(const Range& range) {
     return {from == range.from ? from : from + std::chrono::hours(1), cut(range.to, micros_per_hour) + std::chrono::hours(1)};
 }
 
-std::vector<Measured> measured(const AnalyticsQuestion& question, const std::string& feature, AggregateQuery query, UsageSource& source) {
-    if (query.period.from >= query.period.to) return {};
-    query.customer = question.customer;
-    query.subscription = question.entity;
-    query.filter = question.filter;
-    return source.measure(feature_metric(feature), query);
+// What the vendor's question cannot say (eventsAggregateParams.ts:5).
+void check_analytics(const AnalyticsQuery& asked) {
+    if (asked.metrics.empty()) refuse("metrics", "are required");
+    if (asked.period && !asked.range.empty()) refuse("range", "stands beside a period");
+    if (asked.bin != Bin::none && asked.bin != Bin::hour && asked.bin != Bin::day && asked.bin != Bin::week && asked.bin != Bin::month)
+        refuse("bin", "must be an hour, day, week or month");
+    if (asked.group_by.size() > 1) refuse("group_by", "must be one field");
+    if (asked.top < 0 || asked.top > 250) refuse("top", "must be from 1 to 250, or 0 for 9");
+    if (!asked.time_zone.empty() && asked.time_zone != "UTC") refuse("time_zone", "must be UTC");
+    if (asked.week_start && *asked.week_start != std::chrono::Monday) refuse("week_start", "must be a Monday");
+    if (asked.billing_anchor) refuse("billing_anchor", "is not known to these rules");
 }
 
-// Totals take every event, grouped or not; with a filter they go by the moment, not the hour (getCountAndSum.ts:166).
-std::map<std::string, AnalyticsTotal> totals(const AnalyticsQuestion& question, UsageSource& source) {
-    const Range& range = question.ranges.total;
-    AggregateQuery query;
-    query.period = question.filter.empty() ? whole_hours(range) : Period{range.from, range.to + std::chrono::microseconds(1)};
-    std::map<std::string, AnalyticsTotal> found;
-    for (const auto& feature : question.features) {
-        for (const auto& row : measured(question, feature, query, source)) {
-            if (row.events > 0) found[feature] = {row.events, row.value.round(10, Rounding::half_up)};
-        }
-    }
-    return found;
+// The period's end, which does not belong to it, is the vendor's one moment later.
+Ranges ranges_of(const AnalyticsQuery& asked, Bin bin, Timestamp now) {
+    if (!asked.period) return named_ranges(asked.range.empty() ? "1bc" : asked.range, bin, now, asked.billing_cycle);
+    check_period(*asked.period);
+    return custom_ranges(asked.period->from, asked.period->to - std::chrono::microseconds(1));
 }
+
+// Bins that begin after now are left out, which no event can be in.
+std::vector<Timestamp> bins_until(Timestamp now, const Range& range, Bin bin, std::size_t metrics) {
+    const BinGrid grid = list_bins(range, bin, {});
+    if (grid.count() > static_cast<std::int64_t>(limits::aggregate_rows / metrics))
+        throw Error(ErrorCode::too_large, "bin", "the answer has more than " + std::to_string(limits::aggregate_rows) + " points");
+    std::vector<Timestamp> starts;
+    for (std::int64_t i = 0; i < grid.count() && grid.start(i) <= now; ++i) starts.push_back(grid.start(i));
+    return starts;
+}
+
+struct Cell {
+    Decimal usage;
+    std::int64_t events = 0;
+    void add(const Decimal& value, std::int64_t count) { usage += value, events += count; }
+};
+
+// Of one bin, by group: the rest last, and one without a name where nothing is grouped.
+using GroupKey = std::pair<bool, std::string>;
+using Cells = std::map<GroupKey, Cell>;
 
 // The greatest groups of a bin keep their names, the rest goes together (aggregate_groupable.pipe:238).
-std::map<std::string, Decimal> top_groups(const std::map<std::string, Decimal>& groups, std::size_t most) {
-    std::vector<std::pair<std::string, Decimal>> order(groups.begin(), groups.end());
-    std::stable_sort(order.begin(), order.end(), [](const auto& a, const auto& b) { return a.second > b.second; });
-    std::map<std::string, Decimal> top;
-    for (std::size_t i = 0; i < order.size(); ++i) top[i < most ? order[i].first : std::string(other_groups)] += order[i].second;
+Cells top_cells(const Cells& cells, std::size_t most) {
+    std::vector<std::pair<GroupKey, Cell>> order(cells.begin(), cells.end());
+    std::stable_sort(order.begin(), order.end(), [](const auto& a, const auto& b) { return a.second.usage > b.second.usage; });
+    Cells top;
+    for (std::size_t i = 0; i < order.size(); ++i)
+        top[i < most ? order[i].first : GroupKey(true, "")].add(order[i].second.usage, order[i].second.events);
     return top;
 }
 
-// What the groups of a feature come to.
-std::map<std::string, Decimal> sums_of_groups(const std::map<std::string, std::map<std::string, Decimal>>& grouped) {
-    std::map<std::string, Decimal> sums;
-    for (const auto& [feature, groups] : grouped) {
-        for (const auto& [group, value] : groups) sums[feature] += value;
-    }
-    return sums;
-}
-
-// Every bin lists all groups of all bins; without any group there are no bins.
-void fill_groups(std::vector<AnalyticsBin>& list, const std::vector<std::string>& features) {
-    std::set<std::string> names;
-    for (const auto& bin : list) {
-        for (const auto& [feature, groups] : bin.grouped) {
-            for (const auto& [group, value] : groups) names.insert(group);
-        }
-    }
-    if (names.empty()) list.clear();
-    if (list.size() * features.size() * names.size() > limits::aggregate_rows) throw Error(ErrorCode::too_large, "group_by", "has too many groups");
-    for (auto& bin : list) {
-        for (const auto& feature : features) {
-            for (const auto& name : names) bin.grouped[feature].try_emplace(name);
-        }
-        bin.values = sums_of_groups(bin.grouped);
-    }
-}
-
-// The bins of the list, without values.
-std::vector<AnalyticsBin> empty_bins(const AnalyticsQuestion& question) {
-    const BinGrid grid = list_bins(question.ranges.list, question.bin, {});
-    if (grid.count() > static_cast<std::int64_t>(limits::aggregate_rows / question.features.size()))
-        throw Error(ErrorCode::too_large, "bin", "the period has more than " + std::to_string(limits::aggregate_rows) + " bins and features");
-    std::vector<AnalyticsBin> list;
-    for (std::int64_t i = 0; i < grid.count() && grid.start(i) <= question.now; ++i) {
-        list.push_back({grid.start(i)});
-        for (const auto& feature : question.features) list.back().values[feature] = {};
-    }
-    return list;
-}
-
-// Puts what was measured into the bins.
-void add_rows(std::vector<AnalyticsBin>& list, const std::string& feature, std::span<const Measured> rows) {
+// What the metric comes to in every bin. Events without a group, or of one without a name, are in none.
+std::vector<Cells> cells_of(const std::vector<Measured>& rows, const std::vector<Timestamp>& bins) {
+    std::vector<Cells> cells(bins.size());
     for (const auto& row : rows) {
-        const auto bin =
-            std::lower_bound(list.begin(), list.end(), *row.bin, [](const AnalyticsBin& each, Timestamp start) { return each.start < start; });
-        if (bin == list.end() || bin->start != *row.bin) continue;
-        if (row.group.empty()) {
-            bin->values[feature] += row.value;
-        } else if (!row.group[0].value_or("").empty()) {
-            bin->grouped[feature][*row.group[0]] += row.value;
-        }
+        const auto bin = std::lower_bound(bins.begin(), bins.end(), *row.bin);
+        if (bin == bins.end() || *bin != *row.bin) continue;
+        const auto name = row.group.empty() ? "" : row.group[0].value_or("");
+        if (row.group.empty() || !name.empty()) cells[static_cast<std::size_t>(bin - bins.begin())][{false, name}].add(row.value, row.events);
     }
+    return cells;
 }
 
-// One question to the source for each feature, and one for its total.
-[[maybe_unused]] Analytics analytics(const AnalyticsQuestion& question, UsageSource& source) {
-    Analytics answer{empty_bins(question), totals(question, source)};
+Decimal shown(const Decimal& value) { return value.round(10, Rounding::half_up); }
+
+AnalyticsItem item_of(const std::string& metric, const GroupKey& key, bool grouped, const std::vector<Cells>& cells,
+                      const std::vector<Timestamp>& bins) {
+    AnalyticsItem item{.metric = metric, .rest = key.first};
+    if (grouped) item.group = {key.first ? std::nullopt : std::optional(key.second)};
+    if (key.first) item.vendor = {{"group", other_groups}};
+    Decimal usage;
+    for (std::size_t i = 0; i < bins.size(); ++i) {
+        const auto found = cells[i].find(key);
+        const Cell cell = found == cells[i].end() ? Cell() : found->second;
+        item.points.push_back({.start = bins[i], .usage = shown(cell.usage), .events = cell.events});
+        usage += cell.usage;
+        item.events += cell.events;
+    }
+    item.usage = shown(usage);
+    return item;
+}
+
+// Every item has a point for every bin, and every metric an item for every group of any of them; without groups there is no item.
+std::vector<AnalyticsItem> items_of(const std::vector<std::string>& metrics, const std::vector<std::vector<Cells>>& cells,
+                                    const std::vector<Timestamp>& bins, bool grouped) {
+    std::set<GroupKey> keys;
+    if (!grouped) keys.emplace(false, "");
+    for (const auto& of_metric : cells) {
+        for (const auto& of_bin : of_metric) {
+            for (const auto& [key, cell] : of_bin) keys.insert(key);
+        }
+    }
+    if (metrics.size() * bins.size() * keys.size() > limits::aggregate_rows)
+        throw Error(ErrorCode::too_large, "group_by", "the answer has more than " + std::to_string(limits::aggregate_rows) + " points");
+    std::vector<AnalyticsItem> items;
+    for (std::size_t i = 0; i < metrics.size(); ++i) {
+        for (const auto& key : keys) items.push_back(item_of(metrics[i], key, grouped, cells[i], bins));
+    }
+    return items;
+}
+
+// Of the metrics that have events, grouped or not. With a filter they go by the moment, not the hour, and their period may begin before the
+// list's (getCountAndSum.ts:79 and 166).
+std::vector<AnalyticsTotal> totals_of(std::span<const Metric> metrics, AggregateQuery query, const Range& range, UsageSource& source) {
+    query.period = query.filter.empty() ? whole_hours(range) : Period{range.from, range.to + std::chrono::microseconds(1)};
+    std::vector<AnalyticsTotal> totals;
+    if (query.period.from >= query.period.to) return totals;
+    for (const auto& metric : metrics) {
+        const auto row = source.measure(metric, query).at(0);
+        if (row.events > 0) totals.push_back({metric.code, shown(row.value), row.events});
+    }
+    return totals;
+}
+
+// events.aggregate: one question to the source for each metric's bins, and one for its total. `metrics` are those asked for.
+[[maybe_unused]] Analytics analytics(const AnalyticsQuery& asked, std::span<const Metric> metrics, Timestamp now, UsageSource& source) {
+    check_analytics(asked);
+    const Bin bin = asked.bin == Bin::none ? Bin::day : asked.bin;
+    const auto ranges = ranges_of(asked, bin, now);
+    const auto bins = bins_until(now, ranges.list, bin, metrics.size());
     AggregateQuery query;
-    query.period = whole_hours(question.ranges.list);
-    query.bin = question.bin;
-    if (!question.group_by.empty()) query.group_by = {question.group_by};
-    for (const auto& feature : question.features) add_rows(answer.list, feature, measured(question, feature, query, source));
-    for (auto& bin : answer.list) {
-        for (auto& [feature, groups] : bin.grouped) groups = top_groups(groups, question.max_groups);
+    query.customer = asked.customer;
+    query.subscription = asked.subscription;
+    query.filter = asked.filter;
+    if (!asked.sources.empty()) query.filter = Filter::all({query.filter, Filter::where("source", Operator::in, asked.sources)});
+    Analytics answer;
+    answer.period = {ranges.list.from, ranges.list.to + std::chrono::microseconds(1)};
+    answer.totals = totals_of(metrics, query, ranges.total, source);
+    query.period = whole_hours(ranges.list);
+    query.bin = bin;
+    query.group_by = asked.group_by;
+    std::vector<std::vector<Cells>> cells;
+    for (const auto& metric : metrics) {
+        cells.push_back(cells_of(query.period.from < query.period.to ? source.measure(metric, query) : std::vector<Measured>(), bins));
+        if (asked.group_by.empty()) continue;
+        for (auto& each : cells.back()) each = top_cells(each, static_cast<std::size_t>(asked.top == 0 ? 9 : asked.top));
     }
-    if (!question.group_by.empty()) fill_groups(answer.list, question.features);
-    for (auto& bin : answer.list) {
-        for (auto& [feature, value] : bin.values) value = value.round(10, Rounding::half_up);
-    }
+    std::vector<std::string> codes;
+    for (const auto& metric : metrics) codes.push_back(metric.code);
+    answer.items = items_of(codes, cells, bins, !asked.group_by.empty());
     return answer;
 }
 

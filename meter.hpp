@@ -973,8 +973,8 @@ public:
     Fees usage(const UsageQuery& query) const;
     /// Whether the event's customer (and entity: Event::subscription) may now use so many units (Event::value, 1 when absent) of the feature
     /// that the event names: Autumn's POST /check, by the balances that the events in the log have left. Nothing is recorded. Balances pay in
-    /// Autumn's order, and what none covers is dropped, as with overage_behavior "cap" (autumn dossier 5 and 7.7). Where features share a
-    /// credit system, what each used since the last reset is taken off as a whole, feature by feature. Throws bad_value without a customer,
+    /// Autumn's order, and what none covers is dropped, as with overage_behavior "cap" (autumn dossier 5 and 7.7). The events of a feature are
+    /// taken in order of time; features that share a credit system one after the other. Throws bad_value without a customer,
     /// not_found for a feature or customer that no book with balances knows, unsupported when the customer's books are other vendors': only
     /// Autumn's have balances.
     Check check(const Event& event) const;

@@ -1126,6 +1126,73 @@ TEST_CASE("Refunds give back what was taken, and no more", "[autumn][check]") {
     CHECK(one.ask(1).usage == 7);
 }
 
+namespace {
+
+// Three balances by hand: a month's units, units bought once, and a month's credits at 0.5 a unit with 3 credits of overage.
+struct ByHand {
+    Decimal month = 10, once = 40, credits = 8;
+
+    void reset() { month = 10, credits = 8; }
+    void use(Decimal units) {
+        const auto take = [&](Decimal& balance, const Decimal& floor, const Decimal& cost) {
+            const auto taken = std::clamp(balance - floor, Decimal(), units * cost);
+            balance -= taken;
+            units -= taken * (cost == 1 ? 1 : 2);
+        };
+        take(month, 0, 1);
+        take(once, 0, 1);
+        take(credits, 0, Decimal("0.5"));
+        take(credits, -3, Decimal("0.5"));
+    }
+    void give(Decimal units) {
+        const auto raise = [&](Decimal& balance, const Decimal& ceiling, const Decimal& cost) {
+            const auto given = std::clamp(ceiling - balance, Decimal(), units * cost);
+            balance += given;
+            units -= given * (cost == 1 ? 1 : 2);
+        };
+        raise(credits, 0, Decimal("0.5"));
+        raise(month, 10, 1);
+        raise(once, 40, 1);
+        raise(credits, 8, Decimal("0.5"));
+        credits += units * Decimal("0.5");  // overage is allowed, so nothing of it is lost
+    }
+};
+
+}  // namespace
+
+TEST_CASE("Balances are what taking event by event leaves", "[autumn][check]") {
+    const std::uint64_t seed = std::random_device{}();
+    CAPTURE(seed);
+    std::mt19937_64 random(seed);
+    const json system{{"id", "credits"}, {"credit_schema", {{{"metered_feature_id", "chat"}, {"credit_cost", "0.5"}}}}};
+    const json once{{"feature_id", "chat"}, {"quantity", 40}, {"price", {{"amount", 1}, {"interval", "one_off"}, {"billing_method", "prepaid"}}}};
+    const json paid{{"feature_id", "credits"}, {"included", 8}, {"price", overage_price({{"max_purchase", 3}})}};
+    for (int round = 0; round < 40; ++round) {
+        Checked one(plan_of({paid, once, monthly("chat", 10)}, {system}));
+        ByHand hand;
+        Timestamp time = Timestamp::parse("2026-01-02");
+        auto month = this_month(time);
+        std::vector<Event> events;
+        for (int i = 0; i < 30; ++i) {
+            time = time + std::chrono::minutes(random() % 6000);
+            if (time >= march_10) break;
+            for (; time >= month.to; month = this_month(time)) hand.reset();
+            Event used{.id = std::to_string(i), .name = "chat", .customer = "acme", .timestamp = time};
+            const auto units = static_cast<int>(random() % 12) - 3;
+            if (units != 0) used.value = units;  // without a value it is 1
+            events.push_back(used);
+            units < 0 ? hand.give(-units) : hand.use(units == 0 ? 1 : units);
+        }
+        if (month.to <= march_10) hand.reset();
+        one.m.record(events);
+        CAPTURE(round, events.size());
+        const auto own = one.ask(0), credits = one.ask(0, "credits");
+        REQUIRE(own.balance == hand.month + hand.once);
+        REQUIRE(credits.balance == std::max(hand.credits, Decimal()));
+        REQUIRE(credits.overage == std::max(-hand.credits, Decimal()));
+    }
+}
+
 TEST_CASE("Entities have balances of their own where the plan or they say so", "[autumn][check]") {
     json seat_item = monthly("chat", 10);
     seat_item["entity_feature_id"] = "seats";
@@ -1139,6 +1206,11 @@ TEST_CASE("Entities have balances of their own where the plan or they say so", "
     CHECK(seats.ask(1, "chat").balance == 6);  // all entities together
     CHECK(seats.ask(1, "chat").granted == 20);
     CHECK(seats.ask(1, "image", "ann").balance == 15);  // shared
+
+    const json team{{"id", "acme"},
+                    {"subscriptions", list_of(subscribed("2026-01-01"))},
+                    {"entities", {{{"id", "ann"}, {"feature_id", "seats"}}, {{"id", "door"}, {"feature_id", "devices"}}, {{"id", "bob"}}}}};
+    CHECK(Checked(plan_of({seat_item}, {}, {{"customers", list_of(team)}})).ask(1).granted == 20);  // a device is no seat
 
     const json pro = subscribed("2026-01-01");
     const json ann{
@@ -1417,7 +1489,15 @@ TEST_CASE("a disturbed catalogue is priced or refused, and nothing else", "[book
                  {"billing_units", 2},
                  {"billing_method", "usage_based"},
                  {"max_purchase", 4}}}}}}}},
-          {"features", {{{"id", "calls"}, {"credit_schema", {{{"metered_feature_id", "other"}, {"credit_cost", 2}}}}}}}}}};
+          {"features", {{{"id", "calls"}, {"credit_schema", {{{"metered_feature_id", "other"}, {"credit_cost", 2}}}}}}},
+          {"customers",
+           {{{"id", "acme"},
+             {"subscriptions", {{{"plan_id", "p"}, {"started_at", 1767225600000}, {"quantity", 2}}}},
+             {"billing_controls",
+              {{"usage_limits", {{{"feature_id", "calls"}, {"limit", 5}, {"interval", "week"}, {"filter", {{"properties", {{"region", "eu"}}}}}}}},
+               {"spend_limits", {{{"feature_id", "calls"}, {"enabled", true}, {"overage_limit", 90}, {"limit_type", "usage_percentage"}}}},
+               {"overage_allowed", {{{"feature_id", "calls"}, {"enabled", true}}}}}},
+             {"entities", {{{"id", "sub_1"}, {"feature_id", "seats"}}}}}}}}}};
     const std::uint64_t seed = std::random_device{}();
     CAPTURE(seed);
     std::mt19937_64 random(seed);
@@ -1438,6 +1518,7 @@ TEST_CASE("a disturbed catalogue is priced or refused, and nothing else", "[book
             for (const auto& fee : fees.fees) cents += fee.amount_cents;
             REQUIRE(cents == fees.amount_cents);
             book.impl().estimate_fees(known, march_10, usage);
+            if (vendor == "autumn") book.impl().check(known, march_10, usage);
             ++accepted;
         } catch (const Error&) {
             REQUIRE(i >= 4);  // undisturbed, they are all priced

@@ -15,12 +15,16 @@ public:
 
     std::vector<Measured> measure(const Metric& metric, const AggregateQuery& query) override {
         ++measured;
-        std::map<std::vector<std::optional<std::string>>, std::vector<Event>> groups;
-        if (query.group_by.empty()) groups[{}];
-        for (const auto& event : chosen(metric, query)) groups[group_of(event, query.group_by)].push_back(event);
+        Bins bins({query.bin, query.time_zone, query.week_start, query.billing_anchor});
+        std::map<std::pair<std::optional<Timestamp>, std::vector<std::optional<std::string>>>, std::vector<Event>> groups;
+        if (query.group_by.empty() && query.bin == Bin::none) groups[{}];
+        for (const auto& event : chosen(metric, query)) {
+            const auto bin = query.bin == Bin::none ? std::nullopt : std::optional(bins.around(*event.timestamp).from);
+            groups[{bin, group_of(event, query.group_by)}].push_back(event);
+        }
         std::vector<Measured> rows;
-        for (const auto& [group, members] : groups) {
-            Measured row{{}, group, {}, static_cast<std::int64_t>(members.size()), false, false};
+        for (const auto& [place, members] : groups) {
+            Measured row{place.first, place.second, {}, static_cast<std::int64_t>(members.size()), false, false};
             for (const auto& step : all_steps(metric, members)) {
                 row.value += step;
                 row.falls = row.falls || step.is_negative();
