@@ -5215,10 +5215,12 @@ struct WideSum {
 // largest Decimal.
 class ExactSum {
 public:
-    void add(const Decimal& value) {
+    void add(const Decimal& value, std::int64_t times = 1) {
+        const auto factor = static_cast<std::uint64_t>(times);
         Wide units = widen(DecimalParts::coefficient(value));
         multiply_by_power(units, Decimal::max_scale - value.scale());
-        add_to(value.is_negative() ? taken_ : given_, units);
+        if (times != 1) units = multiply(units, widen({0, times < 0 ? 0 - factor : factor}));
+        add_to(value.is_negative() == (times < 0) ? given_ : taken_, units);
     }
     // Throws overflow when the sum is not a Decimal.
     Decimal result() const {
@@ -5450,32 +5452,51 @@ private:
     std::vector<std::int64_t> counts_;
 };
 
-// Each number for the time that was left when it came (FlexPrice, aggregators.go:866).
-class RemainingAccumulator final : public Accumulator {
+// Numbers by the time from when they came to an end, in shares of the whole: their sum x the end - the sum of number x time. `standing` are
+// microseconds of the slot's stretch, what came before which counts from its beginning on; `remaining` are whole seconds of the question
+// (FlexPrice, aggregators.go:866).
+class WeightedAccumulator final : public Accumulator {
 public:
-    RemainingAccumulator(Numbers numbers, const Rules& rules, const Period& whole, ScanQuestion& question)
-        : numbers_(std::move(numbers)), rules_(rules), from_(second_of(whole.from)), to_(second_of(whole.to)), time_(question.key(fields::time)) {}
-    Decimal value(std::size_t slot, const Period&) const override {
-        return to_ <= from_ ? Decimal() : rules_.quotient(sums_[slot].result(), to_ - from_);
+    WeightedAccumulator(Numbers numbers, const Rules& rules, const AggregateQuery& query, ScanQuestion& question)
+        : numbers_(std::move(numbers)), rules_(rules), remaining_(rules.weighting == Weighting::remaining), whole_(query.billing_period),
+          time_(question.key(fields::time)) {
+        if (remaining_ && !whole_) whole_ = query.period;
+        if (!remaining_) first_ = query.period.from.micros();
     }
+    Decimal value(std::size_t slot, const Period& stretch) const override {
+        const Period whole = whole_.value_or(stretch);
+        const std::int64_t length = units(whole.to.micros()) - units(whole.from.micros());
+        if (length <= 0) return {};
+        ExactSum sum = sums_[slot].negative_moment;
+        sum.add(sums_[slot].amount.result(), units((remaining_ ? whole : stretch).to.micros()));
+        return rules_.quotient(sum.result(), length);
+    }
+    bool falls(std::size_t) const override { return true; }
 
 private:
-    static std::int64_t second_of(Timestamp time) { return floor_divide(time.micros(), micros_per_second); }
+    std::int64_t units(std::int64_t micros) const { return remaining_ ? floor_divide(micros, micros_per_second) : micros; }
     void take(Connection&, const Batch& batch, const std::vector<std::uint32_t>& slots, std::size_t count) override {
         sums_.resize(std::max(count, sums_.size()));
         const int scale = numbers_.scale(batch);
         const auto weigh = [&](std::size_t row, const Decimal& number) {
-            sums_[slots[row]].add(number * (to_ - floor_divide(batch.columns[time_].cells[row], micros_per_second)));
+            Sums& sums = sums_[slots[row]];
+            sums.amount.add(number);
+            sums.negative_moment.add(number, -units(std::max(batch.columns[time_].cells[row], first_)));
             ++events_[slots[row]];
         };
         numbers_.each(
             batch, [&](std::size_t row, std::int64_t cell) { weigh(row, Decimal::scaled(cell, scale)); }, weigh);
     }
+    struct Sums {
+        ExactSum amount{}, negative_moment{};
+    };
     Numbers numbers_;
     const Rules& rules_;
-    std::int64_t from_, to_;
+    bool remaining_;
+    std::optional<Period> whole_;
+    std::int64_t first_ = std::numeric_limits<std::int64_t>::min();
     std::size_t time_;
-    std::vector<ExactSum> sums_;
+    std::vector<Sums> sums_;
 };
 
 // ---- steps: what each event adds to a metric, where their order counts ----
@@ -5565,12 +5586,12 @@ private:
     std::unordered_set<std::size_t> falls_;
 };
 
-// What stands, for the time it stands, in shares of the whole (lago-api, weighted_sum_query.rb:12). What came before a stretch stands from its
-// beginning on.
-class StandingAccumulator final : public StepAccumulator {
+// What stands, for the time it stands, each piece of time as a share of the whole by itself; a stretch ends with the second. What came before
+// it stands from its beginning on (lago-api, weighted_sum_query.rb:12).
+class PiecesAccumulator final : public StepAccumulator {
 public:
-    StandingAccumulator(const Metric& metric, const Rules& rules, const std::optional<Period>& whole, ScanQuestion& question)
-        : StepAccumulator(metric, rules, question), rules_(rules), in_pieces_(rules.weighting == Weighting::pieces), whole_(whole) {}
+    PiecesAccumulator(const Metric& metric, const Rules& rules, const std::optional<Period>& whole, ScanQuestion& question)
+        : StepAccumulator(metric, rules, question), rules_(rules), whole_(whole) {}
     void finish() override {
         StepAccumulator::finish();
         by_slot_.resize(events_.size());
@@ -5583,8 +5604,7 @@ public:
         Timestamp since = stretch.from;
         const auto stand_until = [&](Timestamp time) {
             if (time <= since) return;
-            const Decimal piece = standing * seconds(time - since);
-            total += in_pieces_ ? rules_.quotient(piece, length) : piece;
+            total += rules_.quotient(standing * seconds(time - since), length);
             since = time;
         };
         for (const Step* step : by_slot_[slot]) {
@@ -5592,18 +5612,14 @@ public:
             standing += step->value;
         }
         stand_until(end_of(stretch));
-        if (!in_pieces_) total = rules_.quotient(total, length);
         return rules_.weighted_rounding ? total.round(rules_.weighted_rounding->scale, rules_.weighted_rounding->mode) : total;
     }
     bool falls(std::size_t) const override { return true; }
 
 private:
     static Decimal seconds(std::chrono::microseconds time) { return Decimal::scaled(time.count(), 6); }
-    Timestamp end_of(const Period& period) const {
-        return in_pieces_ ? Timestamp(round_up(period.to.micros() - 1, micros_per_second)) : period.to;
-    }
+    static Timestamp end_of(const Period& period) { return Timestamp(round_up(period.to.micros() - 1, micros_per_second)); }
     const Rules& rules_;
-    bool in_pieces_;
     std::optional<Period> whole_;
     std::vector<std::vector<const Step*>> by_slot_;
 };
@@ -5826,8 +5842,8 @@ std::unique_ptr<Accumulator> make_accumulator(const Question& asked, ScanQuestio
         case Aggregation::latest:
             return std::make_unique<LatestAccumulator>(numbers(), question);
         case Aggregation::weighted_sum:
-            if (rules.weighting != Weighting::remaining) return std::make_unique<StandingAccumulator>(metric, rules, query.billing_period, question);
-            return std::make_unique<RemainingAccumulator>(numbers(), rules, query.billing_period.value_or(query.period), question);
+            if (rules.weighting == Weighting::pieces) return std::make_unique<PiecesAccumulator>(metric, rules, query.billing_period, question);
+            return std::make_unique<WeightedAccumulator>(numbers(), rules, query, question);
     }
     refuse("metric.aggregation", "is not one of the aggregations");
 }
