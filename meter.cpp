@@ -1127,7 +1127,7 @@ public:
     }
 
 private:
-    [[noreturn]] static void throw_bad_anchor(const char* why) { throw Error(ErrorCode::bad_value, "anchor", why); }
+    [[noreturn]] static void throw_bad_anchor(const char* why) { throw Error(ErrorCode::bad_value, "billing_anchor", why); }
 
     void cut_evenly(std::int64_t first, std::int64_t length, std::int64_t end) {
         first_ = first;
@@ -5231,6 +5231,7 @@ Decimal exact_share(const Decimal& a, const Decimal& b) { return Decimal::divide
 
 enum class Weighting : std::uint8_t {
     standing,   // what stands, for the time it stands
+    pieces,     // likewise, but each piece of time is divided by itself, and a stretch ends with the second (Lago)
     remaining,  // each number for the time that was left from it to the end of the question, in whole seconds
 };
 
@@ -5241,6 +5242,7 @@ struct Rules {
     Blank groups = Blank::apart, values = Blank::apart;  // of group_by; of what is counted by unique_count and active_count
     bool counts_absent = false;                          // an absent value is one more, too
     bool typed_values = false;                           // the text "1" and the number 1 are two values, null is one
+    bool words_apart = false;                            // any word but "add" takes one off whenever another stood before it, also a word like it
     bool not_negative = false;                           // no result is below 0; those of buckets neither
     Weighting weighting = Weighting::standing;
     Decimal (*quotient)(const Decimal&, const Decimal&) = exact_share;  // of averages and weighted sums
@@ -5327,7 +5329,7 @@ constexpr std::uint32_t no_value = 0;  // the row lacks the field
 // The values that a column takes, as text, numbered from 1 over all batches of a question.
 class Values {
 public:
-    explicit Values(Blank blank = Blank::apart, bool typed = false) : blank_(blank), typed_(typed) {}
+    explicit Values(Blank blank = Blank::apart, bool typed = false, bool times = false) : blank_(blank), typed_(typed), times_(times) {}
 
     // The number of every row's value.
     const std::vector<std::uint32_t>& number(Connection& db, const Column& column, const Batch& batch) {
@@ -5349,7 +5351,7 @@ public:
                 if (known == unknown) known = typed_ ? text(marked(kind, word)) : text(word);
                 rows_[row] = known;
             } else {
-                const std::string value = scalar_text(cell_scalar(column, row));
+                const std::string value = times_ ? Timestamp(cell).to_string() : scalar_text(cell_scalar(column, row));
                 rows_[row] = text(typed_ ? marked(kind, value) : value);
             }
         }
@@ -5372,7 +5374,7 @@ private:
         return place->second;
     }
     Blank blank_;
-    bool typed_;
+    bool typed_, times_;
     TextNumbering texts_;
     std::unordered_map<std::int64_t, std::uint32_t> interned_;
     std::vector<std::uint32_t> rows_, words_;
@@ -5392,20 +5394,29 @@ struct Measured {
 
 using Group = std::vector<std::optional<std::string>>;
 
+// What rows are told apart by, beside their bins.
+struct Grouping {
+    std::vector<std::string> fields{};
+    Blank blank = Blank::apart;
+    const std::set<Group>* named = nullptr;  // the groups that keep their names, all others being the rest; all when absent
+    std::string within{};                    // one more field, which is not part of the group; none when empty
+};
+
 // Gives every row of a batch the number of the answer's row it belongs to: one for each bin and combination of group values met.
 class Slots {
 public:
-    // Groups that are not among `named`, if that is given, go together as the rest.
-    Slots(const BinOptions& bins, const std::vector<std::string>& group_by, Blank blank, const std::set<Group>* named, ScanQuestion& question)
-        : bin_(bins.bin), calendar_(bins), groups_(group_by.size(), Values(blank)), combinations_(group_by.size()), named_(named) {
+    Slots(const BinOptions& bins, const Grouping& grouping, ScanQuestion& question)
+        : bin_(bins.bin), calendar_(bins), width_(grouping.fields.size()), named_(grouping.named) {
         if (bin_ != Bin::none) time_ = question.key(fields::time);
-        for (const std::string& field : group_by) columns_.push_back(question.key(column_key(field)));
+        for (const std::string& field : grouping.fields) add_field(field, grouping.blank, question);
+        if (!grouping.within.empty()) add_field(grouping.within, grouping.blank, question);
     }
 
     const std::vector<std::uint32_t>& place(Connection& db, const Batch& batch) {
         group_.assign(batch.rows, 0);
-        for (std::size_t i = 0; i < columns_.size(); ++i) combine(groups_[i].number(db, batch.columns[columns_[i]], batch), combinations_[i]);
+        combine(0, width_, db, batch);
         if (named_) put_rest_together();
+        combine(width_, fields_.size(), db, batch);
         slot_.assign(batch.rows, 0);
         std::uint64_t last_key = ~std::uint64_t{0};
         std::uint32_t last = 0;
@@ -5426,9 +5437,10 @@ public:
         Measured row;
         const std::uint64_t key = slots_.keys()[slot];
         if (bin_ != Bin::none) row.bin = Timestamp(static_cast<std::int64_t>(bins_.keys()[key & 0xFFFFFFFF]));
-        const auto group = static_cast<std::uint32_t>(key >> 32);
+        auto group = static_cast<std::uint32_t>(key >> 32);
+        if (fields_.size() > width_) group = static_cast<std::uint32_t>(fields_[width_].combinations.keys()[group] >> 32);
         row.rest = group == rest;
-        row.group = row.rest ? Group(columns_.size()) : names(group);
+        row.group = row.rest ? Group(width_) : names(group);
         return row;
     }
 
@@ -5442,11 +5454,21 @@ public:
 private:
     static constexpr std::uint32_t rest = 0xFFFFFFFF, unknown = 0xFFFFFFFE;
 
+    struct Field {
+        std::size_t column;
+        Values values;
+        Numbering combinations{};  // of the fields before it and this one
+    };
+
+    void add_field(const std::string& field, Blank blank, ScanQuestion& question) {
+        const std::string key = column_key(field);
+        fields_.push_back({question.key(key), Values(blank, false, key == fields::time)});
+    }
     Group names(std::uint32_t group) const {
-        Group names(columns_.size());
-        for (std::size_t i = columns_.size(); i-- > 0;) {
-            const std::uint64_t pair = combinations_[i].keys()[group];
-            names[i] = groups_[i].name(static_cast<std::uint32_t>(pair));
+        Group names(width_);
+        for (std::size_t i = width_; i-- > 0;) {
+            const std::uint64_t pair = fields_[i].combinations.keys()[group];
+            names[i] = fields_[i].values.name(static_cast<std::uint32_t>(pair));
             group = static_cast<std::uint32_t>(pair >> 32);
         }
         return names;
@@ -5455,7 +5477,7 @@ private:
         for (std::uint32_t& group : group_) {
             if (group >= named_groups_.size()) named_groups_.resize(group + std::size_t{1}, unknown);
             std::uint32_t& known = named_groups_[group];
-            if (known == unknown) known = columns_.empty() || named_->contains(names(group)) ? group : rest;
+            if (known == unknown) known = named_->contains(names(group)) ? group : rest;
             group = known;
         }
     }
@@ -5470,7 +5492,10 @@ private:
         if (cell_bits_ == 0) cell_bits_ = static_cast<int>(std::bit_width(static_cast<std::uint64_t>(met.end - met.start))) - 1;
         return met.bin;
     }
-    // group_ so far, with one more field.
+    // group_ so far, with some more fields.
+    void combine(std::size_t first, std::size_t last, Connection& db, const Batch& batch) {
+        for (std::size_t i = first; i < last; ++i) combine(fields_[i].values.number(db, batch.columns[fields_[i].column], batch), fields_[i].combinations);
+    }
     void combine(const std::vector<std::uint32_t>& values, Numbering& numbering) {
         std::uint64_t last_key = ~std::uint64_t{0};
         std::uint32_t last = 0;
@@ -5482,10 +5507,8 @@ private:
     }
     Bin bin_;
     Bins calendar_;
-    std::size_t time_ = 0;
-    std::vector<std::size_t> columns_;
-    std::vector<Values> groups_;
-    std::vector<Numbering> combinations_;
+    std::size_t time_ = 0, width_;
+    std::vector<Field> fields_;  // the first `width_` of them are the group
     const std::set<Group>* named_;
     std::vector<std::uint32_t> named_groups_;  // for each combination its own number, or that of the rest
     struct RecentBin {
@@ -5589,10 +5612,12 @@ struct WideSum {
 // largest Decimal.
 class ExactSum {
 public:
-    void add(const Decimal& value) {
+    void add(const Decimal& value, std::int64_t times = 1) {
+        const auto factor = static_cast<std::uint64_t>(times);
         Wide units = widen(DecimalParts::coefficient(value));
         multiply_by_power(units, Decimal::max_scale - value.scale());
-        add_to(value.is_negative() ? taken_ : given_, units);
+        if (times != 1) units = multiply(units, widen({0, times < 0 ? 0 - factor : factor}));
+        add_to(value.is_negative() == (times < 0) ? given_ : taken_, units);
     }
     // Throws overflow when the sum is not a Decimal.
     Decimal result() const {
@@ -5710,8 +5735,8 @@ public:
     }
     void put(std::size_t slot, std::int64_t cell, int scale) { kept_[slot] = {cell, scale}; }
     void put(std::size_t slot, const Decimal& number) {
-        kept_[slot] = {static_cast<std::int64_t>(wides_.size()), wide};
-        wides_.push_back(number);
+        if (kept_[slot].scale != wide) kept_[slot] = {static_cast<std::int64_t>(wides_.size()), wide}, wides_.emplace_back();
+        wides_[static_cast<std::size_t>(kept_[slot].cell)] = number;
     }
     // Where a small number stands beside the kept one.
     std::strong_ordering compare(std::int64_t cell, int scale, std::size_t slot) const {
@@ -5824,32 +5849,51 @@ private:
     std::vector<std::int64_t> counts_;
 };
 
-// Each number for the time that was left when it came (FlexPrice, aggregators.go:866).
-class RemainingAccumulator final : public Accumulator {
+// Numbers by the time from when they came to an end, in shares of the whole: their sum x the end - the sum of number x time. `standing` are
+// microseconds of the slot's stretch, what came before which counts from its beginning on; `remaining` are whole seconds of the question
+// (FlexPrice, aggregators.go:866).
+class WeightedAccumulator final : public Accumulator {
 public:
-    RemainingAccumulator(Numbers numbers, const Rules& rules, const Period& whole, ScanQuestion& question)
-        : numbers_(std::move(numbers)), rules_(rules), from_(second_of(whole.from)), to_(second_of(whole.to)), time_(question.key(fields::time)) {}
-    Decimal value(std::size_t slot, const Period&) const override {
-        return to_ <= from_ ? Decimal() : rules_.quotient(sums_[slot].result(), to_ - from_);
+    WeightedAccumulator(Numbers numbers, const Rules& rules, const AggregateQuery& query, ScanQuestion& question)
+        : numbers_(std::move(numbers)), rules_(rules), remaining_(rules.weighting == Weighting::remaining), whole_(query.billing_period),
+          time_(question.key(fields::time)) {
+        if (remaining_ && !whole_) whole_ = query.period;
+        if (!remaining_) first_ = query.period.from.micros();
     }
+    Decimal value(std::size_t slot, const Period& stretch) const override {
+        const Period whole = whole_.value_or(stretch);
+        const std::int64_t length = units(whole.to.micros()) - units(whole.from.micros());
+        if (length <= 0) return {};
+        ExactSum sum = sums_[slot].negative_moment;
+        sum.add(sums_[slot].amount.result(), units((remaining_ ? whole : stretch).to.micros()));
+        return rules_.quotient(sum.result(), length);
+    }
+    bool falls(std::size_t) const override { return true; }
 
 private:
-    static std::int64_t second_of(Timestamp time) { return floor_divide(time.micros(), micros_per_second); }
+    std::int64_t units(std::int64_t micros) const { return remaining_ ? floor_divide(micros, micros_per_second) : micros; }
     void take(Connection&, const Batch& batch, const std::vector<std::uint32_t>& slots, std::size_t count) override {
         sums_.resize(std::max(count, sums_.size()));
         const int scale = numbers_.scale(batch);
         const auto weigh = [&](std::size_t row, const Decimal& number) {
-            sums_[slots[row]].add(number * (to_ - floor_divide(batch.columns[time_].cells[row], micros_per_second)));
+            Sums& sums = sums_[slots[row]];
+            sums.amount.add(number);
+            sums.negative_moment.add(number, -units(std::max(batch.columns[time_].cells[row], first_)));
             ++events_[slots[row]];
         };
         numbers_.each(
             batch, [&](std::size_t row, std::int64_t cell) { weigh(row, Decimal::scaled(cell, scale)); }, weigh);
     }
+    struct Sums {
+        ExactSum amount{}, negative_moment{};
+    };
     Numbers numbers_;
     const Rules& rules_;
-    std::int64_t from_, to_;
+    bool remaining_;
+    std::optional<Period> whole_;
+    std::int64_t first_ = std::numeric_limits<std::int64_t>::min();
     std::size_t time_;
-    std::vector<ExactSum> sums_;
+    std::vector<Sums> sums_;
 };
 
 // ---- steps: what each event adds to a metric, where their order counts ----
@@ -5878,6 +5922,7 @@ public:
     StepAccumulator(const Metric& metric, const Rules& rules, ScanQuestion& question)
         : items_counted_(metric.aggregation == Aggregation::active_count || metric.aggregation == Aggregation::unique_count),
           counts_absent_(rules.counts_absent),
+          words_apart_(rules.words_apart),
           time_(question.key(fields::time)),
           sequence_(question.key(fields::sequence)),
           items_(rules.values, rules.typed_values) {
@@ -5923,10 +5968,11 @@ private:
             if (item[row] == no_value && !counts_absent_) return;
             Step& step = make(row, {});
             step.item = item[row];
-            step.action = !action || (*action)[row] == no_value ? add_ : (*action)[row];
+            const std::uint32_t word = action && (*action)[row] != no_value ? (*action)[row] : add_;
+            step.action = word == add_ || words_apart_ ? word : remove_;
         });
     }
-    bool items_counted_, counts_absent_;
+    bool items_counted_, counts_absent_, words_apart_;
     std::size_t time_, sequence_, item_ = 0;
     std::optional<std::size_t> action_;
     std::optional<Numbers> numbers_;
@@ -5937,11 +5983,11 @@ private:
     std::unordered_set<std::size_t> falls_;
 };
 
-// What stands, for the time it stands, in shares of the whole (lago-api, weighted_sum_query.rb:12). What came before a stretch stands from its
-// beginning on. Stretches end with the second.
-class StandingAccumulator final : public StepAccumulator {
+// What stands, for the time it stands, each piece of time as a share of the whole by itself; a stretch ends with the second. What came before
+// it stands from its beginning on (lago-api, weighted_sum_query.rb:12).
+class PiecesAccumulator final : public StepAccumulator {
 public:
-    StandingAccumulator(const Metric& metric, const Rules& rules, const std::optional<Period>& whole, ScanQuestion& question)
+    PiecesAccumulator(const Metric& metric, const Rules& rules, const std::optional<Period>& whole, ScanQuestion& question)
         : StepAccumulator(metric, rules, question), rules_(rules), whole_(whole) {}
     void finish() override {
         StepAccumulator::finish();
@@ -5950,7 +5996,7 @@ public:
     }
     Decimal value(std::size_t slot, const Period& stretch) const override {
         const Period whole = whole_.value_or(stretch);
-        const Decimal length = seconds(whole_end(whole) - whole.from);
+        const Decimal length = seconds(end_of(whole) - whole.from);
         Decimal standing, total;
         Timestamp since = stretch.from;
         const auto stand_until = [&](Timestamp time) {
@@ -5962,14 +6008,14 @@ public:
             stand_until(Timestamp(step->place.time));
             standing += step->value;
         }
-        stand_until(whole_end(stretch));
+        stand_until(end_of(stretch));
         return rules_.weighted_rounding ? total.round(rules_.weighted_rounding->scale, rules_.weighted_rounding->mode) : total;
     }
     bool falls(std::size_t) const override { return true; }
 
 private:
     static Decimal seconds(std::chrono::microseconds time) { return Decimal::scaled(time.count(), 6); }
-    static Timestamp whole_end(const Period& period) { return Timestamp(round_up(period.to.micros() - 1, micros_per_second)); }
+    static Timestamp end_of(const Period& period) { return Timestamp(round_up(period.to.micros() - 1, micros_per_second)); }
     const Rules& rules_;
     std::optional<Period> whole_;
     std::vector<std::vector<const Step*>> by_slot_;
@@ -5977,6 +6023,7 @@ private:
 
 // ---- metrics kept in the database ----
 
+// The words by which a definition is written.
 constexpr std::array<std::pair<std::string_view, Aggregation>, 9> aggregations{{
     {"count", Aggregation::count},
     {"sum", Aggregation::sum},
@@ -5988,10 +6035,53 @@ constexpr std::array<std::pair<std::string_view, Aggregation>, 9> aggregations{{
     {"latest", Aggregation::latest},
     {"weighted_sum", Aggregation::weighted_sum},
 }};
+constexpr std::array<std::pair<std::string_view, Rounding>, 6> roundings{{
+    {"half_up", Rounding::half_up},
+    {"half_even", Rounding::half_even},
+    {"up", Rounding::up},
+    {"down", Rounding::down},
+    {"ceil", Rounding::ceil},
+    {"floor", Rounding::floor},
+}};
+constexpr std::array<std::pair<std::string_view, Bin>, 13> bin_words{{
+    {"none", Bin::none},
+    {"minute", Bin::minute},
+    {"minutes_15", Bin::minutes_15},
+    {"minutes_30", Bin::minutes_30},
+    {"hour", Bin::hour},
+    {"hours_3", Bin::hours_3},
+    {"hours_6", Bin::hours_6},
+    {"hours_12", Bin::hours_12},
+    {"day", Bin::day},
+    {"week", Bin::week},
+    {"month", Bin::month},
+    {"quarter", Bin::quarter},
+    {"year", Bin::year},
+}};
+
+// Throws bad_value for a value that no word stands for.
+template <class Words, class Value>
+std::string_view word_of(const Words& words, Value value, const char* field) {
+    for (const auto& [word, meaning] : words) {
+        if (meaning == value) return word;
+    }
+    refuse(field, "is none of its values");
+}
+
+template <class Words>
+auto meaning_of(const Words& words, std::string_view word) {
+    for (const auto& [known, meaning] : words) {
+        if (known == word) return meaning;
+    }
+    damaged("metrics");
+}
 
 void check_metric(const Metric& metric) {
+    word_of(aggregations, metric.aggregation, "metric.aggregation");
+    word_of(bin_words, metric.bucket, "metric.bucket");
     if (metric.aggregation != Aggregation::count && metric.property.empty()) refuse("metric.property", "is needed for this aggregation");
     if (metric.aggregation == Aggregation::count && !metric.property.empty()) refuse("metric.property", "has no meaning for a count");
+    if (metric.rounding) word_of(roundings, metric.rounding->mode, "metric.rounding");
     if (metric.rounding && (metric.rounding->scale < -Decimal::max_digits || metric.rounding->scale > Decimal::max_digits))
         refuse("metric.rounding", "must be from -38 to 38 decimals");
     if (metric.recurring && metric.bucket != Bin::none) refuse("metric.bucket", "has no meaning for a recurring metric");
@@ -6000,46 +6090,49 @@ void check_metric(const Metric& metric) {
     check_question("metric.event", metric.event);
     check_question("metric.property", metric.property);
     check_question("metric.bucket_group", metric.bucket_group);
+    check_question("metric.rules", metric.rules);
     check_filter(metric.filter);
 }
 
-json metric_definition(const Metric& metric) {
-    const auto name =
-        std::find_if(aggregations.begin(), aggregations.end(), [&](const auto& row) { return row.second == metric.aggregation; })->first;
-    json definition = {{"event", metric.event}, {"aggregation", name}, {"property", metric.property}, {"filter", metric.filter.to_json()}};
+// Members that say nothing are not written.
+json to_definition(const Metric& metric) {
+    json definition = {{"event", metric.event},
+                       {"aggregation", word_of(aggregations, metric.aggregation, "metric.aggregation")},
+                       {"property", metric.property},
+                       {"filter", metric.filter.to_json()}};
     if (metric.multiplier) definition["multiplier"] = metric.multiplier->to_string();
-    if (metric.rounding) definition["rounding"] = {{"mode", metric.rounding->mode}, {"scale", metric.rounding->scale}};
+    if (metric.rounding)
+        definition["rounding"] = {{"mode", word_of(roundings, metric.rounding->mode, "metric.rounding")}, {"scale", metric.rounding->scale}};
     if (metric.recurring) definition["recurring"] = true;
-    if (metric.bucket != Bin::none) definition["bucket"] = metric.bucket;
+    if (metric.bucket != Bin::none) definition["bucket"] = word_of(bin_words, metric.bucket, "metric.bucket");
     if (!metric.bucket_group.empty()) definition["bucket_group"] = metric.bucket_group;
     if (!metric.rules.empty()) definition["rules"] = metric.rules;
     return definition;
 }
 
+Metric from_definition(std::string_view code, const json& tree) {
+    Metric metric{.code = std::string(code), .event = tree.at("event").get<std::string>()};
+    metric.aggregation = meaning_of(aggregations, tree.at("aggregation").get<std::string>());
+    metric.property = tree.at("property").get<std::string>();
+    metric.filter = Filter::from_json(tree.at("filter"));
+    if (tree.contains("multiplier")) metric.multiplier = Decimal(tree.at("multiplier").get<std::string>());
+    if (const auto rounding = tree.find("rounding"); rounding != tree.end())
+        metric.rounding = RoundTo{meaning_of(roundings, rounding->at("mode").get<std::string>()), rounding->at("scale").get<int>()};
+    metric.recurring = tree.value("recurring", false);
+    metric.bucket = meaning_of(bin_words, tree.value("bucket", "none"));
+    metric.bucket_group = tree.value("bucket_group", "");
+    metric.rules = tree.value("rules", "");
+    check_metric(metric);
+    return metric;
+}
+
 // Of the book with that id, or of the app (0). Of one code the metric stored last is in force, as long as its book is.
 void store_metric(Connection& db, const Metric& metric, std::int64_t book = 0) {
-    db.prepared("INSERT OR REPLACE INTO metrics(code, book, definition) VALUES(?, ?, ?)").run(metric.code, book, metric_definition(metric).dump());
+    db.prepared("INSERT OR REPLACE INTO metrics(code, book, definition) VALUES(?, ?, ?)").run(metric.code, book, to_definition(metric).dump());
 }
 
 Metric read_metric(std::string_view code, std::string_view definition) {
-    return from_file("metrics", [&]() -> Metric {
-        const json tree = json::parse(definition);
-        const auto known = std::find_if(aggregations.begin(), aggregations.end(),
-                                        [name = tree.at("aggregation").get<std::string>()](const auto& row) { return row.first == name; });
-        if (known == aggregations.end()) damaged("metrics");
-        Metric metric{.code = std::string(code), .event = tree.at("event").get<std::string>(), .aggregation = known->second};
-        metric.property = tree.at("property").get<std::string>();
-        metric.filter = Filter::from_json(tree.at("filter"));
-        if (tree.contains("multiplier")) metric.multiplier = Decimal(tree.at("multiplier").get<std::string>());
-        if (tree.contains("rounding"))
-            metric.rounding = RoundTo{tree.at("rounding").at("mode").get<Rounding>(), tree.at("rounding").at("scale").get<int>()};
-        metric.recurring = tree.value("recurring", false);
-        metric.bucket = tree.value("bucket", Bin::none);
-        metric.bucket_group = tree.value("bucket_group", "");
-        metric.rules = tree.value("rules", "");
-        check_metric(metric);
-        return metric;
-    });
+    return from_file("metrics", [&] { return from_definition(code, json::parse(definition)); });
 }
 
 // Those in force, one of each code, or that of one code. A version of a book that another has followed is not; one that is still to come
@@ -6084,14 +6177,30 @@ struct Question {
 
 BinOptions bins_of(const AggregateQuery& query) { return {query.bin, query.time_zone, query.week_start, query.billing_anchor}; }
 
-void check_aggregate(const Metric& metric, const AggregateQuery& query) {
-    check_period(query.period);
+Period overlap(const Period& a, const Period& b) { return {std::max(a.from, b.from), std::min(a.to, b.to)}; }
+
+bool has_two_ends(const Period& period) { return period.from > Period().from && period.to < Period().to; }
+
+void check_aggregate(const Metric& metric, const Rules& rules, const AggregateQuery& query) {
+    check_period(overlap(query.period, Period()));
     check_filter(query.filter);
+    check_question("customer", query.customer);
+    check_question("subscription", query.subscription);
+    for (const std::string& field : query.group_by) {
+        if (field.empty()) refuse("group_by", "names no field");
+        check_question("group_by", field);
+    }
     if (query.top < 0) refuse("top", "must not be negative");
-    if (query.billing_period && query.billing_period->from >= query.billing_period->to) refuse("billing_period", "ends before it begins");
-    const bool open = query.period.from == Period().from || query.period.to == Period().to;
-    if (metric.aggregation == Aggregation::weighted_sum && query.bin == Bin::none && open) refuse("period", "must have two ends for a weighted sum");
-    if (metric.recurring && query.bin != Bin::none && open) refuse("period", "must have two ends for the bins of a recurring metric");
+    const auto& billing = query.billing_period;
+    if (billing && billing->from >= billing->to) refuse("billing_period", "ends before it begins");
+    if (billing && !has_two_ends(*billing)) refuse("billing_period", "must have two ends");
+    if (has_two_ends(query.period)) return;
+    const bool in_bins = query.bin != Bin::none;
+    if (metric.recurring && in_bins) refuse("period", "must have two ends for the bins of a recurring metric");
+    if (metric.aggregation != Aggregation::weighted_sum) return;
+    const bool of_bins = (in_bins && query.top == 0) || metric.bucket != Bin::none;
+    const bool of_billing = rules.weighting == Weighting::remaining && billing;
+    if (!(rules.weighting == Weighting::remaining ? of_billing : of_bins)) refuse("period", "must have two ends for a weighted sum");
 }
 
 // The scan that a question comes down to.
@@ -6146,17 +6255,15 @@ std::unique_ptr<Accumulator> make_accumulator(const Question& asked, ScanQuestio
         case Aggregation::latest:
             return std::make_unique<LatestAccumulator>(numbers(), question);
         case Aggregation::weighted_sum:
-            if (rules.weighting == Weighting::standing) return std::make_unique<StandingAccumulator>(metric, rules, query.billing_period, question);
-            return std::make_unique<RemainingAccumulator>(numbers(), rules, query.billing_period.value_or(query.period), question);
+            if (rules.weighting == Weighting::pieces) return std::make_unique<PiecesAccumulator>(metric, rules, query.billing_period, question);
+            return std::make_unique<WeightedAccumulator>(numbers(), rules, query, question);
     }
     refuse("metric.aggregation", "is not one of the aggregations");
 }
 
-Period overlap(const Period& a, const Period& b) { return {std::max(a.from, b.from), std::min(a.to, b.to)}; }
-
 std::vector<Measured> scanned_rows(const Reader& reader, const Question& asked) {
     MetricScan scan(reader, asked);
-    Slots slots(asked.bins, asked.query.group_by, asked.rules.groups, asked.named, scan.question);
+    Slots slots(asked.bins, {asked.query.group_by, asked.rules.groups, asked.named, asked.metric.bucket_group}, scan.question);
     const std::unique_ptr<Accumulator> accumulator = make_accumulator(asked, scan.question);
     scan.each([&](const Batch& batch) {
         const auto& places = slots.place(reader, batch);
@@ -6180,17 +6287,14 @@ RowKey key_of(const Measured& row) { return {row.bin, row.rest, row.group}; }
 
 // Adds up what is measured in each bucket, and for each value of its group.
 std::vector<Measured> bucketed_rows(const Reader& reader, Question asked) {
-    Bins outer(asked.bins);
-    const std::size_t groups = asked.query.group_by.size();
     const Metric& metric = asked.metric;
-    const bool anchored = asked.query.billing_anchor && (metric.bucket == Bin::month || metric.bucket == Bin::quarter || metric.bucket == Bin::year);
-    asked.bins = {metric.bucket, asked.query.time_zone, asked.rules.week_start, anchored ? asked.query.billing_anchor : std::nullopt,
+    const bool binned = asked.bins.bin != Bin::none, of_months = stride_of(metric.bucket).months > 0;
+    Bins outer(asked.bins);
+    asked.bins = {metric.bucket, asked.query.time_zone, asked.rules.week_start, of_months ? asked.query.billing_anchor : std::nullopt,
                   asked.rules.month_end};
-    if (!metric.bucket_group.empty()) asked.query.group_by.push_back(metric.bucket_group);
     std::map<RowKey, Measured> sums;
     for (Measured& bucket : scanned_rows(reader, asked)) {
-        bucket.group.resize(groups);
-        bucket.bin = asked.query.bin == Bin::none ? std::nullopt : std::optional(outer.around(*bucket.bin).from);
+        bucket.bin = binned ? std::optional(outer.around(*bucket.bin).from) : std::nullopt;
         Measured& sum = sums.try_emplace(key_of(bucket), Measured{bucket.bin, bucket.group, {}, 0, bucket.rest, false}).first->second;
         sum.value += bucket.value;
         sum.events += bucket.events;
@@ -6256,7 +6360,8 @@ void fill_bins(std::vector<Measured>& rows, const AggregateQuery& query) {
     std::set<std::pair<bool, Group>> groups;
     if (query.group_by.empty()) groups.emplace(false, Group());
     for (const Measured& row : rows) groups.emplace(row.rest, row.group);
-    if (!groups.empty() && grid.count() > static_cast<std::int64_t>(limits::aggregate_rows / groups.size())) Slots::throw_too_many_rows();
+    if (groups.empty()) return;
+    if (grid.count() > static_cast<std::int64_t>(limits::aggregate_rows / groups.size())) Slots::throw_too_many_rows();
     std::set<RowKey> known;
     for (const Measured& row : rows) known.insert(key_of(row));
     for (std::int64_t i = 0; i < grid.count(); ++i) {
@@ -6267,8 +6372,9 @@ void fill_bins(std::vector<Measured>& rows, const AggregateQuery& query) {
 }
 
 // Rows in order of bin, then group, the rest last.
-std::vector<Measured> measure(const Reader& reader, const Metric& metric, const Rules& rules, const AggregateQuery& query) {
-    check_aggregate(metric, query);
+std::vector<Measured> measure(const Reader& reader, const Metric& metric, const Rules& rules, AggregateQuery query) {
+    check_aggregate(metric, rules, query);
+    query.period = overlap(query.period, Period());
     Question asked{metric, rules, query, bins_of(query), nullptr};
     std::set<Group> named;
     if (query.top > 0 && !query.group_by.empty()) {
@@ -6285,7 +6391,7 @@ std::vector<Measured> measure(const Reader& reader, const Metric& metric, const 
 // What each event adds to the value, by time, then sequence: a count's 1, a sum's number, what a count of values rises or falls by.
 std::vector<Step> ordered_steps(const Reader& reader, const Question& asked) {
     MetricScan scan(reader, asked);
-    Slots slots({}, {}, Blank::apart, nullptr, scan.question);
+    Slots slots({}, {}, scan.question);
     StepAccumulator accumulator(asked.metric, asked.rules, scan.question);
     scan.each([&](const Batch& batch) {
         const auto& places = slots.place(reader, batch);
@@ -11467,6 +11573,8 @@ constexpr std::array<Rules, 8> all_rules{{
     {.name = "lago",
      .groups = Blank::missing,
      .counts_absent = true,
+     .words_apart = true,
+     .weighting = Weighting::pieces,
      .quotient = lago::postgres_quotient,
      .weighted_rounding = RoundTo{Rounding::ceil, 20}},
     {.name = "flexprice",
