@@ -9359,8 +9359,7 @@ std::optional<Decimal> credited_units(const std::string& meter, const AggregateQ
 // --- subscriptions ---
 
 struct Subscription {
-    std::string id;
-    std::vector<std::string> customers;  // as events may name the customer
+    std::string id, customer;  // events name the customer by its external id
     Period active, current;
     Stride stride;
     Decimal seats, units;
@@ -9370,11 +9369,8 @@ constexpr std::pair<std::string_view, Stride> recurring_intervals[] = {
     {"day", {0, micros_per_day}}, {"week", {0, 7 * micros_per_day}}, {"month", {1, 0}}, {"year", {12, 0}}};
 
 Subscription read_subscription(const Node& at) {
-    Subscription subscription{.id = at.required_text("id"), .customers = {}, .active = {}, .current = {}, .stride = {}, .seats = {}, .units = {}};
-    if (const auto customer = at.find("customer")) subscription.customers = {customer->text("external_id"), customer->text("id")};
-    subscription.customers.push_back(at.text("customer_id"));
-    std::erase(subscription.customers, "");
-    if (subscription.customers.empty()) throw Error(ErrorCode::bad_value, at.path("customer.external_id"), "is required");
+    Subscription subscription{.id = at.required_text("id"), .customer = {}, .active = {}, .current = {}, .stride = {}, .seats = {}, .units = {}};
+    subscription.customer = at.object("customer").required_text("external_id");
     const auto start = at.time("current_period_start");
     if (!start) throw Error(ErrorCode::bad_value, at.path("current_period_start"), "is required");
     const auto count = at.decimal("recurring_interval_count").value_or(1).to_int64();
@@ -9483,7 +9479,7 @@ const Subscription* Plan::find(const std::string& subscription, const std::strin
     const auto found = std::find_if(subscriptions.begin(), subscriptions.end(), [&](const Subscription& each) {
         if (active_at && !each.active.contains(*active_at)) return false;
         if (!subscription.empty()) return each.id == subscription;
-        return std::find(each.customers.begin(), each.customers.end(), customer) != each.customers.end();
+        return each.customer == customer;
     });
     return found == subscriptions.end() ? nullptr : &*found;
 }
@@ -9499,8 +9495,7 @@ Account open_account(const Plan& plan, const std::string& subscription, const st
     Account account{plan.lists_subscriptions ? plan.find(subscription, customer, now) : nullptr, {}};
     if (plan.lists_subscriptions && !account.subscription) throw Error(ErrorCode::not_found, "subscription", "has no period now");
     if (!account.subscription && customer.empty()) throw Error(ErrorCode::bad_value, "customer", "is required");
-    const auto customers = account.subscription ? account.subscription->customers : std::vector{customer};
-    account.query.filter = Filter::where("customer", Operator::in, customers);
+    account.query.customer = account.subscription ? account.subscription->customer : customer;
     account.query.period = account.subscription ? period_around(*account.subscription, now) : this_month(now);
     return account;
 }
@@ -9521,9 +9516,8 @@ Fee fee_of(const Charge& charge, const Account& account, const Decimal& units, P
     fee.pay_in_advance = charge.tiers.has_value();
     fee.period = account.query.period;
     fee.lines = std::move(priced.lines);
-    if (!account.subscription) return fee;
-    fee.customer = account.subscription->customers.front();
-    fee.subscription = account.subscription->id;
+    fee.customer = account.query.customer;
+    if (account.subscription) fee.subscription = account.subscription->id;
     return fee;
 }
 
@@ -9560,7 +9554,6 @@ Fees Plan::usage(const UsageQuery& asked, Timestamp now, UsageSource& usage_sour
             const auto& bought = account.subscription->*charge.bought;
             list.push_back(fee_of(charge, account, bought, price_tiers(*charge.tiers, bought)));
         }
-        if (!list.empty() && list.back().customer.empty()) list.back().customer = asked.customer;
     }
     return summed(*this, std::move(list));
 }
@@ -9616,7 +9609,6 @@ Fees Plan::estimate_fees(const Event& event, Timestamp now, UsageSource& usage_s
         const auto credited = credited_units(charge.meter.id, account.query, usage_source).value_or(charge.granted);
         const auto added = difference(price_units(charge.price, *after, credited), price_units(charge.price, before.value, credited));
         list.push_back(fee_of(charge, account, *after - before.value, added));
-        list.back().customer = event.customer;
         list.back().events = 1;
     }
     if (list.empty()) throw Error(ErrorCode::not_found, "name", "no price measures this event named " + quote(event.name));
@@ -10312,8 +10304,12 @@ Filter parameter_filter(const json& metadata) {
     return Filter::all(std::move(parts));
 }
 
-Filter customers_filter(const std::vector<std::string>& customers) {
-    return customers.empty() ? Filter() : Filter::where("customer", Operator::in, customers);
+// A question about any of these customers; about all when there are none.
+AggregateQuery of_customers(const std::vector<std::string>& customers) {
+    AggregateQuery query;
+    if (customers.size() == 1) query.customer = customers.front();
+    if (customers.size() > 1) query.filter = Filter::where("customer", Operator::in, customers);
+    return query;
 }
 
 // The rows of a bin, one for each customer or one for all, as one value.
@@ -10353,11 +10349,11 @@ Quantities quantities(Metric metric, const QuantitiesQuery& query, UsageSource& 
     const auto times = quantity_rows(query.start, query.end, interval_of(query.interval), Zone(query.time_zone));
     metric.rules = "polar";
     Bins bins({.bin = query.interval, .time_zone = query.time_zone});
-    AggregateQuery asked;
+    AggregateQuery asked = of_customers(query.customers);
     asked.period = {bins.around(times.front()).from, bins.around(times.back()).to};
     asked.bin = query.interval;
     asked.time_zone = query.time_zone;
-    asked.filter = Filter::all({customers_filter(query.customers), parameter_filter(query.metadata)});
+    asked.filter = Filter::all({std::move(asked.filter), parameter_filter(query.metadata)});
     const auto by_bin = quantities_by_bin(metric, asked, query.over_customers, usage);
     Quantities answer;
     std::vector<Decimal> with_events;
@@ -10374,8 +10370,7 @@ Quantities quantities(Metric metric, const QuantitiesQuery& query, UsageSource& 
 CustomerMeter customer_meter(const std::string& id, Metric metric, const std::vector<std::string>& customers, UsageSource& usage) {
     if (customers.empty()) refuse("customers", "is empty");
     metric.rules = "polar";
-    AggregateQuery asked;
-    asked.filter = customers_filter(customers);
+    AggregateQuery asked = of_customers(customers);
     const auto reset = usage.measure(system_metric("meter.reset", id, Aggregation::max, "timestamp"), asked).front();
     if (reset.events > 0) asked.period.from = Timestamp::from_unix(reset.value);
     const auto credited = [&](const Filter& which) {

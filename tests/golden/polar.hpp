@@ -64,8 +64,8 @@ meter::Book book_of(const json& vector) {
         prices.push_back(vector.at("prices").at(name.get<std::string>()));
         prices.back().update({{"id", name}, {"meter_id", "m"}});
     }
-    return meter::Book::polar({{"product", {{"id", "p"}, {"prices", prices}}},
-                               {"meters", {{{"id", "m"}, {"aggregation", vector.at("meter").at("aggregation")}}}}});
+    return meter::Book::polar(
+        {{"product", {{"id", "p"}, {"prices", prices}}}, {"meters", {{{"id", "m"}, {"aggregation", vector.at("meter").at("aggregation")}}}}});
 }
 
 /// Entries of sums and counts belong to a price, and wait while that is not on the subscription; an order has no items without entries.
@@ -81,9 +81,8 @@ json billing_run(const json& vector) {
     }
     auto items = json::array();
     const meter::UsageQuery asked{.customer = "c1"};
-    const auto fees = Log(events).ask([&](meter::UsageSource& usage) {
-        return book_of(vector).impl().usage(asked, cutoff - std::chrono::seconds(1), usage);
-    });
+    const auto fees =
+        Log(events).ask([&](meter::UsageSource& usage) { return book_of(vector).impl().usage(asked, cutoff - std::chrono::seconds(1), usage); });
     for (const auto& fee : fees.fees) {
         if (fee.events > 0) items.push_back({{"price", fee.charge}, {"amount", text(fee.amount_cents)}});
     }

@@ -92,11 +92,8 @@ std::vector<std::string> customers_of(const json& vector) {
 }
 
 json quantities(const json& vector) {
-    static const std::map<std::string, meter::Bin> intervals{{"hour", meter::Bin::hour},
-                                                             {"day", meter::Bin::day},
-                                                             {"week", meter::Bin::week},
-                                                             {"month", meter::Bin::month},
-                                                             {"year", meter::Bin::year}};
+    static const std::map<std::string, meter::Bin> intervals{
+        {"hour", meter::Bin::hour}, {"day", meter::Bin::day}, {"week", meter::Bin::week}, {"month", meter::Bin::month}, {"year", meter::Bin::year}};
     const auto& params = vector.at("params");
     const auto time = [&](const char* key) { return Timestamp::parse(params.at(key).get<std::string>()); };
     meter::QuantitiesQuery query{.customers = customers_of(vector), .start = time("start_timestamp"), .end = time("end_timestamp")};
@@ -106,8 +103,7 @@ json quantities(const json& vector) {
     if (params.contains("customer_aggregation_function"))
         query.over_customers = Node(params).choice("customer_aggregation_function", polar::functions);
     const auto metric = metric_of(vector.at("meter"));
-    const auto found =
-        log_of(vector.at("events")).ask([&](meter::UsageSource& usage) { return polar::quantities(metric, query, usage); });
+    const auto found = log_of(vector.at("events")).ask([&](meter::UsageSource& usage) { return polar::quantities(metric, query, usage); });
     json rows = json::array();
     for (const auto& [at, quantity] : found.rows) rows.push_back({{"timestamp", at.to_string()}, {"quantity", text(quantity)}});
     return {{"quantities", rows}, {"total", text(found.total)}};
