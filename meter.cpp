@@ -1915,9 +1915,11 @@ Clause make_clause(const Filter& filter) {
     }
     if (filter.op == Operator::exists && !filter.value.is_boolean()) refuse(where, "takes true or false");
     clause.operands.push_back(make_operand(filter.value, where));
-    const bool text_only =
-        filter.op == Operator::contains || filter.op == Operator::not_contains || filter.op == Operator::like || filter.op == Operator::not_like;
-    if (text_only && clause.operands[0].kind != Scalar::Kind::text) refuse(where, "takes a text");
+    const Scalar::Kind kind = clause.operands[0].kind;
+    const bool searches = filter.op == Operator::contains || filter.op == Operator::not_contains;
+    const bool matches = filter.op == Operator::like || filter.op == Operator::not_like;
+    if (matches && kind != Scalar::Kind::text) refuse(where, "takes a text");
+    if (searches && kind == Scalar::Kind::null) refuse(where, "takes a text, number or boolean");
     return clause;
 }
 
@@ -5217,6 +5219,7 @@ struct NumberRules {
     bool zero = false;                         // what is no number counts as 0; else the event takes no part
     std::optional<std::int64_t> missing = {};  // what a missing one counts as, when not as other things that are no number
     bool not_negative = false;                 // numbers below 0 count as 0, one by one
+    std::optional<Rounding> seconds = {};      // times are whole Unix seconds
 };
 
 // What becomes of a text of no characters, and of a value that is not there.
@@ -5238,14 +5241,17 @@ enum class Weighting : std::uint8_t {
 struct Rules {
     std::string_view name{};
     FilterRules filter{};
+    std::optional<FilterRules> asked{};  // of a question's filter; a metric's too when absent
     NumberRules numbers{};
     Blank groups = Blank::apart, values = Blank::apart;  // of group_by; of what is counted by unique_count and active_count
     bool counts_absent = false;                          // an absent value is one more, too
+    bool keeps_absent = false;                           // an absent value is none, but its event takes part
     bool typed_values = false;                           // the text "1" and the number 1 are two values, null is one
     bool words_apart = false;                            // any word but "add" takes one off whenever another stood before it, also a word like it
     bool not_negative = false;                           // no result is below 0; those of buckets neither
     Weighting weighting = Weighting::standing;
     Decimal (*quotient)(const Decimal&, const Decimal&) = exact_share;  // of averages and weighted sums
+    Decimal (*add)(const Decimal&, const Decimal&) = nullptr;           // of sums and averages, by time, then sequence; exactly when absent
     std::optional<RoundTo> weighted_rounding{};
     std::chrono::weekday week_start = std::chrono::Monday;  // of buckets
     MonthEnd month_end = MonthEnd::clamp;                   // likewise, where there is a billing anchor
@@ -5494,7 +5500,8 @@ private:
     }
     // group_ so far, with some more fields.
     void combine(std::size_t first, std::size_t last, Connection& db, const Batch& batch) {
-        for (std::size_t i = first; i < last; ++i) combine(fields_[i].values.number(db, batch.columns[fields_[i].column], batch), fields_[i].combinations);
+        for (std::size_t i = first; i < last; ++i)
+            combine(fields_[i].values.number(db, batch.columns[fields_[i].column], batch), fields_[i].combinations);
     }
     void combine(const std::vector<std::uint32_t>& values, Numbering& numbering) {
         std::uint64_t last_key = ~std::uint64_t{0};
@@ -5552,7 +5559,7 @@ public:
         : rules_(rules), is_time_(column_key(property) == fields::time), column_(question.key(column_key(property))) {}
 
     // Decimals of what small() is told; times are Unix seconds.
-    int scale(const Batch& batch) const { return is_time_ ? 6 : batch.columns[column_].scale; }
+    int scale(const Batch& batch) const { return !is_time_ ? batch.columns[column_].scale : rules_.seconds ? 0 : 6; }
 
     // Calls small(row, cell) for numbers at the column's scale, other(row, number) for other ones, nothing for what does not count.
     template <class Small, class Other>
@@ -5562,7 +5569,8 @@ public:
         words_.assign(column.words.size(), std::nullopt);
         each_row(batch, [&](std::size_t row) {
             if (column.kind(row) == CellKind::number) {
-                small(row, rules_.not_negative ? std::max<std::int64_t>(0, column.cells[row]) : column.cells[row]);
+                const std::int64_t cell = is_time_ && rules_.seconds ? whole_seconds(column.cells[row]) : column.cells[row];
+                small(row, rules_.not_negative ? std::max<std::int64_t>(0, cell) : cell);
             } else if (const auto number = other_number(column, row)) {
                 other(row, rules_.not_negative ? std::max(Decimal(), *number) : *number);
             } else if (column.kind(row) == CellKind::missing && rules_.missing) {
@@ -5582,6 +5590,7 @@ private:
         if (!known) known = column.kind(row) == CellKind::wide || counts(text) ? Decimal::parse(text) : std::nullopt;
         return *known;
     }
+    std::int64_t whole_seconds(std::int64_t micros) const { return Decimal::scaled(micros, 6).round(0, *rules_.seconds).to_int64().value(); }
     bool counts(std::string_view text) const {
         return rules_.text == NumberRules::Text::number || (rules_.text == NumberRules::Text::plain && plain_number(text));
     }
@@ -5654,6 +5663,7 @@ public:
     // What the slot's rows come to. `stretch` is its part of the question's period.
     virtual Decimal value(std::size_t slot, const Period& stretch) const = 0;
     virtual bool falls(std::size_t) const { return false; }                // whether an event may have lowered the value
+    virtual bool exact_in_binary() const { return true; }                  // whether sums of doubles, in any order, come to the same
     std::int64_t events(std::size_t slot) const { return events_[slot]; }  // how many took part
 
 protected:
@@ -5692,6 +5702,14 @@ public:
         return safe ? sum : exact.result();
     }
     bool falls(std::size_t slot) const override { return falls_.contains(slot); }
+    bool exact_in_binary() const override {
+        constexpr std::int64_t largest = std::int64_t{1} << 53;
+        if (!others_.empty() || !falls_.empty() || (!sums_.empty() && sums_.rbegin()->first > 0)) return false;
+        for (std::size_t slot = 0; slot < events_.size(); ++slot) {
+            if (SumAccumulator::value(slot, {}) > largest) return false;
+        }
+        return true;
+    }
 
 private:
     void take(Connection&, const Batch& batch, const std::vector<std::uint32_t>& slots, std::size_t count) override {
@@ -5828,7 +5846,7 @@ private:
 class UniqueAccumulator final : public Accumulator {
 public:
     UniqueAccumulator(std::size_t column, const Rules& rules)
-        : column_(column), counts_absent_(rules.counts_absent), values_(rules.values, rules.typed_values) {}
+        : column_(column), counts_absent_(rules.counts_absent), keeps_absent_(rules.keeps_absent), values_(rules.values, rules.typed_values) {}
     Decimal value(std::size_t slot, const Period&) const override { return slot < counts_.size() ? counts_[slot] : 0; }
 
 private:
@@ -5836,14 +5854,15 @@ private:
         counts_.resize(count);
         const std::vector<std::uint32_t>& values = values_.number(db, batch.columns[column_], batch);
         each_row(batch, [&](std::size_t row) {
-            if (values[row] == no_value && !counts_absent_) return;
-            ++events_[slots[row]];
+            const bool counts = values[row] != no_value || counts_absent_;
+            if (counts || keeps_absent_) ++events_[slots[row]];
+            if (!counts) return;
             const std::size_t before = seen_.keys().size();
             if (seen_.number(pair_key(slots[row], values[row])) == before) ++counts_[slots[row]];
         });
     }
     std::size_t column_;
-    bool counts_absent_;
+    bool counts_absent_, keeps_absent_;
     Values values_;
     Numbering seen_;
     std::vector<std::int64_t> counts_;
@@ -5855,7 +5874,10 @@ private:
 class WeightedAccumulator final : public Accumulator {
 public:
     WeightedAccumulator(Numbers numbers, const Rules& rules, const AggregateQuery& query, ScanQuestion& question)
-        : numbers_(std::move(numbers)), rules_(rules), remaining_(rules.weighting == Weighting::remaining), whole_(query.billing_period),
+        : numbers_(std::move(numbers)),
+          rules_(rules),
+          remaining_(rules.weighting == Weighting::remaining),
+          whole_(query.billing_period),
           time_(question.key(fields::time)) {
         if (remaining_ && !whole_) whole_ = query.period;
         if (!remaining_) first_ = query.period.from.micros();
@@ -5983,6 +6005,26 @@ private:
     std::unordered_set<std::size_t> falls_;
 };
 
+// Sums and averages by rules that add in their own way, event after event.
+class OrderedSumAccumulator final : public StepAccumulator {
+public:
+    OrderedSumAccumulator(const Metric& metric, const Rules& rules, ScanQuestion& question)
+        : StepAccumulator(metric, rules, question), averages_(metric.aggregation == Aggregation::average), rules_(rules) {}
+    void finish() override {
+        StepAccumulator::finish();
+        ordered_.resize(events_.size());
+        for (const Step& step : steps()) ordered_[step.slot] = rules_.add(ordered_[step.slot], step.value);
+    }
+    Decimal value(std::size_t slot, const Period&) const override {
+        return averages_ ? rules_.quotient(ordered_[slot], events_[slot]) : ordered_[slot];
+    }
+
+private:
+    bool averages_;
+    const Rules& rules_;
+    std::vector<Decimal> ordered_;
+};
+
 // What stands, for the time it stands, each piece of time as a share of the whole by itself; a stretch ends with the second. What came before
 // it stands from its beginning on (lago-api, weighted_sum_query.rb:12).
 class PiecesAccumulator final : public StepAccumulator {
@@ -6084,6 +6126,7 @@ void check_metric(const Metric& metric) {
     if (metric.rounding) word_of(roundings, metric.rounding->mode, "metric.rounding");
     if (metric.rounding && (metric.rounding->scale < -Decimal::max_digits || metric.rounding->scale > Decimal::max_digits))
         refuse("metric.rounding", "must be from -38 to 38 decimals");
+    if (metric.every_event && !metric.event.empty()) refuse("metric.event", "has no meaning for a metric of every event");
     if (metric.recurring && metric.bucket != Bin::none) refuse("metric.bucket", "has no meaning for a recurring metric");
     if (metric.bucket == Bin::none && !metric.bucket_group.empty()) refuse("metric.bucket_group", "needs a bucket");
     check_question("metric.code", metric.code);
@@ -6103,6 +6146,7 @@ json to_definition(const Metric& metric) {
     if (metric.multiplier) definition["multiplier"] = metric.multiplier->to_string();
     if (metric.rounding)
         definition["rounding"] = {{"mode", word_of(roundings, metric.rounding->mode, "metric.rounding")}, {"scale", metric.rounding->scale}};
+    if (metric.every_event) definition["every_event"] = true;
     if (metric.recurring) definition["recurring"] = true;
     if (metric.bucket != Bin::none) definition["bucket"] = word_of(bin_words, metric.bucket, "metric.bucket");
     if (!metric.bucket_group.empty()) definition["bucket_group"] = metric.bucket_group;
@@ -6118,6 +6162,7 @@ Metric from_definition(std::string_view code, const json& tree) {
     if (tree.contains("multiplier")) metric.multiplier = Decimal(tree.at("multiplier").get<std::string>());
     if (const auto rounding = tree.find("rounding"); rounding != tree.end())
         metric.rounding = RoundTo{meaning_of(roundings, rounding->at("mode").get<std::string>()), rounding->at("scale").get<int>()};
+    metric.every_event = tree.value("every_event", false);
     metric.recurring = tree.value("recurring", false);
     metric.bucket = meaning_of(bin_words, tree.value("bucket", "none"));
     metric.bucket_group = tree.value("bucket_group", "");
@@ -6209,12 +6254,12 @@ public:
     // Nothing is found when the log knows no such name, customer or subscription.
     MetricScan(const Reader& reader, const Question& asked) : reader_(reader) {
         const Metric& metric = asked.metric;
-        const std::string& name = metric.event.empty() ? metric.code : metric.event;
+        const std::string& name = metric.every_event ? std::string() : metric.event.empty() ? metric.code : metric.event;
         const Period period{metric.recurring ? Period().from : asked.query.period.from, asked.query.period.to};
         auto found = scan_question(reader, std::span(&name, name.empty() ? 0 : 1), asked.query.customer, asked.query.subscription, period);
         empty_ = !found;
         if (found) question = std::move(*found);
-        conditions_.emplace_back(asked.query.filter, question, asked.rules.filter);
+        conditions_.emplace_back(asked.query.filter, question, asked.rules.asked.value_or(asked.rules.filter));
         conditions_.emplace_back(metric.filter, question, asked.rules.filter);
     }
     template <class Use>
@@ -6261,15 +6306,18 @@ std::unique_ptr<Accumulator> make_accumulator(const Question& asked, ScanQuestio
     refuse("metric.aggregation", "is not one of the aggregations");
 }
 
-std::vector<Measured> scanned_rows(const Reader& reader, const Question& asked) {
+// Rules that add in their own way are asked, `ordered`, only when exact sums are not the same.
+std::vector<Measured> scanned_rows(const Reader& reader, const Question& asked, bool ordered = false) {
     MetricScan scan(reader, asked);
     Slots slots(asked.bins, {asked.query.group_by, asked.rules.groups, asked.named, asked.metric.bucket_group}, scan.question);
-    const std::unique_ptr<Accumulator> accumulator = make_accumulator(asked, scan.question);
+    const std::unique_ptr<Accumulator> accumulator =
+        ordered ? std::make_unique<OrderedSumAccumulator>(asked.metric, asked.rules, scan.question) : make_accumulator(asked, scan.question);
     scan.each([&](const Batch& batch) {
         const auto& places = slots.place(reader, batch);
         accumulator->add(reader, batch, places, slots.size());
     });
     accumulator->finish();
+    if (asked.rules.add && !ordered && !accumulator->exact_in_binary()) return scanned_rows(reader, asked, true);
     std::vector<Measured> rows;
     for (std::size_t slot = 0; slot < slots.size(); ++slot) {
         if (accumulator->events(slot) == 0) continue;
@@ -6781,28 +6829,30 @@ namespace polar {
 
 // Intervals of meter quantities, and how many days a question may span at most (time_queries.py:46).
 struct Interval {
-    std::string_view name;
     Bin bin;
     Stride stride;
     int most_days;
 };
 
 constexpr Interval intervals[] = {
-    {"hour", Bin::hour, {0, micros_per_hour}, 7}, {"day", Bin::day, {0, micros_per_day}, 366}, {"week", Bin::week, {0, 7 * micros_per_day}, 371},
-    {"month", Bin::month, {1, 0}, 1460},          {"year", Bin::year, {12, 0}, 3650},
+    {Bin::hour, {0, micros_per_hour}, 7}, {Bin::day, {0, micros_per_day}, 366}, {Bin::week, {0, 7 * micros_per_day}, 371},
+    {Bin::month, {1, 0}, 1460},           {Bin::year, {12, 0}, 3650},
 };
 
-[[maybe_unused]] const Interval& interval_named(std::string_view name) {
-    const auto row = std::find_if(std::begin(intervals), std::end(intervals), [&](const auto& each) { return each.name == name; });
-    if (row == std::end(intervals)) throw Error(ErrorCode::bad_value, "interval", quote(name) + " is not an interval");
+const Interval& interval_of(Bin bin) {
+    const auto row = std::find_if(std::begin(intervals), std::end(intervals), [&](const Interval& each) { return each.bin == bin; });
+    if (row == std::end(intervals)) refuse("interval", "must be hour, day, week, month or year");
     return *row;
 }
 
 // The moments that have a row in the answer: the start, and on by one interval each, on the zone's clock, until the end has passed. Each is
 // counted from the one before, so a 31st that a short month moved stays where it is. (generate_series in time_queries.py:32)
-[[maybe_unused]] std::vector<Timestamp> quantity_rows(Timestamp start, Timestamp end, const Interval& interval, const Zone& zone) {
-    if (start > end) throw Error(ErrorCode::bad_value, "end", "is before the start");
-    if (end - start > std::chrono::days(interval.most_days)) throw Error(ErrorCode::bad_value, "interval", "is too small for so long a time");
+std::vector<Timestamp> quantity_rows(Timestamp start, Timestamp end, const Interval& interval, const Zone& zone) {
+    if (start < Timestamp::from_civil(2023, 1, 1)) refuse("start", "must not be before 2023-01-01");
+    if (start > end) refuse("end", "is before the start");
+    if (cut(end, micros_per_day) - cut(start, micros_per_day) > std::chrono::days(interval.most_days)) {
+        refuse("interval", "is too small for so long a time");
+    }
     std::vector<Timestamp> rows;
     for (Timestamp row = start; row <= end;) {
         rows.push_back(row);
@@ -9242,12 +9292,17 @@ Decimal exact_amount(const Decimal& unit_amount, double units) {
     return -exponent > negligible ? Decimal() : Decimal::divide(product, power_of_two(-exponent), 0, Rounding::half_up);
 }
 
+// Polar's numbers are doubles, added and divided as such.
+Decimal double_sum(const Decimal& a, const Decimal& b) { return Decimal::from_double(a.to_double() + b.to_double()); }
+Decimal double_quotient(const Decimal& a, const Decimal& b) { return Decimal::from_double(a.to_double() / b.to_double()); }
+
 // Units beyond credits at the price, rounded, then capped.
-Priced price_units(const MeteredPrice& price, double consumed, std::int64_t credited) {
-    const double units = std::max(0.0, consumed - static_cast<double>(credited));
+Priced price_units(const MeteredPrice& price, const Decimal& consumed, const Decimal& credited) {
+    const Decimal units = at_least_zero(double_sum(consumed, -credited));
     Priced priced;
-    priced.add(units_line(Decimal::from_double(units), price.unit_amount));
-    round_to(priced, exact_amount(price.unit_amount, units));
+    if (!credited.is_zero()) priced.add(free_line(at_least_zero(std::min(consumed, credited))));
+    priced.add(units_line(units, price.unit_amount));
+    round_to(priced, exact_amount(price.unit_amount, units.to_double()));
     if (price.cap) lower_to(priced, *price.cap);
     return priced;
 }
@@ -9281,43 +9336,38 @@ std::string money(const Decimal& cents, const std::string& code) {
     return symbol + grouped(amount.to_fixed(std::max(currency.decimals, amount.scale())));
 }
 
-[[maybe_unused]] std::string label(const MeteredPrice& price, double consumed, const Priced& priced) {
-    auto text = "(" + grouped(Decimal::from_double(consumed).round(3, Rounding::half_even).to_string()) + " consumed units) \u00d7 " +
-                money(price.unit_amount, price.currency);
+std::string label(const MeteredPrice& price, const Decimal& consumed, const Priced& priced) {
+    auto text =
+        "(" + grouped(consumed.round(3, Rounding::half_even).to_string()) + " consumed units) \u00d7 " + money(price.unit_amount, price.currency);
     if (priced.lines.back().step == FeeLine::Step::maximum) text += " \u2014 Capped at " + money(*price.cap, price.currency);
     return text;
 }
 
-// --- a billing run (10.5) ---
+// --- functions of meters (7) ---
 
-enum class Function { count, sum, max, min, avg, unique };
-constexpr std::array<std::pair<std::string_view, Function>, 6> functions{{{"count", Function::count},
-                                                                          {"sum", Function::sum},
-                                                                          {"max", Function::max},
-                                                                          {"min", Function::min},
-                                                                          {"avg", Function::avg},
-                                                                          {"unique", Function::unique}}};
+constexpr std::array<std::pair<std::string_view, Aggregation>, 6> functions{{{"count", Aggregation::count},
+                                                                             {"sum", Aggregation::sum},
+                                                                             {"max", Aggregation::max},
+                                                                             {"min", Aggregation::min},
+                                                                             {"avg", Aggregation::average},
+                                                                             {"unique", Aggregation::unique_count}}};
 
-// Sums and counts can be split between prices; the other functions hold over all entries only.
-bool is_summable(Function function) { return function == Function::count || function == Function::sum; }
+// Sums and counts may be added up.
+bool is_summable(Aggregation function) { return function == Aggregation::count || function == Aggregation::sum; }
 
-// Over user events; doubles, added in order, as Polar does.
-[[maybe_unused]] double aggregated(Function function, const std::vector<double>& values) {
-    if (function == Function::count) return static_cast<double>(values.size());
-    if (function == Function::unique) return static_cast<double>(std::unordered_set<double>(values.begin(), values.end()).size());
-    if (values.empty()) return 0;
-    if (function == Function::max) return *std::max_element(values.begin(), values.end());
-    if (function == Function::min) return *std::min_element(values.begin(), values.end());
-    double sum = 0;
-    for (const double value : values) sum += value;
-    return function == Function::avg ? sum / static_cast<double>(values.size()) : sum;
+bool is_function(Aggregation function) {
+    return std::any_of(functions.begin(), functions.end(), [&](const auto& row) { return row.second == function; });
 }
 
-// Credits in the order they came; what is taken away never leaves less than none.
-[[maybe_unused]] std::int64_t credited_units(const std::vector<std::int64_t>& credits) {
-    std::int64_t sum = 0;
-    for (const auto units : credits) sum = std::max<std::int64_t>(0, sum + units);
-    return sum;
+// Of values that meters have come to; 0 of none.
+Decimal folded(Aggregation function, const std::vector<Decimal>& values) {
+    if (function == Aggregation::count) return values.size();
+    if (function == Aggregation::unique_count) return std::set<Decimal>(values.begin(), values.end()).size();
+    if (values.empty()) return {};
+    if (function == Aggregation::max) return *std::max_element(values.begin(), values.end());
+    if (function == Aggregation::min) return *std::min_element(values.begin(), values.end());
+    const Decimal sum = std::accumulate(values.begin(), values.end(), Decimal(), double_sum);
+    return function == Aggregation::average ? double_quotient(sum, values.size()) : sum;
 }
 
 // --- tiers of seats and units (11) ---
@@ -9328,7 +9378,7 @@ struct Tiers {
 };
 
 // Sorted by bound, the open tier last. Problems carry pydantic's words.
-[[maybe_unused]] Tiers read_tiers(const Node& at, Problems& problems) {
+Tiers read_tiers(const Node& at, Problems& problems) {
     static constexpr std::array<std::pair<std::string_view, bool>, 2> types{{{"volume", true}, {"graduated", false}}};
     Tiers result{at.choice("type", types, "volume"), {}};
     for (const auto& each : at.list("tiers")) {
@@ -9350,7 +9400,7 @@ struct Tiers {
 }
 
 // Bounds are the last quantity included. A volume needs a tier that holds it; graduated units past the last bound are free.
-[[maybe_unused]] Priced price_tiers(const Tiers& tiers, const Decimal& quantity) {
+Priced price_tiers(const Tiers& tiers, const Decimal& quantity) {
     if (quantity.is_negative()) throw Error(ErrorCode::bad_value, "quantity", "negative");
     if (quantity.is_zero()) return {};
     if (!tiers.volume) return graduated(tiers.tiers, quantity);
@@ -9851,6 +9901,91 @@ std::shared_ptr<const Book::Impl> load(const json& catalogue) {
 
 namespace polar {
 
+// --- its three evaluators of filters, which disagree where types differ (6.2) ---
+
+using enum Meeting;
+
+constexpr std::array<Meeting, 3> never_any{never, never, never}, text_any{text, text, text}, empty_any{empty, empty, empty};
+
+// One evaluator: metadata by a table, and how a time becomes whole seconds.
+struct Evaluator {
+    Coercion metadata;
+    Rounding seconds;
+};
+
+// Quantities and balances (filter.py:52).
+constexpr Evaluator postgres{{.missing = {never_any, never_any},
+                              .boolean = {{number, never, never}, text_any},
+                              .number = {{number, number, never}, text_any},
+                              .text = {text_any, text_any},
+                              .structure = {never_any, text_any},
+                              .asked_booleans = {"f", "t"}},
+                             Rounding::half_up};
+
+// What a meter bills (filter.py:127).
+constexpr Evaluator billing{{.missing = {never_any, never_any},
+                             .boolean = {{number, number, differ}, text_any},
+                             .number = {{number, number, differ}, text_any},
+                             .text = {{differ, differ, text}, text_any},
+                             .structure = {{differ, differ, differ}, text_any},
+                             .stored_booleans = {"False", "True"},
+                             .asked_booleans = {"False", "True"}},
+                            Rounding::down};
+
+// Lists of events (tinybird/service.py:722).
+constexpr Evaluator clickhouse{{.missing = {{zero, zero, empty}, empty_any},
+                                .boolean = {{zero, zero, empty}, empty_any},
+                                .number = {{number, number, empty}, empty_any},
+                                .text = {{zero, zero, text}, text_any},
+                                .structure = {{zero, zero, empty}, empty_any}},
+                               Rounding::down};
+
+// name and source meet texts alone, timestamp numbers alone, in every evaluator.
+constexpr Coercion built_in{.missing = {never_any, never_any},
+                            .boolean = {never_any, never_any},
+                            .number = {{never, number, never}, {never, text, never}},
+                            .text = {{never, never, text}, {never, never, text}},
+                            .structure = {never_any, never_any}};
+
+// What a question asks beside the meter's filter: a text is what the property is written as (kit/metadata.py:138); numbers and booleans, which
+// Polar's parameter does not have, are themselves.
+constexpr Coercion parameter{.missing = {never_any, never_any},
+                             .boolean = {{number, differ, text}, text_any},
+                             .number = {{differ, number, text}, text_any},
+                             .text = {{differ, differ, text}, text_any},
+                             .structure = {{differ, differ, text}, text_any}};
+
+constexpr Rules rules(std::string_view name, const Evaluator& evaluator) {
+    return {.name = name,
+            .filter = {&evaluator.metadata, &built_in, evaluator.seconds},
+            .asked = FilterRules{&parameter, &built_in, evaluator.seconds},
+            .numbers = {.text = NumberRules::Text::none, .missing = {}, .seconds = Rounding::half_up},
+            .keeps_absent = true,
+            .typed_values = true,
+            .quotient = double_quotient,
+            .add = double_sum};
+}
+
+// The field of an event that is not in the log.
+Scalar field_of(const Event& event, std::string_view field, Rounding seconds, std::string& keep) {
+    const std::string prefix = property_field("");
+    if (field.starts_with(prefix)) return scalar_at(event.properties, field.substr(prefix.size()), keep);
+    if (field == "timestamp") return {Scalar::Kind::number, false, event.timestamp.value_or(Timestamp()).unix_seconds().round(0, seconds), {}};
+    const std::string& text = field == "name" ? event.name : event.source;
+    return {text.empty() ? Scalar::Kind::missing : Scalar::Kind::text, false, {}, text};
+}
+
+bool bills(const Filter& filter, const Event& event) {
+    const auto each = [&](const Filter& part) { return bills(part, event); };
+    if (filter.kind == Filter::Kind::all) return std::all_of(filter.parts.begin(), filter.parts.end(), each);
+    if (filter.kind == Filter::Kind::any) return std::any_of(filter.parts.begin(), filter.parts.end(), each);
+    std::string keep;
+    const bool metadata = filter.field.starts_with(property_field(""));
+    return meets(metadata ? billing.metadata : built_in, make_clause(filter), field_of(event, filter.field, billing.seconds, keep));
+}
+
+// --- meters ---
+
 // Text of at most 1000 characters, a 32-bit integer (1.0 is 1) or a boolean (filter.py:31).
 json clause_value(const Node& at) {
     const auto value = at.find("value");
@@ -9863,12 +9998,34 @@ json clause_value(const Node& at) {
         return text;
     }
     if (!value->value().is_number()) return value->value().is_boolean() ? value->value() : bad();
-    const auto whole = Decimal::from_json(value->value()).to_int64();
+    const auto whole = at.decimal("value")->to_int64();
     if (!whole || *whole < std::numeric_limits<std::int32_t>::min() || *whole > std::numeric_limits<std::int32_t>::max()) return bad();
     return *whole;
 }
 
-// Clauses in Polar's words; all but their negations need the property (6.2).
+// Events that Polar itself makes have this source; those of all other sources reach Polar as the user's.
+constexpr const char* system_source = "system";
+
+Filter by_users() { return Filter::any({Filter::where("source", Operator::exists, false), Filter::where("source", Operator::ne, system_source)}); }
+
+// Polar knows two sources, "user" and "system".
+Filter source_clause(Operator op, const json& value) {
+    const auto holds = [&](std::string_view source) {
+        return meets(built_in, op, {Scalar::Kind::text, false, {}, source}, make_operand(value, "value"));
+    };
+    const bool user = holds("user"), system = holds(system_source);
+    if (user) return system ? Filter() : by_users();
+    return system ? Filter::equals("source", system_source) : Filter::any({});
+}
+
+// How Filter and Metric name a property; a leading "metadata." is dropped once. Unique counts never read the built-in ones.
+std::string field_named(std::string property, bool built_in_too) {
+    constexpr std::string_view prefix = "metadata.";
+    if (property.starts_with(prefix)) property.erase(0, prefix.size());
+    const bool named = property == "name" || property == "source" || property == "timestamp";
+    return named && built_in_too ? property : property_field(property);
+}
+
 Filter read_clause(const Node& at) {
     static constexpr std::array<std::pair<std::string_view, Operator>, 8> operators{{{"eq", Operator::eq},
                                                                                      {"ne", Operator::ne},
@@ -9878,15 +10035,10 @@ Filter read_clause(const Node& at) {
                                                                                      {"lte", Operator::lte},
                                                                                      {"like", Operator::contains},
                                                                                      {"not_like", Operator::not_contains}}};
-    auto property = at.required_text("property");
+    const auto field = field_named(at.required_text("property"), true);
     const auto op = at.choice("operator", operators);
     const auto value = clause_value(at);
-    if (property.rfind("metadata.", 0) == 0) property = property.substr(std::string_view("metadata.").size());
-    const bool built_in = property == "name" || property == "source" || property == "timestamp";
-    const auto field = built_in ? property : property_field(property);
-    auto clause = Filter::where(field, op, value);
-    if (op != Operator::ne && op != Operator::not_contains) return clause;
-    return Filter::all({Filter::where(field, Operator::exists, true), std::move(clause)});
+    return field == "source" ? source_clause(op, value) : Filter::where(field, op, value);
 }
 
 Filter read_filter(const Node& at, std::size_t depth = 1) {
@@ -9900,11 +10052,13 @@ Filter read_filter(const Node& at, std::size_t depth = 1) {
 
 struct Meter {
     std::string id;
-    Function function = Function::count;
     Metric metric;
 };
 
-// A meter is told by its filter; the clause on the name says which events the metric reads.
+constexpr std::string_view metric_prefix = "polar:";
+std::string metric_code(std::string_view meter) { return std::string(metric_prefix) + std::string(meter); }
+
+// The name that all events of the filter have, if it says so.
 std::string event_name(const Filter& filter) {
     if (filter.kind == Filter::Kind::clause)
         return filter.field == "name" && filter.op == Operator::eq && filter.value.is_string() ? filter.value.get<std::string>() : "";
@@ -9915,35 +10069,105 @@ std::string event_name(const Filter& filter) {
     return "";
 }
 
-Meter read_meter(const Node& at) {
-    Meter meter{at.required_text("id"), {}, {}};
-    const auto aggregation = at.object("aggregation");
-    meter.function = aggregation.choice("func", functions);
-    auto filter = at.find("filter") ? read_filter(at.object("filter")) : Filter();
-    const auto name = event_name(filter);
-    if (name.empty()) throw Error(ErrorCode::unsupported, at.path("filter"), "must have a clause name eq \"...\"");
-    meter.metric = {.code = "polar:" + meter.id, .event = name, .aggregation = Aggregation::count, .property = {}, .filter = std::move(filter)};
-    if (meter.function == Function::count) return meter;
-    if (!is_summable(meter.function) && meter.function != Function::unique) {
-        throw Error(ErrorCode::unsupported, aggregation.path("func"), aggregation.text("func") + " is not measured here");
+Metric read_metric(const Node& aggregation, Filter filter, std::string code) {
+    Metric metric{.code = std::move(code), .event = event_name(filter), .aggregation = aggregation.choice("func", functions)};
+    if (metric.aggregation != Aggregation::count) {
+        metric.property = field_named(aggregation.required_text("property"), metric.aggregation != Aggregation::unique_count);
     }
-    meter.metric.aggregation = meter.function == Function::sum ? Aggregation::sum : Aggregation::unique_count;
-    meter.metric.property = property_field(aggregation.required_text("property"));
-    // Events without the property are no value of their own (7).
-    meter.metric.filter = Filter::all({std::move(meter.metric.filter), Filter::where(meter.metric.property, Operator::exists, true)});
-    return meter;
+    metric.filter = std::move(filter);
+    metric.rules = "polar_billing";
+    metric.every_event = metric.event.empty();
+    return metric;
 }
 
-// Credits that the product's benefits grant of a meter in each cycle.
-std::int64_t granted_units(const Node& product, const std::string& meter) {
-    std::int64_t units = 0;
+Meter read_meter(const Node& at) {
+    const auto id = at.required_text("id");
+    const auto filter = at.find("filter") ? read_filter(at.object("filter")) : Filter();
+    return {id, read_metric(at.object("aggregation"), filter, metric_code(id))};
+}
+
+// --- credits (10.1, 10.2) ---
+
+// What the product's benefits grant of a meter in each cycle.
+Decimal granted_units(const Node& product, const std::string& meter) {
+    Decimal units;
     for (const auto& benefit : product.list("benefits")) {
         if (benefit.text("type") != "meter_credit") continue;
         const auto properties = benefit.object("properties");
-        if (properties.text("meter_id") == meter) units += properties.decimal("units").value_or(Decimal()).to_int64().value_or(0);
+        if (properties.text("meter_id") == meter) units += properties.decimal("units").value_or(Decimal());
     }
     return units;
 }
+
+// Polar's own events of that name about the meter.
+Metric system_metric(const char* name, const std::string& meter, Aggregation aggregation, const char* property) {
+    return {.event = name,
+            .aggregation = aggregation,
+            .property = property,
+            .filter = Filter::all({Filter::equals("source", system_source), Filter::equals("properties.meter_id", meter)})};
+}
+
+// In the order they came; what is taken away never leaves less than none. Nothing when there were none.
+std::optional<Decimal> credited_units(const std::string& meter, const AggregateQuery& query, UsageSource& usage) {
+    const auto metric = system_metric("meter.credited", meter, Aggregation::sum, "properties.units");
+    std::optional<Decimal> credited;
+    for (const auto& step : usage.steps(metric, query, std::numeric_limits<std::size_t>::max(), {})) {
+        credited = at_least_zero(credited.value_or(Decimal()) + step.value);
+    }
+    return credited;
+}
+
+// --- subscriptions ---
+
+struct Subscription {
+    std::string id, customer;  // events name the customer by its external id
+    Period active, current;
+    Stride stride;
+    Decimal seats, units;
+};
+
+constexpr std::pair<std::string_view, Stride> recurring_intervals[] = {
+    {"day", {0, micros_per_day}}, {"week", {0, 7 * micros_per_day}}, {"month", {1, 0}}, {"year", {12, 0}}};
+
+Subscription read_subscription(const Node& at) {
+    Subscription subscription{.id = at.required_text("id"), .customer = {}, .active = {}, .current = {}, .stride = {}, .seats = {}, .units = {}};
+    subscription.customer = at.object("customer").required_text("external_id");
+    const auto start = at.time("current_period_start");
+    if (!start) throw Error(ErrorCode::bad_value, at.path("current_period_start"), "is required");
+    const auto count = at.decimal("recurring_interval_count").value_or(1).to_int64();
+    if (!count || *count < 1 || *count > 999) throw Error(ErrorCode::bad_value, at.path("recurring_interval_count"), "must be from 1 to 999");
+    subscription.stride = repeated(at.choice("recurring_interval", recurring_intervals, "month"), *count);
+    const Timestamp next = Cycle(subscription.stride, start->micros(), Zone({})).boundary(1);
+    subscription.current = {*start, at.time("current_period_end").value_or(next)};
+    subscription.active = {at.time("started_at").value_or(Timestamp::min()), at.time("ended_at").value_or(Period().to)};
+    for (const auto& [period, field] : {std::pair{&subscription.current, "current_period_end"}, std::pair{&subscription.active, "ended_at"}}) {
+        if (period->from >= period->to) throw Error(ErrorCode::bad_value, at.path(field), "ends before it begins");
+    }
+    subscription.seats = at.decimal("seats").value_or(Decimal());
+    subscription.units = at.decimal("units").value_or(Decimal());
+    return subscription;
+}
+
+// The current period as Polar says; others follow and precede it by the interval.
+Period period_around(const Subscription& subscription, Timestamp now) {
+    const auto& [from, to] = subscription.current;
+    if (subscription.current.contains(now)) return subscription.current;
+    const Timestamp anchor = now < from ? from : to;
+    const Period period = Cycle(subscription.stride, anchor.micros(), Zone({})).around(now);
+    return {std::max(period.from, subscription.active.from), std::min(period.to, subscription.active.to)};
+}
+
+// --- prices ---
+
+struct Charge {
+    std::string name;
+    Currency currency;
+    MeteredPrice price;             // its currency code stands for tiers, too
+    std::optional<Tiers> tiers;     // of seats or units, which are bought; else units are measured
+    Decimal Subscription::*bought;  // of those
+    Meter meter;
+    Decimal granted;
+};
 
 // Currency units, as fees have them, from Polar's cents.
 Priced in_units(Priced priced, Currency currency) {
@@ -9956,49 +10180,231 @@ Priced in_units(Priced priced, Currency currency) {
     return scaled;
 }
 
-std::optional<Decimal> step_of(const Meter& meter, const Event& event, AggregateQuery query, UsageSource& usage) {
-    if (event.name != meter.metric.event) return {};
-    if (meter.function == Function::count) return Decimal(1);
-    const auto text = number_text(event, meter.metric.property.substr(property_field("").size()));
-    if (meter.function == Function::sum) return Decimal::parse(text);
-    query.filter = Filter::all({query.filter, Filter::equals(meter.metric.property, text)});
-    return usage.measure(meter.metric, query).front().value > 0 ? Decimal() : Decimal(1);
+// Seats are sold by tiers of min_seats to max_seats without gaps (11).
+Tiers read_seat_tiers(const Node& at, Problems& problems) {
+    json tiers = json::array();
+    Decimal above;
+    for (const auto& tier : at.list("tiers")) {
+        const auto least = tier.decimal("min_seats");
+        if (!tiers.empty() && least && *least != above + 1) problems.push_back({tier.path("min_seats"), "min_seats", "gap"});
+        tiers.push_back({{"bound", tier.raw("max_seats")}, {"unit_amount", tier.raw("price_per_seat")}});
+        above = tier.decimal("max_seats").value_or(Decimal());
+    }
+    return read_tiers(Node(json{{"type", at.text("seat_tier_type", "volume")}, {"tiers", tiers}}, at.path()), problems);
 }
 
-MeteredItem read_item(const Node& at, const Node& product, const std::vector<Meter>& meters) {
-    const auto id = at.required_text("meter_id");
-    const auto found = std::find_if(meters.begin(), meters.end(), [&](const Meter& meter) { return meter.id == id; });
-    if (found == meters.end()) throw Error(ErrorCode::bad_value, at.path("meter_id"), "no such meter: " + id);
-    const auto meter = *found;
-    const auto price = read_metered(at);
-    const auto credited = granted_units(product, id);
-    const Currency currency = currency_of(price.currency);
-    MeteredItem item{.charge = at.text("id", id), .currency_code = price.currency, .currency = currency, .metric = meter.metric};
-    item.count = [meter](const AggregateQuery& query, UsageSource& usage) {
-        return std::vector<Decimal>{usage.measure(meter.metric, query).front().value};
-    };
-    item.step = [meter](const Event& event, const AggregateQuery& query, UsageSource& usage) { return step_of(meter, event, query, usage); };
-    item.price = [price, credited, currency](const std::vector<Decimal>& units) {
-        return in_units(price_units(price, total(units).to_double(), credited), currency);
-    };
-    return item;
+Charge read_charge(const Node& at, const Node& product, const std::vector<Meter>& meters) {
+    enum class Kind { metered, seats, units };
+    static constexpr std::array<std::pair<std::string_view, Kind>, 3> kinds{
+        {{"metered_unit", Kind::metered}, {"seat_based", Kind::seats}, {"unit_based", Kind::units}}};
+    const auto kind = at.choice("amount_type", kinds, "metered_unit");
+    Charge charge{.name = at.text("id"), .currency = {}, .price = {}, .tiers = {}, .bought = nullptr, .meter = {}, .granted = {}};
+    if (kind == Kind::metered) {
+        charge.price = read_metered(at);
+        const auto id = at.required_text("meter_id");
+        const auto found = std::find_if(meters.begin(), meters.end(), [&](const Meter& meter) { return meter.id == id; });
+        if (found == meters.end()) throw Error(ErrorCode::bad_value, at.path("meter_id"), "no such meter: " + id);
+        charge.meter = *found;
+        charge.granted = granted_units(product, id);
+        if (charge.name.empty()) charge.name = id;
+    } else {
+        Problems problems;
+        charge.price.currency = at.text("price_currency", "usd");
+        charge.bought = kind == Kind::seats ? &Subscription::seats : &Subscription::units;
+        charge.tiers = kind == Kind::seats ? read_seat_tiers(at.object("seat_tiers"), problems) : read_tiers(at.object("tiers"), problems);
+        if (!problems.empty()) throw Error(ErrorCode::bad_value, problems.front().path, problems.front().code);
+        if (charge.name.empty()) charge.name = kind == Kind::seats ? "seats" : "units";
+    }
+    charge.currency = currency_of(charge.price.currency);
+    return charge;
+}
+
+// --- the book ---
+
+struct Plan final : Book::Impl {
+    std::vector<Charge> charges;
+    std::vector<Subscription> subscriptions;
+    bool lists_subscriptions = false;
+
+    // That of the id or, without one, the customer's; nothing when the catalogue lists none.
+    const Subscription* find(const std::string& subscription, const std::string& customer, const std::optional<Timestamp>& active_at) const;
+    bool serves(const std::string& subscription, const std::string& customer) const override {
+        return lists_subscriptions ? find(subscription, customer, {}) != nullptr : !customer.empty();
+    }
+    Fees usage(const UsageQuery& query, Timestamp now, UsageSource& usage) const override;
+    Fees estimate_fees(const Event& event, Timestamp now, UsageSource& usage) const override;
+    Fee price(std::string_view charge, const Decimal& units, std::int64_t events) const override;
+};
+
+const Subscription* Plan::find(const std::string& subscription, const std::string& customer, const std::optional<Timestamp>& active_at) const {
+    const auto found = std::find_if(subscriptions.begin(), subscriptions.end(), [&](const Subscription& each) {
+        if (active_at && !each.active.contains(*active_at)) return false;
+        if (!subscription.empty()) return each.id == subscription;
+        return each.customer == customer;
+    });
+    return found == subscriptions.end() ? nullptr : &*found;
+}
+
+// Whose usage a bill is about, and when.
+struct Account {
+    const Subscription* subscription;
+    AggregateQuery query;
+};
+
+// Where subscriptions are not listed, a customer is billed by calendar months. Only what users did is billed.
+Account open_account(const Plan& plan, const std::string& subscription, const std::string& customer, Timestamp now) {
+    Account account{plan.lists_subscriptions ? plan.find(subscription, customer, now) : nullptr, {}};
+    if (plan.lists_subscriptions && !account.subscription) throw Error(ErrorCode::not_found, "subscription", "has no period now");
+    if (!account.subscription && customer.empty()) throw Error(ErrorCode::bad_value, "customer", "is required");
+    account.query.customer = account.subscription ? account.subscription->customer : customer;
+    account.query.period = account.subscription ? period_around(*account.subscription, now) : this_month(now);
+    return account;
+}
+
+AggregateQuery of_users(AggregateQuery query) {
+    query.filter = Filter::all({std::move(query.filter), by_users()});
+    return query;
+}
+
+Fee fee_of(const Charge& charge, const Account& account, const Decimal& units, Priced priced) {
+    Fee fee{.charge = charge.name, .metric = charge.meter.metric.code};
+    priced = in_units(std::move(priced), charge.currency);
+    fee.currency = charge.price.currency;
+    fee.units = units;
+    fee.amount = priced.amount;
+    fee.amount_cents = to_cents(priced.amount, charge.currency);
+    fee.unit_amount = quotient(priced.amount, units);
+    fee.pay_in_advance = charge.tiers.has_value();
+    fee.period = account.query.period;
+    fee.lines = std::move(priced.lines);
+    fee.customer = account.query.customer;
+    if (account.subscription) fee.subscription = account.subscription->id;
+    return fee;
+}
+
+Fees summed(const Plan& plan, std::vector<Fee> list) {
+    const auto& first = plan.charges.front();
+    Fees fees{.fees = std::move(list), .currency = first.price.currency, .subunits = first.currency.subunits, .amount_cents = {}};
+    for (const auto& fee : fees.fees) fees.amount_cents += fee.amount_cents;
+    return fees;
+}
+
+// The fee for what a meter has come to, with the words of the invoice (product_price.py:335).
+Fee metered_fee(const Charge& charge, const Account& account, UsageSource& usage) {
+    const auto row = usage.measure(charge.meter.metric, of_users(account.query)).front();
+    const auto credited = credited_units(charge.meter.id, account.query, usage).value_or(charge.granted);
+    const auto priced = price_units(charge.price, row.value, credited);
+    auto fee = fee_of(charge, account, row.value, priced);
+    fee.events = row.events;
+    fee.vendor = {{"label", label(charge.price, row.value, priced)},
+                  {"meter_id", charge.meter.id},
+                  {"consumed_units", row.value.to_string()},
+                  {"credited_units", credited.to_string()},
+                  {"amount", priced.amount.to_string()}};
+    return fee;
+}
+
+Fees Plan::usage(const UsageQuery& asked, Timestamp now, UsageSource& usage_source) const {
+    auto account = open_account(*this, asked.subscription, asked.customer, now);
+    if (asked.period) account.query.period = *asked.period;
+    std::vector<Fee> list;
+    for (const auto& charge : charges) {
+        if (!charge.tiers) {
+            list.push_back(metered_fee(charge, account, usage_source));
+        } else if (account.subscription) {
+            const auto& bought = account.subscription->*charge.bought;
+            list.push_back(fee_of(charge, account, bought, price_tiers(*charge.tiers, bought)));
+        }
+    }
+    return summed(*this, std::move(list));
+}
+
+// Events whose value is this one, by its type and all.
+Filter identity(const std::string& field, const Scalar& value) {
+    if (value.absent()) return Filter::where(field, Operator::exists, false);
+    if (value.kind == Scalar::Kind::boolean) return Filter::equals(field, value.boolean);
+    const auto text = scalar_text(value);
+    const auto number = Decimal::parse(text);
+    const auto as_number = [&](Operator op) { return Filter::where(field, op, json::parse(number->to_string())); };
+    if (value.kind == Scalar::Kind::number) return as_number(Operator::eq);
+    std::vector<Filter> parts{Filter::equals(field, text)};
+    if (number) parts.push_back(as_number(Operator::ne));
+    if (text == "true" || text == "false") parts.push_back(Filter::where(field, Operator::ne, text == "true"));
+    return Filter::all(std::move(parts));
+}
+
+// What the meter comes to with one event more; nothing when it does not measure that.
+std::optional<Decimal> consumed_with(const Metric& metric, const Event& event, const Measured& before, AggregateQuery query, UsageSource& usage) {
+    if (event.source == system_source || !bills(metric.filter, event)) return std::nullopt;
+    if (metric.aggregation == Aggregation::count) return before.value + 1;
+    std::string keep;
+    const auto value = field_of(event, metric.property, Rounding::half_up, keep);
+    if (metric.aggregation == Aggregation::unique_count) {
+        if (value.kind == Scalar::Kind::missing) return before.value;
+        query.filter = Filter::all({std::move(query.filter), identity(metric.property, value)});
+        return usage.measure(metric, query).front().value > 0 ? before.value : before.value + 1;
+    }
+    if (value.kind != Scalar::Kind::number) return std::nullopt;
+    if (metric.aggregation == Aggregation::sum) return double_sum(before.value, value.number);
+    if (before.events == 0) return value.number;
+    if (metric.aggregation == Aggregation::max) return std::max(before.value, value.number);
+    if (metric.aggregation == Aggregation::min) return std::min(before.value, value.number);
+    auto sum = metric;
+    sum.aggregation = Aggregation::sum;
+    return double_quotient(double_sum(usage.measure(sum, query).front().value, value.number), before.events + 1);
+}
+
+// What the event adds to the bill of its period, up to now.
+Fees Plan::estimate_fees(const Event& event, Timestamp now, UsageSource& usage_source) const {
+    auto account = open_account(*this, event.subscription, event.customer, now);
+    account.query.period.to = std::min(account.query.period.to, now + std::chrono::microseconds(1));
+    const auto query = of_users(account.query);
+    auto happening = event;
+    happening.timestamp = event.timestamp.value_or(now);
+    std::vector<Fee> list;
+    for (const auto& charge : charges) {
+        if (charge.tiers) continue;
+        const auto before = usage_source.measure(charge.meter.metric, query).front();
+        const auto after = consumed_with(charge.meter.metric, happening, before, query, usage_source);
+        if (!after) continue;
+        const auto credited = credited_units(charge.meter.id, account.query, usage_source).value_or(charge.granted);
+        const auto added = difference(price_units(charge.price, *after, credited), price_units(charge.price, before.value, credited));
+        list.push_back(fee_of(charge, account, *after - before.value, added));
+        list.back().events = 1;
+    }
+    if (list.empty()) throw Error(ErrorCode::not_found, "name", "no price measures this event named " + quote(event.name));
+    return summed(*this, std::move(list));
+}
+
+Fee Plan::price(std::string_view name, const Decimal& units, std::int64_t) const {
+    const auto charge = std::find_if(charges.begin(), charges.end(), [&](const Charge& each) { return each.name == name; });
+    if (charge == charges.end()) throw Error(ErrorCode::not_found, "charge", "charge_not_found");
+    return fee_of(*charge, {nullptr, {}}, units,
+                  charge->tiers ? price_tiers(*charge->tiers, units) : price_units(charge->price, units, charge->granted));
 }
 
 std::shared_ptr<const Book::Impl> load(const json& catalogue) {
     const Node root(catalogue);
     const auto product = root.object("product");
-    auto book = std::make_shared<MeteredBook>();
+    auto book = std::make_shared<Plan>();
     book->vendor = "polar";
     book->code = product.text("id", product.text("name", "polar"));
     book->source = catalogue;
     std::vector<Meter> meters;
-    for (const auto& meter : root.list("meters")) meters.push_back(read_meter(meter));
-    for (const auto& price : product.list("prices")) {
-        if (price.text("amount_type", "metered_unit") != "metered_unit") continue;
-        book->items.push_back(read_item(price, product, meters));
-        book->metrics.push_back(book->items.back().metric);
+    for (const auto& at : root.list("meters")) {
+        meters.push_back(read_meter(at));
+        book->metrics.push_back(meters.back().metric);
     }
-    check_items(*book, product);
+    for (const auto& price : product.list("prices")) {
+        const auto type = price.text("amount_type");
+        if (type != "fixed" && type != "custom" && type != "free") book->charges.push_back(read_charge(price, product, meters));
+    }
+    if (book->charges.empty()) product.refuse("has no price by usage, seats or units");
+    for (const auto& charge : book->charges) {
+        if (charge.price.currency != book->charges.front().price.currency) product.refuse("has prices in several currencies");
+    }
+    book->lists_subscriptions = root.find("subscriptions").has_value();
+    for (const auto& at : root.list("subscriptions")) book->subscriptions.push_back(read_subscription(at));
     return book;
 }
 
@@ -11390,178 +11796,105 @@ UsageAnswer answer(const Usage& usage, std::span<const Event> events) {
 
 }  // namespace flexprice
 
-// --- Polar: its three evaluators of filters, and meter quantities (dossier 6 to 8) ---
+// --- Polar: meter quantities and customer meters (dossier 8 and 10.3) ---
 
 namespace polar {
 
-using enum Meeting;
-
-constexpr std::array<Meeting, 3> never_any{never, never, never}, text_any{text, text, text}, empty_any{empty, empty, empty};
-
-// One evaluator: metadata by a table, and how a time becomes whole seconds.
-struct Evaluator {
-    Coercion metadata;
-    Rounding seconds;
-};
-
-// Quantities and balances (filter.py:52).
-constexpr Evaluator postgres{{.missing = {never_any, never_any},
-                              .boolean = {{number, never, never}, text_any},
-                              .number = {{number, number, never}, text_any},
-                              .text = {text_any, text_any},
-                              .structure = {never_any, text_any},
-                              .asked_booleans = {"f", "t"}},
-                             Rounding::half_up};
-
-// What a meter bills (filter.py:127).
-[[maybe_unused]] constexpr Evaluator billing{{.missing = {never_any, never_any},
-                                              .boolean = {{number, number, differ}, text_any},
-                                              .number = {{number, number, differ}, text_any},
-                                              .text = {{differ, differ, text}, text_any},
-                                              .structure = {{differ, differ, differ}, text_any},
-                                              .stored_booleans = {"False", "True"},
-                                              .asked_booleans = {"False", "True"}},
-                                             Rounding::down};
-
-// Lists of events (tinybird/service.py:722).
-[[maybe_unused]] constexpr Evaluator clickhouse{{.missing = {{zero, zero, empty}, empty_any},
-                                                 .boolean = {{zero, zero, empty}, empty_any},
-                                                 .number = {{number, number, empty}, empty_any},
-                                                 .text = {{zero, zero, text}, text_any},
-                                                 .structure = {{zero, zero, empty}, empty_any}},
-                                                Rounding::down};
-
-// name and source meet texts alone, timestamp numbers alone, in every evaluator.
-constexpr Coercion built_in{.missing = {never_any, never_any},
-                            .boolean = {never_any, never_any},
-                            .number = {{never, number, never}, {never, text, never}},
-                            .text = {{never, never, text}, {never, never, text}},
-                            .structure = {never_any, never_any}};
-
-// The metadata parameter of a question compares texts (kit/metadata.py:138).
-constexpr Coercion parameter{.missing = {never_any, never_any},
-                             .boolean = {text_any, text_any},
-                             .number = {text_any, text_any},
-                             .text = {text_any, text_any},
-                             .structure = {text_any, text_any}};
-
-bool is_metadata(std::string_view field) { return field.starts_with("properties."); }
-
-Scalar field_of(const Event& event, std::string_view field, Rounding seconds, std::string& keep) {
-    if (is_metadata(field)) return scalar_at(event.properties, field.substr(property_field("").size()), keep);
-    if (field == "timestamp") return {Scalar::Kind::number, false, event.timestamp.value_or(Timestamp()).unix_seconds().round(0, seconds), {}};
-    return {Scalar::Kind::text, false, {}, field == "name" ? event.name : event.source};
-}
-
-bool matches(const Evaluator& evaluator, const Filter& filter, const Event& event) {
-    const auto each = [&](const Filter& part) { return matches(evaluator, part, event); };
-    if (filter.kind == Filter::Kind::all) return std::all_of(filter.parts.begin(), filter.parts.end(), each);
-    if (filter.kind == Filter::Kind::any) return std::any_of(filter.parts.begin(), filter.parts.end(), each);
-    std::string keep;
-    const Scalar value = field_of(event, filter.field, evaluator.seconds, keep);
-    if (filter.op == Operator::exists) return value.absent() != filter.value.get<bool>();
-    return meets(is_metadata(filter.field) ? evaluator.metadata : built_in, filter.op, value, make_operand(filter.value, filter.field));
-}
-
-struct Measure {
-    Function function = Function::count;
-    std::string property{};  // as Polar writes it; a leading "metadata." is dropped once
-};
-
-bool is_timestamp(const Measure& measure) { return measure.property == "timestamp"; }
-
-// Polar's numbers are doubles. Only JSON numbers take part, and the time as seconds; of a unique count every value, numbered by what it is.
-class Values {
-public:
-    explicit Values(const Measure& measure) : measure_(measure) {
-        constexpr std::string_view prefix = "metadata.";
-        if (measure_.property.starts_with(prefix)) measure_.property.erase(0, prefix.size());
+// For every key of the metadata parameter one of its texts.
+Filter parameter_filter(const json& metadata) {
+    if (!metadata.is_object()) refuse("metadata", "must be an object");
+    std::vector<Filter> parts;
+    for (const auto& [key, value] : metadata.items()) {
+        const json texts = value.is_array() ? value : json::array({value});
+        const bool fits = std::all_of(texts.begin(), texts.end(), [](const json& text) { return text.is_string(); });
+        if (key.empty() || !fits) refuse("metadata." + key, "must be a text or a list of texts");
+        parts.push_back(Filter::where(property_field(key), Operator::in, texts));
     }
-
-    std::optional<double> of(const Event& event) {
-        std::string keep;
-        if (measure_.function == Function::count) return 1;
-        if (measure_.function == Function::unique) {
-            const Scalar value = scalar_at(event.properties, measure_.property, keep);
-            if (value.kind == Scalar::Kind::missing) return std::nullopt;
-            const std::string identity = std::to_string(static_cast<int>(value.kind)) + scalar_text(value);
-            return static_cast<double>(known_.try_emplace(identity, known_.size()).first->second);
-        }
-        if (measure_.property == "name" || measure_.property == "source") return std::nullopt;
-        const std::string field = is_timestamp(measure_) ? measure_.property : property_field(measure_.property);
-        const Scalar value = field_of(event, field, postgres.seconds, keep);
-        return value.kind == Scalar::Kind::number ? std::optional(value.number.to_double()) : std::nullopt;
-    }
-
-private:
-    Measure measure_;
-    std::unordered_map<std::string, std::size_t> known_;
-};
-
-double aggregated(const Measure& measure, std::span<const Event> events) {
-    Values values(measure);
-    std::vector<double> found;
-    for (const Event& event : events) {
-        if (const auto value = values.of(event)) found.push_back(*value);
-    }
-    return aggregated(measure.function, found);
+    return Filter::all(std::move(parts));
 }
 
-// Whether an event takes part: for billing, a unique count takes all, and so does a text field (7).
-[[maybe_unused]] bool takes_part(const Measure& measure, const Event& event, bool for_billing) {
-    if (measure.function == Function::unique) return true;
-    const bool text_field = measure.property == "name" || measure.property == "source";
-    return (for_billing && text_field) || Values(measure).of(event).has_value();
+// A question about any of these customers; about all when there are none.
+AggregateQuery of_customers(const std::vector<std::string>& customers) {
+    AggregateQuery query;
+    if (customers.size() == 1) query.customer = customers.front();
+    if (customers.size() > 1) query.filter = Filter::where("customer", Operator::in, customers);
+    return query;
 }
 
-struct Quantities {
-    std::vector<std::pair<Timestamp, double>> rows;
-    double total = 0;
-};
+// The rows of a bin, one for each customer or one for all, as one value.
+Decimal quantity(std::span<const Measured> rows, const std::optional<Aggregation>& over_customers) {
+    if (!over_customers) return rows.front().value;
+    std::vector<Decimal> values;
+    for (const auto& row : rows) values.push_back(row.value);
+    return folded(*over_customers, values);
+}
+
+std::map<Timestamp, Decimal> quantities_by_bin(const Metric& metric, AggregateQuery asked, const std::optional<Aggregation>& over_customers,
+                                               UsageSource& usage) {
+    if (over_customers) asked.group_by = {"customer"};
+    const auto rows = usage.measure(metric, asked);
+    std::map<Timestamp, Decimal> found;
+    for (auto begin = rows.begin(); begin != rows.end();) {
+        const auto end = std::find_if(begin, rows.end(), [&](const Measured& row) { return row.bin != begin->bin; });
+        found[*begin->bin] = quantity({begin, end}, over_customers);
+        begin = end;
+    }
+    return found;
+}
 
 // The total of the rows that have events; an average or unique count is one over all events, whatever their time (service.py:360).
-double total_of(const Measure& measure, std::span<const Event> events, const std::vector<double>& rows) {
-    if (is_summable(measure.function)) return aggregated(Function::sum, rows);
-    const bool over_rows = measure.function == Function::max || measure.function == Function::min;
-    return over_rows ? aggregated(measure.function, rows) : aggregated(measure, events);
+Decimal total_of(const Metric& metric, AggregateQuery asked, const std::vector<Decimal>& rows, UsageSource& usage) {
+    if (is_summable(metric.aggregation)) return folded(Aggregation::sum, rows);
+    if (metric.aggregation == Aggregation::max || metric.aggregation == Aggregation::min) return folded(metric.aggregation, rows);
+    asked.bin = Bin::none;
+    asked.period = {};
+    return usage.measure(metric, asked).front().value;
 }
 
-// First each customer's value, then `over_customers` of these.
-double quantity(const Measure& measure, const std::optional<Function>& over_customers, std::span<const Event> events) {
-    if (!over_customers) return aggregated(measure, events);
-    std::map<std::string_view, std::vector<Event>> customers;
-    for (const Event& event : events) customers[event.customer].push_back(event);
-    std::vector<double> values;
-    for (const auto& [customer, own] : customers) values.push_back(aggregated(measure, own));
-    return aggregated(*over_customers, values);
-}
-
-// Meter quantities over events that meet the meter's filter. A row stands for the whole bin it falls into, also before the start.
-[[maybe_unused]] Quantities quantities(const Measure& measure, const std::optional<Function>& over_customers, std::span<const Event> events,
-                                       Timestamp start, Timestamp end, const Interval& interval, const std::string& time_zone) {
-    Bins bins({.bin = interval.bin, .time_zone = time_zone});
-    std::map<Timestamp, std::vector<Event>> by_bin;
-    for (const Event& event : events) by_bin[bins.around(event.timestamp.value_or(Timestamp())).from].push_back(event);
+// A row stands for the whole bin it falls into, also before the start.
+Quantities quantities(Metric metric, const QuantitiesQuery& query, UsageSource& usage) {
+    if (!is_function(metric.aggregation)) refuse("meter", "has an aggregation that Polar does not know");
+    if (query.over_customers && !is_function(*query.over_customers)) refuse("over_customers", "is not one of Polar's functions");
+    const auto times = quantity_rows(query.start, query.end, interval_of(query.interval), Zone(query.time_zone));
+    metric.rules = "polar";
+    Bins bins({.bin = query.interval, .time_zone = query.time_zone});
+    AggregateQuery asked = of_customers(query.customers);
+    asked.period = {bins.around(times.front()).from, bins.around(times.back()).to};
+    asked.bin = query.interval;
+    asked.time_zone = query.time_zone;
+    asked.filter = Filter::all({std::move(asked.filter), parameter_filter(query.metadata)});
+    const auto by_bin = quantities_by_bin(metric, asked, query.over_customers, usage);
     Quantities answer;
-    std::vector<double> with_events;
-    for (const Timestamp row : quantity_rows(start, end, interval, Zone(time_zone))) {
-        const auto found = by_bin.find(bins.around(row).from);
-        answer.rows.emplace_back(row, found == by_bin.end() ? 0 : quantity(measure, over_customers, found->second));
-        if (found != by_bin.end()) with_events.push_back(answer.rows.back().second);
+    std::vector<Decimal> with_events;
+    for (const Timestamp time : times) {
+        const auto found = by_bin.find(bins.around(time).from);
+        answer.rows.push_back({time, found == by_bin.end() ? Decimal() : found->second});
+        if (found != by_bin.end()) with_events.push_back(found->second);
     }
-    answer.total = total_of(measure, events, with_events);
+    answer.total = total_of(metric, asked, with_events, usage);
     return answer;
 }
 
-// Whether an event meets the metadata parameter: for every key one of its texts.
-[[maybe_unused]] bool meets_parameter(const json& wanted, const Event& event) {
-    return std::all_of(wanted.items().begin(), wanted.items().end(), [&](const auto& item) {
-        std::string keep;
-        const json& list = item.value();
-        const Scalar value = scalar_of_member(event.properties, item.key(), keep);
-        return std::any_of(list.begin(), list.end(),
-                           [&](const json& text) { return meets(parameter, Operator::eq, value, make_operand(text, item.key())); });
-    });
+// Since the last reset. At the next one usage eats what does not roll over first (customer_meter/service.py:194).
+CustomerMeter customer_meter(const std::string& id, Metric metric, const std::vector<std::string>& customers, UsageSource& usage) {
+    if (customers.empty()) refuse("customers", "is empty");
+    metric.rules = "polar";
+    AggregateQuery asked = of_customers(customers);
+    const auto reset = usage.measure(system_metric("meter.reset", id, Aggregation::max, "timestamp"), asked).front();
+    if (reset.events > 0) asked.period.from = Timestamp::from_unix(reset.value);
+    const auto credited = [&](const Filter& which) {
+        auto query = asked;
+        query.filter = Filter::all({asked.filter, which});
+        return credited_units(id, query, usage).value_or(Decimal());
+    };
+    CustomerMeter answer;
+    answer.consumed = usage.measure(metric, of_users(asked)).front().value;
+    answer.credited = credited({});
+    answer.balance = double_sum(answer.credited, -answer.consumed);
+    const Decimal rolling = credited(Filter::equals("properties.rollover", true));
+    const Decimal left = credited(Filter::where("properties.rollover", Operator::ne, true)) + rolling - answer.consumed;
+    answer.rollover = at_least_zero(std::min(left.round(0, Rounding::down), rolling));
+    return answer;
 }
 
 }  // namespace polar
@@ -11594,18 +11927,9 @@ constexpr std::array<Rules, 8> all_rules{{
      .weighting = Weighting::remaining,
      .week_start = std::chrono::Sunday,
      .month_end = MonthEnd::overflow},
-    {.name = "polar",
-     .filter = {&polar::postgres.metadata, &polar::built_in, polar::postgres.seconds},
-     .numbers = {.text = NumberRules::Text::none, .missing = {}},
-     .typed_values = true},
-    {.name = "polar_billing",
-     .filter = {&polar::billing.metadata, &polar::built_in, polar::billing.seconds},
-     .numbers = {.text = NumberRules::Text::none, .missing = {}},
-     .typed_values = true},
-    {.name = "polar_events",
-     .filter = {&polar::clickhouse.metadata, &polar::built_in, polar::clickhouse.seconds},
-     .numbers = {.text = NumberRules::Text::none, .missing = {}},
-     .typed_values = true},
+    polar::rules("polar", polar::postgres),
+    polar::rules("polar_billing", polar::billing),
+    polar::rules("polar_events", polar::clickhouse),
     {.name = "autumn", .filter = {.properties = &autumn::exact_text}, .numbers = {.missing = 1}},
 }};
 
@@ -14669,6 +14993,24 @@ std::vector<Metric> Meter::metrics() const {
 }
 
 Aggregate Meter::aggregate(const AggregateQuery& query) const { return aggregate(impl_->metric(query.metric), query); }
+
+Quantities Meter::quantities(const QuantitiesQuery& query) const { return quantities(impl_->metric(polar::metric_code(query.meter)), query); }
+
+Quantities Meter::quantities(const Metric& metric, const QuantitiesQuery& query) const {
+    check_metric(metric);
+    return impl_->store.scan([&](const Reader& reader) {
+        StoreUsage usage(reader);
+        return polar::quantities(metric, query, usage);
+    });
+}
+
+CustomerMeter Meter::customer_meter(const std::string& meter, const std::vector<std::string>& customers) const {
+    const Metric metric = impl_->metric(polar::metric_code(meter));
+    return impl_->store.scan([&](const Reader& reader) {
+        StoreUsage usage(reader);
+        return polar::customer_meter(meter, metric, customers, usage);
+    });
+}
 
 Aggregate Meter::aggregate(const Metric& metric, const AggregateQuery& query) const {
     check_metric(metric);

@@ -341,6 +341,7 @@ struct Metric {
     /// meter's own as written here when empty, else "lago", "flexprice" (metered usage, as billed), "flexprice_events" (its usage queries),
     /// "polar" (quantities), "polar_billing", "polar_events" (its lists) or "autumn".
     std::string rules = {};
+    bool every_event = false;  ///< events of any name are measured, also when there is a code; `event` is empty then
 };
 
 // ---------------------------------------------------------------------------------------------
@@ -496,6 +497,41 @@ struct Analytics {
     Period period = {};                       ///< what was looked at
 };
 
+/// What a meter of Polar's shows over time: GET /v1/meters/{id}/quantities.
+struct QuantitiesQuery {
+    std::string meter = {};                   ///< id of a meter of a Polar book that is loaded
+    std::vector<std::string> customers = {};  ///< any of them; all when empty. Where Polar knows one by two ids, give both
+    /// The first row stands at `start`, each next one `interval` later on the zone's clock, until `end` has passed; from 2023 on. Polar wants no
+    /// more than 7 days by hours, 366 by days, 371 by weeks, 1460 by months, 3650 by years.
+    Timestamp start = {}, end = {};
+    Bin interval = Bin::day;     ///< hour, day, week (from Monday), month or year
+    std::string time_zone = {};  ///< as in AggregateQuery
+    /// Property -> text or list of texts: events that have one of these texts, as the property is written: {"model": ["lite", "pro"]}.
+    json metadata = json::object();
+    /// When given, the meter is measured for each customer, and this function taken of what they come to: count, sum, max, min, average or
+    /// unique_count. The total of sums and counts is still the sum of the rows.
+    std::optional<Aggregation> over_customers = {};
+};
+
+/// A row shows the whole bin that its time falls into: of the first day also what came before `start`. 0 without events.
+struct Quantity {
+    Timestamp time = {};
+    Decimal quantity = {};
+};
+
+/// The total is the rows' sum, maximum or minimum; of an average or unique count it is that of all events, also those before and after.
+struct Quantities {
+    std::vector<Quantity> rows = {};
+    Decimal total = {};
+};
+
+/// A customer's units of one of Polar's meters since it was last reset (Polar's customer meters).
+struct CustomerMeter {
+    Decimal consumed = {}, credited = {};
+    Decimal balance = {};   ///< credited - consumed; may be negative
+    Decimal rollover = {};  ///< units that a reset would carry over now
+};
+
 // ---------------------------------------------------------------------------------------------
 // 6 prices
 // ---------------------------------------------------------------------------------------------
@@ -515,8 +551,13 @@ public:
     /// {"meters": [...], "prices": [...]} as FlexPrice's API shows them; the usage prices, COUNT, SUM, SUM_WITH_MULTIPLIER and
     /// COUNT_UNIQUE meters. A price may carry "entitlement" and "commitment". Periods are calendar months, UTC.
     static Book flexprice(const json& catalogue);
-    /// {"product": {"id", "prices": [...], "benefits": [...]}, "meters": [...]} as Polar's API shows them; the metered prices, less the
-    /// units that meter_credit benefits grant; count, sum and unique meters whose filter names an event.
+    /// {"product": {"id", "prices": [...], "benefits": [...]}, "meters": [...]} as Polar's API shows them, optionally with "subscriptions":
+    /// [{"id", "customer": {"external_id"}, "current_period_start", "current_period_end", "recurring_interval",
+    /// "recurring_interval_count", "started_at", "ended_at", "seats", "units"}]; without that list any customer is taken, on calendar
+    /// months, UTC. Prices by usage (metered_unit), and by seats and units (seat_based, unit_based), which are those of the subscription.
+    /// Units come off that "meter.credited" events in the log have credited in the period (see Meter::customer_meter), or when there are
+    /// none, those that the product's meter_credit benefits grant. Events with the source "system" are Polar's own, all others the
+    /// user's, and only these are billed. Events belong to the period of their timestamp; Polar bills by when it received them.
     static Book polar(const json& catalogue);
     /// {"plan": {"id", "items": [...]}, "features": [...], "currency": "usd"} as Autumn's API (2.1 and later) shows them, credit systems
     /// included. An item's "quantity" is what was bought of a prepaid one. An event uses the feature of its name (or with that name among its
@@ -924,6 +965,15 @@ public:
     /// Throws not_found for an unknown metric, bad_value for a wrong period or field, too_large over limits::aggregate_rows.
     Aggregate aggregate(const AggregateQuery& query) const;
     Aggregate aggregate(const Metric& metric, const AggregateQuery& query = {}) const;
+    /// Rows and total as Polar's API gives them. Throws not_found for a meter that no loaded book of Polar's has, bad_value for what
+    /// Polar refuses, naming the member.
+    Quantities quantities(const QuantitiesQuery& query) const;
+    /// The same of a metric that is given; its own `rules` do not count, Polar's do.
+    Quantities quantities(const Metric& metric, const QuantitiesQuery& query) const;
+    /// Balance of a meter of a loaded Polar book. `customers`: the ids that one customer goes by. Credits and resets are Polar's own events, as
+    /// far as they are in the log: source "system", name "meter.credited" (properties meter_id, units, rollover) or "meter.reset"
+    /// (meter_id). Throws not_found, bad_value.
+    CustomerMeter customer_meter(const std::string& meter, const std::vector<std::string>& customers) const;
 
     /// Usage, events and cost of several metrics, by group and over time, all from one snapshot. What a metric costs is what Book::price() says of
     /// its usage, with FlexPrice's books what its analytics say (dossier 6.6). Throws not_found for an unknown metric, bad_value for what

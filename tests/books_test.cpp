@@ -1,5 +1,6 @@
 // Section 8: how each vendor measures and prices.
 #include "../meter.cpp"
+#include "golden/log.hpp"
 #include "plain_usage.hpp"
 #include "testing.hpp"
 
@@ -656,9 +657,7 @@ Event customer_event(std::string name, json properties, const char* time = "2026
 }
 
 Fees customer_usage(const Book& book, const std::vector<Event>& events) {
-    PlainUsage usage;
-    usage.events = events;
-    const auto fees = book.impl().usage({.customer = "acme"}, march_10, usage);
+    const auto fees = golden::Log(events).ask([&](UsageSource& usage) { return book.impl().usage({.customer = "acme"}, march_10, usage); });
     check_lines(fees);
     return fees;
 }
@@ -731,6 +730,323 @@ TEST_CASE("Polar prices meters less granted credits, and caps", "[polar]") {
     CHECK(customer_usage(Book::polar(source), events).amount_cents == 20);
     source["product"]["prices"][0]["unit_amount"] = "0";
     CHECK_THROWS_WITH(Book::polar(source), "product.prices[0].unit_amount: must be above 0");
+}
+
+namespace {
+
+json polar_meter(const char* id, json aggregation, json filter = {{"conjunction", "and"}, {"clauses", json::array()}}) {
+    return {{"id", id}, {"filter", std::move(filter)}, {"aggregation", std::move(aggregation)}};
+}
+
+json clause(const char* property, const char* op, json value) { return {{"property", property}, {"operator", op}, {"value", std::move(value)}}; }
+
+json polar_price(const char* meter, const char* unit_amount) { return {{"id", meter}, {"meter_id", meter}, {"unit_amount", unit_amount}}; }
+
+Book polar_book(const std::vector<json>& meters, const std::vector<json>& prices) {
+    return Book::polar({{"product", {{"id", "pro"}, {"prices", prices}}}, {"meters", meters}});
+}
+
+Meter polar_log(const Book& book, const std::vector<Event>& events) {
+    Meter m({.clock = [] { return march_10; }});
+    m.load(book);
+    for (const auto& receipt : m.record(events)) REQUIRE(receipt.status == ReceiptStatus::stored);
+    return m;
+}
+
+const std::vector<const char*> polar_functions{"count", "sum", "max", "min", "avg", "unique"};
+
+// A meter for each function over events of two names, at a cent a unit.
+Book book_of_functions() {
+    const json either{{"conjunction", "or"}, {"clauses", {clause("name", "eq", "chat"), clause("name", "like", "raw")}}};
+    std::vector<json> meters, prices;
+    for (const auto* function : polar_functions) {
+        json aggregation{{"func", function}};
+        if (aggregation["func"] != "count") aggregation["property"] = "metadata.size";
+        meters.push_back(polar_meter(function, aggregation, either));
+        prices.push_back(polar_price(function, "1"));
+    }
+    return polar_book(meters, prices);
+}
+
+template <class Call>
+std::string refusal(Call&& call) {
+    try {
+        call();
+    } catch (const Error& error) {
+        return error.what();
+    }
+    return "accepted";
+}
+
+}  // namespace
+
+TEST_CASE("Polar's meters measure with every function, filters that name no event included", "[polar]") {
+    Meter m = polar_log(book_of_functions(),
+                        {customer_event("chat", {{"size", 10}}), customer_event("draw", {{"size", 20}}), customer_event("draw", {{"size", 30}}),
+                         customer_event("chat", {{"size", 30}}), customer_event("other", {{"size", 99}}), customer_event("chat", {{"size", "40"}})});
+    const auto fees = m.usage({.customer = "acme"});
+    check_lines(fees);
+    std::map<std::string, std::string> units;
+    for (const auto& fee : fees.fees) units[fee.charge] = fee.units.to_string() + " of " + std::to_string(fee.events);
+    CHECK(units == std::map<std::string, std::string>{
+                       {"count", "5 of 5"}, {"sum", "90 of 4"}, {"max", "30 of 4"}, {"min", "10 of 4"}, {"avg", "22.5 of 4"}, {"unique", "4 of 5"}});
+    CHECK(fees.fees[4].amount_cents == 23);
+    CHECK(fees.fees[4].vendor.at("label") == "(22.5 consumed units) \u00d7 $0.01");
+    const Metric sum = m.metrics().at(4);
+    CHECK((sum.code == "polar:sum" && sum.every_event && sum.rules == "polar_billing"));
+    CHECK(m.aggregate({.metric = "polar:sum"}).rows.at(0).value == 90);
+}
+
+TEST_CASE("an event costs what it adds to Polar's bill", "[polar]") {
+    const std::uint64_t seed = std::random_device{}();
+    CAPTURE(seed);
+    std::mt19937_64 random(seed);
+    Meter m = polar_log(book_of_functions(), {});
+    const std::vector<json> sizes{1, 1.5, -2, "1", "x", true, "true", false, 0, 0.1, nullptr};
+    std::map<std::string, Decimal> before, added;
+    for (int i = 0; i < 120; ++i) {
+        auto next = customer_event(random() % 4 == 0 ? "draw" : "chat", json::object());
+        next.timestamp = *next.timestamp + std::chrono::seconds(i);
+        if (const auto which = random() % (sizes.size() + 1); which < sizes.size()) next.properties["size"] = sizes[which];
+        CAPTURE(next.properties.dump());
+        added.clear();
+        for (const auto& fee : m.estimate_fees(next).fees) added[fee.charge] = fee.units;
+        m.record(next);
+        for (const auto& fee : m.usage({.customer = "acme"}).fees) {
+            CAPTURE(fee.charge, fee.units.to_string(), before[fee.charge].to_string());
+            REQUIRE((before[fee.charge] + added[fee.charge] - fee.units).abs() < Decimal("0.00000000001"));
+            before[fee.charge] = fee.units;
+        }
+    }
+}
+
+TEST_CASE("Polar adds doubles in the order of time", "[polar]") {
+    const auto book = polar_book({polar_meter("m", {{"func", "sum"}, {"property", "n"}}), polar_meter("a", {{"func", "avg"}, {"property", "n"}})},
+                                 {polar_price("m", "5"), polar_price("a", "5")});
+    Meter m = polar_log(book, {customer_event("e", {{"n", 0.3}}, "2026-03-03T00:00:00Z"), customer_event("e", {{"n", 0.1}}, "2026-03-01T00:00:00Z"),
+                               customer_event("e", {{"n", 0.2}}, "2026-03-02T00:00:00Z")});
+    auto fees = m.usage({.customer = "acme"}).fees;
+    CHECK(fees[0].units == Decimal("0.6000000000000001"));
+    CHECK(fees[1].units == Decimal("0.20000000000000004"));
+    m = polar_log(book, std::vector<Event>(3, customer_event("e", {{"n", 0.1}})));
+    CHECK(m.usage({.customer = "acme"}).fees[0].amount_cents == 2);  // 0.30000000000000004 x 5; of 0.3, whose double is less, 1
+    m = polar_log(book, {customer_event("e", {{"n", 9007199254740992}}), customer_event("e", {{"n", 1}}), customer_event("e", {{"n", 1}})});
+    CHECK(m.usage({.customer = "acme"}).fees[0].units == Decimal("9007199254740992"));
+}
+
+TEST_CASE("Polar's values count by their JSON type", "[polar]") {
+    Meter m = polar_log(polar_book({polar_meter("m", {{"func", "count"}})}, {polar_price("m", "1")}), {});
+    const json values = json::parse(R"([1, 1.0, 1e0, "1", true, "true", "a", "A", null])");
+    for (const auto& value : values) m.record(customer_event("e", {{"v", value}}));
+    m.record(customer_event("e", json::object(), "2026-03-06T00:00:00.5Z"));
+    for (const auto* rules : {"polar", "polar_billing"}) {
+        const auto row = [&](Aggregation aggregation, const char* property) {
+            return m.aggregate({.code = "x", .aggregation = aggregation, .property = property, .rules = rules, .every_event = true}, {}).rows.at(0);
+        };
+        CHECK(row(Aggregation::unique_count, "v").value == 7);
+        CHECK(row(Aggregation::unique_count, "v").events == 10);
+        CHECK(row(Aggregation::sum, "v").value == 3);
+        CHECK(row(Aggregation::max, "timestamp").value == Timestamp::parse("2026-03-06T00:00:01Z").unix_seconds());
+    }
+    CHECK(m.aggregate({.aggregation = Aggregation::max, .property = "name", .rules = "polar"}, {}).rows.empty());
+    CHECK(refusal([&] { m.aggregate({.event = "e", .every_event = true}, {}); }) == "metric.event: has no meaning for a metric of every event");
+}
+
+TEST_CASE("Polar bills what users did, by the credits that are known", "[polar]") {
+    const json user{{"clauses", {clause("source", "eq", "user")}}};
+    const auto book = Book::polar({{"product",
+                                    {{"id", "pro"},
+                                     {"prices", {polar_price("m", "100"), polar_price("users", "100")}},
+                                     {"benefits", {{{"type", "meter_credit"}, {"properties", {{"meter_id", "m"}, {"units", 1}}}}}}}},
+                                   {"meters", {polar_meter("m", {{"func", "count"}}), polar_meter("users", {{"func", "count"}}, user)}}});
+    Meter m = polar_log(book, {customer_event("a", json::object()), customer_event("b", json::object()), customer_event("c", json::object())});
+    Event own = customer_event("meter.credited", {{"meter_id", "m"}, {"units", 2}});
+    const auto amounts = [&] {
+        const auto fees = m.usage({.customer = "acme"});
+        check_lines(fees);
+        return std::pair{fees.fees[0].amount_cents, fees.fees[1].amount_cents};
+    };
+    CHECK(amounts() == std::pair<Decimal, Decimal>{200, 300});
+    own.source = "system";
+    m.record(own);
+    CHECK(amounts() == std::pair<Decimal, Decimal>{100, 300});
+    own.properties["meter_id"] = "users";
+    own.properties["units"] = 5;
+    m.record(own);
+    CHECK(amounts() == std::pair<Decimal, Decimal>{100, 0});
+    CHECK(m.aggregate({.metric = "polar:m"}).rows.at(0).value == 5);
+    CHECK(m.aggregate({.metric = "polar:users"}).rows.at(0).value == 3);
+    CHECK(book.price("m", 3).amount_cents == 200);
+    CHECK(refusal([&] { m.estimate_fees(own); }) == "name: no price measures this event named \"meter.credited\"");
+}
+
+TEST_CASE("a customer's Polar meter stands since its last reset", "[polar]") {
+    Meter m = polar_log(polar_book({polar_meter("m", {{"func", "sum"}, {"property", "n"}})}, {polar_price("m", "1")}), {});
+    int minute = 0;
+    const auto happens = [&](const char* name, const char* customer, json properties) {
+        const bool own = std::string_view(name).starts_with("meter.");
+        if (own && !properties.contains("meter_id")) properties["meter_id"] = "m";
+        m.record({.name = name,
+                  .customer = customer,
+                  .timestamp = Timestamp::parse("2026-03-01T00:00:00Z") + std::chrono::minutes(++minute),
+                  .source = own ? "system" : "",
+                  .properties = std::move(properties)});
+    };
+    const auto shown = [&](const std::vector<std::string>& customers) {
+        const auto found = m.customer_meter("m", customers);
+        return found.consumed.to_string() + " " + found.credited.to_string() + " " + found.balance.to_string() + " " + found.rollover.to_string();
+    };
+    CHECK(shown({"acme"}) == "0 0 0 0");
+    happens("use", "acme", {{"n", 70}});
+    happens("meter.credited", "acme", {{"units", 80}, {"rollover", false}});
+    happens("meter.credited", "acme", {{"units", 60}, {"rollover", true}});
+    happens("meter.credited", "acme", {{"units", 500}, {"meter_id", "other"}});
+    happens("use", "7f3c", {{"n", 30.5}});
+    CHECK(shown({"acme"}) == "70 140 70 60");
+    CHECK(shown({"acme", "7f3c"}) == "100.5 140 39.5 39");
+    happens("meter.reset", "acme", json::object());
+    happens("meter.credited", "acme", {{"units", 39}, {"rollover", true}});
+    happens("meter.credited", "acme", {{"units", -50}});
+    happens("meter.credited", "acme", {{"units", 10}});
+    happens("use", "acme", {{"n", 30}});
+    CHECK(shown({"acme", "7f3c"}) == "30 10 -20 19");
+    CHECK(shown({"nobody"}) == "0 0 0 0");
+    CHECK(refusal([&] { m.customer_meter("m", {}); }) == "customers: is empty");
+    CHECK(refusal([&] { m.customer_meter("x", {"acme"}); }) == "metric: \"polar:x\" is not defined");
+}
+
+TEST_CASE("Polar bills by the subscription's own periods, and what was bought of seats and units", "[polar]") {
+    json source{
+        {"product",
+         {{"id", "pro"},
+          {"prices",
+           {polar_price("m", "100"),
+            {{"amount_type", "fixed"}, {"price_amount", 900}},
+            {{"amount_type", "seat_based"},
+             {"seat_tiers",
+              {{"tiers",
+                {{{"min_seats", 1}, {"max_seats", 4}, {"price_per_seat", 1000}},
+                 {{"min_seats", 5}, {"max_seats", nullptr}, {"price_per_seat", 900}}}}}}},
+            {{"amount_type", "unit_based"},
+             {"tiers", {{"type", "graduated"}, {"tiers", {{{"bound", 10}, {"unit_amount", "0"}}, {{"bound", nullptr}, {"unit_amount", "7"}}}}}}}}}}},
+        {"meters", json::array({polar_meter("m", {{"func", "count"}})})},
+        {"subscriptions",
+         {{{"id", "s1"},
+           {"customer", {{"external_id", "acme"}}},
+           {"current_period_start", "2026-02-28T12:00:00Z"},
+           {"current_period_end", "2026-03-31T12:00:00Z"},
+           {"recurring_interval", "month"},
+           {"started_at", "2026-01-31T12:00:00Z"},
+           {"seats", 5},
+           {"units", 12}}}}};
+    const std::vector<Event> events{
+        customer_event("e", json::object(), "2026-02-28T11:00:00Z"), customer_event("e", json::object(), "2026-02-28T12:00:00Z"),
+        customer_event("e", json::object(), "2026-03-09T12:00:00Z"), customer_event("e", json::object(), "2026-03-31T12:00:00Z")};
+    Meter m = polar_log(Book::polar(source), events);
+    const auto fees = m.usage({.customer = "acme"});
+    REQUIRE(fees.fees.size() == 3);
+    CHECK(fees.fees[0].units == 2);
+    CHECK((fees.fees[0].subscription == "s1" && fees.fees[0].period.to == Timestamp::parse("2026-03-31T12:00:00Z")));
+    CHECK((fees.fees[1].charge == "seats" && fees.fees[1].amount_cents == 4500 && fees.fees[1].pay_in_advance));
+    CHECK(fees.fees[2].amount_cents == 14);
+    CHECK(fees.amount_cents == 200 + 4500 + 14);
+    CHECK(m.usage({.subscription = "s1"}).amount_cents == fees.amount_cents);
+    CHECK(m.estimate_fees(customer_event("e", json::object())).fees.at(0).amount_cents == 100);
+    const auto book = Book::polar(source);
+    CHECK(book.price("seats", 4).amount_cents == 4000);
+    CHECK(refusal([&] { m.usage({.customer = "other"}); }) == "customer: no book that is loaded prices it");
+    const auto refused = [&](const char* field, json value) {
+        json changed = source;
+        changed["subscriptions"][0][field] = std::move(value);
+        return refusal([&] { Book::polar(changed); });
+    };
+    CHECK(refused("current_period_start", nullptr) == "subscriptions[0].current_period_start: is required");
+    CHECK(refused("current_period_end", "2026-02-28T12:00:00Z") == "subscriptions[0].current_period_end: ends before it begins");
+    CHECK(refused("recurring_interval", "fortnight") == "subscriptions[0].recurring_interval: is not known: fortnight");
+    CHECK(refused("recurring_interval_count", 0) == "subscriptions[0].recurring_interval_count: must be from 1 to 999");
+    CHECK(refused("customer", {{"id", "x"}}) == "subscriptions[0].customer.external_id: is required");
+    source["product"]["prices"][2]["seat_tiers"]["tiers"][1]["min_seats"] = 6;
+    CHECK(refusal([&] { Book::polar(source); }) == "product.prices[2].seat_tiers.tiers[1].min_seats: gap");
+}
+
+TEST_CASE("Polar's periods go on by the subscription's interval, before and after the current one", "[polar]") {
+    const auto period = [](const char* now) {
+        const json at{
+            {"id", "s"}, {"customer", {{"external_id", "c"}}}, {"current_period_start", "2026-01-15T00:00:00Z"}, {"recurring_interval_count", 2}};
+        const auto found = polar::period_around(polar::read_subscription(Node(at)), Timestamp::parse(now));
+        return found.from.to_string().substr(0, 10) + " " + found.to.to_string().substr(0, 10);
+    };
+    CHECK(period("2026-03-14T00:00:00Z") == "2026-01-15 2026-03-15");
+    CHECK(period("2026-03-15T00:00:00Z") == "2026-03-15 2026-05-15");
+    CHECK(period("2025-12-31T00:00:00Z") == "2025-11-15 2026-01-15");
+}
+
+TEST_CASE("meter quantities through the face", "[polar]") {
+    const json chats{{"conjunction", "and"}, {"clauses", {clause("name", "eq", "chat")}}};
+    Meter m = polar_log(
+        polar_book({polar_meter("sum", {{"func", "sum"}, {"property", "n"}}, chats), polar_meter("avg", {{"func", "avg"}, {"property", "n"}})},
+                   {polar_price("sum", "1")}),
+        {});
+    const auto chat = [&](const char* customer, const char* time, json properties) {
+        m.record({.name = "chat", .customer = customer, .timestamp = Timestamp::parse(time), .properties = std::move(properties)});
+    };
+    chat("acme", "2026-02-28T23:30:00Z", {{"n", 100}});  // 1 March in Paris
+    chat("acme", "2026-03-01T12:00:00Z", {{"n", 1}, {"model", "lite"}});
+    chat("zeta", "2026-03-01T13:00:00Z", {{"n", 2.5}, {"model", "pro"}});
+    chat("zeta", "2026-03-03T13:00:00Z", {{"n", 4}, {"model", 7}});
+    const QuantitiesQuery days{.meter = "sum", .start = Timestamp::parse("2026-03-01T12:30:00Z"), .end = Timestamp::parse("2026-03-03T12:30:00Z")};
+    const auto shown = [&](const QuantitiesQuery& query) {
+        const auto found = m.quantities(query);
+        std::string text;
+        for (const auto& row : found.rows) text += row.quantity.to_string() + " ";
+        return text + "= " + found.total.to_string();
+    };
+    const auto with = [&](auto&& change) {
+        auto query = days;
+        change(query);
+        return query;
+    };
+    CHECK(shown(days) == "3.5 0 4 = 7.5");
+    CHECK(m.quantities(days).rows[1].time == Timestamp::parse("2026-03-02T12:30:00Z"));
+    CHECK(shown(with([](auto& q) { q.time_zone = "Europe/Paris"; })) == "103.5 0 4 = 107.5");
+    CHECK(shown(with([](auto& q) { q.customers = {"zeta"}; })) == "2.5 0 4 = 6.5");
+    CHECK(shown(with([](auto& q) { q.customers = {"zeta", "acme", "x"}; })) == "3.5 0 4 = 7.5");
+    CHECK(shown(with([](auto& q) { q.metadata = {{"model", {"lite", "7"}}}; })) == "1 0 4 = 5");
+    CHECK(shown(with([](auto& q) { q.metadata = {{"model", "pro"}}; })) == "2.5 0 0 = 2.5");
+    CHECK(shown(with([](auto& q) { q.over_customers = Aggregation::max; })) == "2.5 0 4 = 6.5");
+    CHECK(shown(with([](auto& q) { q.over_customers = Aggregation::count; })) == "2 0 1 = 3");
+    CHECK(shown(with([](auto& q) { q.meter = "avg"; })) == "1.75 0 4 = 26.875");
+    CHECK(shown(with([](auto& q) { q.end = q.start + std::chrono::hours(23); })) == "3.5 = 3.5");
+    const auto own = m.quantities({.aggregation = Aggregation::max, .property = "n"}, days);
+    CHECK((own.rows.at(0).quantity == Decimal("2.5") && own.total == 4));
+
+    const auto refused = [&](auto&& change) { return refusal([&] { m.quantities(with(change)); }); };
+    CHECK(refused([](auto& q) { q.interval = Bin::minute; }) == "interval: must be hour, day, week, month or year");
+    CHECK(refused([](auto& q) { q.start = Timestamp::parse("2022-12-31T23:59:59Z"); }) == "start: must not be before 2023-01-01");
+    CHECK(refused([](auto& q) { q.end = q.start - std::chrono::seconds(1); }) == "end: is before the start");
+    CHECK(refused([](auto& q) { q.time_zone = "Mars/Base"; }).starts_with("time_zone: "));
+    CHECK(refused([](auto& q) { q.metadata = "lite"; }) == "metadata: must be an object");
+    CHECK(refused([](auto& q) { q.metadata = {{"model", {1}}}; }) == "metadata.model: must be a text or a list of texts");
+    CHECK(refused([](auto& q) { q.over_customers = Aggregation::latest; }) == "over_customers: is not one of Polar's functions");
+    CHECK(refused([](auto& q) { q.meter = "none"; }) == "metric: \"polar:none\" is not defined");
+    CHECK(refusal([&] { m.quantities({.aggregation = Aggregation::latest, .property = "n"}, days); }) ==
+          "meter: has an aggregation that Polar does not know");
+}
+
+TEST_CASE("Polar's quantities span so many days at most", "[polar]") {
+    Meter m;
+    const auto accepted = [&](const char* end, Bin interval) {
+        const auto from = Timestamp::from_civil(2024, 1, 1);
+        return refusal([&] { m.quantities(Metric{}, {.start = from, .end = Timestamp::parse(end), .interval = interval}); }) == "accepted";
+    };
+    for (const auto& [last, first_refused, interval] :
+         {std::tuple{"2024-01-08", "2024-01-09", Bin::hour}, std::tuple{"2025-01-01", "2025-01-02", Bin::day},
+          std::tuple{"2025-01-06", "2025-01-07", Bin::week}, std::tuple{"2027-12-31", "2028-01-01", Bin::month},
+          std::tuple{"2033-12-29", "2033-12-30", Bin::year}}) {
+        CAPTURE(first_refused);
+        CHECK(accepted(last, interval));
+        CHECK_FALSE(accepted(first_refused, interval));
+    }
 }
 
 TEST_CASE("Polar's doubles count at their exact value", "[polar]") {
@@ -1502,7 +1818,7 @@ TEST_CASE("a disturbed catalogue is priced or refused, and nothing else", "[book
     CAPTURE(seed);
     std::mt19937_64 random(seed);
     PlainUsage usage;
-    auto known = event("calls", {{"value", "7"}, {"size", "512"}, {"region", "eu"}});
+    auto known = event("calls", {{"value", 7}, {"size", "512"}, {"region", "eu"}});
     known.customer = "acme";
     usage.events = {known, known};
     int accepted = 0;
