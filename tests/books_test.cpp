@@ -121,12 +121,12 @@ TEST_CASE("a plan that cannot be is refused with the path of the field", "[lago]
     CHECK(field_of(catalogue({{"charge_model", "magic"}})) == "plan.charges[0].charge_model: is not known: magic");
     CHECK(field_of(catalogue({{"charge_model", "standard"}}, {{"code", "calls"}, {"aggregation_type", "sum_agg"}})) ==
           "billable_metrics[0].field_name: is required");
-    const json highest{{"code", "peak"}, {"aggregation_type", "max_agg"}, {"field_name", "value"}};
+    const json scripted{{"code", "script"}, {"aggregation_type", "custom_agg"}};
     auto unneeded = catalogue({{"charge_model", "standard"}});
-    unneeded["billable_metrics"].push_back(highest);
+    unneeded["billable_metrics"].push_back(scripted);
     CHECK(field_of(unneeded) == "accepted");
     CHECK(Book::lago(unneeded).metrics().size() == 1);
-    CHECK(field_of(catalogue({{"charge_model", "standard"}}, highest)) == "plan.charges[0].billable_metric_code: max_agg is not measured here");
+    CHECK(field_of(catalogue({{"charge_model", "standard"}}, scripted)) == "plan.charges[0].billable_metric_code: custom_agg is not measured here");
     auto unknown = catalogue({{"charge_model", "standard"}});
     unknown["plan"]["charges"][0]["billable_metric_code"] = "nothing";
     CHECK(field_of(unknown) == "plan.charges[0].billable_metric_code: no such billable metric: nothing");
