@@ -4978,7 +4978,8 @@ public:
         return rows_;
     }
     std::optional<std::string> name(std::uint32_t number) const {
-        return number == no_value ? std::nullopt : std::optional<std::string>(texts_[number - 1]);
+        if (number == no_value) return std::nullopt;
+        return std::string(texts_[number - 1].substr(typed_ ? 1 : 0));
     }
 
     std::uint32_t text(std::string_view value) { return value.empty() && blank_ == Blank::missing ? no_value : texts_.number(value) + 1; }
@@ -5512,6 +5513,7 @@ public:
 
     // By time; of equal times by sequence.
     const std::vector<Step>& steps() const { return steps_; }
+    std::optional<std::string> item_name(std::uint32_t item) const { return items_.name(item); }
 
     void finish() override {
         std::sort(steps_.begin(), steps_.end(), [](const Step& a, const Step& b) { return a.place < b.place; });
@@ -5885,14 +5887,54 @@ std::vector<Measured> measure(const Reader& reader, const Metric& metric, const 
     return rows;
 }
 
-// What each event adds to the value, by time, then sequence: a count's 1, a sum's number, what a count of values rises or falls by.
-std::vector<Step> ordered_steps(const Reader& reader, const Question& asked) {
+// What each event adds to the value: a count's 1, a sum's number, what a count of values rises or falls by.
+StepAccumulator stepped(const Reader& reader, const Question& asked) {
     MetricScan scan(reader, asked);
     Slots slots({}, {}, Blank::apart, nullptr, scan.question);
     StepAccumulator accumulator(asked.metric, asked.rules, scan.question);
     scan.each([&](const Batch& batch) { accumulator.add(reader, batch, slots.place(reader, batch), slots.size()); });
     accumulator.finish();
-    return accumulator.steps();
+    return accumulator;
+}
+
+// ---- values that stand ----
+
+// In order of the value, that of no value first.
+std::vector<ActiveValue> active_values(const Reader& reader, const Question& asked) {
+    struct Standing {
+        Decimal count;
+        Timestamp since;
+    };
+    const StepAccumulator accumulator = stepped(reader, asked);
+    std::unordered_map<std::uint32_t, Standing> items;
+    for (const Step& step : accumulator.steps()) {
+        Standing& item = items[step.item];
+        item.count += step.value;
+        if (step.value > 0) item.since = Timestamp(step.place.time);
+    }
+    std::vector<ActiveValue> values;
+    for (const auto& [item, standing] : items) {
+        if (standing.count > 0) values.push_back({accumulator.item_name(item), standing.since});
+    }
+    std::sort(values.begin(), values.end(), [](const ActiveValue& a, const ActiveValue& b) { return a.value < b.value; });
+    return values;
+}
+
+ActiveValues active_page(const Reader& reader, const Metric& metric, const Rules& rules, const ActiveQuery& query) {
+    AggregateQuery about{.customer = query.customer, .subscription = query.subscription, .period = query.period, .filter = query.filter};
+    auto values = active_values(reader, {metric, rules, std::move(about)});
+    const auto total = static_cast<std::int64_t>(values.size());
+    const auto first = values.begin() + std::min(query.offset, total), last = first + std::min(query.limit, values.end() - first);
+    return {{std::make_move_iterator(first), std::make_move_iterator(last)}, total};
+}
+
+void check_active(const Metric& metric, const ActiveQuery& query) {
+    if (metric.aggregation != Aggregation::active_count && metric.aggregation != Aggregation::unique_count) refuse("metric", "does not count values");
+    check_paging(query.limit, query.offset);
+    check_period(query.period);
+    check_filter(query.filter);
+    check_question("customer", query.customer);
+    check_question("subscription", query.subscription);
 }
 
 }  // namespace
@@ -7727,6 +7769,7 @@ std::vector<ProratedEvent> prorated_items(const Scope& scope, const AggregateQue
     for (const auto& [added, removed] : presences(scope.subscription, usage.steps(scope.metric().metric, query))) {
         const auto until = removed ? std::min(day(removed->time), last) : last;
         const auto days = std::max(until - std::max(day(added.time), first), least).count() + 1;
+        if (days == 0) continue;  // nor is its removal one of the period's (prorated_graduated_service.rb)
         placed.push_back({{added.time, added.sequence}, {1, quotient(days, scope.whole_days())}});
         if (removed) placed.push_back({{removed->time, removed->sequence}, {-1, 0}});
     }
@@ -12911,7 +12954,8 @@ public:
     std::vector<EventStep> steps(const Metric& metric, const AggregateQuery& query, std::size_t limit, const std::optional<Decimal>& until) override {
         std::vector<EventStep> found;
         Decimal sum;
-        for (const Step& step : ordered_steps(reader_, {metric, rules_named(metric.rules), query})) {
+        const StepAccumulator accumulator = stepped(reader_, {metric, rules_named(metric.rules), query});
+        for (const Step& step : accumulator.steps()) {
             if (found.size() >= limit || (until && sum > *until)) break;
             found.push_back({Timestamp(step.place.time), step.place.sequence, step.value, step.item});
             sum += step.value;
@@ -13167,6 +13211,12 @@ Aggregate Meter::aggregate(const Metric& metric, const AggregateQuery& query) co
             answer.rows.push_back({row.bin, std::move(row.group), row.value, row.events, row.rest});
         return answer;
     });
+}
+
+ActiveValues Meter::active_values(const ActiveQuery& query) const {
+    const Metric metric = impl_->metric(query.metric);
+    check_active(metric, query);
+    return impl_->store.scan([&](const Reader& reader) { return active_page(reader, metric, rules_named(metric.rules), query); });
 }
 
 void Meter::load(const Book& book) {

@@ -421,6 +421,28 @@ struct Aggregate {
     std::vector<AggregateRow> rows = {};
 };
 
+/// About the values that a metric counts.
+struct ActiveQuery {
+    std::string metric = {};  ///< code of one with Aggregation::active_count or unique_count
+    std::string customer = {}, subscription = {};
+    Period period = {};  ///< of a recurring metric only its end matters
+    Filter filter = {};
+    std::int64_t limit = 100;  ///< 1 to limits::page_events
+    std::int64_t offset = 0;
+};
+
+struct ActiveValue {
+    std::optional<std::string> value = {};  ///< nothing: that of events without the property, where the metric's rules count it
+    Timestamp since = {};                   ///< of the add that made it active
+    friend bool operator==(const ActiveValue&, const ActiveValue&) = default;
+};
+
+/// In order of the value, by bytes.
+struct ActiveValues {
+    std::vector<ActiveValue> values = {};
+    std::int64_t total = 0;  ///< of all pages
+};
+
 // ---------------------------------------------------------------------------------------------
 // 6 prices
 // ---------------------------------------------------------------------------------------------
@@ -791,6 +813,10 @@ public:
     /// Throws not_found for an unknown metric, bad_value for a wrong period or field, too_large over limits::aggregate_rows.
     Aggregate aggregate(const AggregateQuery& query) const;
     Aggregate aggregate(const Metric& metric, const AggregateQuery& query = {}) const;
+    /// The values that a metric counts and that are active at the end of the period: added in it (or before, of a recurring metric) and not
+    /// removed since (Lago's active unique values, dossier 4.4). As many as aggregate() says. Throws not_found for an unknown metric, bad_value
+    /// for one that does not count values, and for a limit, offset, period or filter that cannot be. Takes memory for every event counted.
+    ActiveValues active_values(const ActiveQuery& query) const;
 
     /// Keeps a book in the database, in place of the one of the same vendor and code; its metrics become known to aggregate().
     void load(const Book& book);
