@@ -5249,6 +5249,7 @@ struct Rules {
     bool typed_values = false;                           // the text "1" and the number 1 are two values, null is one
     bool words_apart = false;                            // any word but "add" takes one off whenever another stood before it, also a word like it
     bool not_negative = false;                           // no result is below 0; those of buckets neither
+    bool latest_not_negative = false;                    // nor is a latest number
     Weighting weighting = Weighting::standing;
     Decimal (*quotient)(const Decimal&, const Decimal&) = exact_share;  // of averages and weighted sums
     Decimal (*add)(const Decimal&, const Decimal&) = nullptr;           // of sums and averages, by time, then sequence; exactly when absent
@@ -5364,7 +5365,8 @@ public:
         return rows_;
     }
     std::optional<std::string> name(std::uint32_t number) const {
-        return number == no_value ? std::nullopt : std::optional<std::string>(texts_[number - 1]);
+        if (number == no_value) return std::nullopt;
+        return std::string(texts_[number - 1].substr(typed_ ? 1 : 0));
     }
 
     std::uint32_t text(std::string_view value) { return value.empty() && blank_ == Blank::missing ? no_value : texts_.number(value) + 1; }
@@ -5957,6 +5959,7 @@ public:
 
     // By time; of equal times by sequence.
     const std::vector<Step>& steps() const { return steps_; }
+    std::optional<std::string> item_name(std::uint32_t item) const { return items_.name(item); }
 
     void finish() override {
         std::sort(steps_.begin(), steps_.end(), [](const Step& a, const Step& b) { return a.place < b.place; });
@@ -6323,7 +6326,8 @@ std::vector<Measured> scanned_rows(const Reader& reader, const Question& asked, 
         if (accumulator->events(slot) == 0) continue;
         Measured& row = rows.emplace_back(slots.row(slot));
         row.value = accumulator->value(slot, overlap(slots.bin(row), asked.query.period));
-        if (asked.rules.not_negative) row.value = std::max(row.value, Decimal());
+        const bool latest = asked.metric.aggregation == Aggregation::latest;
+        if (asked.rules.not_negative || (latest && asked.rules.latest_not_negative)) row.value = std::max(row.value, Decimal());
         row.events = accumulator->events(slot);
         row.falls = accumulator->falls(slot);
     }
@@ -6436,8 +6440,8 @@ std::vector<Measured> measure(const Reader& reader, const Metric& metric, const 
     return rows;
 }
 
-// What each event adds to the value, by time, then sequence: a count's 1, a sum's number, what a count of values rises or falls by.
-std::vector<Step> ordered_steps(const Reader& reader, const Question& asked) {
+// What each event adds to the value: a count's 1, a sum's number, what a count of values rises or falls by.
+StepAccumulator stepped(const Reader& reader, const Question& asked) {
     MetricScan scan(reader, asked);
     Slots slots({}, {}, scan.question);
     StepAccumulator accumulator(asked.metric, asked.rules, scan.question);
@@ -6446,7 +6450,47 @@ std::vector<Step> ordered_steps(const Reader& reader, const Question& asked) {
         accumulator.add(reader, batch, places, slots.size());
     });
     accumulator.finish();
-    return accumulator.steps();
+    return accumulator;
+}
+
+// ---- values that stand ----
+
+// In order of the value, that of no value first.
+std::vector<ActiveValue> active_values(const Reader& reader, const Question& asked) {
+    struct Standing {
+        Decimal count;
+        Timestamp since;
+    };
+    const StepAccumulator accumulator = stepped(reader, asked);
+    std::unordered_map<std::uint32_t, Standing> items;
+    for (const Step& step : accumulator.steps()) {
+        Standing& item = items[step.item];
+        item.count += step.value;
+        if (step.value > 0) item.since = Timestamp(step.place.time);
+    }
+    std::vector<ActiveValue> values;
+    for (const auto& [item, standing] : items) {
+        if (standing.count > 0) values.push_back({accumulator.item_name(item), standing.since});
+    }
+    std::sort(values.begin(), values.end(), [](const ActiveValue& a, const ActiveValue& b) { return a.value < b.value; });
+    return values;
+}
+
+ActiveValues active_page(const Reader& reader, const Metric& metric, const Rules& rules, const ActiveQuery& query) {
+    AggregateQuery about{.customer = query.customer, .subscription = query.subscription, .period = query.period, .filter = query.filter};
+    auto values = active_values(reader, {metric, rules, std::move(about)});
+    const auto total = static_cast<std::int64_t>(values.size());
+    const auto first = values.begin() + std::min(query.offset, total), last = first + std::min(query.limit, values.end() - first);
+    return {{std::make_move_iterator(first), std::make_move_iterator(last)}, total};
+}
+
+void check_active(const Metric& metric, const ActiveQuery& query) {
+    if (metric.aggregation != Aggregation::active_count && metric.aggregation != Aggregation::unique_count) refuse("metric", "does not count values");
+    check_paging(query.limit, query.offset);
+    check_period(query.period);
+    check_filter(query.filter);
+    check_question("customer", query.customer);
+    check_question("subscription", query.subscription);
 }
 
 }  // namespace
@@ -6864,11 +6908,12 @@ std::vector<Timestamp> quantity_rows(Timestamp start, Timestamp end, const Inter
 }  // namespace polar
 }  // namespace
 
-// What one event adds to a value: a count's 1, a sum's number, a unique count's 1, 0 or -1.
+// What one event adds to a value: a count's 1, the number of a sum (or maximum), a unique count's 1, 0 or -1.
 struct EventStep {
     Timestamp time = {};
     std::int64_t sequence = 0;
     Decimal value = {};
+    std::uint32_t item = 0;  // of a unique count: events with the same are about the same value
 };
 
 // What a book asks of the log. Which events: those of the metric and the query, as in Meter::aggregate.
@@ -7095,15 +7140,27 @@ constexpr std::array<std::pair<std::string_view, Kind>, 7> kinds{{
 
 struct BillableMetric {
     Kind kind = Kind::count;
-    Metric metric;
+    Metric metric;  // not rounded: fees of single events are not
     std::string id, name, description;
     std::string kind_name;
-    std::optional<Rounding> rounding;
-    int precision = 0;
-    bool recurring = false;
+    std::optional<RoundTo> rounding;
     bool measured = true;                                     // here; a plan may list others as long as no charge needs them
     std::map<std::string, std::vector<std::string>> filters;  // allowed values by key
 };
+
+// As questions see it.
+Metric rounded(const BillableMetric& metric) {
+    auto whole = metric.metric;
+    whole.rounding = metric.rounding;
+    return whole;
+}
+
+// Without what a recurring one carries over.
+Metric in_period(const BillableMetric& metric) {
+    auto period = metric.metric;
+    period.recurring = false;
+    return period;
+}
 
 // The key of the property that is measured.
 std::string property_key(const BillableMetric& metric) { return metric.metric.property.substr(property_field("").size()); }
@@ -7731,26 +7788,38 @@ std::optional<Rounding> read_rounding(const Node& at) {
     return at.choice("rounding_function", functions);
 }
 
-BillableMetric read_metric(const Node& at) {
-    static constexpr std::array<std::pair<Kind, Aggregation>, 3> measured{
-        {{Kind::count, Aggregation::count}, {Kind::sum, Aggregation::sum}, {Kind::unique_count, Aggregation::active_count}}};
-    BillableMetric metric;
-    metric.kind = at.choice("aggregation_type", kinds);
-    metric.kind_name = at.text("aggregation_type");
-    const auto row = std::find_if(measured.begin(), measured.end(), [&](const auto& pair) { return pair.first == metric.kind; });
-    metric.measured = row != measured.end();
-    metric.metric.code = at.required_text("code");
-    if (metric.measured) metric.metric.aggregation = row->second;
-    if (metric.kind != Kind::count && metric.kind != Kind::custom) metric.metric.property = property_field(at.required_text("field_name"));
-    metric.id = at.text("lago_id");
-    metric.name = at.text("name", metric.metric.code);
-    metric.description = at.text("description");
-    metric.rounding = read_rounding(at);
+// How each kind is measured; a custom one by a script of the server's.
+constexpr std::array<std::pair<Kind, Aggregation>, 6> measured_kinds{{{Kind::count, Aggregation::count},
+                                                                      {Kind::sum, Aggregation::sum},
+                                                                      {Kind::max, Aggregation::max},
+                                                                      {Kind::unique_count, Aggregation::active_count},
+                                                                      {Kind::weighted_sum, Aggregation::weighted_sum},
+                                                                      {Kind::latest, Aggregation::latest}}};
+
+int read_precision(const Node& at) {
     const auto precision = at.decimal("rounding_precision").value_or(Decimal());
     if (precision.abs() > Decimal::max_digits || precision.scale() > 0)
         throw Error(ErrorCode::bad_value, at.path("rounding_precision"), "is out of range");
-    metric.precision = static_cast<int>(precision.to_int64().value());
-    metric.recurring = at.flag("recurring");
+    return static_cast<int>(precision.to_int64().value());
+}
+
+BillableMetric read_metric(const Node& at) {
+    BillableMetric metric;
+    metric.kind = at.choice("aggregation_type", kinds);
+    metric.kind_name = at.text("aggregation_type");
+    const auto row = std::find_if(measured_kinds.begin(), measured_kinds.end(), [&](const auto& pair) { return pair.first == metric.kind; });
+    metric.measured = row != measured_kinds.end();
+    metric.metric.code = at.required_text("code");
+    metric.metric.rules = "lago";
+    if (metric.measured) metric.metric.aggregation = row->second;
+    if (metric.kind != Kind::count && metric.kind != Kind::custom) metric.metric.property = property_field(at.required_text("field_name"));
+    metric.metric.recurring = at.flag("recurring");
+    const bool carries = metric.kind != Kind::count && metric.kind != Kind::max && metric.kind != Kind::latest;
+    if (metric.metric.recurring && !carries) throw Error(ErrorCode::bad_value, at.path("recurring"), "not_compatible_with_aggregation_type");
+    metric.id = at.text("lago_id");
+    metric.name = at.text("name", metric.metric.code);
+    metric.description = at.text("description");
+    if (const auto rounding = read_rounding(at)) metric.rounding = RoundTo{*rounding, read_precision(at)};
     for (const auto& filter : at.list("filters")) metric.filters[filter.required_text("key")] = filter.texts("values");
     return metric;
 }
@@ -7764,9 +7833,21 @@ void check_charge(const Node& at, const Charge& charge, const BillableMetric& me
     }
     const bool prorates =
         charge.pay_in_advance ? model == Model::standard : model == Model::standard || model == Model::volume || model == Model::graduated;
-    if (charge.prorated && !(metric.recurring && prorates)) checking.report(at, "prorated", "invalid_billable_metric_or_charge_model");
-    if (model == Model::dynamic && metric.kind != Kind::sum) checking.report(at, "charge_model", "invalid_aggregation_type_or_charge_model");
+    if (charge.prorated && !(metric.metric.recurring && prorates)) checking.report(at, "prorated", "invalid_billable_metric_or_charge_model");
+    if ((model == Model::dynamic && metric.kind != Kind::sum) || (model == Model::custom && metric.kind != Kind::custom)) {
+        checking.report(at, "charge_model", "invalid_aggregation_type_or_charge_model");
+    }
     if (charge.pay_in_advance && !charge.minimum_cents.is_zero()) checking.report(at, "min_amount_cents", "not_compatible_with_pay_in_advance");
+}
+
+// What Lago prices and this library does not.
+void check_measured(const Node& at, const Charge& charge, const BillableMetric& metric) {
+    const auto bounded = [](const Price& price) { return price.minimum || price.maximum; };
+    if (!metric.measured) throw Error(ErrorCode::unsupported, at.path("billable_metric_code"), metric.kind_name + " is not measured here");
+    if (metric.kind != Kind::weighted_sum) return;
+    if (charge.prorated) throw Error(ErrorCode::unsupported, at.path("prorated"), "a weighted sum is not prorated here");
+    if (bounded(charge.price) || std::any_of(charge.filters.begin(), charge.filters.end(), [&](const auto& each) { return bounded(each.price); }))
+        throw Error(ErrorCode::unsupported, at.path("properties"), "bounds per transaction are not known for a weighted sum");
 }
 
 Price read_properties(const Node& at, const ModelRow& row, const Checking& checking) {
@@ -7816,8 +7897,7 @@ Charge read_charge(const Node& at, const std::vector<BillableMetric>& metrics) {
     for (const auto& filter : at.list("filters")) charge.filters.push_back(read_filter(filter, row, metric, checking));
     check_charge(at, charge, metric, checking);
     if (!problems.empty()) throw Error(ErrorCode::bad_value, problems.front().path, problems.front().code);
-    if (!metric.measured) throw Error(ErrorCode::unsupported, at.path("billable_metric_code"), metric.kind_name + " is not measured here");
-    if (charge.prorated && metric.kind != Kind::sum) throw Error(ErrorCode::unsupported, at.path("prorated"), "only sums are prorated here");
+    check_measured(at, charge, metric);
     return charge;
 }
 
@@ -7890,7 +7970,25 @@ Period billing_period(Interval interval, const Subscription& subscription, Times
     return {std::max(period.from, subscription.active.from), std::min(period.to, subscription.active.to)};
 }
 
+// Days on the customer's calendar, the first and the last included.
+int days_in(const Subscription& subscription, const Period& period) {
+    const std::chrono::sys_days first(local_date(subscription, period.from)),
+        last(local_date(subscription, period.to - std::chrono::microseconds(1)));
+    return static_cast<int>((last - first).count()) + 1;
+}
+
+// Days of the whole billing period at that time, also when the subscription covers a part of it.
+int period_days(Interval interval, Subscription subscription, Timestamp time) {
+    subscription.active = {};
+    return days_in(subscription, billing_period(interval, subscription, time));
+}
+
 // --- charge filters (dossier 4.5) ---
+
+// Properties meet the values of filters and groups as texts (postgres_store.rb:461-500).
+constexpr Coercion::Row text_row{{Meeting::text, Meeting::text, Meeting::text}, {Meeting::text, Meeting::text, Meeting::text}};
+constexpr Coercion::Row missing_row{{Meeting::differ, Meeting::differ, Meeting::differ}, {Meeting::differ, Meeting::differ, Meeting::differ}};
+constexpr Coercion text_filter{.missing = missing_row, .boolean = text_row, .number = text_row, .text = text_row, .structure = text_row};
 
 bool holds(const std::vector<std::string>& list, const std::string& value) { return std::find(list.begin(), list.end(), value) != list.end(); }
 
@@ -8008,8 +8106,7 @@ Filter bucket(const Charge& charge, const ChargeFilter* filter) {
 // The events whose property has the value, or has none.
 Filter in_group(const std::string& key, const std::optional<std::string>& value) {
     const auto field = property_field(key);
-    if (value) return Filter::equals(field, *value);
-    return Filter::any({Filter::where(field, Operator::exists, false), Filter::equals(field, nullptr)});
+    return value ? Filter::equals(field, *value) : Filter::where(field, Operator::exists, false);
 }
 
 // The group of an event, to which a missing property and an empty one are the same (postgres_store.rb:488).
@@ -8101,18 +8198,17 @@ struct Scope {
 
     const Price& price() const { return filter ? filter->price : charge.price; }
     const BillableMetric& metric() const { return plan.billable_metrics[charge.metric]; }
+    // The lower end is cut to milliseconds (base_store.rb:178).
     AggregateQuery query() const {
+        constexpr std::int64_t millisecond = 1000;
         AggregateQuery query;
         query.subscription = subscription.id;
-        query.period = period;
+        query.period = {cut(period.from, millisecond), period.to};
         query.filter = bucket(charge, filter);
+        query.billing_period = {period.from, period.from + std::chrono::days(whole_days())};  // what a weighted sum is a share of
         return query;
     }
-    // A recurring metric carries its value over from all earlier periods (dossier 4.2).
-    AggregateQuery all_query(AggregateQuery query) const {
-        if (metric().recurring) query.period.from = Timestamp::min();
-        return query;
-    }
+    int whole_days() const { return period_days(plan.charges_interval, subscription, period.from); }
 };
 
 using Group = std::vector<std::pair<std::string, std::optional<std::string>>>;
@@ -8158,19 +8254,30 @@ std::vector<EventStep> running_steps(const Scope& scope, const AggregateQuery& q
                                       : usage.steps(metric, query, std::numeric_limits<std::size_t>::max(), price.free_total);
 }
 
+// Each event's value under bounds per transaction: a sum's number; of a maximum its own at the event that reached it first, else nothing
+// (max_service_spec.rb:241).
+BoundedTotal bounded_numbers(const Scope& scope, const AggregateQuery& query, UsageSource& usage) {
+    const auto steps = usage.steps(in_period(scope.metric()), query);
+    const auto highest = std::max_element(steps.begin(), steps.end(), [](const auto& a, const auto& b) { return a.value < b.value; });
+    BoundedTotal bounded;
+    for (auto step = steps.begin(); step != steps.end(); ++step) {
+        const bool counts = scope.metric().kind == Kind::sum || step == highest;
+        bounded.add(scope.price(), counts ? step->value : Decimal());
+    }
+    return bounded;
+}
+
 // What a percentage charge needs besides units: running totals for free units, each event's value for bounds per transaction.
 void measure_percentage(const Scope& scope, const AggregateQuery& query, UsageSource& usage, Quantity& quantity) {
     const auto& price = scope.price();
-    if (scope.metric().kind != Kind::sum) {
+    const auto kind = scope.metric().kind;
+    if (kind == Kind::count || kind == Kind::unique_count) {
         if (has_bounds(price, quantity)) quantity.bounded = bounded_count(price, quantity.units);
         quantity.running = running_count(price, quantity.units);
         return;
     }
-    if (has_bounds(price, quantity)) {
-        auto this_period = query;
-        this_period.period.from = scope.period.from;
-        for (const auto& step : usage.steps(scope.metric().metric, this_period)) quantity.bounded.add(price, step.value);
-    }
+    if (has_bounds(price, quantity)) quantity.bounded = bounded_numbers(scope, query, usage);
+    if (kind != Kind::sum) return;  // others have no running totals
     for (const auto& step : running_steps(scope, query, usage)) run_on(price, quantity.running, step.value);
 }
 
@@ -8186,21 +8293,7 @@ Quantity quantity_of(const Scope& scope, const AggregateQuery& query, UsageSourc
 
 // --- proration: the share of the period that a unit counts for (dossier 4.7) ---
 
-// Days on the customer's calendar, the first and the last included.
-int days_in(const Subscription& subscription, const Period& period) {
-    const std::chrono::sys_days first(local_date(subscription, period.from)),
-        last(local_date(subscription, period.to - std::chrono::microseconds(1)));
-    return static_cast<int>((last - first).count()) + 1;
-}
-
-// Days of the whole billing period, also when the subscription covers a part of it.
-int period_days(const Scope& scope) {
-    auto whole = scope.subscription;
-    whole.active = {};
-    return days_in(whole, billing_period(scope.plan.charges_interval, whole, scope.period.from));
-}
-
-Decimal share_of(const Scope& scope, const Period& period) { return quotient(days_in(scope.subscription, period), period_days(scope)); }
+Decimal share_of(const Scope& scope, const Period& period) { return quotient(days_in(scope.subscription, period), scope.whole_days()); }
 
 // From that time's day to the end of the billing period.
 Decimal share_left(const Scope& scope, Timestamp time) {
@@ -8209,23 +8302,78 @@ Decimal share_left(const Scope& scope, Timestamp time) {
 
 Decimal prorated(const Decimal& units, const Decimal& share) { return (units * share).round(5, Rounding::ceil); }
 
-// What was there before the period, for all of it, then each event for the days from its own to the end.
-std::vector<ProratedEvent> prorated_events(const Scope& scope, AggregateQuery query, UsageSource& usage) {
-    const auto& metric = scope.metric().metric;
-    const auto period = scope.period;
+// The steps of the events of the period. What a recurring unique count had before is not added once more.
+std::vector<EventStep> period_steps(const Scope& scope, const AggregateQuery& query, UsageSource& usage) {
+    if (scope.metric().kind != Kind::unique_count) return usage.steps(in_period(scope.metric()), query);
+    auto steps = usage.steps(scope.metric().metric, query);
+    std::erase_if(steps, [&](const EventStep& step) { return step.time < query.period.from; });
+    return steps;
+}
+
+// Of a sum: what was there before the period, for all of it, then each event for the days from its own to the end (sum_service.rb:164).
+std::vector<ProratedEvent> prorated_numbers(const Scope& scope, const AggregateQuery& query, UsageSource& usage) {
+    auto before = query;
+    before.period = {Timestamp::min(), query.period.from};
+    const auto older = usage.measure(in_period(scope.metric()), before).front().value;
     std::vector<ProratedEvent> events;
-    query.period = {Timestamp::min(), period.from};
-    const auto older = usage.measure(metric, query).front().value;
-    if (older > 0) events.push_back({older, older * share_of(scope, period)});
-    query.period = period;
-    for (const auto& step : usage.steps(metric, query)) events.push_back({step.value, step.value * share_of(scope, {step.time, period.to})});
+    if (!older.is_zero()) events.push_back({older, older * share_of(scope, scope.period)});
+    for (const auto& step : period_steps(scope, query, usage)) {
+        events.push_back({step.value, step.value * share_of(scope, {std::max(step.time, scope.period.from), scope.period.to})});
+    }
     return events;
 }
 
-// The same of a pay-in-advance charge: what its events paid when they came.
-ProratedAdvance prorated_advance(const std::vector<ProratedEvent>& events, bool has_older) {
+// A value of a unique count that was there: from its add to its removal, if there was one.
+struct Presence {
+    EventStep added;
+    std::optional<EventStep> removed = {};
+};
+
+// What is removed and added again in one day was never away (unique_count_query.rb, ignore_remove_events_sql).
+std::vector<Presence> presences(const Subscription& subscription, const std::vector<EventStep>& steps) {
+    std::vector<Presence> list;
+    std::map<std::uint32_t, std::size_t> last;
+    for (const auto& step : steps) {
+        const auto known = last.find(step.item);
+        if (step.value > 0) {
+            auto* before = known == last.end() ? nullptr : &list[known->second];
+            if (before && before->removed && local_date(subscription, before->removed->time) == local_date(subscription, step.time)) {
+                before->removed.reset();
+                continue;
+            }
+            last[step.item] = list.size();
+            list.push_back({step});
+        } else if (step.value < 0 && known != last.end() && !list[known->second].removed) {
+            list[known->second].removed = step;
+        }
+    }
+    return list;
+}
+
+// Of a unique count: each value for the days it was there, then its removal. Grouped, a value that was removed before the period has one day
+// (dossier 4.7).
+std::vector<ProratedEvent> prorated_items(const Scope& scope, const AggregateQuery& query, UsageSource& usage) {
+    const auto day = [&](Timestamp time) { return std::chrono::sys_days(local_date(scope.subscription, time)); };
+    const auto first = day(scope.period.from), last = day(scope.period.to - std::chrono::microseconds(1));
+    const std::chrono::days least(scope.price().group_keys.empty() ? -1 : 0);
+    std::vector<std::pair<std::pair<Timestamp, std::int64_t>, ProratedEvent>> placed;
+    for (const auto& [added, removed] : presences(scope.subscription, usage.steps(scope.metric().metric, query))) {
+        const auto until = removed ? std::min(day(removed->time), last) : last;
+        const auto days = std::max(until - std::max(day(added.time), first), least).count() + 1;
+        if (days == 0) continue;  // nor is its removal one of the period's (prorated_graduated_service.rb)
+        placed.push_back({{added.time, added.sequence}, {1, quotient(days, scope.whole_days())}});
+        if (removed) placed.push_back({{removed->time, removed->sequence}, {-1, 0}});
+    }
+    std::sort(placed.begin(), placed.end(), [](const auto& a, const auto& b) { return a.first < b.first; });
+    std::vector<ProratedEvent> events;
+    for (const auto& each : placed) events.push_back(each.second);
+    return events;
+}
+
+// What the events of a pay-in-advance charge paid when they came.
+ProratedAdvance prorated_advance(const Scope& scope, const AggregateQuery& query, UsageSource& usage) {
     ProratedAdvance advance{};
-    for (std::size_t i = has_older ? 1 : 0; i < events.size(); ++i) advance.add(events[i].full, events[i].share());
+    for (const auto& step : period_steps(scope, query, usage)) advance.add(step.value, share_left(scope, step.time));
     return advance;
 }
 
@@ -8502,11 +8650,11 @@ struct AdvanceQuestion {
 // Over the scope's period, which is a billing period. An event without the property to be counted has no fee (pay_in_advance_service.rb:59).
 void add_advance_fees(const Scope& scope, const Group& group, const AdvanceQuestion& question, UsageSource& usage, std::vector<PlacedFee>& fees) {
     const auto& metric = scope.metric();
-    auto query = scope.all_query(beside(scope.query(), group));
+    auto query = beside(scope.query(), group);
     query.period.to = std::min(query.period.to, question.period.to);
     AdvanceWalk walk(scope);
     for (const auto& step : usage.steps(metric.metric, query)) {
-        const bool older = step.time < scope.period.from;
+        const bool older = step.time < query.period.from;
         const auto event = older ? Event() : usage.event(step.sequence);
         if (older || (metric.kind != Kind::count && !property_text(event.properties, property_key(metric)))) {
             walk.pass(step.value);
@@ -8558,11 +8706,11 @@ Decimal unique_step(const Scope& scope, const Event& event, AggregateQuery query
 Contribution contribution_of(const Scope& scope, const Event& event, const AggregateQuery& query, UsageSource& usage) {
     const auto& metric = scope.metric();
     if (metric.kind == Kind::count) return {1, 1};
-    const auto step = metric.kind == Kind::sum ? summed(metric, event) : unique_step(scope, event, scope.all_query(query), usage);
-    const auto measured = usage.measure(metric.metric, query).front();
+    const auto step = metric.kind == Kind::sum ? summed(metric, event) : unique_step(scope, event, query, usage);
+    const auto measured = usage.measure(in_period(metric), query).front();
     AdvanceState state;
-    if (measured.falls) {
-        for (const auto& each : usage.steps(metric.metric, query)) contribute(state, each.value);
+    if (measured.falls || (metric.kind == Kind::unique_count && metric.metric.recurring)) {
+        for (const auto& each : period_steps(scope, query, usage)) contribute(state, each.value);
     } else if (measured.events > 0) {
         state.current = state.maximum = measured.value;
     }
@@ -8588,7 +8736,7 @@ Fee estimate(const Scope& scope, const Event& event, Timestamp now, UsageSource&
     const auto query = beside(scope.query(), group);
     auto contribution = contribution_of(scope, event, query, usage);
     if (scope.charge.prorated) contribution.priced = prorated(contribution.priced, share_left(scope, now));
-    const auto all = scope.all_query(query);
+    const auto all = query;
     const auto before = quantity_of(scope, all, usage, usage.measure(scope.metric().metric, all).front());
     const auto after = with_event(scope, before, event, contribution);
     auto fee = empty_fee(scope, std::move(group));
@@ -8602,7 +8750,7 @@ Fee estimate(const Scope& scope, const Event& event, Timestamp now, UsageSource&
 }
 
 Decimal rounded(const BillableMetric& metric, const Decimal& value) {
-    return metric.rounding ? value.round(metric.precision, *metric.rounding) : value;
+    return metric.rounding ? value.round(metric.rounding->scale, metric.rounding->mode) : value;
 }
 
 // As estimate_instant_fees: standard and percentage charges, the event priced alone, its units rounded as the metric says.
@@ -8659,7 +8807,7 @@ Fees Plan::estimate_fees(const Event& event, Timestamp now, UsageSource& usage_s
 Decimal paid_in_advance(const Scope& scope, const AggregateQuery& query, UsageSource& usage, const Measured& measured) {
     if (scope.metric().kind == Kind::count || !measured.falls) return measured.value;
     AdvanceState state;
-    for (const auto& step : usage.steps(scope.metric().metric, query)) contribute(state, step.value);
+    for (const auto& step : period_steps(scope, query, usage)) contribute(state, step.value);
     return state.current ? state.paid(measured.value) : measured.value;
 }
 
@@ -8679,27 +8827,25 @@ struct Counted {
 };
 
 Counted count_prorated(const Scope& scope, const AggregateQuery& query, const Measured& measured, UsageSource& usage) {
-    Counted counted{{.units = {}, .full_units = measured.value, .prorated = true, .events = measured.events}, prorated_events(scope, query, usage)};
-    Decimal sum, full;
-    for (const auto& event : counted.prorated) {
-        sum += event.prorated;
-        full += event.full;
-    }
-    counted.quantity.units = sum.round(5, Rounding::ceil);
+    const bool items = scope.metric().kind == Kind::unique_count;
+    Counted counted{{.units = {}, .full_units = measured.value, .prorated = true, .events = measured.events},
+                    items ? prorated_items(scope, query, usage) : prorated_numbers(scope, query, usage)};
+    auto& units = counted.quantity.units;
     if (scope.charge.pay_in_advance) {
-        auto older = query;
-        older.period = {Timestamp::min(), scope.period.from};
-        const bool has_older = usage.measure(scope.metric().metric, older).front().value > 0;
-        counted.quantity.units = prorated_advance(counted.prorated, has_older).paid(full, share_of(scope, scope.period));
+        units = prorated_advance(scope, query, usage).paid(measured.value, share_of(scope, scope.period));
+    } else {
+        for (const auto& event : counted.prorated) units += event.prorated;
+        units = units.round(5, Rounding::ceil);
     }
-    counted.quantity.units = rounded(scope.metric(), counted.quantity.units);
+    units = rounded(scope.metric(), units);
+    if (items) counted.quantity.events = measured.value.to_int64().value_or(0);
     return counted;
 }
 
 Counted count_period(const Scope& scope, const AggregateQuery& query, Measured measured, UsageSource& usage) {
     if (scope.charge.prorated) return count_prorated(scope, query, measured, usage);
     if (scope.charge.pay_in_advance) measured.value = paid_in_advance(scope, query, usage, measured);
-    return {quantity_of(scope, scope.all_query(query), usage, measured), {}};
+    return {quantity_of(scope, query, usage, measured), {}};
 }
 
 Priced price_counted(const Price& price, const Counted& counted) {
@@ -8723,46 +8869,72 @@ json set_period_amounts(const Scope& scope, const Quantity& quantity, Priced pri
     return pricing_unit;
 }
 
-Fee usage_fee(const Scope& scope, Measured measured, UsageSource& usage) {
-    auto query = scope.query();
+// Units as they stand at the end of the period, beside those that are priced: of a weighted sum all that was added, else the same.
+Decimal total_units(const Scope& scope, const AggregateQuery& query, const Decimal& units, UsageSource& usage) {
+    if (scope.metric().kind != Kind::weighted_sum) return units;
+    auto sum = scope.metric().metric;
+    sum.aggregation = Aggregation::sum;
+    return usage.measure(sum, query).front().value;
+}
+
+// Of a weighted sum those of the period, though what came before them still weighs (weighted_sum_service.rb:13).
+std::int64_t counted_events(const Scope& scope, const AggregateQuery& query, const Measured& measured, UsageSource& usage) {
+    if (scope.metric().kind != Kind::weighted_sum || !scope.metric().metric.recurring) return measured.events;
+    return usage.measure(in_period(scope.metric()), query).front().events;
+}
+
+// One of the groups of a question, and what of it is priced.
+struct CountedGroup {
+    AggregateQuery query;
     Group group;
-    for (std::size_t i = 0; i < measured.group.size(); ++i) {
-        const auto& key = scope.price().group_keys[i];
-        const auto& value = measured.group[i];
-        query.filter.parts.push_back(in_group(key, value));
-        group.emplace_back(key, value && value->empty() ? std::nullopt : value);
+    Measured measured;
+    Counted counted;
+};
+
+// Without events there is one group of nothing (sum_service_spec.rb:938). A missing and an empty value are groups apart, and shown alike.
+std::vector<CountedGroup> count_groups(const Scope& scope, const AggregateQuery& query, UsageSource& usage) {
+    auto grouped = query;
+    const auto& keys = scope.price().group_keys;
+    for (const auto& key : keys) grouped.group_by.push_back(property_field(key));
+    auto rows = usage.measure(scope.metric().metric, grouped);
+    if (rows.empty()) rows.push_back({.group = std::vector<std::optional<std::string>>(keys.size()), .falls = false});
+    std::vector<CountedGroup> groups;
+    for (auto& row : rows) {
+        auto& one = groups.emplace_back(CountedGroup{query, {}, std::move(row), {}});
+        for (std::size_t i = 0; i < keys.size(); ++i) {
+            const auto& value = one.measured.group[i];
+            one.query.filter.parts.push_back(in_group(keys[i], value));
+            one.group.emplace_back(keys[i], value && value->empty() ? std::nullopt : value);
+        }
+        one.measured.value = rounded(scope.metric(), one.measured.value);
+        one.measured.events = counted_events(scope, one.query, one.measured, usage);
+        one.counted = count_period(scope, one.query, one.measured, usage);
     }
-    auto fee = empty_fee(scope, std::move(group));
-    fee.units = measured.value = rounded(scope.metric(), measured.value);
-    const auto counted = count_period(scope, query, measured, usage);
-    auto priced = price_counted(scope.price(), counted);
-    auto details = row_of(scope.price().model).details(scope.price(), counted.quantity, priced);
+    return groups;
+}
+
+Fee usage_fee(const Scope& scope, CountedGroup one, UsageSource& usage) {
+    auto fee = empty_fee(scope, std::move(one.group));
+    fee.units = one.measured.value;
+    const auto& quantity = one.counted.quantity;
+    auto priced = price_counted(scope.price(), one.counted);
+    auto details = row_of(scope.price().model).details(scope.price(), quantity, priced);
     clamp(priced, fee.units);
-    fee.events = counted.quantity.events;
-    auto pricing_unit = set_period_amounts(scope, counted.quantity, std::move(priced), fee);
+    fee.events = quantity.events;
+    auto pricing_unit = set_period_amounts(scope, quantity, std::move(priced), fee);
     fee.vendor = fee_json(scope, fee, std::move(details));
-    fee.vendor["total_aggregated_units"] = ruby_text(measured.value);
+    fee.vendor["total_aggregated_units"] = ruby_text(total_units(scope, one.query, one.measured.value, usage));
     fee.vendor["pricing_unit_details"] = std::move(pricing_unit);
     return fee;
 }
 
-// Without events there is one group of nothing (sum_service_spec.rb:938).
-std::vector<Measured> measured_groups(const Scope& scope, UsageSource& usage) {
-    auto query = scope.all_query(scope.query());
-    const auto& keys = scope.price().group_keys;
-    for (const auto& key : keys) query.group_by.push_back(property_field(key));
-    auto rows = usage.measure(scope.metric().metric, query);
-    if (rows.empty()) rows.push_back({.group = std::vector<std::optional<std::string>>(keys.size()), .value = {}, .events = 0, .falls = false});
-    return rows;
-}
-
 void add_bucket(const Scope& scope, UsageSource& usage, std::vector<Fee>& fees) {
-    for (auto& row : measured_groups(scope, usage)) fees.push_back(usage_fee(scope, std::move(row), usage));
+    for (auto& group : count_groups(scope, scope.query(), usage)) fees.push_back(usage_fee(scope, std::move(group), usage));
 }
 
 // The charge's minimum spending, when its fees stay below it: one more fee of 1 unit.
 void add_true_up(const Scope& scope, const Decimal& used_cents, std::vector<Fee>& fees) {
-    const auto cents = true_up_cents(scope.charge.minimum_cents, used_cents, days_in(scope.subscription, scope.period), period_days(scope));
+    const auto cents = true_up_cents(scope.charge.minimum_cents, used_cents, days_in(scope.subscription, scope.period), scope.whole_days());
     if (cents.is_zero()) return;
     const Decimal subunits(scope.plan.currency.subunits);
     auto fee = empty_fee(scope, {});
@@ -8867,12 +9039,15 @@ std::vector<Period> billing_periods(const Plan& plan, const Subscription& subscr
 
 // To a fee of one event, a missing and an empty value are the same group.
 std::set<Group> advance_groups(const Scope& scope, UsageSource& usage) {
+    const auto& keys = scope.price().group_keys;
+    auto query = scope.query();
+    for (const auto& key : keys) query.group_by.push_back(property_field(key));
     std::set<Group> groups;
-    for (const auto& row : measured_groups(scope, usage)) {
+    for (const auto& row : usage.measure(scope.metric().metric, query)) {
         Group group;
-        for (std::size_t i = 0; i < row.group.size(); ++i) {
+        for (std::size_t i = 0; i < keys.size(); ++i) {
             const auto& value = row.group[i];
-            group.emplace_back(scope.price().group_keys[i], value && value->empty() ? std::nullopt : value);
+            group.emplace_back(keys[i], value && value->empty() ? std::nullopt : value);
         }
         groups.insert(std::move(group));
     }
@@ -8943,7 +9118,7 @@ std::shared_ptr<const Book::Impl> load(const json& catalogue) {
     plan->premium = root.flag("premium", true);
     for (const auto& metric : root.list("billable_metrics")) {
         plan->billable_metrics.push_back(read_metric(metric));
-        if (plan->billable_metrics.back().measured) plan->metrics.push_back(plan->billable_metrics.back().metric);
+        if (plan->billable_metrics.back().measured) plan->metrics.push_back(rounded(plan->billable_metrics.back()));
     }
     for (const auto& charge : at.list("charges")) plan->charges.push_back(read_charge(charge, plan->billable_metrics));
     plan->lists_subscriptions = root.find("subscriptions").has_value();
@@ -11432,67 +11607,9 @@ private:
     std::pair<std::int64_t, std::int64_t> last_place_;
 };
 
-// --- Lago: its aggregations over events (dossier 4.2, 4.4, 4.7) ---
+// --- Lago: how it divides ---
 
 namespace lago {
-
-// Both ends of the period belong to it. Ignored entries take out the events that match all of one.
-struct Question {
-    Kind kind = Kind::count;
-    std::string property{};
-    bool recurring = false, prorated = false;
-    Timestamp from{}, to{};
-    std::int64_t last_sequence = std::numeric_limits<std::int64_t>::max();  // of events at `to` those after it are out (postgres_store.rb:442)
-    int days = 0;                                                           // of the full billing period
-    Decimal initial{};
-    Values matching{};
-    std::vector<Values> ignored{};
-};
-
-// The number in a property, when its text is plainly one (postgres_store.rb:508).
-std::optional<Decimal> numeric(const Event& event, const std::string& property) {
-    std::string keep;
-    const Scalar value = scalar_of_member(event.properties, property, keep);
-    return value.kind == Scalar::Kind::text && !plain_number(value.text) ? std::nullopt : scalar_number(value);
-}
-
-// The events that take part, by time (postgres_store.rb:6). A recurring sum or unique count looks at all of the past.
-[[maybe_unused]] std::vector<const Event*> in_scope(const Question& question, std::span<const Event> events) {
-    constexpr std::int64_t millisecond = 1000;
-    const bool past = question.recurring && (question.kind == Kind::sum || question.kind == Kind::unique_count);
-    const bool numbers = question.kind != Kind::count && question.kind != Kind::unique_count;
-    std::vector<const Event*> scope;
-    for (const Event& event : events) {
-        if (std::pair(*event.timestamp, event.sequence) > std::pair(question.to, question.last_sequence)) continue;
-        if (!past && *event.timestamp < cut(question.from, millisecond)) continue;
-        if (numbers && !numeric(event, question.property)) continue;
-        if (!matches(question.matching, event.properties)) continue;
-        const auto ignores = [&](const Values& entry) { return is_ignored(entry, event.properties); };
-        if (std::none_of(question.ignored.begin(), question.ignored.end(), ignores)) scope.push_back(&event);
-    }
-    std::stable_sort(scope.begin(), scope.end(), [](const Event* a, const Event* b) { return *a->timestamp < *b->timestamp; });
-    return scope;
-}
-
-Fold folded(const Question& question, const std::vector<const Event*>& scope) {
-    Fold fold;
-    for (const Event* event : scope) fold.add(*numeric(*event, question.property), event->timestamp->micros(), event->sequence);
-    return fold;
-}
-
-// Each value begins as removed; an add after anything else is +1, anything else after an add -1 (unique_count_query.rb:12).
-std::map<std::optional<std::string>, int> active_values(const Question& question, const std::vector<const Event*>& scope) {
-    std::map<std::optional<std::string>, std::pair<std::string, int>> states;
-    for (const Event* event : scope) {
-        auto& [last, sum] = states.try_emplace(property_text(event->properties, question.property), "remove", 0).first->second;
-        const std::string operation = property_text(event->properties, "operation_type").value_or("add");
-        if (operation != last) sum += operation == "add" ? 1 : -1;
-        last = operation;
-    }
-    std::map<std::optional<std::string>, int> active;
-    for (const auto& [value, state] : states) active.emplace(value, state.second);
-    return active;
-}
 
 // A division as PostgreSQL's numeric does it: with at least 16 significant digits, counted in groups of four.
 Decimal postgres_quotient(const Decimal& a, const Decimal& b) {
@@ -11505,123 +11622,6 @@ Decimal postgres_quotient(const Decimal& a, const Decimal& b) {
     };
     const int difference = weight(a) - weight(b) - (first_group(a) <= first_group(b) ? 1 : 0);
     return Decimal::divide(a, b, std::clamp(16 - 4 * difference, std::max(a.scale(), b.scale()), Decimal::max_scale), Rounding::half_up);
-}
-
-// What stands, for the seconds it stands, in shares of the full billing period (weighted_sum_query.rb:12).
-Decimal weighted_sum(const Question& question, const std::vector<const Event*>& scope) {
-    const Timestamp end = cut(question.to + std::chrono::microseconds(micros_per_second - 1), micros_per_second);
-    const Decimal whole = Decimal(question.days) * 86400;
-    Decimal standing = question.initial, total;
-    Timestamp since = question.from;
-    const auto stand_until = [&](Timestamp time) {
-        if (time > since) total += postgres_quotient(standing * Decimal::scaled((time - since).count(), 6), whole);
-        since = std::max(since, time);
-    };
-    for (const Event* event : scope) {
-        stand_until(*event->timestamp);
-        standing += *numeric(*event, question.property);
-    }
-    stand_until(end);
-    return total.round(20, Rounding::ceil);
-}
-
-// Units times the days they count for: what was there before the period for all of its days, each event of the period from its own day on
-// (sum_service.rb:164).
-Decimal unit_days(const Question& question, const std::vector<const Event*>& scope) {
-    const auto days_from = [&](Timestamp time) {
-        return floor_divide(question.to.micros(), micros_per_day) - floor_divide(std::max(time, question.from).micros(), micros_per_day) + 1;
-    };
-    Decimal total;
-    for (const Event* event : scope) total += *numeric(*event, question.property) * days_from(*event->timestamp);
-    return total;
-}
-
-// The days for which a value was there, whole and with the first and the last. What is removed and added again in one day was never away
-// (unique_count_query.rb).
-class DaysPresent {
-public:
-    DaysPresent(Timestamp from, Timestamp to) : from_(day_of(from)), to_(day_of(to)) {}
-
-    void add(Timestamp time) {
-        if (present_) return;
-        if (!until_ || *until_ != day_of(time)) {
-            close();
-            since_ = day_of(time);
-        }
-        present_ = true;
-    }
-    void remove(Timestamp time) {
-        if (present_) until_ = day_of(time);
-        present_ = false;
-    }
-    std::int64_t days() {
-        if (present_) until_ = to_;
-        present_ = false;
-        close();
-        return days_;
-    }
-
-private:
-    static std::int64_t day_of(Timestamp time) { return floor_divide(time.micros(), micros_per_day); }
-    void close() {
-        if (until_) days_ += std::max<std::int64_t>(0, std::min(*until_, to_) - std::max(since_, from_) + 1);
-        until_.reset();
-    }
-    std::int64_t from_, to_, since_ = 0, days_ = 0;
-    std::optional<std::int64_t> until_;
-    bool present_ = false;
-};
-
-std::int64_t value_days(const Question& question, const std::vector<const Event*>& scope) {
-    std::map<std::optional<std::string>, DaysPresent> values;
-    for (const Event* event : scope) {
-        const auto value = property_text(event->properties, question.property);
-        DaysPresent& present = values.try_emplace(value, question.from, question.to).first->second;
-        const bool adds = property_text(event->properties, "operation_type").value_or("add") == "add";
-        adds ? present.add(*event->timestamp) : present.remove(*event->timestamp);
-    }
-    std::int64_t total = 0;
-    for (auto& [value, present] : values) total += present.days();
-    return total;
-}
-
-// The value of a metric over the events in its scope, before the metric's own rounding.
-[[maybe_unused]] Decimal aggregated(const Question& question, const std::vector<const Event*>& scope) {
-    switch (question.kind) {
-        case Kind::sum:
-            if (!question.prorated) return folded(question, scope).sum();
-            return Decimal::divide(unit_days(question, scope), question.days, 5, Rounding::ceil);
-        case Kind::max:
-            return folded(question, scope).most();
-        case Kind::latest:
-            return std::max(folded(question, scope).latest(), Decimal());  // latest_service.rb: never negative
-        case Kind::weighted_sum:
-            return weighted_sum(question, scope);
-        case Kind::unique_count: {
-            if (question.prorated) return Decimal::divide(value_days(question, scope), question.days, 5, Rounding::ceil);
-            Decimal sum;
-            for (const auto& [value, active] : active_values(question, scope)) sum += active;
-            return sum;
-        }
-        default:
-            return scope.size();
-    }
-}
-
-// By the texts of several properties; a missing and an empty one are the same group, of nothing.
-[[maybe_unused]] std::map<std::vector<std::optional<std::string>>, std::vector<const Event*>> by_group(const std::vector<std::string>& keys,
-                                                                                                       const std::vector<const Event*>& scope) {
-    std::map<std::vector<std::optional<std::string>>, std::vector<const Event*>> groups;
-    for (const Event* event : scope) {
-        std::vector<std::optional<std::string>> group;
-        for (const auto& key : keys) {
-            const auto text = property_text(event->properties, key);
-            group.push_back(text && !text->empty() ? text : std::nullopt);
-        }
-        groups[group].push_back(event);
-    }
-    if (groups.empty()) groups.emplace(std::vector<std::optional<std::string>>(keys.size()), std::vector<const Event*>{});
-    return groups;
 }
 
 }  // namespace lago
@@ -11904,9 +11904,10 @@ CustomerMeter customer_meter(const std::string& id, Metric metric, const std::ve
 constexpr std::array<Rules, 8> all_rules{{
     {.name = ""},
     {.name = "lago",
-     .groups = Blank::missing,
+     .filter = {.properties = &lago::text_filter},
      .counts_absent = true,
      .words_apart = true,
+     .latest_not_negative = true,  // latest_service.rb
      .weighting = Weighting::pieces,
      .quotient = lago::postgres_quotient,
      .weighted_rounding = RoundTo{Rounding::ceil, 20}},
@@ -14602,9 +14603,10 @@ public:
     std::vector<EventStep> steps(const Metric& metric, const AggregateQuery& query, std::size_t limit, const std::optional<Decimal>& until) override {
         std::vector<EventStep> found;
         Decimal sum;
-        for (const Step& step : ordered_steps(reader_, {metric, rules_named(metric.rules), query})) {
+        const StepAccumulator accumulator = stepped(reader_, {metric, rules_named(metric.rules), query});
+        for (const Step& step : accumulator.steps()) {
             if (found.size() >= limit || (until && sum > *until)) break;
-            found.push_back({Timestamp(step.place.time), step.place.sequence, step.value});
+            found.push_back({Timestamp(step.place.time), step.place.sequence, step.value, step.item});
             sum += step.value;
         }
         return found;
@@ -15021,6 +15023,12 @@ Aggregate Meter::aggregate(const Metric& metric, const AggregateQuery& query) co
             answer.rows.push_back({row.bin, std::move(row.group), row.value, row.events, row.rest});
         return answer;
     });
+}
+
+ActiveValues Meter::active_values(const ActiveQuery& query) const {
+    const Metric metric = impl_->metric(query.metric);
+    check_active(metric, query);
+    return impl_->store.scan([&](const Reader& reader) { return active_page(reader, metric, rules_named(metric.rules), query); });
 }
 
 void Meter::load(const Book& book, Timestamp effective_from) {

@@ -532,6 +532,28 @@ struct CustomerMeter {
     Decimal rollover = {};  ///< units that a reset would carry over now
 };
 
+/// About the values that a metric counts.
+struct ActiveQuery {
+    std::string metric = {};  ///< code of one with Aggregation::active_count or unique_count
+    std::string customer = {}, subscription = {};
+    Period period = {};  ///< of a recurring metric only its end matters
+    Filter filter = {};
+    std::int64_t limit = 100;  ///< 1 to limits::page_events
+    std::int64_t offset = 0;
+};
+
+struct ActiveValue {
+    std::optional<std::string> value = {};  ///< nothing: that of events without the property, where the metric's rules count it
+    Timestamp since = {};                   ///< of the add that made it active
+    friend bool operator==(const ActiveValue&, const ActiveValue&) = default;
+};
+
+/// In order of the value, by bytes.
+struct ActiveValues {
+    std::vector<ActiveValue> values = {};
+    std::int64_t total = 0;  ///< of all pages
+};
+
 // ---------------------------------------------------------------------------------------------
 // 6 prices
 // ---------------------------------------------------------------------------------------------
@@ -545,7 +567,8 @@ public:
     /// A plan as Lago's API shows it: {"plan": {"code", "amount_currency", "interval", "charges": [...]}, "billable_metrics": [...]},
     /// optionally with "subscriptions": [{"external_id", "external_customer_id", "started_at", "terminated_at", "subscription_at",
     /// "billing_time", "timezone"}]; without that list any subscription is taken, on calendar periods, UTC. "premium": false leaves out
-    /// what needs Lago's premium licence to be priced.
+    /// what needs Lago's premium licence to be priced. Charges over custom_agg metrics (scripts of the server's), prorated weighted sums and
+    /// weighted sums with bounds per transaction are refused as unsupported; such metrics may be listed.
     static Book lago(const json& catalogue);
 
     /// {"meters": [...], "prices": [...]} as FlexPrice's API shows them; the usage prices, COUNT, SUM, SUM_WITH_MULTIPLIER and
@@ -974,6 +997,10 @@ public:
     /// far as they are in the log: source "system", name "meter.credited" (properties meter_id, units, rollover) or "meter.reset"
     /// (meter_id). Throws not_found, bad_value.
     CustomerMeter customer_meter(const std::string& meter, const std::vector<std::string>& customers) const;
+    /// The values that a metric counts and that are active at the end of the period: added in it (or before, of a recurring metric) and not
+    /// removed since (Lago's active unique values, dossier 4.4). As many as aggregate() says. Throws not_found for an unknown metric, bad_value
+    /// for one that does not count values, and for a limit, offset, period or filter that cannot be. Takes memory for every event counted.
+    ActiveValues active_values(const ActiveQuery& query) const;
 
     /// Usage, events and cost of several metrics, by group and over time, all from one snapshot. What a metric costs is what Book::price() says of
     /// its usage, with FlexPrice's books what its analytics say (dossier 6.6). Throws not_found for an unknown metric, bad_value for what

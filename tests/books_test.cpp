@@ -122,12 +122,12 @@ TEST_CASE("a plan that cannot be is refused with the path of the field", "[lago]
     CHECK(field_of(catalogue({{"charge_model", "magic"}})) == "plan.charges[0].charge_model: is not known: magic");
     CHECK(field_of(catalogue({{"charge_model", "standard"}}, {{"code", "calls"}, {"aggregation_type", "sum_agg"}})) ==
           "billable_metrics[0].field_name: is required");
-    const json highest{{"code", "peak"}, {"aggregation_type", "max_agg"}, {"field_name", "value"}};
+    const json scripted{{"code", "script"}, {"aggregation_type", "custom_agg"}};
     auto unneeded = catalogue({{"charge_model", "standard"}});
-    unneeded["billable_metrics"].push_back(highest);
+    unneeded["billable_metrics"].push_back(scripted);
     CHECK(field_of(unneeded) == "accepted");
     CHECK(Book::lago(unneeded).metrics().size() == 1);
-    CHECK(field_of(catalogue({{"charge_model", "standard"}}, highest)) == "plan.charges[0].billable_metric_code: max_agg is not measured here");
+    CHECK(field_of(catalogue({{"charge_model", "standard"}}, scripted)) == "plan.charges[0].billable_metric_code: custom_agg is not measured here");
     auto unknown = catalogue({{"charge_model", "standard"}});
     unknown["plan"]["charges"][0]["billable_metric_code"] = "nothing";
     CHECK(field_of(unknown) == "plan.charges[0].billable_metric_code: no such billable metric: nothing");
@@ -598,6 +598,148 @@ TEST_CASE("fees of single events answer errors", "[lago][meter]") {
     plain.load(Book::autumn(
         {{"plan", {{"id", "pro"}, {"items", {{{"feature_id", "chat"}, {"price", {{"amount", 1}, {"billing_method", "usage_based"}}}}}}}}}));
     CHECK(refusal([&] { plain.advance_fees({.customer = "bob"}); }) == "other : autumn has no fees of single events");
+}
+
+TEST_CASE("Lago's metrics are measured as its aggregations are", "[lago][meter]") {
+    const auto measured = [](json metric, const std::vector<Event>& events, UsageQuery query = {.subscription = "sub_1"}) {
+        metric["code"] = "tokens";
+        if (!metric.contains("field_name")) metric["field_name"] = "value";
+        Meter m(at_march_10());
+        m.load(Book::lago(catalogue({{"charge_model", "standard"}, {"properties", {{"amount", "1"}}}}, metric)));
+        m.record(events);
+        const auto fees = m.usage(query);
+        check_lines(fees);
+        return fees.fees.at(0);
+    };
+    const auto at = [](const char* time, json value) { return event("tokens", {{"value", std::move(value)}}, time); };
+    const std::vector<Event> numbers{at("2026-02-20", 99), at("2026-03-01", -7), at("2026-03-02", "-2.5"), at("2026-03-03", "1e3"),
+                                     at("2026-03-03", true)};
+    const auto highest = measured({{"aggregation_type", "max_agg"}}, numbers);
+    CHECK(highest.units.is_zero());  // shown and billed as zero, as it is negative
+    CHECK(highest.vendor["total_aggregated_units"] == "-2.5");
+    CHECK(highest.events == 2);
+    CHECK(measured({{"aggregation_type", "latest_agg"}}, numbers).vendor["total_aggregated_units"] == "0.0");
+    CHECK(measured({{"aggregation_type", "latest_agg"}}, {at("2026-03-02", 5), at("2026-03-04", 3)}).units == 3);
+
+    // 31 from the beginning of 11 March is 21 of 31 days.
+    json weighted{{"aggregation_type", "weighted_sum_agg"}, {"weighted_interval", "seconds"}};
+    const std::vector<Event> standing{at("2026-02-20", 62), at("2026-03-11", 31), at("2026-04-01", 1000)};
+    CHECK(measured(weighted, standing).units == 21);
+    weighted["recurring"] = true;
+    const auto carried = measured(weighted, standing);
+    CHECK(carried.units == 83);
+    CHECK(carried.events == 1);
+    CHECK(carried.vendor["total_aggregated_units"] == "93.0");
+    const auto part = measured(weighted, standing, {.subscription = "sub_1", .period = period("2026-03-21", "2026-04-01")});
+    CHECK(part.units == 33);  // 93 for 11 of 31 days
+    weighted["rounding_function"] = "floor";
+    weighted["rounding_precision"] = -1;
+    const auto tens = measured(weighted, standing);
+    CHECK(tens.units == 80);
+    CHECK(tens.amount == 80);
+
+    json users{{"aggregation_type", "unique_count_agg"}};
+    const std::vector<Event> added{at("2026-02-20", "ann"),
+                                   at("2026-02-21", 1),
+                                   at("2026-03-02", "1"),
+                                   at("2026-03-03", "bob"),
+                                   event("tokens", {{"value", "ann"}, {"operation_type", "remove"}}, "2026-03-04"),
+                                   event("tokens", json::object())};
+    CHECK(measured(users, added).units == 3);  // 1, bob, and nothing as one more
+    users["recurring"] = true;
+    CHECK(measured(users, added).units == 3);
+    CHECK(measured(users, added).events == 3);
+    CHECK(measured({{"aggregation_type", "sum_agg"}, {"recurring", true}}, numbers).units == Decimal("89.5"));
+    CHECK(measured({{"aggregation_type", "sum_agg"}, {"rounding_function", "round"}}, numbers).vendor["total_aggregated_units"] == "-10.0");
+}
+
+TEST_CASE("a prorated unique count counts the days a value is there", "[lago][meter]") {
+    const json users{{"code", "users"}, {"aggregation_type", "unique_count_agg"}, {"field_name", "user"}, {"recurring", true}};
+    const auto at = [](const char* time, const char* user, const char* operation = "add") {
+        return event("users", {{"user", user}, {"operation_type", operation}}, time);
+    };
+    const std::vector<Event> events{at("2026-02-10", "old"),
+                                    at("2026-02-10", "gone"),
+                                    at("2026-02-11", "gone", "remove"),
+                                    at("2026-03-01T10:00:00Z", "ann"),
+                                    at("2026-03-03T10:00:00Z", "ann", "remove"),  // and back the same day
+                                    at("2026-03-03T11:00:00Z", "ann"),
+                                    at("2026-03-05T10:00:00Z", "ann", "remove"),
+                                    at("2026-03-31T23:00:00Z", "bob")};
+    const auto fee = [&](json charge) {
+        charge["prorated"] = true;
+        Meter m(at_march_10());
+        m.load(Book::lago(catalogue(std::move(charge), users)));
+        m.record(events);
+        const auto fees = m.usage({.subscription = "sub_1"});
+        check_lines(fees);
+        return fees.fees.at(0);
+    };
+    const auto standard = fee({{"charge_model", "standard"}, {"properties", {{"amount", "31"}}}});
+    CHECK(standard.units == 2);                     // old and bob
+    CHECK(standard.amount == Decimal("37.00005"));  // 31 + 5 + 1 days of 31, up at 5 decimals
+    CHECK(standard.events == 2);
+    const auto grouped = fee({{"charge_model", "standard"}, {"properties", {{"amount", "31"}, {"pricing_group_keys", {"region"}}}}});
+    CHECK(grouped.amount == Decimal("38.00011"));  // "gone" has a day, as in Lago's grouped query
+    const auto tiers = fee({{"charge_model", "graduated"},
+                            {"properties",
+                             {{"graduated_ranges",
+                               {{{"from_value", 0}, {"to_value", 1}, {"per_unit_amount", "31"}, {"flat_amount", "0"}},
+                                {{"from_value", 2}, {"to_value", nullptr}, {"per_unit_amount", "3.1"}, {"flat_amount", "0"}}}}}}});
+    CHECK(tiers.amount_cents == 3160);  // old in the first tier, ann and bob in the second
+    const auto volume = fee({{"charge_model", "volume"},
+                             {"properties",
+                              {{"volume_ranges",
+                                {{{"from_value", 0}, {"to_value", 1}, {"per_unit_amount", "31"}, {"flat_amount", "0"}},
+                                 {{"from_value", 2}, {"to_value", nullptr}, {"per_unit_amount", "3.1"}, {"flat_amount", "0"}}}}}}});
+    CHECK(volume.amount_cents == 370);
+}
+
+TEST_CASE("a recurring value from before the period is not added again", "[lago][meter]") {
+    const json users{{"code", "users"}, {"aggregation_type", "unique_count_agg"}, {"field_name", "user"}, {"recurring", true}};
+    const auto m = advance_log(standard_1, users,
+                               {event("users", {{"user", "ann"}}, "2026-02-10"), event("users", {{"user", "ann"}}, "2026-03-02"),
+                                event("users", {{"user", "bob"}}, "2026-03-03")});
+    CHECK(units_and_cents(m.advance_fees({.subscription = "sub_1"})) == Pairs{{0, 0}, {1, 100}});
+    CHECK(m.estimate_fees(event("users", {{"user", "ann"}})).amount_cents.is_zero());
+    CHECK(m.estimate_fees(event("users", {{"user", "cid"}})).amount_cents == 100);
+    CHECK(m.usage({.subscription = "sub_1"}).fees[0].units == 2);
+}
+
+TEST_CASE("charge filters and groups compare texts, not numbers", "[lago][meter]") {
+    json charge{{"charge_model", "standard"}, {"properties", {{"amount", "1"}, {"pricing_group_keys", {"size"}}}}};
+    charge["filters"] = {{{"values", {{"size", {"512"}}}}, {"properties", {{"amount", "100"}}}}};
+    const auto m = advance_log(charge, model_metric,
+                               {event("calls", {{"value", 1}, {"size", "512"}}), event("calls", {{"value", 1}, {"size", 512}}),
+                                event("calls", {{"value", 1}, {"size", "512.0"}})});
+    CHECK(m.usage({.subscription = "sub_1"}).amount_cents == 20100);
+    CHECK(m.advance_fees({.subscription = "sub_1"}).amount_cents == 20100);
+}
+
+TEST_CASE("what Lago's metrics cannot be is refused", "[lago]") {
+    const auto refused = [](json charge, const char* kind, bool recurring = false) {
+        return field_of(catalogue(std::move(charge), {{"code", "m"}, {"aggregation_type", kind}, {"field_name", "value"}, {"recurring", recurring}}));
+    };
+    for (const char* kind : {"count_agg", "max_agg", "latest_agg"}) {
+        CHECK(refused(standard_1, kind, true) == "billable_metrics[0].recurring: not_compatible_with_aggregation_type");
+    }
+    auto prorated = standard_1;
+    prorated["prorated"] = true;
+    CHECK(refused(prorated, "weighted_sum_agg", true) == "plan.charges[0].prorated: a weighted sum is not prorated here");
+    CHECK(refused(prorated, "unique_count_agg", true) == "accepted");
+    const json bounded{{"charge_model", "percentage"}, {"properties", {{"rate", "1"}, {"per_transaction_min_amount", "1"}}}};
+    CHECK(refused(bounded, "weighted_sum_agg") == "plan.charges[0].properties: bounds per transaction are not known for a weighted sum");
+    CHECK(refused(bounded, "max_agg") == "accepted");
+    CHECK(refused({{"charge_model", "custom"}}, "sum_agg") == "plan.charges[0].charge_model: invalid_aggregation_type_or_charge_model");
+}
+
+TEST_CASE("of a maximum under bounds per transaction one event counts", "[lago][meter]") {
+    const json peak{{"code", "calls"}, {"aggregation_type", "max_agg"}, {"field_name", "value"}};
+    const json charge{{"charge_model", "percentage"}, {"properties", {{"rate", "10"}, {"per_transaction_max_amount", "3"}}}};
+    Meter m(at_march_10());
+    m.load(Book::lago(catalogue(charge, peak)));
+    m.record({event("calls", {{"value", 10}}), event("calls", {{"value", 50}}), event("calls", {{"value", 50}})});
+    CHECK(m.usage({.subscription = "sub_1"}).amount_cents == 300);
 }
 
 TEST_CASE("percentage charges ask for the values they need", "[lago]") {

@@ -331,11 +331,9 @@ json filter_matching_and_ignored(const json& vector) {
 }
 
 json rounding(const json& vector) {
-    const auto& rule = vector.at("aggregation");
-    lago::BillableMetric metric;
-    metric.rounding = lago::read_rounding(Node(rule));
-    metric.precision = static_cast<int>(integer(rule, "rounding_precision"));
-    return {{"units", text(lago::rounded(metric, number(vector, "units")))}};
+    json metric{{"code", "metric"}, {"aggregation_type", "count_agg"}};
+    metric.update(vector.at("aggregation").at("type") == "rounding" ? vector.at("aggregation") : json::object());
+    return {{"units", text(lago::rounded(lago::read_metric(Node(metric)), number(vector, "units")))}};
 }
 
 json current_usage(const json& vector) {
