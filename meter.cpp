@@ -1951,6 +1951,7 @@ struct Coercion {
     };
     Row missing{}, boolean{}, number{}, text{}, structure{};  // null is missing
     std::array<std::string_view, 2> stored_booleans{"false", "true"}, asked_booleans{"false", "true"};
+    std::string (*stored_number)(const Decimal&) = nullptr;  // its text, where that is not the plain one
 
     const Row& row(Scalar::Kind kind) const {
         switch (kind) {
@@ -2016,7 +2017,9 @@ bool meets(const Coercion& rules, Operator op, const Scalar& value, const Operan
             break;
     }
     const std::string wanted = column == 0 ? std::string(rules.asked_booleans[asked.boolean ? 1 : 0]) : asked.text;
-    const std::string written = value.kind == Scalar::Kind::boolean ? std::string(rules.stored_booleans[value.boolean ? 1 : 0]) : scalar_text(value);
+    const std::string written = value.kind == Scalar::Kind::boolean ? std::string(rules.stored_booleans[value.boolean ? 1 : 0])
+                                : value.kind == Scalar::Kind::number && rules.stored_number ? rules.stored_number(value.number)
+                                                                                            : scalar_text(value);
     const std::string stored = meeting == Meeting::empty ? "" : written;
     if (searched) return (stored.find(wanted) != std::string::npos) == contains;
     return satisfies(op, stored <=> wanted);
@@ -5220,6 +5223,7 @@ struct NumberRules {
     std::optional<std::int64_t> missing = {};  // what a missing one counts as, when not as other things that are no number
     bool not_negative = false;                 // numbers below 0 count as 0, one by one
     std::optional<Rounding> seconds = {};      // times are whole Unix seconds
+    std::optional<int> decimals = {};          // finer ones are cut off, one by one
 };
 
 // What becomes of a text of no characters, and of a value that is not there.
@@ -5236,26 +5240,37 @@ enum class Weighting : std::uint8_t {
     standing,   // what stands, for the time it stands
     pieces,     // likewise, but each piece of time is divided by itself, and a stretch ends with the second (Lago)
     remaining,  // each number for the time that was left from it to the end of the question, in whole seconds
+    none,       // a weighted sum is a sum
+};
+
+// What a recurring metric makes of the time before the period.
+enum class Carrying : std::uint8_t {
+    measured,  // it is measured with the period, and each bin shows what stands at its end
+    added,     // it is measured alone and added, but not to bins
 };
 
 struct Rules {
     std::string_view name{};
-    FilterRules filter{};
-    std::optional<FilterRules> asked{};  // of a question's filter; a metric's too when absent
+    FilterRules filter{};                       // of metrics
+    std::optional<FilterRules> asked_filter{};  // of questions, where they differ
     NumberRules numbers{};
     Blank groups = Blank::apart, values = Blank::apart;  // of group_by; of what is counted by unique_count and active_count
+    std::optional<Blank> values_in_parts{};              // likewise, in answers with bins or groups
     bool counts_absent = false;                          // an absent value is one more, too
     bool keeps_absent = false;                           // an absent value is none, but its event takes part
     bool typed_values = false;                           // the text "1" and the number 1 are two values, null is one
     bool words_apart = false;                            // any word but "add" takes one off whenever another stood before it, also a word like it
     bool not_negative = false;                           // no result is below 0; those of buckets neither
     bool latest_not_negative = false;                    // nor is a latest number
+    bool multiplied_each = false;                        // a multiplier is for each number, not for the result
+    bool whole_seconds = false;                          // both ends of a period are cut to their second
     Weighting weighting = Weighting::standing;
+    Carrying carrying = Carrying::measured;
     Decimal (*quotient)(const Decimal&, const Decimal&) = exact_share;  // of averages and weighted sums
     Decimal (*add)(const Decimal&, const Decimal&) = nullptr;           // of sums and averages, by time, then sequence; exactly when absent
     std::optional<RoundTo> weighted_rounding{};
     std::chrono::weekday week_start = std::chrono::Monday;  // of buckets
-    MonthEnd month_end = MonthEnd::clamp;                   // likewise, where there is a billing anchor
+    MonthEnd month_end = MonthEnd::clamp;  // of months that have a billing anchor; where they run over, its time of day has no meaning
 };
 
 // Keys -> 0, 1, 2, ... in the order they are met. Open addressing; groups, rows of an answer and distinct values are all numbered by it.
@@ -5557,11 +5572,16 @@ bool plain_number(std::string_view text) noexcept {
 // What a column's cells count as, batch after batch.
 class Numbers {
 public:
-    Numbers(const std::string& property, const NumberRules& rules, ScanQuestion& question)
-        : rules_(rules), is_time_(column_key(property) == fields::time), column_(question.key(column_key(property))) {}
+    Numbers(const std::string& property, const NumberRules& rules, ScanQuestion& question, const std::optional<Decimal>& multiplier = {})
+        : rules_(rules), multiplier_(multiplier), is_time_(column_key(property) == fields::time), column_(question.key(column_key(property))) {
+        if (!multiplier_) return;
+        const auto factor = (*multiplier_ * Decimal("1e" + std::to_string(multiplier_->scale()))).to_int64();
+        factor_ = factor.value_or(1);
+        most_ = factor && *factor > 0 ? std::numeric_limits<std::int64_t>::max() / *factor : -1;
+    }
 
     // Decimals of what small() is told; times are Unix seconds.
-    int scale(const Batch& batch) const { return !is_time_ ? batch.columns[column_].scale : rules_.seconds ? 0 : 6; }
+    int scale(const Batch& batch) const { return column_scale(batch) + (multiplier_ ? multiplier_->scale() : 0); }
 
     // Calls small(row, cell) for numbers at the column's scale, other(row, number) for other ones, nothing for what does not count.
     template <class Small, class Other>
@@ -5569,12 +5589,15 @@ public:
         const Column& column = batch.columns[column_];
         if (column.all(CellKind::missing) && !rules_.zero && !rules_.missing) return;
         words_.assign(column.words.size(), std::nullopt);
+        const bool cut_off = rules_.decimals && scale(batch) > *rules_.decimals;
         each_row(batch, [&](std::size_t row) {
-            if (column.kind(row) == CellKind::number) {
-                const std::int64_t cell = is_time_ && rules_.seconds ? whole_seconds(column.cells[row]) : column.cells[row];
+            if (column.kind(row) == CellKind::number && !cut_off && within(cell_of(column, row))) {
+                const std::int64_t cell = cell_of(column, row) * factor_;
                 small(row, rules_.not_negative ? std::max<std::int64_t>(0, cell) : cell);
+            } else if (column.kind(row) == CellKind::number) {
+                other(row, counted(Decimal::scaled(cell_of(column, row), column_scale(batch))));
             } else if (const auto number = other_number(column, row)) {
-                other(row, rules_.not_negative ? std::max(Decimal(), *number) : *number);
+                other(row, counted(*number));
             } else if (column.kind(row) == CellKind::missing && rules_.missing) {
                 other(row, Decimal(*rules_.missing));
             } else if (rules_.zero) {
@@ -5584,6 +5607,17 @@ public:
     }
 
 private:
+    int column_scale(const Batch& batch) const { return !is_time_ ? batch.columns[column_].scale : rules_.seconds ? 0 : 6; }
+    std::int64_t cell_of(const Column& column, std::size_t row) const {
+        return is_time_ && rules_.seconds ? whole_seconds(column.cells[row]) : column.cells[row];
+    }
+    // Whether the cell times the factor is a cell.
+    bool within(std::int64_t cell) const { return !multiplier_ || (cell <= most_ && cell >= -most_); }
+    Decimal counted(Decimal number) const {
+        if (multiplier_) number *= *multiplier_;
+        if (rules_.decimals) number = number.round(*rules_.decimals, Rounding::down);
+        return rules_.not_negative ? std::max(Decimal(), number) : number;
+    }
     // Texts and wide numbers; each distinct one is parsed once.
     std::optional<Decimal> other_number(const Column& column, std::size_t row) {
         if (column.kind(row) != CellKind::text && column.kind(row) != CellKind::wide) return std::nullopt;
@@ -5597,6 +5631,8 @@ private:
         return rules_.text == NumberRules::Text::number || (rules_.text == NumberRules::Text::plain && plain_number(text));
     }
     NumberRules rules_;
+    std::optional<Decimal> multiplier_;   // of each
+    std::int64_t factor_ = 1, most_ = 0;  // the multiplier's digits, and the greatest cell that may be multiplied by them; -1: none
     bool is_time_;
     std::size_t column_;
     std::vector<std::optional<std::optional<Decimal>>> words_;
@@ -5847,8 +5883,8 @@ private:
 // Distinct values.
 class UniqueAccumulator final : public Accumulator {
 public:
-    UniqueAccumulator(std::size_t column, const Rules& rules)
-        : column_(column), counts_absent_(rules.counts_absent), keeps_absent_(rules.keeps_absent), values_(rules.values, rules.typed_values) {}
+    UniqueAccumulator(std::size_t column, const Rules& rules, Blank values)
+        : column_(column), counts_absent_(rules.counts_absent), keeps_absent_(rules.keeps_absent), values_(values, rules.typed_values) {}
     Decimal value(std::size_t slot, const Period&) const override { return slot < counts_.size() ? counts_[slot] : 0; }
 
 private:
@@ -6130,7 +6166,6 @@ void check_metric(const Metric& metric) {
     if (metric.rounding && (metric.rounding->scale < -Decimal::max_digits || metric.rounding->scale > Decimal::max_digits))
         refuse("metric.rounding", "must be from -38 to 38 decimals");
     if (metric.every_event && !metric.event.empty()) refuse("metric.event", "has no meaning for a metric of every event");
-    if (metric.recurring && metric.bucket != Bin::none) refuse("metric.bucket", "has no meaning for a recurring metric");
     if (metric.bucket == Bin::none && !metric.bucket_group.empty()) refuse("metric.bucket_group", "needs a bucket");
     check_question("metric.code", metric.code);
     check_question("metric.event", metric.event);
@@ -6223,13 +6258,23 @@ struct Question {
     const std::set<Group>* named = nullptr;  // the groups that keep their names; all when absent
 };
 
-BinOptions bins_of(const AggregateQuery& query) { return {query.bin, query.time_zone, query.week_start, query.billing_anchor}; }
+void check_carrying(const Metric& metric, const Rules& rules) {
+    if (metric.recurring && metric.bucket != Bin::none && rules.carrying == Carrying::measured)
+        refuse("metric.bucket", "has no meaning for a recurring metric");
+}
 
 Period overlap(const Period& a, const Period& b) { return {std::max(a.from, b.from), std::min(a.to, b.to)}; }
 
 bool has_two_ends(const Period& period) { return period.from > Period().from && period.to < Period().to; }
 
+BinOptions bins_of(const AggregateQuery& query, const Rules& rules) {
+    const bool runs_over = query.billing_anchor && rules.month_end == MonthEnd::overflow;
+    const auto anchor = runs_over ? Zone(query.time_zone).to_utc(midnight(date_of(*query.billing_anchor)).micros()) : query.billing_anchor;
+    return {query.bin, query.time_zone, query.week_start, anchor, rules.month_end};
+}
+
 void check_aggregate(const Metric& metric, const Rules& rules, const AggregateQuery& query) {
+    check_carrying(metric, rules);
     check_period(overlap(query.period, Period()));
     check_filter(query.filter);
     check_question("customer", query.customer);
@@ -6244,8 +6289,9 @@ void check_aggregate(const Metric& metric, const Rules& rules, const AggregateQu
     if (billing && !has_two_ends(*billing)) refuse("billing_period", "must have two ends");
     if (has_two_ends(query.period)) return;
     const bool in_bins = query.bin != Bin::none;
-    if (metric.recurring && in_bins) refuse("period", "must have two ends for the bins of a recurring metric");
-    if (metric.aggregation != Aggregation::weighted_sum) return;
+    if (metric.recurring && rules.carrying == Carrying::measured && in_bins)
+        refuse("period", "must have two ends for the bins of a recurring metric");
+    if (metric.aggregation != Aggregation::weighted_sum || rules.weighting == Weighting::none) return;
     const bool of_bins = (in_bins && query.top == 0) || metric.bucket != Bin::none;
     const bool of_billing = rules.weighting == Weighting::remaining && billing;
     if (!(rules.weighting == Weighting::remaining ? of_billing : of_bins)) refuse("period", "must have two ends for a weighted sum");
@@ -6262,7 +6308,7 @@ public:
         auto found = scan_question(reader, std::span(&name, name.empty() ? 0 : 1), asked.query.customer, asked.query.subscription, period);
         empty_ = !found;
         if (found) question = std::move(*found);
-        conditions_.emplace_back(asked.query.filter, question, asked.rules.asked.value_or(asked.rules.filter));
+        conditions_.emplace_back(asked.query.filter, question, asked.rules.asked_filter.value_or(asked.rules.filter));
         conditions_.emplace_back(metric.filter, question, asked.rules.filter);
     }
     template <class Use>
@@ -6283,9 +6329,17 @@ private:
     std::vector<Condition> conditions_{};
 };
 
+// Else the multiplier is the result's.
+bool multiplied_each(const Metric& metric, const Rules& rules) {
+    const auto counts = {Aggregation::count, Aggregation::unique_count, Aggregation::active_count};
+    return rules.multiplied_each && std::find(counts.begin(), counts.end(), metric.aggregation) == counts.end();
+}
+
 std::unique_ptr<Accumulator> make_accumulator(const Question& asked, ScanQuestion& question) {
     const auto& [metric, rules, query, bins, named] = asked;
-    const auto numbers = [&] { return Numbers(asked.metric.property, asked.rules.numbers, question); };
+    const auto multiplier = multiplied_each(asked.metric, asked.rules) ? asked.metric.multiplier : std::nullopt;
+    const auto numbers = [&] { return Numbers(asked.metric.property, asked.rules.numbers, question, multiplier); };
+    const bool in_parts = asked.bins.bin != Bin::none || !asked.query.group_by.empty();
     switch (metric.aggregation) {
         case Aggregation::count:
             return std::make_unique<CountAccumulator>();
@@ -6297,12 +6351,14 @@ std::unique_ptr<Accumulator> make_accumulator(const Question& asked, ScanQuestio
         case Aggregation::max:
             return std::make_unique<ExtremeAccumulator>(numbers(), metric.aggregation == Aggregation::max);
         case Aggregation::unique_count:
-            return std::make_unique<UniqueAccumulator>(question.key(column_key(metric.property)), rules);
+            return std::make_unique<UniqueAccumulator>(question.key(column_key(metric.property)), rules,
+                                                       in_parts ? asked.rules.values_in_parts.value_or(asked.rules.values) : asked.rules.values);
         case Aggregation::active_count:
             return std::make_unique<StepAccumulator>(metric, rules, question);
         case Aggregation::latest:
             return std::make_unique<LatestAccumulator>(numbers(), question);
         case Aggregation::weighted_sum:
+            if (rules.weighting == Weighting::none) return std::make_unique<SumAccumulator>(numbers());
             if (rules.weighting == Weighting::pieces) return std::make_unique<PiecesAccumulator>(metric, rules, query.billing_period, question);
             return std::make_unique<WeightedAccumulator>(numbers(), rules, query, question);
     }
@@ -6342,8 +6398,9 @@ std::vector<Measured> bucketed_rows(const Reader& reader, Question asked) {
     const Metric& metric = asked.metric;
     const bool binned = asked.bins.bin != Bin::none, of_months = stride_of(metric.bucket).months > 0;
     Bins outer(asked.bins);
-    asked.bins = {metric.bucket, asked.query.time_zone, asked.rules.week_start, of_months ? asked.query.billing_anchor : std::nullopt,
-                  asked.rules.month_end};
+    asked.bins.bin = metric.bucket;
+    asked.bins.week_start = asked.rules.week_start;
+    if (!of_months) asked.bins.anchor = {};
     std::map<RowKey, Measured> sums;
     for (Measured& bucket : scanned_rows(reader, asked)) {
         bucket.bin = binned ? std::optional(outer.around(*bucket.bin).from) : std::nullopt;
@@ -6376,14 +6433,41 @@ std::vector<Measured> carried_rows(const Reader& reader, Question asked) {
     return rows;
 }
 
+// What the period comes to, and what all that came before it does, added.
+std::vector<Measured> added_rows(const Reader& reader, Question asked) {
+    Metric metric = asked.metric;
+    metric.recurring = false;
+    const Question now{metric, asked.rules, asked.query, asked.bins, asked.named};
+    const auto measured = [&](const Question& question) {
+        return metric.bucket != Bin::none ? bucketed_rows(reader, question) : scanned_rows(reader, question);
+    };
+    auto rows = measured(now);
+    if (asked.bins.bin != Bin::none || asked.query.period.from == Period().from) return rows;
+    Question before = now;
+    before.query.period = {Period().from, asked.query.period.from};
+    for (Measured& row : measured(before)) {
+        const auto same = std::find_if(rows.begin(), rows.end(), [&](const Measured& each) { return key_of(each) == key_of(row); });
+        if (same == rows.end()) {
+            rows.push_back(std::move(row));
+        } else {
+            same->value += row.value;
+            same->events += row.events;
+            same->falls = same->falls || row.falls;
+        }
+    }
+    return rows;
+}
+
 // What the question asks for, in no order.
 std::vector<Measured> rows_of(const Reader& reader, const Question& asked) {
     const Metric& metric = asked.metric;
-    auto rows = metric.bucket != Bin::none                        ? bucketed_rows(reader, asked)
+    const bool added = metric.recurring && asked.rules.carrying == Carrying::added;
+    auto rows = added                                             ? added_rows(reader, asked)
+                : metric.bucket != Bin::none                      ? bucketed_rows(reader, asked)
                 : metric.recurring && asked.bins.bin != Bin::none ? carried_rows(reader, asked)
                                                                   : scanned_rows(reader, asked);
     for (Measured& row : rows) {
-        if (metric.multiplier) row.value *= *metric.multiplier;
+        if (metric.multiplier && !multiplied_each(metric, asked.rules)) row.value *= *metric.multiplier;
         if (metric.rounding) row.value = row.value.round(metric.rounding->scale, metric.rounding->mode);
     }
     return rows;
@@ -6402,13 +6486,13 @@ std::set<Group> top_groups(const Reader& reader, Question asked) {
 }
 
 // Adds the bins that have no events.
-void fill_bins(std::vector<Measured>& rows, const AggregateQuery& query) {
+void fill_bins(std::vector<Measured>& rows, const AggregateQuery& query, const BinOptions& bins) {
     Period period = query.period;
     const auto [first, last] = std::minmax_element(rows.begin(), rows.end(), [](const Measured& a, const Measured& b) { return a.bin < b.bin; });
     if (rows.empty() && (period.from == Period().from || period.to == Period().to)) return;
     if (period.from == Period().from) period.from = *first->bin;
     if (period.to == Period().to) period.to = *last->bin + std::chrono::microseconds(1);
-    const BinGrid grid(period, bins_of(query));
+    const BinGrid grid(period, bins);
     std::set<std::pair<bool, Group>> groups;
     if (query.group_by.empty()) groups.emplace(false, Group());
     for (const Measured& row : rows) groups.emplace(row.rest, row.group);
@@ -6427,14 +6511,15 @@ void fill_bins(std::vector<Measured>& rows, const AggregateQuery& query) {
 std::vector<Measured> measure(const Reader& reader, const Metric& metric, const Rules& rules, AggregateQuery query) {
     check_aggregate(metric, rules, query);
     query.period = overlap(query.period, Period());
-    Question asked{metric, rules, query, bins_of(query), nullptr};
+    if (rules.whole_seconds) query.period = {cut(query.period.from, micros_per_second), cut(query.period.to, micros_per_second)};
+    Question asked{metric, rules, query, bins_of(query, rules), nullptr};
     std::set<Group> named;
     if (query.top > 0 && !query.group_by.empty()) {
         named = top_groups(reader, asked);
         asked.named = &named;
     }
     auto rows = rows_of(reader, asked);
-    if (query.fill && query.bin != Bin::none) fill_bins(rows, query);
+    if (query.fill && query.bin != Bin::none) fill_bins(rows, query, asked.bins);
     std::sort(rows.begin(), rows.end(),
               [](const Measured& a, const Measured& b) { return std::tie(a.bin, a.rest, a.group) < std::tie(b.bin, b.rest, b.group); });
     return rows;
@@ -10133,7 +10218,7 @@ constexpr Coercion parameter{.missing = {never_any, never_any},
 constexpr Rules rules(std::string_view name, const Evaluator& evaluator) {
     return {.name = name,
             .filter = {&evaluator.metadata, &built_in, evaluator.seconds},
-            .asked = FilterRules{&parameter, &built_in, evaluator.seconds},
+            .asked_filter = FilterRules{&parameter, &built_in, evaluator.seconds},
             .numbers = {.text = NumberRules::Text::none, .missing = {}, .seconds = Rounding::half_up},
             .keeps_absent = true,
             .typed_values = true,
@@ -11645,11 +11730,30 @@ enum class Measure { count, sum, average, maximum, sum_with_multiplier, count_un
 constexpr std::array<Meeting, 3> as_text{Meeting::text, Meeting::text, Meeting::text}, as_empty{Meeting::empty, Meeting::empty, Meeting::empty},
     not_at_all{Meeting::never, Meeting::never, Meeting::never};
 
+// A number as Go's %v writes it: of a float64, from a million up and below a ten-thousandth with an exponent (6.3).
+std::string go_text(const Decimal& number) {
+    const Decimal rounded = Decimal::from_double(number.to_double());
+    std::string digits = (rounded.abs() * Decimal("1e" + std::to_string(rounded.scale()))).to_string();
+    const int exponent = static_cast<int>(digits.size()) - 1 - rounded.scale();
+    if (rounded.is_zero() || (exponent >= -4 && exponent < 6)) return rounded.to_string();
+    while (digits.size() > 1 && digits.back() == '0') digits.pop_back();
+    if (digits.size() > 1) digits.insert(1, ".");
+    const std::string places = std::to_string(std::abs(exponent));
+    return (rounded.is_negative() ? "-" : "") + digits + (exponent < 0 ? "e-" : "e+") + (places.size() < 2 ? "0" : "") + places;
+}
+
 // Property filters of a question read a missing property as "" (4.8); those of a meter do not.
-[[maybe_unused]] constexpr Coercion property_filter{
-    {as_empty, as_empty}, {as_text, as_text}, {as_text, as_text}, {as_text, as_text}, {as_text, as_text}};
-[[maybe_unused]] constexpr Coercion meter_filter{
-    {not_at_all, not_at_all}, {as_text, as_text}, {as_text, as_text}, {as_text, as_text}, {as_text, as_text}};
+constexpr Coercion property_filter{.missing = {as_empty, as_empty},
+                                   .boolean = {as_text, as_text},
+                                   .number = {as_text, as_text},
+                                   .text = {as_text, as_text},
+                                   .structure = {as_text, as_text}};
+constexpr Coercion meter_filter{.missing = {not_at_all, not_at_all},
+                                .boolean = {as_text, as_text},
+                                .number = {as_text, as_text},
+                                .text = {as_text, as_text},
+                                .structure = {as_text, as_text},
+                                .stored_number = go_text};
 
 // {key: [texts]}: for every key one of its texts.
 [[maybe_unused]] bool passes(const Coercion& rules, const json& filters, const Event& event) {
@@ -11911,21 +12015,31 @@ constexpr std::array<Rules, 8> all_rules{{
      .weighting = Weighting::pieces,
      .quotient = lago::postgres_quotient,
      .weighted_rounding = RoundTo{Rounding::ceil, 20}},
+    // Of the table meter_usage: dossier 6.2, 6.8; a meter's own windows 5.4, 5.5.
     {.name = "flexprice",
      .filter = {.properties = &flexprice::meter_filter},
-     .numbers = {.text = NumberRules::Text::number, .zero = true, .missing = {}, .not_negative = true},
+     .asked_filter = FilterRules{.properties = &flexprice::property_filter},
+     .numbers = {.text = NumberRules::Text::number, .zero = true, .missing = {}, .not_negative = true, .decimals = 15},
      .groups = Blank::text,
      .values = Blank::missing,
+     .values_in_parts = Blank::text,
      .not_negative = true,
+     .multiplied_each = true,
+     .whole_seconds = true,
+     .weighting = Weighting::none,
+     .carrying = Carrying::added,
      .week_start = std::chrono::Sunday,
      .month_end = MonthEnd::overflow},
+    // Of the table events: dossier 5.3 to 5.12.
     {.name = "flexprice_events",
      .filter = {.properties = &flexprice::property_filter},
      .numbers = {.text = NumberRules::Text::number, .zero = true, .missing = {}},
      .groups = Blank::text,
      .values = Blank::text,
      .not_negative = true,
+     .whole_seconds = true,
      .weighting = Weighting::remaining,
+     .carrying = Carrying::added,
      .week_start = std::chrono::Sunday,
      .month_end = MonthEnd::overflow},
     polar::rules("polar", polar::postgres),
@@ -14986,7 +15100,7 @@ std::vector<std::string> Meter::verify(bool repair) { return impl_->store.verify
 void Meter::define(const Metric& metric) {
     if (metric.code.empty()) refuse("metric.code", "is empty");
     check_metric(metric);
-    rules_named(metric.rules);
+    check_carrying(metric, rules_named(metric.rules));
     impl_->store.write([&](Connection& db) { store_metric(db, metric); });
 }
 
