@@ -6647,6 +6647,8 @@ struct Book::Impl {
     virtual Period period_around(const UsageQuery&, Timestamp at) const { return this_month(at); }
     // The subscriptions that the question is about, each of which has a period of its own; an empty one stands for all.
     virtual std::vector<std::string> subscriptions_of(const UsageQuery& query, Timestamp) const { return {query.subscription}; }
+    // Whether it can price a customer as a whole, though events name subscriptions.
+    virtual bool prices_customer(const std::string& customer) const { return serves({}, customer); }
     virtual Fees estimate_fees(const Event& event, Timestamp now, UsageSource& usage) const = 0;
     // The event priced alone, without what came before it; no fees when it meets no charge that is priced so.
     virtual Fees estimate_instant_fees(const Event&, Timestamp) const {
@@ -7821,6 +7823,7 @@ struct Plan final : Book::Impl {
             return subscription.empty() ? !customer.empty() && each.customer == customer : each.id == subscription;
         });
     }
+    bool prices_customer(const std::string& customer) const override { return lists_subscriptions && serves({}, customer); }
     Period period_around(const UsageQuery& query, Timestamp at) const override;
     std::vector<std::string> subscriptions_of(const UsageQuery& query, Timestamp now) const override;
     Fees estimate_fees(const Event& event, Timestamp now, UsageSource& usage) const override;
@@ -13322,7 +13325,7 @@ public:
         return rows.empty() ? Decimal() : rows[0].value;
     }
 
-private:
+protected:
     virtual Reader reader() = 0;
     virtual std::vector<Measured> rows_of(const Metric& metric, const AggregateQuery& query) {
         return meter::measure(reader(), metric, rules_named(metric.rules), query);
@@ -13596,6 +13599,207 @@ private:
     std::vector<LimitQuestion> questions_;
     mutable std::map<std::string, Metric> metrics_;
 };
+
+// ---- a dry run: the same log under two books ----
+
+// What is asked about one customer after the other is measured once for all of them, grouped by customer.
+class SharedUsage final : public LogUsage {
+public:
+    explicit SharedUsage(const Reader& reader) : reader_(reader) {}
+
+private:
+    using ByOwner = std::map<std::string, std::vector<Measured>>;
+    struct Shared {
+        std::optional<ByOwner> owners{};
+        bool refused = false;
+    };
+    Reader reader() override { return reader_; }
+    std::vector<Measured> rows_of(const Metric& metric, const AggregateQuery& query) override {
+        const bool both = !query.customer.empty() && !query.subscription.empty(), none = query.customer.empty() && query.subscription.empty();
+        if (both || none || query.top != 0) return LogUsage::rows_of(metric, query);
+        const std::string field = query.customer.empty() ? "subscription" : "customer", &owner = query.customer.empty() ? query.subscription : query.customer;
+        const auto [known, first] = answers_.try_emplace(key_of(metric, query, field));
+        Shared& shared = known->second;
+        if (first || shared.refused) return LogUsage::rows_of(metric, query);  // at first, as perhaps nobody else is asked about it
+        if (!shared.owners) share(shared, metric, query, field);
+        if (!shared.owners) return LogUsage::rows_of(metric, query);
+        const auto rows = shared.owners->find(owner);
+        return rows == shared.owners->end() ? std::vector<Measured>() : rows->second;
+    }
+    // One customer's numbers that cannot be added up, or too many groups, must not stand in the way of the others.
+    void share(Shared& shared, const Metric& metric, const AggregateQuery& query, const std::string& field) {
+        try {
+            shared.owners = by_owner(metric, query, field);
+        } catch (const Error& error) {
+            if (error.code() != ErrorCode::overflow && error.code() != ErrorCode::too_large) throw;
+            shared.refused = true;
+        }
+    }
+    ByOwner by_owner(const Metric& metric, AggregateQuery query, const std::string& field) {
+        query.customer.clear();
+        query.subscription.clear();
+        query.group_by.insert(query.group_by.begin(), field);
+        ByOwner owners;
+        for (Measured& row : LogUsage::rows_of(metric, query)) {
+            const auto owner = std::exchange(row.group.front(), {});
+            row.group.erase(row.group.begin());
+            if (owner) owners[*owner].push_back(std::move(row));
+        }
+        return owners;
+    }
+    static std::string key_of(const Metric& metric, const AggregateQuery& query, const std::string& field) {
+        const Period billing = query.billing_period.value_or(query.period);
+        return json{field, metric.code, metric_definition(metric), query.period.from.micros(), query.period.to.micros(), billing.from.micros(),
+                    billing.to.micros(), query.bin, query.time_zone, query.week_start.c_encoding(), query.fill,
+                    query.billing_anchor.value_or(Timestamp::min()).micros(), query.group_by, query.filter.to_json()}
+            .dump();
+    }
+    const Reader& reader_;
+    std::map<std::string, Shared> answers_;
+};
+
+// Who has events in the period: each customer with its subscriptions. A subscription belongs to the first customer it comes with; the customer
+// is empty where none does.
+std::map<std::string, std::set<std::string>> owners_of(const Reader& reader, const Period& period) {
+    ScanQuestion question;
+    question.from = period.from.micros();
+    question.to = period.to.micros();
+    const std::size_t customer = question.key(fields::customer), subscription = question.key(fields::subscription);
+    std::set<std::pair<std::int64_t, std::int64_t>> pairs;
+    for (const Source& source : sources(reader, question)) {
+        const Batch batch = load(reader, source, question);
+        std::pair<std::int64_t, std::int64_t> last{-1, -1};
+        if (batch.rows > 0) {
+            each_row(batch, [&](std::size_t row) {
+                const std::pair met{batch.columns[customer].cells[row], batch.columns[subscription].cells[row]};
+                if (met != last) pairs.insert(last = met);
+            });
+        }
+    }
+    std::map<std::string, std::string> customers;  // of each subscription
+    std::map<std::string, std::set<std::string>> owners;
+    for (const auto& [a, b] : pairs) {
+        const std::string name = a == 0 ? std::string() : text_of(reader, a);
+        if (!name.empty()) owners[name];
+        if (b == 0) continue;
+        std::string& known = customers[text_of(reader, b)];
+        if (known.empty() || (!name.empty() && name < known)) known = name;
+    }
+    for (const auto& [id, name] : customers) owners[name].insert(id);
+    return owners;
+}
+
+// What two metrics have in common that measure the same, whatever the vendors call it.
+std::string measured_by(const Book& book, const std::string& code) {
+    const auto metrics = book.metrics();
+    const auto known = std::find_if(metrics.begin(), metrics.end(), [&](const Metric& metric) { return metric.code == code; });
+    if (known == metrics.end()) return code;
+    Metric same = *known;
+    same.event = same.event.empty() ? same.code : same.event;
+    same.property = same.property.empty() ? same.property : column_key(same.property);
+    same.rounding.reset();
+    same.rules.clear();
+    return metric_definition(same).dump();
+}
+
+// One of the two books.
+class Side {
+public:
+    Side(const Book& book, const Period& period, bool closing, Timestamp now, UsageSource& usage)
+        : book_(book), query_{.subscription = {}, .customer = {}, .period = period, .closing = closing}, now_(now), usage_(usage) {}
+
+    // The fees of a customer, or of a subscription without one; nothing when the book does not price it.
+    ComparedFees fees(const std::string& customer, const std::set<std::string>& subscriptions, std::map<std::string, PricedMetric>& metrics) {
+        ComparedFees answer;
+        try {
+            for (const UsageQuery& query : queries(customer, subscriptions)) {
+                const Fees fees = book_.impl().usage(query, now_, usage_);
+                if (!fees.currency.empty()) currency = fees.currency, subunits = fees.subunits;
+                answer.cents = answer.cents.value_or(0) + fees.amount_cents;
+                for (const Fee& fee : fees.fees) add(fee, metrics);
+            }
+        } catch (const Error& error) {
+            if (error.code() == ErrorCode::corrupt || error.code() == ErrorCode::io) throw;
+            answer = {{}, error.what()};
+            metrics.clear();
+        }
+        return answer;
+    }
+
+    std::string currency{};
+    int subunits = 100;
+
+private:
+    std::vector<UsageQuery> queries(const std::string& customer, const std::set<std::string>& subscriptions) const {
+        UsageQuery query = query_;
+        query.customer = customer;
+        if (book_.impl().prices_customer(customer)) return {query};
+        std::vector<UsageQuery> list;
+        for (const std::string& subscription : subscriptions) {
+            if (!book_.impl().serves(subscription, customer)) continue;
+            query.subscription = subscription;
+            query.customer.clear();
+            list.push_back(query);
+        }
+        return list;
+    }
+    void add(const Fee& fee, std::map<std::string, PricedMetric>& metrics) {
+        const auto [known, fresh] = keys_.try_emplace(fee.metric);
+        if (fresh) known->second = measured_by(book_, fee.metric);
+        PricedMetric& metric = metrics[known->second];
+        metric.metric = fee.metric;
+        metric.units += fee.units;
+        metric.cents += fee.amount_cents;
+    }
+    const Book& book_;
+    UsageQuery query_;
+    Timestamp now_;
+    UsageSource& usage_;
+    std::map<std::string, std::string> keys_{};
+};
+
+CustomerComparison compare_customer(Side& a, Side& b, const std::string& customer, const std::set<std::string>& subscriptions) {
+    CustomerComparison row;
+    row.customer = customer;
+    if (customer.empty()) row.subscription = *subscriptions.begin();
+    std::map<std::string, PricedMetric> of_a, of_b;
+    row.a = a.fees(customer, subscriptions, of_a);
+    row.b = b.fees(customer, subscriptions, of_b);
+    if (!a.currency.empty() && !b.currency.empty() && a.currency != b.currency)
+        refuse("currency", "is " + a.currency + " in the one book and " + b.currency + " in the other");
+    for (auto& [key, metric] : of_a) {
+        MetricComparison& one = row.metrics.emplace_back();
+        one.a = std::move(metric);
+        if (const auto same = of_b.extract(key); !same.empty()) one.b = std::move(same.mapped());
+    }
+    for (auto& [key, metric] : of_b) row.metrics.push_back({{}, std::move(metric)});
+    return row;
+}
+
+void add_to(Comparison& answer, CustomerComparison row) {
+    answer.a += row.a.cents.value_or(0);
+    answer.b += row.b.cents.value_or(0);
+    if (!row.a.problem.empty() || !row.b.problem.empty()) ++answer.problems;
+    answer.customers.push_back(std::move(row));
+}
+
+Comparison compare_books(const Reader& reader, const Book& a, const Book& b, const Period& period, bool closing, Timestamp now) {
+    SharedUsage usage(reader);
+    Side one(a, period, closing, now, usage), other(b, period, closing, now, usage);
+    Comparison answer;
+    answer.period = period;
+    for (const auto& [customer, subscriptions] : owners_of(reader, period)) {
+        if (!customer.empty()) {
+            add_to(answer, compare_customer(one, other, customer, subscriptions));
+            continue;
+        }
+        for (const std::string& subscription : subscriptions) add_to(answer, compare_customer(one, other, {}, {subscription}));
+    }
+    const Side& priced = one.currency.empty() ? other : one;
+    answer.currency = priced.currency;
+    answer.subunits = priced.subunits;
+    return answer;
+}
 
 }  // namespace
 
@@ -13911,6 +14115,11 @@ Fees Meter::usage(const UsageQuery& query) const {
         return ask_books(versions_for(books, query), query, now,
                          [&](const Book::Impl& book, const UsageQuery& asked) { return book.usage(asked, now, usage); });
     });
+}
+
+Comparison Meter::compare(const Book& a, const Book& b, const Period& period, bool closing) const {
+    check_period(period);
+    return impl_->store.scan([&](const Reader& reader) { return compare_books(reader, a, b, period, closing, impl_->options.clock()); });
 }
 
 void Meter::connect(const Upstream& upstream) { impl_->delivery.connect(upstream); }

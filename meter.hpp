@@ -565,6 +565,42 @@ struct UsageQuery {
     bool closing = false;                          ///< as billed at the end: with what minimum spendings add
 };
 
+/// One metric as one book prices it: the sum of its fees.
+struct PricedMetric {
+    std::string metric = {};  ///< Fee::metric
+    Decimal units = {}, cents = {};
+};
+
+/// Metrics are the same when they measure the same events and property in the same way, whatever the books call them.
+struct MetricComparison {
+    std::optional<PricedMetric> a = {}, b = {};  ///< nothing where that book does not price it
+    Decimal difference() const { return (b ? b->cents : Decimal()) - (a ? a->cents : Decimal()); }
+};
+
+struct ComparedFees {
+    std::optional<Decimal> cents = {};  ///< nothing when the book does not price this customer, or cannot
+    std::string problem = {};           ///< why it cannot
+};
+
+struct CustomerComparison {
+    std::string customer = {};
+    std::string subscription = {};  ///< of events that name a subscription, but no customer
+    ComparedFees a = {}, b = {};
+    std::vector<MetricComparison> metrics = {};
+    Decimal difference() const { return b.cents.value_or(0) - a.cents.value_or(0); }
+};
+
+/// The same log under two books, by customer, then by subscription. All amounts are in the currency's smallest unit.
+struct Comparison {
+    Period period = {};
+    std::string currency = {};
+    int subunits = 100;
+    std::vector<CustomerComparison> customers = {};
+    Decimal a = {}, b = {};     ///< sums over the customers
+    std::int64_t problems = 0;  ///< customers that one of the books could not price; the sums are without those fees
+    Decimal difference() const { return b - a; }
+};
+
 // ---------------------------------------------------------------------------------------------
 // 7 delivery
 // ---------------------------------------------------------------------------------------------
@@ -879,6 +915,11 @@ public:
     Fees advance_fees(const UsageQuery& query) const;
     /// Units and fees of every charge of the subscription's plan over the period.
     Fees usage(const UsageQuery& query) const;
+    /// A dry run: what every customer that has events in the period would pay under each of two books, which need not be loaded; `closing` as in
+    /// UsageQuery. A book that prices by subscription prices those the customer's events name, or its own list of the customer's. Fees that
+    /// cannot be computed are named beside their customer and do not hold up the others. Other questions wait meanwhile. Throws bad_value for
+    /// a period that ends before it begins, and for books in different currencies.
+    Comparison compare(const Book& a, const Book& b, const Period& period, bool closing = false) const;
 
     /// Adds an upstream, or gives one of that name new settings, and ends a pause. A new one starts with the oldest event kept.
     void connect(const Upstream& upstream);
