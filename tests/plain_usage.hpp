@@ -62,11 +62,16 @@ private:
 
     static std::optional<std::string> text_of(const Event& event, const std::string& field) {
         if (field == "name") return event.name;
+        if (field == "subscription") return event.subscription.empty() ? std::nullopt : std::optional(event.subscription);
         if (field == "value") return event.value ? std::optional(event.value->to_string()) : std::nullopt;
         const std::string prefix = "properties.";
         const auto found = event.properties.find(field.rfind(prefix, 0) == 0 ? field.substr(prefix.size()) : field);
         if (found == event.properties.end() || found->is_null()) return {};
         return found->is_string() ? found->get<std::string>() : found->dump();
+    }
+
+    static std::optional<Decimal> number_of(const Metric& metric, const Event& event) {
+        return Decimal::parse(text_of(event, metric.property).value_or(metric.rules == "autumn" ? "1" : ""));
     }
 
     static std::vector<std::optional<std::string>> group_of(const Event& event, const std::vector<std::string>& fields) {
@@ -106,7 +111,7 @@ private:
             if (!query.subscription.empty() && event.subscription != query.subscription) continue;
             if (!query.customer.empty() && event.customer != query.customer) continue;
             if (!holds(metric.filter, event) || !holds(query.filter, event)) continue;
-            if (metric.aggregation == Aggregation::sum && !Decimal::parse(text_of(event, metric.property).value_or(""))) continue;
+            if (metric.aggregation == Aggregation::sum && !number_of(metric, event)) continue;
             if (metric.aggregation == Aggregation::unique_count && !text_of(event, metric.property)) continue;
             list.push_back(event);
         }
@@ -119,7 +124,7 @@ private:
         std::set<std::string> active;
         for (const auto& event : list) {
             if (metric.aggregation == Aggregation::count) steps.emplace_back(1);
-            if (metric.aggregation == Aggregation::sum) steps.push_back(Decimal(*text_of(event, metric.property)));
+            if (metric.aggregation == Aggregation::sum) steps.push_back(*number_of(metric, event));
             if (metric.aggregation != Aggregation::unique_count && metric.aggregation != Aggregation::active_count) continue;
             const auto value = text_of(event, metric.property).value_or("");
             if (metric.aggregation == Aggregation::unique_count || text_of(event, "operation_type").value_or("add") == "add") {
