@@ -2885,6 +2885,7 @@ public:
         return id;
     }
     void forget() { ids_.clear(); }
+    std::size_t size() const noexcept { return ids_.size(); }
 
 private:
     static constexpr std::size_t max_remembered = 32768;
@@ -2971,11 +2972,13 @@ struct LogMemory {
     explicit LogMemory(std::size_t index_bytes) : ids(index_bytes) {}
     Interner texts{};
     IdIndex ids;
-    std::int64_t last = 0;  // sequence
+    std::int64_t last = 0;        // sequence
+    std::uint64_t rollbacks = 0;  // how often what was remembered had to be forgotten
     void forget() {
         texts.forget();
         ids.forget();
         data_version_ = never;
+        ++rollbacks;
     }
     // Takes in what other connections have written since our last transaction; SQLite says whether there was anything.
     void refresh(Connection& db) {
@@ -2993,26 +2996,67 @@ private:
     std::int64_t data_version_ = never;
 };
 
-// Stores the accepted drafts, each unless its id is in the log already, and completes the receipts. Inside a transaction.
+// Decides whether a new event may stay in the log, and writes into its receipt what it found.
+class Gate {
+public:
+    virtual ~Gate() = default;
+    // Before the event is inserted; `last` is the end of the log.
+    virtual void before(const Draft& draft, Timestamp time, std::int64_t last, Receipt& receipt) = 0;
+    // With the event inserted behind `last`.
+    virtual bool stays(Receipt& receipt) = 0;
+};
+
+// Undoes what was done since, unless it is kept. Inside a transaction.
+class Savepoint {
+public:
+    explicit Savepoint(Connection& db) : db_(db) { db_.prepared("SAVEPOINT event").run(); }
+    Savepoint(const Savepoint&) = delete;
+    Savepoint& operator=(const Savepoint&) = delete;
+    ~Savepoint() {
+        if (!open_) return;
+        try {
+            db_.prepared("ROLLBACK TO event").run();
+            db_.prepared("RELEASE event").run();
+        } catch (const SQLite::Exception&) {  // then the transaction is gone, too
+        }
+    }
+    void keep() {
+        db_.prepared("RELEASE event").run();
+        open_ = false;
+    }
+
+private:
+    Connection& db_;
+    bool open_ = true;
+};
+
+// Stores the accepted drafts, each unless its id is in the log already or the gate does not let it stay, and completes the receipts. Inside a
+// transaction.
 class LogAppend {
 public:
-    LogAppend(Connection& db, LogMemory& memory, Drafts& drafts, Timestamp now)
-        : db_(db), memory_(memory), drafts_(drafts), now_(now), insert_(db.prepared("INSERT INTO log VALUES(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)")) {}
+    LogAppend(Connection& db, LogMemory& memory, Drafts& drafts, Timestamp now, Gate* gate = nullptr)
+        : db_(db),
+          memory_(memory),
+          drafts_(drafts),
+          now_(now),
+          gate_(gate),
+          insert_(db.prepared("INSERT INTO log VALUES(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)")) {}
 
     void run() {
         memory_.refresh(db_);
         for (const Draft& draft : drafts_.accepted) {
             Receipt& receipt = drafts_.receipts[draft.receipt];
-            receipt.field.clear(), receipt.reason.clear();  // of an attempt that was rolled back
+            receipt.field.clear(), receipt.reason.clear(), receipt.limits.clear();  // of an attempt that was rolled back
             const PackedId id = pack_id(draft.id);
             const std::uint64_t hash = id_hash(id);
             if (const std::int64_t earlier = memory_.ids.find(db_, id, hash); earlier != 0) {
                 compare(draft, earlier, receipt);
                 continue;
             }
-            receipt.sequence = ++memory_.last;
+            if (gate_ != nullptr && !insert_through_gate(draft, id, receipt)) continue;
+            if (gate_ == nullptr) insert(draft, id);
+            receipt.sequence = memory_.last;
             receipt.status = ReceiptStatus::stored;
-            insert(draft, id);
             memory_.ids.add(hash, memory_.last);
         }
     }
@@ -3026,7 +3070,24 @@ private:
         receipt.sequence = earlier;
         if (!same) receipt.field = "id", receipt.reason = "is in the log with other content";
     }
+    bool insert_through_gate(const Draft& draft, const PackedId& id, Receipt& receipt) {
+        gate_->before(draft, draft.timestamp.value_or(now_), memory_.last, receipt);
+        const std::size_t texts = memory_.texts.size();
+        Savepoint savepoint(db_);
+        insert(draft, id);
+        const bool stays = gate_->stays(receipt);
+        if (stays) {
+            savepoint.keep();
+        } else {
+            receipt.status = ReceiptStatus::over_limit;
+            receipt.sequence = 0;
+            --memory_.last;
+            if (memory_.texts.size() != texts) memory_.texts.forget();
+        }
+        return stays;
+    }
     void insert(const Draft& draft, const PackedId& id) {
+        ++memory_.last;
         const std::int64_t time = draft.timestamp.value_or(now_).micros();
         const std::int64_t name = memory_.texts.intern(db_, draft.name);
         const auto customer = intern(draft.customer), subscription = intern(draft.subscription), source = intern(draft.source);
@@ -3048,6 +3109,7 @@ private:
     LogMemory& memory_;
     Drafts& drafts_;
     Timestamp now_;
+    Gate* gate_;
     Prepared insert_;
 };
 
@@ -3434,14 +3496,20 @@ private:
 
 using Parts = std::map<std::int64_t, Part>;  // by name
 
-// Calls `use(row)` for the rows after `first` up to `last`, in order; what is wrong with a row is told with its sequence. Columns:
-// sequence, timestamp, name, customer, subscription, source, value, properties, extra, id, timestamp + delay.
+// The events after `first` up to `last`, or those of them that are wanted, taken apart.
+struct Stretch {
+    std::int64_t first = 0, last = 0;
+    Parts parts{};
+};
+
+// Calls `use(row)` for each row that the query answers; what is wrong with a row is told with its sequence. Columns: sequence, timestamp, name,
+// customer, subscription, source, value, properties, extra, id, timestamp + delay.
+#define METER_LOG_ROWS                                                                                                            \
+    "SELECT sequence, timestamp, name, customer, subscription, source, value, properties, extra, id, timestamp + delay FROM log " \
+    "WHERE sequence > ?1 AND sequence <= ?2 "
+
 template <class Use>
-void each_log_row(Connection& db, std::int64_t first, std::int64_t last, Use&& use) {
-    const Prepared row = db.prepared(
-        "SELECT sequence, timestamp, name, customer, subscription, source, value, properties, extra, id, timestamp + delay FROM log "
-        "WHERE sequence > ? AND sequence <= ? ORDER BY sequence");
-    row.bind(first, last);
+void each_row_of(const Prepared& row, Use&& use) {
     while (row.row()) {
         try {
             use(row);
@@ -3449,6 +3517,14 @@ void each_log_row(Connection& db, std::int64_t first, std::int64_t last, Use&& u
             throw Error(ErrorCode::corrupt, "log row " + std::to_string(row.integer(0)), error.reason());
         }
     }
+}
+
+// The rows after `first` up to `last`, in order.
+template <class Use>
+void each_log_row(Connection& db, std::int64_t first, std::int64_t last, Use&& use) {
+    const Prepared row = db.prepared(METER_LOG_ROWS "ORDER BY sequence");
+    row.bind(first, last);
+    each_row_of(row, use);
 }
 
 void add_row(Part& part, const Prepared& row) {
@@ -3461,6 +3537,16 @@ void read_parts(Connection& db, std::int64_t first, std::int64_t last, std::opti
     each_log_row(db, first, last, [&](const Prepared& row) {
         if (!name || row.integer(2) == *name) add_row(parts.try_emplace(row.integer(2), only).first->second, row);
     });
+}
+
+// Takes those of one customer and subscription apart; of all, where there is none.
+Stretch read_stretch(Connection& db, std::int64_t first, std::int64_t last, std::optional<std::int64_t> customer,
+                     std::optional<std::int64_t> subscription) {
+    Stretch stretch{first, last, {}};
+    const Prepared row = db.prepared(METER_LOG_ROWS "AND (?3 IS NULL OR customer = ?3) AND (?4 IS NULL OR subscription = ?4) ORDER BY sequence");
+    row.bind(first, last, customer, subscription);
+    each_row_of(row, [&](const Prepared& each) { add_row(stretch.parts[each.integer(2)], each); });
+    return stretch;
 }
 
 // ---- sealed segments ----
@@ -3634,12 +3720,14 @@ struct Source {
     std::int64_t name = 0, rows = 0, first_time = 0, last_time = 0;
     const SegmentInfo* segment = nullptr;
     const Part* part = nullptr;
+    std::int64_t first = 0, last = 0;  // where in the log the part comes from
 };
 
 // What the reading side remembers between snapshots: the list of segments, and the unsealed tail taken apart.
 class ScanMemory {
 public:
-    void refresh(Connection& db) {
+    // Up to `through`, of what is in the log.
+    void refresh(Connection& db, std::int64_t through = std::numeric_limits<std::int64_t>::max()) {
         if (const std::int64_t generation = meta(db, "generation"); generation != generation_) {
             load_segments(db);
             if (const std::int64_t sealed = meta(db, "sealed"); sealed != tail_first_) {
@@ -3648,7 +3736,7 @@ public:
             }
             generation_ = generation;
         }
-        const std::int64_t last = last_sequence(db);
+        const std::int64_t last = std::min(last_sequence(db), through);
         if (last < tail_last_) {  // rows taken in were rolled back since, as only a memory database can show them
             tail_.clear();
             tail_last_ = tail_first_;
@@ -3697,6 +3785,7 @@ private:
 struct Reader {
     Connection& db;
     ScanMemory& memory;
+    const Stretch* more = nullptr;  // events beyond what is remembered
     operator Connection&() const noexcept { return db; }
 };
 
@@ -3708,20 +3797,24 @@ std::string text_of(Connection& db, std::int64_t id) {
     return row.row() ? std::string(row.text(0)) : std::string();
 }
 
-std::vector<Source> part_sources(const Parts& parts, const ScanQuestion& question) {
+std::vector<Source> part_sources(const Parts& parts, const ScanQuestion& question, std::int64_t sequence_first = 0, std::int64_t sequence_last = 0) {
     std::vector<Source> found;
     for (const auto& [name, part] : parts) {
         const auto [first, last] = std::minmax_element(part.times().begin(), part.times().end());
-        if (question.wants(name, *first, *last)) found.push_back({name, static_cast<std::int64_t>(part.rows()), *first, *last, nullptr, &part});
+        if (question.wants(name, *first, *last))
+            found.push_back({name, static_cast<std::int64_t>(part.rows()), *first, *last, nullptr, &part, sequence_first, sequence_last});
     }
     return found;
 }
 
 std::vector<Source> sources(const Reader& reader, const ScanQuestion& question) {
-    std::vector<Source> found = part_sources(reader.memory.tail(), question);
+    std::vector<Source> found = part_sources(reader.memory.tail(), question, reader.memory.tail_first(), reader.memory.tail_last());
+    if (reader.more != nullptr) {
+        for (const Source& source : part_sources(reader.more->parts, question, reader.more->first, reader.more->last)) found.push_back(source);
+    }
     for (const SegmentInfo& segment : reader.memory.segments()) {
         if (question.wants(segment.name, segment.first_time, segment.last_time)) {
-            found.push_back({segment.name, segment.rows, segment.first_time, segment.last_time, &segment, nullptr});
+            found.push_back({segment.name, segment.rows, segment.first_time, segment.last_time, &segment, nullptr, 0, 0});
         }
     }
     return found;
@@ -3884,8 +3977,8 @@ Batch load(const Reader& reader, const Source& source, const ScanQuestion& quest
     std::optional<SegmentReader> segment;
     const Part* part = source.part;
     const auto rebuild = [&] {  // what could not take all properties, again from the log, with those asked for
-        const std::int64_t first = source.segment ? source.segment->chunk_first : reader.memory.tail_first();
-        const std::int64_t last = source.segment ? source.segment->chunk_last : reader.memory.tail_last();
+        const std::int64_t first = source.segment ? source.segment->chunk_first : source.first;
+        const std::int64_t last = source.segment ? source.segment->chunk_last : source.last;
         read_parts(reader.db, first, last, source.name, batch.rebuilt, question.keys);
         part = &batch.rebuilt.at(source.name);
     };
@@ -4300,11 +4393,16 @@ public:
     }
 
     void append(Drafts& drafts, Timestamp now) {
-        const std::int64_t unsealed = write([&](Connection& db) {
-            LogAppend(db, memory_, drafts, now).run();
-            return memory_.last - memory_.ids.sealed();
+        append_by([&](Connection& db) { LogAppend(db, memory_, drafts, now).run(); });
+    }
+
+    // As above, each event through a gate: `with_gate(db, columns, rollbacks, append)` makes one and calls append(gate). The columns are those of
+    // the log as this transaction sees it, not refreshed yet; what is known of the log from before another number of rollbacks is not so.
+    template <class WithGate>
+    void append(Drafts& drafts, Timestamp now, WithGate&& with_gate) {
+        append_by([&](Connection& db) {
+            with_gate(db, written_, memory_.rollbacks, [&](Gate& gate) { LogAppend(db, memory_, drafts, now, &gate).run(); });
         });
-        if (unsealed >= options_.chunk_events) wake();
     }
 
     // The sequence of an id, 0 when it is not in the log.
@@ -4387,6 +4485,14 @@ public:
     }
 
 private:
+    template <class Append>
+    void append_by(Append&& append) {
+        const std::int64_t unsealed = write([&](Connection& db) {
+            append(db);
+            return memory_.last - memory_.ids.sealed();
+        });
+        if (unsealed >= options_.chunk_events) wake();
+    }
     std::unique_ptr<Connection> open() const;
     void prepare(Connection& db) const;
     void migrate(Connection& db) const;
@@ -4412,7 +4518,8 @@ private:
     bool in_memory_;
     mutable std::mutex writer_mutex_, reader_mutex_;
     std::unique_ptr<Connection> writer_, reader_, keeper_;
-    LogMemory memory_;            // under writer_mutex_
+    LogMemory memory_;  // under writer_mutex_, as what it wrote is
+    ScanMemory written_;
     mutable ScanMemory scanned_;  // under the reader's mutex
 
     std::mutex queue_mutex_;
@@ -4511,6 +4618,7 @@ void Store::run_group(std::span<Job* const> group) {
             return true;
         } catch (...) {
             memory_.forget();
+            written_ = {};
             if (jobs.size() == 1) jobs[0]->error = std::current_exception();
             return false;
         }
@@ -6578,6 +6686,145 @@ void check_active(const Metric& metric, const ActiveQuery& query) {
     check_question("subscription", query.subscription);
 }
 
+// ---- running totals: answers that are kept up with the log, for those who ask at every event ----
+
+// The log as a transaction sees it up to `last`, and after that the one event that is being decided about, if any.
+class GrowingLog {
+public:
+    GrowingLog(Connection& connection, ScanMemory& memory, std::uint64_t rolled_back) : db(connection), rollbacks(rolled_back), memory_(memory) {}
+    void move_to(std::int64_t end) {
+        last = end;
+        event_ = {};
+    }
+    void add_event() { event_ = read_stretch(db, last, last + 1, {}, {}); }
+    bool has_event() const noexcept { return !event_.parts.empty(); }
+    // All of it; what is before the event; the event.
+    Reader whole() { return {db, refreshed(), &event_}; }
+    Reader before() { return {db, refreshed(), nullptr}; }
+    Reader event() { return {db, nothing_, &event_}; }
+    // Some of what is before the event, alone.
+    Reader part(const Stretch& stretch) { return {db, nothing_, &stretch}; }
+
+    Connection& db;
+    const std::uint64_t rollbacks;
+    std::int64_t last = 0;
+
+private:
+    ScanMemory& refreshed() {
+        memory_.refresh(db, last);
+        return memory_;
+    }
+    ScanMemory& memory_;
+    ScanMemory nothing_{};
+    Stretch event_{};
+};
+
+// How the values of two sets of events make that of both; nothing where it takes the events themselves.
+using Join = Decimal (*)(const Decimal&, const Decimal&);
+
+Join join_of(const Metric& metric, const Rules& rules, const AggregateQuery& query) {
+    if (metric.bucket != Bin::none || metric.rounding || rules.not_negative || query.bin != Bin::none || query.top != 0) return nullptr;
+    switch (metric.aggregation) {
+        case Aggregation::count:
+        case Aggregation::sum:
+            return [](const Decimal& a, const Decimal& b) { return a + b; };
+        case Aggregation::min:
+            return metric.multiplier ? nullptr : Join([](const Decimal& a, const Decimal& b) { return std::min(a, b); });
+        case Aggregation::max:
+            return metric.multiplier ? nullptr : Join([](const Decimal& a, const Decimal& b) { return std::max(a, b); });
+        default:
+            return nullptr;
+    }
+}
+
+void join_rows(std::vector<Measured>& rows, std::vector<Measured> more, Join join) {
+    for (Measured& row : more) {
+        const auto place =
+            std::lower_bound(rows.begin(), rows.end(), row.group, [](const Measured& each, const Group& group) { return each.group < group; });
+        if (place == rows.end() || place->group != row.group) {
+            rows.insert(place, std::move(row));
+            continue;
+        }
+        place->value = join(place->value, row.value);
+        place->events += row.events;
+        place->falls = place->falls || row.falls;
+    }
+}
+
+// What was measured up to some place of the log is joined with what has come since: that costs the same however long the log is. What cannot be
+// joined is measured anew. Used by one thread at a time.
+class RunningTotals {
+public:
+    std::vector<Measured> measure(GrowingLog& log, const Metric& metric, const Rules& rules, const AggregateQuery& query) {
+        const Join join = join_of(metric, rules, query);
+        if (join == nullptr) return meter::measure(log.whole(), metric, rules, query);
+        std::vector<Measured> rows = current(log, metric, rules, query, join);
+        if (log.has_event()) join_rows(rows, meter::measure(log.event(), metric, rules, query), join);
+        return rows;
+    }
+
+private:
+    static constexpr std::size_t most_totals = 16384, most_rows = 256;  // kept; of one of them
+    static constexpr std::int64_t most_events = 16384;                  // that are joined: reading columns is quicker for more
+    struct Total {
+        std::int64_t through = 0;
+        std::vector<Measured> rows{};
+    };
+
+    // As of log.last.
+    std::vector<Measured> current(GrowingLog& log, const Metric& metric, const Rules& rules, const AggregateQuery& query, Join join) {
+        forget_if_changed(log);
+        const std::string key = key_of(metric, query);
+        const auto known = totals_.find(key);
+        Total total = known == totals_.end() || log.last - known->second.through > most_events ? Total{} : std::move(known->second);
+        if (total.through == 0) {
+            total.rows = meter::measure(log.before(), metric, rules, query);
+        } else if (total.through < log.last) {
+            const Stretch& stretch = since(log, total.through, query);
+            if (!stretch.parts.empty()) join_rows(total.rows, meter::measure(log.part(stretch), metric, rules, query), join);
+        }
+        total.through = log.last;
+        std::vector<Measured> rows = total.rows;
+        if (rows.size() > most_rows || totals_.size() >= most_totals) totals_.clear();
+        if (rows.size() <= most_rows) totals_[key] = std::move(total);
+        return rows;
+    }
+    // A rollback takes back what was counted, retention what was there.
+    void forget_if_changed(GrowingLog& log) {
+        const std::int64_t pruned = meta(log.db, "pruned");
+        if (log.rollbacks == rollbacks_ && pruned == pruned_) return;
+        totals_.clear();
+        since_.reset();
+        rollbacks_ = log.rollbacks;
+        pruned_ = pruned;
+    }
+    static std::string key_of(const Metric& metric, const AggregateQuery& query) {
+        return json{metric.code,    to_definition(metric), query.customer, query.subscription, query.period.from.micros(), query.period.to.micros(),
+                    query.group_by, query.filter.to_json()}
+            .dump();
+    }
+    // The events since that may belong to the question; questions that come one after the other mostly need the same.
+    const Stretch& since(GrowingLog& log, std::int64_t through, const AggregateQuery& query) {
+        const std::array<std::int64_t, 2> range{through, log.last};
+        if (!since_ || since_->range != range || since_->customer != query.customer || since_->subscription != query.subscription) {
+            const auto id = [&](const std::string& text) { return text.empty() ? std::nullopt : std::optional(text_id(log.db, text)); };
+            since_ =
+                Since{range, query.customer, query.subscription, read_stretch(log.db, through, log.last, id(query.customer), id(query.subscription))};
+        }
+        return since_->stretch;
+    }
+
+    struct Since {
+        std::array<std::int64_t, 2> range{};
+        std::string customer{}, subscription{};
+        Stretch stretch{};
+    };
+    std::unordered_map<std::string, Total> totals_;
+    std::optional<Since> since_;
+    std::uint64_t rollbacks_ = 0;
+    std::int64_t pruned_ = 0;
+};
+
 }  // namespace
 
 // =============================================================================================
@@ -7032,6 +7279,8 @@ struct Book::Impl {
     virtual Period period_around(const UsageQuery&, Timestamp at) const { return this_month(at); }
     // The subscriptions that the question is about, each of which has a period of its own; an empty one stands for all.
     virtual std::vector<std::string> subscriptions_of(const UsageQuery& query, Timestamp) const { return {query.subscription}; }
+    // Whether it can price a customer as a whole, though events name subscriptions.
+    virtual bool prices_customer(const std::string& customer) const { return serves({}, customer); }
     virtual Fees estimate_fees(const Event& event, Timestamp now, UsageSource& usage) const = 0;
     // The event priced alone, without what came before it; no fees when it meets no charge that is priced so.
     virtual Fees estimate_instant_fees(const Event&, Timestamp) const {
@@ -8263,6 +8512,7 @@ struct Plan final : Book::Impl {
             return subscription.empty() ? !customer.empty() && each.customer == customer : each.id == subscription;
         });
     }
+    bool prices_customer(const std::string& customer) const override { return lists_subscriptions && serves({}, customer); }
     Period period_around(const UsageQuery& query, Timestamp at) const override;
     std::vector<std::string> subscriptions_of(const UsageQuery& query, Timestamp now) const override;
     Fees estimate_fees(const Event& event, Timestamp now, UsageSource& usage) const override;
@@ -14493,6 +14743,7 @@ std::int64_t& ImportReport::count(ReceiptStatus status) noexcept {
         case ReceiptStatus::conflict:
             return conflicts;
         case ReceiptStatus::refused:
+        case ReceiptStatus::over_limit:
             break;
     }
     return refused;
@@ -14702,13 +14953,11 @@ std::uint64_t system_random() {
     return engine();
 }
 
-// What books ask, answered from a snapshot of the log.
-class StoreUsage final : public UsageSource {
+// What books ask, answered from the log.
+class LogUsage : public UsageSource {
 public:
-    explicit StoreUsage(const Reader& reader) : reader_(reader) {}
-
     std::vector<Measured> measure(const Metric& metric, const AggregateQuery& query) override {
-        auto rows = meter::measure(reader_, metric, rules_named(metric.rules), query);
+        auto rows = rows_of(metric, query);
         if (rows.empty() && query.group_by.empty() && query.bin == Bin::none) rows.push_back({{}, {}, {}, 0, false, false});
         return rows;
     }
@@ -14717,7 +14966,7 @@ public:
     std::vector<EventStep> steps(const Metric& metric, const AggregateQuery& query, std::size_t limit, const std::optional<Decimal>& until) override {
         std::vector<EventStep> found;
         Decimal sum;
-        const StepAccumulator accumulator = stepped(reader_, {metric, rules_named(metric.rules), query});
+        const StepAccumulator accumulator = stepped(reader(), {metric, rules_named(metric.rules), query});
         for (const Step& step : accumulator.steps()) {
             if (found.size() >= limit || (until && sum > *until)) break;
             found.push_back({Timestamp(step.place.time), step.place.sequence, step.value, step.item});
@@ -14727,7 +14976,7 @@ public:
     }
 
     Event event(std::int64_t sequence) override {
-        auto found = event_at(reader_, sequence);
+        auto found = event_at(reader(), sequence);
         if (!found) damaged("log");
         return std::move(*found);
     }
@@ -14736,12 +14985,39 @@ public:
         Metric cents = metric;
         cents.aggregation = Aggregation::sum;
         cents.property = fields::cents;
-        const auto rows = meter::measure(reader_, cents, rules_named(metric.rules), query);
+        const auto rows = rows_of(cents, query);
         return rows.empty() ? Decimal() : rows[0].value;
     }
 
+protected:
+    virtual Reader reader() = 0;
+    virtual std::vector<Measured> rows_of(const Metric& metric, const AggregateQuery& query) {
+        return meter::measure(reader(), metric, rules_named(metric.rules), query);
+    }
+};
+
+// From a snapshot.
+class StoreUsage final : public LogUsage {
+public:
+    explicit StoreUsage(const Reader& reader) : reader_(reader) {}
+
 private:
+    Reader reader() override { return reader_; }
     const Reader& reader_;
+};
+
+// Inside the transaction that records an event.
+class GrowingUsage final : public LogUsage {
+public:
+    GrowingUsage(GrowingLog& log, RunningTotals& totals) : log_(log), totals_(totals) {}
+
+private:
+    Reader reader() override { return log_.whole(); }
+    std::vector<Measured> rows_of(const Metric& metric, const AggregateQuery& query) override {
+        return totals_.measure(log_, metric, rules_named(metric.rules), query);
+    }
+    GrowingLog& log_;
+    RunningTotals& totals_;
 };
 
 // ---- books in force: which version of which book prices what, and when ----
@@ -14782,10 +15058,11 @@ private:
 
 using Versions = std::vector<const BookVersion*>;
 
-// The versions that know the subscription or customer, those of one book together.
-std::vector<Versions> serving(const Books& books, const UsageQuery& query) {
+// The versions, of that code if any, that know the subscription or customer, those of one book together.
+std::vector<Versions> serving(const Books& books, const UsageQuery& query, const std::string& code = {}) {
     std::vector<Versions> found;
     for (const BookVersion& each : books) {
+        if (!code.empty() && each.book.code() != code) continue;
         if (!each.book.impl().serves(query.subscription, query.customer)) continue;
         const auto same = [&](const Book& other) { return other.vendor() == each.book.vendor() && other.code() == each.book.code(); };
         if (found.empty() || !same(found.back()[0]->book)) found.emplace_back();
@@ -14795,11 +15072,11 @@ std::vector<Versions> serving(const Books& books, const UsageQuery& query) {
 }
 
 // Those of the first book.
-Versions versions_for(const Books& books, const UsageQuery& query) {
-    auto found = serving(books, query);
-    if (found.empty())
-        throw Error(ErrorCode::not_found, query.subscription.empty() ? "customer" : "subscription", "no book that is loaded prices it");
-    return std::move(found.front());
+Versions versions_for(const Books& books, const UsageQuery& query, const std::string& code = {}) {
+    auto found = serving(books, query, code);
+    if (!found.empty()) return std::move(found.front());
+    if (!code.empty()) throw Error(ErrorCode::not_found, "book", "there is no " + quote(code) + " that prices this");
+    throw Error(ErrorCode::not_found, query.subscription.empty() ? "customer" : "subscription", "no book that is loaded prices it");
 }
 
 struct InForce {
@@ -14829,15 +15106,15 @@ std::optional<InForce> in_force(std::span<const BookVersion* const> versions, co
     throw Error(ErrorCode::not_found, "book", quote(first.book.code()) + " takes effect only at " + first.effective_from.to_string());
 }
 
-const Book::Impl& book_at(const Books& books, const UsageQuery& query, Timestamp at) {
-    const auto versions = versions_for(books, query);
+const Book::Impl& book_at(std::span<const BookVersion* const> versions, const UsageQuery& query, Timestamp at) {
     const auto found = in_force(versions, query, at);
     if (!found) throw_not_yet(*versions.front());
     return *found->book;
 }
 
 const Book::Impl& book_at(const Books& books, const Event& event, Timestamp at) {
-    return book_at(books, UsageQuery{.subscription = event.subscription, .customer = event.customer}, at);
+    const UsageQuery query{.subscription = event.subscription, .customer = event.customer};
+    return book_at(versions_for(books, query), query, at);
 }
 
 // The book for a question about a period, and the question as far as the book has been in force.
@@ -14867,8 +15144,7 @@ void add_fees(Fees& sum, Fees more) {
 
 // What `ask(book, query)` answers for each subscription that the question is about, by the version that prices it.
 template <class Ask>
-Fees ask_books(const Books& books, UsageQuery query, Timestamp now, Ask&& ask) {
-    const auto versions = versions_for(books, query);
+Fees ask_books(std::span<const BookVersion* const> versions, UsageQuery query, Timestamp now, Ask&& ask) {
     if (versions.size() == 1 && versions[0]->effective_from == Timestamp::min()) return ask(versions[0]->book.impl(), query);
     Fees fees;
     for (const std::string& subscription : versions.back()->book.impl().subscriptions_of(query, now)) {
@@ -14900,6 +15176,334 @@ Check check_books(const Books& books, const Event& event, Timestamp now, UsageSo
     if (served) throw Error(ErrorCode::not_found, "name", "no book with balances knows the feature " + event.name);
     if (without.empty()) throw Error(ErrorCode::not_found, "customer", "no book that is loaded has it");
     throw Error(ErrorCode::unsupported, "customer", "is priced by a book of " + without + ", which has no balances; Autumn's have");
+}
+
+// ---- limits on what is recorded ----
+
+void check_limit(const Limit& limit) {
+    check_question("limit.metric", limit.metric);
+    check_question("limit.book", limit.book);
+    if (limit.units.has_value() == limit.cents.has_value()) refuse("limit", "needs either units or cents");
+    if (limit.units && limit.metric.empty()) refuse("limit.metric", "is needed for a limit in units");
+    if (limit.units && limit.units->is_negative()) refuse("limit.units", "must not be negative");
+    if (limit.cents && limit.cents->is_negative()) refuse("limit.cents", "must not be negative");
+    if (limit.cents && limit.scope == LimitScope::all) refuse("limit.scope", "cannot be all for a fee: books price a subscription or a customer");
+    if (limit.period && limit.period->from >= limit.period->to) refuse("limit.period", "ends before it begins");
+}
+
+// Whose usage it is must be known.
+void check_owner(const Draft& draft, const Limit& limit) {
+    if (limit.scope == LimitScope::customer && draft.customer.empty()) refuse("customer", "is needed: the limit is a customer's");
+    if (limit.scope == LimitScope::subscription && draft.subscription.empty()) refuse("subscription", "is needed: the limit is a subscription's");
+}
+
+// What a limit asks about one event.
+struct LimitQuestion {
+    const Limit* limit = nullptr;
+    Timestamp time{};
+    UsageQuery usage{};  // of a limit in cents
+    Metric metric{};     // of a limit in units, as the rest
+    AggregateQuery units{};
+};
+
+// Holds every event against the limits.
+class Guard final : public Gate {
+public:
+    Guard(GrowingLog& log, RunningTotals& totals, std::span<const Limit> limits, std::shared_ptr<const Books> books, Timestamp now)
+        : log_(log), usage_(log, totals), limits_(limits), books_(std::move(books)), now_(now) {}
+
+    void before(const Draft& draft, Timestamp time, std::int64_t last, Receipt& receipt) override {
+        log_.move_to(last);
+        questions_.clear();
+        for (const Limit& limit : limits_) {
+            LimitCheck check;
+            questions_.push_back(question_of(limit, draft, time, check.period));
+            check.limit = limit.units ? *limit.units : *limit.cents;
+            check.before = ask(questions_.back());
+            receipt.limits.push_back(std::move(check));
+        }
+    }
+
+    bool stays(Receipt& receipt) override {
+        log_.add_event();
+        bool stays = true;
+        for (std::size_t i = 0; i < limits_.size(); ++i) {
+            LimitCheck& check = receipt.limits[i];
+            check.after = ask(questions_[i]);
+            check.over = check.after > check.limit && check.after > check.before;
+            if (!check.over || limits_[i].soft) continue;
+            if (stays) name_limit(i, check, receipt);
+            stays = false;
+        }
+        return stays;
+    }
+
+private:
+    LimitQuestion question_of(const Limit& limit, const Draft& draft, Timestamp time, Period& period) const {
+        LimitQuestion question{&limit, time, {}, {}, {}};
+        UsageQuery& usage = question.usage;
+        if (limit.scope != LimitScope::all) usage.customer = draft.customer;
+        if (limit.scope == LimitScope::subscription) usage.subscription = draft.subscription;
+        usage.period = limit.period;
+        period = limit.period ? *limit.period : billing_period(limit, usage, time);
+        if (!limit.units) return question;
+        question.metric = metric_named(limit.metric);
+        question.units.customer = limit.scope == LimitScope::customer ? usage.customer : std::string();
+        question.units.subscription = usage.subscription;
+        question.units.period = period;
+        return question;
+    }
+
+    // The book's around the event; a limit in units needs no book, and has the calendar month then.
+    Period billing_period(const Limit& limit, const UsageQuery& query, Timestamp time) const {
+        if (limit.units && limit.book.empty() && serving(*books_, query).empty()) return this_month(time);
+        return book_at(versions_for(*books_, query, limit.book), query, time).period_around(query, time);
+    }
+
+    const Metric& metric_named(const std::string& code) const {
+        const auto known = metrics_.find(code);
+        return known != metrics_.end() ? known->second : metrics_.emplace(code, find_metric(log_.db, code, now_)).first->second;
+    }
+
+    Decimal ask(const LimitQuestion& question) {
+        const Limit& limit = *question.limit;
+        if (limit.units) return usage_.measure(question.metric, question.units).at(0).value;
+        const Fees fees = ask_books(versions_for(*books_, question.usage, limit.book), question.usage, question.time,
+                                    [&](const Book::Impl& book, const UsageQuery& asked) { return book.usage(asked, question.time, usage_); });
+        Decimal cents;
+        for (const Fee& fee : fees.fees) {
+            if (limit.metric.empty() || fee.metric == limit.metric) cents += fee.amount_cents;
+        }
+        return cents;
+    }
+
+    void name_limit(std::size_t i, const LimitCheck& check, Receipt& receipt) const {
+        const Limit& limit = limits_[i];
+        receipt.field = "limits[" + std::to_string(i) + "]." + (limit.units ? "units" : "cents");
+        receipt.reason = "would be " + check.after.to_string() + (limit.metric.empty() ? "" : " of " + quote(limit.metric)) + ", and at most " +
+                         check.limit.to_string() + " may be";
+    }
+
+    GrowingLog& log_;
+    GrowingUsage usage_;
+    std::span<const Limit> limits_;
+    std::shared_ptr<const Books> books_;
+    Timestamp now_;
+    std::vector<LimitQuestion> questions_;
+    mutable std::map<std::string, Metric> metrics_;
+};
+
+// ---- a dry run: the same log under two books ----
+
+// What is asked about one customer after the other is measured once for all of them, grouped by customer.
+class SharedUsage final : public LogUsage {
+public:
+    explicit SharedUsage(const Reader& reader) : reader_(reader) {}
+
+private:
+    using ByOwner = std::map<std::string, std::vector<Measured>>;
+    struct Shared {
+        std::optional<ByOwner> owners{};
+        bool refused = false;
+    };
+    Reader reader() override { return reader_; }
+    std::vector<Measured> rows_of(const Metric& metric, const AggregateQuery& query) override {
+        const bool both = !query.customer.empty() && !query.subscription.empty(), none = query.customer.empty() && query.subscription.empty();
+        if (both || none || query.top != 0) return LogUsage::rows_of(metric, query);
+        const std::string field = query.customer.empty() ? "subscription" : "customer",
+                          &owner = query.customer.empty() ? query.subscription : query.customer;
+        const auto [known, first] = answers_.try_emplace(key_of(metric, query, field));
+        Shared& shared = known->second;
+        if (first || shared.refused) return LogUsage::rows_of(metric, query);  // at first, as perhaps nobody else is asked about it
+        if (!shared.owners) share(shared, metric, query, field);
+        if (!shared.owners) return LogUsage::rows_of(metric, query);
+        const auto rows = shared.owners->find(owner);
+        return rows == shared.owners->end() ? std::vector<Measured>() : rows->second;
+    }
+    // One customer's numbers that cannot be added up, or too many groups, must not stand in the way of the others.
+    void share(Shared& shared, const Metric& metric, const AggregateQuery& query, const std::string& field) {
+        try {
+            shared.owners = by_owner(metric, query, field);
+        } catch (const Error& error) {
+            if (error.code() != ErrorCode::overflow && error.code() != ErrorCode::too_large) throw;
+            shared.refused = true;
+        }
+    }
+    ByOwner by_owner(const Metric& metric, AggregateQuery query, const std::string& field) {
+        query.customer.clear();
+        query.subscription.clear();
+        query.group_by.insert(query.group_by.begin(), field);
+        ByOwner owners;
+        for (Measured& row : LogUsage::rows_of(metric, query)) {
+            const auto owner = std::exchange(row.group.front(), {});
+            row.group.erase(row.group.begin());
+            if (owner) owners[*owner].push_back(std::move(row));
+        }
+        return owners;
+    }
+    static std::string key_of(const Metric& metric, const AggregateQuery& query, const std::string& field) {
+        const Period billing = query.billing_period.value_or(query.period);
+        return json{field,
+                    metric.code,
+                    to_definition(metric),
+                    query.period.from.micros(),
+                    query.period.to.micros(),
+                    billing.from.micros(),
+                    billing.to.micros(),
+                    query.bin,
+                    query.time_zone,
+                    query.week_start.c_encoding(),
+                    query.fill,
+                    query.billing_anchor.value_or(Timestamp::min()).micros(),
+                    query.group_by,
+                    query.filter.to_json()}
+            .dump();
+    }
+    const Reader& reader_;
+    std::map<std::string, Shared> answers_;
+};
+
+// Who has events in the period: each customer with its subscriptions. A subscription belongs to the first customer it comes with; the customer
+// is empty where none does.
+std::map<std::string, std::set<std::string>> owners_of(const Reader& reader, const Period& period) {
+    ScanQuestion question;
+    question.from = period.from.micros();
+    question.to = period.to.micros();
+    const std::size_t customer = question.key(fields::customer), subscription = question.key(fields::subscription);
+    std::set<std::pair<std::int64_t, std::int64_t>> pairs;
+    for (const Source& source : sources(reader, question)) {
+        const Batch batch = load(reader, source, question);
+        std::pair<std::int64_t, std::int64_t> last{-1, -1};
+        if (batch.rows > 0) {
+            each_row(batch, [&](std::size_t row) {
+                const std::pair met{batch.columns[customer].cells[row], batch.columns[subscription].cells[row]};
+                if (met != last) pairs.insert(last = met);
+            });
+        }
+    }
+    std::map<std::string, std::string> customers;  // of each subscription
+    std::map<std::string, std::set<std::string>> owners;
+    for (const auto& [a, b] : pairs) {
+        const std::string name = a == 0 ? std::string() : text_of(reader, a);
+        if (!name.empty()) owners[name];
+        if (b == 0) continue;
+        std::string& known = customers[text_of(reader, b)];
+        if (known.empty() || (!name.empty() && name < known)) known = name;
+    }
+    for (const auto& [id, name] : customers) owners[name].insert(id);
+    return owners;
+}
+
+// What two metrics have in common that measure the same, whatever the vendors call it.
+std::string measured_by(const Book& book, const std::string& code) {
+    const auto metrics = book.metrics();
+    const auto known = std::find_if(metrics.begin(), metrics.end(), [&](const Metric& metric) { return metric.code == code; });
+    if (known == metrics.end()) return code;
+    Metric same = *known;
+    same.event = same.event.empty() ? same.code : same.event;
+    same.property = same.property.empty() ? same.property : column_key(same.property);
+    same.rounding.reset();
+    same.rules.clear();
+    return to_definition(same).dump();
+}
+
+// One of the two books.
+class Side {
+public:
+    Side(const Book& book, const Period& period, bool closing, Timestamp now, UsageSource& usage)
+        : book_(book), query_{.subscription = {}, .customer = {}, .period = period, .closing = closing}, now_(now), usage_(usage) {}
+
+    // The fees of a customer, or of a subscription without one; nothing when the book does not price it.
+    ComparedFees fees(const std::string& customer, const std::set<std::string>& subscriptions, std::map<std::string, PricedMetric>& metrics) {
+        ComparedFees answer;
+        try {
+            for (const UsageQuery& query : queries(customer, subscriptions)) {
+                const Fees fees = book_.impl().usage(query, now_, usage_);
+                if (!fees.currency.empty()) currency = fees.currency, subunits = fees.subunits;
+                answer.cents = answer.cents.value_or(0) + fees.amount_cents;
+                for (const Fee& fee : fees.fees) add(fee, metrics);
+            }
+        } catch (const Error& error) {
+            if (error.code() == ErrorCode::corrupt || error.code() == ErrorCode::io) throw;
+            answer = {{}, error.what()};
+            metrics.clear();
+        }
+        return answer;
+    }
+
+    std::string currency{};
+    int subunits = 100;
+
+private:
+    std::vector<UsageQuery> queries(const std::string& customer, const std::set<std::string>& subscriptions) const {
+        UsageQuery query = query_;
+        query.customer = customer;
+        if (book_.impl().prices_customer(customer)) return {query};
+        std::vector<UsageQuery> list;
+        for (const std::string& subscription : subscriptions) {
+            if (!book_.impl().serves(subscription, customer)) continue;
+            query.subscription = subscription;
+            query.customer.clear();
+            list.push_back(query);
+        }
+        return list;
+    }
+    void add(const Fee& fee, std::map<std::string, PricedMetric>& metrics) {
+        const auto [known, fresh] = keys_.try_emplace(fee.metric);
+        if (fresh) known->second = measured_by(book_, fee.metric);
+        PricedMetric& metric = metrics[known->second];
+        metric.metric = fee.metric;
+        metric.units += fee.units;
+        metric.cents += fee.amount_cents;
+    }
+    const Book& book_;
+    UsageQuery query_;
+    Timestamp now_;
+    UsageSource& usage_;
+    std::map<std::string, std::string> keys_{};
+};
+
+CustomerComparison compare_customer(Side& a, Side& b, const std::string& customer, const std::set<std::string>& subscriptions) {
+    CustomerComparison row;
+    row.customer = customer;
+    if (customer.empty()) row.subscription = *subscriptions.begin();
+    std::map<std::string, PricedMetric> of_a, of_b;
+    row.a = a.fees(customer, subscriptions, of_a);
+    row.b = b.fees(customer, subscriptions, of_b);
+    if (!a.currency.empty() && !b.currency.empty() && a.currency != b.currency)
+        refuse("currency", "is " + a.currency + " in the one book and " + b.currency + " in the other");
+    for (auto& [key, metric] : of_a) {
+        MetricComparison& one = row.metrics.emplace_back();
+        one.a = std::move(metric);
+        if (const auto same = of_b.extract(key); !same.empty()) one.b = std::move(same.mapped());
+    }
+    for (auto& [key, metric] : of_b) row.metrics.push_back({{}, std::move(metric)});
+    return row;
+}
+
+void add_to(Comparison& answer, CustomerComparison row) {
+    answer.a += row.a.cents.value_or(0);
+    answer.b += row.b.cents.value_or(0);
+    if (!row.a.problem.empty() || !row.b.problem.empty()) ++answer.problems;
+    answer.customers.push_back(std::move(row));
+}
+
+Comparison compare_books(const Reader& reader, const Book& a, const Book& b, const Period& period, bool closing, Timestamp now) {
+    SharedUsage usage(reader);
+    Side one(a, period, closing, now, usage), other(b, period, closing, now, usage);
+    Comparison answer;
+    answer.period = period;
+    for (const auto& [customer, subscriptions] : owners_of(reader, period)) {
+        if (!customer.empty()) {
+            add_to(answer, compare_customer(one, other, customer, subscriptions));
+            continue;
+        }
+        for (const std::string& subscription : subscriptions) add_to(answer, compare_customer(one, other, {}, {subscription}));
+    }
+    const Side& priced = one.currency.empty() ? other : one;
+    answer.currency = priced.currency;
+    answer.subunits = priced.subunits;
+    return answer;
 }
 
 }  // namespace
@@ -14944,8 +15548,8 @@ struct Meter::Impl {
         return next;
     }
 
-    // Gives ids to drafts without one, and stores them all.
-    void append(Drafts& drafts) {
+    // Gives ids to drafts without one, and stores them all, or those that the limits let in.
+    void append(Drafts& drafts, std::span<const Limit> limits = {}) {
         const Timestamp now = options.clock();
         if (now < Timestamp::min() || now > Timestamp::max()) refuse("clock", "is outside the years 1 to 9999");
         for (Draft& draft : drafts.accepted) {
@@ -14954,8 +15558,20 @@ struct Meter::Impl {
             drafts.receipts[draft.receipt].id = draft.id;
         }
         if (drafts.accepted.empty()) return;
-        store.append(drafts, now);
+        if (limits.empty()) {
+            store.append(drafts, now);
+        } else {
+            append_guarded(drafts, limits, now);
+        }
         delivery.recorded(static_cast<std::int64_t>(drafts.accepted.size()), static_cast<std::int64_t>(drafts.json_text.size()));
+    }
+
+    void append_guarded(Drafts& drafts, std::span<const Limit> limits, Timestamp now) {
+        store.append(drafts, now, [&](Connection& db, ScanMemory& columns, std::uint64_t rollbacks, auto&& append) {
+            GrowingLog log(db, columns, rollbacks);
+            Guard guard(log, totals, limits, shelf.books(db), now);
+            append(guard);
+        });
     }
 
     static void check_batch(std::size_t events) {
@@ -15016,7 +15632,8 @@ struct Meter::Impl {
     std::atomic<std::uint64_t> last_moment{0};
     Store store;
     Shelf shelf;
-    Delivery delivery;  // after the store: it goes first
+    RunningTotals totals;  // used in write transactions only
+    Delivery delivery;     // after the store: it goes first
 };
 
 Meter::Meter(MeterOptions options) : impl_(std::make_unique<Impl>(std::move(options))) {}
@@ -15037,6 +15654,28 @@ std::vector<Receipt> Meter::record(std::span<const Event> events) {
     drafts.receipts.reserve(events.size());
     for (const Event& event : events) add_draft(drafts, [&](Draft& draft) { draft_event(drafts, draft, event); });
     impl_->append(drafts);
+    return std::move(drafts.receipts);
+}
+
+Receipt Meter::record(const Event& event, const Limit& limit) {
+    check_limit(limit);
+    Drafts drafts = draft_one(event);
+    check_owner(drafts.accepted[0], limit);
+    impl_->append(drafts, std::span(&limit, 1));
+    return std::move(drafts.receipts[0]);
+}
+
+std::vector<Receipt> Meter::record(std::span<const Event> events, std::span<const Limit> limits) {
+    Impl::check_batch(events.size());
+    for (const Limit& limit : limits) check_limit(limit);
+    Drafts drafts;
+    for (const Event& event : events) {
+        add_draft(drafts, [&](Draft& draft) {
+            draft_event(drafts, draft, event);
+            for (const Limit& limit : limits) check_owner(draft, limit);
+        });
+    }
+    impl_->append(drafts, limits);
     return std::move(drafts.receipts);
 }
 
@@ -15202,15 +15841,22 @@ Fees Meter::advance_fees(std::string_view id) const {
 Fees Meter::advance_fees(const UsageQuery& query) const {
     return impl_->price([&](const Books& books, UsageSource& usage) {
         const Timestamp now = impl_->options.clock();
-        return ask_books(books, query, now, [&](const Book::Impl& book, const UsageQuery& asked) { return book.advance_fees(asked, now, usage); });
+        return ask_books(versions_for(books, query), query, now,
+                         [&](const Book::Impl& book, const UsageQuery& asked) { return book.advance_fees(asked, now, usage); });
     });
 }
 
 Fees Meter::usage(const UsageQuery& query) const {
     return impl_->price([&](const Books& books, UsageSource& usage) {
         const Timestamp now = impl_->options.clock();
-        return ask_books(books, query, now, [&](const Book::Impl& book, const UsageQuery& asked) { return book.usage(asked, now, usage); });
+        return ask_books(versions_for(books, query), query, now,
+                         [&](const Book::Impl& book, const UsageQuery& asked) { return book.usage(asked, now, usage); });
     });
+}
+
+Comparison Meter::compare(const Book& a, const Book& b, const Period& period, bool closing) const {
+    check_period(period);
+    return impl_->store.scan([&](const Reader& reader) { return compare_books(reader, a, b, period, closing, impl_->options.clock()); });
 }
 
 Check Meter::check(const Event& event) const {

@@ -263,13 +263,41 @@ enum class ReceiptStatus {
     duplicate,  ///< the same id with the same content is in the log already; nothing was stored
     conflict,   ///< the same id with other content is in the log already; nothing was stored
     refused,    ///< field and reason say why; nothing was stored
+    over_limit, ///< a Limit did not let it in: field and reason say which; nothing was stored
+};
+
+enum class LimitScope {
+    customer,      ///< what the event's customer has used, whatever the subscription
+    subscription,  ///< what its subscription has used
+    all,           ///< what all have used together; for units only
+};
+
+/// How much may be used in a period, of a metric in its units, or under a book in money. An event is over it when with the event there would be
+/// more than the limit, and more than without the event.
+struct Limit {
+    std::string metric = {};              ///< its code. Required for units; of cents, only the fees of this metric count. All fees when empty
+    std::optional<Decimal> units = {};    ///< at most so many units
+    std::optional<Decimal> cents = {};    ///< or fees of at most this as usage() has them, in the currency's smallest unit; one of both is required
+    LimitScope scope = LimitScope::customer;
+    std::string book = {};                ///< code of the book whose fees or period it is; the one usage() would ask when empty
+    std::optional<Period> period = {};    ///< the book's billing period around the event when absent; where no book is loaded, its calendar month, UTC
+    bool soft = false;                    ///< what is over the limit is stored all the same; the receipt says so
+};
+
+/// How an event stood to a limit when it was recorded, or was not.
+struct LimitCheck {
+    Decimal before = {}, after = {};  ///< used in the period without the event and with it
+    Decimal limit = {};
+    Period period = {};
+    bool over = false;
 };
 
 struct Receipt {
     ReceiptStatus status = ReceiptStatus::refused;
     std::int64_t sequence = 0;  ///< of the stored event, or of the one already there; 0 when refused
     std::string id = {};
-    std::string field = {}, reason = {};  ///< of a refusal or conflict
+    std::string field = {}, reason = {};  ///< of a refusal, conflict or over_limit
+    std::vector<LimitCheck> limits = {};  ///< one for each limit given, in order; none for a duplicate, conflict or refusal
 };
 
 enum class Operator { eq, ne, gt, gte, lt, lte, in, not_in, contains, not_contains, like, not_like, exists };
@@ -695,6 +723,42 @@ struct UsageQuery {
     bool closing = false;                          ///< as billed at the end: with what minimum spendings add
 };
 
+/// One metric as one book prices it: the sum of its fees.
+struct PricedMetric {
+    std::string metric = {};  ///< Fee::metric
+    Decimal units = {}, cents = {};
+};
+
+/// Metrics are the same when they measure the same events and property in the same way, whatever the books call them.
+struct MetricComparison {
+    std::optional<PricedMetric> a = {}, b = {};  ///< nothing where that book does not price it
+    Decimal difference() const { return (b ? b->cents : Decimal()) - (a ? a->cents : Decimal()); }
+};
+
+struct ComparedFees {
+    std::optional<Decimal> cents = {};  ///< nothing when the book does not price this customer, or cannot
+    std::string problem = {};           ///< why it cannot
+};
+
+struct CustomerComparison {
+    std::string customer = {};
+    std::string subscription = {};  ///< of events that name a subscription, but no customer
+    ComparedFees a = {}, b = {};
+    std::vector<MetricComparison> metrics = {};
+    Decimal difference() const { return b.cents.value_or(0) - a.cents.value_or(0); }
+};
+
+/// The same log under two books, by customer, then by subscription. All amounts are in the currency's smallest unit.
+struct Comparison {
+    Period period = {};
+    std::string currency = {};
+    int subunits = 100;
+    std::vector<CustomerComparison> customers = {};
+    Decimal a = {}, b = {};     ///< sums over the customers
+    std::int64_t problems = 0;  ///< customers that one of the books could not price; the sums are without those fees
+    Decimal difference() const { return b - a; }
+};
+
 // ---------------------------------------------------------------------------------------------
 // 7 delivery
 // ---------------------------------------------------------------------------------------------
@@ -957,6 +1021,17 @@ public:
     /// Numbers in properties keep every digit they have in the text. Empty lines get no receipt.
     std::vector<Receipt> record_json(std::string_view lines);
 
+    /// Stores the event only if its customer or subscription stays within the limit; else the receipt says over_limit. That is decided in the
+    /// transaction that stores it, on what is in the log then, so that no number of threads and processes overrun it together. An id that is in
+    /// the log is answered as ever, whatever the limit. For counts, sums and extremes it takes the same time however long the log is; a metric
+    /// that needs the events themselves, or a fee that does, is measured anew. Throws bad_value for a limit that cannot be, and for an event
+    /// without the customer or subscription that it is about; not_found for a metric or book that is not there; and what record() and
+    /// usage() throw. What it throws for was not stored.
+    Receipt record(const Event& event, const Limit& limit);
+    /// Each of the events within all of the limits, taken one after the other in one transaction: the first that fit are stored. Throws as above,
+    /// but an event that cannot be stored, or lacks a customer or subscription, is refused in its receipt.
+    std::vector<Receipt> record(std::span<const Event> events, std::span<const Limit> limits);
+
     std::optional<Event> find(std::string_view id) const;
     /// Throws bad_value for a limit, offset, period, sort or text that cannot be, naming it; bad_cursor for a cursor of another question.
     Page list(const ListQuery& query = {}) const;
@@ -1055,6 +1130,11 @@ public:
     /// not_found for a feature or customer that no book with balances knows, unsupported when the customer's books are other vendors': only
     /// Autumn's have balances.
     Check check(const Event& event) const;
+    /// A dry run: what every customer that has events in the period would pay under each of two books, which need not be loaded; `closing` as in
+    /// UsageQuery. A book that prices by subscription prices those the customer's events name, or its own list of the customer's. Fees that
+    /// cannot be computed are named beside their customer and do not hold up the others. Other questions wait meanwhile. Throws bad_value for
+    /// a period that ends before it begins, and for books in different currencies.
+    Comparison compare(const Book& a, const Book& b, const Period& period, bool closing = false) const;
 
     /// Adds an upstream, or gives one of that name new settings, and ends a pause. A new one starts with the oldest event kept.
     void connect(const Upstream& upstream);

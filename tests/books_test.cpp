@@ -911,7 +911,7 @@ Book book_of_functions() {
 }
 
 template <class Call>
-std::string refusal(Call&& call) {
+std::string refused_because(Call&& call) {
     try {
         call();
     } catch (const Error& error) {
@@ -991,7 +991,7 @@ TEST_CASE("Polar's values count by their JSON type", "[polar]") {
         CHECK(row(Aggregation::max, "timestamp").value == Timestamp::parse("2026-03-06T00:00:01Z").unix_seconds());
     }
     CHECK(m.aggregate({.aggregation = Aggregation::max, .property = "name", .rules = "polar"}, {}).rows.empty());
-    CHECK(refusal([&] { m.aggregate({.event = "e", .every_event = true}, {}); }) == "metric.event: has no meaning for a metric of every event");
+    CHECK(refused_because([&] { m.aggregate({.event = "e", .every_event = true}, {}); }) == "metric.event: has no meaning for a metric of every event");
 }
 
 TEST_CASE("Polar bills what users did, by the credits that are known", "[polar]") {
@@ -1019,7 +1019,7 @@ TEST_CASE("Polar bills what users did, by the credits that are known", "[polar]"
     CHECK(m.aggregate({.metric = "polar:m"}).rows.at(0).value == 5);
     CHECK(m.aggregate({.metric = "polar:users"}).rows.at(0).value == 3);
     CHECK(book.price("m", 3).amount_cents == 200);
-    CHECK(refusal([&] { m.estimate_fees(own); }) == "name: no price measures this event named \"meter.credited\"");
+    CHECK(refused_because([&] { m.estimate_fees(own); }) == "name: no price measures this event named \"meter.credited\"");
 }
 
 TEST_CASE("a customer's Polar meter stands since its last reset", "[polar]") {
@@ -1053,8 +1053,8 @@ TEST_CASE("a customer's Polar meter stands since its last reset", "[polar]") {
     happens("use", "acme", {{"n", 30}});
     CHECK(shown({"acme", "7f3c"}) == "30 10 -20 19");
     CHECK(shown({"nobody"}) == "0 0 0 0");
-    CHECK(refusal([&] { m.customer_meter("m", {}); }) == "customers: is empty");
-    CHECK(refusal([&] { m.customer_meter("x", {"acme"}); }) == "metric: \"polar:x\" is not defined");
+    CHECK(refused_because([&] { m.customer_meter("m", {}); }) == "customers: is empty");
+    CHECK(refused_because([&] { m.customer_meter("x", {"acme"}); }) == "metric: \"polar:x\" is not defined");
 }
 
 TEST_CASE("Polar bills by the subscription's own periods, and what was bought of seats and units", "[polar]") {
@@ -1096,11 +1096,11 @@ TEST_CASE("Polar bills by the subscription's own periods, and what was bought of
     CHECK(m.estimate_fees(customer_event("e", json::object())).fees.at(0).amount_cents == 100);
     const auto book = Book::polar(source);
     CHECK(book.price("seats", 4).amount_cents == 4000);
-    CHECK(refusal([&] { m.usage({.customer = "other"}); }) == "customer: no book that is loaded prices it");
+    CHECK(refused_because([&] { m.usage({.customer = "other"}); }) == "customer: no book that is loaded prices it");
     const auto refused = [&](const char* field, json value) {
         json changed = source;
         changed["subscriptions"][0][field] = std::move(value);
-        return refusal([&] { Book::polar(changed); });
+        return refused_because([&] { Book::polar(changed); });
     };
     CHECK(refused("current_period_start", nullptr) == "subscriptions[0].current_period_start: is required");
     CHECK(refused("current_period_end", "2026-02-28T12:00:00Z") == "subscriptions[0].current_period_end: ends before it begins");
@@ -1108,7 +1108,7 @@ TEST_CASE("Polar bills by the subscription's own periods, and what was bought of
     CHECK(refused("recurring_interval_count", 0) == "subscriptions[0].recurring_interval_count: must be from 1 to 999");
     CHECK(refused("customer", {{"id", "x"}}) == "subscriptions[0].customer.external_id: is required");
     source["product"]["prices"][2]["seat_tiers"]["tiers"][1]["min_seats"] = 6;
-    CHECK(refusal([&] { Book::polar(source); }) == "product.prices[2].seat_tiers.tiers[1].min_seats: gap");
+    CHECK(refused_because([&] { Book::polar(source); }) == "product.prices[2].seat_tiers.tiers[1].min_seats: gap");
 }
 
 TEST_CASE("Polar's periods go on by the subscription's interval, before and after the current one", "[polar]") {
@@ -1162,7 +1162,7 @@ TEST_CASE("meter quantities through the face", "[polar]") {
     const auto own = m.quantities({.aggregation = Aggregation::max, .property = "n"}, days);
     CHECK((own.rows.at(0).quantity == Decimal("2.5") && own.total == 4));
 
-    const auto refused = [&](auto&& change) { return refusal([&] { m.quantities(with(change)); }); };
+    const auto refused = [&](auto&& change) { return refused_because([&] { m.quantities(with(change)); }); };
     CHECK(refused([](auto& q) { q.interval = Bin::minute; }) == "interval: must be hour, day, week, month or year");
     CHECK(refused([](auto& q) { q.start = Timestamp::parse("2022-12-31T23:59:59Z"); }) == "start: must not be before 2023-01-01");
     CHECK(refused([](auto& q) { q.end = q.start - std::chrono::seconds(1); }) == "end: is before the start");
@@ -1171,7 +1171,7 @@ TEST_CASE("meter quantities through the face", "[polar]") {
     CHECK(refused([](auto& q) { q.metadata = {{"model", {1}}}; }) == "metadata.model: must be a text or a list of texts");
     CHECK(refused([](auto& q) { q.over_customers = Aggregation::latest; }) == "over_customers: is not one of Polar's functions");
     CHECK(refused([](auto& q) { q.meter = "none"; }) == "metric: \"polar:none\" is not defined");
-    CHECK(refusal([&] { m.quantities({.aggregation = Aggregation::latest, .property = "n"}, days); }) ==
+    CHECK(refused_because([&] { m.quantities({.aggregation = Aggregation::latest, .property = "n"}, days); }) ==
           "meter: has an aggregation that Polar does not know");
 }
 
@@ -1179,7 +1179,7 @@ TEST_CASE("Polar's quantities span so many days at most", "[polar]") {
     Meter m;
     const auto accepted = [&](const char* end, Bin interval) {
         const auto from = Timestamp::from_civil(2024, 1, 1);
-        return refusal([&] { m.quantities(Metric{}, {.start = from, .end = Timestamp::parse(end), .interval = interval}); }) == "accepted";
+        return refused_because([&] { m.quantities(Metric{}, {.start = from, .end = Timestamp::parse(end), .interval = interval}); }) == "accepted";
     };
     for (const auto& [last, first_refused, interval] :
          {std::tuple{"2024-01-08", "2024-01-09", Bin::hour}, std::tuple{"2025-01-01", "2025-01-02", Bin::day},
