@@ -30,8 +30,8 @@ bool reads_events_table(const json& vector) {
 Metric metric_of(const json& vector) {
     const auto& aggregation = vector.at("aggregation");
     json filters = json::array();
-    for (const auto& [key, values] : aggregation.value("meter_filters", json::object()).items())
-        filters.push_back({{"key", key}, {"values", values}});
+    const json given_filters = aggregation.value("meter_filters", json::object());
+    for (const auto& [key, values] : given_filters.items()) filters.push_back({{"key", key}, {"values", values}});
     const bool filter_only = aggregation.at("type") == "FILTER";
     json given = {{"type", filter_only ? json("COUNT") : aggregation.at("type")}, {"field", aggregation.value("property_name", "")}};
     for (const char* key : {"multiplier", "bucket_size"}) {
@@ -52,7 +52,8 @@ AggregateQuery query_of(const json& query) {
     asked.customer = query.value("external_customer_id", "");
     if (query.contains("start_time"))
         asked.period = {Timestamp::parse(query.at("start_time").get<std::string>()), Timestamp::parse(query.at("end_time").get<std::string>())};
-    for (const auto& [key, values] : query.value("filters", query.value("property_filters", json::object())).items())
+    const json filters = query.value("filters", query.value("property_filters", json::object()));
+    for (const auto& [key, values] : filters.items())
         asked.filter.parts.push_back(Filter::where(meter::property_field(key), meter::Operator::in, values));
     return asked;
 }
@@ -80,7 +81,7 @@ json answer(const json& vector) {
     const auto asked = query_of(query);
     auto by_window = asked, by_group = asked;
     by_window.bin = metric.bucket != Bin::none      ? metric.bucket
-                    : query.contains("window_size") ? flexprice::window_of(query.at("window_size").get<std::string>())
+                    : query.contains("window_size") ? meter::Node(query).choice("window_size", flexprice::window_sizes)
                                                     : Bin::none;
     by_window.week_start = std::chrono::Sunday;
     by_group.group_by = query.value("group_by", std::vector<std::string>());
