@@ -9627,7 +9627,7 @@ void read_buckets(const Node& aggregation, Metric& metric) {
 }
 
 Meter read_meter(const Node& at) {
-    static constexpr std::array<std::pair<std::string_view, bool>, 3> resets{{{"", false}, {"BILLING_PERIOD", false}, {"NEVER", true}}};
+    static constexpr std::array<std::pair<std::string_view, bool>, 3> carried{{{"", false}, {"BILLING_PERIOD", false}, {"NEVER", true}}};
     const auto aggregation = at.object("aggregation");
     Meter meter{at.required_text("id"), {.event = at.required_text("event_name"), .rules = "flexprice"}};
     auto& metric = meter.metric;
@@ -9641,7 +9641,7 @@ Meter read_meter(const Node& at) {
         if (*metric.multiplier <= 0) throw Error(ErrorCode::bad_value, aggregation.path("multiplier"), "must be above 0");
     }
     read_buckets(aggregation, metric);
-    metric.recurring = at.choice("reset_usage", resets);
+    metric.recurring = at.choice("reset_usage", carried);
     for (const auto& filter : at.list("filters")) {
         const auto values = filter.texts("values");
         if (values.empty()) throw Error(ErrorCode::bad_value, filter.path("values"), "must not be empty");
@@ -9658,14 +9658,14 @@ struct Coupon {
 
 // A usage price on the terms of one subscription.
 struct Item {
-    std::string id, charge;
-    Metric metric;
-    WindowedPrice terms;
+    std::string id = {}, charge = {};
+    Metric metric = {};
+    WindowedPrice terms = {};
     bool windowed = false;  // the commitment is for each bucket
-    Entitlement entitlement;
-    std::vector<Grant> grants;
+    Entitlement entitlement = {};
+    std::vector<Grant> grants = {};
     Period active = {};
-    std::vector<Coupon> coupons;
+    std::vector<Coupon> coupons = {};
 
     const Price& price() const { return terms.price; }
     bool bucketed() const { return metric.bucket != Bin::none; }
@@ -9673,15 +9673,15 @@ struct Item {
 };
 
 struct Subscription {
-    std::string id, customer;
+    std::string id = {}, customer = {};
     Period active = {};
     Stride cycle{1, 0};
     std::optional<Timestamp> anchor = {};  // without one bills are for calendar months, weeks from the first day of 1970, ...
-    std::vector<Item> items;
-    std::optional<Commitment> commitment;  // over all items (9.15)
-    std::optional<Stride> commitment_cycle;
+    std::vector<Item> items = {};
+    std::optional<Commitment> commitment = {};  // over all items (9.15)
+    std::optional<Stride> commitment_cycle = {};
     bool starts = true;  // its events have a price from the beginning (7.3): not of one that is paused or cancelled
-    std::vector<Coupon> coupons;
+    std::vector<Coupon> coupons = {};
 
     Period period(Timestamp now) const { return overlap(Cycle(cycle, anchor.value_or(Timestamp()).micros(), Zone({})).around(now), active); }
 };
