@@ -1307,6 +1307,16 @@ auto naming(std::string_view field, Read&& read) {
     }
 }
 
+// Runs `read`; the field that an error names is one of `place`.
+template <class Read>
+auto beneath(const std::string& place, Read&& read) {
+    try {
+        return read();
+    } catch (const Error& error) {
+        throw Error(error.code(), error.field().empty() ? place : place + "." + error.field(), error.reason());
+    }
+}
+
 // Numbers that Decimal cannot hold are refused on the way in, so that whatever is stored can be measured exactly.
 const char* number_fault(std::string_view text) noexcept {
     if (text.size() <= 18 && text.find_first_of("eE") == std::string_view::npos) return nullptr;
@@ -2270,6 +2280,14 @@ void draft_member(Drafts& drafts, Draft& draft, Extra& extra, std::string_view& 
     }
 }
 
+// The one event; throws when it cannot be stored.
+Drafts draft_one(const Event& event) {
+    Drafts drafts;
+    add_draft(drafts, [&](Draft& draft) { draft_event(drafts, draft, event); });
+    if (drafts.accepted.empty()) throw Error(drafts.refusal, drafts.receipts[0].field, drafts.receipts[0].reason);
+    return drafts;
+}
+
 // One line of JSON. Properties are kept as they stand, after a check, so that no digit changes.
 void draft_line(Drafts& drafts, Draft& draft, std::string_view line) {
     JsonScanner scanner(line);
@@ -2440,7 +2458,7 @@ private:
 // ---- schema ----
 
 constexpr std::int32_t application_id = 0x6D657472;  // "metr"
-constexpr std::int32_t schema_version = 1;
+constexpr std::int32_t schema_version = 2;
 
 constexpr const char* log_schema = R"sql(
 CREATE TABLE meta(key TEXT PRIMARY KEY, value) WITHOUT ROWID;
@@ -2455,8 +2473,14 @@ CREATE TABLE log(
     value TEXT,                 -- decimal
     properties TEXT NOT NULL,   -- JSON object
     extra TEXT);                -- JSON object: precise_total_amount_cents, notice, extensions
-CREATE TABLE metrics(code TEXT PRIMARY KEY, definition TEXT NOT NULL) WITHOUT ROWID;
-CREATE TABLE books(vendor TEXT, code TEXT, source TEXT NOT NULL, PRIMARY KEY(vendor, code)) WITHOUT ROWID;
+CREATE TABLE metrics(
+    id INTEGER PRIMARY KEY, code TEXT NOT NULL,
+    book INTEGER NOT NULL,      -- books.id; 0 when the app defined it
+    definition TEXT NOT NULL, UNIQUE(code, book));
+CREATE TABLE books(
+    id INTEGER PRIMARY KEY AUTOINCREMENT, vendor TEXT NOT NULL, code TEXT NOT NULL,
+    effective INTEGER NOT NULL, -- from when on; the year 1 for always
+    source TEXT NOT NULL, UNIQUE(vendor, code, effective));
 CREATE TABLE chunks(id INTEGER PRIMARY KEY, first INTEGER NOT NULL, last INTEGER NOT NULL, recorded INTEGER NOT NULL);
 CREATE TABLE layouts(id INTEGER PRIMARY KEY, keys TEXT NOT NULL UNIQUE);
 CREATE TABLE segments(
@@ -2477,8 +2501,25 @@ CREATE VIEW events AS SELECT l.sequence,
     FROM log l JOIN texts n ON n.id = l.name LEFT JOIN texts c ON c.id = l.customer
     LEFT JOIN texts b ON b.id = l.subscription LEFT JOIN texts o ON o.id = l.source
     WHERE l.sequence > (SELECT value FROM meta WHERE key = 'pruned');
-INSERT INTO meta VALUES('pruned', 0), ('sealed', 0), ('generation', 0);
+INSERT INTO meta VALUES('pruned', 0), ('sealed', 0), ('generation', 0), ('books', 0);
 )sql";
+
+// migrations[i] takes a file from version i + 1 to the next. Whose the metrics of a file of version 1 are is not known: they count as the app's.
+constexpr const char* migrations[] = {R"sql(
+ALTER TABLE metrics RENAME TO old_metrics;
+ALTER TABLE books RENAME TO old_books;
+CREATE TABLE metrics(
+    id INTEGER PRIMARY KEY, code TEXT NOT NULL, book INTEGER NOT NULL, definition TEXT NOT NULL, UNIQUE(code, book));
+CREATE TABLE books(
+    id INTEGER PRIMARY KEY AUTOINCREMENT, vendor TEXT NOT NULL, code TEXT NOT NULL, effective INTEGER NOT NULL,
+    source TEXT NOT NULL, UNIQUE(vendor, code, effective));
+INSERT INTO metrics(code, book, definition) SELECT code, 0, definition FROM old_metrics;
+INSERT INTO books(vendor, code, effective, source) SELECT vendor, code, -62135596800000000, source FROM old_books;
+DROP TABLE old_metrics;
+DROP TABLE old_books;
+INSERT INTO meta VALUES('books', 0);
+)sql"};
+static_assert(std::size(migrations) == schema_version - 1);
 
 std::int64_t meta(Connection& db, std::string_view key) { return db.integer("SELECT value FROM meta WHERE key = ?", key); }
 void set_meta(Connection& db, std::string_view key, std::int64_t value) { db.prepared("UPDATE meta SET value = ? WHERE key = ?").run(value, key); }
@@ -4142,15 +4183,39 @@ void verify_database(Connection& db, std::vector<std::string>& problems) {
 
 // ---- books: kept as the JSON they were made from ----
 
-void put_book(Connection& db, std::string_view vendor, std::string_view code, std::string_view source) {
-    db.prepared("INSERT OR REPLACE INTO books VALUES(?, ?, ?)").run(vendor, code, source);
+struct StoredBook {
+    std::string vendor{}, source{};
+    Timestamp effective{};
+};
+
+// What `meta.books` says is never said again, also not after a rollback: whoever holds books in memory sees by it that they are others now.
+std::int64_t books_mark(Connection& db) { return meta(db, "books"); }
+
+// Removes the version of that moment, or all, with the metrics that came with them. How many there were. Inside a transaction.
+std::int64_t drop_books(Connection& db, std::string_view vendor, std::string_view code, std::optional<Timestamp> effective) {
+    const auto moment = effective ? std::optional(effective->micros()) : std::nullopt;
+    db.prepared("DELETE FROM metrics WHERE book IN (SELECT id FROM books WHERE vendor = ?1 AND code = ?2 AND ifnull(effective = ?3, 1))")
+        .run(vendor, code, moment);
+    db.prepared("DELETE FROM books WHERE vendor = ?1 AND code = ?2 AND ifnull(effective = ?3, 1)").run(vendor, code, moment);
+    const std::int64_t dropped = db.changes();
+    db.prepared("UPDATE meta SET value = random() WHERE key = 'books'").run();
+    return dropped;
 }
 
-// Vendor and source of each.
-std::vector<std::pair<std::string, std::string>> stored_books(Connection& db) {
-    std::vector<std::pair<std::string, std::string>> books;
-    const Prepared row = db.prepared("SELECT vendor, source FROM books ORDER BY vendor, code");
-    while (row.row()) books.emplace_back(row.text(0), row.text(1));
+// In place of the version of the same moment. Answers its id. Inside a transaction.
+std::int64_t put_book(Connection& db, std::string_view vendor, std::string_view code, Timestamp effective, std::string_view source) {
+    drop_books(db, vendor, code, effective);
+    db.prepared("INSERT INTO books(vendor, code, effective, source) VALUES(?, ?, ?, ?)").run(vendor, code, effective.micros(), source);
+    return db.last_rowid();
+}
+
+std::vector<StoredBook> stored_books(Connection& db) {
+    std::vector<StoredBook> books;
+    const Prepared row = db.prepared("SELECT vendor, source, effective FROM books ORDER BY vendor, code, effective");
+    while (row.row()) {
+        const Timestamp effective(checked_time(row.integer(2), "books.effective"));
+        books.push_back({std::string(row.text(0)), std::string(row.text(1)), effective});
+    }
     return books;
 }
 
@@ -4322,6 +4387,7 @@ public:
 private:
     std::unique_ptr<Connection> open() const;
     void prepare(Connection& db) const;
+    void migrate(Connection& db) const;
     void commit(const std::function<void(Connection&)>& run);
     void run_group(std::span<Job* const> group);
     void run_transaction(std::span<Job* const> group);
@@ -4395,7 +4461,7 @@ void Store::prepare(Connection& db) const {
     if (options_.max_bytes > 0) {
         db.db.exec("PRAGMA max_page_count = " + std::to_string(std::max<std::int64_t>(1, options_.max_bytes / found("PRAGMA page_size"))));
     }
-    if (!fresh) return;
+    if (!fresh && found("PRAGMA user_version") >= schema_version) return;
     Transaction transaction(db, "BEGIN IMMEDIATE");
     if (found("SELECT count(*) FROM sqlite_master") == 0) {  // else another process was first
         db.db.exec(log_schema);
@@ -4403,7 +4469,17 @@ void Store::prepare(Connection& db) const {
         db.db.exec("PRAGMA application_id = " + std::to_string(application_id));
         db.db.exec("PRAGMA user_version = " + std::to_string(schema_version));
     }
+    migrate(db);
     transaction.commit();
+}
+
+// Inside a transaction.
+void Store::migrate(Connection& db) const {
+    for (auto version = db.db.execAndGet("PRAGMA user_version").getInt64(); version < schema_version; ++version) {
+        if (version < 1) throw Error(ErrorCode::corrupt, options_.path, "says no version of its schema");
+        db.db.exec(migrations[version - 1]);
+        db.db.exec("PRAGMA user_version = " + std::to_string(version + 1));
+    }
 }
 
 // Group commit: the first in the queue commits for all who wait behind it.
@@ -5953,7 +6029,7 @@ void check_metric(const Metric& metric) {
     check_filter(metric.filter);
 }
 
-void store_metric(Connection& db, const Metric& metric) {
+json metric_definition(const Metric& metric) {
     const auto name =
         std::find_if(aggregations.begin(), aggregations.end(), [&](const auto& row) { return row.second == metric.aggregation; })->first;
     json definition = {{"event", metric.event}, {"aggregation", name}, {"property", metric.property}, {"filter", metric.filter.to_json()}};
@@ -5963,7 +6039,12 @@ void store_metric(Connection& db, const Metric& metric) {
     if (metric.bucket != Bin::none) definition["bucket"] = metric.bucket;
     if (!metric.bucket_group.empty()) definition["bucket_group"] = metric.bucket_group;
     if (!metric.rules.empty()) definition["rules"] = metric.rules;
-    db.prepared("INSERT OR REPLACE INTO metrics VALUES(?, ?)").run(metric.code, definition.dump());
+    return definition;
+}
+
+// Of the book with that id, or of the app (0). Of one code the metric stored last is in force, as long as its book is.
+void store_metric(Connection& db, const Metric& metric, std::int64_t book = 0) {
+    db.prepared("INSERT OR REPLACE INTO metrics(code, book, definition) VALUES(?, ?, ?)").run(metric.code, book, metric_definition(metric).dump());
 }
 
 Metric read_metric(std::string_view code, std::string_view definition) {
@@ -5987,16 +6068,31 @@ Metric read_metric(std::string_view code, std::string_view definition) {
     });
 }
 
-Metric find_metric(Connection& db, const std::string& code) {
-    const Prepared row = db.prepared("SELECT definition FROM metrics WHERE code = ?");
-    row.bind(code);
-    if (!row.row()) throw Error(ErrorCode::not_found, "metric", "\"" + code + "\" is not defined");
-    return read_metric(code, row.text(0));
+// Those in force, one of each code, or that of one code. A version of a book that another has followed is not; one that is still to come
+// serves where there is nothing else.
+std::vector<Metric> metrics_at(Connection& db, Timestamp now, const std::optional<std::string>& code = {}) {
+    std::vector<Metric> metrics;
+    const Prepared row = db.prepared(
+        "SELECT m.code, m.definition FROM metrics m LEFT JOIN books b ON b.id = m.book WHERE ifnull(m.code = ?1, 1) AND NOT EXISTS (SELECT 1 FROM "
+        "books l WHERE l.vendor = b.vendor AND l.code = b.code AND l.effective > b.effective AND l.effective <= ?2) ORDER BY m.code, "
+        "ifnull(b.effective > ?2, 0), m.id DESC");
+    row.bind(code, now.micros());
+    while (row.row()) {
+        if (metrics.empty() || metrics.back().code != row.text(0)) metrics.push_back(read_metric(row.text(0), row.text(1)));
+    }
+    return metrics;
 }
 
+Metric find_metric(Connection& db, const std::string& code, Timestamp now) {
+    std::vector<Metric> found = metrics_at(db, now, code);
+    if (found.empty()) throw Error(ErrorCode::not_found, "metric", "\"" + code + "\" is not defined");
+    return std::move(found[0]);
+}
+
+// In force or not.
 std::vector<Metric> all_metrics(Connection& db) {
     std::vector<Metric> metrics;
-    const Prepared row = db.prepared("SELECT code, definition FROM metrics ORDER BY code");
+    const Prepared row = db.prepared("SELECT code, definition FROM metrics ORDER BY id");
     while (row.row()) metrics.push_back(read_metric(row.text(0), row.text(1)));
     return metrics;
 }
@@ -6487,6 +6583,7 @@ json Fee::to_json() const {
             {"metric", metric},
             {"customer", customer},
             {"subscription", subscription},
+            {"event", event.empty() ? json(nullptr) : json(event)},
             {"group", std::move(groups)},
             {"filter", filter},
             {"currency", currency},
@@ -6670,15 +6767,27 @@ constexpr Interval intervals[] = {
 }  // namespace polar
 }  // namespace
 
+// What one event adds to a value: a count's 1, a sum's number, a unique count's 1, 0 or -1.
+struct EventStep {
+    Timestamp time = {};
+    std::int64_t sequence = 0;
+    Decimal value = {};
+};
+
 // What a book asks of the log. Which events: those of the metric and the query, as in Meter::aggregate.
 class UsageSource {
 public:
     virtual ~UsageSource() = default;
     // One row for each bin and group, in order; without either exactly one, also when there are no events.
     virtual std::vector<Measured> measure(const Metric& metric, const AggregateQuery& query) = 0;
-    // What each event adds to the value (a count's 1, a sum's number, a unique count's 1, 0 or -1), by time, then sequence. Ends after
-    // `limit` events, or with the one that brings the sum over `until`.
-    virtual std::vector<Decimal> steps(const Metric& metric, const AggregateQuery& query, std::size_t limit, const std::optional<Decimal>& until) = 0;
+    // The step of each event, by time, then sequence. Ends after `limit` events, or with the one that brings the sum over `until`.
+    virtual std::vector<EventStep> steps(const Metric& metric, const AggregateQuery& query, std::size_t limit,
+                                         const std::optional<Decimal>& until) = 0;
+    std::vector<EventStep> steps(const Metric& metric, const AggregateQuery& query) {
+        return steps(metric, query, std::numeric_limits<std::size_t>::max(), {});
+    }
+    // The event of a step.
+    virtual Event event(std::int64_t sequence) = 0;
     // Sum of precise_total_amount_cents of the events that take part.
     virtual Decimal precise_total_cents(const Metric& metric, const AggregateQuery& query) = 0;
 };
@@ -6692,10 +6801,19 @@ struct Book::Impl {
     virtual ~Impl() = default;
     // Whether the book prices this subscription or, where the vendor has none, this customer.
     virtual bool serves(const std::string& subscription, const std::string& customer) const = 0;
+    // The period around a moment whose usage is billed together, of the first that the question is about.
+    virtual Period period_around(const UsageQuery&, Timestamp at) const { return this_month(at); }
+    // The subscriptions that the question is about, each of which has a period of its own; an empty one stands for all.
+    virtual std::vector<std::string> subscriptions_of(const UsageQuery& query, Timestamp) const { return {query.subscription}; }
     virtual Fees estimate_fees(const Event& event, Timestamp now, UsageSource& usage) const = 0;
-    // The event priced alone, without what came before it.
+    // The event priced alone, without what came before it; no fees when it meets no charge that is priced so.
     virtual Fees estimate_instant_fees(const Event&, Timestamp) const {
         throw Error(ErrorCode::unsupported, "", vendor + " has no instant estimates");
+    }
+    // The fees that an event of the log brought about, and those of all events of a period.
+    virtual Fees advance_fees(const Event&, UsageSource&) const { throw Error(ErrorCode::unsupported, "", vendor + " has no fees of single events"); }
+    virtual Fees advance_fees(const UsageQuery&, Timestamp, UsageSource&) const {
+        throw Error(ErrorCode::unsupported, "", vendor + " has no fees of single events");
     }
     virtual Fees usage(const UsageQuery& query, Timestamp now, UsageSource& usage) const = 0;
     virtual Fee price(std::string_view charge, const Decimal& units, std::int64_t events) const = 0;
@@ -7224,6 +7342,37 @@ struct RunningTotal {
     std::int64_t below_free = 0;  // how many are below the free total
 };
 
+// What the events come to under a percentage charge with bounds per transaction, each held between them (percentage_service.rb:142-179).
+struct BoundedTotal {
+    std::int64_t events = 0;
+    Decimal free_used;
+    bool all_used = false;  // of the free events and the free total
+    Decimal amount;
+
+    // A free event starts the sum anew, as it does there.
+    void add(const Price& price, Decimal value) {
+        const auto free_events = all_used ? 0 : price.free_events - events;
+        const auto free_total = all_used ? Decimal() : price.free_total - free_used;
+        ++events;
+        if (free_events > 0 || free_total > 0) {
+            if (free_total <= 0 || free_total > value) {
+                if (free_total > 0) free_used += value;
+                amount = {};
+                return;
+            }
+            value -= free_total;
+            all_used = true;
+        }
+        auto own = value * percent(price.rate) + price.fixed_amount;
+        if (price.minimum && own < *price.minimum) {
+            own = *price.minimum;
+        } else if (price.maximum && own > *price.maximum) {
+            own = *price.maximum;
+        }
+        amount += own;
+    }
+};
+
 // What is priced.
 struct Quantity {
     Decimal units;
@@ -7231,9 +7380,9 @@ struct Quantity {
     bool prorated = false;
     std::int64_t events = 0;
     RunningTotal running = {};
-    std::vector<Decimal> values = {};  // each event's, in time order; only where a bound per transaction needs them
-    Decimal precise_amount = {};       // sum of the events' own amounts, currency units
-    bool without_event = false;        // the side of a difference that lacks the event
+    BoundedTotal bounded = {};    // over each event's value, in time order; only where there are bounds per transaction
+    Decimal precise_amount = {};  // sum of the events' own amounts, currency units
+    bool without_event = false;   // the side of a difference that lacks the event
     bool premium = true;
 };
 
@@ -7303,41 +7452,11 @@ Priced percentage_of_total(const Price& price, const Quantity& quantity) {
     return priced;
 }
 
-// Event by event, each held between the bounds (percentage_service.rb:142-179). A free event starts the sum anew, as it does there.
-Decimal percentage_by_event(const Price& price, const std::vector<Decimal>& values) {
-    auto free_events = price.free_events;
-    auto free_total = price.free_total;
-    const auto rate = percent(price.rate);
-    Decimal total;
-    for (auto value : values) {
-        if (free_events > 0 || free_total > 0) {
-            --free_events;
-            if (free_total <= 0 || free_total > value) {
-                if (free_total > 0) free_total -= value;
-                total = {};
-                continue;
-            }
-            value -= free_total;
-            free_total = {};
-            free_events = 0;
-        }
-        auto amount = value * rate + price.fixed_amount;
-        if (price.minimum && amount < *price.minimum) {
-            amount = *price.minimum;
-        } else if (price.maximum && amount > *price.maximum) {
-            amount = *price.maximum;
-        }
-        total += amount;
-    }
-    return total;
-}
-
 Priced price_percentage(const Price& price, const Quantity& quantity) {
     auto priced = percentage_of_total(price, quantity);
     if (!has_bounds(price, quantity)) return priced;
-    const auto bounded = percentage_by_event(price, quantity.values);
-    raise_to(priced, bounded);
-    lower_to(priced, bounded);
+    raise_to(priced, quantity.bounded.amount);
+    lower_to(priced, quantity.bounded.amount);
     return priced;
 }
 
@@ -7817,6 +7936,32 @@ std::vector<Values> ignored_values(const std::vector<Values>& filters, std::size
     return ignored;
 }
 
+// An empty list in the entry counts for nothing; an entry of nothing else ignores nothing (an_event_store.rb).
+bool is_ignored(const Values& entry, const json& properties) {
+    Values listed;
+    for (const auto& [key, values] : entry) {
+        if (!values.empty()) listed.emplace(key, values);
+    }
+    return !listed.empty() && matches(listed, properties);
+}
+
+// Whether the filter's bucket has the event.
+bool takes(const Charge& charge, const ChargeFilter& filter, const json& properties) {
+    if (!matches(filter.values, properties)) return false;
+    std::vector<Values> all;
+    for (const auto& each : charge.filters) all.push_back(each.values);
+    const auto ignored = ignored_values(all, static_cast<std::size_t>(&filter - charge.filters.data()));
+    return std::none_of(ignored.begin(), ignored.end(), [&](const Values& entry) { return is_ignored(entry, properties); });
+}
+
+// The filter in whose bucket an event is billed: the one that prices it, unless that leaves the event to a narrower one of the same keys.
+const ChargeFilter* billing_filter(const Charge& charge, const json& properties) {
+    const auto* priced = filter_of(charge, properties);
+    if (!priced || takes(charge, *priced, properties)) return priced;
+    const auto found = std::find_if(charge.filters.begin(), charge.filters.end(), [&](const auto& each) { return takes(charge, each, properties); });
+    return found == charge.filters.end() ? nullptr : &*found;
+}
+
 // Keeps the events that do not match the entry; an empty list in it counts for nothing, an entry of nothing else excludes nothing.
 Filter excluding(const Values& entry) {
     auto misses = Filter::any({});
@@ -7918,8 +8063,12 @@ struct Plan final : Book::Impl {
             return subscription.empty() ? !customer.empty() && each.customer == customer : each.id == subscription;
         });
     }
+    Period period_around(const UsageQuery& query, Timestamp at) const override;
+    std::vector<std::string> subscriptions_of(const UsageQuery& query, Timestamp now) const override;
     Fees estimate_fees(const Event& event, Timestamp now, UsageSource& usage) const override;
     Fees estimate_instant_fees(const Event& event, Timestamp now) const override;
+    Fees advance_fees(const Event& event, UsageSource& usage) const override;
+    Fees advance_fees(const UsageQuery& query, Timestamp now, UsageSource& usage) const override;
     Fees usage(const UsageQuery& query, Timestamp now, UsageSource& usage) const override;
     Fee price(std::string_view charge, const Decimal& units, std::int64_t events) const override;
     std::vector<std::string> charge_names(const std::string& metric) const override {
@@ -7962,46 +8111,56 @@ AggregateQuery beside(AggregateQuery query, const Group& group) {
     return query;
 }
 
-// Running totals over these steps.
-RunningTotal running_total(const Price& price, const std::vector<Decimal>& steps) {
-    RunningTotal running;
-    for (const auto& step : steps) {
-        running.last += step;
-        if (++running.length == price.free_events) running.at_free_events = running.last;
-        if (running.last < price.free_total) ++running.below_free;
-    }
-    return running;
+// Whether the running totals of a sum go on: over the first events when some are free, else until they exceed the free total
+// (sum_service.rb:101).
+bool runs_on(const Price& price, const RunningTotal& running) {
+    if (price.free_events > 0) return running.length < price.free_events;
+    return !price.free_total.is_zero() && running.last <= price.free_total;
+}
+
+void run_on(const Price& price, RunningTotal& running, const Decimal& step) {
+    running.last += step;
+    if (++running.length == price.free_events) running.at_free_events = running.last;
+    if (running.last < price.free_total) ++running.below_free;
 }
 
 // Running totals 1, 2, 3 ... of a count.
 RunningTotal running_count(const Price& price, const Decimal& units) {
+    if (price.free_events == 0 && price.free_total.is_zero()) return {};
     const auto length = units.to_int64().value_or(0);
     const auto below = at_least_zero(price.free_total.round(0, Rounding::ceil) - 1).to_int64().value_or(length);
     return {.length = length, .last = units, .at_free_events = price.free_events, .below_free = std::min(length, below)};
 }
 
+BoundedTotal bounded_count(const Price& price, const Decimal& units) {
+    BoundedTotal bounded;
+    for (auto left = units.to_int64().value_or(0); left > 0; --left) bounded.add(price, 1);
+    return bounded;
+}
+
+// The steps whose sums are the running totals.
+std::vector<EventStep> running_steps(const Scope& scope, const AggregateQuery& query, UsageSource& usage) {
+    const auto& price = scope.price();
+    const auto& metric = scope.metric().metric;
+    if (price.free_events > 0) return usage.steps(metric, query, static_cast<std::size_t>(price.free_events), {});
+    return price.free_total.is_zero() ? std::vector<EventStep>()
+                                      : usage.steps(metric, query, std::numeric_limits<std::size_t>::max(), price.free_total);
+}
+
 // What a percentage charge needs besides units: running totals for free units, each event's value for bounds per transaction.
 void measure_percentage(const Scope& scope, const AggregateQuery& query, UsageSource& usage, Quantity& quantity) {
     const auto& price = scope.price();
-    const bool counts = scope.metric().kind != Kind::sum;
-    const auto every = std::numeric_limits<std::size_t>::max();
-    if (has_bounds(price, quantity)) {
-        if (counts) {
-            quantity.values.assign(static_cast<std::size_t>(quantity.units.to_int64().value_or(0)), Decimal(1));
-        } else {
-            auto this_period = query;
-            this_period.period.from = scope.period.from;
-            quantity.values = usage.steps(scope.metric().metric, this_period, every, {});
-        }
-    }
-    if (price.free_events == 0 && price.free_total.is_zero()) return;
-    if (counts) {
+    if (scope.metric().kind != Kind::sum) {
+        if (has_bounds(price, quantity)) quantity.bounded = bounded_count(price, quantity.units);
         quantity.running = running_count(price, quantity.units);
-    } else if (price.free_events > 0) {
-        quantity.running = running_total(price, usage.steps(scope.metric().metric, query, static_cast<std::size_t>(price.free_events), {}));
-    } else {
-        quantity.running = running_total(price, usage.steps(scope.metric().metric, query, every, price.free_total));
+        return;
     }
+    if (has_bounds(price, quantity)) {
+        auto this_period = query;
+        this_period.period.from = scope.period.from;
+        for (const auto& step : usage.steps(scope.metric().metric, this_period)) quantity.bounded.add(price, step.value);
+    }
+    for (const auto& step : running_steps(scope, query, usage)) run_on(price, quantity.running, step.value);
 }
 
 Quantity quantity_of(const Scope& scope, const AggregateQuery& query, UsageSource& usage, const Measured& measured) {
@@ -8043,19 +8202,12 @@ Decimal prorated(const Decimal& units, const Decimal& share) { return (units * s
 std::vector<ProratedEvent> prorated_events(const Scope& scope, AggregateQuery query, UsageSource& usage) {
     const auto& metric = scope.metric().metric;
     const auto period = scope.period;
-    constexpr int longest = 3 * 366;  // days, each of which is a question of its own
-    if (days_in(scope.subscription, period) > longest) throw Error(ErrorCode::too_large, "period", "is too long for a prorated charge");
     std::vector<ProratedEvent> events;
     query.period = {Timestamp::min(), period.from};
     const auto older = usage.measure(metric, query).front().value;
     if (older > 0) events.push_back({older, older * share_of(scope, period)});
-    for (auto day = period.from; day < period.to;) {
-        const auto tomorrow = std::chrono::sys_days(local_date(scope.subscription, day)) + std::chrono::days(1);
-        query.period = {day, std::min(period.to, start_of(scope.subscription, tomorrow))};
-        const auto share = share_of(scope, {day, period.to});
-        for (const auto& step : usage.steps(metric, query, std::numeric_limits<std::size_t>::max(), {})) events.push_back({step, step * share});
-        day = query.period.to;
-    }
+    query.period = period;
+    for (const auto& step : usage.steps(metric, query)) events.push_back({step.value, step.value * share_of(scope, {step.time, period.to})});
     return events;
 }
 
@@ -8249,23 +8401,61 @@ json added_details(const json& with, const json& without) {
     return with.contains("paid_events") ? added_percentage(with, without) : json::object();
 }
 
-// The event's effect, it being the last of those that `query` chooses.
-Contribution last_contribution(const Scope& scope, const AggregateQuery& query, UsageSource& usage) {
-    if (scope.metric().kind == Kind::count) return {1, 1};
-    AdvanceState state;
-    Contribution last;
-    for (const auto& step : usage.steps(scope.metric().metric, query, std::numeric_limits<std::size_t>::max(), {})) last = contribute(state, step);
-    return last;
-}
+// What is priced with an event and without it, and what the event adds.
+struct AdvanceStep {
+    Quantity with, without;
+    Contribution contribution;
+};
 
-Quantity without_event(const Scope& scope, Quantity quantity, const Event& event, const Contribution& contribution) {
-    quantity.units -= contribution.priced;
-    --quantity.events;
-    quantity.without_event = true;
-    quantity.precise_amount -= quotient(event.precise_total_amount_cents.value_or(Decimal()), scope.plan.currency.subunits);
-    if (scope.metric().kind == Kind::sum && !quantity.values.empty()) quantity.values.pop_back();
-    return quantity;
-}
+// The events of a pay-in-advance charge in one group, one by one in order of time.
+class AdvanceWalk {
+public:
+    explicit AdvanceWalk(const Scope& scope) : scope_(scope), counts_(scope.metric().kind != Kind::sum) { quantity_.premium = scope.plan.premium; }
+
+    // An event that brings no fee: from before the period, of a recurring metric, or without the property.
+    void pass(const Decimal& step) { take(step, {}); }
+
+    AdvanceStep add(const EventStep& step, const Event& event) {
+        const auto bounded = quantity_.bounded;
+        take(step.value, event.precise_total_amount_cents.value_or(Decimal()));
+        if (!counts_ && has_bounds(scope_.price(), quantity_)) quantity_.bounded.add(scope_.price(), step.value);
+        AdvanceStep result{quantity_, quantity_, scope_.metric().kind == Kind::count ? Contribution{1, 1} : contribute(state_, step.value)};
+        if (scope_.charge.prorated) result.contribution.priced = prorated(result.contribution.priced, share_left(scope_, step.time));
+        auto& without = result.without;
+        without.units -= result.contribution.priced;
+        --without.events;
+        without.without_event = true;
+        without.precise_amount -= quotient(event.precise_total_amount_cents.value_or(Decimal()), scope_.plan.currency.subunits);
+        if (!counts_) without.bounded = bounded;  // a count's never leave out the event (count_service.rb:66)
+        return result;
+    }
+
+private:
+    void take(const Decimal& step, const Decimal& cents) {
+        const auto& price = scope_.price();
+        quantity_.units += step;
+        ++quantity_.events;
+        if (scope_.metric().kind == Kind::unique_count) quantity_.events = quantity_.units.to_int64().value_or(0);
+        cents_ += cents;
+        quantity_.precise_amount = quotient(cents_, scope_.plan.currency.subunits);
+        if (price.model == Model::percentage) counts_ ? take_count(step) : take_number(step);
+    }
+    void take_number(const Decimal& step) {
+        if (runs_on(scope_.price(), quantity_.running)) run_on(scope_.price(), quantity_.running, step);
+    }
+    void take_count(const Decimal& step) {
+        quantity_.running = running_count(scope_.price(), quantity_.units);
+        if (!has_bounds(scope_.price(), quantity_)) return;
+        if (step > 0) quantity_.bounded.add(scope_.price(), step);
+        if (step < 0) quantity_.bounded = bounded_count(scope_.price(), quantity_.units);
+    }
+
+    const Scope& scope_;
+    bool counts_;
+    Quantity quantity_;
+    AdvanceState state_;
+    Decimal cents_;
+};
 
 Group group_of(const Scope& scope, const Event& event) {
     Group group;
@@ -8273,26 +8463,50 @@ Group group_of(const Scope& scope, const Event& event) {
     return group;
 }
 
-// The fee of an event in the log under a pay-in-advance charge; scope's period ends with the event. Nothing when the event has no
-// value to count.
-[[maybe_unused]] std::optional<Fee> advance_fee(const Scope& scope, const Event& event, UsageSource& usage) {
-    const auto& metric = scope.metric();
-    if (metric.kind != Kind::count && !property_text(event.properties, property_key(metric))) return {};
-    auto group = group_of(scope, event);
-    const auto query = beside(scope.query(), group);
-    const auto contribution = last_contribution(scope, query, usage);
-    const auto all = scope.all_query(query);
-    const auto after = quantity_of(scope, all, usage, usage.measure(metric.metric, all).front());
-    const auto before = without_event(scope, after, event, contribution);
-    const auto with = apply(scope.price(), after), without = apply(scope.price(), before);
-    auto fee = empty_fee(scope, std::move(group));
-    fee.units = contribution.shown;
+Fee advance_fee(const Scope& scope, const Group& group, const Event& event, const AdvanceStep& step) {
+    const auto with = apply(scope.price(), step.with), without = apply(scope.price(), step.without);
+    auto fee = empty_fee(scope, group);
+    fee.event = event.id;
+    fee.units = step.contribution.shown;
     fee.events = 1;
     set_amounts(fee, difference(with, without), scope.plan.currency);
     const auto details = row_of(scope.price().model).details;
-    fee.vendor = fee_json(scope, fee, added_details(details(scope.price(), after, with), details(scope.price(), before, without)));
+    fee.vendor = fee_json(scope, fee, added_details(details(scope.price(), step.with, with), details(scope.price(), step.without, without)));
     fee.vendor["event_transaction_id"] = event.id;
     return fee;
+}
+
+struct PlacedFee {
+    std::pair<Timestamp, std::int64_t> place;
+    Fee fee;
+};
+
+// Which events' fees are asked for: those of a period, or one of them.
+struct AdvanceQuestion {
+    Period period;
+    std::optional<std::int64_t> sequence = {};
+    bool wants(const EventStep& step) const { return period.contains(step.time) && (!sequence || *sequence == step.sequence); }
+};
+
+// Over the scope's period, which is a billing period. An event without the property to be counted has no fee (pay_in_advance_service.rb:59).
+void add_advance_fees(const Scope& scope, const Group& group, const AdvanceQuestion& question, UsageSource& usage, std::vector<PlacedFee>& fees) {
+    const auto& metric = scope.metric();
+    auto query = scope.all_query(beside(scope.query(), group));
+    query.period.to = std::min(query.period.to, question.period.to);
+    AdvanceWalk walk(scope);
+    for (const auto& step : usage.steps(metric.metric, query)) {
+        const bool older = step.time < scope.period.from;
+        const auto event = older ? Event() : usage.event(step.sequence);
+        if (older || (metric.kind != Kind::count && !property_text(event.properties, property_key(metric)))) {
+            walk.pass(step.value);
+            continue;
+        }
+        const auto billed = walk.add(step, event);
+        if (!question.wants(step) || billing_filter(scope.charge, event.properties) != scope.filter) continue;
+        if (fees.size() == limits::advance_fees)
+            throw Error(ErrorCode::too_large, "period", "has more than " + std::to_string(limits::advance_fees) + " fees");
+        fees.push_back({{step.time, step.sequence}, advance_fee(scope, group, event, billed)});
+    }
 }
 
 // --- estimate_fees (dossier 3.1, 3.3) ---
@@ -8337,7 +8551,7 @@ Contribution contribution_of(const Scope& scope, const Event& event, const Aggre
     const auto measured = usage.measure(metric.metric, query).front();
     AdvanceState state;
     if (measured.falls) {
-        for (const auto& each : usage.steps(metric.metric, query, std::numeric_limits<std::size_t>::max(), {})) contribute(state, each);
+        for (const auto& each : usage.steps(metric.metric, query)) contribute(state, each.value);
     } else if (measured.events > 0) {
         state.current = state.maximum = measured.value;
     }
@@ -8350,11 +8564,9 @@ Quantity with_event(const Scope& scope, Quantity quantity, const Event& event, c
     ++quantity.events;
     if (scope.metric().kind == Kind::sum) {
         const auto value = summed(scope.metric(), event);
-        auto& running = quantity.running;
-        running.last += value;
-        if (++running.length == scope.price().free_events) running.at_free_events = running.last;
-        if (running.last < scope.price().free_total) ++running.below_free;
-        quantity.values.push_back(value);  // a count's values never include the event (count_service.rb:66)
+        if (runs_on(scope.price(), quantity.running)) run_on(scope.price(), quantity.running, value);
+        if (has_bounds(scope.price(), quantity))
+            quantity.bounded.add(scope.price(), value);  // a count's never include the event (count_service.rb:66)
     }
     quantity.precise_amount += quotient(event.precise_total_amount_cents.value_or(Decimal()), scope.plan.currency.subunits);
     return quantity;
@@ -8369,6 +8581,7 @@ Fee estimate(const Scope& scope, const Event& event, Timestamp now, UsageSource&
     const auto before = quantity_of(scope, all, usage, usage.measure(scope.metric().metric, all).front());
     const auto after = with_event(scope, before, event, contribution);
     auto fee = empty_fee(scope, std::move(group));
+    fee.event = event.id;
     fee.units = contribution.shown;
     fee.events = 1;
     set_amounts(fee, difference(apply(scope.price(), after), apply(scope.price(), before)), scope.plan.currency);
@@ -8385,6 +8598,7 @@ Decimal rounded(const BillableMetric& metric, const Decimal& value) {
 Fee instant(const Scope& scope, const Event& event) {
     const auto& metric = scope.metric();
     auto fee = empty_fee(scope, group_of(scope, event));
+    fee.event = event.id;
     fee.units = at_least_zero(rounded(metric, metric.kind == Kind::count ? Decimal(1) : summed(metric, event)));
     fee.events = 1;
     set_amounts(fee, price_instant(scope.price(), fee.units), scope.plan.currency);
@@ -8405,7 +8619,6 @@ Fees Plan::estimate_instant_fees(const Event& event, Timestamp now) const {
         list.push_back(
             instant({*this, charge, filter_of(charge, event.properties), subscription, billing_period(charges_interval, subscription, now)}, event));
     }
-    if (list.empty()) throw Error(ErrorCode::bad_value, "name", "does_not_match_an_instant_charge");
     return sum_up(*this, std::move(list));
 }
 
@@ -8435,7 +8648,7 @@ Fees Plan::estimate_fees(const Event& event, Timestamp now, UsageSource& usage_s
 Decimal paid_in_advance(const Scope& scope, const AggregateQuery& query, UsageSource& usage, const Measured& measured) {
     if (scope.metric().kind == Kind::count || !measured.falls) return measured.value;
     AdvanceState state;
-    for (const auto& step : usage.steps(scope.metric().metric, query, std::numeric_limits<std::size_t>::max(), {})) contribute(state, step);
+    for (const auto& step : usage.steps(scope.metric().metric, query)) contribute(state, step.value);
     return state.current ? state.paid(measured.value) : measured.value;
 }
 
@@ -8562,25 +8775,114 @@ void add_charge(const Plan& plan, const Charge& charge, const Subscription& subs
     add_true_up(whole, used, fees);
 }
 
-Fees Plan::usage(const UsageQuery& query, Timestamp now, UsageSource& usage_source) const {
+// The subscriptions a question is about, each with the period asked about, as far as it was active.
+std::vector<std::pair<Subscription, Period>> asked_about(const Plan& plan, const UsageQuery& query, Timestamp now) {
     std::vector<Subscription> asked;
-    for (const auto& each : subscriptions) {
+    for (const auto& each : plan.subscriptions) {
         const bool chosen =
             (query.subscription.empty() || each.id == query.subscription) && (query.customer.empty() || each.customer == query.customer);
         if (chosen && (query.period || each.active.contains(now))) asked.push_back(each);
     }
-    if (!lists_subscriptions && !query.subscription.empty()) asked.push_back({.id = query.subscription, .customer = query.customer});
+    if (!plan.lists_subscriptions && !query.subscription.empty()) asked.push_back({.id = query.subscription, .customer = query.customer});
     if (query.subscription.empty() && query.customer.empty())
         throw Error(ErrorCode::bad_value, "subscription", "a subscription or a customer is required");
     if (asked.empty()) not_found("subscription", "no_active_subscription");
+    std::vector<std::pair<Subscription, Period>> periods;
+    for (const auto& each : asked) {
+        const auto period = query.period.value_or(billing_period(plan.charges_interval, each, now));
+        const Period active{std::max(period.from, each.active.from), std::min(period.to, each.active.to)};
+        if (active.from < active.to) periods.emplace_back(each, active);
+    }
+    return periods;
+}
+
+Period Plan::period_around(const UsageQuery& query, Timestamp at) const {
+    Subscription asked;
+    for (const auto& each : subscriptions) {
+        if (query.subscription.empty() ? each.customer != query.customer : each.id != query.subscription) continue;
+        asked = each;
+        break;
+    }
+    asked.active = {};
+    return billing_period(charges_interval, asked, at);
+}
+
+std::vector<std::string> Plan::subscriptions_of(const UsageQuery& query, Timestamp now) const {
+    std::vector<std::string> ids;
+    for (const auto& [subscription, period] : asked_about(*this, query, now)) ids.push_back(subscription.id);
+    return ids;
+}
+
+Fees Plan::usage(const UsageQuery& query, Timestamp now, UsageSource& usage_source) const {
     std::vector<Fee> list;
-    for (const auto& subscription : asked) {
-        auto period = query.period.value_or(billing_period(charges_interval, subscription, now));
-        period = {std::max(period.from, subscription.active.from), std::min(period.to, subscription.active.to)};
-        if (!(period.from < period.to)) continue;
+    for (const auto& [subscription, period] : asked_about(*this, query, now)) {
         for (const auto& charge : charges) add_charge(*this, charge, subscription, period, query.closing, usage_source, list);
     }
     return sum_up(*this, std::move(list));
+}
+
+// --- the fees of recorded events (dossier 7) ---
+
+Fees in_order(const Plan& plan, std::vector<PlacedFee> placed) {
+    std::stable_sort(placed.begin(), placed.end(), [](const PlacedFee& a, const PlacedFee& b) { return a.place < b.place; });
+    std::vector<Fee> list;
+    for (auto& each : placed) list.push_back(std::move(each.fee));
+    return sum_up(plan, std::move(list));
+}
+
+Fees Plan::advance_fees(const Event& event, UsageSource& usage_source) const {
+    const auto time = event.timestamp.value();
+    const auto subscription = subscription_at(*this, event.subscription, time);
+    const auto period = billing_period(charges_interval, subscription, time);
+    std::vector<PlacedFee> fees;
+    for (const auto& charge : charges) {
+        if (!charge.pay_in_advance || billable_metrics[charge.metric].metric.code != event.name) continue;
+        const Scope scope{*this, charge, billing_filter(charge, event.properties), subscription, period};
+        add_advance_fees(scope, group_of(scope, event), {{time, time + std::chrono::microseconds(1)}, event.sequence}, usage_source, fees);
+    }
+    return in_order(*this, std::move(fees));
+}
+
+// The billing periods that have a part in the given one.
+std::vector<Period> billing_periods(const Plan& plan, const Subscription& subscription, const Period& period) {
+    constexpr std::size_t most = 1200;
+    std::vector<Period> periods;
+    for (auto at = period.from; at < period.to; at = periods.back().to) {
+        if (periods.size() == most) throw Error(ErrorCode::too_large, "period", "has more than " + std::to_string(most) + " billing periods");
+        periods.push_back(billing_period(plan.charges_interval, subscription, at));
+    }
+    return periods;
+}
+
+// To a fee of one event, a missing and an empty value are the same group.
+std::set<Group> advance_groups(const Scope& scope, UsageSource& usage) {
+    std::set<Group> groups;
+    for (const auto& row : measured_groups(scope, usage)) {
+        Group group;
+        for (std::size_t i = 0; i < row.group.size(); ++i) {
+            const auto& value = row.group[i];
+            group.emplace_back(scope.price().group_keys[i], value && value->empty() ? std::nullopt : value);
+        }
+        groups.insert(std::move(group));
+    }
+    return groups;
+}
+
+Fees Plan::advance_fees(const UsageQuery& query, Timestamp now, UsageSource& usage_source) const {
+    std::vector<PlacedFee> fees;
+    const auto add = [&](const Scope& scope, const Period& asked) {
+        for (const auto& group : advance_groups(scope, usage_source)) add_advance_fees(scope, group, {asked}, usage_source, fees);
+    };
+    for (const auto& [subscription, asked] : asked_about(*this, query, now)) {
+        for (const auto& period : billing_periods(*this, subscription, asked)) {
+            for (const auto& charge : charges) {
+                if (!charge.pay_in_advance) continue;
+                for (const auto& filter : charge.filters) add({*this, charge, &filter, subscription, period}, asked);
+                add({*this, charge, nullptr, subscription, period}, asked);
+            }
+        }
+    }
+    return in_order(*this, std::move(fees));
 }
 
 // --- what if (any quantity under a charge) ---
@@ -8588,8 +8890,11 @@ Fees Plan::usage(const UsageQuery& query, Timestamp now, UsageSource& usage_sour
 // A percentage charge looks at single events: they are taken as equal.
 void spread_evenly(const Price& price, std::int64_t events, Quantity& quantity) {
     if (events < 0 || events > static_cast<std::int64_t>(limits::batch_events)) throw Error(ErrorCode::bad_value, "events", "is out of range");
-    if (events > 0) quantity.values.assign(static_cast<std::size_t>(events), quotient(quantity.units, events));
-    quantity.running = running_total(price, quantity.values);
+    for (auto left = events; left > 0; --left) {
+        const auto value = quotient(quantity.units, events);
+        run_on(price, quantity.running, value);
+        if (has_bounds(price, quantity)) quantity.bounded.add(price, value);
+    }
 }
 
 Fee Plan::price(std::string_view name, const Decimal& units, std::int64_t events) const {
@@ -9899,8 +10204,18 @@ struct Catalogue final : Book::Impl {
     bool serves(const std::string& subscription, const std::string& customer) const override {
         return lists_subscriptions ? !chosen(subscription, customer).empty() : !customer.empty();
     }
+    Period period_around(const UsageQuery& query, Timestamp at) const override {
+        const auto list = chosen(query.subscription, query.customer);
+        return list.empty() ? this_month(at) : list.front().period(at);
+    }
+    std::vector<std::string> subscriptions_of(const UsageQuery& query, Timestamp) const override {
+        std::vector<std::string> ids;
+        for (const auto& each : chosen(query.subscription, query.customer)) ids.push_back(each.id);
+        return ids;
+    }
     Fees usage(const UsageQuery& query, Timestamp now, UsageSource& usage) const override;
     Fees estimate_fees(const Event& event, Timestamp now, UsageSource& usage) const override;
+    Fees estimate_instant_fees(const Event& event, Timestamp now) const override;
     Fee price(std::string_view charge, const Decimal& units, std::int64_t events) const override;
     std::vector<std::optional<Decimal>> event_costs(std::span<const std::optional<Event>> events) const override;
     std::optional<std::vector<AnalyticsItem>> analytics(const Metric& metric, const AnalyticsQuery& query, Timestamp now,
@@ -10142,6 +10457,22 @@ Fees Catalogue::estimate_fees(const Event& event, Timestamp now, UsageSource& us
         }
     }
     if (list.empty()) throw Error(ErrorCode::not_found, "name", "no price measures events named " + event.name);
+    return sum_up(*this, std::move(list));
+}
+
+Fees Catalogue::estimate_instant_fees(const Event& event, Timestamp now) const {
+    std::vector<Fee> list;
+    for (const auto& subscription : chosen(event.subscription, event.customer)) {
+        for (const auto& item : subscription.items) {
+            if (!measures(item.metric, event) || !subscription.active.contains(now) || !item.active.contains(now)) continue;
+            const auto units = quantity_of(item.metric, event);
+            list.push_back(fee_of(*this, item.charge, item.metric.code, units, price_units(item.price(), units)));
+            list.back().customer = subscription.customer;
+            list.back().subscription = subscription.id;
+            list.back().period = subscription.period(now);
+            list.back().events = 1;
+        }
+    }
     return sum_up(*this, std::move(list));
 }
 
@@ -11070,8 +11401,8 @@ void take_use(Account& account, const Use& used, AggregateQuery query, UsageSour
     query.group_by.clear();
     query.subscription = used.entity;
     if (nobody) query.filter = Filter::where("subscription", Operator::exists, false);
-    for (const auto& units : source.steps(feature_metric(used.name), query, std::numeric_limits<std::size_t>::max(), {}))
-        use(account, used.feature, used.entity, units);
+    for (const auto& step : source.steps(feature_metric(used.name), query, std::numeric_limits<std::size_t>::max(), {}))
+        use(account, used.feature, used.entity, step.value);
 }
 
 // The features whose use may touch the same balances: those that share a credit system, directly or through others.
@@ -11676,14 +12007,6 @@ std::optional<Decimal> numeric(const Event& event, const std::string& property) 
     return value.kind == Scalar::Kind::text && !plain_number(value.text) ? std::nullopt : scalar_number(value);
 }
 
-bool is_ignored(const Values& entry, const json& properties) {
-    Values listed;
-    for (const auto& [key, values] : entry) {
-        if (!values.empty()) listed.emplace(key, values);
-    }
-    return !listed.empty() && matches(listed, properties);
-}
-
 // The events that take part, by time (postgres_store.rb:6). A recurring sum or unique count looks at all of the past.
 [[maybe_unused]] std::vector<const Event*> in_scope(const Question& question, std::span<const Event> events) {
     constexpr std::int64_t millisecond = 1000;
@@ -12074,10 +12397,10 @@ const Rules& rules_named(std::string_view name) {
 }
 
 // The cost of each event alone, in billionths of the currency's unit, under the first book that prices it; 0 when none does (FlexPrice, 7.2).
-std::vector<Decimal> nano_costs(std::span<const std::optional<Event>> events, std::span<const Book> books) {
+std::vector<Decimal> nano_costs(std::span<const std::optional<Event>> events, std::span<const Book::Impl* const> books) {
     std::vector<std::optional<Decimal>> costs(events.size());
-    for (const Book& book : books) {
-        const auto found = book.impl().event_costs(events);
+    for (const Book::Impl* book : books) {
+        const auto found = book->event_costs(events);
         for (std::size_t i = 0; i < events.size(); ++i) {
             if (!costs[i]) costs[i] = found[i];
         }
@@ -12092,7 +12415,7 @@ std::vector<Decimal> nano_costs(std::span<const std::optional<Event>> events, st
 // What an answer is drawn from, all of one moment.
 struct AnalyticsSource {
     std::span<const Metric> metrics;
-    std::span<const Book> books;
+    std::span<const Book::Impl* const> books;  // of each the version in force
     Timestamp now;
     UsageSource& usage;
 };
@@ -12107,9 +12430,9 @@ struct AnalyticsRules {
 
 // What the first book says that prices the metric for the customer; without one just what is measured.
 std::vector<AnalyticsItem> items_of(const Metric& metric, const AnalyticsQuery& query, const AnalyticsSource& source) {
-    for (const Book& book : source.books) {
-        if (!book.impl().serves(query.subscription, query.customer)) continue;
-        if (auto items = book.impl().analytics(metric, query, source.now, source.usage)) return std::move(*items);
+    for (const Book::Impl* book : source.books) {
+        if (!book->serves(query.subscription, query.customer)) continue;
+        if (auto items = book->analytics(metric, query, source.now, source.usage)) return std::move(*items);
     }
     return measured_items(metric, query, source.usage);
 }
@@ -14813,15 +15136,22 @@ public:
         return rows;
     }
 
-    std::vector<Decimal> steps(const Metric& metric, const AggregateQuery& query, std::size_t limit, const std::optional<Decimal>& until) override {
-        std::vector<Decimal> found;
+    using UsageSource::steps;
+    std::vector<EventStep> steps(const Metric& metric, const AggregateQuery& query, std::size_t limit, const std::optional<Decimal>& until) override {
+        std::vector<EventStep> found;
         Decimal sum;
         for (const Step& step : ordered_steps(reader_, {metric, rules_named(metric.rules), query})) {
             if (found.size() >= limit || (until && sum > *until)) break;
-            found.push_back(step.value);
+            found.push_back({Timestamp(step.place.time), step.place.sequence, step.value});
             sum += step.value;
         }
         return found;
+    }
+
+    Event event(std::int64_t sequence) override {
+        auto found = event_at(reader_, sequence);
+        if (!found) damaged("log");
+        return std::move(*found);
     }
 
     Decimal precise_total_cents(const Metric& metric, const AggregateQuery& query) override {
@@ -14836,13 +15166,174 @@ private:
     const Reader& reader_;
 };
 
-// The vendors whose books a database may hold.
-Book make_book(const std::string& vendor, const json& source) {
+// ---- books in force: which version of which book prices what, and when ----
+
+using Books = std::vector<BookVersion>;  // by vendor, code and moment
+
+Book read_book(const StoredBook& stored) {
+    return from_file("books", [&] { return Book::of(stored.vendor, json::parse(stored.source)); });
+}
+
+std::string text_of_source(const Book& book) {
     try {
-        return Book::of(vendor, source);
-    } catch (const Error& error) {
-        throw Error(ErrorCode::corrupt, "books", error.what());
+        return book.source().dump();
+    } catch (const json::exception&) {
+        refuse("book", "holds text that is not UTF-8");
     }
+}
+
+// The books of the database, read again when they have changed.
+class Shelf {
+public:
+    std::shared_ptr<const Books> books(Connection& db) const {
+        const std::lock_guard lock(mutex_);
+        if (const std::int64_t mark = books_mark(db); !books_ || mark != mark_) {
+            Books read;
+            for (const StoredBook& stored : stored_books(db)) read.push_back({read_book(stored), stored.effective});
+            books_ = std::make_shared<const Books>(std::move(read));
+            mark_ = mark;
+        }
+        return books_;
+    }
+
+private:
+    mutable std::mutex mutex_;
+    mutable std::int64_t mark_ = 0;
+    mutable std::shared_ptr<const Books> books_;
+};
+
+using Versions = std::vector<const BookVersion*>;
+
+// The versions that know the subscription or customer, those of one book together.
+std::vector<Versions> serving(const Books& books, const UsageQuery& query) {
+    std::vector<Versions> found;
+    for (const BookVersion& each : books) {
+        if (!each.book.impl().serves(query.subscription, query.customer)) continue;
+        const auto same = [&](const Book& other) { return other.vendor() == each.book.vendor() && other.code() == each.book.code(); };
+        if (found.empty() || !same(found.back()[0]->book)) found.emplace_back();
+        found.back().push_back(&each);
+    }
+    return found;
+}
+
+// Those of the first book.
+Versions versions_for(const Books& books, const UsageQuery& query) {
+    auto found = serving(books, query);
+    if (found.empty())
+        throw Error(ErrorCode::not_found, query.subscription.empty() ? "customer" : "subscription", "no book that is loaded prices it");
+    return std::move(found.front());
+}
+
+struct InForce {
+    const Book::Impl* book = nullptr;
+    Timestamp since = Timestamp::min();
+};
+
+// Nothing before the first version. A version that takes effect within a billing period of the one before it follows when that ends, so that a
+// period is priced by one version.
+std::optional<InForce> in_force(std::span<const BookVersion* const> versions, const UsageQuery& query, Timestamp at) {
+    if (versions.front()->effective_from > at) return std::nullopt;
+    InForce found{&versions.front()->book.impl(), versions.front()->effective_from};
+    for (const BookVersion* next : versions.subspan(1)) {
+        if (next->effective_from > at) break;
+        Timestamp change = found.since;
+        if (next->effective_from > change) {
+            const Period running = found.book->period_around(query, next->effective_from);
+            change = running.from == next->effective_from ? running.from : running.to;
+        }
+        if (change > at) break;
+        found = {&next->book.impl(), change};
+    }
+    return found;
+}
+
+// Of each book the last version that has taken effect.
+std::vector<const Book::Impl*> books_now(const Books& books, Timestamp now) {
+    std::vector<const Book::Impl*> found;
+    for (const BookVersion& each : books) {
+        if (each.effective_from > now) continue;
+        const Book::Impl& book = each.book.impl();
+        if (!found.empty() && found.back()->vendor == book.vendor && found.back()->code == book.code) found.pop_back();
+        found.push_back(&book);
+    }
+    return found;
+}
+
+[[noreturn]] void throw_not_yet(const BookVersion& first) {
+    throw Error(ErrorCode::not_found, "book", quote(first.book.code()) + " takes effect only at " + first.effective_from.to_string());
+}
+
+const Book::Impl& book_at(const Books& books, const UsageQuery& query, Timestamp at) {
+    const auto versions = versions_for(books, query);
+    const auto found = in_force(versions, query, at);
+    if (!found) throw_not_yet(*versions.front());
+    return *found->book;
+}
+
+const Book::Impl& book_at(const Books& books, const Event& event, Timestamp at) {
+    return book_at(books, UsageQuery{.subscription = event.subscription, .customer = event.customer}, at);
+}
+
+// The book for a question about a period, and the question as far as the book has been in force.
+struct Asked {
+    const Book::Impl* book = nullptr;
+    UsageQuery query{};
+};
+
+Asked asked_of(std::span<const BookVersion* const> versions, const UsageQuery& query, Timestamp now) {
+    const BookVersion& first = *versions.front();
+    auto found = in_force(versions, query, query.period ? query.period->from : now);
+    if (!found && query.period && first.effective_from < query.period->to) found = {&first.book.impl(), first.effective_from};
+    if (!found) throw_not_yet(first);
+    Asked asked{found->book, query};
+    Period period = query.period.value_or(found->book->period_around(query, now));
+    if (found->since > period.from) asked.query.period = Period{found->since, period.to};
+    return asked;
+}
+
+void add_fees(Fees& sum, Fees more) {
+    if (!sum.fees.empty() && !more.fees.empty() && sum.currency != more.currency)
+        refuse("subscription", "is needed: this customer's are priced in " + sum.currency + " and " + more.currency);
+    if (sum.fees.empty()) sum.currency = more.currency, sum.subunits = more.subunits;
+    sum.amount_cents += more.amount_cents;
+    std::move(more.fees.begin(), more.fees.end(), std::back_inserter(sum.fees));
+}
+
+// What `ask(book, query)` answers for each subscription that the question is about, by the version that prices it.
+template <class Ask>
+Fees ask_books(const Books& books, UsageQuery query, Timestamp now, Ask&& ask) {
+    const auto versions = versions_for(books, query);
+    if (versions.size() == 1 && versions[0]->effective_from == Timestamp::min()) return ask(versions[0]->book.impl(), query);
+    Fees fees;
+    for (const std::string& subscription : versions.back()->book.impl().subscriptions_of(query, now)) {
+        query.subscription = subscription;
+        const Asked asked = asked_of(versions, query, now);
+        add_fees(fees, ask(*asked.book, asked.query));
+    }
+    return fees;
+}
+
+// Of several books the first that allows it answers, else the first that has a balance at all.
+Check check_books(const Books& books, const Event& event, Timestamp now, UsageSource& usage) {
+    std::string without;
+    bool served = false;
+    std::optional<Check> refused;
+    const UsageQuery query{.subscription = event.subscription, .customer = event.customer};
+    for (const Versions& versions : serving(books, query)) {
+        const auto current = in_force(versions, query, now);
+        if (!current) continue;
+        const Book::Impl& book = *current->book;
+        if (!book.has_balances()) without = book.vendor;
+        served = served || book.has_balances();
+        if (!book.knows_feature(event.name)) continue;
+        const Check answer = book.check(event, now, usage);
+        if (answer.allowed) return answer;
+        if (!refused || refused->reason == "no_balance") refused = answer;
+    }
+    if (refused) return *refused;
+    if (served) throw Error(ErrorCode::not_found, "name", "no book with balances knows the feature " + event.name);
+    if (without.empty()) throw Error(ErrorCode::not_found, "customer", "no book that is loaded has it");
+    throw Error(ErrorCode::unsupported, "customer", "is priced by a book of " + without + ", which has no balances; Autumn's have");
 }
 
 }  // namespace
@@ -14906,27 +15397,39 @@ struct Meter::Impl {
     }
 
     Metric metric(const std::string& code) const {
-        return store.read([&](Connection& db) { return find_metric(db, code); });
+        return store.read([&](Connection& db) { return find_metric(db, code, options.clock()); });
     }
 
-    std::vector<Book> books() const {
-        const auto stored = store.read([](Connection& db) { return stored_books(db); });
-        std::vector<Book> made;
-        for (const auto& book : stored) made.push_back(from_file("books", [&] { return make_book(book.first, json::parse(book.second)); }));
-        return made;
+    std::shared_ptr<const Books> books() const {
+        return store.read([&](Connection& db) { return shelf.books(db); });
     }
 
-    // The first book that serves is asked; what it asks in turn is answered from one snapshot.
+    // What `ask(books, usage)` answers from one snapshot.
     template <class Ask>
-    Fees price(const std::string& subscription, const std::string& customer, Ask&& ask) const {
-        for (const Book& book : books()) {
-            if (!book.impl().serves(subscription, customer)) continue;
-            return store.scan([&](const Reader& reader) {
-                StoreUsage usage(reader);
-                return ask(book.impl(), usage);
-            });
-        }
-        throw Error(ErrorCode::not_found, subscription.empty() ? "customer" : "subscription", "no book that is loaded prices it");
+    auto price(Ask&& ask) const {
+        return store.scan([&](const Reader& reader) {
+            const auto books = shelf.books(reader);
+            StoreUsage usage(reader);
+            return ask(*books, usage);
+        });
+    }
+
+    // Each event on its own, all from one snapshot; an error says which event it is about.
+    template <class Ask>
+    std::vector<Fees> price_each(std::span<const Event> events, Ask&& ask) const {
+        check_batch(events.size());
+        return price([&](const Books& books, UsageSource& usage) {
+            const Timestamp now = options.clock();
+            std::vector<Fees> answers;
+            answers.reserve(events.size());
+            for (const Event& event : events) {
+                answers.push_back(beneath("events[" + std::to_string(answers.size()) + "]", [&] {
+                    draft_one(event);
+                    return ask(book_at(books, event, now), event, now, usage);
+                }));
+            }
+            return answers;
+        });
     }
 
     std::vector<std::int64_t> locate(std::span<const std::string> ids) {
@@ -14946,6 +15449,7 @@ struct Meter::Impl {
     MeterOptions options;
     std::atomic<std::uint64_t> last_moment{0};
     Store store;
+    Shelf shelf;
     Delivery delivery;  // after the store: it goes first
 };
 
@@ -14955,9 +15459,7 @@ Meter::Meter(Meter&&) noexcept = default;
 Meter& Meter::operator=(Meter&&) noexcept = default;
 
 Receipt Meter::record(const Event& event) {
-    Drafts drafts;
-    add_draft(drafts, [&](Draft& draft) { draft_event(drafts, draft, event); });
-    if (drafts.accepted.empty()) throw Error(drafts.refusal, drafts.receipts[0].field, drafts.receipts[0].reason);
+    Drafts drafts = draft_one(event);
     impl_->append(drafts);
     return std::move(drafts.receipts[0]);
 }
@@ -15037,7 +15539,7 @@ void Meter::define(const Metric& metric) {
 }
 
 std::vector<Metric> Meter::metrics() const {
-    return impl_->store.read([](Connection& db) { return all_metrics(db); });
+    return impl_->store.read([&](Connection& db) { return metrics_at(db, impl_->options.clock()); });
 }
 
 Aggregate Meter::aggregate(const AggregateQuery& query) const { return aggregate(impl_->metric(query.metric), query); }
@@ -15054,66 +15556,95 @@ Aggregate Meter::aggregate(const Metric& metric, const AggregateQuery& query) co
 }
 
 Analytics Meter::analytics(const AnalyticsQuery& query) const {
-    const std::vector<Book> books = impl_->books();
+    const Timestamp now = impl_->options.clock();
     return impl_->store.scan([&](const Reader& reader) {
+        const auto books = impl_->shelf.books(reader);
         StoreUsage usage(reader);
         std::vector<Metric> metrics;
-        for (const std::string& code : query.metrics) metrics.push_back(find_metric(reader, code));
-        if (query.metrics.empty()) metrics = all_metrics(reader);
-        return meter::analytics(query, {metrics, books, impl_->options.clock(), usage});
+        for (const std::string& code : query.metrics) metrics.push_back(find_metric(reader, code, now));
+        if (query.metrics.empty()) metrics = metrics_at(reader, now);
+        return meter::analytics(query, {metrics, books_now(*books, now), now, usage});
     });
 }
 
 std::vector<Decimal> Meter::inference_costs(std::span<const std::string> ids) const {
     std::vector<std::optional<Event>> events;
     for (const std::string& id : ids) events.push_back(find(id));
-    return nano_costs(events, impl_->books());
+    const auto books = impl_->books();
+    return nano_costs(events, books_now(*books, impl_->options.clock()));
 }
 
-void Meter::load(const Book& book) {
-    const std::string source = book.source().dump();
+void Meter::load(const Book& book, Timestamp effective_from) {
+    if (effective_from < Timestamp::min() || effective_from > Timestamp::max()) refuse("effective_from", "is outside the years 1 to 9999");
+    const std::string source = text_of_source(book);
     const std::vector<Metric> metrics = book.metrics();
     impl_->store.write([&](Connection& db) {
-        put_book(db, book.vendor(), book.code(), source);
-        for (const Metric& metric : metrics) store_metric(db, metric);
+        const std::int64_t id = put_book(db, book.vendor(), book.code(), effective_from, source);
+        for (const Metric& metric : metrics) store_metric(db, metric, id);
     });
 }
 
-std::vector<Book> Meter::books() const { return impl_->books(); }
+void Meter::remove_book(const std::string& vendor, const std::string& code, std::optional<Timestamp> effective_from) {
+    impl_->store.write([&](Connection& db) {
+        if (drop_books(db, vendor, code, effective_from) == 0)
+            throw Error(ErrorCode::not_found, "book",
+                        "there is no " + quote(code) + " of " + quote(vendor) + (effective_from ? " of that moment" : ""));
+    });
+}
+
+std::vector<BookVersion> Meter::books() const { return *impl_->books(); }
 
 Fees Meter::estimate_fees(const Event& event) const {
-    return impl_->price(event.subscription, event.customer,
-                        [&](const Book::Impl& book, UsageSource& usage) { return book.estimate_fees(event, impl_->options.clock(), usage); });
+    draft_one(event);
+    return impl_->price([&](const Books& books, UsageSource& usage) {
+        const Timestamp now = impl_->options.clock();
+        return book_at(books, event, now).estimate_fees(event, now, usage);
+    });
+}
+
+std::vector<Fees> Meter::estimate_fees(std::span<const Event> events) const {
+    return impl_->price_each(
+        events, [](const Book::Impl& book, const Event& event, Timestamp now, UsageSource& usage) { return book.estimate_fees(event, now, usage); });
+}
+
+Fees Meter::estimate_instant_fees(const Event& event) const {
+    draft_one(event);
+    const auto books = impl_->books();
+    const Timestamp now = impl_->options.clock();
+    Fees fees = book_at(*books, event, now).estimate_instant_fees(event, now);
+    if (fees.fees.empty()) refuse("name", "does_not_match_an_instant_charge");
+    return fees;
+}
+
+std::vector<Fees> Meter::estimate_instant_fees(std::span<const Event> events) const {
+    return impl_->price_each(
+        events, [](const Book::Impl& book, const Event& event, Timestamp now, UsageSource&) { return book.estimate_instant_fees(event, now); });
+}
+
+Fees Meter::advance_fees(std::string_view id) const {
+    const std::optional<Event> event = find(id);
+    if (!event) throw Error(ErrorCode::not_found, "id", quote(id) + " is not in the log");
+    return impl_->price(
+        [&](const Books& books, UsageSource& usage) { return book_at(books, *event, *event->timestamp).advance_fees(*event, usage); });
+}
+
+Fees Meter::advance_fees(const UsageQuery& query) const {
+    return impl_->price([&](const Books& books, UsageSource& usage) {
+        const Timestamp now = impl_->options.clock();
+        return ask_books(books, query, now, [&](const Book::Impl& book, const UsageQuery& asked) { return book.advance_fees(asked, now, usage); });
+    });
 }
 
 Fees Meter::usage(const UsageQuery& query) const {
-    return impl_->price(query.subscription, query.customer,
-                        [&](const Book::Impl& book, UsageSource& usage) { return book.usage(query, impl_->options.clock(), usage); });
+    return impl_->price([&](const Books& books, UsageSource& usage) {
+        const Timestamp now = impl_->options.clock();
+        return ask_books(books, query, now, [&](const Book::Impl& book, const UsageQuery& asked) { return book.usage(asked, now, usage); });
+    });
 }
 
-// Of several books the first that allows it answers, else the first that has a balance at all.
 Check Meter::check(const Event& event) const {
     if (event.customer.empty()) refuse("customer", "is required");
-    std::string without;
-    bool served = false;
-    std::optional<Check> refused;
-    for (const Book& book : impl_->books()) {
-        const Book::Impl& impl = book.impl();
-        if (!impl.serves(event.subscription, event.customer)) continue;
-        if (!impl.has_balances()) without = book.vendor();
-        served = served || impl.has_balances();
-        if (!impl.knows_feature(event.name)) continue;
-        const Check answer = impl_->store.scan([&](const Reader& reader) {
-            StoreUsage usage(reader);
-            return impl.check(event, impl_->options.clock(), usage);
-        });
-        if (answer.allowed) return answer;
-        if (!refused || refused->reason == "no_balance") refused = answer;
-    }
-    if (refused) return *refused;
-    if (served) throw Error(ErrorCode::not_found, "name", "no book with balances knows the feature " + event.name);
-    if (without.empty()) throw Error(ErrorCode::not_found, "customer", "no book that is loaded has it");
-    throw Error(ErrorCode::unsupported, "customer", "is priced by a book of " + without + ", which has no balances; Autumn's have");
+    return impl_->price([&](const Books& books, UsageSource& usage) { return check_books(books, event, impl_->options.clock(), usage); });
 }
 
 void Meter::connect(const Upstream& upstream) { impl_->delivery.connect(upstream); }

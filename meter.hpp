@@ -227,6 +227,7 @@ inline constexpr std::size_t extra_bytes = 65536;       ///< notice and extensio
 inline constexpr std::size_t batch_events = 100000;     ///< in one call of record()
 inline constexpr std::size_t page_events = 1000;        ///< ListQuery::limit
 inline constexpr std::size_t sort_keys = 8;             ///< ListQuery::sort
+inline constexpr std::size_t advance_fees = 10000;      ///< in one answer of advance_fees()
 inline constexpr std::size_t aggregate_rows = 1000000;  ///< bins x groups of one answer
 inline constexpr std::size_t carried_bins = 1000;       ///< of a recurring metric, each of which is a question of its own
 }  // namespace limits
@@ -545,6 +546,12 @@ private:
     std::shared_ptr<const Impl> impl_;
 };
 
+/// A book as the database keeps it.
+struct BookVersion {
+    Book book;
+    Timestamp effective_from = Timestamp::min();  ///< which stands for always
+};
+
 /// One step on the way to a fee. The amounts of a fee's lines add up to its amount exactly.
 struct FeeLine {
     enum class Step {
@@ -576,6 +583,7 @@ struct Fee {
     std::string customer = {}, subscription = {};
     std::vector<std::pair<std::string, std::optional<std::string>>> group = {};  ///< of a charge priced by group
     std::string filter = {};                                                     ///< the charge filter's name, of a charge priced by filter
+    std::string event = {};                                                      ///< its id, of the fee of one event
     std::string currency = {};
     Decimal units = {};
     std::int64_t events = 0;
@@ -909,8 +917,10 @@ public:
     /// is well. With `repair`, what differs is made again from the log. Takes time in proportion to the log; others may read and write.
     std::vector<std::string> verify(bool repair = false);
 
-    /// Declares a metric, or replaces the one of that code. Throws bad_value.
+    /// Declares a metric, in place of the one of that code. Throws bad_value.
     void define(const Metric& metric);
+    /// Those in force, by code. Of several of one code (the app's own and those of books) that is the one given last; a book's, as long as the
+    /// version it came with is in effect.
     std::vector<Metric> metrics() const;
     /// Throws not_found for an unknown metric, bad_value for a wrong period or field, too_large over limits::aggregate_rows.
     Aggregate aggregate(const AggregateQuery& query) const;
@@ -926,12 +936,44 @@ public:
     std::vector<Decimal> inference_costs(std::span<const std::string> ids) const;
     std::vector<Decimal> inference_costs(std::initializer_list<std::string> ids) const { return inference_costs(std::span(ids.begin(), ids.size())); }
 
-    /// Keeps a book in the database, in place of the one of the same vendor and code; its metrics become known to aggregate().
-    void load(const Book& book);
-    std::vector<Book> books() const;
+    /// Keeps a version of a book in the database, in place of the one of the same vendor, code and moment; its metrics become known to
+    /// aggregate(), in place of others of their codes. A billing period is priced by one version, that in effect when it begins: a version
+    /// that takes effect within a period follows when that ends. The first one of all has no say before it takes effect: it prices the rest
+    /// of that period. Estimates and limits go by the version of the billing period they are made in; a UsageQuery::period by the version of
+    /// the moment it begins. Throws bad_value for a moment outside Timestamp::min() (always) to max().
+    void load(const Book& book, Timestamp effective_from = Timestamp::min());
+    /// Removes that version, or all of them, and the metrics that came with it; where such a metric had taken the place of another of its
+    /// code, that one is back. Throws not_found when there is none.
+    void remove_book(const std::string& vendor, const std::string& code, std::optional<Timestamp> effective_from = {});
+    /// All versions, by vendor, code and moment.
+    std::vector<BookVersion> books() const;
     /// What the event would cost if it happened now: one fee for each pay-in-advance charge of its metric on the subscription's plan.
-    /// Nothing is recorded. Rules: Lago's POST /events/estimate_fees (dossier 3.1). Throws not_found and bad_value as that answers 404 and 422.
+    /// Nothing is recorded. Rules: Lago's POST /events/estimate_fees (dossier 3.1). Throws not_found and bad_value as that answers 404 and 422,
+    /// and what record() throws for an event that cannot be.
     Fees estimate_fees(const Event& event) const;
+    /// The same for each of up to limits::batch_events events, in order and from one snapshot: none counts for another. An error is thrown
+    /// for the first event that has one, its field beneath "events[i]"; too_large for more events.
+    std::vector<Fees> estimate_fees(std::span<const Event> events) const;
+    std::vector<Fees> estimate_fees(std::initializer_list<Event> events) const { return estimate_fees(std::span(events.begin(), events.size())); }
+    /// What the event costs taken alone, without the log: one fee for each standard or percentage pay-in-advance charge of its metric, no free
+    /// units, units rounded as the metric says. Rules: Lago's POST /events/estimate_instant_fees (dossier 3.4). Throws not_found for the
+    /// subscription, bad_value when the event meets no such charge or its property is not a number, unsupported for other vendors' books.
+    Fees estimate_instant_fees(const Event& event) const;
+    /// The same for each of up to limits::batch_events events, in order. As in Lago's batch_estimate_instant_fees, an event that meets no such
+    /// charge has no fees; other errors are thrown for the first event that has one, its field beneath "events[i]".
+    std::vector<Fees> estimate_instant_fees(std::span<const Event> events) const;
+    std::vector<Fees> estimate_instant_fees(std::initializer_list<Event> events) const {
+        return estimate_instant_fees(std::span(events.begin(), events.size()));
+    }
+    /// The fees that a recorded event is billed at once, one for each pay-in-advance charge of its metric; none when there is no such charge, or
+    /// the event lacks the property to be counted. Each is what the event added to the highest its billing period had come to, the events
+    /// taken by timestamp, then sequence, and is rounded on its own (Lago, dossier 7). Lago takes them as they arrive: an event it gets late
+    /// is billed by what had come before. Throws not_found for the id, or for a subscription that was not active then; unsupported for
+    /// other vendors' books.
+    Fees advance_fees(std::string_view id) const;
+    /// Those of all events of the period, in order of time: what Lago has invoiced in advance. Their sum may differ from what usage() says, since
+    /// each is rounded. Throws as usage() does, and too_large for more than limits::advance_fees fees or 1200 billing periods.
+    Fees advance_fees(const UsageQuery& query) const;
     /// Units and fees of every charge of the subscription's plan over the period.
     Fees usage(const UsageQuery& query) const;
     /// Whether the event's customer (and entity: Event::subscription) may now use so many units (Event::value, 1 when absent) of the feature

@@ -357,6 +357,248 @@ TEST_CASE("instant estimates price the event alone", "[lago]") {
     CHECK(fees.fees[0].vendor["event_transaction_id"] == "t1");
 }
 
+namespace {
+
+// A plan with a standard charge for calls, a percentage and a graduated one for tokens, all paid in advance, for the subscription "sub_1".
+json instant_plan() {
+    auto tokens = tokens_metric;
+    tokens["rounding_function"] = "ceil";
+    auto plan = catalogue({{"charge_model", "standard"}, {"pay_in_advance", true}, {"properties", {{"amount", "10"}}}});
+    plan["billable_metrics"].push_back(tokens);
+    plan["billable_metrics"].push_back({{"code", "spans"}, {"aggregation_type", "count_agg"}});
+    plan["plan"]["charges"].push_back({{"billable_metric_code", "tokens"},
+                                       {"charge_model", "percentage"},
+                                       {"pay_in_advance", true},
+                                       {"properties", {{"rate", "1"}, {"fixed_amount", "0.5"}, {"per_transaction_max_amount", "6"}}}});
+    plan["plan"]["charges"].push_back({{"billable_metric_code", "spans"}, {"charge_model", "graduated"}, {"pay_in_advance", true}});
+    plan["subscriptions"] = {{{"external_id", "sub_1"}, {"external_customer_id", "acme"}, {"started_at", "2026-01-01T00:00:00Z"}}};
+    return plan;
+}
+
+MeterOptions at_march_10() {
+    return {.clock = [] { return march_10; }};
+}
+
+// What `ask` throws, as code, field and reason.
+template <class Ask>
+std::string refusal(Ask&& ask) {
+    try {
+        ask();
+    } catch (const Error& error) {
+        const std::string code = error.code() == ErrorCode::not_found ? "not_found" : error.code() == ErrorCode::bad_value ? "bad_value" : "other";
+        return code + " " + error.field() + ": " + error.reason();
+    }
+    return "answered";
+}
+
+}  // namespace
+
+TEST_CASE("instant estimates leave the log out of account", "[lago][meter]") {
+    Meter m(at_march_10());
+    m.load(Book::lago(instant_plan()));
+    const auto tokens = [&](const char* value) { return m.estimate_instant_fees(event("tokens", {{"value", value}})).fees.at(0); };
+    const auto fee = tokens("99.2");
+    CHECK(fee.units == 100);
+    CHECK(fee.amount == Decimal("1.5"));
+    CHECK(fee.amount_cents == 150);
+    CHECK(fee.unit_amount == Decimal("0.015"));
+    CHECK(fee.vendor["amount_cents"] == "150.0");
+    CHECK(fee.vendor["precise_unit_amount"] == "1.5");
+    CHECK(fee.customer == "acme");
+    m.record(event("tokens", {{"value", 1000}}));
+    CHECK(tokens("99.2").to_json() == fee.to_json());
+    CHECK(tokens("1000").amount == 6);
+    CHECK(tokens("-3").amount == Decimal("0.5"));  // no units, but the fixed amount
+    CHECK(tokens("-3").units.is_zero());
+    CHECK(m.estimate_instant_fees(event("calls", json::object())).amount_cents == 1000);
+}
+
+TEST_CASE("instant estimates answer errors as Lago does", "[lago][meter]") {
+    Meter m(at_march_10());
+    const auto asked = [&](const Event& e) { return refusal([&] { m.estimate_instant_fees(e); }); };
+    CHECK(asked(event("calls", json::object())) == "not_found subscription: no book that is loaded prices it");
+    m.load(Book::lago(instant_plan()));
+    CHECK(asked(event("calls", json::object(), "2026-03-05T00:00:00Z", "sub_2")) == "not_found subscription: no book that is loaded prices it");
+    CHECK(asked(event("spans", json::object())) == "bad_value name: does_not_match_an_instant_charge");  // graduated
+    CHECK(asked(event("nothing", json::object())) == "bad_value name: does_not_match_an_instant_charge");
+    CHECK(asked(event("tokens", {{"value", "many"}})) == "bad_value properties.value: value_is_not_valid_number");
+    CHECK(asked(event("", json::object())) == "bad_value name: is missing");
+    CHECK(asked(event("calls", json::array())) == "bad_value properties: must be an object");
+    Meter early({.clock = [] { return Timestamp::parse("2025-12-31"); }});
+    early.load(Book::lago(instant_plan()));
+    CHECK(refusal([&] { early.estimate_instant_fees(event("calls", json::object())); }) == "not_found subscription: subscription_not_found");
+}
+
+TEST_CASE("a batch of estimates prices each event on its own", "[lago][meter]") {
+    Meter m(at_march_10());
+    m.load(Book::lago(instant_plan()));
+    m.record(event("tokens", {{"value", 10}}));
+    const std::vector<Event> batch{event("tokens", {{"value", 100}}), event("calls", json::object()), event("tokens", {{"value", 100}})};
+    for (const bool instantly : {false, true}) {
+        CAPTURE(instantly);
+        const auto fees = instantly ? m.estimate_instant_fees(batch) : m.estimate_fees(batch);
+        REQUIRE(fees.size() == batch.size());
+        for (std::size_t i = 0; i < batch.size(); ++i) {
+            const auto alone = instantly ? m.estimate_instant_fees(batch[i]) : m.estimate_fees(batch[i]);
+            CHECK(fees[i].to_json() == alone.to_json());
+        }
+    }
+    CHECK(m.estimate_fees(std::span<const Event>()).empty());
+    CHECK(m.list({.count = true}).total == 1);  // nothing was recorded
+    const auto unmatched = m.estimate_instant_fees({batch[0], event("spans", json::object())});
+    CHECK(unmatched.at(0).fees.size() == 1);
+    CHECK(unmatched.at(1).fees.empty());
+    const auto other = event("calls", json::object(), "2026-03-05T00:00:00Z", "sub_2");
+    CHECK(refusal([&] { m.estimate_instant_fees({batch[0], other}); }) == "not_found events[1].subscription: no book that is loaded prices it");
+    CHECK(refusal([&] { m.estimate_fees({batch[0], event("nothing", json::object())}); }) == "not_found events[1].name: billable_metric_not_found");
+    CHECK(refusal([&] {
+              m.estimate_fees({event("tokens", {{"value", "x"}}), batch[0]});
+          }) == "bad_value events[0].properties.value: value_is_not_valid_number");
+    const std::vector<Event> many(limits::batch_events + 1);
+    CHECK_THROWS_AS(m.estimate_fees(many), Error);
+    m.load(Book::autumn(
+        {{"plan", {{"id", "pro"}, {"items", {{{"feature_id", "chat"}, {"price", {{"amount", 1}, {"billing_method", "usage_based"}}}}}}}}}));
+    CHECK(refusal([&] { m.estimate_instant_fees({.name = "chat", .customer = "bob"}); }) == "other : autumn has no instant estimates");
+}
+
+namespace {
+
+// A log of events at march_10, under a plan of one pay-in-advance charge.
+Meter advance_log(json charge, json metric, std::vector<Event> events) {
+    Meter m(at_march_10());
+    charge["pay_in_advance"] = true;
+    m.load(Book::lago(catalogue(std::move(charge), std::move(metric))));
+    for (std::size_t i = 0; i < events.size(); ++i) events[i].id = "e" + std::to_string(i);
+    m.record(events);
+    return m;
+}
+
+// Units and cents of each.
+std::vector<std::pair<Decimal, Decimal>> units_and_cents(const Fees& fees) {
+    std::vector<std::pair<Decimal, Decimal>> list;
+    for (const auto& fee : fees.fees) list.emplace_back(fee.units, fee.amount_cents);
+    return list;
+}
+using Pairs = std::vector<std::pair<Decimal, Decimal>>;
+
+const json standard_1{{"charge_model", "standard"}, {"properties", {{"amount", "1"}}}};
+
+}  // namespace
+
+TEST_CASE("a fee paid in advance follows the period's maximum", "[lago][meter]") {
+    const auto m = advance_log(standard_1, tokens_metric,
+                               {event("tokens", {{"value", 10}}), event("tokens", {{"value", -4}}, "2026-03-06T00:00:00Z"),
+                                event("tokens", {{"value", 3}}, "2026-03-07T00:00:00Z"), event("tokens", {{"value", 3}}, "2026-03-08T00:00:00Z"),
+                                event("tokens", json::object(), "2026-03-08T00:00:00Z"), event("tokens", {{"value", 3}}, "2026-02-08T00:00:00Z")});
+    const auto fees = m.advance_fees({.subscription = "sub_1"});
+    CHECK(units_and_cents(fees) == Pairs{{10, 1000}, {0, 0}, {3, 0}, {2, 200}});
+    CHECK(fees.amount_cents == 1200);
+    CHECK(fees.amount_cents == m.usage({.subscription = "sub_1"}).amount_cents);
+    CHECK(fees.fees[3].event == "e3");
+    CHECK(fees.fees[3].vendor["event_transaction_id"] == "e3");
+    CHECK(fees.fees[3].period == period("2026-03-01", "2026-04-01"));
+    for (const auto& fee : fees.fees) {
+        const auto alone = m.advance_fees(fee.event);
+        REQUIRE(alone.fees.size() == 1);
+        CHECK(alone.fees[0].to_json() == fee.to_json());
+        CHECK(alone.fees[0].vendor == fee.vendor);
+    }
+    CHECK(m.advance_fees("e4").fees.empty());  // lacks the property
+    CHECK(units_and_cents(m.advance_fees({.subscription = "sub_1", .period = period("2026-02-01", "2026-03-06")})) == Pairs{{3, 300}, {10, 1000}});
+    CHECK(units_and_cents(m.advance_fees({.subscription = "sub_1", .period = period("2026-03-07", "2026-03-08")})) == Pairs{{3, 0}});
+}
+
+TEST_CASE("a value added again in the period is shown, and free", "[lago][meter]") {
+    const json users{{"code", "users"}, {"aggregation_type", "unique_count_agg"}, {"field_name", "user"}};
+    const auto m = advance_log(standard_1, users,
+                               {event("users", {{"user", "ann"}}), event("users", {{"user", "ann"}}), event("users", {{"user", "bob"}}),
+                                event("users", {{"user", "ann"}, {"operation_type", "remove"}}), event("users", {{"user", "ann"}})});
+    CHECK(units_and_cents(m.advance_fees({.subscription = "sub_1"})) == Pairs{{1, 100}, {0, 0}, {1, 100}, {0, 0}, {1, 0}});
+}
+
+TEST_CASE("events of one moment are billed in the order they were recorded", "[lago][meter]") {
+    const json package{{"charge_model", "package"}, {"properties", {{"amount", "5"}, {"package_size", 2}, {"free_units", 1}}}};
+    const auto m =
+        advance_log(package, {{"code", "calls"}, {"aggregation_type", "count_agg"}}, std::vector<Event>(5, event("calls", json::object())));
+    CHECK(units_and_cents(m.advance_fees({.subscription = "sub_1"})) == Pairs{{1, 0}, {1, 500}, {1, 0}, {1, 500}, {1, 0}});
+    CHECK(units_and_cents(m.advance_fees("e3")) == Pairs{{1, 500}});
+}
+
+TEST_CASE("a fee paid in advance is priced in its group and by its filter", "[lago][meter]") {
+    const json ranges{{{"from_value", 0}, {"to_value", 2}, {"per_unit_amount", "1"}, {"flat_amount", "0"}},
+                      {{"from_value", 3}, {"to_value", nullptr}, {"per_unit_amount", "0.5"}, {"flat_amount", "0"}}};
+    json charge{{"charge_model", "graduated"}, {"properties", {{"graduated_ranges", ranges}, {"pricing_group_keys", {"region"}}}}};
+    charge["filters"] = {{{"invoice_display_name", "small"}, {"values", {{"size", {"512"}}}}, {"properties", {{"graduated_ranges", ranges}}}}};
+    auto metric = model_metric;
+    const auto call = [](int value, const char* region, const char* size) {
+        return event("calls", {{"value", value}, {"region", region}, {"size", size}});
+    };
+    const auto m = advance_log(charge, metric,
+                               {call(2, "eu", "1024"), call(2, "us", "1024"), call(2, "eu", "1024"), call(2, "eu", "512"), call(1, "", "1024"),
+                                event("calls", {{"value", 2}})});
+    const auto fees = m.advance_fees({.subscription = "sub_1"});
+    CHECK(units_and_cents(fees) == Pairs{{2, 200}, {2, 200}, {2, 100}, {2, 200}, {1, 100}, {2, 150}});
+    CHECK(fees.fees[3].filter == "small");
+    CHECK(fees.fees[2].group == lago::Group{{"region", "eu"}});
+    CHECK(fees.fees[5].group == lago::Group{{"region", std::nullopt}});
+    CHECK(m.advance_fees("e5").to_json() == Fees{{fees.fees[5]}, "EUR", 100, 150}.to_json());
+}
+
+TEST_CASE("of filters with the same keys a narrower one bills its events itself", "[lago][meter]") {
+    json charge{{"charge_model", "standard"}, {"properties", {{"amount", "1"}}}};
+    charge["filters"] = {{{"values", {{"size", {"512", "1024"}}}}, {"properties", {{"amount", "2"}}}},
+                         {{"values", {{"size", {"512"}}}}, {"properties", {{"amount", "3"}}}}};
+    const auto m =
+        advance_log(charge, model_metric, {event("calls", {{"value", 1}, {"size", "512"}}), event("calls", {{"value", 1}, {"size", "1024"}})});
+    CHECK(units_and_cents(m.advance_fees({.subscription = "sub_1"})) == Pairs{{1, 300}, {1, 200}});
+    CHECK(m.usage({.subscription = "sub_1"}).amount_cents == 500);
+}
+
+TEST_CASE("a prorated charge pays the rest of the period at each event", "[lago][meter]") {
+    auto metric = tokens_metric;
+    metric["recurring"] = true;
+    json charge{{"charge_model", "standard"}, {"prorated", true}, {"properties", {{"amount", "31"}}}};
+    const auto m = advance_log(charge, metric,
+                               {event("tokens", {{"value", 2}}, "2026-02-20T00:00:00Z"), event("tokens", {{"value", 1}}, "2026-03-22T10:00:00Z")});
+    CHECK(units_and_cents(m.advance_fees({.subscription = "sub_1"})) == Pairs{{1, 1000}});  // 10 of 31 days, 0.32259 x 31
+}
+
+TEST_CASE("a recurring metric is billed on from what it had come to before", "[lago][meter]") {
+    auto metric = tokens_metric;
+    metric["recurring"] = true;
+    const json charge{{"charge_model", "graduated"},
+                      {"properties",
+                       {{"graduated_ranges",
+                         {{{"from_value", 0}, {"to_value", 5}, {"per_unit_amount", "1"}, {"flat_amount", "0"}},
+                          {{"from_value", 6}, {"to_value", nullptr}, {"per_unit_amount", "0.1"}, {"flat_amount", "0"}}}}}}};
+    const auto m = advance_log(charge, metric, {event("tokens", {{"value", 4}}, "2026-02-20T00:00:00Z"), event("tokens", {{"value", 2}})});
+    CHECK(units_and_cents(m.advance_fees({.subscription = "sub_1"})) == Pairs{{2, 110}});
+    CHECK(units_and_cents(m.advance_fees("e0")) == Pairs{{4, 400}});
+}
+
+TEST_CASE("fees of single events answer errors", "[lago][meter]") {
+    auto m = advance_log(standard_1, tokens_metric, {event("tokens", {{"value", 1}}), event("other", json::object())});
+    CHECK(m.advance_fees("e1").fees.empty());  // no metric of that code
+    CHECK(refusal([&] { m.advance_fees("nothing"); }) == "not_found id: \"nothing\" is not in the log");
+    CHECK(refusal([&] { m.advance_fees(UsageQuery{}); }) == "bad_value subscription: a subscription or a customer is required");
+    const Period all;
+    CHECK(refusal([&] { m.advance_fees({.subscription = "sub_1", .period = all}); }) == "other period: has more than 1200 billing periods");
+    auto listed = catalogue({{"charge_model", "standard"}, {"pay_in_advance", true}, {"properties", {{"amount", "1"}}}}, tokens_metric);
+    listed["subscriptions"] = {{{"external_id", "sub_1"}, {"started_at", "2026-03-06T00:00:00Z"}}};
+    m.load(Book::lago(listed));
+    CHECK(refusal([&] { m.advance_fees("e0"); }) == "not_found subscription: subscription_not_found");  // not yet active
+    CHECK(m.advance_fees({.subscription = "sub_1"}).fees.empty());
+    std::vector<Event> many(limits::advance_fees, event("tokens", {{"value", 1}}, "2026-03-07T00:00:00Z"));
+    m.record(many);
+    CHECK(m.advance_fees({.subscription = "sub_1"}).fees.size() == limits::advance_fees);
+    m.record(many[0]);
+    CHECK(refusal([&] { m.advance_fees({.subscription = "sub_1"}); }) == "other period: has more than 10000 fees");
+    Meter plain;
+    plain.load(Book::autumn(
+        {{"plan", {{"id", "pro"}, {"items", {{{"feature_id", "chat"}, {"price", {{"amount", 1}, {"billing_method", "usage_based"}}}}}}}}}));
+    CHECK(refusal([&] { plain.advance_fees({.customer = "bob"}); }) == "other : autumn has no fees of single events");
+}
+
 TEST_CASE("percentage charges ask for the values they need", "[lago]") {
     json charge{{"charge_model", "percentage"}, {"properties", {{"rate", "1"}, {"fixed_amount", "5"}, {"free_units_per_events", 3}}}};
     const std::vector<Event> events{event("tokens", {{"value", 10}}), event("tokens", {{"value", 10}}), event("tokens", {{"value", 10}}),
@@ -619,7 +861,7 @@ TEST_CASE("the books of all vendors read the log's fields", "[meter]") {
         m.record(events);
         m.load(book);
         CHECK(m.usage({.customer = "acme"}).amount_cents == cents);
-        CHECK(m.books().at(0).vendor() == book.vendor());
+        CHECK(m.books().at(0).book.vendor() == book.vendor());
     }
 }
 
@@ -1092,19 +1334,15 @@ TEST_CASE("fees paid in advance, one by one, come to what the whole period costs
             CAPTURE(model, round);
             const auto book = Book::lago(
                 catalogue({{"charge_model", model}, {"pay_in_advance", true}, {"properties", random_properties(model, random)}}, tokens_metric));
-            const auto& plan = dynamic_cast<const lago::Plan&>(book.impl());
-            const lago::Subscription subscription{.id = "sub_1"};
             PlainUsage usage;
-            Decimal paid;
             for (int i = 0; i < 12; ++i) {
                 usage.events.push_back(event("tokens", {{"value", Decimal::scaled(static_cast<std::int64_t>(random() % 1000 + 1), 2).to_string()}}));
-                const auto fee = lago::advance_fee({plan, plan.charges.front(), nullptr, subscription, {}}, usage.events.back(), usage);
-                REQUIRE(fee);
-                Decimal lines;
-                for (const auto& line : fee->lines) lines += line.amount;
-                REQUIRE(lines == fee->amount);
-                paid += fee->amount;
             }
+            const auto fees = book.impl().advance_fees({.subscription = "sub_1"}, march_10, usage);
+            REQUIRE(fees.fees.size() == usage.events.size());
+            check_lines(fees);
+            Decimal paid;
+            for (const auto& fee : fees.fees) paid += fee.amount;
             const auto whole = book.impl().usage({.subscription = "sub_1"}, march_10, usage);
             REQUIRE(paid == whole.fees.at(0).amount);
             check_lines(whole);

@@ -30,17 +30,22 @@ public:
         return rows;
     }
 
-    std::vector<Decimal> steps(const Metric& metric, const AggregateQuery& query, std::size_t limit, const std::optional<Decimal>& until) override {
+    using UsageSource::steps;
+    std::vector<EventStep> steps(const Metric& metric, const AggregateQuery& query, std::size_t limit, const std::optional<Decimal>& until) override {
         ++stepped;
-        std::vector<Decimal> list;
+        std::vector<EventStep> list;
         Decimal sum;
-        for (const auto& step : all_steps(metric, chosen(metric, query))) {
+        const auto members = chosen(metric, query);
+        for (const auto& step : all_steps(metric, members)) {
             if (list.size() >= limit || (until && sum > *until)) break;
-            list.push_back(step);
+            const auto& event = members[list.size()];
+            list.push_back({*event.timestamp, event.sequence, step});
             sum += step;
         }
         return list;
     }
+
+    Event event(std::int64_t sequence) override { return placed(static_cast<std::size_t>(sequence) - 1); }
 
     Decimal precise_total_cents(const Metric& metric, const AggregateQuery& query) override {
         Decimal sum;
@@ -49,6 +54,12 @@ public:
     }
 
 private:
+    Event placed(std::size_t index) const {
+        auto event = events[index];
+        event.sequence = static_cast<std::int64_t>(index) + 1;
+        return event;
+    }
+
     static std::optional<std::string> text_of(const Event& event, const std::string& field) {
         if (field == "name") return event.name;
         if (field == "subscription") return event.subscription.empty() ? std::nullopt : std::optional(event.subscription);
@@ -93,7 +104,8 @@ private:
 
     std::vector<Event> chosen(const Metric& metric, const AggregateQuery& query) const {
         std::vector<Event> list;
-        for (const auto& event : events) {
+        for (std::size_t i = 0; i < events.size(); ++i) {
+            const auto event = placed(i);
             const auto& name = metric.event.empty() ? metric.code : metric.event;
             if (event.name != name || !query.period.contains(event.timestamp.value())) continue;
             if (!query.subscription.empty() && event.subscription != query.subscription) continue;
