@@ -62,11 +62,16 @@ private:
 
     static std::optional<std::string> text_of(const Event& event, const std::string& field) {
         if (field == "name") return event.name;
+        if (field == "subscription") return event.subscription.empty() ? std::nullopt : std::optional(event.subscription);
         if (field == "value") return event.value ? std::optional(event.value->to_string()) : std::nullopt;
         const std::string prefix = "properties.";
         const auto found = event.properties.find(field.rfind(prefix, 0) == 0 ? field.substr(prefix.size()) : field);
         if (found == event.properties.end() || found->is_null()) return {};
         return found->is_string() ? found->get<std::string>() : found->dump();
+    }
+
+    static std::optional<Decimal> number_of(const Metric& metric, const Event& event) {
+        return Decimal::parse(text_of(event, metric.property).value_or(metric.rules == "autumn" ? "1" : ""));
     }
 
     static std::vector<std::optional<std::string>> group_of(const Event& event, const std::vector<std::string>& fields) {
@@ -107,7 +112,7 @@ private:
             if (!query.subscription.empty() && event.subscription != query.subscription) continue;
             if (!query.customer.empty() && event.customer != query.customer) continue;
             if (!holds(metric.filter, event) || !holds(query.filter, event)) continue;
-            if (of_numbers(metric) && !Decimal::parse(text_of(event, metric.property).value_or(""))) continue;
+            if (of_numbers(metric) && !number_of(metric, event)) continue;
             if (metric.aggregation == Aggregation::unique_count && !text_of(event, metric.property)) continue;
             list.push_back(event);
         }
@@ -139,7 +144,7 @@ private:
         for (const auto& event : list) {
             EventStep step{*event.timestamp, event.sequence, 1, 0};
             if (of_numbers(metric)) {
-                step.value = Decimal(*text_of(event, metric.property));
+                step.value = *number_of(metric, event);
             } else if (metric.aggregation != Aggregation::count) {
                 const auto value = text_of(event, metric.property).value_or("");
                 step.item = items.try_emplace(value, static_cast<std::uint32_t>(items.size())).first->second;
