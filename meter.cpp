@@ -8385,8 +8385,9 @@ int period_days(Interval interval, Subscription subscription, Timestamp time) {
 
 // Properties meet the values of filters and groups as texts (postgres_store.rb:461-500).
 constexpr Coercion::Row text_row{{Meeting::text, Meeting::text, Meeting::text}, {Meeting::text, Meeting::text, Meeting::text}};
+constexpr Coercion::Row number_row{{Meeting::text, Meeting::number, Meeting::text}, {Meeting::text, Meeting::text, Meeting::text}};
 constexpr Coercion::Row missing_row{{Meeting::differ, Meeting::differ, Meeting::differ}, {Meeting::differ, Meeting::differ, Meeting::differ}};
-constexpr Coercion text_filter{.missing = missing_row, .boolean = text_row, .number = text_row, .text = text_row, .structure = text_row};
+constexpr Coercion text_filter{.missing = missing_row, .boolean = text_row, .number = number_row, .text = text_row, .structure = text_row};
 
 bool holds(const std::vector<std::string>& list, const std::string& value) { return std::find(list.begin(), list.end(), value) != list.end(); }
 
@@ -9109,16 +9110,18 @@ Decimal unique_step(const Scope& scope, const Event& event, AggregateQuery query
     return adds == active ? Decimal() : Decimal(adds ? 1 : -1);
 }
 
-Contribution contribution_of(const Scope& scope, const Event& event, const AggregateQuery& query, UsageSource& usage) {
+// `measured` is what the query comes to without the event.
+Contribution contribution_of(const Scope& scope, const Event& event, const AggregateQuery& query, const Measured& measured, UsageSource& usage) {
     const auto& metric = scope.metric();
     if (metric.kind == Kind::count) return {1, 1};
-    const auto step = metric.kind == Kind::sum ? summed(metric, event) : unique_step(scope, event, query, usage);
-    const auto measured = usage.measure(in_period(metric), query).front();
+    const bool unique = metric.kind == Kind::unique_count, carries = metric.metric.recurring;
+    const auto step = unique ? unique_step(scope, event, query, usage) : summed(metric, event);
+    const auto own = carries ? usage.measure(in_period(metric), query).front() : measured;
     AdvanceState state;
-    if (measured.falls || (metric.kind == Kind::unique_count && metric.metric.recurring)) {
+    if (own.falls || (unique && carries)) {
         for (const auto& each : period_steps(scope, query, usage)) contribute(state, each.value);
-    } else if (measured.events > 0) {
-        state.current = state.maximum = measured.value;
+    } else if (own.events > 0) {
+        state.current = state.maximum = own.value;
     }
     return contribute(state, step);
 }
@@ -9140,10 +9143,10 @@ Quantity with_event(const Scope& scope, Quantity quantity, const Event& event, c
 Fee estimate(const Scope& scope, const Event& event, Timestamp now, UsageSource& usage) {
     auto group = group_of(scope, event);
     const auto query = beside(scope.query(), group);
-    auto contribution = contribution_of(scope, event, query, usage);
+    const auto measured = usage.measure(scope.metric().metric, query).front();
+    auto contribution = contribution_of(scope, event, query, measured, usage);
     if (scope.charge.prorated) contribution.priced = prorated(contribution.priced, share_left(scope, now));
-    const auto all = query;
-    const auto before = quantity_of(scope, all, usage, usage.measure(scope.metric().metric, all).front());
+    const auto before = quantity_of(scope, query, usage, measured);
     const auto after = with_event(scope, before, event, contribution);
     auto fee = empty_fee(scope, std::move(group));
     fee.event = event.id;
@@ -10444,6 +10447,27 @@ Fee MeteredBook::price(std::string_view charge, const Decimal& units, std::int64
         if (item.charge == charge) return item_fee(item, {}, units, item.price({units}));
     }
     throw Error(ErrorCode::not_found, "charge", "charge_not_found");
+}
+
+// --- FlexPrice: the book of prices and meters ---
+
+namespace flexprice {
+
+// --- values and filters (4.8, 6.2, 6.3) ---
+
+constexpr std::array<Meeting, 3> as_text{Meeting::text, Meeting::text, Meeting::text}, as_empty{Meeting::empty, Meeting::empty, Meeting::empty},
+    not_at_all{Meeting::never, Meeting::never, Meeting::never};
+
+// A number as Go's %v writes it: of a float64, from a million up and below a ten-thousandth with an exponent (6.3).
+std::string go_text(const Decimal& number) {
+    const Decimal rounded = Decimal::from_double(number.to_double());
+    std::string digits = (rounded.abs() * Decimal("1e" + std::to_string(rounded.scale()))).to_string();
+    const int exponent = static_cast<int>(digits.size()) - 1 - rounded.scale();
+    if (rounded.is_zero() || (exponent >= -4 && exponent < 6)) return rounded.to_string();
+    while (digits.size() > 1 && digits.back() == '0') digits.pop_back();
+    if (digits.size() > 1) digits.insert(1, ".");
+    const std::string places = std::to_string(std::abs(exponent));
+    return (rounded.is_negative() ? "-" : "") + digits + (exponent < 0 ? "e-" : "e+") + (places.size() < 2 ? "0" : "") + places;
 }
 
 // Property filters of a question read a missing property as "" (4.8); those of a meter do not.
