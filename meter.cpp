@@ -1947,9 +1947,10 @@ enum class Meeting : std::uint8_t {
 // One evaluator's rules as a table: what is stored meets a boolean, a number, a text.
 struct Coercion {
     struct Row {
-        std::array<Meeting, 3> compared{}, searched{};  // searched: by contains and not_contains
+        std::array<Meeting, 3> compared{}, searched{};  // searched: by contains and like
     };
-    Row missing{}, boolean{}, number{}, text{}, structure{};  // null is missing
+    Row missing{}, boolean{}, number{}, text{}, structure{};
+    std::string_view null{};  // the text that null is; missing when empty
     std::array<std::string_view, 2> stored_booleans{"false", "true"}, asked_booleans{"false", "true"};
 
     const Row& row(Scalar::Kind kind) const {
@@ -1967,6 +1968,10 @@ struct Coercion {
         }
     }
 };
+
+// Of whatever type it is compared with.
+constexpr std::array<Meeting, 3> never_any{Meeting::never, Meeting::never, Meeting::never}, text_any{Meeting::text, Meeting::text, Meeting::text},
+    empty_any{Meeting::empty, Meeting::empty, Meeting::empty};
 
 // How an evaluator reads the fields of an event in a filter; where it has no table the rules of Filter hold.
 struct FilterRules {
@@ -1994,10 +1999,12 @@ bool satisfies(Operator op, std::strong_ordering order) {
     }
 }
 
-// One value against another, by an evaluator's rules. Not for in, not_in, like, not_like and exists.
+// One value against another, by an evaluator's rules. Not for in, not_in and exists.
 bool meets(const Coercion& rules, Operator op, const Scalar& value, const Operand& asked) {
-    const bool contains = op == Operator::contains, searched = contains || op == Operator::not_contains;
+    const bool matched = op == Operator::like || op == Operator::not_like;
+    const bool searched = matched || op == Operator::contains || op == Operator::not_contains;
     const std::size_t column = asked.kind == Scalar::Kind::boolean ? 0 : asked.kind == Scalar::Kind::number ? 1 : 2;
+    if (value.kind == Scalar::Kind::null && !rules.null.empty()) return meets(rules, op, {Scalar::Kind::text, false, {}, rules.null}, asked);
     const Coercion::Row& row = rules.row(value.kind);
     const Meeting meeting = (searched ? row.searched : row.compared)[column];
     const auto number_of = [](bool is_boolean, bool boolean, const Decimal& number) { return is_boolean ? Decimal(boolean ? 1 : 0) : number; };
@@ -2018,8 +2025,9 @@ bool meets(const Coercion& rules, Operator op, const Scalar& value, const Operan
     const std::string wanted = column == 0 ? std::string(rules.asked_booleans[asked.boolean ? 1 : 0]) : asked.text;
     const std::string written = value.kind == Scalar::Kind::boolean ? std::string(rules.stored_booleans[value.boolean ? 1 : 0]) : scalar_text(value);
     const std::string stored = meeting == Meeting::empty ? "" : written;
-    if (searched) return (stored.find(wanted) != std::string::npos) == contains;
-    return satisfies(op, stored <=> wanted);
+    if (!searched) return satisfies(op, stored <=> wanted);
+    const bool found = matched ? like(stored, wanted) : stored.find(wanted) != std::string::npos;
+    return found == (op == Operator::like || op == Operator::contains);
 }
 
 // A clause against one value: in and not_in are eq and ne to each of a list.
@@ -5219,6 +5227,7 @@ enum class Blank : std::uint8_t {
     apart,    // "" is a text like others
     missing,  // "" is as good as missing
     text,     // what is missing is ""
+    written,  // likewise, and so are lists and objects; null is "null"
 };
 
 // To 32 significant digits, more than any vendor keeps.
@@ -5235,6 +5244,7 @@ struct Rules {
     std::optional<FilterRules> asked{};  // of a question's filter; a metric's too when absent
     NumberRules numbers{};
     Blank groups = Blank::apart, values = Blank::apart;  // of group_by; of what is counted by unique_count and active_count
+    std::string_view uncounted{};                        // a text that is none of those counted
     bool counts_absent = false;                          // an absent value is one more, too
     bool keeps_absent = false;                           // an absent value is none, but its event takes part
     bool typed_values = false;                           // the text "1" and the number 1 are two values, null is one
@@ -5325,18 +5335,20 @@ constexpr std::uint32_t no_value = 0;  // the row lacks the field
 // The values that a column takes, as text, numbered from 1 over all batches of a question.
 class Values {
 public:
-    explicit Values(Blank blank = Blank::apart, bool typed = false) : blank_(blank), typed_(typed) {}
+    explicit Values(Blank blank = Blank::apart) : blank_(blank) {}
+    explicit Values(const Rules& rules) : blank_(rules.values), typed_(rules.typed_values), uncounted_(rules.uncounted) {}
 
     // The number of every row's value.
     const std::vector<std::uint32_t>& number(Connection& db, const Column& column, const Batch& batch) {
-        rows_.assign(batch.rows, blank_ == Blank::text ? text("") : no_value);
+        const bool written = blank_ == Blank::written;
+        rows_.assign(batch.rows, written || blank_ == Blank::text ? text("") : no_value);
         words_.assign(column.words.size(), unknown);
         std::int64_t last_cell = -1;
         std::uint32_t last = no_value;
         for (std::size_t row = 0; row < batch.rows; ++row) {
             if (!batch.mask.empty() && !batch.mask[row]) continue;
             const CellKind kind = column.kind(row);
-            if (kind == CellKind::missing || (kind == CellKind::null && !typed_)) continue;
+            if (kind == CellKind::missing || (kind == CellKind::null && !typed_ && !written) || (kind == CellKind::json && written)) continue;
             const std::int64_t cell = column.cells[row];
             if (kind == CellKind::interned) {
                 if (cell != last_cell) last = interned(db, cell), last_cell = cell;
@@ -5347,7 +5359,7 @@ public:
                 if (known == unknown) known = typed_ ? text(marked(kind, word)) : text(word);
                 rows_[row] = known;
             } else {
-                const std::string value = scalar_text(cell_scalar(column, row));
+                const std::string value = kind == CellKind::null && written ? "null" : scalar_text(cell_scalar(column, row));
                 rows_[row] = text(typed_ ? marked(kind, value) : value);
             }
         }
@@ -5357,7 +5369,10 @@ public:
         return number == no_value ? std::nullopt : std::optional<std::string>(texts_[number - 1]);
     }
 
-    std::uint32_t text(std::string_view value) { return value.empty() && blank_ == Blank::missing ? no_value : texts_.number(value) + 1; }
+    std::uint32_t text(std::string_view value) {
+        const bool none = value.empty() ? blank_ == Blank::missing : value == uncounted_;
+        return none ? no_value : texts_.number(value) + 1;
+    }
 
 private:
     static constexpr std::uint32_t unknown = 0xFFFFFFFF;
@@ -5370,7 +5385,8 @@ private:
         return place->second;
     }
     Blank blank_;
-    bool typed_;
+    bool typed_ = false;
+    std::string_view uncounted_{};
     TextNumbering texts_;
     std::unordered_map<std::int64_t, std::uint32_t> interned_;
     std::vector<std::uint32_t> rows_, words_;
@@ -5812,7 +5828,7 @@ private:
 class UniqueAccumulator final : public Accumulator {
 public:
     UniqueAccumulator(std::size_t column, const Rules& rules)
-        : column_(column), counts_absent_(rules.counts_absent), keeps_absent_(rules.keeps_absent), values_(rules.values, rules.typed_values) {}
+        : column_(column), counts_absent_(rules.counts_absent), keeps_absent_(rules.keeps_absent), values_(rules) {}
     Decimal value(std::size_t slot, const Period&) const override { return slot < counts_.size() ? counts_[slot] : 0; }
 
 private:
@@ -5890,7 +5906,7 @@ public:
           counts_absent_(rules.counts_absent),
           time_(question.key(fields::time)),
           sequence_(question.key(fields::sequence)),
-          items_(rules.values, rules.typed_values) {
+          items_(rules) {
         if (metric.aggregation == Aggregation::active_count) action_ = question.key(".operation_type");
         if (items_counted_)
             item_ = question.key(column_key(metric.property));
@@ -9774,8 +9790,6 @@ namespace polar {
 
 using enum Meeting;
 
-constexpr std::array<Meeting, 3> never_any{never, never, never}, text_any{text, text, text}, empty_any{empty, empty, empty};
-
 // One evaluator: metadata by a table, and how a time becomes whole seconds.
 struct Evaluator {
     Coercion metadata;
@@ -11756,9 +11770,32 @@ CustomerMeter customer_meter(const std::string& id, Metric metric, const std::ve
 
 }  // namespace polar
 
+// --- OpenMeter: its meters are metrics, under these rules ---
+
+namespace openmeter {
+
+// ClickHouse's JSON_VALUE makes a text of every property, an empty one where there is none; all filters compare texts (meter_query.go:351).
+constexpr Coercion json_value{.missing = {empty_any, empty_any},
+                              .boolean = {text_any, text_any},
+                              .number = {text_any, text_any},
+                              .text = {text_any, text_any},
+                              .structure = {empty_any, empty_any},
+                              .null = "null"};
+
+// A null is no value of a unique count, nor is the text that it is written as (meter_query.go:193).
+constexpr Rules rules{.name = "openmeter",
+                      .filter = {.properties = &json_value},
+                      .numbers = {.text = NumberRules::Text::number, .missing = {}},
+                      .groups = Blank::written,
+                      .values = Blank::written,
+                      .uncounted = "null",
+                      .keeps_absent = true};
+
+}  // namespace openmeter
+
 // ---- rules by name ----
 
-constexpr std::array<Rules, 8> all_rules{{
+constexpr std::array<Rules, 9> all_rules{{
     {.name = ""},
     {.name = "lago",
      .groups = Blank::missing,
@@ -11786,6 +11823,7 @@ constexpr std::array<Rules, 8> all_rules{{
     polar::rules("polar_billing", polar::billing),
     polar::rules("polar_events", polar::clickhouse),
     {.name = "autumn", .filter = {.properties = &autumn::exact_text}, .numbers = {.missing = 1}},
+    openmeter::rules,
 }};
 
 const Rules& rules_named(std::string_view name) {

@@ -339,7 +339,9 @@ struct Metric {
     std::string bucket_group = {};
     /// Whose rules say what a value counts as where types differ, what an average or weighted sum is rounded to, and how filters compare:
     /// meter's own as written here when empty, else "lago", "flexprice" (metered usage, as billed), "flexprice_events" (its usage queries),
-    /// "polar" (quantities), "polar_billing", "polar_events" (its lists) or "autumn".
+    /// "polar" (quantities), "polar_billing", "polar_events" (its lists), "autumn" or "openmeter". An OpenMeter meter is a metric: its value property
+    /// "$.usage.tokens" is the property "usage.tokens", as are the paths of its groups; its subject is the customer. (OpenMeter keeps
+    /// whole seconds and answers doubles; here times and numbers are exact.)
     std::string rules = {};
     bool every_event = false;  ///< events of any name are measured, also when there is a code; `event` is empty then
 };

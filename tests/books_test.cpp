@@ -1040,6 +1040,49 @@ TEST_CASE("Polar's quantities span so many days at most", "[polar]") {
     }
 }
 
+TEST_CASE("OpenMeter's meters are metrics under its rules", "[openmeter]") {
+    const Timestamp start = Timestamp::parse("2026-03-28T22:30:00Z");  // the day of 23 hours begins in Paris half an hour later
+    Meter m;
+    const json values = json::parse(R"([1, "2.5", "1e1", true, "many", null, [1], {"a": 1}, "", "null", "true", -4])");
+    for (std::size_t i = 0; i < values.size(); ++i) {
+        const json group = i % 3 == 0 ? json("eu") : i % 3 == 1 ? json(nullptr) : json(true);
+        m.record({.name = "prompt",
+                  .customer = i < 10 ? "acme" : "zeta",
+                  .timestamp = start + std::chrono::hours(i),
+                  .properties = {{"usage", {{"n", values[i]}}}, {"region", group}}});
+    }
+    m.record({.name = "prompt", .customer = "acme", .timestamp = start + std::chrono::hours(12), .properties = json::object()});
+    const auto asked = [&](Aggregation aggregation, AggregateQuery query) {
+        std::string text;
+        const Metric metric{
+            .event = "prompt", .aggregation = aggregation, .property = aggregation == Aggregation::count ? "" : "usage.n", .rules = "openmeter"};
+        for (const auto& row : m.aggregate(metric, query).rows) {
+            for (const auto& group : row.group) text += group.value_or("-") + " ";
+            text += row.value.to_string() + ", ";
+        }
+        return text;
+    };
+    CHECK(asked(Aggregation::count, {}) == "13, ");
+    CHECK(asked(Aggregation::sum, {}) == "9.5, ");
+    CHECK(asked(Aggregation::average, {}) == "2.375, ");
+    CHECK(asked(Aggregation::min, {}) == "-4, ");
+    CHECK(asked(Aggregation::max, {}) == "10, ");
+    CHECK(asked(Aggregation::latest, {}) == "-4, ");
+    CHECK(asked(Aggregation::unique_count, {}) == "7, ");  // 1, 2.5, 1e1, true, many, "" and -4
+    CHECK(asked(Aggregation::unique_count, {.customer = "zeta"}) == "2, ");
+    CHECK(asked(Aggregation::count, {.group_by = {"region"}}) == " 1, eu 4, null 4, true 4, ");
+    CHECK(asked(Aggregation::sum, {.group_by = {"customer"}}) == "acme 13.5, zeta -4, ");
+    CHECK(asked(Aggregation::count, {.bin = Bin::day, .time_zone = "Europe/Paris"}) == "1, 12, ");
+    CHECK(asked(Aggregation::sum, {.period = {start, start + std::chrono::hours(2)}, .bin = Bin::hour}) == "1, 2.5, ");
+    const auto only = [&](Operator op, json value) { return asked(Aggregation::count, {.filter = Filter::where("region", op, std::move(value))}); };
+    CHECK(only(Operator::eq, "true") == "4, ");
+    CHECK(only(Operator::ne, "eu") == "9, ");
+    CHECK(only(Operator::in, {"eu", ""}) == "5, ");
+    CHECK(only(Operator::eq, "null") == "4, ");
+    CHECK(only(Operator::like, "_u") == "4, ");
+    CHECK(only(Operator::not_like, "%u%") == "1, ");
+}
+
 TEST_CASE("Polar's doubles count at their exact value", "[polar]") {
     CHECK(polar::exact_amount(100, 1.005) == 100);
     CHECK(polar::exact_amount(100, 1.995) == 200);
