@@ -1947,9 +1947,10 @@ enum class Meeting : std::uint8_t {
 // One evaluator's rules as a table: what is stored meets a boolean, a number, a text.
 struct Coercion {
     struct Row {
-        std::array<Meeting, 3> compared{}, searched{};  // searched: by contains and not_contains
+        std::array<Meeting, 3> compared{}, searched{};  // searched: by contains and like
     };
-    Row missing{}, boolean{}, number{}, text{}, structure{};  // null is missing
+    Row missing{}, boolean{}, number{}, text{}, structure{};
+    std::string_view null{};  // the text that null is; missing when empty
     std::array<std::string_view, 2> stored_booleans{"false", "true"}, asked_booleans{"false", "true"};
     std::string (*stored_number)(const Decimal&) = nullptr;  // its text, where that is not the plain one
 
@@ -1968,6 +1969,10 @@ struct Coercion {
         }
     }
 };
+
+// Of whatever type it is compared with.
+constexpr std::array<Meeting, 3> never_any{Meeting::never, Meeting::never, Meeting::never}, text_any{Meeting::text, Meeting::text, Meeting::text},
+    empty_any{Meeting::empty, Meeting::empty, Meeting::empty};
 
 // How an evaluator reads the fields of an event in a filter; where it has no table the rules of Filter hold.
 struct FilterRules {
@@ -1995,10 +2000,12 @@ bool satisfies(Operator op, std::strong_ordering order) {
     }
 }
 
-// One value against another, by an evaluator's rules. Not for in, not_in, like, not_like and exists.
+// One value against another, by an evaluator's rules. Not for in, not_in and exists.
 bool meets(const Coercion& rules, Operator op, const Scalar& value, const Operand& asked) {
-    const bool contains = op == Operator::contains, searched = contains || op == Operator::not_contains;
+    const bool matched = op == Operator::like || op == Operator::not_like;
+    const bool searched = matched || op == Operator::contains || op == Operator::not_contains;
     const std::size_t column = asked.kind == Scalar::Kind::boolean ? 0 : asked.kind == Scalar::Kind::number ? 1 : 2;
+    if (value.kind == Scalar::Kind::null && !rules.null.empty()) return meets(rules, op, {Scalar::Kind::text, false, {}, rules.null}, asked);
     const Coercion::Row& row = rules.row(value.kind);
     const Meeting meeting = (searched ? row.searched : row.compared)[column];
     const auto number_of = [](bool is_boolean, bool boolean, const Decimal& number) { return is_boolean ? Decimal(boolean ? 1 : 0) : number; };
@@ -2021,8 +2028,9 @@ bool meets(const Coercion& rules, Operator op, const Scalar& value, const Operan
                                 : value.kind == Scalar::Kind::number && rules.stored_number ? rules.stored_number(value.number)
                                                                                             : scalar_text(value);
     const std::string stored = meeting == Meeting::empty ? "" : written;
-    if (searched) return (stored.find(wanted) != std::string::npos) == contains;
-    return satisfies(op, stored <=> wanted);
+    if (!searched) return satisfies(op, stored <=> wanted);
+    const bool found = matched ? like(stored, wanted) : stored.find(wanted) != std::string::npos;
+    return found == (op == Operator::like || op == Operator::contains);
 }
 
 // A clause against one value: in and not_in are eq and ne to each of a list.
@@ -5339,6 +5347,7 @@ enum class Blank : std::uint8_t {
     apart,    // "" is a text like others
     missing,  // "" is as good as missing
     text,     // what is missing is ""
+    written,  // likewise, and so are lists and objects; null is "null"
 };
 
 // To 32 significant digits, more than any vendor keeps.
@@ -5364,6 +5373,7 @@ struct Rules {
     NumberRules numbers{};
     Blank groups = Blank::apart, values = Blank::apart;  // of group_by; of what is counted by unique_count and active_count
     std::optional<Blank> values_in_parts{};              // likewise, in answers with bins or groups
+    std::string_view uncounted{};                        // a text that is none of those counted
     bool counts_absent = false;                          // an absent value is one more, too
     bool keeps_absent = false;                           // an absent value is none, but its event takes part
     bool typed_values = false;                           // the text "1" and the number 1 are two values, null is one
@@ -5459,18 +5469,20 @@ constexpr std::uint32_t no_value = 0;  // the row lacks the field
 // The values that a column takes, as text, numbered from 1 over all batches of a question.
 class Values {
 public:
-    explicit Values(Blank blank = Blank::apart, bool typed = false, bool times = false) : blank_(blank), typed_(typed), times_(times) {}
+    explicit Values(Blank blank = Blank::apart, bool times = false) : blank_(blank), times_(times) {}
+    Values(const Rules& rules, Blank blank) : blank_(blank), typed_(rules.typed_values), uncounted_(rules.uncounted) {}
 
     // The number of every row's value.
     const std::vector<std::uint32_t>& number(Connection& db, const Column& column, const Batch& batch) {
-        rows_.assign(batch.rows, blank_ == Blank::text ? text("") : no_value);
+        const bool written = blank_ == Blank::written;
+        rows_.assign(batch.rows, written || blank_ == Blank::text ? text("") : no_value);
         words_.assign(column.words.size(), unknown);
         std::int64_t last_cell = -1;
         std::uint32_t last = no_value;
         for (std::size_t row = 0; row < batch.rows; ++row) {
             if (!batch.mask.empty() && !batch.mask[row]) continue;
             const CellKind kind = column.kind(row);
-            if (kind == CellKind::missing || (kind == CellKind::null && !typed_)) continue;
+            if (kind == CellKind::missing || (kind == CellKind::null && !typed_ && !written) || (kind == CellKind::json && written)) continue;
             const std::int64_t cell = column.cells[row];
             if (kind == CellKind::interned) {
                 if (cell != last_cell) last = interned(db, cell), last_cell = cell;
@@ -5481,7 +5493,9 @@ public:
                 if (known == unknown) known = typed_ ? text(marked(kind, word)) : text(word);
                 rows_[row] = known;
             } else {
-                const std::string value = times_ ? Timestamp(cell).to_string() : scalar_text(cell_scalar(column, row));
+                const std::string value = kind == CellKind::null && written ? "null"
+                                          : times_                          ? Timestamp(cell).to_string()
+                                                                            : scalar_text(cell_scalar(column, row));
                 rows_[row] = text(typed_ ? marked(kind, value) : value);
             }
         }
@@ -5492,7 +5506,10 @@ public:
         return std::string(texts_[number - 1].substr(typed_ ? 1 : 0));
     }
 
-    std::uint32_t text(std::string_view value) { return value.empty() && blank_ == Blank::missing ? no_value : texts_.number(value) + 1; }
+    std::uint32_t text(std::string_view value) {
+        const bool none = value.empty() ? blank_ == Blank::missing : value == uncounted_;
+        return none ? no_value : texts_.number(value) + 1;
+    }
 
 private:
     static constexpr std::uint32_t unknown = 0xFFFFFFFF;
@@ -5505,7 +5522,8 @@ private:
         return place->second;
     }
     Blank blank_;
-    bool typed_, times_;
+    bool typed_ = false, times_ = false;
+    std::string_view uncounted_{};
     TextNumbering texts_;
     std::unordered_map<std::int64_t, std::uint32_t> interned_;
     std::vector<std::uint32_t> rows_, words_;
@@ -5593,7 +5611,7 @@ private:
 
     void add_field(const std::string& field, Blank blank, ScanQuestion& question) {
         const std::string key = column_key(field);
-        fields_.push_back({question.key(key), Values(blank, false, key == fields::time)});
+        fields_.push_back({question.key(key), Values(blank, key == fields::time)});
     }
     Group names(std::uint32_t group) const {
         Group names(width_);
@@ -5992,7 +6010,7 @@ private:
 class UniqueAccumulator final : public Accumulator {
 public:
     UniqueAccumulator(std::size_t column, const Rules& rules, Blank values)
-        : column_(column), counts_absent_(rules.counts_absent), keeps_absent_(rules.keeps_absent), values_(values, rules.typed_values) {}
+        : column_(column), counts_absent_(rules.counts_absent), keeps_absent_(rules.keeps_absent), values_(rules, values) {}
     Decimal value(std::size_t slot, const Period&) const override { return slot < counts_.size() ? counts_[slot] : 0; }
 
 private:
@@ -6093,7 +6111,7 @@ public:
           words_apart_(rules.words_apart),
           time_(question.key(fields::time)),
           sequence_(question.key(fields::sequence)),
-          items_(rules.values, rules.typed_values) {
+          items_(rules, rules.values) {
         if (metric.aggregation == Aggregation::active_count) action_ = question.key(".operation_type");
         if (items_counted_)
             item_ = question.key(column_key(metric.property));
@@ -11417,8 +11435,6 @@ namespace polar {
 
 using enum Meeting;
 
-constexpr std::array<Meeting, 3> never_any{never, never, never}, text_any{text, text, text}, empty_any{empty, empty, empty};
-
 // One evaluator: metadata by a table, and how a time becomes whole seconds.
 struct Evaluator {
     Coercion metadata;
@@ -11738,10 +11754,14 @@ struct Plan final : Book::Impl {
     std::vector<Subscription> subscriptions;
     bool lists_subscriptions = false;
 
-    // That of the id or, without one, the customer's; nothing when the catalogue lists none.
+    // That of the id or, without one, the customer's earliest; nothing when the catalogue lists none.
     const Subscription* find(const std::string& subscription, const std::string& customer, const std::optional<Timestamp>& active_at) const;
     bool serves(const std::string& subscription, const std::string& customer) const override {
         return lists_subscriptions ? find(subscription, customer, {}) != nullptr : !customer.empty();
+    }
+    Period period_around(const UsageQuery& query, Timestamp at) const override {
+        const auto* subscription = lists_subscriptions ? find(query.subscription, query.customer, {}) : nullptr;
+        return subscription ? polar::period_around(*subscription, at) : this_month(at);
     }
     Fees usage(const UsageQuery& query, Timestamp now, UsageSource& usage) const override;
     Fees estimate_fees(const Event& event, Timestamp now, UsageSource& usage) const override;
@@ -11917,6 +11937,8 @@ std::shared_ptr<const Book::Impl> load(const json& catalogue) {
     }
     book->lists_subscriptions = root.find("subscriptions").has_value();
     for (const auto& at : root.list("subscriptions")) book->subscriptions.push_back(read_subscription(at));
+    std::stable_sort(book->subscriptions.begin(), book->subscriptions.end(),
+                     [](const Subscription& a, const Subscription& b) { return a.active.from < b.active.from; });
     return book;
 }
 
@@ -13073,9 +13095,32 @@ CustomerMeter customer_meter(const std::string& id, Metric metric, const std::ve
 
 }  // namespace polar
 
+// --- OpenMeter: its meters are metrics, under these rules ---
+
+namespace openmeter {
+
+// ClickHouse's JSON_VALUE makes a text of every property, an empty one where there is none; all filters compare texts (meter_query.go:351).
+constexpr Coercion json_value{.missing = {empty_any, empty_any},
+                              .boolean = {text_any, text_any},
+                              .number = {text_any, text_any},
+                              .text = {text_any, text_any},
+                              .structure = {empty_any, empty_any},
+                              .null = "null"};
+
+// A null is no value of a unique count, nor is the text that it is written as (meter_query.go:193).
+constexpr Rules rules{.name = "openmeter",
+                      .filter = {.properties = &json_value},
+                      .numbers = {.text = NumberRules::Text::number, .missing = {}},
+                      .groups = Blank::written,
+                      .values = Blank::written,
+                      .uncounted = "null",
+                      .keeps_absent = true};
+
+}  // namespace openmeter
+
 // ---- rules by name ----
 
-constexpr std::array<Rules, 8> all_rules{{
+constexpr std::array<Rules, 9> all_rules{{
     {.name = ""},
     {.name = "lago",
      .filter = {.properties = &lago::text_filter},
@@ -13102,6 +13147,7 @@ constexpr std::array<Rules, 8> all_rules{{
     polar::rules("polar_billing", polar::billing),
     polar::rules("polar_events", polar::clickhouse),
     {.name = "autumn", .filter = {.properties = &autumn::exact_text}, .numbers = {.missing = 1}},
+    openmeter::rules,
 }};
 
 const Rules& rules_named(std::string_view name) {
@@ -16477,6 +16523,15 @@ struct Meter::Impl {
         if (events > limits::batch_events) throw Error(ErrorCode::too_large, "events", "are more than " + std::to_string(limits::batch_events));
     }
 
+    Metric polar_metric(const std::string& meter) const {
+        try {
+            return metric(polar::metric_code(meter));
+        } catch (const Error& error) {
+            if (error.code() != ErrorCode::not_found) throw;
+            throw Error(ErrorCode::not_found, "meter", quote(meter) + " is in no Polar book that is loaded");
+        }
+    }
+
     Metric metric(const std::string& code) const {
         return store.read([&](Connection& db) { return find_metric(db, code, options.clock()); });
     }
@@ -16648,7 +16703,7 @@ std::vector<Metric> Meter::metrics() const {
 
 Aggregate Meter::aggregate(const AggregateQuery& query) const { return aggregate(impl_->metric(query.metric), query); }
 
-Quantities Meter::quantities(const QuantitiesQuery& query) const { return quantities(impl_->metric(polar::metric_code(query.meter)), query); }
+Quantities Meter::quantities(const QuantitiesQuery& query) const { return quantities(impl_->polar_metric(query.meter), query); }
 
 Quantities Meter::quantities(const Metric& metric, const QuantitiesQuery& query) const {
     check_metric(metric);
@@ -16659,7 +16714,7 @@ Quantities Meter::quantities(const Metric& metric, const QuantitiesQuery& query)
 }
 
 CustomerMeter Meter::customer_meter(const std::string& meter, const std::vector<std::string>& customers) const {
-    const Metric metric = impl_->metric(polar::metric_code(meter));
+    const Metric metric = impl_->polar_metric(meter);
     return impl_->store.scan([&](const Reader& reader) {
         StoreUsage usage(reader);
         return polar::customer_meter(meter, metric, customers, usage);

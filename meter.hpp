@@ -307,7 +307,7 @@ enum class Operator { eq, ne, gt, gte, lt, lte, in, not_in, contains, not_contai
 /// "properties.name" is the property even where a field has that name.
 /// Numbers compare as decimals, texts as texts (a number and a text holding a number are equal), timestamps as instants; a missing
 /// property, like null, satisfies only ne, not_in, not_contains, not_like and exists false. So does an object with members, but that it satisfies
-/// exists true and not false: name its members' paths instead.
+/// exists true and not false: name its members' paths instead. contains looks into what a value is written as.
 struct Filter {
     enum class Kind { all, any, clause };
     Kind kind = Kind::all;
@@ -367,7 +367,9 @@ struct Metric {
     std::string bucket_group = {};
     /// Whose rules say what a value counts as where types differ, what an average or weighted sum is rounded to, and how filters compare:
     /// meter's own as written here when empty, else "lago", "flexprice" (metered usage, as billed), "flexprice_events" (its usage queries),
-    /// "polar" (quantities), "polar_billing", "polar_events" (its lists) or "autumn".
+    /// "polar" (quantities), "polar_billing", "polar_events" (its lists), "autumn" or "openmeter". An OpenMeter meter is a metric: its value property
+    /// "$.usage.tokens" is the property "usage.tokens", as are the paths of its groups; its subject is the customer. (OpenMeter keeps
+    /// whole seconds and answers doubles; here times and numbers are exact.)
     std::string rules = {};
     bool every_event = false;  ///< events of any name are measured, also when there is a code; `event` is empty then
 };
