@@ -1117,6 +1117,37 @@ TEST_CASE("What lasts pays after what is reset, month after month", "[autumn][ch
     CHECK(one.m.usage({.customer = "acme"}).amount_cents == 1000);  // two packs
 }
 
+TEST_CASE("The balances of several plans stand together", "[autumn][check]") {
+    json packs{{"feature_id", "chat"}, {"included", 5}, {"reset", {{"interval", "month"}}}};
+    const auto limit = [](int units, const char* interval) {
+        return json{{"usage_limits", list_of({{"feature_id", "chat"}, {"limit", units}, {"interval", interval}})}};
+    };
+    json main{
+        {"id", "pro"}, {"items", {{{"feature_id", "chat"}, {"included", 10}, {"price", overage_price()}}}}, {"billing_controls", limit(90, "month")}};
+    json extra{{"id", "extra"}, {"add_on", true}, {"items", list_of(packs)}, {"billing_controls", limit(2, "day")}};
+    json source{{"plans", {extra, main}}};
+    Checked all(source);
+    all.use(march, 12);
+    CHECK(all.ask(1).granted == 15);
+    CHECK(all.ask(1).balance == 3);
+    CHECK(all.ask(2).usage_limit_left == Decimal(2));  // a day; 90 a month are 3
+    CHECK(all.m.usage({.customer = "acme"}).fees.size() == 2);
+    CHECK(all.m.usage({.customer = "acme"}).fees.at(0).units == 2);  // the main plan pays first
+    CHECK(all.m.usage({.customer = "acme"}).amount_cents.is_zero());
+    CHECK(all.m.books().at(0).book.code() == "extra");
+
+    source["id"] = "both";
+    source["customers"] = {{{"id", "acme"}, {"subscriptions", list_of(subscribed("2026-01-01"))}}};
+    Checked one(source);
+    one.use(march, 12);
+    CHECK(one.ask(1).granted == 10);
+    CHECK(one.ask(78).allowed);
+    CHECK(one.ask(79).reason == "usage_limit");
+    CHECK(one.m.books().at(0).book.code() == "both");
+    source["plans"][1]["id"] = "extra";
+    CHECK_THROWS_WITH(Book::autumn(source), "plans[1].id: is there twice");
+}
+
 TEST_CASE("Refunds give back what was taken, and no more", "[autumn][check]") {
     Checked one(plan_of({monthly("chat", 10)}));
     one.use("2026-03-01T00:00:00Z", -5);  // there is nothing to give back
