@@ -1949,6 +1949,7 @@ struct Coercion {
     };
     Row missing{}, boolean{}, number{}, text{}, structure{};  // null is missing
     std::array<std::string_view, 2> stored_booleans{"false", "true"}, asked_booleans{"false", "true"};
+    std::string (*stored_number)(const Decimal&) = nullptr;  // its text, where that is not the plain one
 
     const Row& row(Scalar::Kind kind) const {
         switch (kind) {
@@ -2014,7 +2015,9 @@ bool meets(const Coercion& rules, Operator op, const Scalar& value, const Operan
             break;
     }
     const std::string wanted = column == 0 ? std::string(rules.asked_booleans[asked.boolean ? 1 : 0]) : asked.text;
-    const std::string written = value.kind == Scalar::Kind::boolean ? std::string(rules.stored_booleans[value.boolean ? 1 : 0]) : scalar_text(value);
+    const std::string written = value.kind == Scalar::Kind::boolean ? std::string(rules.stored_booleans[value.boolean ? 1 : 0])
+                                : value.kind == Scalar::Kind::number && rules.stored_number ? rules.stored_number(value.number)
+                                                                                            : scalar_text(value);
     const std::string stored = meeting == Meeting::empty ? "" : written;
     if (searched) return (stored.find(wanted) != std::string::npos) == contains;
     return satisfies(op, stored <=> wanted);
@@ -5209,6 +5212,7 @@ struct NumberRules {
     bool zero = false;                         // what is no number counts as 0; else the event takes no part
     std::optional<std::int64_t> missing = {};  // what a missing one counts as, when not as other things that are no number
     bool not_negative = false;                 // numbers below 0 count as 0, one by one
+    std::optional<int> decimals = {};          // finer ones are cut off, one by one
 };
 
 // What becomes of a text of no characters, and of a value that is not there.
@@ -5224,21 +5228,33 @@ Decimal exact_share(const Decimal& a, const Decimal& b) { return Decimal::divide
 enum class Weighting : std::uint8_t {
     standing,   // what stands, for the time it stands
     remaining,  // each number for the time that was left from it to the end of the question, in whole seconds
+    none,       // a weighted sum is a sum
+};
+
+// What a recurring metric makes of the time before the period.
+enum class Carrying : std::uint8_t {
+    measured,  // it is measured with the period, and each bin shows what stands at its end
+    added,     // it is measured alone and added, but not to bins
 };
 
 struct Rules {
     std::string_view name{};
-    FilterRules filter{};
+    FilterRules filter{};                       // of metrics
+    std::optional<FilterRules> asked_filter{};  // of questions, where they differ
     NumberRules numbers{};
     Blank groups = Blank::apart, values = Blank::apart;  // of group_by; of what is counted by unique_count and active_count
+    std::optional<Blank> values_in_parts{};              // likewise, in answers with bins or groups
     bool counts_absent = false;                          // an absent value is one more, too
     bool typed_values = false;                           // the text "1" and the number 1 are two values, null is one
     bool not_negative = false;                           // no result is below 0; those of buckets neither
+    bool multiplied_each = false;                        // a multiplier is for each number, not for the result
+    bool whole_seconds = false;                          // both ends of a period are cut to their second
     Weighting weighting = Weighting::standing;
+    Carrying carrying = Carrying::measured;
     Decimal (*quotient)(const Decimal&, const Decimal&) = exact_share;  // of averages and weighted sums
     std::optional<RoundTo> weighted_rounding{};
     std::chrono::weekday week_start = std::chrono::Monday;  // of buckets
-    MonthEnd month_end = MonthEnd::clamp;                   // likewise, where there is a billing anchor
+    MonthEnd month_end = MonthEnd::clamp;  // of months that have a billing anchor; where they run over, its time of day has no meaning
 };
 
 // Keys -> 0, 1, 2, ... in the order they are met. Open addressing; groups, rows of an answer and distinct values are all numbered by it.
@@ -5517,11 +5533,16 @@ bool plain_number(std::string_view text) noexcept {
 // What a column's cells count as, batch after batch.
 class Numbers {
 public:
-    Numbers(const std::string& property, const NumberRules& rules, ScanQuestion& question)
-        : rules_(rules), is_time_(column_key(property) == fields::time), column_(question.key(column_key(property))) {}
+    Numbers(const std::string& property, const NumberRules& rules, ScanQuestion& question, const std::optional<Decimal>& multiplier = {})
+        : rules_(rules), multiplier_(multiplier), is_time_(column_key(property) == fields::time), column_(question.key(column_key(property))) {
+        if (!multiplier_) return;
+        const auto factor = (*multiplier_ * Decimal("1e" + std::to_string(multiplier_->scale()))).to_int64();
+        factor_ = factor.value_or(1);
+        most_ = factor && *factor > 0 ? std::numeric_limits<std::int64_t>::max() / *factor : -1;
+    }
 
     // Decimals of what small() is told; times are Unix seconds.
-    int scale(const Batch& batch) const { return is_time_ ? 6 : batch.columns[column_].scale; }
+    int scale(const Batch& batch) const { return column_scale(batch) + (multiplier_ ? multiplier_->scale() : 0); }
 
     // Calls small(row, cell) for numbers at the column's scale, other(row, number) for other ones, nothing for what does not count.
     template <class Small, class Other>
@@ -5529,11 +5550,15 @@ public:
         const Column& column = batch.columns[column_];
         if (column.all(CellKind::missing) && !rules_.zero && !rules_.missing) return;
         words_.assign(column.words.size(), std::nullopt);
+        const bool cut_off = rules_.decimals && scale(batch) > *rules_.decimals;
         each_row(batch, [&](std::size_t row) {
-            if (column.kind(row) == CellKind::number) {
-                small(row, rules_.not_negative ? std::max<std::int64_t>(0, column.cells[row]) : column.cells[row]);
+            if (column.kind(row) == CellKind::number && !cut_off && within(column.cells[row])) {
+                const std::int64_t cell = column.cells[row] * factor_;
+                small(row, rules_.not_negative ? std::max<std::int64_t>(0, cell) : cell);
+            } else if (column.kind(row) == CellKind::number) {
+                other(row, counted(Decimal::scaled(column.cells[row], column_scale(batch))));
             } else if (const auto number = other_number(column, row)) {
-                other(row, rules_.not_negative ? std::max(Decimal(), *number) : *number);
+                other(row, counted(*number));
             } else if (column.kind(row) == CellKind::missing && rules_.missing) {
                 other(row, Decimal(*rules_.missing));
             } else if (rules_.zero) {
@@ -5543,6 +5568,14 @@ public:
     }
 
 private:
+    int column_scale(const Batch& batch) const { return is_time_ ? 6 : batch.columns[column_].scale; }
+    // Whether the cell times the factor is a cell.
+    bool within(std::int64_t cell) const { return !multiplier_ || (cell <= most_ && cell >= -most_); }
+    Decimal counted(Decimal number) const {
+        if (multiplier_) number *= *multiplier_;
+        if (rules_.decimals) number = number.round(*rules_.decimals, Rounding::down);
+        return rules_.not_negative ? std::max(Decimal(), number) : number;
+    }
     // Texts and wide numbers; each distinct one is parsed once.
     std::optional<Decimal> other_number(const Column& column, std::size_t row) {
         if (column.kind(row) != CellKind::text && column.kind(row) != CellKind::wide) return std::nullopt;
@@ -5555,6 +5588,8 @@ private:
         return rules_.text == NumberRules::Text::number || (rules_.text == NumberRules::Text::plain && plain_number(text));
     }
     NumberRules rules_;
+    std::optional<Decimal> multiplier_;   // of each
+    std::int64_t factor_ = 1, most_ = 0;  // the multiplier's digits, and the greatest cell that may be multiplied by them; -1: none
     bool is_time_;
     std::size_t column_;
     std::vector<std::optional<std::optional<Decimal>>> words_;
@@ -5794,8 +5829,8 @@ private:
 // Distinct values.
 class UniqueAccumulator final : public Accumulator {
 public:
-    UniqueAccumulator(std::size_t column, const Rules& rules)
-        : column_(column), counts_absent_(rules.counts_absent), values_(rules.values, rules.typed_values) {}
+    UniqueAccumulator(std::size_t column, const Rules& rules, Blank values)
+        : column_(column), counts_absent_(rules.counts_absent), values_(values, rules.typed_values) {}
     Decimal value(std::size_t slot, const Period&) const override { return slot < counts_.size() ? counts_[slot] : 0; }
 
 private:
@@ -5986,7 +6021,6 @@ void check_metric(const Metric& metric) {
     if (metric.aggregation == Aggregation::count && !metric.property.empty()) refuse("metric.property", "has no meaning for a count");
     if (metric.rounding && (metric.rounding->scale < -Decimal::max_digits || metric.rounding->scale > Decimal::max_digits))
         refuse("metric.rounding", "must be from -38 to 38 decimals");
-    if (metric.recurring && metric.bucket != Bin::none) refuse("metric.bucket", "has no meaning for a recurring metric");
     if (metric.bucket == Bin::none && !metric.bucket_group.empty()) refuse("metric.bucket_group", "needs a bucket");
     check_question("metric.code", metric.code);
     check_question("metric.event", metric.event);
@@ -6074,16 +6108,28 @@ struct Question {
     const std::set<Group>* named = nullptr;  // the groups that keep their names; all when absent
 };
 
-BinOptions bins_of(const AggregateQuery& query) { return {query.bin, query.time_zone, query.week_start, query.billing_anchor}; }
+void check_carrying(const Metric& metric, const Rules& rules) {
+    if (metric.recurring && metric.bucket != Bin::none && rules.carrying == Carrying::measured)
+        refuse("metric.bucket", "has no meaning for a recurring metric");
+}
 
-void check_aggregate(const Metric& metric, const AggregateQuery& query) {
+BinOptions bins_of(const AggregateQuery& query, const Rules& rules) {
+    const bool runs_over = query.billing_anchor && rules.month_end == MonthEnd::overflow;
+    const auto anchor = runs_over ? Zone(query.time_zone).to_utc(midnight(date_of(*query.billing_anchor)).micros()) : query.billing_anchor;
+    return {query.bin, query.time_zone, query.week_start, anchor, rules.month_end};
+}
+
+void check_aggregate(const Metric& metric, const Rules& rules, const AggregateQuery& query) {
+    check_carrying(metric, rules);
     check_period(query.period);
     check_filter(query.filter);
     if (query.top < 0) refuse("top", "must not be negative");
     if (query.billing_period && query.billing_period->from >= query.billing_period->to) refuse("billing_period", "ends before it begins");
     const bool open = query.period.from == Period().from || query.period.to == Period().to;
-    if (metric.aggregation == Aggregation::weighted_sum && query.bin == Bin::none && open) refuse("period", "must have two ends for a weighted sum");
-    if (metric.recurring && query.bin != Bin::none && open) refuse("period", "must have two ends for the bins of a recurring metric");
+    const bool weighted = metric.aggregation == Aggregation::weighted_sum && rules.weighting != Weighting::none;
+    if (weighted && query.bin == Bin::none && open) refuse("period", "must have two ends for a weighted sum");
+    if (metric.recurring && rules.carrying == Carrying::measured && query.bin != Bin::none && open)
+        refuse("period", "must have two ends for the bins of a recurring metric");
 }
 
 // The scan that a question comes down to.
@@ -6097,7 +6143,7 @@ public:
         auto found = scan_question(reader, std::span(&name, name.empty() ? 0 : 1), asked.query.customer, asked.query.subscription, period);
         empty_ = !found;
         if (found) question = std::move(*found);
-        conditions_.emplace_back(asked.query.filter, question, asked.rules.filter);
+        conditions_.emplace_back(asked.query.filter, question, asked.rules.asked_filter.value_or(asked.rules.filter));
         conditions_.emplace_back(metric.filter, question, asked.rules.filter);
     }
     template <class Use>
@@ -6118,9 +6164,17 @@ private:
     std::vector<Condition> conditions_{};
 };
 
+// Else the multiplier is the result's.
+bool multiplied_each(const Metric& metric, const Rules& rules) {
+    const auto counts = {Aggregation::count, Aggregation::unique_count, Aggregation::active_count};
+    return rules.multiplied_each && std::find(counts.begin(), counts.end(), metric.aggregation) == counts.end();
+}
+
 std::unique_ptr<Accumulator> make_accumulator(const Question& asked, ScanQuestion& question) {
     const auto& [metric, rules, query, bins, named] = asked;
-    const auto numbers = [&] { return Numbers(asked.metric.property, asked.rules.numbers, question); };
+    const auto multiplier = multiplied_each(asked.metric, asked.rules) ? asked.metric.multiplier : std::nullopt;
+    const auto numbers = [&] { return Numbers(asked.metric.property, asked.rules.numbers, question, multiplier); };
+    const bool in_parts = asked.bins.bin != Bin::none || !asked.query.group_by.empty();
     switch (metric.aggregation) {
         case Aggregation::count:
             return std::make_unique<CountAccumulator>();
@@ -6132,12 +6186,14 @@ std::unique_ptr<Accumulator> make_accumulator(const Question& asked, ScanQuestio
         case Aggregation::max:
             return std::make_unique<ExtremeAccumulator>(numbers(), metric.aggregation == Aggregation::max);
         case Aggregation::unique_count:
-            return std::make_unique<UniqueAccumulator>(question.key(column_key(metric.property)), rules);
+            return std::make_unique<UniqueAccumulator>(question.key(column_key(metric.property)), rules,
+                                                       in_parts ? asked.rules.values_in_parts.value_or(asked.rules.values) : asked.rules.values);
         case Aggregation::active_count:
             return std::make_unique<StepAccumulator>(metric, rules, question);
         case Aggregation::latest:
             return std::make_unique<LatestAccumulator>(numbers(), question);
         case Aggregation::weighted_sum:
+            if (rules.weighting == Weighting::none) return std::make_unique<SumAccumulator>(numbers());
             if (rules.weighting == Weighting::standing) return std::make_unique<StandingAccumulator>(metric, rules, query.billing_period, question);
             return std::make_unique<RemainingAccumulator>(numbers(), rules, query.billing_period.value_or(query.period), question);
     }
@@ -6175,9 +6231,10 @@ std::vector<Measured> bucketed_rows(const Reader& reader, Question asked) {
     Bins outer(asked.bins);
     const std::size_t groups = asked.query.group_by.size();
     const Metric& metric = asked.metric;
-    const bool anchored = asked.query.billing_anchor && (metric.bucket == Bin::month || metric.bucket == Bin::quarter || metric.bucket == Bin::year);
-    asked.bins = {metric.bucket, asked.query.time_zone, asked.rules.week_start, anchored ? asked.query.billing_anchor : std::nullopt,
-                  asked.rules.month_end};
+    const bool anchored = metric.bucket == Bin::month || metric.bucket == Bin::quarter || metric.bucket == Bin::year;
+    asked.bins.bin = metric.bucket;
+    asked.bins.week_start = asked.rules.week_start;
+    if (!anchored) asked.bins.anchor = {};
     if (!metric.bucket_group.empty()) asked.query.group_by.push_back(metric.bucket_group);
     std::map<RowKey, Measured> sums;
     for (Measured& bucket : scanned_rows(reader, asked)) {
@@ -6212,14 +6269,41 @@ std::vector<Measured> carried_rows(const Reader& reader, Question asked) {
     return rows;
 }
 
+// What the period comes to, and what all that came before it does, added.
+std::vector<Measured> added_rows(const Reader& reader, Question asked) {
+    Metric metric = asked.metric;
+    metric.recurring = false;
+    const Question now{metric, asked.rules, asked.query, asked.bins, asked.named};
+    const auto measured = [&](const Question& question) {
+        return metric.bucket != Bin::none ? bucketed_rows(reader, question) : scanned_rows(reader, question);
+    };
+    auto rows = measured(now);
+    if (asked.bins.bin != Bin::none || asked.query.period.from == Period().from) return rows;
+    Question before = now;
+    before.query.period = {Period().from, asked.query.period.from};
+    for (Measured& row : measured(before)) {
+        const auto same = std::find_if(rows.begin(), rows.end(), [&](const Measured& each) { return key_of(each) == key_of(row); });
+        if (same == rows.end()) {
+            rows.push_back(std::move(row));
+        } else {
+            same->value += row.value;
+            same->events += row.events;
+            same->falls = same->falls || row.falls;
+        }
+    }
+    return rows;
+}
+
 // What the question asks for, in no order.
 std::vector<Measured> rows_of(const Reader& reader, const Question& asked) {
     const Metric& metric = asked.metric;
-    auto rows = metric.bucket != Bin::none                        ? bucketed_rows(reader, asked)
+    const bool added = metric.recurring && asked.rules.carrying == Carrying::added;
+    auto rows = added                                             ? added_rows(reader, asked)
+                : metric.bucket != Bin::none                      ? bucketed_rows(reader, asked)
                 : metric.recurring && asked.bins.bin != Bin::none ? carried_rows(reader, asked)
                                                                   : scanned_rows(reader, asked);
     for (Measured& row : rows) {
-        if (metric.multiplier) row.value *= *metric.multiplier;
+        if (metric.multiplier && !multiplied_each(metric, asked.rules)) row.value *= *metric.multiplier;
         if (metric.rounding) row.value = row.value.round(metric.rounding->scale, metric.rounding->mode);
     }
     return rows;
@@ -6238,13 +6322,13 @@ std::set<Group> top_groups(const Reader& reader, Question asked) {
 }
 
 // Adds the bins that have no events.
-void fill_bins(std::vector<Measured>& rows, const AggregateQuery& query) {
+void fill_bins(std::vector<Measured>& rows, const AggregateQuery& query, const BinOptions& bins) {
     Period period = query.period;
     const auto [first, last] = std::minmax_element(rows.begin(), rows.end(), [](const Measured& a, const Measured& b) { return a.bin < b.bin; });
     if (rows.empty() && (period.from == Period().from || period.to == Period().to)) return;
     if (period.from == Period().from) period.from = *first->bin;
     if (period.to == Period().to) period.to = *last->bin + std::chrono::microseconds(1);
-    const BinGrid grid(period, bins_of(query));
+    const BinGrid grid(period, bins);
     std::set<std::pair<bool, Group>> groups;
     if (query.group_by.empty()) groups.emplace(false, Group());
     for (const Measured& row : rows) groups.emplace(row.rest, row.group);
@@ -6259,16 +6343,17 @@ void fill_bins(std::vector<Measured>& rows, const AggregateQuery& query) {
 }
 
 // Rows in order of bin, then group, the rest last.
-std::vector<Measured> measure(const Reader& reader, const Metric& metric, const Rules& rules, const AggregateQuery& query) {
-    check_aggregate(metric, query);
-    Question asked{metric, rules, query, bins_of(query), nullptr};
+std::vector<Measured> measure(const Reader& reader, const Metric& metric, const Rules& rules, AggregateQuery query) {
+    check_aggregate(metric, rules, query);
+    if (rules.whole_seconds) query.period = {cut(query.period.from, micros_per_second), cut(query.period.to, micros_per_second)};
+    Question asked{metric, rules, query, bins_of(query, rules), nullptr};
     std::set<Group> named;
     if (query.top > 0 && !query.group_by.empty()) {
         named = top_groups(reader, asked);
         asked.named = &named;
     }
     auto rows = rows_of(reader, asked);
-    if (query.fill && query.bin != Bin::none) fill_bins(rows, query);
+    if (query.fill && query.bin != Bin::none) fill_bins(rows, query, asked.bins);
     std::sort(rows.begin(), rows.end(),
               [](const Measured& a, const Measured& b) { return std::tie(a.bin, a.rest, a.group) < std::tie(b.bin, b.rest, b.group); });
     return rows;
@@ -6422,8 +6507,8 @@ Decimal to_cents(const Decimal& amount, Currency currency) {
 // --- fees as texts ---------------------------------------------------------------------------
 
 std::string_view step_name(FeeLine::Step step) {
-    static constexpr std::array<std::string_view, 13> names{"units",   "tier",    "package", "percentage", "fixed",      "free",    "given",
-                                                            "minimum", "maximum", "advance", "discount",   "conversion", "rounding"};
+    static constexpr std::array<std::string_view, 14> names{"units",   "tier",    "package", "percentage", "fixed",      "free",     "given",
+                                                            "minimum", "maximum", "advance", "discount",   "conversion", "rounding", "overage"};
     return names[static_cast<std::size_t>(step)];
 }
 
@@ -6478,6 +6563,8 @@ std::string FeeLine::text() const {
             return "up to the minimum";
         case Step::maximum:
             return "down to the maximum";
+        case Step::overage:
+            return units.to_string() + " beyond the commitment x " + rate.to_string();
         case Step::advance:
             return "paid before";
         case Step::discount:
@@ -6637,26 +6724,9 @@ constexpr std::pair<std::string_view, Bin> window_sizes[] = {
     {"6HOUR", Bin::hours_6}, {"12HOUR", Bin::hours_12},  {"DAY", Bin::day},          {"WEEK", Bin::week}, {"MONTH", Bin::month},
 };
 
-// A name that is none of them counts as a day (aggregators.go:188).
-Bin window_of(std::string_view size) {
-    const auto row = std::find_if(std::begin(window_sizes), std::end(window_sizes), [&](const auto& each) { return each.first == size; });
-    return row == std::end(window_sizes) ? Bin::day : row->second;
-}
-
-// The windows of events: weeks from Sunday; months from midnight of the anchor's day, which runs over into the next month where a month is too
-// short for it (aggregators.go:183 and 214).
-[[maybe_unused]] BinOptions event_windows(std::string_view size, std::string time_zone, const std::optional<Timestamp>& anchor) {
-    BinOptions windows{.bin = window_of(size), .time_zone = std::move(time_zone), .week_start = std::chrono::Sunday};
-    if (windows.bin != Bin::month || !anchor) return windows;
-    const Zone zone(windows.time_zone);
-    windows.anchor = zone.to_utc(midnight(date_of(*anchor)).micros());
-    windows.month_end = MonthEnd::overflow;
-    return windows;
-}
-
 // The windows of commitments: weeks from Monday; months from the anchor or the period's beginning, clamped (billing_commitment.go:50-101).
-[[maybe_unused]] BinOptions commitment_windows(std::string_view size, const Period& period, const std::optional<Timestamp>& anchor) {
-    BinOptions windows{.bin = window_of(size)};
+BinOptions commitment_windows(Bin bin, const Period& period, const std::optional<Timestamp>& anchor) {
+    BinOptions windows{.bin = bin};
     if (windows.bin == Bin::month) windows.anchor = anchor.value_or(period.from);
     return windows;
 }
@@ -6753,6 +6823,15 @@ struct Book::Impl {
     // Whether the vendor has balances, which check() answers for, and whether the book knows such a feature.
     virtual bool has_balances() const { return false; }
     virtual bool knows_feature(const std::string&) const { return false; }
+    // The names under which price() knows what it asks for a metric.
+    virtual std::vector<std::string> charge_names(const std::string&) const { return {}; }
+    // Its part of an analytics answer; nothing when it does not price the metric. By default what price() says of each charge.
+    virtual std::optional<std::vector<AnalyticsItem>> analytics(const Metric& metric, const AnalyticsQuery& query, Timestamp now,
+                                                                UsageSource& usage) const;
+    // Each event priced alone; nothing for those it does not price.
+    virtual std::vector<std::optional<Decimal>> event_costs(std::span<const std::optional<Event>> events) const {
+        return std::vector<std::optional<Decimal>>(events.size());
+    }
     // Whether the event's units may be used now.
     virtual Check check(const Event&, Timestamp, UsageSource&) const {
         throw Error(ErrorCode::unsupported, "customer", "is priced by a book of " + vendor + ", which has no balances");
@@ -6888,6 +6967,76 @@ std::chrono::sys_days day_in(std::chrono::year_month month, std::chrono::day day
 
 // How Filter, Metric and AggregateQuery name the property of that key.
 std::string property_field(const std::string& key) { return "properties." + key; }
+
+// ---- analytics: what every vendor's answer is made of ----
+
+// An AnalyticsQuery always has a period and a first day of the week from here on.
+AggregateQuery aggregate_query(const AnalyticsQuery& asked) {
+    AggregateQuery query;
+    query.customer = asked.customer;
+    query.subscription = asked.subscription;
+    query.period = asked.period.value();
+    query.time_zone = asked.time_zone;
+    query.week_start = asked.week_start.value();
+    query.billing_anchor = asked.billing_anchor;
+    query.fill = asked.fill;
+    query.group_by = asked.group_by;
+    query.top = asked.top;
+    query.filter = asked.filter;
+    if (!asked.sources.empty()) query.filter = Filter::all({asked.filter, Filter::where("source", Operator::in, asked.sources)});
+    return query;
+}
+
+using GroupKey = std::pair<bool, Group>;
+
+// One for each group that has events, in order, with its points; without groups there is always one. Nothing of them is priced yet.
+std::vector<AnalyticsItem> measured_items(const Metric& metric, const AnalyticsQuery& asked, UsageSource& usage) {
+    auto query = aggregate_query(asked);
+    std::vector<AnalyticsItem> items;
+    std::map<GroupKey, std::size_t> places;
+    for (const auto& row : usage.measure(metric, query)) {
+        places[{row.rest, row.group}] = items.size();
+        items.push_back({.metric = metric.code, .group = row.group, .rest = row.rest, .usage = row.value, .events = row.events});
+    }
+    query.bin = asked.bin;
+    if (query.bin == Bin::none) return items;
+    for (const auto& row : usage.measure(metric, query)) {
+        const auto place = places.find({row.rest, row.group});
+        if (place != places.end()) items[place->second].points.push_back({.start = row.bin.value(), .usage = row.value, .events = row.events});
+    }
+    return items;
+}
+
+}  // namespace
+
+std::optional<std::vector<AnalyticsItem>> Book::Impl::analytics(const Metric& metric, const AnalyticsQuery& query, Timestamp,
+                                                                UsageSource& usage) const {
+    const auto names = charge_names(metric.code);
+    if (names.empty()) return std::nullopt;
+    std::vector<AnalyticsItem> list;
+    const auto items = measured_items(metric, query, usage);
+    for (const auto& name : names) {
+        for (auto item : items) {
+            const auto fee = price(name, item.usage, item.events);
+            item.charge = name;
+            item.cost = fee.amount;
+            item.currency = fee.currency;
+            for (auto& point : item.points) point.cost = price(name, point.usage, point.events).amount;
+            list.push_back(std::move(item));
+        }
+    }
+    return list;
+}
+
+namespace {
+
+AnalyticsTotal measured_total(const Metric& metric, const AnalyticsQuery& asked, UsageSource& usage) {
+    auto query = aggregate_query(asked);
+    query.group_by.clear();
+    query.top = 0;
+    const auto row = usage.measure(metric, query).front();
+    return {metric.code, row.value, row.events};
+}
 
 // --- Lago: dossier sections 3 to 9 -----------------------------------------------------------
 
@@ -7925,6 +8074,13 @@ struct Plan final : Book::Impl {
     Fees advance_fees(const UsageQuery& query, Timestamp now, UsageSource& usage) const override;
     Fees usage(const UsageQuery& query, Timestamp now, UsageSource& usage) const override;
     Fee price(std::string_view charge, const Decimal& units, std::int64_t events) const override;
+    std::vector<std::string> charge_names(const std::string& metric) const override {
+        std::vector<std::string> codes;
+        for (const auto& each : charges) {
+            if (billable_metrics[each.metric].metric.code == metric) codes.push_back(each.code);
+        }
+        return codes;
+    }
 };
 
 // One question about one charge: where its units are counted, and how they are priced.
@@ -8912,7 +9068,7 @@ Priced price_units(const Price& price, const Decimal& units) {
 }
 
 // Buckets of a bucketed meter: each is priced alone, tiers and packages start anew.
-[[maybe_unused]] Priced price_buckets(const Price& price, const std::vector<Decimal>& buckets) {
+Priced price_buckets(const Price& price, const std::vector<Decimal>& buckets) {
     Priced priced;
     for (const auto& units : buckets) {
         for (auto& line : (price.model == Model::tiered ? price_tiers(price, units) : price_units(price, units)).lines) priced.add(std::move(line));
@@ -8926,7 +9082,7 @@ struct Breakup {
     int tier = -1;
 };
 
-[[maybe_unused]] Breakup breakup(const Price& price, const Decimal& units) {
+Breakup breakup(const Price& price, const Decimal& units) {
     Breakup result;
     result.cost = price_units(price, units).amount;
     result.unit_cost = divided(result.cost, units);
@@ -8943,32 +9099,58 @@ struct Breakup {
 }
 
 // A fixed price without a quantity is for its least, or for one (9.11).
-[[maybe_unused]] Decimal fixed_quantity(const Decimal& quantity, const std::optional<Decimal>& least) {
+Decimal fixed_quantity(const Decimal& quantity, const std::optional<Decimal>& least) {
     return quantity.is_zero() ? least.value_or(Decimal(1)) : quantity;
 }
 
 // --- entitlements and grants (9.12) ---
 
-// What is billed of a quantity: what exceeds the limit, each day's for a daily limit.
+// After what an entitlement's limit begins anew.
+enum class Reset { period, day, month, never };
+constexpr std::array<std::pair<std::string_view, Reset>, 3> resets{{{"DAILY", Reset::day}, {"MONTHLY", Reset::month}, {"NEVER", Reset::never}}};
+
+// What is billed of a quantity: what exceeds the limit, each day's or month's where it is theirs.
 struct Entitlement {
     bool enabled = false;
     std::optional<Decimal> limit = {};  // none: everything is free
-    bool daily = false;
+    Reset reset = Reset::period;
 
     Decimal billable(const Decimal& units) const {
         if (!enabled) return units;
         return limit ? at_least_zero(units - *limit) : Decimal();
     }
-    Decimal billable(const std::vector<Decimal>& days) const {
+    Decimal billable(const std::vector<Decimal>& stretches) const {
         Decimal sum;
-        for (const auto& units : days) sum += billable(units);
+        for (const auto& units : stretches) sum += billable(units);
         return sum;
     }
 };
 
-Entitlement read_entitlement(const Node& at) { return {at.flag("is_enabled"), at.decimal("usage_limit"), at.text("usage_reset_period") == "DAILY"}; }
+// Where the limit is begun anew as often as bills are written, or by a word not known, it is the period's (billing_meter_usage.go).
+Entitlement read_entitlement(const Node& at, std::string_view billing_period) {
+    const auto word = at.text("usage_reset_period");
+    const auto row = std::find_if(resets.begin(), resets.end(), [&](const auto& each) { return each.first == word; });
+    const bool apart = row != resets.end() && word != billing_period;
+    return {at.flag("is_enabled"), at.decimal("usage_limit"), apart ? row->second : Reset::period};
+}
 
-[[maybe_unused]] Decimal overage(const Decimal& usage, const Decimal& quota) { return at_least_zero(usage - quota); }
+// Units, or the money for them, that cost nothing in a time of their own.
+struct Grant {
+    bool money = false;
+    Decimal quota = {};
+    std::optional<Period> period = {};  // the bill's when absent
+
+    Decimal overage(const Decimal& used) const { return at_least_zero(used - quota); }
+};
+
+Grant read_grant(const Node& at) {
+    static constexpr std::array<std::pair<std::string_view, bool>, 2> measures{{{"quantity", false}, {"amount", true}}};
+    Grant grant{at.choice("measure", measures), at_least(at, "quota", 0), {}};
+    const auto from = at.time("start_date"), to = at.time("end_date");
+    if (from || to) grant.period = {from.value_or(Period().from), to.value_or(Period().to)};
+    if (grant.period && grant.period->from >= grant.period->to) throw Error(ErrorCode::bad_value, at.path("end_date"), "is not after start_date");
+    return grant;
+}
 
 // --- commitments (9.13 to 9.16) ---
 
@@ -9006,14 +9188,29 @@ Committed commit(const Commitment& commitment, const Decimal& cost) {
     return {cost + missing, cost, {}, missing};
 }
 
-// A commitment longer than the billing period: what earlier invoices used of it is gone (9.16).
-[[maybe_unused]] Committed commit_rest(const Commitment& commitment, const Decimal& used_before, const Decimal& cost) {
+// A commitment longer than the billing period: what earlier periods used of it is gone. Its last period makes up for what is missing (9.16).
+Committed commit_rest(const Commitment& commitment, const Decimal& used_before, const Decimal& cost, bool last_period) {
     const auto within = std::min(cost, at_least_zero(commitment.amount - used_before));
     const auto overage = (cost - within) * commitment.overage_factor;
-    return {within + overage, within, overage, {}};
+    const auto missing = last_period && commitment.true_up ? at_least_zero(commitment.amount - used_before - cost) : Decimal();
+    return {within + overage + missing, within, overage, missing};
 }
 
-// Minutes of the day from which until which a price and commitment of their own hold.
+// What is missing to a commitment, of rounded money (billing_rounding_test.go:273).
+Decimal missing_to(const Decimal& commitment, const Decimal& used, Currency currency) {
+    return at_least_zero(rounded(commitment - rounded(used, currency), currency));
+}
+
+// The lines that make a cost what a commitment charges for it.
+void settle(Priced& priced, const Committed& committed) {
+    const auto beyond = at_least_zero(priced.amount - committed.utilized);
+    if (!committed.true_up.is_zero()) priced.add({.step = Step::minimum, .amount = committed.true_up});
+    if (committed.charge == priced.amount) return;
+    priced.add(
+        {.step = Step::overage, .units = beyond, .rate = divided(committed.overage - beyond, beyond), .amount = committed.charge - priced.amount});
+}
+
+// Minutes of the day, UTC, from which until which a price and commitment of their own hold.
 struct TimeBucket {
     std::string id;
     int from = 0, to = 0;
@@ -9027,12 +9224,17 @@ int read_minute(const Node& at, std::string_view field) {
     const auto text = at.required_text(field);
     if (text.size() != 5 || text[2] != ':') throw Error(ErrorCode::bad_value, at.path(field), "must be a time of day like 09:30");
     const auto hours = Decimal::parse(text.substr(0, 2)), minutes = Decimal::parse(text.substr(3));
-    if (!hours || !minutes || *hours > 24 || *minutes > 59) throw Error(ErrorCode::bad_value, at.path(field), "must be a time of day like 09:30");
+    if (!hours || !minutes || *hours > 24 || *minutes > 59 || hours->is_negative() || minutes->is_negative() || hours->scale() + minutes->scale() > 0)
+        throw Error(ErrorCode::bad_value, at.path(field), "must be a time of day like 09:30");
     return static_cast<int>(hours->to_int64().value() * 60 + minutes->to_int64().value());
 }
 
-[[maybe_unused]] TimeBucket read_time_bucket(const Node& at) {
+// Its price may stand in it, or be one of the catalogue's.
+TimeBucket read_time_bucket(const Node& at, const std::map<std::string, Price>& known = {}) {
     TimeBucket bucket{at.text("id"), read_minute(at, "start"), read_minute(at, "end"), {}, {}};
+    if (bucket.from >= bucket.to) throw Error(ErrorCode::bad_value, at.path("end"), "is not after start");
+    const auto listed = known.find(at.text("price_id"));
+    if (listed != known.end()) bucket.price = listed->second;
     if (at.find("price")) bucket.price = read_price(at.object("price"));
     bucket.commitment = read_commitment(at, bucket.price);
     return bucket;
@@ -9040,8 +9242,10 @@ int read_minute(const Node& at, std::string_view field) {
 
 // One window of a windowed commitment; without a known start no time bucket holds it.
 struct Window {
-    std::optional<int> minute;
+    std::optional<Timestamp> start;
     Decimal units;
+
+    int minute() const { return static_cast<int>((start->micros() - midnight(date_of(*start)).micros()) / micros_per_minute); }
 };
 
 struct WindowedPrice {
@@ -9050,8 +9254,8 @@ struct WindowedPrice {
     std::vector<TimeBucket> buckets;
 
     const TimeBucket* bucket_of(const Window& window) const {
-        if (!window.minute) return nullptr;
-        const auto found = std::find_if(buckets.begin(), buckets.end(), [&](const TimeBucket& bucket) { return bucket.holds(*window.minute); });
+        if (!window.start) return nullptr;
+        const auto found = std::find_if(buckets.begin(), buckets.end(), [&](const TimeBucket& bucket) { return bucket.holds(window.minute()); });
         return found == buckets.end() ? nullptr : &*found;
     }
 
@@ -9061,7 +9265,39 @@ struct WindowedPrice {
         const auto cost = price_units(price, window.units).amount;
         return commitment ? commit(*commitment, cost) : Committed{cost, cost, {}, {}};
     }
+
+    // Whether a window without events has something to make up for.
+    bool fills(const Window& window) const {
+        const auto* bucket = bucket_of(window);
+        return bucket ? bucket->commitment.true_up : commitment && commitment->true_up;
+    }
+
+    // The windows in order, and between them the empty ones of the grid that are charged all the same.
+    std::vector<Window> filled(std::vector<Window> windows, const BinGrid& grid) const {
+        std::set<Timestamp> known;
+        for (const auto& window : windows) known.insert(window.start.value_or(Timestamp()));
+        for (std::int64_t i = 0; i < grid.count(); ++i) {
+            const Window empty{grid.start(i), {}};
+            if (!known.contains(*empty.start) && fills(empty)) windows.push_back(empty);
+        }
+        std::stable_sort(windows.begin(), windows.end(), [](const Window& a, const Window& b) { return a.start < b.start; });
+        return windows;
+    }
 };
+
+// Every window under its commitment.
+Priced price_windows(const WindowedPrice& terms, const std::vector<Window>& windows, Committed& committed) {
+    Priced sum;
+    for (const auto& window : windows) {
+        const auto* bucket = terms.bucket_of(window);
+        auto priced = price_units(bucket ? bucket->price : terms.price, window.units);
+        const auto charge = terms.charge(window);
+        settle(priced, charge);
+        committed += charge;
+        for (auto& line : priced.lines) sum.add(std::move(line));
+    }
+    return sum;
+}
 
 // --- discounts (9.17) ---
 
@@ -9073,7 +9309,7 @@ Decimal percentage_discount(const Decimal& price, const Decimal& percentage, Cur
 }
 
 // One after the other, each on what the one before left.
-[[maybe_unused]] Decimal compound_discount(const Decimal& price, const std::vector<Decimal>& percentages, Currency currency) {
+Decimal compound_discount(const Decimal& price, const std::vector<Decimal>& percentages, Currency currency) {
     auto left = price;
     for (const auto& percentage : percentages) left -= percentage_discount(left, percentage, currency);
     return price - left;
@@ -9537,6 +9773,13 @@ struct MeteredBook final : Book::Impl {
     std::vector<MeteredItem> items;
 
     bool serves(const std::string&, const std::string& customer) const override { return !customer.empty(); }
+    std::vector<std::string> charge_names(const std::string& metric) const override {
+        std::vector<std::string> names;
+        for (const auto& item : items) {
+            if (item.metric.code == metric) names.push_back(item.charge);
+        }
+        return names;
+    }
     Fees usage(const UsageQuery& query, Timestamp now, UsageSource& usage) const override;
     Fees estimate_fees(const Event& event, Timestamp now, UsageSource& usage) const override;
     Fee price(std::string_view charge, const Decimal& units, std::int64_t events) const override;
@@ -9627,108 +9870,958 @@ std::string number_text(const Event& event, const std::string& property) { retur
 
 namespace flexprice {
 
+// --- values and filters (4.8, 6.2, 6.3) ---
+
+constexpr std::array<Meeting, 3> as_text{Meeting::text, Meeting::text, Meeting::text}, as_empty{Meeting::empty, Meeting::empty, Meeting::empty},
+    not_at_all{Meeting::never, Meeting::never, Meeting::never};
+
+// A number as Go's %v writes it: of a float64, from a million up and below a ten-thousandth with an exponent (6.3).
+std::string go_text(const Decimal& number) {
+    const Decimal rounded = Decimal::from_double(number.to_double());
+    std::string digits = (rounded.abs() * Decimal("1e" + std::to_string(rounded.scale()))).to_string();
+    const int exponent = static_cast<int>(digits.size()) - 1 - rounded.scale();
+    if (rounded.is_zero() || (exponent >= -4 && exponent < 6)) return rounded.to_string();
+    while (digits.size() > 1 && digits.back() == '0') digits.pop_back();
+    if (digits.size() > 1) digits.insert(1, ".");
+    const std::string places = std::to_string(std::abs(exponent));
+    return (rounded.is_negative() ? "-" : "") + digits + (exponent < 0 ? "e-" : "e+") + (places.size() < 2 ? "0" : "") + places;
+}
+
+// Property filters of a question read a missing property as "" (4.8); those of a meter do not.
+constexpr Coercion property_filter{.missing = {as_empty, as_empty},
+                                   .boolean = {as_text, as_text},
+                                   .number = {as_text, as_text},
+                                   .text = {as_text, as_text},
+                                   .structure = {as_text, as_text}};
+constexpr Coercion meter_filter{.missing = {not_at_all, not_at_all},
+                                .boolean = {as_text, as_text},
+                                .number = {as_text, as_text},
+                                .text = {as_text, as_text},
+                                .structure = {as_text, as_text},
+                                .stored_number = go_text};
+
+// Of the table meter_usage: dossier 6.2, 6.8; a meter's own windows 5.4, 5.5.
+constexpr Rules metered_rules{.name = "flexprice",
+                              .filter = {.properties = &meter_filter},
+                              .asked_filter = FilterRules{.properties = &property_filter},
+                              .numbers = {.text = NumberRules::Text::number, .zero = true, .missing = {}, .not_negative = true, .decimals = 15},
+                              .groups = Blank::text,
+                              .values = Blank::missing,
+                              .values_in_parts = Blank::text,
+                              .not_negative = true,
+                              .multiplied_each = true,
+                              .whole_seconds = true,
+                              .weighting = Weighting::none,
+                              .carrying = Carrying::added,
+                              .week_start = std::chrono::Sunday,
+                              .month_end = MonthEnd::overflow};
+
+// --- meters ---
+
+constexpr std::array<std::pair<std::string_view, Aggregation>, 8> aggregations{{{"COUNT", Aggregation::count},
+                                                                                {"SUM", Aggregation::sum},
+                                                                                {"AVG", Aggregation::average},
+                                                                                {"MAX", Aggregation::max},
+                                                                                {"LATEST", Aggregation::latest},
+                                                                                {"WEIGHTED_SUM", Aggregation::weighted_sum},
+                                                                                {"COUNT_UNIQUE", Aggregation::unique_count},
+                                                                                {"SUM_WITH_MULTIPLIER", Aggregation::sum}}};
+
 struct Meter {
-    std::string id, event, field;
+    std::string id;
     Metric metric;
-    Decimal multiplier = 1;
-    std::vector<std::pair<std::string, std::vector<std::string>>> filters;
 };
 
-constexpr std::array<std::pair<std::string_view, Aggregation>, 4> aggregations{{{"COUNT", Aggregation::count},
-                                                                                {"SUM", Aggregation::sum},
-                                                                                {"SUM_WITH_MULTIPLIER", Aggregation::sum},
-                                                                                {"COUNT_UNIQUE", Aggregation::unique_count}}};
+// Buckets: of MAX and SUM only, with groups of MAX only (5.13).
+void read_buckets(const Node& aggregation, Metric& metric) {
+    if (aggregation.text("bucket_size").empty()) return;
+    const auto type = aggregation.text("type");
+    if (type != "MAX" && type != "SUM") throw Error(ErrorCode::bad_value, aggregation.path("bucket_size"), "is for MAX and SUM only");
+    metric.bucket = aggregation.choice("bucket_size", window_sizes);
+    const auto group = aggregation.text("group_by");
+    if (group.empty()) return;
+    if (type != "MAX") throw Error(ErrorCode::bad_value, aggregation.path("group_by"), "is for MAX only");
+    metric.bucket_group = property_field(group);
+}
 
 Meter read_meter(const Node& at) {
-    Meter meter{at.required_text("id"), at.required_text("event_name"), {}, {}, 1, {}};
+    static constexpr std::array<std::pair<std::string_view, bool>, 3> carried{{{"", false}, {"BILLING_PERIOD", false}, {"NEVER", true}}};
     const auto aggregation = at.object("aggregation");
-    meter.metric = {
-        .code = "flexprice:" + meter.id, .event = meter.event, .aggregation = aggregation.choice("type", aggregations), .property = {}, .filter = {}};
-    if (meter.metric.aggregation != Aggregation::count) {
-        meter.field = aggregation.required_text("field");
-        meter.metric.property = property_field(meter.field);
+    Meter meter{at.required_text("id"), {.event = at.required_text("event_name"), .rules = "flexprice"}};
+    auto& metric = meter.metric;
+    metric.code = "flexprice:" + meter.id;
+    metric.aggregation = aggregation.choice("type", aggregations);
+    if (!aggregation.text("expression").empty())
+        throw Error(ErrorCode::unsupported, aggregation.path("expression"), "expressions are not evaluated here");
+    if (metric.aggregation != Aggregation::count) metric.property = property_field(aggregation.required_text("field"));
+    if (aggregation.text("type") == "SUM_WITH_MULTIPLIER") {
+        metric.multiplier = aggregation.decimal("multiplier").value_or(Decimal());
+        if (*metric.multiplier <= 0) throw Error(ErrorCode::bad_value, aggregation.path("multiplier"), "must be above 0");
     }
-    if (!aggregation.text("bucket_size").empty())
-        throw Error(ErrorCode::unsupported, aggregation.path("bucket_size"), "bucketed meters are not measured here");
-    if (aggregation.text("type") == "SUM_WITH_MULTIPLIER") meter.multiplier = aggregation.decimal("multiplier").value_or(Decimal(1));
-    if (meter.multiplier <= 0) throw Error(ErrorCode::bad_value, aggregation.path("multiplier"), "must be above 0");
+    read_buckets(aggregation, metric);
+    metric.recurring = at.choice("reset_usage", carried);
     for (const auto& filter : at.list("filters")) {
-        const auto key = filter.required_text("key");
         const auto values = filter.texts("values");
         if (values.empty()) throw Error(ErrorCode::bad_value, filter.path("values"), "must not be empty");
-        meter.filters.emplace_back(key, values);
-        meter.metric.filter.parts.push_back(Filter::where(property_field(key), Operator::in, json(values)));
+        metric.filter.parts.push_back(Filter::where(property_field(filter.required_text("key")), Operator::in, json(values)));
     }
     return meter;
 }
 
-bool measures(const Meter& meter, const Event& event) {
-    return event.name == meter.event && std::all_of(meter.filters.begin(), meter.filters.end(), [&](const auto& filter) {
-               const auto value = property_text(event.properties, filter.first);
-               return value && std::find(filter.second.begin(), filter.second.end(), *value) != filter.second.end();
-           });
+// A percentage off, for a time.
+struct Coupon {
+    Decimal percentage = {};
+    Period active = {};
+};
+
+// A usage price on the terms of one subscription.
+struct Item {
+    std::string id = {}, charge = {};
+    Metric metric = {};
+    WindowedPrice terms = {};
+    bool windowed = false;  // the commitment is for each bucket
+    Entitlement entitlement = {};
+    std::vector<Grant> grants = {};
+    Period active = {};
+    std::vector<Coupon> coupons = {};
+
+    const Price& price() const { return terms.price; }
+    bool bucketed() const { return metric.bucket != Bin::none; }
+    bool commits() const { return terms.commitment || !terms.buckets.empty(); }
+};
+
+struct Subscription {
+    std::string id = {}, customer = {};
+    Period active = {};
+    Stride cycle{1, 0};
+    std::optional<Timestamp> anchor = {};  // without one bills are for calendar months, weeks from the first day of 1970, ...
+    std::vector<Item> items = {};
+    std::optional<Commitment> commitment = {};  // over all items (9.15)
+    std::optional<Stride> commitment_cycle = {};
+    bool starts = true;  // its events have a price from the beginning (7.3): not of one that is paused or cancelled
+    std::vector<Coupon> coupons = {};
+
+    Period period(Timestamp now) const { return overlap(Cycle(cycle, anchor.value_or(Timestamp()).micros(), Zone({})).around(now), active); }
+};
+
+// --- what is billed of a meter ---
+
+// What came together in one bucket, day or month, or in all of a period: a sum for an average.
+struct Part {
+    std::optional<Timestamp> start = {};  // of a bucket, day or month
+    Group group = {};
+    Decimal number = {};
+    std::int64_t events = 0;
+};
+
+// A meter over its period alone, to be measured part by part.
+Metric part_metric(Metric metric) {
+    metric.recurring = false;
+    metric.bucket = Bin::none;
+    metric.bucket_group.clear();
+    if (metric.aggregation == Aggregation::average) metric.aggregation = Aggregation::sum;
+    return metric;
 }
 
-// A negative total counts as none (5.10).
-Decimal counted(const Meter& meter, const AggregateQuery& query, UsageSource& usage) {
-    return at_least_zero(usage.measure(meter.metric, query).front().value * meter.multiplier);
+std::vector<Part> parts_of(const Metric& metric, AggregateQuery query, Bin bin, UsageSource& usage) {
+    query.bin = bin;
+    query.week_start = std::chrono::Sunday;
+    if (bin == metric.bucket && !metric.bucket_group.empty()) query.group_by.push_back(metric.bucket_group);
+    std::vector<Part> parts;
+    for (const auto& row : usage.measure(part_metric(metric), query)) parts.push_back({row.bin, row.group, row.value, row.events});
+    return parts;
 }
 
-std::optional<Decimal> step_of(const Meter& meter, const Event& event, AggregateQuery query, UsageSource& usage) {
-    if (!measures(meter, event)) return {};
-    if (meter.metric.aggregation == Aggregation::count) return Decimal(1);
-    if (meter.metric.aggregation == Aggregation::sum) return Decimal::parse(number_text(event, meter.field)).value_or(Decimal()) * meter.multiplier;
-    query.filter = Filter::all({query.filter, Filter::equals(property_field(meter.field), number_text(event, meter.field))});
-    return usage.measure(meter.metric, query).front().value > 0 ? Decimal() : Decimal(1);
+Decimal value_of(const Metric& metric, const Part& part) {
+    if (metric.aggregation != Aggregation::average) return part.number;
+    return part.events == 0 ? Decimal() : exact_share(part.number, part.events);
 }
 
-// What is left after the entitlement, priced, under the item's own commitment.
-Priced charge(const Price& price, const Entitlement& entitlement, const std::optional<Commitment>& commitment, const Decimal& units) {
-    const auto billable = entitlement.billable(units);
-    auto priced = price_units(price, billable);
-    if (billable != units) priced.lines.insert(priced.lines.begin(), free_line(units - billable));
-    if (!commitment) return priced;
-    const auto committed = commit(*commitment, priced.amount);
-    raise_to(priced, committed.charge);
-    lower_to(priced, committed.charge);
+std::vector<Decimal> values_of(const Metric& metric, const std::vector<Part>& parts) {
+    std::vector<Decimal> values;
+    for (const auto& part : parts) values.push_back(value_of(metric, part));
+    return values;
+}
+
+// Everything that the bill of an item depends on.
+struct Use {
+    AggregateQuery query;                                      // whose, and when
+    std::vector<Part> parts;                                   // buckets, or the whole
+    std::vector<Part> stretches;                               // days or months of an entitlement of its own
+    Decimal before;                                            // NEVER: what came before the period in the subscription; the parts are all since then
+    std::vector<std::pair<Period, std::vector<Part>>> grants;  // what was used in the time of each grant
+};
+
+Bin stretch_of(Reset reset) { return reset == Reset::day ? Bin::day : reset == Reset::month ? Bin::month : Bin::none; }
+
+Use measure(const Item& item, const Subscription& subscription, const AggregateQuery& query, UsageSource& usage) {
+    const auto over = [&](const Period& period) {
+        auto asked = query;
+        asked.period = period;
+        return asked;
+    };
+    Use use{query, parts_of(item.metric, query, item.metric.bucket, usage), {}, {}, {}};
+    for (const auto& grant : item.grants) {
+        const auto period = grant.period.value_or(query.period);
+        use.grants.emplace_back(period, parts_of(item.metric, over(period), Bin::none, usage));
+    }
+    if (!item.entitlement.enabled || item.bucketed()) return use;
+    const auto stretch = stretch_of(item.entitlement.reset);
+    if (stretch != Bin::none) use.stretches = parts_of(item.metric, query, stretch, usage);
+    if (item.entitlement.reset == Reset::never) {
+        use.before = total(values_of(item.metric, parts_of(item.metric, over({subscription.active.from, query.period.from}), Bin::none, usage)));
+        use.stretches = parts_of(item.metric, over({subscription.active.from, query.period.to}), Bin::none, usage);
+    }
+    return use;
+}
+
+Decimal billable(const Item& item, const Use& use) {
+    const auto units = total(values_of(item.metric, use.parts));
+    if (!item.entitlement.enabled || item.entitlement.reset == Reset::period || item.bucketed()) return item.entitlement.billable(units);
+    const auto values = values_of(item.metric, use.stretches);
+    return item.entitlement.reset == Reset::never ? item.entitlement.billable(total(values) - use.before) : item.entitlement.billable(values);
+}
+
+// What grants leave: of units, or money in place of them.
+Priced price_grants(const Item& item, const Use& use) {
+    Decimal units, money;
+    for (std::size_t i = 0; i < item.grants.size(); ++i) {
+        const auto used = total(values_of(item.metric, use.grants.at(i).second));
+        if (item.grants[i].money) money += item.grants[i].overage(price_units(item.price(), used).amount);
+        if (!item.grants[i].money) units += item.grants[i].overage(used);
+    }
+    auto priced = price_units(item.price(), units);
+    if (!money.is_zero()) priced.add({.step = Step::overage, .units = money, .rate = 1, .amount = money});
     return priced;
 }
 
-MeteredItem read_usage_price(const Node& at, const std::vector<Meter>& meters) {
+// Before commitments. What is left of buckets by an entitlement is priced as one quantity (billing_meter_usage.go).
+Priced price_use(const Item& item, const Use& use) {
+    if (!item.grants.empty()) return price_grants(item, use);
+    const auto values = values_of(item.metric, use.parts);
+    const auto units = total(values), left = billable(item, use);
+    if (left == units) return item.bucketed() ? price_buckets(item.price(), values) : price_units(item.price(), units);
+    auto priced = price_units(item.price(), left);
+    priced.lines.insert(priced.lines.begin(), free_line(units - left));
+    return priced;
+}
+
+// The windows up to now that a commitment is for (9.14).
+std::vector<Window> windows_of(const Item& item, const Use& use, Timestamp now) {
+    std::vector<Window> windows;
+    for (const auto& part : use.parts) windows.push_back({part.start, value_of(item.metric, part)});
+    const Period elapsed{use.query.period.from, std::min(use.query.period.to, now)};
+    if (elapsed.from >= elapsed.to || elapsed.from == Period().from) return windows;
+    auto options = commitment_windows(item.metric.bucket, elapsed, use.query.billing_anchor);
+    options.time_zone = use.query.time_zone;
+    return item.terms.filled(std::move(windows), BinGrid(elapsed, options));
+}
+
+Priced commit_use(const Item& item, const Use& use, Priced priced, Timestamp now, Committed& committed) {
+    if (!item.commits()) return priced;
+    if (item.windowed) return price_windows(item.terms, windows_of(item, use, now), committed);
+    if (!item.terms.commitment) return priced;
+    committed = commit(*item.terms.commitment, priced.amount);
+    settle(priced, committed);
+    return priced;
+}
+
+// --- one event more ---
+
+std::string_view property_of(const Metric& metric) { return std::string_view(metric.property).substr(property_field("").size()); }
+
+bool measures(const Metric& metric, const Event& event) {
+    return event.name == metric.event && std::all_of(metric.filter.parts.begin(), metric.filter.parts.end(), [&](const Filter& clause) {
+               std::string keep;
+               const auto path = std::string_view(clause.field).substr(property_field("").size());
+               return meets(meter_filter, make_clause(clause), scalar_at(event.properties, path, keep));
+           });
+}
+
+// What metering notes of the event (6.2).
+Decimal quantity_of(const Metric& metric, const Event& event) {
+    if (metric.aggregation == Aggregation::count) return 1;
+    std::string keep;
+    const auto value = scalar_at(event.properties, property_of(metric), keep);
+    if (metric.aggregation == Aggregation::unique_count) return scalar_text(value).empty() ? 0 : 1;
+    const auto number = scalar_number(value).value_or(Decimal()) * metric.multiplier.value_or(Decimal(1));
+    return at_least_zero(number.round(15, Rounding::down));
+}
+
+// Of a unique count: nothing when the value is there already.
+Decimal step_of(const Metric& metric, const Event& event, AggregateQuery query, UsageSource& usage) {
+    const auto quantity = quantity_of(metric, event);
+    if (metric.aggregation != Aggregation::unique_count || quantity.is_zero()) return quantity;
+    std::string keep;
+    const auto text = scalar_text(scalar_at(event.properties, property_of(metric), keep));
+    query.filter = Filter::all({query.filter, Filter::equals(metric.property, text)});
+    return usage.measure(part_metric(metric), query).front().value > 0 ? Decimal() : quantity;
+}
+
+// Adds the event to the part it falls into, now.
+void add_event(const Metric& metric, const Event& event, AggregateQuery query, Bin bin, Timestamp now, UsageSource& usage, std::vector<Part>& parts) {
+    Group group;
+    if (bin == metric.bucket && !metric.bucket_group.empty()) {
+        std::string keep;
+        group.emplace_back(scalar_text(scalar_at(event.properties, std::string_view(metric.bucket_group).substr(property_field("").size()), keep)));
+    }
+    std::optional<Timestamp> start;
+    if (bin != Bin::none) {
+        query.bin = bin;
+        query.week_start = std::chrono::Sunday;
+        const auto stretch = Bins(bins_of(query, metered_rules)).around(now);
+        start = stretch.from;
+        query.bin = Bin::none;
+        query.period = overlap(query.period, stretch);
+    }
+    const auto found = std::find_if(parts.begin(), parts.end(), [&](const Part& part) { return part.start == start && part.group == group; });
+    Part& part = found == parts.end() ? parts.emplace_back(Part{start, group, {}, 0}) : *found;
+    const auto step = step_of(metric, event, query, usage);
+    ++part.events;
+    if (metric.aggregation == Aggregation::latest)
+        part.number = step;
+    else if (metric.aggregation == Aggregation::max)
+        part.number = std::max(part.number, step);
+    else
+        part.number += step;
+}
+
+void add_event(const Item& item, const Subscription& subscription, const Event& event, Timestamp now, UsageSource& usage, Use& use) {
+    add_event(item.metric, event, use.query, item.metric.bucket, now, usage, use.parts);
+    auto query = use.query;
+    for (auto& [period, parts] : use.grants) {
+        query.period = period;
+        if (period.contains(now)) add_event(item.metric, event, query, Bin::none, now, usage, parts);
+    }
+    if (!item.entitlement.enabled || item.bucketed() || item.entitlement.reset == Reset::period) return;
+    query.period = {item.entitlement.reset == Reset::never ? subscription.active.from : use.query.period.from, use.query.period.to};
+    add_event(item.metric, event, query, stretch_of(item.entitlement.reset), now, usage, use.stretches);
+}
+
+// --- the catalogue ---
+
+struct Fixed {
+    std::string charge;
+    Price price;
+    std::optional<Decimal> least;
+};
+
+struct Catalogue final : Book::Impl {
+    std::vector<Item> items;  // of the prices as they stand in the catalogue
+    std::vector<Fixed> fixed;
+    std::vector<Subscription> subscriptions;
+    bool lists_subscriptions = false;
+    std::string currency_code;
+    Currency currency = {};
+
+    bool serves(const std::string& subscription, const std::string& customer) const override {
+        return lists_subscriptions ? !chosen(subscription, customer).empty() : !customer.empty();
+    }
+    Period period_around(const UsageQuery& query, Timestamp at) const override {
+        const auto list = chosen(query.subscription, query.customer);
+        return list.empty() ? this_month(at) : list.front().period(at);
+    }
+    std::vector<std::string> subscriptions_of(const UsageQuery& query, Timestamp) const override {
+        std::vector<std::string> ids;
+        for (const auto& each : chosen(query.subscription, query.customer)) ids.push_back(each.id);
+        return ids;
+    }
+    Fees usage(const UsageQuery& query, Timestamp now, UsageSource& usage) const override;
+    Fees estimate_fees(const Event& event, Timestamp now, UsageSource& usage) const override;
+    Fees estimate_instant_fees(const Event& event, Timestamp now) const override;
+    Fee price(std::string_view charge, const Decimal& units, std::int64_t events) const override;
+    std::vector<std::optional<Decimal>> event_costs(std::span<const std::optional<Event>> events) const override;
+    std::optional<std::vector<AnalyticsItem>> analytics(const Metric& metric, const AnalyticsQuery& query, Timestamp now,
+                                                        UsageSource& usage) const override;
+
+    // Those of the customer, or the one; without a list one that never began and never ends.
+    std::vector<Subscription> chosen(const std::string& subscription, const std::string& customer) const {
+        std::vector<Subscription> list;
+        for (const auto& each : subscriptions) {
+            const bool named = subscription.empty() || each.id == subscription;
+            if (named && (customer.empty() || each.customer == customer) && !(subscription.empty() && customer.empty())) list.push_back(each);
+        }
+        if (!lists_subscriptions && !customer.empty()) list.push_back({.id = subscription, .customer = customer, .items = items});
+        return list;
+    }
+};
+
+Fee fee_of(const Catalogue& book, const std::string& charge, const std::string& metric, const Decimal& units, Priced priced) {
+    Fee fee;
+    fee.charge = charge;
+    fee.metric = metric;
+    fee.currency = book.currency_code;
+    fee.units = units;
+    fee.amount = priced.amount;
+    fee.amount_cents = to_cents(priced.amount, book.currency);
+    fee.unit_amount = quotient(priced.amount, units);
+    fee.lines = std::move(priced.lines);
+    return fee;
+}
+
+Fees sum_up(const Catalogue& book, std::vector<Fee> list) {
+    Fees fees{.fees = std::move(list), .currency = book.currency_code, .subunits = book.currency.subunits, .amount_cents = {}};
+    for (const auto& fee : fees.fees) fees.amount_cents += fee.amount_cents;
+    return fees;
+}
+
+// Events of a customer are used by all subscriptions it has; the events name none (dossier 6.5).
+AggregateQuery query_of(const Catalogue& book, const Subscription& subscription, const Item& item, const Period& period) {
+    AggregateQuery query;
+    query.customer = subscription.customer;
+    if (!book.lists_subscriptions) query.subscription = subscription.id;
+    query.period = overlap(period, item.active);
+    query.billing_anchor = subscription.anchor;
+    return query;
+}
+
+json commitment_json(const Item& item, const Committed& committed) {
+    if (!item.commits()) return nullptr;
+    const auto of_item = item.terms.commitment.value_or(Commitment());
+    return {{"commitment_info",
+             {{"amount", of_item.amount.to_string()},
+              {"overage_factor", of_item.overage_factor.to_string()},
+              {"true_up_enabled", of_item.true_up},
+              {"is_windowed", item.windowed},
+              {"computed_commitment_utilized_amount", committed.utilized.to_string()},
+              {"computed_overage_amount", committed.overage.to_string()},
+              {"computed_true_up_amount", committed.true_up.to_string()}}}};
+}
+
+std::int64_t events_of(const std::vector<Part>& parts) {
+    std::int64_t events = 0;
+    for (const auto& part : parts) events += part.events;
+    return events;
+}
+
+// A line of a bill: rounded to the currency before its commitment, and after (9.9).
+Fee line_of(const Catalogue& book, const Subscription& subscription, const Item& item, const Use& use, Priced priced, Timestamp now, bool commits) {
+    Committed committed;
+    round_to(priced, rounded(priced.amount, book.currency));
+    if (commits) {
+        priced = commit_use(item, use, std::move(priced), now, committed);
+        round_to(priced, rounded(priced.amount, book.currency));
+    }
+    auto fee = fee_of(book, item.charge, item.metric.code, total(values_of(item.metric, use.parts)), std::move(priced));
+    fee.customer = subscription.customer;
+    fee.subscription = subscription.id;
+    fee.events = events_of(use.parts);
+    fee.period = use.query.period;
+    fee.vendor = commitment_json(item, committed);
+    return fee;
+}
+
+// --- bills ---
+
+// An item's part of a bill before the commitments.
+struct Charge {
+    const Item* item;
+    Use use;
+    Priced priced;
+    Decimal units() const { return total(values_of(item->metric, use.parts)); }
+};
+
+std::vector<Charge> charges_of(const Catalogue& book, const Subscription& subscription, const Period& period, UsageSource& usage) {
+    std::vector<Charge> charges;
+    for (const auto& item : subscription.items) {
+        const auto query = query_of(book, subscription, item, period);
+        if (query.period.from >= query.period.to) continue;
+        auto use = measure(item, subscription, query, usage);
+        auto priced = price_use(item, use);
+        round_to(priced, rounded(priced.amount, book.currency));
+        charges.push_back({&item, std::move(use), std::move(priced)});
+    }
+    return charges;
+}
+
+Fee extra_fee(const Catalogue& book, const Subscription& subscription, const Period& period, std::string charge, FeeLine line) {
+    Priced priced;
+    priced.add(std::move(line));
+    auto fee = fee_of(book, std::move(charge), "", 1, std::move(priced));
+    fee.customer = subscription.customer;
+    fee.subscription = subscription.id;
+    fee.period = period;
+    return fee;
+}
+
+FeeLine overage_line(const Decimal& money, const Decimal& factor) {
+    return {.step = Step::overage, .units = money, .rate = factor, .amount = money * factor};
+}
+
+// A charge that what is left of the subscription's commitment does not cover becomes two; the whole units that still fit pay the plain price.
+void split_charge(const Catalogue& book, const Subscription& subscription, const Charge& charge, Decimal& left, Timestamp now,
+                  std::vector<Fee>& fees) {
+    const auto& item = *charge.item;
+    const auto cost = charge.priced.amount, units = charge.units();
+    const auto unit = item.price().model == Model::flat ? item.price().amount : divided(cost, units);
+    const auto covered = divided(left, unit).round(0, Rounding::floor);
+    const bool splits = left > 0;
+    if (splits) {
+        Priced normal;
+        normal.add(units_line(covered, unit));
+        fees.push_back(line_of(book, subscription, item, charge.use, std::move(normal), now, true));
+        fees.back().units = covered;
+    }
+    Priced beyond;
+    beyond.add(overage_line(splits ? (units - covered) * unit : cost, subscription.commitment->overage_factor));
+    fees.push_back(line_of(book, subscription, item, charge.use, std::move(beyond), now, !splits));
+    if (splits) fees.back().units = units - covered;
+    left = {};
+}
+
+// The commitment of a subscription for each billing period (9.15).
+void add_committed(const Catalogue& book, const Subscription& subscription, const std::vector<Charge>& charges, const Period& period, Timestamp now,
+                   std::vector<Fee>& fees) {
+    auto left = subscription.commitment->amount;
+    bool overage = false;
+    for (const auto& charge : charges) {
+        overage = overage || charge.priced.amount > left;
+        if (charge.priced.amount > left) {
+            split_charge(book, subscription, charge, left, now, fees);
+        } else {
+            left -= charge.priced.amount;
+            fees.push_back(line_of(book, subscription, *charge.item, charge.use, charge.priced, now, true));
+        }
+    }
+    const auto missing = missing_to(subscription.commitment->amount, subscription.commitment->amount - left, book.currency);
+    if (overage || !subscription.commitment->true_up || missing.is_zero()) return;
+    fees.push_back(extra_fee(book, subscription, period, "True Up", {.step = Step::minimum, .amount = missing}));
+}
+
+// What the items came to in the billing periods from one moment to another.
+Decimal base_between(const Catalogue& book, const Subscription& subscription, Timestamp from, Timestamp to, UsageSource& usage) {
+    Decimal base;
+    for (std::size_t periods = 0; from < to; ++periods) {
+        if (periods == limits::carried_bins) throw Error(ErrorCode::too_large, "period", "is too many billing periods into the commitment");
+        const auto period = subscription.period(from);
+        for (const auto& charge : charges_of(book, subscription, {period.from, std::min(period.to, to)}, usage)) base += charge.priced.amount;
+        from = period.to;
+    }
+    return base;
+}
+
+// A commitment over several billing periods, of which this is not the first (9.16).
+void add_cumulative(const Catalogue& book, const Subscription& subscription, std::vector<Charge> charges, const Period& period, const Period& term,
+                    UsageSource& usage, Timestamp now, std::vector<Fee>& fees) {
+    Decimal cost;
+    for (const auto& charge : charges) cost += charge.priced.amount;
+    const auto before = base_between(book, subscription, term.from, period.from, usage);
+    const auto committed = commit_rest(*subscription.commitment, before, cost, period.to >= term.to);
+    for (auto& charge : charges) {
+        lower_to(charge.priced, rounded(divided(charge.priced.amount, cost) * committed.utilized, book.currency));
+        fees.push_back(line_of(book, subscription, *charge.item, charge.use, std::move(charge.priced), now, false));
+    }
+    const auto beyond = cost - committed.utilized;
+    if (!beyond.is_zero())
+        fees.push_back(extra_fee(book, subscription, period, "Overage", overage_line(beyond, subscription.commitment->overage_factor)));
+    if (!committed.true_up.is_zero())
+        fees.push_back(extra_fee(book, subscription, period, "True Up", {.step = Step::minimum, .amount = committed.true_up}));
+}
+
+void add_bill(const Catalogue& book, const Subscription& subscription, const Period& period, Timestamp now, UsageSource& usage,
+              std::vector<Fee>& fees) {
+    auto charges = charges_of(book, subscription, period, usage);
+    if (!subscription.commitment) {
+        for (const auto& charge : charges) fees.push_back(line_of(book, subscription, *charge.item, charge.use, charge.priced, now, true));
+        return;
+    }
+    const auto cycle =
+        Cycle(subscription.commitment_cycle.value_or(subscription.cycle), subscription.anchor.value_or(Timestamp()).micros(), Zone({}));
+    const auto term = overlap(cycle.around(period.from), subscription.active);
+    if (subscription.commitment_cycle && term.from < period.from)
+        add_cumulative(book, subscription, std::move(charges), period, term, usage, now, fees);
+    else
+        add_committed(book, subscription, charges, period, now, fees);
+}
+
+Fees Catalogue::usage(const UsageQuery& query, Timestamp now, UsageSource& usage_source) const {
+    if (query.customer.empty() && (!lists_subscriptions || query.subscription.empty())) throw Error(ErrorCode::bad_value, "customer", "is required");
+    std::vector<Fee> list;
+    for (const auto& subscription : chosen(query.subscription, query.customer)) {
+        if (!query.period && !subscription.active.contains(now)) continue;
+        const auto period = query.period ? overlap(*query.period, subscription.active) : subscription.period(now);
+        if (period.from < period.to) add_bill(*this, subscription, period, now, usage_source, list);
+    }
+    return sum_up(*this, std::move(list));
+}
+
+// What the event adds to the bill of the billing period, up to now; not rounded, so that small prices are seen.
+Fees Catalogue::estimate_fees(const Event& event, Timestamp now, UsageSource& usage_source) const {
+    if (event.customer.empty() && !lists_subscriptions) throw Error(ErrorCode::bad_value, "customer", "is required");
+    std::vector<Fee> list;
+    for (const auto& subscription : chosen(event.subscription, event.customer)) {
+        for (const auto& item : subscription.items) {
+            if (!measures(item.metric, event) || !subscription.active.contains(now) || !item.active.contains(now)) continue;
+            const auto query = query_of(*this, subscription, item, {subscription.period(now).from, now + std::chrono::microseconds(1)});
+            auto use = measure(item, subscription, query, usage_source);
+            const auto priced = [&] {
+                Committed committed;
+                return commit_use(item, use, price_use(item, use), now, committed);
+            };
+            const auto units = total(values_of(item.metric, use.parts));
+            const auto before = priced();
+            add_event(item, subscription, event, now, usage_source, use);
+            list.push_back(
+                fee_of(*this, item.charge, item.metric.code, total(values_of(item.metric, use.parts)) - units, difference(priced(), before)));
+            list.back().customer = subscription.customer;
+            list.back().subscription = subscription.id;
+            list.back().period = query.period;
+            list.back().events = 1;
+        }
+    }
+    if (list.empty()) throw Error(ErrorCode::not_found, "name", "no price measures events named " + event.name);
+    return sum_up(*this, std::move(list));
+}
+
+Fees Catalogue::estimate_instant_fees(const Event& event, Timestamp now) const {
+    std::vector<Fee> list;
+    for (const auto& subscription : chosen(event.subscription, event.customer)) {
+        for (const auto& item : subscription.items) {
+            if (!measures(item.metric, event) || !subscription.active.contains(now) || !item.active.contains(now)) continue;
+            const auto units = quantity_of(item.metric, event);
+            list.push_back(fee_of(*this, item.charge, item.metric.code, units, price_units(item.price(), units)));
+            list.back().customer = subscription.customer;
+            list.back().subscription = subscription.id;
+            list.back().period = subscription.period(now);
+            list.back().events = 1;
+        }
+    }
+    return sum_up(*this, std::move(list));
+}
+
+json breakup_json(const Price& price, const Decimal& units) {
+    const auto parts = breakup(price, units);
+    return {{"final_cost", parts.cost.to_string()},
+            {"effective_unit_cost", parts.unit_cost.to_string()},
+            {"tier_unit_amount", parts.tier_unit_amount.to_string()},
+            {"selected_tier_index", parts.tier}};
+}
+
+Fee Catalogue::price(std::string_view charge, const Decimal& units, std::int64_t) const {
+    for (const auto& each : fixed) {
+        if (each.charge != charge) continue;
+        const auto quantity = fixed_quantity(units, each.least);
+        auto fee = fee_of(*this, each.charge, "", quantity, price_units(each.price, quantity));
+        fee.vendor = breakup_json(each.price, quantity);
+        return fee;
+    }
+    for (const auto& item : items) {
+        if (item.charge != charge) continue;
+        Use use{{}, {{{}, {}, units, 1}}, {{{}, {}, units, 1}}, {}, {}};
+        for (std::size_t i = 0; i < item.grants.size(); ++i) use.grants.push_back({{}, use.parts});
+        Committed committed;
+        auto fee = fee_of(*this, item.charge, item.metric.code, units, commit_use(item, use, price_use(item, use), {}, committed));
+        fee.vendor = breakup_json(item.price(), units);
+        return fee;
+    }
+    throw Error(ErrorCode::not_found, "charge", "charge_not_found");
+}
+
+// Each event priced alone, unrounded, under the first item of the customer that measures it. Which item that is is decided once for each meter,
+// at the time of the first such event (dossier 7.3).
+std::vector<std::optional<Decimal>> Catalogue::event_costs(std::span<const std::optional<Event>> events) const {
+    std::map<std::pair<std::string, std::string>, std::optional<Item>> found;
+    const auto item_at = [&](const std::string& customer, const Metric& metric, Timestamp time) -> std::optional<Item> {
+        for (const auto& subscription : chosen({}, customer)) {
+            if (!subscription.starts || !subscription.active.contains(time)) continue;
+            for (const auto& item : subscription.items) {
+                if (item.metric.code == metric.code && item.active.contains(time)) return item;
+            }
+        }
+        return std::nullopt;
+    };
+    std::vector<std::optional<Decimal>> costs(events.size());
+    for (std::size_t i = 0; i < events.size(); ++i) {
+        const auto metric =
+            !events[i] ? metrics.end() : std::find_if(metrics.begin(), metrics.end(), [&](const Metric& each) { return measures(each, *events[i]); });
+        if (metric == metrics.end()) continue;
+        const auto [place, fresh] = found.try_emplace({events[i]->customer, metric->code});
+        if (fresh) place->second = item_at(events[i]->customer, *metric, events[i]->timestamp.value());
+        if (place->second) costs[i] = price_units(place->second->price(), quantity_of(*metric, *events[i])).amount;
+    }
+    return costs;
+}
+
+// --- the catalogue, read from FlexPrice's JSON ---
+
+constexpr std::array<std::pair<std::string_view, Stride>, 7> billing_periods{{{"", {1, 0}},
+                                                                              {"DAILY", {0, micros_per_day}},
+                                                                              {"WEEKLY", {0, 7 * micros_per_day}},
+                                                                              {"MONTHLY", {1, 0}},
+                                                                              {"QUARTERLY", {3, 0}},
+                                                                              {"HALF_YEARLY", {6, 0}},
+                                                                              {"ANNUAL", {12, 0}}}};
+
+Period read_period(const Node& at, std::string_view from, std::string_view to) {
+    Period period{at.time(from).value_or(Period().from), at.time(to).value_or(Period().to)};
+    if (period.to < period.from) throw Error(ErrorCode::bad_value, at.path(to), "is before " + std::string(from));
+    return period;
+}
+
+// Percentages that are taken off every bill; other coupons do not show in analytics (6.7).
+std::vector<Coupon> read_coupons(const Node& at, const std::string& line_item) {
+    std::vector<Coupon> coupons;
+    for (const auto& each : at.list("coupon_associations")) {
+        const auto coupon = each.object("coupon");
+        const auto cadence = coupon.text("cadence", "forever");
+        if (coupon.text("type") != "percentage" || (cadence != "repeated" && cadence != "forever")) continue;
+        if (each.text("subscription_line_item_id") != line_item) continue;
+        coupons.push_back({at_least(coupon, "percentage_off", 0), read_period(each, "start_date", "end_date")});
+    }
+    return coupons;
+}
+
+// Grants go with plain prices (9.12).
+void check_grants(const Node& at, const Item& item) {
+    if (item.grants.empty()) return;
+    const auto refuse = [&](const char* reason) { throw Error(ErrorCode::bad_value, at.path("grants"), reason); };
+    if (item.price().model == Model::tiered) refuse("are not for tiered prices");
+    if (item.commits()) refuse("do not go with a commitment");
+    for (const auto aggregation : {Aggregation::max, Aggregation::average, Aggregation::latest}) {
+        if (item.metric.aggregation == aggregation) refuse("are not for MAX, AVG and LATEST meters");
+    }
+}
+
+void check_item(const Node& at, const Item& item) {
+    check_grants(at, item);
+    if (item.windowed && !item.bucketed()) throw Error(ErrorCode::bad_value, at.path("commitment_windowed"), "needs a meter with buckets");
+}
+
+Item read_item(const Node& at, const std::vector<Meter>& meters) {
     const auto id = at.required_text("meter_id");
-    const auto found = std::find_if(meters.begin(), meters.end(), [&](const Meter& meter) { return meter.id == id; });
-    if (found == meters.end()) throw Error(ErrorCode::bad_value, at.path("meter_id"), "no such meter: " + id);
-    const auto meter = *found;
-    const auto price = read_price(at);
-    const auto entitlement = at.find("entitlement") ? read_entitlement(at.object("entitlement")) : Entitlement();
-    if (entitlement.daily) throw Error(ErrorCode::unsupported, at.path("entitlement"), "daily limits are not measured here");
-    std::optional<Commitment> commitment;
-    if (at.find("commitment")) commitment = read_commitment(at.object("commitment"), price);
-    MeteredItem item{.charge = at.text("display_name", at.text("id", id)),
-                     .currency_code = price.currency_code,
-                     .currency = price.currency,
-                     .metric = meter.metric};
-    item.count = [meter](const AggregateQuery& query, UsageSource& usage) { return std::vector<Decimal>{counted(meter, query, usage)}; };
-    item.step = [meter](const Event& event, const AggregateQuery& query, UsageSource& usage) { return step_of(meter, event, query, usage); };
-    item.price = [price, entitlement, commitment](const std::vector<Decimal>& units) { return charge(price, entitlement, commitment, total(units)); };
+    const auto meter = std::find_if(meters.begin(), meters.end(), [&](const Meter& each) { return each.id == id; });
+    if (meter == meters.end()) throw Error(ErrorCode::bad_value, at.path("meter_id"), "no such meter: " + id);
+    Item item{
+        .id = at.text("id", id), .charge = at.text("display_name", at.text("id", id)), .metric = meter->metric, .terms = {read_price(at), {}, {}}};
+    if (at.find("entitlement")) item.entitlement = read_entitlement(at.object("entitlement"), at.text("billing_period", "MONTHLY"));
+    for (const auto& grant : at.list("grants")) item.grants.push_back(read_grant(grant));
+    if (at.find("commitment")) {
+        item.terms.commitment = read_commitment(at.object("commitment"), item.price());
+        item.windowed = at.object("commitment").flag("windowed");
+    }
+    item.windowed = item.windowed || at.flag("commitment_windowed");
+    for (const auto& bucket : at.list("commitment_time_buckets")) item.terms.buckets.push_back(read_time_bucket(bucket));
+    check_item(at, item);
     return item;
+}
+
+// The terms of a line item, over those of its price.
+void read_terms(const Node& at, const std::map<std::string, Price>& prices, Item& item) {
+    const auto amount = at.decimal("commitment_amount"), quantity = at.decimal("commitment_quantity");
+    if (amount || quantity) {
+        const auto worth = quantity ? price_units(item.price(), *quantity).amount : *amount;
+        item.terms.commitment = Commitment{worth, at.decimal("commitment_overage_factor").value_or(Decimal()), at.flag("commitment_true_up_enabled")};
+    }
+    item.windowed = at.flag("commitment_windowed", item.windowed);
+    for (const auto& bucket : at.list("commitment_time_buckets")) item.terms.buckets.push_back(read_time_bucket(bucket, prices));
+    check_item(at, item);
+}
+
+std::vector<Item> read_line_items(const Node& at, const std::vector<Item>& items, const std::map<std::string, Price>& prices) {
+    std::vector<Item> list;
+    for (const auto& each : at.list("line_items")) {
+        if (each.text("price_type", "USAGE") != "USAGE") continue;
+        const auto id = each.required_text("price_id");
+        const auto price = std::find_if(items.begin(), items.end(), [&](const Item& item) { return item.id == id; });
+        if (price == items.end()) throw Error(ErrorCode::bad_value, each.path("price_id"), "no such price by usage: " + id);
+        auto item = *price;
+        item.active = read_period(each, "start_date", "end_date");
+        read_terms(each, prices, item);
+        item.coupons = read_coupons(at, each.text("id"));
+        list.push_back(std::move(item));
+    }
+    return list;
+}
+
+// Those that are billed at all; a cancelled one until it was cancelled.
+std::optional<Subscription> read_subscription(const Node& at, const std::vector<Item>& items, const std::map<std::string, Price>& prices) {
+    const auto status = at.text("subscription_status", "active");
+    const bool starts = status == "active" || status == "trialing";
+    if (!starts && status != "paused" && status != "cancelled") return {};
+    Subscription subscription{.id = at.required_text("id"), .customer = {}, .active = read_period(at, "start_date", "end_date"), .starts = starts};
+    subscription.customer = at.find("customer") ? at.object("customer").required_text("external_id") : at.required_text("external_customer_id");
+    if (status == "cancelled") subscription.active.to = std::min(subscription.active.to, at.time("cancelled_at").value_or(subscription.active.to));
+    const auto count = at.decimal("billing_period_count").value_or(Decimal(1)).to_int64().value_or(0);
+    subscription.cycle = repeated(at.choice("billing_period", billing_periods), count);
+    subscription.anchor = at.time("billing_anchor");
+    if (!subscription.anchor) subscription.anchor = at.time("start_date");
+    subscription.items = at.find("line_items") ? read_line_items(at, items, prices) : items;
+    subscription.coupons = read_coupons(at, "");
+    const Commitment commitment{at.decimal("commitment_amount").value_or(Decimal()), at.decimal("overage_factor").value_or(Decimal()),
+                                at.flag("enable_true_up")};
+    if (commitment.amount > 0 && commitment.overage_factor > 1) subscription.commitment = commitment;
+    const auto duration = at.text("commitment_duration");
+    if (!duration.empty() && duration != at.text("billing_period")) subscription.commitment_cycle = at.choice("commitment_duration", billing_periods);
+    return subscription;
+}
+
+void read_prices(const Node& root, const std::vector<Meter>& meters, Catalogue& book, std::map<std::string, Price>& known) {
+    for (const auto& at : root.list("prices")) {
+        const auto price = read_price(at);
+        if (book.currency_code.empty()) book.currency_code = price.currency_code, book.currency = price.currency;
+        if (price.currency_code != book.currency_code) throw Error(ErrorCode::bad_value, at.path("currency"), "differs from that of the first price");
+        known.try_emplace(at.text("id"), price);
+        if (at.text("type", "USAGE") == "USAGE") {
+            book.items.push_back(read_item(at, meters));
+        } else {
+            book.fixed.push_back({at.text("display_name", at.text("id")), price, at.decimal("min_quantity")});
+        }
+    }
+    if (book.items.empty()) root.refuse("has no price by usage");
 }
 
 std::shared_ptr<const Book::Impl> load(const json& catalogue) {
     const Node root(catalogue);
-    auto book = std::make_shared<MeteredBook>();
+    auto book = std::make_shared<Catalogue>();
     book->vendor = "flexprice";
     book->code = root.text("id", root.text("code", "flexprice"));
     book->source = catalogue;
     std::vector<Meter> meters;
     for (const auto& meter : root.list("meters")) meters.push_back(read_meter(meter));
-    for (const auto& price : root.list("prices")) {
-        if (price.text("type", "USAGE") != "USAGE") continue;
-        book->items.push_back(read_usage_price(price, meters));
-        book->metrics.push_back(book->items.back().metric);
+    for (const auto& meter : meters) book->metrics.push_back(meter.metric);
+    std::map<std::string, Price> prices;
+    read_prices(root, meters, *book, prices);
+    book->lists_subscriptions = root.find("subscriptions").has_value();
+    for (const auto& each : root.list("subscriptions")) {
+        if (auto subscription = read_subscription(each, book->items, prices)) book->subscriptions.push_back(std::move(*subscription));
     }
-    check_items(*book, root);
     return book;
+}
+
+// --- analytics (dossier 6.5 to 6.7) ---
+
+// Commitments are for all of an item's usage, so they are left out of what shows a part of it (6.6).
+bool shows_a_part(const AnalyticsQuery& query) { return !query.filter.empty() || !query.sources.empty() || !query.group_by.empty(); }
+
+std::vector<AnalyticsItem> plain_items(const Item& item, const AnalyticsQuery& query, UsageSource& usage) {
+    auto metric = item.metric;
+    metric.recurring = false;
+    auto list = measured_items(metric, query, usage);
+    for (auto& each : list) {
+        each.cost = price_units(item.price(), each.usage).amount;
+        for (auto& point : each.points) point.cost = price_units(item.price(), point.usage).amount;
+        if (!item.terms.commitment || item.windowed || shows_a_part(query)) continue;
+        const auto committed = commit(*item.terms.commitment, each.cost);
+        each.cost = committed.charge;
+        each.vendor = commitment_json(item, committed);
+    }
+    return list;
+}
+
+// What one bucket came to and costs.
+struct PricedBucket {
+    Timestamp start = {};
+    Decimal usage = {}, cost = {};
+    std::int64_t events = 0;
+};
+
+// Wider windows put buckets together: their sum or greatest, and what all of them cost. Buckets stay whole in narrower ones (6.6).
+std::vector<AnalyticsPoint> points_of(const Item& item, const AnalyticsQuery& query, const std::vector<PricedBucket>& buckets) {
+    if (query.bin == Bin::none) return {};
+    auto asked = aggregate_query(query);
+    asked.bin = std::max(query.bin, item.metric.bucket);
+    Bins bins(bins_of(asked, metered_rules));
+    std::map<Timestamp, AnalyticsPoint> points;
+    for (const auto& bucket : buckets) {
+        const auto start = bins.around(bucket.start).from;
+        auto& point = points.try_emplace(start, AnalyticsPoint{.start = start}).first->second;
+        point.usage = item.metric.aggregation == Aggregation::max ? std::max(point.usage, bucket.usage) : point.usage + bucket.usage;
+        point.cost += bucket.cost;
+        point.events += bucket.events;
+    }
+    std::vector<AnalyticsPoint> list;
+    for (auto& [start, point] : points) list.push_back(point);
+    return list;
+}
+
+// Each bucket priced alone, and the sum rounded once.
+AnalyticsItem bucketed_item(const Catalogue& book, const Item& item, const AnalyticsQuery& query, const Use& use, Timestamp now) {
+    AnalyticsItem answer{.metric = item.metric.code, .events = events_of(use.parts)};
+    std::map<Timestamp, std::int64_t> events;
+    for (const auto& part : use.parts) events[part.start.value()] += part.events;
+    std::vector<PricedBucket> buckets;
+    Committed committed;
+    const bool windowed = item.windowed && item.commits() && !shows_a_part(query);
+    std::vector<Window> windows;
+    for (const auto& part : use.parts) windows.push_back({part.start, part.number});
+    if (windowed) windows = windows_of(item, use, now);
+    for (const auto& window : windows) {
+        const auto cost = windowed ? price_windows(item.terms, {window}, committed).amount : price_buckets(item.price(), {window.units}).amount;
+        buckets.push_back({*window.start, window.units, cost, std::exchange(events[*window.start], 0)});
+        answer.usage += window.units;
+        answer.cost += cost;
+    }
+    answer.cost = rounded(answer.cost, book.currency);
+    if (windowed) answer.vendor = commitment_json(item, committed);
+    answer.points = points_of(item, query, buckets);
+    return answer;
+}
+
+std::vector<AnalyticsItem> bucketed_items(const Catalogue& book, const Item& item, const AnalyticsQuery& query, Timestamp now, UsageSource& usage) {
+    if (query.top > 0) throw Error(ErrorCode::bad_value, "top", "has no meaning for the buckets of " + item.metric.code);
+    auto asked = aggregate_query(query);
+    asked.fill = false;
+    std::map<Group, std::vector<Part>> groups;
+    if (query.group_by.empty()) groups[{}];
+    for (auto& part : parts_of(item.metric, asked, item.metric.bucket, usage)) {
+        Group group(part.group.begin(), part.group.begin() + static_cast<std::ptrdiff_t>(query.group_by.size()));
+        groups[std::move(group)].push_back(std::move(part));
+    }
+    std::vector<AnalyticsItem> list;
+    for (auto& [group, parts] : groups) {
+        list.push_back(bucketed_item(book, item, query, {asked, std::move(parts), {}, {}, {}}, now));
+        list.back().group = group;
+    }
+    return list;
+}
+
+std::vector<Decimal> percentages_at(const Item& item, const Subscription& subscription, const std::function<bool(const Period&)>& holds) {
+    std::vector<Decimal> percentages;
+    for (const auto* coupons : {&item.coupons, &subscription.coupons}) {
+        for (const auto& coupon : *coupons) {
+            if (holds(coupon.active)) percentages.push_back(coupon.percentage);
+        }
+    }
+    return percentages;
+}
+
+// A coupon of any part of the time is for all of it; with points, for those in its time (6.7).
+void discount_item(const Catalogue& book, const Item& item, const Subscription& subscription, const Period& period, AnalyticsItem& answer) {
+    if (answer.points.empty()) {
+        const auto overlaps = [&](const Period& active) { return active.from <= period.to && period.from <= active.to; };
+        answer.discount = compound_discount(answer.cost, percentages_at(item, subscription, overlaps), book.currency);
+        return;
+    }
+    for (auto& point : answer.points) {
+        const auto dated = [&](const Period& active) { return active.from <= point.start && point.start <= active.to; };
+        point.discount = compound_discount(point.cost, percentages_at(item, subscription, dated), book.currency);
+        answer.discount += point.discount;
+    }
+}
+
+std::optional<std::vector<AnalyticsItem>> Catalogue::analytics(const Metric& metric, const AnalyticsQuery& query, Timestamp now,
+                                                               UsageSource& usage) const {
+    const auto known = std::any_of(metrics.begin(), metrics.end(), [&](const Metric& each) { return each.code == metric.code; });
+    const auto subscribed = chosen(query.subscription, query.customer);
+    if (!known || subscribed.empty()) return std::nullopt;
+    std::vector<AnalyticsItem> list;
+    for (const auto& subscription : subscribed) {
+        for (const auto& item : subscription.items) {
+            if (item.metric.code != metric.code) continue;
+            auto asked = query;
+            if (lists_subscriptions) asked.subscription.clear();
+            asked.customer = subscription.customer;
+            asked.period = overlap(overlap(*query.period, subscription.active), item.active);
+            if (asked.period->from >= asked.period->to) continue;
+            for (auto& each : item.bucketed() ? bucketed_items(*this, item, asked, now, usage) : plain_items(item, asked, usage)) {
+                each.charge = item.charge;
+                each.currency = currency_code;
+                discount_item(*this, item, subscription, *asked.period, each);
+                list.push_back(std::move(each));
+            }
+        }
+    }
+    return list;
 }
 
 }  // namespace flexprice
@@ -10147,6 +11240,13 @@ struct Plans final : Book::Impl {
     Fees estimate_fees(const Event& event, Timestamp now, UsageSource& source) const override;
     Fee price(std::string_view charge, const Decimal& units, std::int64_t events) const override;
     Check check(const Event& event, Timestamp now, UsageSource& source) const override;
+    std::vector<std::string> charge_names(const std::string& metric) const override {
+        std::vector<std::string> names;
+        for (const auto& each : items) {
+            if (!each.flag && metric == "autumn:" + each.feature) names.push_back(each.feature);
+        }
+        return names;
+    }
 
     const Feature& feature(const std::string& id) const {
         return *std::find_if(features.begin(), features.end(), [&](const Feature& each) { return each.id == id; });
@@ -11180,176 +12280,6 @@ std::int64_t value_days(const Question& question, const std::vector<const Event*
 
 }  // namespace lago
 
-// --- FlexPrice: what its usage and analytics answer (dossier 4.8, 5, 6) ---
-
-namespace flexprice {
-
-enum class Measure { count, sum, average, maximum, sum_with_multiplier, count_unique, latest, weighted_sum };
-[[maybe_unused]] constexpr std::pair<std::string_view, Measure> measure_names[] = {
-    {"COUNT", Measure::count},
-    {"SUM", Measure::sum},
-    {"AVG", Measure::average},
-    {"MAX", Measure::maximum},
-    {"SUM_WITH_MULTIPLIER", Measure::sum_with_multiplier},
-    {"COUNT_UNIQUE", Measure::count_unique},
-    {"LATEST", Measure::latest},
-    {"WEIGHTED_SUM", Measure::weighted_sum},
-};
-
-constexpr std::array<Meeting, 3> as_text{Meeting::text, Meeting::text, Meeting::text}, as_empty{Meeting::empty, Meeting::empty, Meeting::empty},
-    not_at_all{Meeting::never, Meeting::never, Meeting::never};
-
-// Property filters of a question read a missing property as "" (4.8); those of a meter do not.
-[[maybe_unused]] constexpr Coercion property_filter{
-    {as_empty, as_empty}, {as_text, as_text}, {as_text, as_text}, {as_text, as_text}, {as_text, as_text}};
-[[maybe_unused]] constexpr Coercion meter_filter{
-    {not_at_all, not_at_all}, {as_text, as_text}, {as_text, as_text}, {as_text, as_text}, {as_text, as_text}};
-
-// {key: [texts]}: for every key one of its texts.
-[[maybe_unused]] bool passes(const Coercion& rules, const json& filters, const Event& event) {
-    return std::all_of(filters.items().begin(), filters.items().end(), [&](const auto& item) {
-        std::string keep;
-        const Clause clause = make_clause(Filter::where(item.key(), Operator::in, item.value()));
-        return meets(rules, clause, scalar_of_member(event.properties, item.key(), keep));
-    });
-}
-
-struct Usage {
-    Measure measure = Measure::count;
-    std::string property{};
-    std::optional<Decimal> multiplier{};
-    std::optional<BinOptions> buckets{}, windows{};
-    Period period{};
-    bool metered = false;  // read from meter_usage, as analytics and invoices do, not from events (6.8)
-};
-
-// A number, or a text that is wholly one; anything else is 0 and takes part (5.7).
-Decimal number_of(const Event& event, const std::string& property) {
-    std::string keep;
-    return scalar_number(scalar_of_member(event.properties, property, keep)).value_or(Decimal());
-}
-
-// Where the log has several copies of an id the last one counts (5.6); but for counts meter_usage keeps one for each second (2.6).
-std::vector<const Event*> last_copies(const Usage& usage, const std::vector<const Event*>& events) {
-    std::map<std::pair<std::string_view, std::int64_t>, std::size_t> places;
-    const bool by_second = usage.metered && usage.measure != Measure::count;
-    std::vector<const Event*> kept;
-    for (const Event* event : events) {
-        const std::int64_t second = by_second ? floor_divide(event->timestamp->micros(), micros_per_second) : 0;
-        const auto [place, fresh] = places.try_emplace({event->id, second}, kept.size());
-        if (fresh) kept.push_back(event);
-        kept[place->second] = event;
-    }
-    return kept;
-}
-
-Decimal count_unique(const Usage& usage, const std::vector<const Event*>& events) {
-    std::unordered_set<std::string> seen;
-    for (const Event* event : events) {
-        std::string keep;
-        const std::string text = scalar_text(scalar_of_member(event->properties, usage.property, keep));
-        if (!usage.metered || !text.empty()) seen.insert(text);
-    }
-    return seen.size();
-}
-
-// Each number for the share of the question's time that was left, in whole seconds (5.8).
-Decimal weighted_sum(const Usage& usage, const std::vector<const Event*>& events) {
-    const auto seconds = [](Timestamp time) { return floor_divide(time.micros(), micros_per_second); };
-    const std::int64_t whole = seconds(usage.period.to) - seconds(usage.period.from);
-    Decimal sum;
-    for (const Event* event : events) sum += number_of(*event, usage.property) * (seconds(usage.period.to) - seconds(*event->timestamp));
-    return whole <= 0 ? Decimal() : Decimal::divide_significant(sum, whole, 32, Rounding::half_even);
-}
-
-// Numbers of meter_usage are not below zero one by one (6.8), results nowhere (5.10).
-Fold folded(const Usage& usage, const std::vector<const Event*>& events) {
-    Fold fold;
-    for (const Event* event : events) {
-        const Decimal number = number_of(*event, usage.property);
-        fold.add(usage.metered ? std::max(number, Decimal()) : number, event->timestamp->micros(), event->sequence);
-    }
-    return fold;
-}
-
-Decimal measured(const Usage& usage, const std::vector<const Event*>& events) {
-    const auto value = [&]() -> Decimal {
-        switch (usage.measure) {
-            case Measure::count:
-                return last_copies(usage, events).size();
-            case Measure::sum:
-                return folded(usage, last_copies(usage, events)).sum();
-            case Measure::average:
-                return folded(usage, last_copies(usage, events)).average();
-            case Measure::maximum:
-                return folded(usage, last_copies(usage, events)).most();
-            case Measure::sum_with_multiplier:
-                return folded(usage, last_copies(usage, events)).sum() * usage.multiplier.value_or(1);
-            case Measure::count_unique:
-                return count_unique(usage, events);
-            case Measure::latest:
-                return folded(usage, events).latest();
-            case Measure::weighted_sum:
-                return usage.metered ? folded(usage, last_copies(usage, events)).sum() : weighted_sum(usage, events);
-        }
-        return {};
-    }();
-    return std::max(value, Decimal());
-}
-
-struct UsageAnswer {
-    Decimal value;
-    std::vector<std::pair<Timestamp, Decimal>> results;  // of the windows or buckets that have events
-};
-
-// The value of a bucketed meter is the sum of its buckets', also of maxima (5.9); another one's is over the whole time.
-UsageAnswer answer(const Usage& usage, std::span<const Event> events) {
-    std::vector<const Event*> chosen;
-    const Period whole{cut(usage.period.from, micros_per_second), cut(usage.period.to, micros_per_second)};
-    for (const Event& event : events) {
-        if (event.timestamp && whole.contains(*event.timestamp)) chosen.push_back(&event);
-    }
-    UsageAnswer result{measured(usage, chosen), {}};
-    const auto& cut_by = usage.buckets ? usage.buckets : usage.windows;
-    if (!cut_by) return result;
-    Bins bins(*cut_by);
-    std::map<Timestamp, std::vector<const Event*>> by_bin;
-    for (const Event* event : chosen) by_bin[bins.around(*event->timestamp).from].push_back(event);
-    for (const auto& [start, members] : by_bin) result.results.emplace_back(start, measured(usage, members));
-    if (!usage.buckets) return result;
-    result.value = {};
-    for (const auto& [start, value] : result.results) result.value += value;
-    return result;
-}
-
-// By the texts of several properties; a missing one is "".
-[[maybe_unused]] std::map<std::vector<std::string>, UsageAnswer> grouped_answers(const Usage& usage, const std::vector<std::string>& keys,
-                                                                                 std::span<const Event> events) {
-    std::map<std::vector<std::string>, std::vector<Event>> groups;
-    for (const Event& event : events) {
-        std::vector<std::string> group;
-        for (const auto& key : keys) {
-            std::string keep;
-            group.push_back(scalar_text(scalar_of_member(event.properties, key, keep)));
-        }
-        groups[group].push_back(event);
-    }
-    std::map<std::vector<std::string>, UsageAnswer> answers;
-    for (const auto& [group, members] : groups) answers.emplace(group, answer(usage, members));
-    return answers;
-}
-
-// What the pipeline notes of an event for a meter: a multiplier is needed here, and the property (6).
-[[maybe_unused]] Decimal quantity_at_ingest(const Usage& usage, const Event& event) {
-    if (usage.measure == Measure::count) return 1;
-    if (usage.property.empty()) return 0;
-    if (usage.measure == Measure::count_unique) return event.properties.contains(usage.property) ? 1 : 0;
-    const Decimal number = number_of(event, usage.property);
-    return usage.measure == Measure::sum_with_multiplier ? number * usage.multiplier.value_or(0) : number;
-}
-
-}  // namespace flexprice
-
 // --- Polar: its three evaluators of filters, and meter quantities (dossier 6 to 8) ---
 
 namespace polar {
@@ -11535,21 +12465,17 @@ constexpr std::array<Rules, 8> all_rules{{
      .counts_absent = true,
      .quotient = lago::postgres_quotient,
      .weighted_rounding = RoundTo{Rounding::ceil, 20}},
-    {.name = "flexprice",
-     .filter = {.properties = &flexprice::meter_filter},
-     .numbers = {.text = NumberRules::Text::number, .zero = true, .missing = {}, .not_negative = true},
-     .groups = Blank::text,
-     .values = Blank::missing,
-     .not_negative = true,
-     .week_start = std::chrono::Sunday,
-     .month_end = MonthEnd::overflow},
+    flexprice::metered_rules,
+    // Of the table events: dossier 5.3 to 5.12.
     {.name = "flexprice_events",
      .filter = {.properties = &flexprice::property_filter},
      .numbers = {.text = NumberRules::Text::number, .zero = true, .missing = {}},
      .groups = Blank::text,
      .values = Blank::text,
      .not_negative = true,
+     .whole_seconds = true,
      .weighting = Weighting::remaining,
+     .carrying = Carrying::added,
      .week_start = std::chrono::Sunday,
      .month_end = MonthEnd::overflow},
     {.name = "polar",
@@ -11571,6 +12497,87 @@ const Rules& rules_named(std::string_view name) {
     const auto rules = std::find_if(all_rules.begin(), all_rules.end(), [&](const Rules& each) { return each.name == name; });
     if (rules == all_rules.end()) refuse("metric.rules", quote(name) + " are not known");
     return *rules;
+}
+
+// The cost of each event alone, in billionths of the currency's unit, under the first book that prices it; 0 when none does (FlexPrice, 7.2).
+std::vector<Decimal> nano_costs(std::span<const std::optional<Event>> events, std::span<const Book::Impl* const> books) {
+    std::vector<std::optional<Decimal>> costs(events.size());
+    for (const Book::Impl* book : books) {
+        const auto found = book->event_costs(events);
+        for (std::size_t i = 0; i < events.size(); ++i) {
+            if (!costs[i]) costs[i] = found[i];
+        }
+    }
+    std::vector<Decimal> nanos;
+    for (const auto& cost : costs) nanos.push_back(cost.value_or(Decimal()) * 1000000000);
+    return nanos;
+}
+
+// ---- analytics: whose answer ----
+
+// What an answer is drawn from, all of one moment.
+struct AnalyticsSource {
+    std::span<const Metric> metrics;
+    std::span<const Book::Impl* const> books;  // of each the version in force
+    Timestamp now;
+    UsageSource& usage;
+};
+
+struct AnalyticsRules {
+    std::string_view name;
+    std::string_view range;  // when neither a period nor a range is given; all of time when empty
+    std::chrono::weekday week_start;
+    bool drops_unused;  // items without usage, events, points and commitment are left out (FlexPrice, 6.5)
+    Analytics (*answer)(const AnalyticsQuery&, const AnalyticsRules&, const AnalyticsSource&);
+};
+
+// What the first book says that prices the metric for the customer; without one just what is measured.
+std::vector<AnalyticsItem> items_of(const Metric& metric, const AnalyticsQuery& query, const AnalyticsSource& source) {
+    for (const Book::Impl* book : source.books) {
+        if (!book->serves(query.subscription, query.customer)) continue;
+        if (auto items = book->analytics(metric, query, source.now, source.usage)) return std::move(*items);
+    }
+    return measured_items(metric, query, source.usage);
+}
+
+void add_items(std::vector<AnalyticsItem> items, bool drops_unused, Analytics& answer) {
+    for (auto& item : items) {
+        if (drops_unused && item.usage.is_zero() && item.events == 0 && item.points.empty() && item.vendor.is_null()) continue;
+        if (answer.currency.empty()) answer.currency = item.currency;
+        if (!item.currency.empty() && item.currency == answer.currency) {
+            answer.cost += item.cost;
+            answer.discount += item.discount;
+        }
+        answer.items.push_back(std::move(item));
+    }
+}
+
+Analytics metered_analytics(const AnalyticsQuery& query, const AnalyticsRules& rules, const AnalyticsSource& source) {
+    Analytics answer{.period = *query.period};
+    for (const Metric& metric : source.metrics) {
+        add_items(items_of(metric, query, source), rules.drops_unused, answer);
+        answer.totals.push_back(measured_total(metric, query, source.usage));
+        if (answer.items.size() > limits::aggregate_rows) Slots::throw_too_many_rows();
+    }
+    return answer;
+}
+
+constexpr std::array<AnalyticsRules, 2> analytics_rules{
+    {{"", "", std::chrono::Monday, false, metered_analytics}, {"flexprice", "7d", std::chrono::Sunday, true, metered_analytics}}};
+
+const AnalyticsRules& analytics_rules_named(std::string_view name) {
+    const auto rules = std::find_if(analytics_rules.begin(), analytics_rules.end(), [&](const AnalyticsRules& each) { return each.name == name; });
+    if (rules == analytics_rules.end()) refuse("rules", quote(name) + " have no analytics");
+    return *rules;
+}
+
+Analytics analytics(AnalyticsQuery query, const AnalyticsSource& source) {
+    const AnalyticsRules& rules = analytics_rules_named(query.rules);
+    if (query.period && !query.range.empty()) refuse("range", "does not go with a period");
+    const std::string range(query.range.empty() ? rules.range : query.range);
+    if (!query.period) query.period = range.empty() ? Period() : named_period(range, source.now, query.billing_cycle);
+    if (!query.week_start) query.week_start = rules.week_start;
+    return rules.answer(query, rules, source);
 }
 
 }  // namespace
@@ -14343,6 +15350,18 @@ std::optional<InForce> in_force(std::span<const BookVersion* const> versions, co
     return found;
 }
 
+// Of each book the last version that has taken effect.
+std::vector<const Book::Impl*> books_now(const Books& books, Timestamp now) {
+    std::vector<const Book::Impl*> found;
+    for (const BookVersion& each : books) {
+        if (each.effective_from > now) continue;
+        const Book::Impl& book = each.book.impl();
+        if (!found.empty() && found.back()->vendor == book.vendor && found.back()->code == book.code) found.pop_back();
+        found.push_back(&book);
+    }
+    return found;
+}
+
 [[noreturn]] void throw_not_yet(const BookVersion& first) {
     throw Error(ErrorCode::not_found, "book", quote(first.book.code()) + " takes effect only at " + first.effective_from.to_string());
 }
@@ -14618,7 +15637,7 @@ std::vector<std::string> Meter::verify(bool repair) { return impl_->store.verify
 void Meter::define(const Metric& metric) {
     if (metric.code.empty()) refuse("metric.code", "is empty");
     check_metric(metric);
-    rules_named(metric.rules);
+    check_carrying(metric, rules_named(metric.rules));
     impl_->store.write([&](Connection& db) { store_metric(db, metric); });
 }
 
@@ -14637,6 +15656,25 @@ Aggregate Meter::aggregate(const Metric& metric, const AggregateQuery& query) co
             answer.rows.push_back({row.bin, std::move(row.group), row.value, row.events, row.rest});
         return answer;
     });
+}
+
+Analytics Meter::analytics(const AnalyticsQuery& query) const {
+    const Timestamp now = impl_->options.clock();
+    return impl_->store.scan([&](const Reader& reader) {
+        const auto books = impl_->shelf.books(reader);
+        StoreUsage usage(reader);
+        std::vector<Metric> metrics;
+        for (const std::string& code : query.metrics) metrics.push_back(find_metric(reader, code, now));
+        if (query.metrics.empty()) metrics = metrics_at(reader, now);
+        return meter::analytics(query, {metrics, books_now(*books, now), now, usage});
+    });
+}
+
+std::vector<Decimal> Meter::inference_costs(std::span<const std::string> ids) const {
+    std::vector<std::optional<Event>> events;
+    for (const std::string& id : ids) events.push_back(find(id));
+    const auto books = impl_->books();
+    return nano_costs(events, books_now(*books, impl_->options.clock()));
 }
 
 void Meter::load(const Book& book, Timestamp effective_from) {

@@ -572,6 +572,7 @@ struct FeeLine {
         discount,
         conversion,  ///< from a pricing unit to the currency
         rounding,
+        overage,  ///< `units` of money beyond a commitment x rate, the factor less 1 where their plain price is another line
     };
     Step step = Step::units;
     std::optional<Decimal> from = {}, to = {};  ///< bounds of the tier as the vendor writes them, in units
@@ -933,7 +934,11 @@ public:
     /// its usage, with FlexPrice's books what its analytics say (dossier 6.6). Throws not_found for an unknown metric, bad_value for what
     /// cannot be asked, naming it, too_large over limits::aggregate_rows.
     Analytics analytics(const AnalyticsQuery& query) const;
+    /// What each of these events costs by itself, in billionths of the currency's unit (of a US dollar, nano-USD): as FlexPrice's Hugging Face call
+    /// answers (dossier 7). In the order of the ids. 0 means that the event is not known, or no FlexPrice book that is loaded prices it for
+    /// its customer, or that it is free; what came before it does not count, tiers and packages begin with each event.
     std::vector<Decimal> inference_costs(std::span<const std::string> ids) const;
+    std::vector<Decimal> inference_costs(std::initializer_list<std::string> ids) const { return inference_costs(std::span(ids.begin(), ids.size())); }
 
     /// Keeps a version of a book in the database, in place of the one of the same vendor, code and moment; its metrics become known to
     /// aggregate(), in place of others of their codes. A billing period is priced by one version, that in effect when it begins: a version
