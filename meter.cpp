@@ -11241,11 +11241,11 @@ struct Plans final : Book::Impl {
     Fee price(std::string_view charge, const Decimal& units, std::int64_t events) const override;
     Check check(const Event& event, Timestamp now, UsageSource& source) const override;
     std::vector<std::string> charge_names(const std::string& metric) const override {
-        std::vector<std::string> names;
+        std::set<std::string> names;
         for (const auto& each : items) {
-            if (!each.flag && metric == "autumn:" + each.feature) names.push_back(each.feature);
+            if (!each.flag && metric == "autumn:" + each.feature) names.insert(each.feature);
         }
-        return names;
+        return {names.begin(), names.end()};
     }
 
     const Feature& feature(const std::string& id) const {
@@ -11919,21 +11919,22 @@ Period whole_hours(const Range& range) {
 }
 
 // What the vendor's question cannot say (eventsAggregateParams.ts:5).
-void check_analytics(const AnalyticsQuery& asked) {
+void check_analytics(const AnalyticsQuery& asked, std::span<const Metric> metrics) {
+    const auto adds_up = [](const Metric& each) { return each.aggregation == Aggregation::sum || each.aggregation == Aggregation::count; };
     if (asked.metrics.empty()) refuse("metrics", "are required");
-    if (asked.period && !asked.range.empty()) refuse("range", "stands beside a period");
+    if (!std::all_of(metrics.begin(), metrics.end(), adds_up)) refuse("metrics", "must be sums or counts");
     if (asked.bin != Bin::none && asked.bin != Bin::hour && asked.bin != Bin::day && asked.bin != Bin::week && asked.bin != Bin::month)
         refuse("bin", "must be an hour, day, week or month");
     if (asked.group_by.size() > 1) refuse("group_by", "must be one field");
     if (asked.top < 0 || asked.top > 250) refuse("top", "must be from 1 to 250, or 0 for 9");
     if (!asked.time_zone.empty() && asked.time_zone != "UTC") refuse("time_zone", "must be UTC");
-    if (asked.week_start && *asked.week_start != std::chrono::Monday) refuse("week_start", "must be a Monday");
+    if (asked.week_start != std::chrono::Monday) refuse("week_start", "must be a Monday");
     if (asked.billing_anchor) refuse("billing_anchor", "is not known to these rules");
 }
 
 // The period's end, which does not belong to it, is the vendor's one moment later.
 Ranges ranges_of(const AnalyticsQuery& asked, Bin bin, Timestamp now) {
-    if (!asked.period) return named_ranges(asked.range.empty() ? "1bc" : asked.range, bin, now, asked.billing_cycle);
+    if (!asked.period) return named_ranges(asked.range, bin, now, asked.billing_cycle);
     check_period(*asked.period);
     return custom_ranges(asked.period->from, asked.period->to - std::chrono::microseconds(1));
 }
@@ -12032,8 +12033,8 @@ std::vector<AnalyticsTotal> totals_of(std::span<const Metric> metrics, Aggregate
 }
 
 // events.aggregate: one question to the source for each metric's bins, and one for its total. `metrics` are those asked for.
-[[maybe_unused]] Analytics analytics(const AnalyticsQuery& asked, std::span<const Metric> metrics, Timestamp now, UsageSource& source) {
-    check_analytics(asked);
+Analytics analytics(const AnalyticsQuery& asked, std::span<const Metric> metrics, Timestamp now, UsageSource& source) {
+    check_analytics(asked, metrics);
     const Bin bin = asked.bin == Bin::none ? Bin::day : asked.bin;
     const auto ranges = ranges_of(asked, bin, now);
     const auto bins = bins_until(now, ranges.list, bin, metrics.size());
@@ -12552,7 +12553,9 @@ void add_items(std::vector<AnalyticsItem> items, bool drops_unused, Analytics& a
     }
 }
 
-Analytics metered_analytics(const AnalyticsQuery& query, const AnalyticsRules& rules, const AnalyticsSource& source) {
+Analytics metered_analytics(const AnalyticsQuery& asked, const AnalyticsRules& rules, const AnalyticsSource& source) {
+    AnalyticsQuery query = asked;
+    if (!query.period) query.period = query.range.empty() ? Period() : named_period(query.range, source.now, query.billing_cycle);
     Analytics answer{.period = *query.period};
     for (const Metric& metric : source.metrics) {
         add_items(items_of(metric, query, source), rules.drops_unused, answer);
@@ -12562,8 +12565,13 @@ Analytics metered_analytics(const AnalyticsQuery& query, const AnalyticsRules& r
     return answer;
 }
 
-constexpr std::array<AnalyticsRules, 2> analytics_rules{
-    {{"", "", std::chrono::Monday, false, metered_analytics}, {"flexprice", "7d", std::chrono::Sunday, true, metered_analytics}}};
+Analytics autumn_analytics(const AnalyticsQuery& query, const AnalyticsRules&, const AnalyticsSource& source) {
+    return autumn::analytics(query, source.metrics, source.now, source.usage);
+}
+
+constexpr std::array<AnalyticsRules, 3> analytics_rules{{{"", "", std::chrono::Monday, false, metered_analytics},
+                                                         {"flexprice", "7d", std::chrono::Sunday, true, metered_analytics},
+                                                         {"autumn", "1bc", std::chrono::Monday, false, autumn_analytics}}};
 
 const AnalyticsRules& analytics_rules_named(std::string_view name) {
     const auto rules = std::find_if(analytics_rules.begin(), analytics_rules.end(), [&](const AnalyticsRules& each) { return each.name == name; });
@@ -12574,8 +12582,7 @@ const AnalyticsRules& analytics_rules_named(std::string_view name) {
 Analytics analytics(AnalyticsQuery query, const AnalyticsSource& source) {
     const AnalyticsRules& rules = analytics_rules_named(query.rules);
     if (query.period && !query.range.empty()) refuse("range", "does not go with a period");
-    const std::string range(query.range.empty() ? rules.range : query.range);
-    if (!query.period) query.period = range.empty() ? Period() : named_period(range, source.now, query.billing_cycle);
+    if (!query.period && query.range.empty()) query.range = rules.range;
     if (!query.week_start) query.week_start = rules.week_start;
     return rules.answer(query, rules, source);
 }

@@ -455,7 +455,10 @@ struct AnalyticsQuery {
     std::int64_t top = 0;                                 ///< of the groups of each metric, as in AggregateQuery
     Filter filter = {};
     /// Whose question this is. Meter's own when empty: all of time, weeks from Monday. "flexprice", its events/analytics: the last 7 days, weeks
-    /// from Sunday, no items without usage. What values count as is said by each metric's rules, what they cost by its book.
+    /// from Sunday, no items without usage. "autumn", its events/aggregate (dossier 3): counts and sums by the hour, in bins of UTC that are
+    /// always filled, days when none are named; the range "1bc"; one field in group_by, whose 9 (or `top`) greatest groups keep their names,
+    /// bin by bin; totals that begin with the range's first day or hour; no costs. Its custom_range has its end inside: a Period ends a
+    /// microsecond later. What values count as is said by each metric's rules, what they cost by its book.
     std::string rules = {};
 };
 
