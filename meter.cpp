@@ -14671,7 +14671,10 @@ private:
 
     // The book's around the event; a limit in units needs no book, and has the calendar month then.
     Period billing_period(const Limit& limit, const UsageQuery& query, Timestamp time) const {
-        if (limit.units && limit.book.empty() && serving(*books_, query).empty()) return this_month(time);
+        const auto found = serving(*books_, query, limit.book);
+        const auto current = found.empty() ? std::nullopt : in_force(found.front(), query, time);
+        if (current) return current->book->period_around(query, time);
+        if (limit.units && limit.book.empty()) return this_month(time);
         return book_at(versions_for(*books_, query, limit.book), query, time).period_around(query, time);
     }
 
