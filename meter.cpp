@@ -3499,7 +3499,7 @@ struct Stretch {
 
 // Calls `use(row)` for each row that the query answers; what is wrong with a row is told with its sequence. Columns: sequence, timestamp, name,
 // customer, subscription, source, value, properties, extra, id, timestamp + delay.
-#define METER_LOG_ROWS                                                                                                             \
+#define METER_LOG_ROWS                                                                                                            \
     "SELECT sequence, timestamp, name, customer, subscription, source, value, properties, extra, id, timestamp + delay FROM log " \
     "WHERE sequence > ?1 AND sequence <= ?2 "
 
@@ -4513,7 +4513,7 @@ private:
     bool in_memory_;
     mutable std::mutex writer_mutex_, reader_mutex_;
     std::unique_ptr<Connection> writer_, reader_, keeper_;
-    LogMemory memory_;            // under writer_mutex_, as what it wrote is
+    LogMemory memory_;  // under writer_mutex_, as what it wrote is
     ScanMemory written_;
     mutable ScanMemory scanned_;  // under the reader's mutex
 
@@ -6397,8 +6397,7 @@ std::vector<Step> ordered_steps(const Reader& reader, const Question& asked) {
 // The log as a transaction sees it up to `last`, and after that the one event that is being decided about, if any.
 class GrowingLog {
 public:
-    GrowingLog(Connection& connection, ScanMemory& memory, std::uint64_t rolled_back)
-        : db(connection), rollbacks(rolled_back), memory_(memory) {}
+    GrowingLog(Connection& connection, ScanMemory& memory, std::uint64_t rolled_back) : db(connection), rollbacks(rolled_back), memory_(memory) {}
     void move_to(std::int64_t end) {
         last = end;
         event_ = {};
@@ -6426,6 +6425,16 @@ private:
     Stretch event_{};
 };
 
+// Equal for equal questions alone.
+std::string question_key(const Metric& metric, const AggregateQuery& query) {
+    const auto ends = [](const Period& period) { return json{period.from.micros(), period.to.micros()}; };
+    return json{{metric.code, metric_definition(metric)},
+                {query.customer, query.subscription, ends(query.period), query.group_by, query.filter.to_json(), query.top, query.fill},
+                {query.bin, query.time_zone, query.week_start.c_encoding(), query.billing_anchor.value_or(Timestamp::min()).micros()},
+                query.billing_period ? ends(*query.billing_period) : json()}
+        .dump();
+}
+
 // How the values of two sets of events make that of both; nothing where it takes the events themselves.
 using Join = Decimal (*)(const Decimal&, const Decimal&);
 
@@ -6446,7 +6455,8 @@ Join join_of(const Metric& metric, const Rules& rules, const AggregateQuery& que
 
 void join_rows(std::vector<Measured>& rows, std::vector<Measured> more, Join join) {
     for (Measured& row : more) {
-        const auto place = std::lower_bound(rows.begin(), rows.end(), row.group, [](const Measured& each, const Group& group) { return each.group < group; });
+        const auto place =
+            std::lower_bound(rows.begin(), rows.end(), row.group, [](const Measured& each, const Group& group) { return each.group < group; });
         if (place == rows.end() || place->group != row.group) {
             rows.insert(place, std::move(row));
             continue;
@@ -6480,7 +6490,7 @@ private:
     // As of log.last.
     std::vector<Measured> current(GrowingLog& log, const Metric& metric, const Rules& rules, const AggregateQuery& query, Join join) {
         forget_if_changed(log);
-        const std::string key = key_of(metric, query);
+        const std::string key = question_key(metric, query);
         const auto known = totals_.find(key);
         Total total = known == totals_.end() || log.last - known->second.through > most_events ? Total{} : std::move(known->second);
         if (total.through == 0) {
@@ -6504,18 +6514,13 @@ private:
         rollbacks_ = log.rollbacks;
         pruned_ = pruned;
     }
-    static std::string key_of(const Metric& metric, const AggregateQuery& query) {
-        return json{metric.code, metric_definition(metric), query.customer, query.subscription, query.period.from.micros(), query.period.to.micros(),
-                    query.group_by, query.filter.to_json()}
-            .dump();
-    }
     // The events since that may belong to the question; questions that come one after the other mostly need the same.
     const Stretch& since(GrowingLog& log, std::int64_t through, const AggregateQuery& query) {
         const std::array<std::int64_t, 2> range{through, log.last};
         if (!since_ || since_->range != range || since_->customer != query.customer || since_->subscription != query.subscription) {
             const auto id = [&](const std::string& text) { return text.empty() ? std::nullopt : std::optional(text_id(log.db, text)); };
-            since_ = Since{range, query.customer, query.subscription,
-                           read_stretch(log.db, through, log.last, id(query.customer), id(query.subscription))};
+            since_ =
+                Since{range, query.customer, query.subscription, read_stretch(log.db, through, log.last, id(query.customer), id(query.subscription))};
         }
         return since_->stretch;
     }
@@ -14726,44 +14731,36 @@ private:
     };
     Reader reader() override { return reader_; }
     std::vector<Measured> rows_of(const Metric& metric, const AggregateQuery& query) override {
-        const bool both = !query.customer.empty() && !query.subscription.empty(), none = query.customer.empty() && query.subscription.empty();
-        if (both || none || query.top != 0) return LogUsage::rows_of(metric, query);
-        const std::string field = query.customer.empty() ? "subscription" : "customer", &owner = query.customer.empty() ? query.subscription : query.customer;
-        const auto [known, first] = answers_.try_emplace(key_of(metric, query, field));
+        const bool one_owner = query.customer.empty() != query.subscription.empty();
+        if (!one_owner || query.top != 0 || query.fill) return LogUsage::rows_of(metric, query);
+        const std::string field = query.customer.empty() ? "subscription" : "customer";
+        AggregateQuery everyone = query;
+        const std::string owner = std::exchange(query.customer.empty() ? everyone.subscription : everyone.customer, {});
+        everyone.group_by.insert(everyone.group_by.begin(), field);
+        const auto [known, first] = answers_.try_emplace(question_key(metric, everyone));
         Shared& shared = known->second;
-        if (first || shared.refused) return LogUsage::rows_of(metric, query);  // at first, as perhaps nobody else is asked about it
-        if (!shared.owners) share(shared, metric, query, field);
-        if (!shared.owners) return LogUsage::rows_of(metric, query);
+        if (!first && !shared.owners && !shared.refused) share(shared, metric, everyone);
+        if (!shared.owners) return LogUsage::rows_of(metric, query);  // also at first, as perhaps nobody else is asked about
         const auto rows = shared.owners->find(owner);
         return rows == shared.owners->end() ? std::vector<Measured>() : rows->second;
     }
     // One customer's numbers that cannot be added up, or too many groups, must not stand in the way of the others.
-    void share(Shared& shared, const Metric& metric, const AggregateQuery& query, const std::string& field) {
+    void share(Shared& shared, const Metric& metric, const AggregateQuery& everyone) {
         try {
-            shared.owners = by_owner(metric, query, field);
+            shared.owners = by_owner(LogUsage::rows_of(metric, everyone));
         } catch (const Error& error) {
             if (error.code() != ErrorCode::overflow && error.code() != ErrorCode::too_large) throw;
             shared.refused = true;
         }
     }
-    ByOwner by_owner(const Metric& metric, AggregateQuery query, const std::string& field) {
-        query.customer.clear();
-        query.subscription.clear();
-        query.group_by.insert(query.group_by.begin(), field);
+    static ByOwner by_owner(std::vector<Measured> rows) {
         ByOwner owners;
-        for (Measured& row : LogUsage::rows_of(metric, query)) {
+        for (Measured& row : rows) {
             const auto owner = std::exchange(row.group.front(), {});
             row.group.erase(row.group.begin());
             if (owner) owners[*owner].push_back(std::move(row));
         }
         return owners;
-    }
-    static std::string key_of(const Metric& metric, const AggregateQuery& query, const std::string& field) {
-        const Period billing = query.billing_period.value_or(query.period);
-        return json{field, metric.code, metric_definition(metric), query.period.from.micros(), query.period.to.micros(), billing.from.micros(),
-                    billing.to.micros(), query.bin, query.time_zone, query.week_start.c_encoding(), query.fill,
-                    query.billing_anchor.value_or(Timestamp::min()).micros(), query.group_by, query.filter.to_json()}
-            .dump();
     }
     const Reader& reader_;
     std::map<std::string, Shared> answers_;
@@ -15039,7 +15036,7 @@ struct Meter::Impl {
     Store store;
     Shelf shelf;
     RunningTotals totals;  // used in write transactions only
-    Delivery delivery;  // after the store: it goes first
+    Delivery delivery;     // after the store: it goes first
 };
 
 Meter::Meter(MeterOptions options) : impl_(std::make_unique<Impl>(std::move(options))) {}

@@ -259,11 +259,11 @@ struct Event {
 };
 
 enum class ReceiptStatus {
-    stored,     ///< new, and on disk
-    duplicate,  ///< the same id with the same content is in the log already; nothing was stored
-    conflict,   ///< the same id with other content is in the log already; nothing was stored
-    refused,    ///< field and reason say why; nothing was stored
-    over_limit, ///< a Limit did not let it in: field and reason say which; nothing was stored
+    stored,      ///< new, and on disk
+    duplicate,   ///< the same id with the same content is in the log already; nothing was stored
+    conflict,    ///< the same id with other content is in the log already; nothing was stored
+    refused,     ///< field and reason say why; nothing was stored
+    over_limit,  ///< a Limit did not let it in: field and reason say which; nothing was stored
 };
 
 enum class LimitScope {
@@ -275,13 +275,13 @@ enum class LimitScope {
 /// How much may be used in a period, of a metric in its units, or under a book in money. An event is over it when with the event there would be
 /// more than the limit, and more than without the event.
 struct Limit {
-    std::string metric = {};              ///< its code. Required for units; of cents, only the fees of this metric count. All fees when empty
-    std::optional<Decimal> units = {};    ///< at most so many units
-    std::optional<Decimal> cents = {};    ///< or fees of at most this as usage() has them, in the currency's smallest unit; one of both is required
+    std::string metric = {};            ///< its code. Required for units; of cents, only the fees of this metric count. All fees when empty
+    std::optional<Decimal> units = {};  ///< at most so many units
+    std::optional<Decimal> cents = {};  ///< or fees of at most this as usage() has them, in the currency's smallest unit; one of both is required
     LimitScope scope = LimitScope::customer;
-    std::string book = {};                ///< code of the book whose fees or period it is; the one usage() would ask when empty
-    std::optional<Period> period = {};    ///< the book's billing period around the event when absent; where no book is loaded, its calendar month, UTC
-    bool soft = false;                    ///< what is over the limit is stored all the same; the receipt says so
+    std::string book = {};              ///< code of the book whose fees or period it is; the one usage() would ask when empty
+    std::optional<Period> period = {};  ///< the book's billing period around the event when absent; where no book is loaded, its calendar month, UTC
+    bool soft = false;                  ///< what is over the limit is stored all the same; the receipt says so
 };
 
 /// How an event stood to a limit when it was recorded, or was not.
