@@ -10338,6 +10338,7 @@ struct Plan final : Book::Impl {
         return !customer.empty() && (!customers || find_holder(*customers, customer));
     }
     bool has_balances() const override { return true; }
+    Period period_around(const UsageQuery& query, Timestamp at) const override;
     bool knows_feature(const std::string& id) const override {
         return std::any_of(features.begin(), features.end(), [&](const Feature& each) { return each.id == id; });
     }
@@ -10755,6 +10756,15 @@ Fees Plan::usage(const UsageQuery& asked, Timestamp now, UsageSource& source) co
         list.push_back(fee_of(account, item, period, taken_from(account, item), price_item(account, item)));
     }
     return sum_up(std::move(list), currency);
+}
+
+// That of the first item that is billed by the period.
+Period Plan::period_around(const UsageQuery& query, Timestamp at) const {
+    const auto account = open_account(*this, query.customer, query.subscription, at);
+    for (const Holding& holding : account.holdings) {
+        if (holding.item->billed) return holding.around(holding.item->billed, at);
+    }
+    return this_month(at);
 }
 
 // What the event adds to the bill of the cycle under way.
@@ -14691,13 +14701,20 @@ private:
     Decimal ask(const LimitQuestion& question) {
         const Limit& limit = *question.limit;
         if (limit.units) return usage_.measure(question.metric, question.units).at(0).value;
-        const Fees fees = ask_books(versions_for(*books_, question.usage, limit.book), question.usage, question.time,
-                                    [&](const Book::Impl& book, const UsageQuery& asked) { return book.usage(asked, question.time, usage_); });
+        const auto price = [&](const Book::Impl& book, const UsageQuery& asked) {
+            return book.usage(asked, moment_of(book, asked, question.time), usage_);
+        };
+        const Fees fees = ask_books(versions_for(*books_, question.usage, limit.book), question.usage, question.time, price);
         Decimal cents;
         for (const Fee& fee : fees.fees) {
             if (limit.metric.empty() || fee.metric == limit.metric) cents += fee.amount_cents;
         }
         return cents;
+    }
+
+    // Balances are followed up to a moment. All of the period is to count, whatever order its events come in.
+    static Timestamp moment_of(const Book::Impl& book, const UsageQuery& query, Timestamp time) {
+        return book.has_balances() ? book.period_around(query, time).to - std::chrono::microseconds(1) : time;
     }
 
     void name_limit(std::size_t i, const LimitCheck& check, Receipt& receipt) const {

@@ -423,6 +423,7 @@ TEST_CASE("A change of the books by another Meter counts at once, whoever asks f
 namespace {
 
 const std::string noon = "2026-03-20T12:00:00Z";
+const Period march = month("2026-03-01T00:00:00Z", "2026-04-01T00:00:00Z");
 
 struct Limited : Clocked {
     explicit Limited(const std::string& path = ":memory:", std::int64_t chunk = 65536) : Clocked(noon, path, chunk) {
@@ -582,6 +583,44 @@ TEST_CASE("A limit in money holds the fees of the period under a book") {
     CHECK(shown(m.record(tokens(1, "2026-03-31T23:00:00Z"), flexprice)) == "over 140->150/121!");
     CHECK(shown(m.record(tokens(1, "2026-04-01T00:00:00Z"), flexprice)) == "stored 0->100/121");
     CHECK(shown(m.record(tokens(1, "2026-04-02T00:00:00Z"), flexprice)) == "over 100->200/121!");
+}
+
+TEST_CASE("A limit in money holds under every vendor's book, whatever order the events come in") {
+    const std::vector<Book> books{
+        Book::lago(lago_plan("one", "0.1")), Book::flexprice(flexprice_prices("0.1")),
+        Book::polar(
+            {{"product",
+              {{"id", "pro"},
+               {"prices", {{{"id", "p1"}, {"amount_type", "metered_unit"}, {"meter_id", "m1"}, {"unit_amount", "10"}, {"price_currency", "eur"}}}}}},
+             {"meters",
+              {{{"id", "m1"},
+                {"filter", {{"conjunction", "and"}, {"clauses", {{{"property", "name"}, {"operator", "eq"}, {"value", "tokens"}}}}}},
+                {"aggregation", {{"func", "sum"}, {"property", "tokens"}}}}}}}),
+        Book::autumn(
+            {{"plan",
+              {{"id", "pro"},
+               {"items", {{{"feature_id", "tokens"}, {"price", {{"amount", "0.1"}, {"interval", "month"}, {"billing_method", "usage_based"}}}}}}}},
+             {"features", {{{"id", "tokens"}, {"type", "metered"}, {"consumable", true}}}}})};
+    for (const Book& book : books) {
+        CAPTURE(book.vendor());
+        Clocked c(noon);
+        c.meter.load(book);
+        const Limit limit{.cents = 100, .scope = book.vendor() == "lago" ? LimitScope::subscription : LimitScope::customer};
+        const auto record = [&](const char* day, int count) {
+            Event event = tokens(count, std::string("2026-03-") + day + "T12:00:00Z");
+            event.value = count;
+            return shown(c.meter.record(event, limit));
+        };
+        CHECK(record("20", 4) == "stored 0->40/100");
+        CHECK(record("05", 4) == "stored 40->80/100");
+        CHECK(record("10", 3) == "over 80->110/100!");
+        CHECK(record("01", 2) == "stored 80->100/100");
+        CHECK(record("31", 1) == "over 100->110/100!");
+        Event april = tokens(10, "2026-04-01T00:00:00Z");
+        april.value = 10;
+        CHECK(shown(c.meter.record(april, limit)) == "stored 0->100/100");
+        CHECK(cents(c.meter, {.subscription = book.vendor() == "lago" ? "sub_1" : "", .customer = "acme", .period = march}) == 100);
+    }
 }
 
 TEST_CASE("A limit that cannot be is refused by name, and nothing is stored") {
@@ -827,8 +866,6 @@ std::vector<std::string> shown(const Comparison& comparison) {
     }
     return lines;
 }
-
-const Period march = month("2026-03-01T00:00:00Z", "2026-04-01T00:00:00Z");
 
 }  // namespace
 
