@@ -6737,11 +6737,21 @@ private:
     Stretch event_{};
 };
 
+// Equal for equal questions alone.
+std::string question_key(const Metric& metric, const AggregateQuery& query) {
+    const auto ends = [](const Period& period) { return json{period.from.micros(), period.to.micros()}; };
+    return json{{metric.code, to_definition(metric)},
+                {query.customer, query.subscription, ends(query.period), query.group_by, query.filter.to_json(), query.top, query.fill},
+                {query.bin, query.time_zone, query.week_start.c_encoding(), query.billing_anchor.value_or(Timestamp::min()).micros()},
+                query.billing_period ? ends(*query.billing_period) : json()}
+        .dump();
+}
+
 // How the values of two sets of events make that of both; nothing where it takes the events themselves.
 using Join = Decimal (*)(const Decimal&, const Decimal&);
 
 Join join_of(const Metric& metric, const Rules& rules, const AggregateQuery& query) {
-    if (metric.bucket != Bin::none || metric.rounding || rules.not_negative || query.bin != Bin::none || query.top != 0) return nullptr;
+    if (metric.bucket != Bin::none || metric.rounding || rules.not_negative || rules.add || query.bin != Bin::none || query.top != 0) return nullptr;
     switch (metric.aggregation) {
         case Aggregation::count:
         case Aggregation::sum:
@@ -6792,7 +6802,7 @@ private:
     // As of log.last.
     std::vector<Measured> current(GrowingLog& log, const Metric& metric, const Rules& rules, const AggregateQuery& query, Join join) {
         forget_if_changed(log);
-        const std::string key = key_of(metric, query);
+        const std::string key = question_key(metric, query);
         const auto known = totals_.find(key);
         Total total = known == totals_.end() || log.last - known->second.through > most_events ? Total{} : std::move(known->second);
         if (total.through == 0) {
@@ -6815,11 +6825,6 @@ private:
         since_.reset();
         rollbacks_ = log.rollbacks;
         pruned_ = pruned;
-    }
-    static std::string key_of(const Metric& metric, const AggregateQuery& query) {
-        return json{metric.code,    to_definition(metric), query.customer, query.subscription, query.period.from.micros(), query.period.to.micros(),
-                    query.group_by, query.filter.to_json()}
-            .dump();
     }
     // The events since that may belong to the question; questions that come one after the other mostly need the same.
     const Stretch& since(GrowingLog& log, std::int64_t through, const AggregateQuery& query) {
@@ -12194,6 +12199,7 @@ struct Plans final : Book::Impl {
         return !customer.empty() && (!customers || find_holder(*customers, customer));
     }
     bool has_balances() const override { return true; }
+    Period period_around(const UsageQuery& query, Timestamp at) const override;
     bool knows_feature(const std::string& id) const override {
         return std::any_of(features.begin(), features.end(), [&](const Feature& each) { return each.id == id; });
     }
@@ -12638,6 +12644,15 @@ Fees Plans::usage(const UsageQuery& asked, Timestamp now, UsageSource& usage_sou
         list.push_back(fee_of(account, item, period, taken_from(account, item), price_item(account, item)));
     }
     return sum_up(std::move(list), currency);
+}
+
+// That of the first item that is billed by the period.
+Period Plans::period_around(const UsageQuery& query, Timestamp at) const {
+    const auto account = open_account(*this, query.customer, query.subscription, at);
+    for (const Holding& holding : account.holdings) {
+        if (holding.item->billed) return holding.around(holding.item->billed, at);
+    }
+    return this_month(at);
 }
 
 // What the event adds to the bill of the cycle under way.
@@ -16282,7 +16297,10 @@ private:
 
     // The book's around the event; a limit in units needs no book, and has the calendar month then.
     Period billing_period(const Limit& limit, const UsageQuery& query, Timestamp time) const {
-        if (limit.units && limit.book.empty() && serving(*books_, query).empty()) return this_month(time);
+        const auto found = serving(*books_, query, limit.book);
+        const auto current = found.empty() ? std::nullopt : in_force(found.front(), query, time);
+        if (current) return current->book->period_around(query, time);
+        if (limit.units && limit.book.empty()) return this_month(time);
         return book_at(versions_for(*books_, query, limit.book), query, time).period_around(query, time);
     }
 
@@ -16294,13 +16312,20 @@ private:
     Decimal ask(const LimitQuestion& question) {
         const Limit& limit = *question.limit;
         if (limit.units) return usage_.measure(question.metric, question.units).at(0).value;
-        const Fees fees = ask_books(versions_for(*books_, question.usage, limit.book), question.usage, question.time,
-                                    [&](const Book::Impl& book, const UsageQuery& asked) { return book.usage(asked, question.time, usage_); });
+        const auto price = [&](const Book::Impl& book, const UsageQuery& asked) {
+            return book.usage(asked, moment_of(book, asked, question.time), usage_);
+        };
+        const Fees fees = ask_books(versions_for(*books_, question.usage, limit.book), question.usage, question.time, price);
         Decimal cents;
         for (const Fee& fee : fees.fees) {
             if (limit.metric.empty() || fee.metric == limit.metric) cents += fee.amount_cents;
         }
         return cents;
+    }
+
+    // Balances are followed up to a moment. All of the period is to count, whatever order its events come in.
+    static Timestamp moment_of(const Book::Impl& book, const UsageQuery& query, Timestamp time) {
+        return book.has_balances() ? book.period_around(query, time).to - std::chrono::microseconds(1) : time;
     }
 
     void name_limit(std::size_t i, const LimitCheck& check, Receipt& receipt) const {
@@ -16334,56 +16359,36 @@ private:
     };
     Reader reader() override { return reader_; }
     std::vector<Measured> rows_of(const Metric& metric, const AggregateQuery& query) override {
-        const bool both = !query.customer.empty() && !query.subscription.empty(), none = query.customer.empty() && query.subscription.empty();
-        if (both || none || query.top != 0) return LogUsage::rows_of(metric, query);
-        const std::string field = query.customer.empty() ? "subscription" : "customer",
-                          &owner = query.customer.empty() ? query.subscription : query.customer;
-        const auto [known, first] = answers_.try_emplace(key_of(metric, query, field));
+        const bool one_owner = query.customer.empty() != query.subscription.empty();
+        if (!one_owner || query.top != 0 || query.fill) return LogUsage::rows_of(metric, query);
+        const std::string field = query.customer.empty() ? "subscription" : "customer";
+        AggregateQuery everyone = query;
+        const std::string owner = std::exchange(query.customer.empty() ? everyone.subscription : everyone.customer, {});
+        everyone.group_by.insert(everyone.group_by.begin(), field);
+        const auto [known, first] = answers_.try_emplace(question_key(metric, everyone));
         Shared& shared = known->second;
-        if (first || shared.refused) return LogUsage::rows_of(metric, query);  // at first, as perhaps nobody else is asked about it
-        if (!shared.owners) share(shared, metric, query, field);
-        if (!shared.owners) return LogUsage::rows_of(metric, query);
+        if (!first && !shared.owners && !shared.refused) share(shared, metric, everyone);
+        if (!shared.owners) return LogUsage::rows_of(metric, query);  // also at first, as perhaps nobody else is asked about
         const auto rows = shared.owners->find(owner);
         return rows == shared.owners->end() ? std::vector<Measured>() : rows->second;
     }
     // One customer's numbers that cannot be added up, or too many groups, must not stand in the way of the others.
-    void share(Shared& shared, const Metric& metric, const AggregateQuery& query, const std::string& field) {
+    void share(Shared& shared, const Metric& metric, const AggregateQuery& everyone) {
         try {
-            shared.owners = by_owner(metric, query, field);
+            shared.owners = by_owner(LogUsage::rows_of(metric, everyone));
         } catch (const Error& error) {
             if (error.code() != ErrorCode::overflow && error.code() != ErrorCode::too_large) throw;
             shared.refused = true;
         }
     }
-    ByOwner by_owner(const Metric& metric, AggregateQuery query, const std::string& field) {
-        query.customer.clear();
-        query.subscription.clear();
-        query.group_by.insert(query.group_by.begin(), field);
+    static ByOwner by_owner(std::vector<Measured> rows) {
         ByOwner owners;
-        for (Measured& row : LogUsage::rows_of(metric, query)) {
+        for (Measured& row : rows) {
             const auto owner = std::exchange(row.group.front(), {});
             row.group.erase(row.group.begin());
             if (owner) owners[*owner].push_back(std::move(row));
         }
         return owners;
-    }
-    static std::string key_of(const Metric& metric, const AggregateQuery& query, const std::string& field) {
-        const Period billing = query.billing_period.value_or(query.period);
-        return json{field,
-                    metric.code,
-                    to_definition(metric),
-                    query.period.from.micros(),
-                    query.period.to.micros(),
-                    billing.from.micros(),
-                    billing.to.micros(),
-                    query.bin,
-                    query.time_zone,
-                    query.week_start.c_encoding(),
-                    query.fill,
-                    query.billing_anchor.value_or(Timestamp::min()).micros(),
-                    query.group_by,
-                    query.filter.to_json()}
-            .dump();
     }
     const Reader& reader_;
     std::map<std::string, Shared> answers_;
