@@ -7,7 +7,7 @@
 //    2 time       timestamps, periods, bins           8 books       how each vendor measures and prices
 //    3 values     JSON text, paths, filters           9 wire        requests, answers and rules of each vendor
 //    4 store      SQLite: schema, log, segments      10 delivery    cursors, batches, waiting, parking
-//    5 reading    find, list, names                  11 transport   libcurl (optional)
+//    5 reading    find, list, names, rates           11 transport   libcurl (optional)
 //    6 measuring  scan, aggregate                    12 Meter       the facade: locks, threads, wiring
 
 #include "meter.hpp"
@@ -4774,7 +4774,7 @@ void Store::drop_dead_runs() {
 }  // namespace
 
 // =============================================================================================
-// 5 reading: find, list, names. Uses 1-4.
+// 5 reading: find, list, names and sources, rates. Uses 1-4.
 // =============================================================================================
 
 namespace {
@@ -4793,7 +4793,20 @@ void check_question(std::string_view field, std::string_view text) {
     if (const char* fault = text_fault(text)) refuse(std::string(field), fault);
 }
 
+// An offset or limit as a number of things in memory, also where there is room for less.
+std::size_t count_of(std::int64_t things) {
+    return static_cast<std::size_t>(std::min<std::int64_t>(things, std::numeric_limits<std::ptrdiff_t>::max() / 2));
+}
+
 [[noreturn]] void bad_cursor(const char* reason = "was not made by list()") { throw Error(ErrorCode::bad_cursor, "cursor", reason); }
+
+void check_sort(const std::vector<SortKey>& sort) {
+    if (sort.size() > limits::sort_keys) refuse("sort", "has more than " + std::to_string(limits::sort_keys) + " keys");
+    for (const SortKey& key : sort) {
+        if (key.field.empty()) refuse("sort", "names no field");
+        check_question("sort", key.field);
+    }
+}
 
 void check_list(const ListQuery& query) {
     check_paging(query.limit, query.offset);
@@ -4804,11 +4817,7 @@ void check_list(const ListQuery& query) {
     for (const auto& [field, texts] : {std::pair{"names", &query.names}, std::pair{"sources", &query.sources}, std::pair{"ids", &query.ids}}) {
         for (const std::string& text : *texts) check_question(field, text);
     }
-    if (query.sort.size() > limits::sort_keys) refuse("sort", "has more than " + std::to_string(limits::sort_keys) + " keys");
-    for (const SortKey& key : query.sort) {
-        if (key.field.empty()) refuse("sort", "names no field");
-        check_question("sort", key.field);
-    }
+    check_sort(query.sort);
 }
 
 // The question's conditions on names and the customer as the scan takes them; nothing when one of them is not in the log at all.
@@ -5186,7 +5195,7 @@ std::optional<Rank> list_start(const ListQuery& query) {
 
 Page list_page(const Reader& reader, const ListQuery& query, const std::vector<std::int64_t>* rows) {
     // One more than the page holds tells whether there is a next one.
-    const auto offset = static_cast<std::size_t>(query.offset), limit = static_cast<std::size_t>(query.limit);
+    const std::size_t offset = count_of(query.offset), limit = count_of(query.limit);
     Listing listing = list_ranks(reader, query, rows, offset + limit + 1, list_start(query));
     Page page;
     if (query.count) page.total = listing.total;
@@ -5255,6 +5264,7 @@ void check_names(const NamesQuery& query) {
     check_filter(query.filter);
     check_question("customer", query.customer);
     check_question("text", query.text);
+    check_sort(query.sort);
     for (const SortKey& key : query.sort) {
         constexpr std::array<std::string_view, 5> known{"name", "source", "occurrences", "first_seen", "last_seen"};
         if (std::find(known.begin(), known.end(), key.field) == known.end()) refuse("sort", "names are not sorted by \"" + key.field + "\"");
@@ -5284,8 +5294,7 @@ NameList names_page(const Reader& reader, const NamesQuery& query, NameKeys keys
         }
         return std::tie(a.name, a.source) < std::tie(b.name, b.source);
     });
-    const auto begin = std::min(found.size(), static_cast<std::size_t>(query.offset));
-    const auto end = std::min(found.size(), begin + static_cast<std::size_t>(query.limit));
+    const std::size_t begin = std::min(found.size(), count_of(query.offset)), end = std::min(found.size(), begin + count_of(query.limit));
     NameList list{{}, static_cast<std::int64_t>(found.size())};
     std::move(found.begin() + static_cast<std::ptrdiff_t>(begin), found.begin() + static_cast<std::ptrdiff_t>(end), std::back_inserter(list.rows));
     return list;
@@ -5315,6 +5324,7 @@ Monitoring count_windows(const Reader& reader, const Period& period, const BinOp
             ++answer.events;
             if (answer.windows.empty()) continue;
             const Timestamp at(checked_time(batch.columns[time].cells[row], "columns.time"));
+            if (!period.contains(at)) damaged("columns.time");  // the segment says that all are
             ++answer.windows[static_cast<std::size_t>(grid.index(at, hint))].events;
         }
     }
