@@ -5010,7 +5010,7 @@ class Slots {
 public:
     Slots(const BinOptions& bins, const Grouping& grouping, ScanQuestion& question)
         : bin_(bins.bin), calendar_(bins), width_(grouping.fields.size()), named_(grouping.named) {
-        if (bin_ != Bin::none) time_ = question.key(fields::time);
+        if (bin_ != Bin::none) time_ = question.key(fields::time), recent_.resize(recent_cells);
         for (const std::string& field : grouping.fields) add_field(field, grouping.blank, question);
         if (!grouping.within.empty()) add_field(grouping.within, grouping.blank, question);
     }
@@ -5119,7 +5119,7 @@ private:
         std::uint32_t bin = 0;
     };
     static constexpr std::size_t recent_cells = 4096;
-    std::vector<RecentBin> recent_{recent_cells};
+    std::vector<RecentBin> recent_;
     int cell_bits_ = 0;  // of a time, cut off; known when the first bin is
     Numbering bins_, slots_;
     std::vector<std::uint32_t> group_, slot_;

@@ -148,19 +148,19 @@ private:
         if (chance(20)) period.to = period.to - std::chrono::microseconds(pick(1'000'000));
         return period.from < period.to ? period : Period{period.from, period.from + std::chrono::microseconds(1)};
     }
-    // What a plain loop can do in the time there is: the limits have tests of their own.
+    // What a plain loop can do in the time there is; the limits have tests of their own.
     static void keep_few_bins(const Metric& metric, AggregateQuery& query) {
-        constexpr std::int64_t most = 700;
-        const bool listed = query.bin != Bin::none && (query.fill || metric.recurring);
-        if (!listed) return;
-        const bool old = query.period.from < Timestamp();  // or open: from 1950 on
-        if (old && query.period.from != Period().from && query.bin < Bin::month) query.period.from = Timestamp::from_civil(2026, 3, 1);
-        if (query.period.from >= query.period.to) query.period.to = query.period.from + std::chrono::hours(30);
-        if (query.period.from == Period().from && query.bin < Bin::month) query.fill = false;
-        if (query.bin <= Bin::minutes_30 && (query.period.to - query.period.from) / std::chrono::minutes(1) > most)
-            query.period.to = query.period.from + std::chrono::minutes(metric.recurring ? 60 : most);
-        if (query.bin < Bin::day && (query.period.to - query.period.from) / std::chrono::hours(1) > most / 3)
-            query.period.to = query.period.from + std::chrono::hours(most / 3);
+        const bool carried = metric.recurring && query.bin != Bin::none;
+        if (query.bin >= Bin::month || !(query.fill || carried)) return;
+        Period& period = query.period;
+        if (period.from == Period().from) {
+            query.fill = false;  // from 1950 on
+            return;
+        }
+        if (period.from < Timestamp()) period.from = Timestamp::from_civil(2026, 3, 1);
+        const auto most = (query.bin <= Bin::minutes_30 ? std::chrono::hours(2) : query.bin < Bin::day ? std::chrono::hours(72) : std::chrono::hours(2000)) *
+                          (carried ? 1 : 4);
+        if (period.to - period.from > most || period.to <= period.from) period.to = period.from + most;
     }
 
     std::mt19937_64 random_;
@@ -288,7 +288,7 @@ bool run(std::uint64_t seed, int cases) {
     // Around the days when clocks are moved. One database in eight has more properties than a segment takes columns for.
     Workload workload(seed, seed % 8 == 0 ? 3000 : 0, Timestamp::from_civil(2026, 3, 1), 45);
     std::vector<ModelEvent> events;
-    for (std::size_t count = 40 + workload.pick(360); count > 0; --count) {
+    for (std::size_t count = 30 + workload.pick(220); count > 0; --count) {
         events.push_back(workload.event());
         events.back().sequence = static_cast<std::int64_t>(events.size());
     }
