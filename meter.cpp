@@ -26,6 +26,7 @@
 #include <deque>
 #include <filesystem>
 #include <fstream>
+#include <iterator>
 #include <limits>
 #include <map>
 #include <mutex>
@@ -1306,6 +1307,16 @@ auto naming(std::string_view field, Read&& read) {
     }
 }
 
+// Runs `read`; the field that an error names is one of `place`.
+template <class Read>
+auto beneath(const std::string& place, Read&& read) {
+    try {
+        return read();
+    } catch (const Error& error) {
+        throw Error(error.code(), error.field().empty() ? place : place + "." + error.field(), error.reason());
+    }
+}
+
 // Numbers that Decimal cannot hold are refused on the way in, so that whatever is stored can be measured exactly.
 const char* number_fault(std::string_view text) noexcept {
     if (text.size() <= 18 && text.find_first_of("eE") == std::string_view::npos) return nullptr;
@@ -1709,12 +1720,13 @@ void flatten_json(JsonScanner& scanner, std::string& path, Leaf&& leaf) {
 
 // One value of a field, as filters and groups see it.
 struct Scalar {
-    enum class Kind : std::uint8_t { missing, null, boolean, number, text, json };
+    enum class Kind : std::uint8_t { missing, null, boolean, number, text, json, object };  // object: with members; it exists, no more is known
     Kind kind = Kind::missing;
     bool boolean = false;
     Decimal number{};
     std::string_view text{};
-    bool absent() const noexcept { return kind == Kind::missing || kind == Kind::null; }
+    bool absent() const noexcept { return kind == Kind::missing || kind == Kind::null || kind == Kind::object; }
+    bool exists() const noexcept { return !absent() || kind == Kind::object; }
 };
 
 constexpr std::array<std::pair<std::string_view, Operator>, 13> operators{{
@@ -1831,7 +1843,7 @@ struct Clause {
     bool holds(const Scalar& value) const {
         switch (op) {
             case Operator::exists:
-                return value.absent() != operands[0].boolean;
+                return value.exists() == operands[0].boolean;
             case Operator::ne:
             case Operator::not_in:
                 return !among(value);
@@ -2265,6 +2277,14 @@ void draft_member(Drafts& drafts, Draft& draft, Extra& extra, std::string_view& 
     }
 }
 
+// The one event; throws when it cannot be stored.
+Drafts draft_one(const Event& event) {
+    Drafts drafts;
+    add_draft(drafts, [&](Draft& draft) { draft_event(drafts, draft, event); });
+    if (drafts.accepted.empty()) throw Error(drafts.refusal, drafts.receipts[0].field, drafts.receipts[0].reason);
+    return drafts;
+}
+
 // One line of JSON. Properties are kept as they stand, after a check, so that no digit changes.
 void draft_line(Drafts& drafts, Draft& draft, std::string_view line) {
     JsonScanner scanner(line);
@@ -2435,7 +2455,7 @@ private:
 // ---- schema ----
 
 constexpr std::int32_t application_id = 0x6D657472;  // "metr"
-constexpr std::int32_t schema_version = 1;
+constexpr std::int32_t schema_version = 2;
 
 constexpr const char* log_schema = R"sql(
 CREATE TABLE meta(key TEXT PRIMARY KEY, value) WITHOUT ROWID;
@@ -2450,8 +2470,14 @@ CREATE TABLE log(
     value TEXT,                 -- decimal
     properties TEXT NOT NULL,   -- JSON object
     extra TEXT);                -- JSON object: precise_total_amount_cents, notice, extensions
-CREATE TABLE metrics(code TEXT PRIMARY KEY, definition TEXT NOT NULL) WITHOUT ROWID;
-CREATE TABLE books(vendor TEXT, code TEXT, source TEXT NOT NULL, PRIMARY KEY(vendor, code)) WITHOUT ROWID;
+CREATE TABLE metrics(
+    id INTEGER PRIMARY KEY, code TEXT NOT NULL,
+    book INTEGER NOT NULL,      -- books.id; 0 when the app defined it
+    definition TEXT NOT NULL, UNIQUE(code, book));
+CREATE TABLE books(
+    id INTEGER PRIMARY KEY AUTOINCREMENT, vendor TEXT NOT NULL, code TEXT NOT NULL,
+    effective INTEGER NOT NULL, -- from when on; the year 1 for always
+    source TEXT NOT NULL, UNIQUE(vendor, code, effective));
 CREATE TABLE chunks(id INTEGER PRIMARY KEY, first INTEGER NOT NULL, last INTEGER NOT NULL, recorded INTEGER NOT NULL);
 CREATE TABLE layouts(id INTEGER PRIMARY KEY, keys TEXT NOT NULL UNIQUE);
 CREATE TABLE segments(
@@ -2472,8 +2498,25 @@ CREATE VIEW events AS SELECT l.sequence,
     FROM log l JOIN texts n ON n.id = l.name LEFT JOIN texts c ON c.id = l.customer
     LEFT JOIN texts b ON b.id = l.subscription LEFT JOIN texts o ON o.id = l.source
     WHERE l.sequence > (SELECT value FROM meta WHERE key = 'pruned');
-INSERT INTO meta VALUES('pruned', 0), ('sealed', 0), ('generation', 0);
+INSERT INTO meta VALUES('pruned', 0), ('sealed', 0), ('generation', 0), ('books', 0);
 )sql";
+
+// migrations[i] takes a file from version i + 1 to the next. Whose the metrics of a file of version 1 are is not known: they count as the app's.
+constexpr const char* migrations[] = {R"sql(
+ALTER TABLE metrics RENAME TO old_metrics;
+ALTER TABLE books RENAME TO old_books;
+CREATE TABLE metrics(
+    id INTEGER PRIMARY KEY, code TEXT NOT NULL, book INTEGER NOT NULL, definition TEXT NOT NULL, UNIQUE(code, book));
+CREATE TABLE books(
+    id INTEGER PRIMARY KEY AUTOINCREMENT, vendor TEXT NOT NULL, code TEXT NOT NULL, effective INTEGER NOT NULL,
+    source TEXT NOT NULL, UNIQUE(vendor, code, effective));
+INSERT INTO metrics(code, book, definition) SELECT code, 0, definition FROM old_metrics;
+INSERT INTO books(vendor, code, effective, source) SELECT vendor, code, -62135596800000000, source FROM old_books;
+DROP TABLE old_metrics;
+DROP TABLE old_books;
+INSERT INTO meta VALUES('books', 0);
+)sql"};
+static_assert(std::size(migrations) == schema_version - 1);
 
 std::int64_t meta(Connection& db, std::string_view key) { return db.integer("SELECT value FROM meta WHERE key = ?", key); }
 void set_meta(Connection& db, std::string_view key, std::int64_t value) { db.prepared("UPDATE meta SET value = ? WHERE key = ?").run(value, key); }
@@ -2858,12 +2901,21 @@ std::int64_t first_sequence(Connection& db) { return meta(db, "pruned") + 1; }
     "(SELECT text FROM texts WHERE id = l.customer), (SELECT text FROM texts WHERE id = l.subscription), "               \
     "(SELECT text FROM texts WHERE id = l.source), l.value, l.properties, l.extra FROM log l "
 
+std::string read_id(std::string_view id, bool is_uuid) { return is_uuid ? unpack_uuid(id) : std::string(id); }
+
+// Empty when there is no such event.
+std::string id_at(Connection& db, std::int64_t sequence) {
+    const Prepared row = db.prepared("SELECT id, typeof(id) = 'blob' FROM log WHERE sequence = ?");
+    row.bind(sequence);
+    return row.row() ? read_id(row.text(0), row.integer(1) != 0) : std::string();
+}
+
 // All of an event but its properties, which are text in column 10.
 Event read_plain_event(const Prepared& row) {
     return from_file("log", [&row] {
         Event event;
         event.sequence = row.integer(0);
-        event.id = row.integer(2) != 0 ? unpack_uuid(row.text(1)) : std::string(row.text(1));
+        event.id = read_id(row.text(1), row.integer(2) != 0);
         event.timestamp = Timestamp(checked_time(row.integer(3), "log"));
         const std::int64_t delay = row.integer(4), most = Timestamp::max().micros() - Timestamp::min().micros();
         if (delay < -most || delay > most) damaged("log");
@@ -3292,6 +3344,17 @@ constexpr std::string_view id = "id", name = "name", time = "time", sequence = "
 constexpr std::size_t max_segment_columns = 1000;
 constexpr std::int64_t min_chunk_events = 64, max_segment_rows = 1 << 22;
 
+// The key of what is no column of its own: whether a property is there, be it as an object with members, which have columns only of their own.
+std::string presence_key(const std::string& key) { return key.starts_with('.') ? "?" + key : key; }
+bool is_presence(std::string_view key) { return key.starts_with('?'); }
+
+// Whether the column has a part in what a scan asks for by this key.
+bool serves(std::string_view column, std::string_view key) {
+    if (!is_presence(key)) return column == key;
+    key.remove_prefix(1);
+    return column.starts_with(key) && (column.size() == key.size() || column[key.size()] == '.');
+}
+
 // All events of one name in a stretch of the log, in its order, taken apart into columns.
 class Part {
 public:
@@ -3339,7 +3402,8 @@ private:
     ColumnBuilder* property(const std::string& key) {
         // Events of one name mostly have the same properties in the same order: try the one after the last.
         if (next_ < columns_.size() && columns_[next_].key == key) return &columns_[next_++].builder;
-        if (!only_.empty()) return std::find(only_.begin(), only_.end(), key) == only_.end() ? nullptr : &column(key);
+        if (!only_.empty())
+            return std::any_of(only_.begin(), only_.end(), [&](const std::string& one) { return serves(key, one); }) ? &column(key) : nullptr;
         if (columns_.size() >= max_segment_columns && !places_.contains(key)) {
             partial_ = true;
             return nullptr;
@@ -3667,8 +3731,8 @@ Column id_column(Connection& db, const Column& sequence) {
     Column column{{CellKind::text}, {}, 0, {}, {}};
     std::vector<std::size_t> ends;
     for (const std::int64_t at : sequence.cells) {
-        const auto event = event_at(db, at);
-        if (event) column.text.insert(column.text.end(), event->id.begin(), event->id.end());
+        const std::string id = id_at(db, at);
+        column.text.insert(column.text.end(), id.begin(), id.end());
         ends.push_back(column.text.size());
     }
     std::size_t begin = 0;
@@ -3782,6 +3846,33 @@ void mask_out(Batch& batch, const Column& column, Keep&& keep) {
     }
 }
 
+// What there are columns for; of a part when that is read in place of the source's segment.
+std::vector<std::string> column_keys(const Source& source, const Part* part) {
+    std::vector<std::string> keys;
+    if (part) {
+        for (const auto& [key, builder] : part->columns()) keys.push_back(key);
+    } else {
+        for (const auto& [key, place] : source.segment->layout->places) keys.push_back(key);
+    }
+    return keys;
+}
+
+// Which rows have a property, from its own column and those below it.
+template <class Read>
+Column presence_column(const std::string& key, const std::vector<std::string>& columns, std::size_t rows, Read&& read) {
+    Column found{std::vector<CellKind>(rows, CellKind::missing), std::vector<std::int64_t>(rows, 1), 0, {}, {}};
+    for (const std::string& column : columns) {
+        if (!serves(column, key)) continue;
+        const Column values = read(column);
+        const bool own = column.size() + 1 == key.size();  // an own null is as good as nothing
+        for (std::size_t row = 0; row < rows; ++row) {
+            const CellKind kind = values.kind(row);
+            if (kind != CellKind::missing && !(own && kind == CellKind::null)) found.kinds[row] = CellKind::boolean;
+        }
+    }
+    return found;
+}
+
 // Reads one source. No rows may be left; then the columns are not there either.
 Batch load(const Reader& reader, const Source& source, const ScanQuestion& question) {
     Batch batch{source.name, 0, {}, {}, {}};
@@ -3794,6 +3885,7 @@ Batch load(const Reader& reader, const Source& source, const ScanQuestion& quest
         part = &batch.rebuilt.at(source.name);
     };
     const auto lacks = [&](const std::string& key) {
+        if (is_presence(key)) return true;
         return key[0] == '.' && !(part ? part->find(key) != nullptr : source.segment->layout->places.contains(key));
     };
     const auto lacking = [&] { return std::any_of(question.keys.begin(), question.keys.end(), lacks); };
@@ -3809,6 +3901,8 @@ Batch load(const Reader& reader, const Source& source, const ScanQuestion& quest
             batch.columns.push_back(constant_column(CellKind::interned, source.name, batch.rows));
         } else if (key == fields::id) {
             batch.columns.push_back(id_column(reader.db, column(std::string(fields::sequence))));
+        } else if (is_presence(key)) {
+            batch.columns.push_back(presence_column(key, column_keys(source, part), batch.rows, column));
         } else {
             batch.columns.push_back(column(key));
         }
@@ -3885,7 +3979,7 @@ public:
             return;
         }
         const std::string key = column_key(filter.field);
-        column_ = question.key(key);
+        column_ = question.key(filter.op == Operator::exists ? presence_key(key) : key);
         coercion_ = key[0] == '.' ? rules.properties : rules.fields;
         if (key == fields::time) seconds_ = rules.seconds;
         clause_ = make_clause(key == fields::time && !seconds_ ? in_micros(filter) : filter);
@@ -4086,15 +4180,39 @@ void verify_database(Connection& db, std::vector<std::string>& problems) {
 
 // ---- books: kept as the JSON they were made from ----
 
-void put_book(Connection& db, std::string_view vendor, std::string_view code, std::string_view source) {
-    db.prepared("INSERT OR REPLACE INTO books VALUES(?, ?, ?)").run(vendor, code, source);
+struct StoredBook {
+    std::string vendor{}, source{};
+    Timestamp effective{};
+};
+
+// What `meta.books` says is never said again, also not after a rollback: whoever holds books in memory sees by it that they are others now.
+std::int64_t books_mark(Connection& db) { return meta(db, "books"); }
+
+// Removes the version of that moment, or all, with the metrics that came with them. How many there were. Inside a transaction.
+std::int64_t drop_books(Connection& db, std::string_view vendor, std::string_view code, std::optional<Timestamp> effective) {
+    const auto moment = effective ? std::optional(effective->micros()) : std::nullopt;
+    db.prepared("DELETE FROM metrics WHERE book IN (SELECT id FROM books WHERE vendor = ?1 AND code = ?2 AND ifnull(effective = ?3, 1))")
+        .run(vendor, code, moment);
+    db.prepared("DELETE FROM books WHERE vendor = ?1 AND code = ?2 AND ifnull(effective = ?3, 1)").run(vendor, code, moment);
+    const std::int64_t dropped = db.changes();
+    db.prepared("UPDATE meta SET value = random() WHERE key = 'books'").run();
+    return dropped;
 }
 
-// Vendor and source of each.
-std::vector<std::pair<std::string, std::string>> stored_books(Connection& db) {
-    std::vector<std::pair<std::string, std::string>> books;
-    const Prepared row = db.prepared("SELECT vendor, source FROM books ORDER BY vendor, code");
-    while (row.row()) books.emplace_back(row.text(0), row.text(1));
+// In place of the version of the same moment. Answers its id. Inside a transaction.
+std::int64_t put_book(Connection& db, std::string_view vendor, std::string_view code, Timestamp effective, std::string_view source) {
+    drop_books(db, vendor, code, effective);
+    db.prepared("INSERT INTO books(vendor, code, effective, source) VALUES(?, ?, ?, ?)").run(vendor, code, effective.micros(), source);
+    return db.last_rowid();
+}
+
+std::vector<StoredBook> stored_books(Connection& db) {
+    std::vector<StoredBook> books;
+    const Prepared row = db.prepared("SELECT vendor, source, effective FROM books ORDER BY vendor, code, effective");
+    while (row.row()) {
+        const Timestamp effective(checked_time(row.integer(2), "books.effective"));
+        books.push_back({std::string(row.text(0)), std::string(row.text(1)), effective});
+    }
     return books;
 }
 
@@ -4266,6 +4384,7 @@ public:
 private:
     std::unique_ptr<Connection> open() const;
     void prepare(Connection& db) const;
+    void migrate(Connection& db) const;
     void commit(const std::function<void(Connection&)>& run);
     void run_group(std::span<Job* const> group);
     void run_transaction(std::span<Job* const> group);
@@ -4339,7 +4458,7 @@ void Store::prepare(Connection& db) const {
     if (options_.max_bytes > 0) {
         db.db.exec("PRAGMA max_page_count = " + std::to_string(std::max<std::int64_t>(1, options_.max_bytes / found("PRAGMA page_size"))));
     }
-    if (!fresh) return;
+    if (!fresh && found("PRAGMA user_version") >= schema_version) return;
     Transaction transaction(db, "BEGIN IMMEDIATE");
     if (found("SELECT count(*) FROM sqlite_master") == 0) {  // else another process was first
         db.db.exec(log_schema);
@@ -4347,7 +4466,17 @@ void Store::prepare(Connection& db) const {
         db.db.exec("PRAGMA application_id = " + std::to_string(application_id));
         db.db.exec("PRAGMA user_version = " + std::to_string(schema_version));
     }
+    migrate(db);
     transaction.commit();
+}
+
+// Inside a transaction.
+void Store::migrate(Connection& db) const {
+    for (auto version = db.db.execAndGet("PRAGMA user_version").getInt64(); version < schema_version; ++version) {
+        if (version < 1) throw Error(ErrorCode::corrupt, options_.path, "says no version of its schema");
+        db.db.exec(migrations[version - 1]);
+        db.db.exec("PRAGMA user_version = " + std::to_string(version + 1));
+    }
 }
 
 // Group commit: the first in the queue commits for all who wait behind it.
@@ -4543,6 +4672,8 @@ void check_question(std::string_view field, std::string_view text) {
     if (const char* fault = text_fault(text)) refuse(std::string(field), fault);
 }
 
+[[noreturn]] void bad_cursor(const char* reason = "was not made by list()") { throw Error(ErrorCode::bad_cursor, "cursor", reason); }
+
 void check_list(const ListQuery& query) {
     check_paging(query.limit, query.offset);
     check_period(query.period);
@@ -4551,6 +4682,11 @@ void check_list(const ListQuery& query) {
     check_question("subscription", query.subscription);
     for (const auto& [field, texts] : {std::pair{"names", &query.names}, std::pair{"sources", &query.sources}, std::pair{"ids", &query.ids}}) {
         for (const std::string& text : *texts) check_question(field, text);
+    }
+    if (query.sort.size() > limits::sort_keys) refuse("sort", "has more than " + std::to_string(limits::sort_keys) + " keys");
+    for (const SortKey& key : query.sort) {
+        if (key.field.empty()) refuse("sort", "names no field");
+        check_question("sort", key.field);
     }
 }
 
@@ -4576,94 +4712,219 @@ Filter list_filter(const ListQuery& query) {
     return Filter::all({query.filter, Filter::where("source", Operator::in, query.sources)});
 }
 
-// ---- lists ----
+// ---- the order of a list ----
 
-// A row's place in a list: total order, because sequences differ.
+// An event's place in time; sequences differ, so that no two are equal.
 struct Place {
     std::int64_t time = 0, sequence = 0;
     friend auto operator<=>(const Place&, const Place&) = default;
 };
 
-// Collects the first `keep` places in the list's order, after `start` if there is one.
-class TopPlaces {
+enum class SortKind : std::uint8_t { missing, boolean, time, number, text, json };  // in the order of SortKey
+
+// A value as lists are sorted by it.
+template <class Text>
+struct SortCell {
+    SortKind kind = SortKind::missing;
+    std::int64_t integer = 0;  // of a boolean or a time
+    Decimal number{};
+    Text text{};
+};
+
+template <class A, class B>
+std::strong_ordering order_of(const SortCell<A>& a, const SortCell<B>& b) {
+    if (a.kind != b.kind) return a.kind <=> b.kind;
+    switch (a.kind) {
+        case SortKind::missing:
+            return std::strong_ordering::equal;
+        case SortKind::boolean:
+        case SortKind::time:
+            return a.integer <=> b.integer;
+        case SortKind::number:
+            return a.number <=> b.number;
+        default:
+            return std::string_view(a.text).compare(std::string_view(b.text)) <=> 0;
+    }
+}
+
+// An event's place in a list. `time` stands for the first key where that is the timestamp, so that the usual list compares integers.
+struct Rank {
+    std::int64_t time = 0;
+    std::vector<SortCell<std::string>> cells{};  // of the other keys
+    std::int64_t sequence = 0;
+    const SortCell<std::string>& cell(std::size_t key) const { return cells[key]; }
+};
+
+// The keys of a list, found among a scan's columns.
+class ListOrder {
 public:
-    TopPlaces(Order order, std::size_t keep, std::optional<Place> start) : newest_(order == Order::newest_first), keep_(keep), start_(start) {}
-    void add(const Place& place) {
-        if (start_ && !before(*start_, place)) return;
-        if (full() && !before(place, heap_.front())) return;
-        heap_.push_back(place);
-        std::push_heap(heap_.begin(), heap_.end(), Before{newest_});
+    ListOrder(Connection& db, std::vector<SortKey> sort, ScanQuestion& question) : db_(db), sequence_(question.key(fields::sequence)) {
+        if (sort.empty()) sort.push_back({"timestamp", true});
+        newest_first_ = last_descends_ = sort.back().descending;
+        auto key = sort.begin();
+        if (column_key(key->field) == fields::time) {
+            newest_first_ = key++->descending;
+            time_ = question.key(fields::time);
+        }
+        for (; key != sort.end(); ++key) {
+            const std::string column = column_key(key->field);
+            const Source source = column == fields::id ? Source::id : column == fields::time ? Source::time : Source::column;
+            keys_.push_back({source, source == Source::id ? sequence_ : question.key(column), key->descending});
+        }
+    }
+    bool by_time() const noexcept { return time_.has_value(); }
+    bool newest_first() const noexcept { return newest_first_; }
+    std::size_t cells() const noexcept { return keys_.size(); }
+
+    // A row of a batch: its values are read as far as it takes to tell which of two goes first.
+    struct Row {
+        ListOrder& order;
+        const Batch& batch;
+        std::size_t row;
+        std::int64_t time, sequence;
+        SortCell<std::string_view> cell(std::size_t key) const { return order.cell(order.keys_[key], batch, row); }
+    };
+    Row row(const Batch& batch, std::size_t row) {
+        return {*this, batch, row, time_ ? batch.columns[*time_].cells[row] : 0, batch.columns[sequence_].cells[row]};
+    }
+    Rank rank(const Row& row) const {
+        Rank rank{row.time, {}, row.sequence};
+        for (std::size_t key = 0; key < keys_.size(); ++key) {
+            const auto cell = row.cell(key);
+            rank.cells.push_back({cell.kind, cell.integer, cell.number, std::string(cell.text)});
+        }
+        return rank;
+    }
+    template <class A>
+    bool before(const A& a, const Rank& b) const {
+        if (a.time != b.time) return (a.time > b.time) == newest_first_;
+        for (std::size_t key = 0; key < keys_.size(); ++key) {
+            const auto order = order_of(a.cell(key), b.cells[key]);
+            if (order != 0) return (order > 0) == keys_[key].descending;
+        }
+        return a.sequence != b.sequence && (a.sequence > b.sequence) == last_descends_;
+    }
+
+private:
+    enum class Source { column, time, id };  // ids are in no column: one is read where the keys before it are equal
+    struct Key {
+        Source source;
+        std::size_t column;
+        bool descending;
+    };
+
+    SortCell<std::string_view> cell(const Key& key, const Batch& batch, std::size_t row) {
+        const Column& column = batch.columns[key.column];
+        if (key.source == Source::time) return {SortKind::time, column.cells[row], {}, {}};
+        if (key.source == Source::id) return {SortKind::text, 0, {}, id_ = id_at(db_, column.cells[row])};
+        if (column.kind(row) == CellKind::interned) return {SortKind::text, 0, {}, interned(column.cells[row])};
+        const Scalar value = cell_scalar(column, row);
+        switch (value.kind) {
+            case Scalar::Kind::boolean:
+                return {SortKind::boolean, value.boolean ? 1 : 0, {}, {}};
+            case Scalar::Kind::number:
+                return {SortKind::number, 0, value.number, {}};
+            case Scalar::Kind::text:
+                return {SortKind::text, 0, {}, value.text};
+            case Scalar::Kind::json:
+                return {SortKind::json, 0, {}, value.text};
+            default:
+                return {};
+        }
+    }
+    std::string_view interned(std::int64_t id) {
+        const auto [known, fresh] = texts_.try_emplace(id);
+        if (fresh) known->second = text_of(db_, id);
+        return known->second;
+    }
+
+    Connection& db_;
+    std::size_t sequence_;
+    std::optional<std::size_t> time_{};
+    bool newest_first_, last_descends_;
+    std::vector<Key> keys_{};
+    std::unordered_map<std::int64_t, std::string> texts_{};
+    std::string id_{};
+};
+
+// ---- lists ----
+
+// Collects the first `keep` rows in a list's order, after `start` if there is one.
+class TopRanks {
+    auto before() const {
+        return [this](const Rank& a, const Rank& b) { return order_.before(a, b); };
+    }
+    bool full() const { return heap_.size() >= keep_; }
+
+public:
+    TopRanks(const ListOrder& order, std::size_t keep, const std::optional<Rank>& start) : order_(order), keep_(keep), start_(start) {}
+    void add(const ListOrder::Row& row) {
+        if (start_ && (row.sequence == start_->sequence || order_.before(row, *start_))) return;
+        if (full() && !order_.before(row, heap_.front())) return;
+        heap_.push_back(order_.rank(row));
+        std::push_heap(heap_.begin(), heap_.end(), before());
         if (heap_.size() > keep_) {
-            std::pop_heap(heap_.begin(), heap_.end(), Before{newest_});
+            std::pop_heap(heap_.begin(), heap_.end(), before());
             heap_.pop_back();
         }
     }
     // Whether nothing from `first` to `last` (times) can belong to what is kept.
     bool excludes(std::int64_t first, std::int64_t last) const {
-        if (start_ && (newest_ ? first > start_->time : last < start_->time)) return true;
-        return full() && (newest_ ? last < heap_.front().time : first > heap_.front().time);
+        if (!order_.by_time()) return false;
+        const bool newest = order_.newest_first();
+        if (start_ && (newest ? first > start_->time : last < start_->time)) return true;
+        return full() && (newest ? last < heap_.front().time : first > heap_.front().time);
     }
-    std::vector<Place> sorted() && {
-        std::sort_heap(heap_.begin(), heap_.end(), Before{newest_});
+    std::vector<Rank> sorted() && {
+        std::sort_heap(heap_.begin(), heap_.end(), before());
         return std::move(heap_);
     }
 
 private:
-    struct Before {
-        bool newest;
-        bool operator()(const Place& a, const Place& b) const { return newest ? a > b : a < b; }
-    };
-    bool before(const Place& a, const Place& b) const { return Before{newest_}(a, b); }
-    bool full() const { return heap_.size() >= keep_; }
-    bool newest_;
+    const ListOrder& order_;
     std::size_t keep_;
-    std::optional<Place> start_;
-    std::vector<Place> heap_;
+    const std::optional<Rank>& start_;
+    std::vector<Rank> heap_{};
 };
 
-template <class Use>
-void each_place(const Batch& batch, std::size_t time, std::size_t sequence, Use&& use) {
-    for (std::size_t row = 0; row < batch.rows; ++row) {
-        if (batch.mask.empty() || batch.mask[row]) use(Place{batch.columns[time].cells[row], batch.columns[sequence].cells[row]});
-    }
-}
-
 struct Listing {
-    std::vector<Place> places{};
+    std::vector<Rank> ranks{};
     std::int64_t total = 0;
 };
 
-// The places of up to `keep` rows that match, in order; of the given rows when the question names ids, else of the whole log.
-Listing list_places(const Reader& reader, const ListQuery& query, const std::vector<std::int64_t>* rows, std::size_t keep,
-                    std::optional<Place> start) {
+// The ranks of up to `keep` rows that match, in order; of the given rows when the question names ids, else of the whole log.
+Listing list_ranks(const Reader& reader, const ListQuery& query, const std::vector<std::int64_t>* rows, std::size_t keep,
+                   const std::optional<Rank>& start) {
     Listing listing;
     auto question = scan_question(reader, query.names, query.customer, query.subscription, query.period);
     if (!question) return listing;
-    const std::size_t time = question->key(fields::time), sequence = question->key(fields::sequence);
+    ListOrder order(reader, query.sort, *question);
+    if (start && start->cells.size() != order.cells()) bad_cursor();
     const Condition condition(list_filter(query), *question);
     Parts parts;
     for (const std::int64_t row : rows ? *rows : std::vector<std::int64_t>()) read_parts(reader, row - 1, row, {}, parts, question->keys);
     std::vector<Source> found = rows ? part_sources(parts, *question) : sources(reader, *question);
-    const bool newest = query.order == Order::newest_first;
-    std::sort(found.begin(), found.end(),
-              [newest](const Source& a, const Source& b) { return newest ? a.last_time > b.last_time : a.first_time < b.first_time; });
-    TopPlaces top(query.order, keep, start);
+    std::sort(found.begin(), found.end(), [newest = order.newest_first()](const Source& a, const Source& b) {
+        return newest ? a.last_time > b.last_time : a.first_time < b.first_time;
+    });
+    TopRanks top(order, keep, start);
     for (const Source& source : found) {
         const bool excluded = top.excludes(source.first_time, source.last_time);
         if (excluded && !query.count) continue;
         Batch batch = load(reader, source, *question);
         if (batch.rows == 0) continue;
         condition.apply(reader, batch);
-        each_place(batch, time, sequence, [&](const Place& place) {
+        for (std::size_t row = 0; row < batch.rows; ++row) {
+            if (!batch.mask.empty() && !batch.mask[row]) continue;
             ++listing.total;
-            if (!excluded) top.add(place);
-        });
+            if (!excluded) top.add(order.row(batch, row));
+        }
     }
-    listing.places = std::move(top).sorted();
+    listing.ranks = std::move(top).sorted();
     return listing;
 }
 
-// ---- cursors: the whole question and the last place seen, as base64url of JSON ----
+// ---- cursors: the whole question and the last place seen, as base64url of a checksum and JSON ----
 
 constexpr std::string_view base64_digits = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
 
@@ -4685,7 +4946,7 @@ std::string from_base64(std::string_view text) {
     int held = 0;
     for (const char c : text) {
         const std::size_t digit = base64_digits.find(c);
-        if (digit == std::string_view::npos) throw Error(ErrorCode::bad_cursor, "cursor", "was not made by list()");
+        if (digit == std::string_view::npos) bad_cursor();
         bits = bits << 6 | static_cast<std::uint32_t>(digit);
         held += 6;
         if (held >= 8) bytes.push_back(static_cast<char>(bits >> (held -= 8) & 0xFF));
@@ -4693,54 +4954,119 @@ std::string from_base64(std::string_view text) {
     return bytes;
 }
 
-Cursor make_cursor(const ListQuery& query, const Place& last) {
-    const json tree = {{"customer", query.customer},
-                       {"subscription", query.subscription},
-                       {"names", query.names},
-                       {"sources", query.sources},
-                       {"ids", query.ids},
-                       {"from", query.period.from.micros()},
-                       {"to", query.period.to.micros()},
-                       {"filter", query.filter.to_json()},
-                       {"newest", query.order == Order::newest_first},
-                       {"limit", query.limit},
-                       {"count", query.count},
-                       {"time", last.time},
-                       {"sequence", last.sequence}};
-    return {to_base64(tree.dump())};
+std::string checksum_of(std::string_view text) {
+    Bytes bytes;
+    put_bytes(bytes, hash_bytes(text), 8);
+    return {bytes.begin(), bytes.end()};
 }
 
-std::pair<ListQuery, Place> read_cursor(const Cursor& cursor) {
+json cell_json(const SortCell<std::string>& cell) {
+    switch (cell.kind) {
+        case SortKind::missing:
+            return nullptr;
+        case SortKind::boolean:
+            return cell.integer != 0;
+        case SortKind::time:
+            return cell.integer;
+        case SortKind::number:
+            return {{"number", cell.number.to_string()}};
+        case SortKind::text:
+            return cell.text;
+        default:
+            return {{"json", cell.text}};
+    }
+}
+
+SortCell<std::string> cell_from(const json& tree) {
+    if (tree.is_null()) return {};
+    if (tree.is_boolean()) return {SortKind::boolean, tree.get<bool>() ? 1 : 0, {}, {}};
+    if (tree.is_number_integer()) return {SortKind::time, tree.get<std::int64_t>(), {}, {}};
+    if (tree.is_string()) return {SortKind::text, 0, {}, tree.get<std::string>()};
+    if (tree.contains("number")) return {SortKind::number, 0, Decimal(tree.at("number").get<std::string>()), {}};
+    return {SortKind::json, 0, {}, tree.at("json").get<std::string>()};
+}
+
+// What must be the same for a cursor to be good.
+json question_json(const ListQuery& query) {
+    json sort = json::array();
+    for (const SortKey& key : query.sort) sort.push_back({key.field, key.descending});
+    return {{"customer", query.customer}, {"subscription", query.subscription}, {"names", query.names},           {"sources", query.sources},
+            {"ids", query.ids},           {"from", query.period.from.micros()}, {"to", query.period.to.micros()}, {"filter", query.filter.to_json()},
+            {"sort", std::move(sort)}};
+}
+
+ListQuery question_from(const json& tree) {
+    ListQuery query;
+    query.customer = tree.at("customer").get<std::string>();
+    query.subscription = tree.at("subscription").get<std::string>();
+    query.names = tree.at("names").get<std::vector<std::string>>();
+    query.sources = tree.at("sources").get<std::vector<std::string>>();
+    query.ids = tree.at("ids").get<std::vector<std::string>>();
+    query.period = {Timestamp(tree.at("from").get<std::int64_t>()), Timestamp(tree.at("to").get<std::int64_t>())};
+    query.filter = Filter::from_json(tree.at("filter"));
+    for (const json& key : tree.at("sort")) query.sort.push_back({key.at(0).get<std::string>(), key.at(1).get<bool>()});
+    return query;
+}
+
+Cursor make_cursor(const ListQuery& query, const Rank& last) {
+    json cells = json::array();
+    for (const auto& cell : last.cells) cells.push_back(cell_json(cell));
+    const json tree = {{"question", question_json(query)}, {"limit", query.limit},     {"count", query.count}, {"time", last.time},
+                       {"cells", std::move(cells)},        {"sequence", last.sequence}};
+    const std::string text = tree.dump();
+    return {to_base64(checksum_of(text) + text)};
+}
+
+// What a cursor holds, read by `read`; whatever is wrong with it is a bad cursor.
+template <class Read>
+auto read_cursor(const Cursor& cursor, Read&& read) {
+    constexpr std::size_t checksum_bytes = 8;
+    const std::string bytes = from_base64(cursor.text);
+    const std::string_view text = std::string_view(bytes).substr(std::min(checksum_bytes, bytes.size()));
+    if (to_base64(bytes) != cursor.text || !bytes.starts_with(checksum_of(text))) bad_cursor();
     try {
-        const json tree = json::parse(from_base64(cursor.text));
-        ListQuery query;
-        query.customer = tree.at("customer").get<std::string>();
-        query.subscription = tree.at("subscription").get<std::string>();
-        query.names = tree.at("names").get<std::vector<std::string>>();
-        query.sources = tree.at("sources").get<std::vector<std::string>>();
-        query.ids = tree.at("ids").get<std::vector<std::string>>();
-        query.period = {Timestamp(tree.at("from").get<std::int64_t>()), Timestamp(tree.at("to").get<std::int64_t>())};
-        query.filter = Filter::from_json(tree.at("filter"));
-        query.order = tree.at("newest").get<bool>() ? Order::newest_first : Order::oldest_first;
+        return read(json::parse(text));
+    } catch (const json::exception&) {
+        bad_cursor();
+    } catch (const Error& error) {
+        if (error.code() == ErrorCode::bad_cursor) throw;
+        bad_cursor();
+    }
+}
+
+// The question that the page before answered, to go on after it.
+ListQuery cursor_query(const Cursor& cursor) {
+    return read_cursor(cursor, [&cursor](const json& tree) {
+        ListQuery query = question_from(tree.at("question"));
         query.limit = tree.at("limit").get<std::int64_t>();
         query.count = tree.at("count").get<bool>();
         check_list(query);
-        return {query, {tree.at("time").get<std::int64_t>(), tree.at("sequence").get<std::int64_t>()}};
-    } catch (const std::exception&) {
-        throw Error(ErrorCode::bad_cursor, "cursor", "was not made by list()");
-    }
+        query.after = cursor;
+        return query;
+    });
 }
 
-Page list_page(const Reader& reader, const ListQuery& query, const std::vector<std::int64_t>* rows, std::optional<Place> start) {
+// Where the page before ended.
+std::optional<Rank> list_start(const ListQuery& query) {
+    if (!query.after) return std::nullopt;
+    return read_cursor(query.after, [&query](const json& tree) {
+        if (tree.at("question") != question_json(query)) bad_cursor("belongs to another question");
+        Rank rank{tree.at("time").get<std::int64_t>(), {}, tree.at("sequence").get<std::int64_t>()};
+        for (const json& cell : tree.at("cells")) rank.cells.push_back(cell_from(cell));
+        return std::optional(rank);
+    });
+}
+
+Page list_page(const Reader& reader, const ListQuery& query, const std::vector<std::int64_t>* rows) {
     // One more than the page holds tells whether there is a next one.
     const auto offset = static_cast<std::size_t>(query.offset), limit = static_cast<std::size_t>(query.limit);
-    Listing listing = list_places(reader, query, rows, offset + limit + 1, start);
+    Listing listing = list_ranks(reader, query, rows, offset + limit + 1, list_start(query));
     Page page;
     if (query.count) page.total = listing.total;
-    for (std::size_t i = offset; i < listing.places.size() && page.events.size() < limit; ++i) {
-        if (auto event = event_at(reader, listing.places[i].sequence)) page.events.push_back(std::move(*event));
+    for (std::size_t i = offset; i < listing.ranks.size() && page.events.size() < limit; ++i) {
+        if (auto event = event_at(reader, listing.ranks[i].sequence)) page.events.push_back(std::move(*event));
     }
-    if (listing.places.size() > offset + limit) page.next = make_cursor(query, listing.places[offset + limit - 1]);
+    if (listing.ranks.size() > offset + limit) page.next = make_cursor(query, listing.ranks[offset + limit - 1]);
     return page;
 }
 
@@ -4753,54 +5079,117 @@ bool contains_folded(std::string_view text, std::string_view part) {
     return std::search(text.begin(), text.end(), part.begin(), part.end(), same) != text.end();
 }
 
-std::map<std::int64_t, NameInfo> count_names(const Reader& reader, ScanQuestion question) {
-    std::map<std::int64_t, NameInfo> names;
-    const std::size_t time = question.key(fields::time);
-    const auto count = [&names](std::int64_t name, std::int64_t rows, std::int64_t first, std::int64_t last) {
-        const auto [place, fresh] = names.try_emplace(name, NameInfo{{}, 0, Timestamp(first), Timestamp(last)});
-        NameInfo& info = place->second;
-        info.occurrences += rows;
-        info.first_seen = std::min(info.first_seen, Timestamp(first));
-        info.last_seen = std::max(info.last_seen, Timestamp(last));
-    };
-    for (const Source& source : sources(reader, question)) {
-        if (!question.customer && source.first_time >= question.from && source.last_time < question.to) {
-            count(source.name, source.rows, source.first_time, source.last_time);
-            continue;
-        }
-        const Batch batch = load(reader, source, question);
-        for (std::size_t row = 0; row < batch.rows; ++row) {
-            const std::int64_t at = batch.columns[time].cells[row];
-            if (batch.mask.empty() || batch.mask[row]) count(source.name, 1, at, at);
-        }
-    }
-    return names;
+// What rows of names tell apart.
+struct NameKeys {
+    bool names = true, sources = false;
+};
+
+using NameCounts = std::map<std::pair<std::int64_t, std::int64_t>, NameInfo>;  // by name and source, as texts.id; 0 for neither
+
+void count_name(NameCounts& counts, std::int64_t name, std::int64_t source, std::int64_t rows, std::int64_t first, std::int64_t last) {
+    NameInfo& info = counts.try_emplace({name, source}, NameInfo{{}, {}, 0, Timestamp(first), Timestamp(last)}).first->second;
+    info.occurrences += rows;
+    info.first_seen = std::min(info.first_seen, Timestamp(first));
+    info.last_seen = std::max(info.last_seen, Timestamp(last));
 }
 
-std::vector<NameInfo> names_page(const Reader& reader, const NamesQuery& query) {
+NameCounts count_names(const Reader& reader, ScanQuestion question, const Filter& filter, NameKeys keys) {
+    NameCounts counts;
+    const std::size_t time = question.key(fields::time), sender = keys.sources ? question.key(fields::source) : time;
+    const Condition condition(filter, question);
+    const bool every_row = !keys.sources && !question.customer && filter.empty();
+    for (const Source& source : sources(reader, question)) {
+        if (every_row && source.first_time >= question.from && source.last_time < question.to) {
+            count_name(counts, source.name, 0, source.rows, source.first_time, source.last_time);
+            continue;
+        }
+        Batch batch = load(reader, source, question);
+        if (batch.rows == 0) continue;
+        condition.apply(reader, batch);
+        for (std::size_t row = 0; row < batch.rows; ++row) {
+            if (!batch.mask.empty() && !batch.mask[row]) continue;
+            const std::int64_t at = batch.columns[time].cells[row];
+            count_name(counts, keys.names ? source.name : 0, keys.sources ? batch.columns[sender].cells[row] : 0, 1, at, at);
+        }
+    }
+    return counts;
+}
+
+std::strong_ordering order_by(const std::string& field, const NameInfo& a, const NameInfo& b) {
+    if (field == "occurrences") return a.occurrences <=> b.occurrences;
+    if (field == "first_seen") return a.first_seen <=> b.first_seen;
+    if (field == "last_seen") return a.last_seen <=> b.last_seen;
+    return field == "source" ? a.source <=> b.source : a.name <=> b.name;
+}
+
+void check_names(const NamesQuery& query) {
+    check_paging(query.limit, query.offset);
+    check_period(query.period);
+    check_filter(query.filter);
+    check_question("customer", query.customer);
+    check_question("text", query.text);
+    for (const SortKey& key : query.sort) {
+        constexpr std::array<std::string_view, 5> known{"name", "source", "occurrences", "first_seen", "last_seen"};
+        if (std::find(known.begin(), known.end(), key.field) == known.end()) refuse("sort", "names are not sorted by \"" + key.field + "\"");
+    }
+}
+
+std::vector<NameInfo> found_names(const Reader& reader, const NamesQuery& query, NameKeys keys) {
     std::vector<NameInfo> found;
     const auto question = scan_question(reader, {}, query.customer, {}, query.period);
     if (!question) return found;
-    for (auto& [id, info] : count_names(reader, *question)) {
-        info.name = text_of(reader, id);
-        if (contains_folded(info.name, query.text)) found.push_back(std::move(info));
+    for (auto& [ids, info] : count_names(reader, *question, query.filter, keys)) {
+        info.name = text_of(reader, ids.first);
+        info.source = text_of(reader, ids.second);
+        const bool listed = keys.names || !info.source.empty();
+        if (listed && contains_folded(keys.names ? info.name : info.source, query.text)) found.push_back(std::move(info));
     }
-    const auto before = [&query](const NameInfo& a, const NameInfo& b) {
-        switch (query.sort) {
-            case NameSort::occurrences:
-                return std::tie(a.occurrences, a.name) < std::tie(b.occurrences, b.name);
-            case NameSort::first_seen:
-                return std::tie(a.first_seen, a.name) < std::tie(b.first_seen, b.name);
-            case NameSort::last_seen:
-                return std::tie(a.last_seen, a.name) < std::tie(b.last_seen, b.name);
-            default:
-                return a.name < b.name;
+    return found;
+}
+
+NameList names_page(const Reader& reader, const NamesQuery& query, NameKeys keys) {
+    std::vector<NameInfo> found = found_names(reader, query, keys);
+    std::vector<SortKey> sort = query.sort;
+    if (sort.empty()) sort = {{"last_seen", true}};
+    std::sort(found.begin(), found.end(), [&sort](const NameInfo& a, const NameInfo& b) {
+        for (const SortKey& key : sort) {
+            if (const auto order = order_by(key.field, a, b); order != 0) return (order > 0) == key.descending;
         }
-    };
-    std::sort(found.begin(), found.end(), [&](const NameInfo& a, const NameInfo& b) { return query.descending ? before(b, a) : before(a, b); });
+        return std::tie(a.name, a.source) < std::tie(b.name, b.source);
+    });
     const auto begin = std::min(found.size(), static_cast<std::size_t>(query.offset));
     const auto end = std::min(found.size(), begin + static_cast<std::size_t>(query.limit));
-    return {found.begin() + static_cast<std::ptrdiff_t>(begin), found.begin() + static_cast<std::ptrdiff_t>(end)};
+    NameList list{{}, static_cast<std::int64_t>(found.size())};
+    std::move(found.begin() + static_cast<std::ptrdiff_t>(begin), found.begin() + static_cast<std::ptrdiff_t>(end), std::back_inserter(list.rows));
+    return list;
+}
+
+// ---- rates ----
+
+// The events of a period, and of each bin of it.
+Monitoring count_windows(const Reader& reader, const Period& period, const BinOptions& options) {
+    Monitoring answer;
+    answer.period = period;
+    const BinGrid grid(period, options);
+    if (options.bin != Bin::none) {
+        for (std::int64_t i = 0; i < grid.count(); ++i) answer.windows.push_back({grid.start(i), 0});
+    }
+    ScanQuestion question;
+    question.from = period.from.micros();
+    question.to = period.to.micros();
+    const std::size_t time = question.key(fields::time);
+    std::int64_t hint = 0;
+    for (const Source& source : sources(reader, question)) {
+        const Batch batch = load(reader, source, question);
+        for (std::size_t row = 0; row < batch.rows; ++row) {
+            if (!batch.mask.empty() && !batch.mask[row]) continue;
+            ++answer.events;
+            if (answer.windows.empty()) continue;
+            const Timestamp at(checked_time(batch.columns[time].cells[row], "columns.time"));
+            ++answer.windows[static_cast<std::size_t>(grid.index(at, hint))].events;
+        }
+    }
+    return answer;
 }
 
 }  // namespace
@@ -5698,7 +6087,7 @@ void check_metric(const Metric& metric) {
 }
 
 // Members that say nothing are not written.
-json to_definition(const Metric& metric) {
+json metric_definition(const Metric& metric) {
     json definition = {{"event", metric.event},
                        {"aggregation", word_of(aggregations, metric.aggregation, "metric.aggregation")},
                        {"property", metric.property},
@@ -5713,7 +6102,7 @@ json to_definition(const Metric& metric) {
     return definition;
 }
 
-Metric from_definition(std::string_view code, const json& tree) {
+Metric defined_metric(std::string_view code, const json& tree) {
     Metric metric{.code = std::string(code), .event = tree.at("event").get<std::string>()};
     metric.aggregation = meaning_of(aggregations, tree.at("aggregation").get<std::string>());
     metric.property = tree.at("property").get<std::string>();
@@ -5729,24 +6118,40 @@ Metric from_definition(std::string_view code, const json& tree) {
     return metric;
 }
 
-void store_metric(Connection& db, const Metric& metric) {
-    db.prepared("INSERT OR REPLACE INTO metrics VALUES(?, ?)").run(metric.code, to_definition(metric).dump());
+// Of the book with that id, or of the app (0). Of one code the metric stored last is in force, as long as its book is.
+void store_metric(Connection& db, const Metric& metric, std::int64_t book = 0) {
+    db.prepared("INSERT OR REPLACE INTO metrics(code, book, definition) VALUES(?, ?, ?)").run(metric.code, book, metric_definition(metric).dump());
 }
 
 Metric read_metric(std::string_view code, std::string_view definition) {
-    return from_file("metrics", [&] { return from_definition(code, json::parse(definition)); });
+    return from_file("metrics", [&] { return defined_metric(code, json::parse(definition)); });
 }
 
-Metric find_metric(Connection& db, const std::string& code) {
-    const Prepared row = db.prepared("SELECT definition FROM metrics WHERE code = ?");
-    row.bind(code);
-    if (!row.row()) throw Error(ErrorCode::not_found, "metric", "\"" + code + "\" is not defined");
-    return read_metric(code, row.text(0));
+// Those in force, one of each code, or that of one code. A version of a book that another has followed is not; one that is still to come
+// serves where there is nothing else.
+std::vector<Metric> metrics_at(Connection& db, Timestamp now, const std::optional<std::string>& code = {}) {
+    std::vector<Metric> metrics;
+    const Prepared row = db.prepared(
+        "SELECT m.code, m.definition FROM metrics m LEFT JOIN books b ON b.id = m.book WHERE ifnull(m.code = ?1, 1) AND NOT EXISTS (SELECT 1 FROM "
+        "books l WHERE l.vendor = b.vendor AND l.code = b.code AND l.effective > b.effective AND l.effective <= ?2) ORDER BY m.code, "
+        "ifnull(b.effective > ?2, 0), m.id DESC");
+    row.bind(code, now.micros());
+    while (row.row()) {
+        if (metrics.empty() || metrics.back().code != row.text(0)) metrics.push_back(read_metric(row.text(0), row.text(1)));
+    }
+    return metrics;
 }
 
+Metric find_metric(Connection& db, const std::string& code, Timestamp now) {
+    std::vector<Metric> found = metrics_at(db, now, code);
+    if (found.empty()) throw Error(ErrorCode::not_found, "metric", "\"" + code + "\" is not defined");
+    return std::move(found[0]);
+}
+
+// In force or not.
 std::vector<Metric> all_metrics(Connection& db) {
     std::vector<Metric> metrics;
-    const Prepared row = db.prepared("SELECT code, definition FROM metrics ORDER BY code");
+    const Prepared row = db.prepared("SELECT code, definition FROM metrics ORDER BY id");
     while (row.row()) metrics.push_back(read_metric(row.text(0), row.text(1)));
     return metrics;
 }
@@ -6197,6 +6602,7 @@ json Fee::to_json() const {
             {"metric", metric},
             {"customer", customer},
             {"subscription", subscription},
+            {"event", event.empty() ? json(nullptr) : json(event)},
             {"group", std::move(groups)},
             {"filter", filter},
             {"currency", currency},
@@ -6215,6 +6621,23 @@ json Fees::to_json() const {
     auto list = json::array();
     for (const auto& fee : fees) list.push_back(fee.to_json());
     return {{"currency", currency}, {"amount_cents", amount_cents.to_string()}, {"fees", std::move(list)}};
+}
+
+json Check::to_json() const {
+    return {{"allowed", allowed},
+            {"reason", reason},
+            {"feature", feature},
+            {"required", optional_text(required)},
+            {"flag", flag},
+            {"unlimited", unlimited},
+            {"overage_allowed", overage_allowed},
+            {"granted", optional_text(granted)},
+            {"usage", optional_text(usage)},
+            {"balance", optional_text(balance)},
+            {"overage", optional_text(overage)},
+            {"overage_limit", optional_text(overage_limit)},
+            {"usage_limit_left", optional_text(usage_limit_left)},
+            {"next_reset", next_reset ? json(next_reset->to_string()) : json(nullptr)}};
 }
 
 std::string Fees::to_text() const {
@@ -6262,13 +6685,18 @@ Period cycle_around(Timestamp now, Timestamp anchor, Stride stride, Timestamp fl
     return {std::max(cycle.from, floor), std::max(cycle.to, floor)};
 }
 
+// Where the calendar's own cycles are counted from, weeks from a Monday.
+Timestamp calendar_anchor(Stride stride) {
+    constexpr std::int64_t a_monday = 4, week = 7 * micros_per_day;  // 5 January 1970
+    return Timestamp(stride.months == 0 && stride.micros % week == 0 ? a_monday * micros_per_day : 0);
+}
+
 // The window of a usage limit: the billing cycle when there is an anchor, else the calendar's, with weeks from Monday; nothing when
 // it never ends (getUsageWindowBounds.ts:21).
-[[maybe_unused]] std::optional<Period> usage_window(std::string_view interval, Timestamp now, const std::optional<Timestamp>& anchor) {
+std::optional<Period> usage_window(std::string_view interval, Timestamp now, const std::optional<Timestamp>& anchor) {
     if (interval == "lifetime") return std::nullopt;
-    constexpr std::int64_t a_monday = 4;  // 5 January 1970
-    const Timestamp calendar(interval == "week" ? a_monday * micros_per_day : 0);
-    return cycle_around(now, anchor.value_or(calendar), stride_of(interval));
+    const auto stride = stride_of(interval);
+    return cycle_around(now, anchor.value_or(calendar_anchor(stride)), stride);
 }
 
 // Both ends belong to it.
@@ -6375,15 +6803,27 @@ constexpr Interval intervals[] = {
 }  // namespace polar
 }  // namespace
 
+// What one event adds to a value: a count's 1, a sum's number, a unique count's 1, 0 or -1.
+struct EventStep {
+    Timestamp time = {};
+    std::int64_t sequence = 0;
+    Decimal value = {};
+};
+
 // What a book asks of the log. Which events: those of the metric and the query, as in Meter::aggregate.
 class UsageSource {
 public:
     virtual ~UsageSource() = default;
     // One row for each bin and group, in order; without either exactly one, also when there are no events.
     virtual std::vector<Measured> measure(const Metric& metric, const AggregateQuery& query) = 0;
-    // What each event adds to the value (a count's 1, a sum's number, a unique count's 1, 0 or -1), by time, then sequence. Ends after
-    // `limit` events, or with the one that brings the sum over `until`.
-    virtual std::vector<Decimal> steps(const Metric& metric, const AggregateQuery& query, std::size_t limit, const std::optional<Decimal>& until) = 0;
+    // The step of each event, by time, then sequence. Ends after `limit` events, or with the one that brings the sum over `until`.
+    virtual std::vector<EventStep> steps(const Metric& metric, const AggregateQuery& query, std::size_t limit,
+                                         const std::optional<Decimal>& until) = 0;
+    std::vector<EventStep> steps(const Metric& metric, const AggregateQuery& query) {
+        return steps(metric, query, std::numeric_limits<std::size_t>::max(), {});
+    }
+    // The event of a step.
+    virtual Event event(std::int64_t sequence) = 0;
     // Sum of precise_total_amount_cents of the events that take part.
     virtual Decimal precise_total_cents(const Metric& metric, const AggregateQuery& query) = 0;
 };
@@ -6397,15 +6837,29 @@ struct Book::Impl {
     virtual ~Impl() = default;
     // Whether the book prices this subscription or, where the vendor has none, this customer.
     virtual bool serves(const std::string& subscription, const std::string& customer) const = 0;
+    // The period around a moment whose usage is billed together, of the first that the question is about.
+    virtual Period period_around(const UsageQuery&, Timestamp at) const { return this_month(at); }
+    // The subscriptions that the question is about, each of which has a period of its own; an empty one stands for all.
+    virtual std::vector<std::string> subscriptions_of(const UsageQuery& query, Timestamp) const { return {query.subscription}; }
     virtual Fees estimate_fees(const Event& event, Timestamp now, UsageSource& usage) const = 0;
-    // The event priced alone, without what came before it.
+    // The event priced alone, without what came before it; no fees when it meets no charge that is priced so.
     virtual Fees estimate_instant_fees(const Event&, Timestamp) const {
         throw Error(ErrorCode::unsupported, "", vendor + " has no instant estimates");
     }
+    // The fees that an event of the log brought about, and those of all events of a period.
+    virtual Fees advance_fees(const Event&, UsageSource&) const { throw Error(ErrorCode::unsupported, "", vendor + " has no fees of single events"); }
+    virtual Fees advance_fees(const UsageQuery&, Timestamp, UsageSource&) const {
+        throw Error(ErrorCode::unsupported, "", vendor + " has no fees of single events");
+    }
     virtual Fees usage(const UsageQuery& query, Timestamp now, UsageSource& usage) const = 0;
     virtual Fee price(std::string_view charge, const Decimal& units, std::int64_t events) const = 0;
+    // Whether the vendor has balances, which check() answers for, and whether the book knows such a feature.
+    virtual bool has_balances() const { return false; }
+    virtual bool knows_feature(const std::string&) const { return false; }
     // Whether the event's units may be used now.
-    virtual Check check(const Event&, Timestamp, UsageSource&) const { throw Error(ErrorCode::unsupported, "", vendor + " has no balances"); }
+    virtual Check check(const Event&, Timestamp, UsageSource&) const {
+        throw Error(ErrorCode::unsupported, "customer", "is priced by a book of " + vendor + ", which has no balances");
+    }
 };
 
 namespace {
@@ -6845,6 +7299,37 @@ struct RunningTotal {
     std::int64_t below_free = 0;  // how many are below the free total
 };
 
+// What the events come to under a percentage charge with bounds per transaction, each held between them (percentage_service.rb:142-179).
+struct BoundedTotal {
+    std::int64_t events = 0;
+    Decimal free_used;
+    bool all_used = false;  // of the free events and the free total
+    Decimal amount;
+
+    // A free event starts the sum anew, as it does there.
+    void add(const Price& price, Decimal value) {
+        const auto free_events = all_used ? 0 : price.free_events - events;
+        const auto free_total = all_used ? Decimal() : price.free_total - free_used;
+        ++events;
+        if (free_events > 0 || free_total > 0) {
+            if (free_total <= 0 || free_total > value) {
+                if (free_total > 0) free_used += value;
+                amount = {};
+                return;
+            }
+            value -= free_total;
+            all_used = true;
+        }
+        auto own = value * percent(price.rate) + price.fixed_amount;
+        if (price.minimum && own < *price.minimum) {
+            own = *price.minimum;
+        } else if (price.maximum && own > *price.maximum) {
+            own = *price.maximum;
+        }
+        amount += own;
+    }
+};
+
 // What is priced.
 struct Quantity {
     Decimal units;
@@ -6852,9 +7337,9 @@ struct Quantity {
     bool prorated = false;
     std::int64_t events = 0;
     RunningTotal running = {};
-    std::vector<Decimal> values = {};  // each event's, in time order; only where a bound per transaction needs them
-    Decimal precise_amount = {};       // sum of the events' own amounts, currency units
-    bool without_event = false;        // the side of a difference that lacks the event
+    BoundedTotal bounded = {};    // over each event's value, in time order; only where there are bounds per transaction
+    Decimal precise_amount = {};  // sum of the events' own amounts, currency units
+    bool without_event = false;   // the side of a difference that lacks the event
     bool premium = true;
 };
 
@@ -6924,41 +7409,11 @@ Priced percentage_of_total(const Price& price, const Quantity& quantity) {
     return priced;
 }
 
-// Event by event, each held between the bounds (percentage_service.rb:142-179). A free event starts the sum anew, as it does there.
-Decimal percentage_by_event(const Price& price, const std::vector<Decimal>& values) {
-    auto free_events = price.free_events;
-    auto free_total = price.free_total;
-    const auto rate = percent(price.rate);
-    Decimal total;
-    for (auto value : values) {
-        if (free_events > 0 || free_total > 0) {
-            --free_events;
-            if (free_total <= 0 || free_total > value) {
-                if (free_total > 0) free_total -= value;
-                total = {};
-                continue;
-            }
-            value -= free_total;
-            free_total = {};
-            free_events = 0;
-        }
-        auto amount = value * rate + price.fixed_amount;
-        if (price.minimum && amount < *price.minimum) {
-            amount = *price.minimum;
-        } else if (price.maximum && amount > *price.maximum) {
-            amount = *price.maximum;
-        }
-        total += amount;
-    }
-    return total;
-}
-
 Priced price_percentage(const Price& price, const Quantity& quantity) {
     auto priced = percentage_of_total(price, quantity);
     if (!has_bounds(price, quantity)) return priced;
-    const auto bounded = percentage_by_event(price, quantity.values);
-    raise_to(priced, bounded);
-    lower_to(priced, bounded);
+    raise_to(priced, quantity.bounded.amount);
+    lower_to(priced, quantity.bounded.amount);
     return priced;
 }
 
@@ -7438,6 +7893,32 @@ std::vector<Values> ignored_values(const std::vector<Values>& filters, std::size
     return ignored;
 }
 
+// An empty list in the entry counts for nothing; an entry of nothing else ignores nothing (an_event_store.rb).
+bool is_ignored(const Values& entry, const json& properties) {
+    Values listed;
+    for (const auto& [key, values] : entry) {
+        if (!values.empty()) listed.emplace(key, values);
+    }
+    return !listed.empty() && matches(listed, properties);
+}
+
+// Whether the filter's bucket has the event.
+bool takes(const Charge& charge, const ChargeFilter& filter, const json& properties) {
+    if (!matches(filter.values, properties)) return false;
+    std::vector<Values> all;
+    for (const auto& each : charge.filters) all.push_back(each.values);
+    const auto ignored = ignored_values(all, static_cast<std::size_t>(&filter - charge.filters.data()));
+    return std::none_of(ignored.begin(), ignored.end(), [&](const Values& entry) { return is_ignored(entry, properties); });
+}
+
+// The filter in whose bucket an event is billed: the one that prices it, unless that leaves the event to a narrower one of the same keys.
+const ChargeFilter* billing_filter(const Charge& charge, const json& properties) {
+    const auto* priced = filter_of(charge, properties);
+    if (!priced || takes(charge, *priced, properties)) return priced;
+    const auto found = std::find_if(charge.filters.begin(), charge.filters.end(), [&](const auto& each) { return takes(charge, each, properties); });
+    return found == charge.filters.end() ? nullptr : &*found;
+}
+
 // Keeps the events that do not match the entry; an empty list in it counts for nothing, an entry of nothing else excludes nothing.
 Filter excluding(const Values& entry) {
     auto misses = Filter::any({});
@@ -7539,8 +8020,12 @@ struct Plan final : Book::Impl {
             return subscription.empty() ? !customer.empty() && each.customer == customer : each.id == subscription;
         });
     }
+    Period period_around(const UsageQuery& query, Timestamp at) const override;
+    std::vector<std::string> subscriptions_of(const UsageQuery& query, Timestamp now) const override;
     Fees estimate_fees(const Event& event, Timestamp now, UsageSource& usage) const override;
     Fees estimate_instant_fees(const Event& event, Timestamp now) const override;
+    Fees advance_fees(const Event& event, UsageSource& usage) const override;
+    Fees advance_fees(const UsageQuery& query, Timestamp now, UsageSource& usage) const override;
     Fees usage(const UsageQuery& query, Timestamp now, UsageSource& usage) const override;
     Fee price(std::string_view charge, const Decimal& units, std::int64_t events) const override;
 };
@@ -7576,46 +8061,56 @@ AggregateQuery beside(AggregateQuery query, const Group& group) {
     return query;
 }
 
-// Running totals over these steps.
-RunningTotal running_total(const Price& price, const std::vector<Decimal>& steps) {
-    RunningTotal running;
-    for (const auto& step : steps) {
-        running.last += step;
-        if (++running.length == price.free_events) running.at_free_events = running.last;
-        if (running.last < price.free_total) ++running.below_free;
-    }
-    return running;
+// Whether the running totals of a sum go on: over the first events when some are free, else until they exceed the free total
+// (sum_service.rb:101).
+bool runs_on(const Price& price, const RunningTotal& running) {
+    if (price.free_events > 0) return running.length < price.free_events;
+    return !price.free_total.is_zero() && running.last <= price.free_total;
+}
+
+void run_on(const Price& price, RunningTotal& running, const Decimal& step) {
+    running.last += step;
+    if (++running.length == price.free_events) running.at_free_events = running.last;
+    if (running.last < price.free_total) ++running.below_free;
 }
 
 // Running totals 1, 2, 3 ... of a count.
 RunningTotal running_count(const Price& price, const Decimal& units) {
+    if (price.free_events == 0 && price.free_total.is_zero()) return {};
     const auto length = units.to_int64().value_or(0);
     const auto below = at_least_zero(price.free_total.round(0, Rounding::ceil) - 1).to_int64().value_or(length);
     return {.length = length, .last = units, .at_free_events = price.free_events, .below_free = std::min(length, below)};
 }
 
+BoundedTotal bounded_count(const Price& price, const Decimal& units) {
+    BoundedTotal bounded;
+    for (auto left = units.to_int64().value_or(0); left > 0; --left) bounded.add(price, 1);
+    return bounded;
+}
+
+// The steps whose sums are the running totals.
+std::vector<EventStep> running_steps(const Scope& scope, const AggregateQuery& query, UsageSource& usage) {
+    const auto& price = scope.price();
+    const auto& metric = scope.metric().metric;
+    if (price.free_events > 0) return usage.steps(metric, query, static_cast<std::size_t>(price.free_events), {});
+    return price.free_total.is_zero() ? std::vector<EventStep>()
+                                      : usage.steps(metric, query, std::numeric_limits<std::size_t>::max(), price.free_total);
+}
+
 // What a percentage charge needs besides units: running totals for free units, each event's value for bounds per transaction.
 void measure_percentage(const Scope& scope, const AggregateQuery& query, UsageSource& usage, Quantity& quantity) {
     const auto& price = scope.price();
-    const bool counts = scope.metric().kind != Kind::sum;
-    const auto every = std::numeric_limits<std::size_t>::max();
-    if (has_bounds(price, quantity)) {
-        if (counts) {
-            quantity.values.assign(static_cast<std::size_t>(quantity.units.to_int64().value_or(0)), Decimal(1));
-        } else {
-            auto this_period = query;
-            this_period.period.from = scope.period.from;
-            quantity.values = usage.steps(scope.metric().metric, this_period, every, {});
-        }
-    }
-    if (price.free_events == 0 && price.free_total.is_zero()) return;
-    if (counts) {
+    if (scope.metric().kind != Kind::sum) {
+        if (has_bounds(price, quantity)) quantity.bounded = bounded_count(price, quantity.units);
         quantity.running = running_count(price, quantity.units);
-    } else if (price.free_events > 0) {
-        quantity.running = running_total(price, usage.steps(scope.metric().metric, query, static_cast<std::size_t>(price.free_events), {}));
-    } else {
-        quantity.running = running_total(price, usage.steps(scope.metric().metric, query, every, price.free_total));
+        return;
     }
+    if (has_bounds(price, quantity)) {
+        auto this_period = query;
+        this_period.period.from = scope.period.from;
+        for (const auto& step : usage.steps(scope.metric().metric, this_period)) quantity.bounded.add(price, step.value);
+    }
+    for (const auto& step : running_steps(scope, query, usage)) run_on(price, quantity.running, step.value);
 }
 
 Quantity quantity_of(const Scope& scope, const AggregateQuery& query, UsageSource& usage, const Measured& measured) {
@@ -7657,19 +8152,12 @@ Decimal prorated(const Decimal& units, const Decimal& share) { return (units * s
 std::vector<ProratedEvent> prorated_events(const Scope& scope, AggregateQuery query, UsageSource& usage) {
     const auto& metric = scope.metric().metric;
     const auto period = scope.period;
-    constexpr int longest = 3 * 366;  // days, each of which is a question of its own
-    if (days_in(scope.subscription, period) > longest) throw Error(ErrorCode::too_large, "period", "is too long for a prorated charge");
     std::vector<ProratedEvent> events;
     query.period = {Timestamp::min(), period.from};
     const auto older = usage.measure(metric, query).front().value;
     if (older > 0) events.push_back({older, older * share_of(scope, period)});
-    for (auto day = period.from; day < period.to;) {
-        const auto tomorrow = std::chrono::sys_days(local_date(scope.subscription, day)) + std::chrono::days(1);
-        query.period = {day, std::min(period.to, start_of(scope.subscription, tomorrow))};
-        const auto share = share_of(scope, {day, period.to});
-        for (const auto& step : usage.steps(metric, query, std::numeric_limits<std::size_t>::max(), {})) events.push_back({step, step * share});
-        day = query.period.to;
-    }
+    query.period = period;
+    for (const auto& step : usage.steps(metric, query)) events.push_back({step.value, step.value * share_of(scope, {step.time, period.to})});
     return events;
 }
 
@@ -7863,23 +8351,61 @@ json added_details(const json& with, const json& without) {
     return with.contains("paid_events") ? added_percentage(with, without) : json::object();
 }
 
-// The event's effect, it being the last of those that `query` chooses.
-Contribution last_contribution(const Scope& scope, const AggregateQuery& query, UsageSource& usage) {
-    if (scope.metric().kind == Kind::count) return {1, 1};
-    AdvanceState state;
-    Contribution last;
-    for (const auto& step : usage.steps(scope.metric().metric, query, std::numeric_limits<std::size_t>::max(), {})) last = contribute(state, step);
-    return last;
-}
+// What is priced with an event and without it, and what the event adds.
+struct AdvanceStep {
+    Quantity with, without;
+    Contribution contribution;
+};
 
-Quantity without_event(const Scope& scope, Quantity quantity, const Event& event, const Contribution& contribution) {
-    quantity.units -= contribution.priced;
-    --quantity.events;
-    quantity.without_event = true;
-    quantity.precise_amount -= quotient(event.precise_total_amount_cents.value_or(Decimal()), scope.plan.currency.subunits);
-    if (scope.metric().kind == Kind::sum && !quantity.values.empty()) quantity.values.pop_back();
-    return quantity;
-}
+// The events of a pay-in-advance charge in one group, one by one in order of time.
+class AdvanceWalk {
+public:
+    explicit AdvanceWalk(const Scope& scope) : scope_(scope), counts_(scope.metric().kind != Kind::sum) { quantity_.premium = scope.plan.premium; }
+
+    // An event that brings no fee: from before the period, of a recurring metric, or without the property.
+    void pass(const Decimal& step) { take(step, {}); }
+
+    AdvanceStep add(const EventStep& step, const Event& event) {
+        const auto bounded = quantity_.bounded;
+        take(step.value, event.precise_total_amount_cents.value_or(Decimal()));
+        if (!counts_ && has_bounds(scope_.price(), quantity_)) quantity_.bounded.add(scope_.price(), step.value);
+        AdvanceStep result{quantity_, quantity_, scope_.metric().kind == Kind::count ? Contribution{1, 1} : contribute(state_, step.value)};
+        if (scope_.charge.prorated) result.contribution.priced = prorated(result.contribution.priced, share_left(scope_, step.time));
+        auto& without = result.without;
+        without.units -= result.contribution.priced;
+        --without.events;
+        without.without_event = true;
+        without.precise_amount -= quotient(event.precise_total_amount_cents.value_or(Decimal()), scope_.plan.currency.subunits);
+        if (!counts_) without.bounded = bounded;  // a count's never leave out the event (count_service.rb:66)
+        return result;
+    }
+
+private:
+    void take(const Decimal& step, const Decimal& cents) {
+        const auto& price = scope_.price();
+        quantity_.units += step;
+        ++quantity_.events;
+        if (scope_.metric().kind == Kind::unique_count) quantity_.events = quantity_.units.to_int64().value_or(0);
+        cents_ += cents;
+        quantity_.precise_amount = quotient(cents_, scope_.plan.currency.subunits);
+        if (price.model == Model::percentage) counts_ ? take_count(step) : take_number(step);
+    }
+    void take_number(const Decimal& step) {
+        if (runs_on(scope_.price(), quantity_.running)) run_on(scope_.price(), quantity_.running, step);
+    }
+    void take_count(const Decimal& step) {
+        quantity_.running = running_count(scope_.price(), quantity_.units);
+        if (!has_bounds(scope_.price(), quantity_)) return;
+        if (step > 0) quantity_.bounded.add(scope_.price(), step);
+        if (step < 0) quantity_.bounded = bounded_count(scope_.price(), quantity_.units);
+    }
+
+    const Scope& scope_;
+    bool counts_;
+    Quantity quantity_;
+    AdvanceState state_;
+    Decimal cents_;
+};
 
 Group group_of(const Scope& scope, const Event& event) {
     Group group;
@@ -7887,26 +8413,50 @@ Group group_of(const Scope& scope, const Event& event) {
     return group;
 }
 
-// The fee of an event in the log under a pay-in-advance charge; scope's period ends with the event. Nothing when the event has no
-// value to count.
-[[maybe_unused]] std::optional<Fee> advance_fee(const Scope& scope, const Event& event, UsageSource& usage) {
-    const auto& metric = scope.metric();
-    if (metric.kind != Kind::count && !property_text(event.properties, property_key(metric))) return {};
-    auto group = group_of(scope, event);
-    const auto query = beside(scope.query(), group);
-    const auto contribution = last_contribution(scope, query, usage);
-    const auto all = scope.all_query(query);
-    const auto after = quantity_of(scope, all, usage, usage.measure(metric.metric, all).front());
-    const auto before = without_event(scope, after, event, contribution);
-    const auto with = apply(scope.price(), after), without = apply(scope.price(), before);
-    auto fee = empty_fee(scope, std::move(group));
-    fee.units = contribution.shown;
+Fee advance_fee(const Scope& scope, const Group& group, const Event& event, const AdvanceStep& step) {
+    const auto with = apply(scope.price(), step.with), without = apply(scope.price(), step.without);
+    auto fee = empty_fee(scope, group);
+    fee.event = event.id;
+    fee.units = step.contribution.shown;
     fee.events = 1;
     set_amounts(fee, difference(with, without), scope.plan.currency);
     const auto details = row_of(scope.price().model).details;
-    fee.vendor = fee_json(scope, fee, added_details(details(scope.price(), after, with), details(scope.price(), before, without)));
+    fee.vendor = fee_json(scope, fee, added_details(details(scope.price(), step.with, with), details(scope.price(), step.without, without)));
     fee.vendor["event_transaction_id"] = event.id;
     return fee;
+}
+
+struct PlacedFee {
+    std::pair<Timestamp, std::int64_t> place;
+    Fee fee;
+};
+
+// Which events' fees are asked for: those of a period, or one of them.
+struct AdvanceQuestion {
+    Period period;
+    std::optional<std::int64_t> sequence = {};
+    bool wants(const EventStep& step) const { return period.contains(step.time) && (!sequence || *sequence == step.sequence); }
+};
+
+// Over the scope's period, which is a billing period. An event without the property to be counted has no fee (pay_in_advance_service.rb:59).
+void add_advance_fees(const Scope& scope, const Group& group, const AdvanceQuestion& question, UsageSource& usage, std::vector<PlacedFee>& fees) {
+    const auto& metric = scope.metric();
+    auto query = scope.all_query(beside(scope.query(), group));
+    query.period.to = std::min(query.period.to, question.period.to);
+    AdvanceWalk walk(scope);
+    for (const auto& step : usage.steps(metric.metric, query)) {
+        const bool older = step.time < scope.period.from;
+        const auto event = older ? Event() : usage.event(step.sequence);
+        if (older || (metric.kind != Kind::count && !property_text(event.properties, property_key(metric)))) {
+            walk.pass(step.value);
+            continue;
+        }
+        const auto billed = walk.add(step, event);
+        if (!question.wants(step) || billing_filter(scope.charge, event.properties) != scope.filter) continue;
+        if (fees.size() == limits::advance_fees)
+            throw Error(ErrorCode::too_large, "period", "has more than " + std::to_string(limits::advance_fees) + " fees");
+        fees.push_back({{step.time, step.sequence}, advance_fee(scope, group, event, billed)});
+    }
 }
 
 // --- estimate_fees (dossier 3.1, 3.3) ---
@@ -7951,7 +8501,7 @@ Contribution contribution_of(const Scope& scope, const Event& event, const Aggre
     const auto measured = usage.measure(metric.metric, query).front();
     AdvanceState state;
     if (measured.falls) {
-        for (const auto& each : usage.steps(metric.metric, query, std::numeric_limits<std::size_t>::max(), {})) contribute(state, each);
+        for (const auto& each : usage.steps(metric.metric, query)) contribute(state, each.value);
     } else if (measured.events > 0) {
         state.current = state.maximum = measured.value;
     }
@@ -7964,11 +8514,9 @@ Quantity with_event(const Scope& scope, Quantity quantity, const Event& event, c
     ++quantity.events;
     if (scope.metric().kind == Kind::sum) {
         const auto value = summed(scope.metric(), event);
-        auto& running = quantity.running;
-        running.last += value;
-        if (++running.length == scope.price().free_events) running.at_free_events = running.last;
-        if (running.last < scope.price().free_total) ++running.below_free;
-        quantity.values.push_back(value);  // a count's values never include the event (count_service.rb:66)
+        if (runs_on(scope.price(), quantity.running)) run_on(scope.price(), quantity.running, value);
+        if (has_bounds(scope.price(), quantity))
+            quantity.bounded.add(scope.price(), value);  // a count's never include the event (count_service.rb:66)
     }
     quantity.precise_amount += quotient(event.precise_total_amount_cents.value_or(Decimal()), scope.plan.currency.subunits);
     return quantity;
@@ -7983,6 +8531,7 @@ Fee estimate(const Scope& scope, const Event& event, Timestamp now, UsageSource&
     const auto before = quantity_of(scope, all, usage, usage.measure(scope.metric().metric, all).front());
     const auto after = with_event(scope, before, event, contribution);
     auto fee = empty_fee(scope, std::move(group));
+    fee.event = event.id;
     fee.units = contribution.shown;
     fee.events = 1;
     set_amounts(fee, difference(apply(scope.price(), after), apply(scope.price(), before)), scope.plan.currency);
@@ -7999,6 +8548,7 @@ Decimal rounded(const BillableMetric& metric, const Decimal& value) {
 Fee instant(const Scope& scope, const Event& event) {
     const auto& metric = scope.metric();
     auto fee = empty_fee(scope, group_of(scope, event));
+    fee.event = event.id;
     fee.units = at_least_zero(rounded(metric, metric.kind == Kind::count ? Decimal(1) : summed(metric, event)));
     fee.events = 1;
     set_amounts(fee, price_instant(scope.price(), fee.units), scope.plan.currency);
@@ -8019,7 +8569,6 @@ Fees Plan::estimate_instant_fees(const Event& event, Timestamp now) const {
         list.push_back(
             instant({*this, charge, filter_of(charge, event.properties), subscription, billing_period(charges_interval, subscription, now)}, event));
     }
-    if (list.empty()) throw Error(ErrorCode::bad_value, "name", "does_not_match_an_instant_charge");
     return sum_up(*this, std::move(list));
 }
 
@@ -8049,7 +8598,7 @@ Fees Plan::estimate_fees(const Event& event, Timestamp now, UsageSource& usage_s
 Decimal paid_in_advance(const Scope& scope, const AggregateQuery& query, UsageSource& usage, const Measured& measured) {
     if (scope.metric().kind == Kind::count || !measured.falls) return measured.value;
     AdvanceState state;
-    for (const auto& step : usage.steps(scope.metric().metric, query, std::numeric_limits<std::size_t>::max(), {})) contribute(state, step);
+    for (const auto& step : usage.steps(scope.metric().metric, query)) contribute(state, step.value);
     return state.current ? state.paid(measured.value) : measured.value;
 }
 
@@ -8176,25 +8725,114 @@ void add_charge(const Plan& plan, const Charge& charge, const Subscription& subs
     add_true_up(whole, used, fees);
 }
 
-Fees Plan::usage(const UsageQuery& query, Timestamp now, UsageSource& usage_source) const {
+// The subscriptions a question is about, each with the period asked about, as far as it was active.
+std::vector<std::pair<Subscription, Period>> asked_about(const Plan& plan, const UsageQuery& query, Timestamp now) {
     std::vector<Subscription> asked;
-    for (const auto& each : subscriptions) {
+    for (const auto& each : plan.subscriptions) {
         const bool chosen =
             (query.subscription.empty() || each.id == query.subscription) && (query.customer.empty() || each.customer == query.customer);
         if (chosen && (query.period || each.active.contains(now))) asked.push_back(each);
     }
-    if (!lists_subscriptions && !query.subscription.empty()) asked.push_back({.id = query.subscription, .customer = query.customer});
+    if (!plan.lists_subscriptions && !query.subscription.empty()) asked.push_back({.id = query.subscription, .customer = query.customer});
     if (query.subscription.empty() && query.customer.empty())
         throw Error(ErrorCode::bad_value, "subscription", "a subscription or a customer is required");
     if (asked.empty()) not_found("subscription", "no_active_subscription");
+    std::vector<std::pair<Subscription, Period>> periods;
+    for (const auto& each : asked) {
+        const auto period = query.period.value_or(billing_period(plan.charges_interval, each, now));
+        const Period active{std::max(period.from, each.active.from), std::min(period.to, each.active.to)};
+        if (active.from < active.to) periods.emplace_back(each, active);
+    }
+    return periods;
+}
+
+Period Plan::period_around(const UsageQuery& query, Timestamp at) const {
+    Subscription asked;
+    for (const auto& each : subscriptions) {
+        if (query.subscription.empty() ? each.customer != query.customer : each.id != query.subscription) continue;
+        asked = each;
+        break;
+    }
+    asked.active = {};
+    return billing_period(charges_interval, asked, at);
+}
+
+std::vector<std::string> Plan::subscriptions_of(const UsageQuery& query, Timestamp now) const {
+    std::vector<std::string> ids;
+    for (const auto& [subscription, period] : asked_about(*this, query, now)) ids.push_back(subscription.id);
+    return ids;
+}
+
+Fees Plan::usage(const UsageQuery& query, Timestamp now, UsageSource& usage_source) const {
     std::vector<Fee> list;
-    for (const auto& subscription : asked) {
-        auto period = query.period.value_or(billing_period(charges_interval, subscription, now));
-        period = {std::max(period.from, subscription.active.from), std::min(period.to, subscription.active.to)};
-        if (!(period.from < period.to)) continue;
+    for (const auto& [subscription, period] : asked_about(*this, query, now)) {
         for (const auto& charge : charges) add_charge(*this, charge, subscription, period, query.closing, usage_source, list);
     }
     return sum_up(*this, std::move(list));
+}
+
+// --- the fees of recorded events (dossier 7) ---
+
+Fees in_order(const Plan& plan, std::vector<PlacedFee> placed) {
+    std::stable_sort(placed.begin(), placed.end(), [](const PlacedFee& a, const PlacedFee& b) { return a.place < b.place; });
+    std::vector<Fee> list;
+    for (auto& each : placed) list.push_back(std::move(each.fee));
+    return sum_up(plan, std::move(list));
+}
+
+Fees Plan::advance_fees(const Event& event, UsageSource& usage_source) const {
+    const auto time = event.timestamp.value();
+    const auto subscription = subscription_at(*this, event.subscription, time);
+    const auto period = billing_period(charges_interval, subscription, time);
+    std::vector<PlacedFee> fees;
+    for (const auto& charge : charges) {
+        if (!charge.pay_in_advance || billable_metrics[charge.metric].metric.code != event.name) continue;
+        const Scope scope{*this, charge, billing_filter(charge, event.properties), subscription, period};
+        add_advance_fees(scope, group_of(scope, event), {{time, time + std::chrono::microseconds(1)}, event.sequence}, usage_source, fees);
+    }
+    return in_order(*this, std::move(fees));
+}
+
+// The billing periods that have a part in the given one.
+std::vector<Period> billing_periods(const Plan& plan, const Subscription& subscription, const Period& period) {
+    constexpr std::size_t most = 1200;
+    std::vector<Period> periods;
+    for (auto at = period.from; at < period.to; at = periods.back().to) {
+        if (periods.size() == most) throw Error(ErrorCode::too_large, "period", "has more than " + std::to_string(most) + " billing periods");
+        periods.push_back(billing_period(plan.charges_interval, subscription, at));
+    }
+    return periods;
+}
+
+// To a fee of one event, a missing and an empty value are the same group.
+std::set<Group> advance_groups(const Scope& scope, UsageSource& usage) {
+    std::set<Group> groups;
+    for (const auto& row : measured_groups(scope, usage)) {
+        Group group;
+        for (std::size_t i = 0; i < row.group.size(); ++i) {
+            const auto& value = row.group[i];
+            group.emplace_back(scope.price().group_keys[i], value && value->empty() ? std::nullopt : value);
+        }
+        groups.insert(std::move(group));
+    }
+    return groups;
+}
+
+Fees Plan::advance_fees(const UsageQuery& query, Timestamp now, UsageSource& usage_source) const {
+    std::vector<PlacedFee> fees;
+    const auto add = [&](const Scope& scope, const Period& asked) {
+        for (const auto& group : advance_groups(scope, usage_source)) add_advance_fees(scope, group, {asked}, usage_source, fees);
+    };
+    for (const auto& [subscription, asked] : asked_about(*this, query, now)) {
+        for (const auto& period : billing_periods(*this, subscription, asked)) {
+            for (const auto& charge : charges) {
+                if (!charge.pay_in_advance) continue;
+                for (const auto& filter : charge.filters) add({*this, charge, &filter, subscription, period}, asked);
+                add({*this, charge, nullptr, subscription, period}, asked);
+            }
+        }
+    }
+    return in_order(*this, std::move(fees));
 }
 
 // --- what if (any quantity under a charge) ---
@@ -8202,8 +8840,11 @@ Fees Plan::usage(const UsageQuery& query, Timestamp now, UsageSource& usage_sour
 // A percentage charge looks at single events: they are taken as equal.
 void spread_evenly(const Price& price, std::int64_t events, Quantity& quantity) {
     if (events < 0 || events > static_cast<std::int64_t>(limits::batch_events)) throw Error(ErrorCode::bad_value, "events", "is out of range");
-    if (events > 0) quantity.values.assign(static_cast<std::size_t>(events), quotient(quantity.units, events));
-    quantity.running = running_total(price, quantity.values);
+    for (auto left = events; left > 0; --left) {
+        const auto value = quotient(quantity.units, events);
+        run_on(price, quantity.running, value);
+        if (has_bounds(price, quantity)) quantity.bounded.add(price, value);
+    }
 }
 
 Fee Plan::price(std::string_view name, const Decimal& units, std::int64_t events) const {
@@ -8865,7 +9506,7 @@ CreditSystem read_credit_system(const Node& at, std::string_view id_field) {
 }
 
 // Credits for that many units of a feature; the system's own units are credits already.
-[[maybe_unused]] Decimal credits(const CreditSystem& system, const std::string& feature, const Decimal& units) {
+Decimal credits(const CreditSystem& system, const std::string& feature, const Decimal& units) {
     if (feature == system.id) return units;
     const auto found = system.costs.find(feature);
     if (found == system.costs.end()) throw Error(ErrorCode::bad_value, "feature_id", "invalid_request");
@@ -8924,7 +9565,7 @@ Decimal refund(std::vector<Balance>& balances, Decimal units) {
 }
 
 // What is left of `value` that no balance took; with reject nothing moves unless all of it fits.
-[[maybe_unused]] Decimal settle(std::vector<Balance>& balances, const Decimal& value, OverageBehavior behavior) {
+Decimal settle(std::vector<Balance>& balances, const Decimal& value, OverageBehavior behavior) {
     auto changed = balances;
     const auto left = value.is_negative() ? -refund(changed, -value) : deduct(changed, value, behavior);
     if (behavior != OverageBehavior::reject || left.is_zero()) balances = std::move(changed);
@@ -8935,11 +9576,15 @@ struct Standing {
     Decimal remaining, overage;
     bool unlimited = false, overage_allowed = false;
     std::optional<Decimal> max_purchase = {};  // overage at most; unbounded when absent
+    std::optional<Decimal> headroom = {};      // what usage limits leave; nothing without one
 };
+
+bool over_limit(const Standing& standing, const Decimal& required) { return standing.headroom && required > *standing.headroom; }
 
 // Whether `required` more units may be used; first rule that applies (5.2).
 bool allowed(const Standing& standing, const Decimal& required) {
     if (standing.unlimited || required.is_negative()) return true;
+    if (over_limit(standing, required)) return false;
     if (!standing.overage_allowed) return standing.remaining >= required;
     if (!standing.max_purchase) return true;
     return at_least_zero(*standing.max_purchase - standing.overage) + standing.remaining >= required;
@@ -8979,8 +9624,6 @@ struct MeteredItem {
     std::function<std::optional<Decimal>(const Event&, const AggregateQuery&, UsageSource&)> step = {};
     std::function<Priced(const std::vector<Decimal>&)> price = {};
     std::function<Decimal(const Decimal&, Currency)> cents = to_cents;
-    // Whether that many more units may be used after so many.
-    std::function<Check(const Decimal& used, const Decimal& required)> check = {};
 };
 
 struct MeteredBook final : Book::Impl {
@@ -8989,7 +9632,6 @@ struct MeteredBook final : Book::Impl {
     bool serves(const std::string&, const std::string& customer) const override { return !customer.empty(); }
     Fees usage(const UsageQuery& query, Timestamp now, UsageSource& usage) const override;
     Fees estimate_fees(const Event& event, Timestamp now, UsageSource& usage) const override;
-    Check check(const Event& event, Timestamp now, UsageSource& usage) const override;
     Fee price(std::string_view charge, const Decimal& units, std::int64_t events) const override;
 };
 
@@ -9063,20 +9705,6 @@ Fee MeteredBook::price(std::string_view charge, const Decimal& units, std::int64
         if (item.charge == charge) return item_fee(item, {}, units, item.price({units}));
     }
     throw Error(ErrorCode::not_found, "charge", "charge_not_found");
-}
-
-// The event's units against what is left: of the first item that allows them, else of the first that measures them (5.3).
-Check MeteredBook::check(const Event& event, Timestamp now, UsageSource& usage_source) const {
-    const auto query = customer_query(event.customer, event.subscription, {this_month(now).from, now + std::chrono::microseconds(1)});
-    std::optional<Check> first;
-    for (const auto& item : items) {
-        const auto step = item.check ? item.step(event, query, usage_source) : std::nullopt;
-        if (!step) continue;
-        const auto answer = item.check(total(item.count(query, usage_source)), *step);
-        if (answer.allowed) return answer;
-        if (!first) first = answer;
-    }
-    return first.value_or(Check());
 }
 
 void check_items(const MeteredBook& book, const Node& root) {
@@ -9359,31 +9987,32 @@ std::shared_ptr<const Book::Impl> load(const json& catalogue) {
 
 namespace autumn {
 
-// An event counts its value, 1 when it has none.
-Metric feature_metric(const std::string& feature) {
-    return {.code = "autumn:" + feature, .event = feature, .aggregation = Aggregation::sum, .property = "value", .filter = {}};
+// ---- the catalogue ----
+
+struct Feature {
+    std::string id;
+    bool flag = false;               // boolean: there or not, nothing is counted
+    std::vector<std::string> names;  // of the events that use it, each once
+    CreditSystem system;             // without costs when it is none
+};
+
+Feature read_feature(const Node& at) {
+    Feature feature{at.required_text("id"), at.text("type") == "boolean", at.texts("event_names"), read_credit_system(at, "id")};
+    feature.names.push_back(feature.id);
+    std::sort(feature.names.begin(), feature.names.end());
+    feature.names.erase(std::unique(feature.names.begin(), feature.names.end()), feature.names.end());
+    return feature;
 }
 
-Decimal feature_units(const std::string& feature, const AggregateQuery& query, UsageSource& usage) {
-    const auto valued = feature_metric(feature);
-    auto plain = valued;
-    plain.aggregation = Aggregation::count;
-    plain.property.clear();
-    plain.filter = Filter::where("value", Operator::exists, false);
-    return usage.measure(valued, query).front().value + usage.measure(plain, query).front().value;
-}
-
-// The features that use up an item, each with what one of its units costs.
-using Members = std::vector<std::pair<std::string, Decimal>>;
-
-Members members_of(const Node& root, const std::string& feature) {
-    Members members{{feature, 1}};
-    for (const auto& each : root.list("features")) {
-        if (each.text("id") != feature) continue;
-        for (const auto& [member, cost] : read_credit_system(each, "id").costs) members.emplace_back(member, cost);
-    }
-    return members;
-}
+// One balance that a plan grants. Nothing resets what is granted once, nothing bills again what is sold once.
+struct PlanItem {
+    std::string feature;
+    Item item;
+    bool flag = false, unlimited = false, per_entity = false;
+    Decimal quantity;                          // bought of a prepaid one, the included units counted
+    std::optional<Decimal> max_purchase = {};  // overage at most
+    std::optional<Stride> reset = {}, billed = {};
+};
 
 // Rules of plan items (7.1).
 void check_item(const Node& at, const Node& price, const Item& item) {
@@ -9402,8 +10031,10 @@ void check_item(const Node& at, const Node& price, const Item& item) {
     }
 }
 
-Item read_plan_item(const Node& at, const std::string& currency) {
-    if (!at.find("price")) return {.included = at.decimal("included").value_or(Decimal())};
+Item read_amounts(const Node& at, const std::string& currency) {
+    const auto included = at.decimal("included").value_or(Decimal());
+    if (included.is_negative()) throw Error(ErrorCode::bad_value, at.path("included"), "must not be negative");
+    if (!at.find("price")) return {.included = included};
     const auto price = at.object("price");
     auto merged = price.value();
     merged["included"] = at.raw("included");
@@ -9412,52 +10043,764 @@ Item read_plan_item(const Node& at, const std::string& currency) {
     return item;
 }
 
-MeteredItem read_metered_item(const Node& root, const Node& at, const std::string& currency) {
-    const auto feature = at.required_text("feature_id");
-    const auto members = members_of(root, feature);
-    const auto item = read_plan_item(at, currency);
-    const auto quantity = at.decimal("quantity").value_or(item.included);
-    MeteredItem result{.charge = feature, .currency_code = currency, .currency = minor_currency(currency), .metric = feature_metric(feature)};
-    result.count = [members](const AggregateQuery& query, UsageSource& usage) {
-        Decimal units;
-        for (const auto& [member, cost] : members) units += feature_units(member, query, usage) * cost;
-        return std::vector<Decimal>{units};
-    };
-    result.step = [members](const Event& event, const AggregateQuery&, UsageSource&) -> std::optional<Decimal> {
-        for (const auto& [member, cost] : members) {
-            if (member == event.name) return event.value.value_or(Decimal(1)) * cost;
+// Nothing for what happens once.
+std::optional<Stride> read_interval(const Node& at) {
+    if (const auto name = at.text("interval"); name == "one_off" || name == "lifetime") return {};
+    const auto count = at.decimal("interval_count").value_or(Decimal(1)).to_int64().value_or(0);
+    if (count < 1 || count > 1000) throw Error(ErrorCode::bad_value, at.path("interval_count"), "must be a whole number from 1 to 1000");
+    return repeated(at.choice("interval", intervals), count);
+}
+
+PlanItem read_plan_item(const Node& at, const std::string& currency) {
+    PlanItem item{.feature = at.required_text("feature_id"), .item = read_amounts(at, currency), .quantity = {}};
+    item.unlimited = at.flag("unlimited");
+    item.per_entity = !at.text("entity_feature_id").empty();
+    item.quantity = at.decimal("quantity").value_or(item.item.included);
+    if (const auto price = at.find("price")) {
+        item.billed = price->find("interval") ? read_interval(*price) : stride_of("month");
+        const auto most = price->decimal("max_purchase");
+        if (most && most->is_negative()) throw Error(ErrorCode::bad_value, price->path("max_purchase"), "must not be negative");
+        if (most && *most > 0) item.max_purchase = most;  // 0 is no limit (7.8)
+    }
+    item.reset = at.find("reset") ? read_interval(at.object("reset")) : item.billed;
+    if (!at.find("price")) item.billed = item.reset;
+    return item;
+}
+
+// Autumn writes moments as milliseconds.
+std::optional<Timestamp> read_moment(const Node& at, std::string_view key) {
+    const auto found = at.find(key);
+    if (!found || found->value().is_string()) return at.time(key);
+    const auto ms = at.decimal(key).value_or(Decimal());
+    if (ms < 0 || ms > Decimal(Timestamp::max().micros() / 1000)) found->refuse("must be milliseconds since 1970");
+    return Timestamp::from_unix_ms(ms);
+}
+
+// When a customer or an entity has had the plan, and how much of it.
+struct Subscription {
+    std::optional<Timestamp> started = {}, expires = {};
+    std::optional<Timestamp> anchor = {};  // of its cycles; the calendar when absent
+    Decimal products = 1;
+    std::map<std::string, Decimal> quantities = {};  // bought of prepaid features
+    bool active(Timestamp now) const { return (!started || *started <= now) && (!expires || now < *expires); }
+};
+
+Subscription read_subscription(const Node& at) {
+    Subscription subscription{.started = read_moment(at, "started_at"), .expires = read_moment(at, "expires_at")};
+    subscription.products = at.decimal("quantity").value_or(Decimal(1));
+    if (subscription.products.is_negative()) throw Error(ErrorCode::bad_value, at.path("quantity"), "must not be negative");
+    for (const auto& each : at.list("feature_quantities"))
+        subscription.quantities[each.required_text("feature_id")] = each.decimal("quantity").value_or(Decimal());
+    // Cycles go on from the start, unless the current one began elsewhere: after a trial, or a change of plans.
+    const auto current = read_moment(at, "current_period_start");
+    subscription.anchor = subscription.started;
+    if (current && (!subscription.started || cycle_around(*current, *subscription.started, {1, 0}).from != *current)) subscription.anchor = current;
+    return subscription;
+}
+
+// Of a feature (7.8): at most so much in each window, of the events with these properties.
+struct UsageLimit {
+    Decimal limit;
+    std::string interval;
+    bool utc = false, enabled = true;
+    std::vector<std::pair<std::string, std::string>> properties = {};
+};
+
+// What overage may come to, in place of the items' max_purchase.
+struct SpendLimit {
+    bool enabled = false, percentage = false;
+    std::optional<Decimal> limit = {};
+    std::optional<bool> skip_billing = {};
+};
+
+// What a customer, an entity or a plan says about features, by feature.
+struct Controls {
+    std::map<std::string, std::vector<UsageLimit>> usage_limits = {};
+    std::map<std::string, SpendLimit> spend_limits = {};
+    std::map<std::string, bool> overage_allowed = {};
+};
+
+UsageLimit read_usage_limit(const Node& at) {
+    static constexpr std::array<std::pair<std::string_view, bool>, 3> anchors{{{"", false}, {"billing_cycle", false}, {"utc", true}}};
+    UsageLimit limit{at.decimal("limit").value_or(Decimal(-1)), at.text("interval"), at.choice("anchor", anchors), at.flag("enabled", true)};
+    if (limit.limit.is_negative()) throw Error(ErrorCode::bad_value, at.path("limit"), "must be a number, and not negative");
+    if (limit.interval != "lifetime") at.choice("interval", intervals);
+    if (!at.find("filter")) return limit;
+    const auto properties = at.object("filter").object("properties");
+    for (const auto& [key, value] : properties.value().items()) {
+        if (value.is_structured() || value.is_null()) throw Error(ErrorCode::bad_value, properties.path(key), "must be text, a number or a boolean");
+        std::string keep;
+        limit.properties.emplace_back(key, scalar_text(scalar_of(value, keep)));
+    }
+    return limit;
+}
+
+SpendLimit read_spend_limit(const Node& at) {
+    static constexpr std::array<std::pair<std::string_view, bool>, 3> types{{{"", false}, {"absolute", false}, {"usage_percentage", true}}};
+    SpendLimit limit{at.flag("enabled"), at.choice("limit_type", types), at.decimal("overage_limit")};
+    if (limit.limit && limit.limit->is_negative()) throw Error(ErrorCode::bad_value, at.path("overage_limit"), "must not be negative");
+    if (at.find("skip_overage_billing")) limit.skip_billing = at.flag("skip_overage_billing");
+    return limit;
+}
+
+Controls read_controls(const Node& holder) {
+    Controls controls;
+    const auto at = holder.find("billing_controls");
+    if (!at) return controls;
+    for (const auto& each : at->list("usage_limits")) controls.usage_limits[each.required_text("feature_id")].push_back(read_usage_limit(each));
+    for (const auto& each : at->list("spend_limits")) controls.spend_limits[each.text("feature_id")] = read_spend_limit(each);
+    for (const auto& each : at->list("overage_allowed")) controls.overage_allowed[each.required_text("feature_id")] = each.flag("enabled");
+    return controls;
+}
+
+// A customer, or one of its entities.
+struct Holder {
+    std::string id;
+    std::optional<Subscription> subscription = {};  // to the book's plan
+    Controls controls = {};
+    std::vector<Holder> entities = {};
+};
+
+Holder read_holder(const Node& at, const std::string& plan) {
+    Holder holder{at.required_text("id")};
+    for (const auto* list : {"subscriptions", "purchases"}) {
+        for (const auto& each : at.list(list)) {
+            if (each.text("plan_id") == plan && each.text("status") != "scheduled") holder.subscription = read_subscription(each);
         }
-        return {};
+    }
+    holder.controls = read_controls(at);
+    for (const auto& entity : at.list("entities")) holder.entities.push_back(read_holder(entity, plan));
+    return holder;
+}
+
+const Holder* find_holder(const std::vector<Holder>& list, const std::string& id) {
+    const auto found = std::find_if(list.begin(), list.end(), [&](const Holder& holder) { return holder.id == id; });
+    return found == list.end() ? nullptr : &*found;
+}
+
+struct Plan final : Book::Impl {
+    std::string currency;
+    std::vector<Feature> features;
+    std::vector<PlanItem> items;
+    Controls controls;
+    std::optional<std::vector<Holder>> customers;  // any customer when absent
+
+    bool serves(const std::string&, const std::string& customer) const override {
+        return !customer.empty() && (!customers || find_holder(*customers, customer));
+    }
+    bool has_balances() const override { return true; }
+    bool knows_feature(const std::string& id) const override {
+        return std::any_of(features.begin(), features.end(), [&](const Feature& each) { return each.id == id; });
+    }
+    Fees usage(const UsageQuery& query, Timestamp now, UsageSource& source) const override;
+    Fees estimate_fees(const Event& event, Timestamp now, UsageSource& source) const override;
+    Fee price(std::string_view charge, const Decimal& units, std::int64_t events) const override;
+    Check check(const Event& event, Timestamp now, UsageSource& source) const override;
+
+    const Feature& feature(const std::string& id) const {
+        return *std::find_if(features.begin(), features.end(), [&](const Feature& each) { return each.id == id; });
+    }
+};
+
+// ---- accounts: the balances of a customer, and what the log's events took from them ----
+
+// An event counts its value, 1 when it has none: the rules of that name say so.
+Metric feature_metric(const std::string& feature) {
+    return {.code = "autumn:" + feature, .event = feature, .aggregation = Aggregation::sum, .property = "value", .filter = {}, .rules = "autumn"};
+}
+
+// A balance of an item, held by the customer or by one of its entities.
+struct Holding {
+    const PlanItem* item;
+    std::string entity;  // empty: the customer's
+    Subscription subscription;
+    Balance state;
+    Decimal used = {};        // since the last reset, in the item's units
+    std::int64_t events = 0;  // that used it
+
+    std::optional<Cycle> cycle(std::optional<Stride> stride) const {
+        if (!stride) return {};
+        return Cycle(*stride, subscription.anchor.value_or(calendar_anchor(*stride)).micros(), Zone({}));
+    }
+    // The time since the last reset; all time since the start when there are none.
+    Period around(std::optional<Stride> stride, Timestamp now) const {
+        const auto cycle = this->cycle(stride);
+        Period period = cycle ? cycle->around(now) : Period{};
+        if (subscription.started) period.from = std::max(period.from, *subscription.started);
+        return period;
+    }
+};
+
+// Who asks, and the balances there are.
+struct Account {
+    const Plan& plan;
+    std::string customer, entity;
+    const Holder* holder = nullptr;  // the customer in the catalogue
+    const Subscription* own = nullptr;
+    std::vector<Holding> holdings = {};
+
+    // What the entity says goes before what the customer says, and that before the plan (7.6).
+    template <class Value>
+    const Value* control(std::map<std::string, Value> Controls::*which, const std::string& feature, const std::string& of_entity) const {
+        const Holder* part = holder ? find_holder(holder->entities, of_entity) : nullptr;
+        for (const Controls* controls : {part ? &part->controls : nullptr, holder ? &holder->controls : nullptr, &plan.controls}) {
+            if (!controls) continue;
+            if (const auto found = (controls->*which).find(feature); found != (controls->*which).end()) return &found->second;
+        }
+        return nullptr;
+    }
+};
+
+Decimal bought_units(const PlanItem& item, const Subscription& subscription) {
+    const auto bought = subscription.quantities.find(item.feature);
+    return bought == subscription.quantities.end() ? item.quantity : bought->second;
+}
+
+// The overage that a spend limit leaves to a feature (spendLimit.ts:6); nothing without one.
+std::optional<Decimal> spend_limit(const Account& account, const std::string& feature, const std::string& entity) {
+    const auto* control = account.control(&Controls::spend_limits, feature, entity);
+    if (!control || !control->enabled || !control->limit || !control->percentage) return control && control->enabled ? control->limit : std::nullopt;
+    Decimal granted;
+    for (const auto& holding : account.holdings) {
+        if (holding.item->feature == feature && (holding.entity.empty() || holding.entity == entity)) granted += holding.state.starting;
+    }
+    return granted.is_zero() ? std::nullopt : std::optional(percent(*control->limit) * granted);
+}
+
+void add_holding(Account& account, const PlanItem& item, const std::string& entity, const Subscription& subscription) {
+    Holding holding{&item, entity, subscription, {}};
+    holding.state.id = item.feature;
+    const auto packs = prepaid_packs(item.item, bought_units(item, subscription));
+    holding.state.starting = holding.state.balance = starting_balance(item.item, packs, subscription.products);
+    holding.state.unlimited = item.unlimited;
+    const auto* allowed = account.control(&Controls::overage_allowed, item.feature, entity);
+    holding.state.overage_allowed = allowed ? *allowed : item.item.usage_based;
+    account.holdings.push_back(std::move(holding));
+}
+
+// Down to where overage may take each balance (7.8).
+void set_floors(Account& account) {
+    for (auto& holding : account.holdings) {
+        auto most = spend_limit(account, holding.item->feature, holding.entity);
+        if (!most) most = holding.item->max_purchase;
+        if (most) holding.state.least = -*most;
+    }
+}
+
+// An entity's balances of the items that are granted to each entity.
+void open_entity(Account& account, const std::string& entity) {
+    for (const auto& item : account.plan.items) {
+        const auto same = [&](const Holding& holding) { return holding.item == &item && holding.entity == entity; };
+        const bool known = std::any_of(account.holdings.begin(), account.holdings.end(), same);
+        if (account.own && item.per_entity && !known) add_holding(account, item, entity, *account.own);
+    }
+    set_floors(account);
+}
+
+// The balances that the customer has at a moment: of its own plan, and of its entities' plans.
+Account open_account(const Plan& plan, const std::string& customer, const std::string& entity, Timestamp now) {
+    static const Subscription anyone;
+    Account account{plan, customer, entity, plan.customers ? find_holder(*plan.customers, customer) : nullptr};
+    if (plan.customers && !account.holder) throw Error(ErrorCode::not_found, "customer", "customer_not_found");
+    if (!plan.customers) account.own = &anyone;
+    if (account.holder && account.holder->subscription && account.holder->subscription->active(now)) account.own = &*account.holder->subscription;
+    for (const auto& item : plan.items) {
+        if (account.own && !item.per_entity) add_holding(account, item, {}, *account.own);
+    }
+    if (!entity.empty()) open_entity(account, entity);
+    if (account.holder) {
+        for (const auto& part : account.holder->entities) {
+            open_entity(account, part.id);
+            if (!part.subscription || !part.subscription->active(now)) continue;
+            for (const auto& item : plan.items) add_holding(account, item, part.id, *part.subscription);
+        }
+    }
+    set_floors(account);
+    return account;
+}
+
+bool visible(const Holding& holding, const std::string& entity) { return entity.empty() || holding.entity.empty() || holding.entity == entity; }
+
+// What a unit of the feature costs in the item's own units; nothing when the item does not pay for it.
+std::optional<Decimal> cost_of(const Plan& plan, const PlanItem& item, const std::string& feature) {
+    if (item.flag) return {};
+    if (item.feature == feature) return Decimal(1);
+    const auto& costs = plan.feature(item.feature).system.costs;
+    const auto found = costs.find(feature);
+    return found == costs.end() ? std::nullopt : std::optional(found->second);
+}
+
+// The balances that pay for the feature's use by an entity, in the order in which they do (7.7).
+std::vector<std::size_t> payers(const Account& account, const std::string& feature, const std::string& entity) {
+    std::vector<std::size_t> order;
+    for (std::size_t i = 0; i < account.holdings.size(); ++i) {
+        if (visible(account.holdings[i], entity) && cost_of(account.plan, *account.holdings[i].item, feature)) order.push_back(i);
+    }
+    const auto rank = [&](std::size_t i) {
+        const auto& holding = account.holdings[i];
+        const auto stride = holding.item->reset.value_or(Stride());
+        return std::tuple(!holding.state.unlimited, holding.entity.empty() == !entity.empty(), holding.item->feature != feature, !holding.item->reset,
+                          stride.months, stride.micros, std::string_view(holding.entity), holding.state.overage_allowed);
     };
-    const bool unlimited = at.flag("unlimited");
-    const auto most = at.find("price") ? at.object("price").decimal("max_purchase") : std::nullopt;
-    const auto granted = item.prepaid ? starting_balance(item, prepaid_packs(item, quantity), 1) : item.included;
-    result.check = [granted, unlimited, most, overage = item.usage_based](const Decimal& used, const Decimal& required) {
-        const Standing standing{at_least_zero(granted - used), at_least_zero(used - granted), unlimited, overage, most};
-        return Check{allowed(standing, required), standing.remaining, standing.overage};
+    std::stable_sort(order.begin(), order.end(), [&](std::size_t a, std::size_t b) { return rank(a) < rank(b); });
+    return order;
+}
+
+// Takes what `events` events used off the balances, as far as they reach. Answers whether one balance covered all of it, or there is none: only
+// then does it come to the same to take several events together.
+bool use(Account& account, const std::string& feature, const std::string& entity, const Decimal& units, std::int64_t events = 1) {
+    const auto order = payers(account, feature, entity);
+    std::vector<Balance> balances;
+    for (const auto i : order) {
+        balances.push_back(account.holdings[i].state);
+        balances.back().cost = *cost_of(account.plan, *account.holdings[i].item, feature);
+    }
+    const auto left = settle(balances, units, OverageBehavior::cap);
+    int touched = 0;
+    for (std::size_t i = 0; i < order.size(); ++i) {
+        auto& holding = account.holdings[order[i]];
+        const auto taken = holding.state.unlimited && i == 0 ? units * balances[i].cost : holding.state.balance - balances[i].balance;
+        holding.state.balance = balances[i].balance;
+        if (taken.is_zero()) continue;
+        holding.used += taken;
+        holding.events += events;
+        ++touched;
+    }
+    return order.empty() || (left.is_zero() && touched <= 1);
+}
+
+// Everything that an event of that name uses.
+void use_event(Account& account, const std::string& name, const std::string& entity, const Decimal& units) {
+    for (const auto& feature : account.plan.features) {
+        if (std::find(feature.names.begin(), feature.names.end(), name) != feature.names.end()) use(account, feature.id, entity, units);
+    }
+}
+
+// ---- from the log ----
+
+// What the events of one name and entity used of a feature.
+struct Use {
+    std::string feature, name, entity;
+    Measured row;
+};
+
+std::vector<Use> uses_of(const Plan& plan, const std::set<std::string>& features, const AggregateQuery& query, UsageSource& source) {
+    std::vector<Use> list;
+    for (const auto& feature : plan.features) {
+        if (!features.contains(feature.id)) continue;
+        for (const auto& name : feature.names) {
+            for (auto& row : source.measure(feature_metric(name), query)) {
+                const auto entity = row.group.empty() ? query.subscription : row.group[0].value_or("");
+                if (row.events > 0) list.push_back({feature.id, name, entity, std::move(row)});
+            }
+        }
+    }
+    return list;
+}
+
+// All at once where that comes to the same, else event by event: with refunds, or when a balance ends.
+void take_use(Account& account, const Use& used, AggregateQuery query, UsageSource& source) {
+    const auto before = account.holdings;
+    if (use(account, used.feature, used.entity, used.row.value, used.row.events) && !used.row.falls) return;
+    account.holdings = before;
+    const bool nobody = !query.group_by.empty() && used.entity.empty();
+    query.group_by.clear();
+    query.subscription = used.entity;
+    if (nobody) query.filter = Filter::where("subscription", Operator::exists, false);
+    for (const auto& step : source.steps(feature_metric(used.name), query, std::numeric_limits<std::size_t>::max(), {}))
+        use(account, used.feature, used.entity, step.value);
+}
+
+// The features whose use may touch the same balances: those that share a credit system, directly or through others.
+std::set<std::string> related(const Plan& plan, const std::string& feature) {
+    std::set<std::string> all{feature};
+    for (std::size_t before = 0; before != all.size();) {
+        before = all.size();
+        for (const auto& system : plan.features) {
+            std::set<std::string> members{system.id};
+            for (const auto& [member, cost] : system.system.costs) members.insert(member);
+            const bool touches = std::any_of(members.begin(), members.end(), [&](const auto& member) { return all.contains(member); });
+            if (touches) all.merge(members);
+        }
+    }
+    return all;
+}
+
+// What is to be followed: the use of these features, until now. `alone`: by the account's entity alone.
+struct Course {
+    std::set<std::string> features;
+    Timestamp now;
+    bool alone = false;
+};
+
+bool concerns(const Course& course, const Holding& holding) { return course.features.contains(holding.item->feature); }
+
+// The balances that are followed, and such as entities may have that the log has yet to name.
+std::vector<Holding> followed(const Account& account, const Course& course) {
+    auto list = account.holdings;
+    for (const auto& item : account.plan.items) {
+        if (account.own && item.per_entity) list.push_back({&item, {}, *account.own, {}});
+    }
+    std::erase_if(list, [&](const Holding& holding) { return !concerns(course, holding); });
+    return list;
+}
+
+// All that was used in a stretch of time without resets.
+void spend(Account& account, const Course& course, const Period& period, UsageSource& source) {
+    auto query = customer_query(account.customer, course.alone ? account.entity : "", period);
+    const bool entities = std::any_of(account.plan.items.begin(), account.plan.items.end(), [](const auto& item) { return item.per_entity; }) ||
+                          std::any_of(account.holdings.begin(), account.holdings.end(), [](const auto& holding) { return !holding.entity.empty(); });
+    if (entities && !course.alone) query.group_by = {"subscription"};
+    const auto uses = uses_of(account.plan, course.features, query, source);
+    for (const auto& used : uses) {
+        if (!used.entity.empty()) open_entity(account, used.entity);
+    }
+    for (const auto& used : uses) take_use(account, used, query, source);
+}
+
+// Where the history begins that today's balances follow from: with the oldest of the current cycles.
+Timestamp beginning(const std::vector<Holding>& holdings, Timestamp now) {
+    Timestamp from = now;
+    for (const auto& holding : holdings) from = std::min(from, holding.around(holding.item->reset, now).from);
+    return from;
+}
+
+// The history's beginning and every reset after it; of very many the last ones.
+std::vector<Timestamp> resets(const std::vector<Holding>& holdings, Timestamp from, Timestamp now) {
+    constexpr std::size_t most = 1000;
+    std::set<Timestamp> moments;
+    for (const auto& holding : holdings) {
+        const auto cycle = holding.cycle(holding.item->reset);
+        if (!cycle) continue;
+        auto k = cycle->index(now);
+        for (std::size_t i = 0; i < most && cycle->boundary(k) > from; ++i) moments.insert(cycle->boundary(k--));
+    }
+    while (moments.size() > most) moments.erase(moments.begin());
+    std::vector<Timestamp> list{from};
+    list.insert(list.end(), moments.begin(), moments.end());
+    return list;
+}
+
+void refill(Account& account, const Course& course, Timestamp at) {
+    for (auto& holding : account.holdings) {
+        const auto cycle = concerns(course, holding) ? holding.cycle(holding.item->reset) : std::nullopt;
+        if (!cycle || cycle->around(at).from != at) continue;
+        holding.state.balance = holding.state.starting;
+        holding.used = {};
+        holding.events = 0;
+    }
+}
+
+// The month of the first use; the beginning of time when there is none.
+Timestamp first_use(const Account& account, const Course& course, UsageSource& source) {
+    auto query = customer_query(account.customer, course.alone ? account.entity : "", {});
+    query.bin = Bin::month;
+    std::optional<Timestamp> first;
+    for (const auto& used : uses_of(account.plan, course.features, query, source)) {
+        if (used.row.bin) first = std::min(first.value_or(*used.row.bin), *used.row.bin);
+    }
+    return first.value_or(Timestamp::min());
+}
+
+// Brings the balances up to now: what was used from reset to reset.
+void follow(Account& account, const Course& course, UsageSource& source) {
+    const auto holdings = followed(account, course);
+    Timestamp from = beginning(holdings, course.now);
+    const bool resetting = std::any_of(holdings.begin(), holdings.end(), [](const Holding& holding) { return holding.item->reset.has_value(); });
+    if (from == Timestamp::min() && resetting) from = first_use(account, course, source);
+    const auto moments = resets(holdings, from, course.now);
+    for (std::size_t i = 0; i < moments.size(); ++i) {
+        refill(account, course, moments[i]);
+        spend(account, course, {moments[i], i + 1 < moments.size() ? moments[i + 1] : course.now + std::chrono::microseconds(1)}, source);
+    }
+}
+
+// ---- the operations ----
+
+struct Taken {
+    Decimal units;
+    std::int64_t events = 0;
+};
+
+Taken taken_from(const Account& account, const PlanItem& item) {
+    Taken taken;
+    for (const auto& holding : account.holdings) {
+        if (holding.item != &item) continue;
+        taken.units += holding.used;
+        taken.events += holding.events;
+    }
+    return taken;
+}
+
+// What an item comes to: the units bought of a prepaid one, else the overage of all its balances together (7.6).
+Priced price_item(const Account& account, const PlanItem& item) {
+    if (item.item.tiers.empty()) return {};
+    Priced prepaid;
+    std::vector<Decimal> usages;
+    for (const auto& holding : account.holdings) {
+        if (holding.item != &item) continue;
+        usages.push_back(item.item.included - holding.state.balance);
+        if (!item.item.prepaid) continue;
+        for (auto& line : price_prepaid(item.item, bought_units(item, holding.subscription)).lines) prepaid.add(std::move(line));
+    }
+    if (item.item.prepaid) return prepaid;
+    const auto* control = account.control(&Controls::spend_limits, item.feature, account.entity);
+    return control && control->skip_billing.value_or(false) ? Priced() : price_overage(item.item, usages);
+}
+
+Fee fee_of(const Account& account, const PlanItem& item, const Period& period, const Taken& taken, Priced priced) {
+    Fee fee;
+    fee.charge = item.feature;
+    fee.metric = feature_metric(item.feature).code;
+    fee.customer = account.customer;
+    fee.subscription = account.entity;
+    fee.currency = account.plan.currency;
+    fee.units = taken.units;
+    fee.events = taken.events;
+    fee.amount = priced.amount;
+    fee.amount_cents = minor_units(priced.amount, account.plan.currency);
+    fee.unit_amount = quotient(priced.amount, taken.units);
+    fee.period = period;
+    fee.lines = std::move(priced.lines);
+    return fee;
+}
+
+Fees sum_up(std::vector<Fee> list, const std::string& currency) {
+    Fees fees{.fees = std::move(list), .currency = currency, .subunits = minor_currency(currency).subunits, .amount_cents = {}};
+    for (const auto& fee : fees.fees) fees.amount_cents += fee.amount_cents;
+    return fees;
+}
+
+// Balances that share no feature are followed apart: their resets do not cut each other's time.
+void follow_all(Account& account, Timestamp now, bool alone, UsageSource& source) {
+    std::set<std::string> seen;
+    for (const auto& item : account.plan.items) {
+        if (seen.contains(item.feature)) continue;
+        const Course course{related(account.plan, item.feature), now, alone};
+        follow(account, course, source);
+        seen.insert(course.features.begin(), course.features.end());
+    }
+}
+
+std::set<std::string> all_features(const Plan& plan) {
+    std::set<std::string> all;
+    for (const auto& feature : plan.features) all.insert(feature.id);
+    return all;
+}
+
+// Of the period asked for, in which nothing is reset; else of every item's billing cycle around now, as far as it has come.
+Fees Plan::usage(const UsageQuery& asked, Timestamp now, UsageSource& source) const {
+    auto account = open_account(*this, asked.customer, asked.subscription, now);
+    const bool alone = !asked.subscription.empty();
+    if (asked.period) {
+        spend(account, {all_features(*this), now, alone}, *asked.period, source);
+    } else {
+        follow_all(account, now, alone, source);
+    }
+    std::vector<Fee> list;
+    for (const auto& item : items) {
+        if (item.flag) continue;
+        const auto holding = std::find_if(account.holdings.begin(), account.holdings.end(), [&](const Holding& each) { return each.item == &item; });
+        if (holding == account.holdings.end()) continue;
+        const auto period = asked.period.value_or(holding->around(item.billed, now));
+        list.push_back(fee_of(account, item, period, taken_from(account, item), price_item(account, item)));
+    }
+    return sum_up(std::move(list), currency);
+}
+
+// What the event adds to the bill of the cycle under way.
+Fees Plan::estimate_fees(const Event& event, Timestamp now, UsageSource& source) const {
+    auto before = open_account(*this, event.customer, event.subscription, now);
+    std::set<std::string> used;
+    for (const auto& feature : features) {
+        if (std::find(feature.names.begin(), feature.names.end(), event.name) != feature.names.end()) used.merge(related(*this, feature.id));
+    }
+    if (used.empty()) throw Error(ErrorCode::not_found, "name", "no feature is used by events named " + event.name);
+    follow(before, {used, now}, source);
+    auto after = before;
+    use_event(after, event.name, event.subscription, event.value.value_or(Decimal(1)));
+    std::vector<Fee> list;
+    for (const auto& item : items) {
+        const Taken taken{taken_from(after, item).units - taken_from(before, item).units, 1};
+        if (taken.units.is_zero()) continue;
+        const auto& holding = *std::find_if(after.holdings.begin(), after.holdings.end(), [&](const Holding& each) { return each.item == &item; });
+        list.push_back(fee_of(after, item, holding.around(item.billed, now), taken, difference(price_item(after, item), price_item(before, item))));
+    }
+    return sum_up(std::move(list), currency);
+}
+
+Fee Plan::price(std::string_view charge, const Decimal& units, std::int64_t events) const {
+    const Account nobody{*this, {}, {}};
+    for (const auto& item : items) {
+        if (item.flag || item.feature != charge) continue;
+        Priced priced;
+        if (!item.item.tiers.empty()) priced = item.item.prepaid ? price_prepaid(item.item, units) : price_overage(item.item, {units});
+        return fee_of(nobody, item, {}, {units, events}, std::move(priced));
+    }
+    throw Error(ErrorCode::not_found, "charge", "charge_not_found");
+}
+
+// A feature's balances together, as one who may use them sees them.
+struct Position {
+    bool held = false, flag = false;
+    Standing standing = {};
+    Decimal granted = {}, used = {};
+    std::optional<Timestamp> next_reset = {};
+};
+
+Position position_of(const Account& account, const std::string& feature, const std::string& entity, Timestamp now) {
+    Position position;
+    Decimal most;
+    bool limited = false, unlimited_overage = false;
+    for (const auto& holding : account.holdings) {
+        if (holding.item->feature != feature || !visible(holding, entity)) continue;
+        const auto& item = *holding.item;
+        position.held = true;
+        position.flag = position.flag || item.flag;
+        position.granted += holding.state.starting;
+        position.used += holding.used;
+        position.standing.remaining += at_least_zero(holding.state.balance);
+        position.standing.overage += at_least_zero(-holding.state.balance);
+        position.standing.unlimited = position.standing.unlimited || holding.state.unlimited;
+        position.standing.overage_allowed = position.standing.overage_allowed || holding.state.overage_allowed;
+        limited = limited || item.item.usage_based;
+        unlimited_overage = unlimited_overage || (item.item.usage_based && !item.max_purchase);
+        if (item.item.usage_based) most += item.max_purchase.value_or(Decimal());
+        if (!item.reset) continue;
+        const auto reset = holding.around(item.reset, now).to;
+        position.next_reset = std::min(position.next_reset.value_or(reset), reset);
+    }
+    position.standing.max_purchase = spend_limit(account, feature, entity);
+    if (!position.standing.max_purchase && limited && !unlimited_overage) position.standing.max_purchase = most;
+    return position;
+}
+
+// Credits that one unit of a member costs; the system's own units are credits.
+std::map<std::string, Decimal> costs_of(const Feature& feature) {
+    auto costs = feature.system.costs;
+    costs[feature.id] = 1;
+    return costs;
+}
+
+bool holds_for(const UsageLimit& limit, const json& properties) {
+    return std::all_of(limit.properties.begin(), limit.properties.end(),
+                       [&](const auto& wanted) { return property_text(properties, wanted.first) == wanted.second; });
+}
+
+// What is left of the usage limits of a feature that hold for the event; nothing without such limits (7.8).
+std::optional<Decimal> headroom(const Account& account, const std::string& feature, const Event& event, Timestamp now, UsageSource& source) {
+    const auto* limits = account.control(&Controls::usage_limits, feature, event.subscription);
+    if (!limits) return {};
+    const Holder* part = account.holder ? find_holder(account.holder->entities, event.subscription) : nullptr;
+    const bool own = part && part->controls.usage_limits.contains(feature);  // then only the entity's own use counts
+    std::optional<Decimal> least;
+    for (const auto& limit : *limits) {
+        if (!limit.enabled || !holds_for(limit, event.properties)) continue;
+        const auto anchor = limit.utc || !account.own ? std::nullopt : account.own->anchor;
+        auto query = customer_query(account.customer, own ? event.subscription : "", usage_window(limit.interval, now, anchor).value_or(Period()));
+        for (const auto& [property, text] : limit.properties) query.filter.parts.push_back(Filter::equals(property_field(property), text));
+        Decimal left = limit.limit;
+        for (const auto& [member, cost] : costs_of(account.plan.feature(feature))) {
+            for (const auto& used : uses_of(account.plan, {member}, query, source)) left -= used.row.value * cost;
+        }
+        least = std::min(least.value_or(left), at_least_zero(left));
+    }
+    return least;
+}
+
+// The balance that answers for the feature (5.3): its own if that allows it, else a credit system's.
+std::string answering(const Account& account, const Event& event, const Decimal& required, Timestamp now, UsageSource& source) {
+    const auto allows = [&](const std::string& feature) {
+        auto position = position_of(account, feature, event.subscription, now);
+        position.standing.headroom = headroom(account, feature, event, now, source);
+        return position.held && allowed(position.standing, required);  // in the feature's units, also for credits
     };
-    result.price = [item, quantity](const std::vector<Decimal>& units) {
-        if (item.tiers.empty()) return Priced();
-        return item.prepaid ? price_prepaid(item, quantity) : price_overage(item, units);
-    };
-    result.cents = [currency](const Decimal& amount, Currency) { return minor_units(amount, currency); };
-    return result;
+    std::vector<std::string> systems, owned;
+    for (const auto& feature : account.plan.features) {
+        if (feature.system.costs.contains(event.name)) systems.push_back(feature.id);
+    }
+    for (const auto& system : systems) {
+        if (position_of(account, system, event.subscription, now).held) owned.push_back(system);
+    }
+    if (systems.empty() || allows(event.name)) return event.name;
+    for (const auto& system : owned) {
+        if (allows(system)) return system;
+    }
+    if (!owned.empty()) return owned.front();
+    return position_of(account, event.name, event.subscription, now).held ? event.name : systems.front();
+}
+
+std::optional<Decimal> lesser(const std::optional<Decimal>& a, const std::optional<Decimal>& b) { return a && b ? std::min(*a, *b) : a ? a : b; }
+
+Check Plan::check(const Event& event, Timestamp now, UsageSource& source) const {
+    if (!knows_feature(event.name)) throw Error(ErrorCode::not_found, "name", "feature_not_found");
+    const auto units = event.value.value_or(Decimal(1));
+    auto account = open_account(*this, event.customer, event.subscription, now);
+    follow(account, {related(*this, event.name), now}, source);
+    const auto feature = answering(account, event, units, now, source);
+    auto position = position_of(account, feature, event.subscription, now);
+    auto& standing = position.standing;
+    standing.headroom = headroom(account, feature, event, now, source);
+    Check check{.feature = feature, .required = units};
+    if (feature != event.name) {
+        const auto& system = this->feature(feature).system;
+        check.required = credits(system, event.name, units);
+        const auto members = headroom(account, event.name, event, now, source);
+        if (members) standing.headroom = lesser(standing.headroom, credits(system, event.name, *members));
+    }
+    check.allowed = position.flag || (position.held && allowed(standing, check.required));
+    if (!check.allowed) check.reason = !position.held ? "no_balance" : over_limit(standing, check.required) ? "usage_limit" : "insufficient_balance";
+    check.flag = position.flag;
+    check.unlimited = standing.unlimited;
+    check.overage_allowed = standing.overage_allowed;
+    check.granted = position.granted;
+    check.usage = position.used;
+    check.balance = standing.remaining;
+    check.overage = standing.overage;
+    check.overage_limit = standing.overage_allowed ? standing.max_purchase : std::nullopt;
+    check.usage_limit_left = standing.headroom;
+    check.next_reset = position.next_reset;
+    return check;
+}
+
+// ---- from the catalogue ----
+
+// Features that are only named, by an item or a credit system, are metered ones without more.
+void complete(Plan& plan) {
+    std::set<std::string> named;
+    for (const auto& item : plan.items) named.insert(item.feature);
+    for (const auto& feature : plan.features) {
+        for (const auto& [member, cost] : feature.system.costs) named.insert(member);
+    }
+    for (const auto& feature : plan.features) named.erase(feature.id);
+    for (const auto& id : named) plan.features.push_back({id, false, {id}, {}});
+    for (auto& item : plan.items) item.flag = plan.feature(item.feature).flag;
 }
 
 std::shared_ptr<const Book::Impl> load(const json& catalogue) {
     const Node root(catalogue);
-    const auto plan = root.object("plan");
-    auto book = std::make_shared<MeteredBook>();
-    book->vendor = "autumn";
-    book->code = plan.required_text("id");
-    book->source = catalogue;
-    const auto currency = root.text("currency", "usd");
-    for (const auto& item : plan.list("items")) {
-        book->items.push_back(read_metered_item(root, item, currency));
-        book->metrics.push_back(book->items.back().metric);
+    const auto at = root.object("plan");
+    auto plan = std::make_shared<Plan>();
+    plan->vendor = "autumn";
+    plan->code = at.required_text("id");
+    plan->source = catalogue;
+    plan->currency = root.text("currency", "usd");
+    std::set<std::string> ids, names;
+    for (const auto& each : root.list("features")) {
+        plan->features.push_back(read_feature(each));
+        if (!ids.insert(plan->features.back().id).second) throw Error(ErrorCode::bad_value, each.path("id"), "is there twice");
     }
-    check_items(*book, plan);
-    return book;
+    for (const auto& each : at.list("items")) plan->items.push_back(read_plan_item(each, plan->currency));
+    if (plan->items.empty()) at.refuse("has no items");
+    plan->controls = read_controls(at);
+    if (root.find("customers")) plan->customers.emplace();
+    for (const auto& each : root.list("customers")) plan->customers->push_back(read_holder(each, plan->code));
+    complete(*plan);
+    for (const auto& feature : plan->features) {
+        if (!feature.flag) names.insert(feature.names.begin(), feature.names.end());
+    }
+    for (const auto& name : names) plan->metrics.push_back(feature_metric(name));
+    return plan;
 }
 
 }  // namespace autumn
@@ -9473,10 +10816,20 @@ namespace {
 
 namespace autumn {
 
+// A text asked for is the text that the property is written as (aggregate_simple.pipe:38). With numbers, numbers are compared.
+constexpr std::array<Meeting, 3> no_such{Meeting::differ, Meeting::differ, Meeting::differ},
+    as_written{Meeting::text, Meeting::number, Meeting::text};
+constexpr Coercion exact_text{.missing = {no_such, {Meeting::empty, Meeting::empty, Meeting::empty}},
+                              .boolean = {{Meeting::number, Meeting::differ, Meeting::text}, as_written},
+                              .number = {{Meeting::differ, Meeting::number, Meeting::text}, as_written},
+                              .text = {as_written, as_written},
+                              .structure = {no_such, as_written}};
+
 struct AnalyticsQuestion {
+    std::string customer{}, entity{};
     std::vector<std::string> features{};  // names of events
-    std::string group_by{};               // the path of a property; empty: no groups
-    json filter_by = json::object();      // path -> text
+    std::string group_by{};               // a field; empty: no groups
+    Filter filter{};
     Bin bin = Bin::day;
     Ranges ranges{};
     Timestamp now{};             // bins after it are left out
@@ -9501,39 +10854,31 @@ struct Analytics {
 
 constexpr std::string_view other_groups = "AUTUMN_RESERVED";
 
-Decimal value_of(const Event& event) { return event.value.value_or(1); }
-
-std::string group_of(const AnalyticsQuestion& question, const Event& event) {
-    std::string keep;
-    return scalar_text(scalar_at(event.properties, question.group_by, keep));
+// The hours whose beginning belongs to the range: an event counts with its hour (aggregate_simple.pipe:30).
+Period whole_hours(const Range& range) {
+    const Timestamp from = cut(range.from, micros_per_hour);
+    return {from == range.from ? from : from + std::chrono::hours(1), cut(range.to, micros_per_hour) + std::chrono::hours(1)};
 }
 
-// By hours: one belongs to a range when its beginning does (aggregate_simple.pipe:30).
-bool in_hours(const Range& range, Timestamp time) {
-    const Timestamp hour = cut(time, micros_per_hour);
-    return range.from <= hour && hour <= range.to;
-}
-
-bool asked_for(const AnalyticsQuestion& question, const Event& event) {
-    if (std::find(question.features.begin(), question.features.end(), event.name) == question.features.end()) return false;
-    return std::all_of(question.filter_by.items().begin(), question.filter_by.items().end(), [&](const auto& item) {
-        std::string keep;
-        return scalar_text(scalar_at(event.properties, item.key(), keep)) == item.value().template get<std::string>();
-    });
+std::vector<Measured> measured(const AnalyticsQuestion& question, const std::string& feature, AggregateQuery query, UsageSource& source) {
+    if (query.period.from >= query.period.to) return {};
+    query.customer = question.customer;
+    query.subscription = question.entity;
+    query.filter = question.filter;
+    return source.measure(feature_metric(feature), query);
 }
 
 // Totals take every event, grouped or not; with a filter they go by the moment, not the hour (getCountAndSum.ts:166).
-std::map<std::string, AnalyticsTotal> totals(const AnalyticsQuestion& question, const std::vector<const Event*>& events) {
+std::map<std::string, AnalyticsTotal> totals(const AnalyticsQuestion& question, UsageSource& source) {
     const Range& range = question.ranges.total;
+    AggregateQuery query;
+    query.period = question.filter.empty() ? whole_hours(range) : Period{range.from, range.to + std::chrono::microseconds(1)};
     std::map<std::string, AnalyticsTotal> found;
-    for (const Event* event : events) {
-        const Timestamp time = *event->timestamp;
-        if (question.filter_by.empty() ? !in_hours(range, time) : time < range.from || time > range.to) continue;
-        AnalyticsTotal& total = found[event->name];
-        total.sum += value_of(*event);
-        ++total.count;
+    for (const auto& feature : question.features) {
+        for (const auto& row : measured(question, feature, query, source)) {
+            if (row.events > 0) found[feature] = {row.events, row.value.round(10, Rounding::half_up)};
+        }
     }
-    for (auto& [feature, total] : found) total.sum = total.sum.round(10, Rounding::half_up);
     return found;
 }
 
@@ -9546,6 +10891,15 @@ std::map<std::string, Decimal> top_groups(const std::map<std::string, Decimal>& 
     return top;
 }
 
+// What the groups of a feature come to.
+std::map<std::string, Decimal> sums_of_groups(const std::map<std::string, std::map<std::string, Decimal>>& grouped) {
+    std::map<std::string, Decimal> sums;
+    for (const auto& [feature, groups] : grouped) {
+        for (const auto& [group, value] : groups) sums[feature] += value;
+    }
+    return sums;
+}
+
 // Every bin lists all groups of all bins; without any group there are no bins.
 void fill_groups(std::vector<AnalyticsBin>& list, const std::vector<std::string>& features) {
     std::set<std::string> names;
@@ -9555,36 +10909,50 @@ void fill_groups(std::vector<AnalyticsBin>& list, const std::vector<std::string>
         }
     }
     if (names.empty()) list.clear();
+    if (list.size() * features.size() * names.size() > limits::aggregate_rows) throw Error(ErrorCode::too_large, "group_by", "has too many groups");
     for (auto& bin : list) {
         for (const auto& feature : features) {
-            for (const auto& name : names) bin.values[feature] += bin.grouped[feature][name];
+            for (const auto& name : names) bin.grouped[feature].try_emplace(name);
+        }
+        bin.values = sums_of_groups(bin.grouped);
+    }
+}
+
+// The bins of the list, without values.
+std::vector<AnalyticsBin> empty_bins(const AnalyticsQuestion& question) {
+    const BinGrid grid = list_bins(question.ranges.list, question.bin, {});
+    if (grid.count() > static_cast<std::int64_t>(limits::aggregate_rows / question.features.size()))
+        throw Error(ErrorCode::too_large, "bin", "the period has more than " + std::to_string(limits::aggregate_rows) + " bins and features");
+    std::vector<AnalyticsBin> list;
+    for (std::int64_t i = 0; i < grid.count() && grid.start(i) <= question.now; ++i) {
+        list.push_back({grid.start(i)});
+        for (const auto& feature : question.features) list.back().values[feature] = {};
+    }
+    return list;
+}
+
+// Puts what was measured into the bins.
+void add_rows(std::vector<AnalyticsBin>& list, const std::string& feature, std::span<const Measured> rows) {
+    for (const auto& row : rows) {
+        const auto bin =
+            std::lower_bound(list.begin(), list.end(), *row.bin, [](const AnalyticsBin& each, Timestamp start) { return each.start < start; });
+        if (bin == list.end() || bin->start != *row.bin) continue;
+        if (row.group.empty()) {
+            bin->values[feature] += row.value;
+        } else if (!row.group[0].value_or("").empty()) {
+            bin->grouped[feature][*row.group[0]] += row.value;
         }
     }
 }
 
-[[maybe_unused]] Analytics analytics(const AnalyticsQuestion& question, std::span<const Event> events) {
-    std::vector<const Event*> chosen;
-    for (const Event& event : events) {
-        if (asked_for(question, event)) chosen.push_back(&event);
-    }
-    Analytics answer{{}, totals(question, chosen)};
-    const BinGrid bins = list_bins(question.ranges.list, question.bin, {});
-    for (std::int64_t i = 0; i < bins.count() && bins.start(i) <= question.now; ++i) {
-        AnalyticsBin& bin = answer.list.emplace_back(AnalyticsBin{bins.start(i)});
-        for (const auto& feature : question.features) bin.values[feature] = {};
-    }
-    std::int64_t hint = 0;
-    for (const Event* event : chosen) {
-        if (!in_hours(question.ranges.list, *event->timestamp)) continue;
-        const auto index = static_cast<std::size_t>(bins.index(cut(*event->timestamp, micros_per_hour), hint));
-        if (index >= answer.list.size()) continue;
-        AnalyticsBin& bin = answer.list[index];
-        if (question.group_by.empty()) {
-            bin.values[event->name] += value_of(*event);
-        } else if (const std::string group = group_of(question, *event); !group.empty()) {
-            bin.grouped[event->name][group] += value_of(*event);
-        }
-    }
+// One question to the source for each feature, and one for its total.
+[[maybe_unused]] Analytics analytics(const AnalyticsQuestion& question, UsageSource& source) {
+    Analytics answer{empty_bins(question), totals(question, source)};
+    AggregateQuery query;
+    query.period = whole_hours(question.ranges.list);
+    query.bin = question.bin;
+    if (!question.group_by.empty()) query.group_by = {question.group_by};
+    for (const auto& feature : question.features) add_rows(answer.list, feature, measured(question, feature, query, source));
     for (auto& bin : answer.list) {
         for (auto& [feature, groups] : bin.grouped) groups = top_groups(groups, question.max_groups);
     }
@@ -9643,14 +11011,6 @@ std::optional<Decimal> numeric(const Event& event, const std::string& property) 
     std::string keep;
     const Scalar value = scalar_of_member(event.properties, property, keep);
     return value.kind == Scalar::Kind::text && !plain_number(value.text) ? std::nullopt : scalar_number(value);
-}
-
-bool is_ignored(const Values& entry, const json& properties) {
-    Values listed;
-    for (const auto& [key, values] : entry) {
-        if (!values.empty()) listed.emplace(key, values);
-    }
-    return !listed.empty() && matches(listed, properties);
 }
 
 // The events that take part, by time (postgres_store.rb:6). A recurring sum or unique count looks at all of the past.
@@ -10209,7 +11569,7 @@ constexpr std::array<Rules, 8> all_rules{{
      .filter = {&polar::clickhouse.metadata, &polar::built_in, polar::clickhouse.seconds},
      .numbers = {.text = NumberRules::Text::none, .missing = {}},
      .typed_values = true},
-    {.name = "autumn", .numbers = {.missing = 1}},
+    {.name = "autumn", .filter = {.properties = &autumn::exact_text}, .numbers = {.missing = 1}},
 }};
 
 const Rules& rules_named(std::string_view name) {
@@ -11332,6 +12692,7 @@ Scalar event_scalar(const Event& event, const std::string& key, std::string& kep
     if (value->is_boolean()) return {Scalar::Kind::boolean, value->get<bool>(), {}, {}};
     if (value->is_number()) return number(Decimal::from_json(*value));
     if (value->is_string()) return {Scalar::Kind::text, false, {}, value->get_ref<const std::string&>()};
+    if (value->is_object() && !value->empty()) return {Scalar::Kind::object, false, {}, {}};
     kept = value->dump();
     return {Scalar::Kind::json, false, {}, kept};
 }
@@ -12268,6 +13629,17 @@ public:
         });
     }
 
+    std::vector<UpstreamMonitoring> monitoring() const {
+        return store_.read([&](Connection& c) {
+            std::vector<UpstreamMonitoring> all;
+            for (const std::string& name : names(c)) {
+                const UpstreamRow row = get_upstream(c, name);
+                all.push_back({read_status(c, name, row, clock_()), read_balance(c, row)});
+            }
+            return all;
+        });
+    }
+
     Balance balance(const std::string& upstream) const {
         return store_.read([&](Connection& c) { return read_balance(c, get_upstream(c, upstream)); });
     }
@@ -12865,15 +14237,22 @@ public:
         return rows;
     }
 
-    std::vector<Decimal> steps(const Metric& metric, const AggregateQuery& query, std::size_t limit, const std::optional<Decimal>& until) override {
-        std::vector<Decimal> found;
+    using UsageSource::steps;
+    std::vector<EventStep> steps(const Metric& metric, const AggregateQuery& query, std::size_t limit, const std::optional<Decimal>& until) override {
+        std::vector<EventStep> found;
         Decimal sum;
         for (const Step& step : ordered_steps(reader_, {metric, rules_named(metric.rules), query})) {
             if (found.size() >= limit || (until && sum > *until)) break;
-            found.push_back(step.value);
+            found.push_back({Timestamp(step.place.time), step.place.sequence, step.value});
             sum += step.value;
         }
         return found;
+    }
+
+    Event event(std::int64_t sequence) override {
+        auto found = event_at(reader_, sequence);
+        if (!found) damaged("log");
+        return std::move(*found);
     }
 
     Decimal precise_total_cents(const Metric& metric, const AggregateQuery& query) override {
@@ -12888,13 +14267,162 @@ private:
     const Reader& reader_;
 };
 
-// The vendors whose books a database may hold.
-Book make_book(const std::string& vendor, const json& source) {
+// ---- books in force: which version of which book prices what, and when ----
+
+using Books = std::vector<BookVersion>;  // by vendor, code and moment
+
+Book read_book(const StoredBook& stored) {
+    return from_file("books", [&] { return Book::of(stored.vendor, json::parse(stored.source)); });
+}
+
+std::string text_of_source(const Book& book) {
     try {
-        return Book::of(vendor, source);
-    } catch (const Error& error) {
-        throw Error(ErrorCode::corrupt, "books", error.what());
+        return book.source().dump();
+    } catch (const json::exception&) {
+        refuse("book", "holds text that is not UTF-8");
     }
+}
+
+// The books of the database, read again when they have changed.
+class Shelf {
+public:
+    std::shared_ptr<const Books> books(Connection& db) const {
+        const std::lock_guard lock(mutex_);
+        if (const std::int64_t mark = books_mark(db); !books_ || mark != mark_) {
+            Books read;
+            for (const StoredBook& stored : stored_books(db)) read.push_back({read_book(stored), stored.effective});
+            books_ = std::make_shared<const Books>(std::move(read));
+            mark_ = mark;
+        }
+        return books_;
+    }
+
+private:
+    mutable std::mutex mutex_;
+    mutable std::int64_t mark_ = 0;
+    mutable std::shared_ptr<const Books> books_;
+};
+
+using Versions = std::vector<const BookVersion*>;
+
+// The versions that know the subscription or customer, those of one book together.
+std::vector<Versions> serving(const Books& books, const UsageQuery& query) {
+    std::vector<Versions> found;
+    for (const BookVersion& each : books) {
+        if (!each.book.impl().serves(query.subscription, query.customer)) continue;
+        const auto same = [&](const Book& other) { return other.vendor() == each.book.vendor() && other.code() == each.book.code(); };
+        if (found.empty() || !same(found.back()[0]->book)) found.emplace_back();
+        found.back().push_back(&each);
+    }
+    return found;
+}
+
+// Those of the first book.
+Versions versions_for(const Books& books, const UsageQuery& query) {
+    auto found = serving(books, query);
+    if (found.empty())
+        throw Error(ErrorCode::not_found, query.subscription.empty() ? "customer" : "subscription", "no book that is loaded prices it");
+    return std::move(found.front());
+}
+
+struct InForce {
+    const Book::Impl* book = nullptr;
+    Timestamp since = Timestamp::min();
+};
+
+// Nothing before the first version. A version that takes effect within a billing period of the one before it follows when that ends, so that a
+// period is priced by one version.
+std::optional<InForce> in_force(std::span<const BookVersion* const> versions, const UsageQuery& query, Timestamp at) {
+    if (versions.front()->effective_from > at) return std::nullopt;
+    InForce found{&versions.front()->book.impl(), versions.front()->effective_from};
+    for (const BookVersion* next : versions.subspan(1)) {
+        if (next->effective_from > at) break;
+        Timestamp change = found.since;
+        if (next->effective_from > change) {
+            const Period running = found.book->period_around(query, next->effective_from);
+            change = running.from == next->effective_from ? running.from : running.to;
+        }
+        if (change > at) break;
+        found = {&next->book.impl(), change};
+    }
+    return found;
+}
+
+[[noreturn]] void throw_not_yet(const BookVersion& first) {
+    throw Error(ErrorCode::not_found, "book", quote(first.book.code()) + " takes effect only at " + first.effective_from.to_string());
+}
+
+const Book::Impl& book_at(const Books& books, const UsageQuery& query, Timestamp at) {
+    const auto versions = versions_for(books, query);
+    const auto found = in_force(versions, query, at);
+    if (!found) throw_not_yet(*versions.front());
+    return *found->book;
+}
+
+const Book::Impl& book_at(const Books& books, const Event& event, Timestamp at) {
+    return book_at(books, UsageQuery{.subscription = event.subscription, .customer = event.customer}, at);
+}
+
+// The book for a question about a period, and the question as far as the book has been in force.
+struct Asked {
+    const Book::Impl* book = nullptr;
+    UsageQuery query{};
+};
+
+Asked asked_of(std::span<const BookVersion* const> versions, const UsageQuery& query, Timestamp now) {
+    const BookVersion& first = *versions.front();
+    auto found = in_force(versions, query, query.period ? query.period->from : now);
+    if (!found && query.period && first.effective_from < query.period->to) found = {&first.book.impl(), first.effective_from};
+    if (!found) throw_not_yet(first);
+    Asked asked{found->book, query};
+    Period period = query.period.value_or(found->book->period_around(query, now));
+    if (found->since > period.from) asked.query.period = Period{found->since, period.to};
+    return asked;
+}
+
+void add_fees(Fees& sum, Fees more) {
+    if (!sum.fees.empty() && !more.fees.empty() && sum.currency != more.currency)
+        refuse("subscription", "is needed: this customer's are priced in " + sum.currency + " and " + more.currency);
+    if (sum.fees.empty()) sum.currency = more.currency, sum.subunits = more.subunits;
+    sum.amount_cents += more.amount_cents;
+    std::move(more.fees.begin(), more.fees.end(), std::back_inserter(sum.fees));
+}
+
+// What `ask(book, query)` answers for each subscription that the question is about, by the version that prices it.
+template <class Ask>
+Fees ask_books(const Books& books, UsageQuery query, Timestamp now, Ask&& ask) {
+    const auto versions = versions_for(books, query);
+    if (versions.size() == 1 && versions[0]->effective_from == Timestamp::min()) return ask(versions[0]->book.impl(), query);
+    Fees fees;
+    for (const std::string& subscription : versions.back()->book.impl().subscriptions_of(query, now)) {
+        query.subscription = subscription;
+        const Asked asked = asked_of(versions, query, now);
+        add_fees(fees, ask(*asked.book, asked.query));
+    }
+    return fees;
+}
+
+// Of several books the first that allows it answers, else the first that has a balance at all.
+Check check_books(const Books& books, const Event& event, Timestamp now, UsageSource& usage) {
+    std::string without;
+    bool served = false;
+    std::optional<Check> refused;
+    const UsageQuery query{.subscription = event.subscription, .customer = event.customer};
+    for (const Versions& versions : serving(books, query)) {
+        const auto current = in_force(versions, query, now);
+        if (!current) continue;
+        const Book::Impl& book = *current->book;
+        if (!book.has_balances()) without = book.vendor;
+        served = served || book.has_balances();
+        if (!book.knows_feature(event.name)) continue;
+        const Check answer = book.check(event, now, usage);
+        if (answer.allowed) return answer;
+        if (!refused || refused->reason == "no_balance") refused = answer;
+    }
+    if (refused) return *refused;
+    if (served) throw Error(ErrorCode::not_found, "name", "no book with balances knows the feature " + event.name);
+    if (without.empty()) throw Error(ErrorCode::not_found, "customer", "no book that is loaded has it");
+    throw Error(ErrorCode::unsupported, "customer", "is priced by a book of " + without + ", which has no balances; Autumn's have");
 }
 
 }  // namespace
@@ -12958,27 +14486,39 @@ struct Meter::Impl {
     }
 
     Metric metric(const std::string& code) const {
-        return store.read([&](Connection& db) { return find_metric(db, code); });
+        return store.read([&](Connection& db) { return find_metric(db, code, options.clock()); });
     }
 
-    std::vector<Book> books() const {
-        const auto stored = store.read([](Connection& db) { return stored_books(db); });
-        std::vector<Book> made;
-        for (const auto& book : stored) made.push_back(from_file("books", [&] { return make_book(book.first, json::parse(book.second)); }));
-        return made;
+    std::shared_ptr<const Books> books() const {
+        return store.read([&](Connection& db) { return shelf.books(db); });
     }
 
-    // The first book that serves is asked; what it asks in turn is answered from one snapshot.
+    // What `ask(books, usage)` answers from one snapshot.
     template <class Ask>
-    Fees price(const std::string& subscription, const std::string& customer, Ask&& ask) const {
-        for (const Book& book : books()) {
-            if (!book.impl().serves(subscription, customer)) continue;
-            return store.scan([&](const Reader& reader) {
-                StoreUsage usage(reader);
-                return ask(book.impl(), usage);
-            });
-        }
-        throw Error(ErrorCode::not_found, subscription.empty() ? "customer" : "subscription", "no book that is loaded prices it");
+    auto price(Ask&& ask) const {
+        return store.scan([&](const Reader& reader) {
+            const auto books = shelf.books(reader);
+            StoreUsage usage(reader);
+            return ask(*books, usage);
+        });
+    }
+
+    // Each event on its own, all from one snapshot; an error says which event it is about.
+    template <class Ask>
+    std::vector<Fees> price_each(std::span<const Event> events, Ask&& ask) const {
+        check_batch(events.size());
+        return price([&](const Books& books, UsageSource& usage) {
+            const Timestamp now = options.clock();
+            std::vector<Fees> answers;
+            answers.reserve(events.size());
+            for (const Event& event : events) {
+                answers.push_back(beneath("events[" + std::to_string(answers.size()) + "]", [&] {
+                    draft_one(event);
+                    return ask(book_at(books, event, now), event, now, usage);
+                }));
+            }
+            return answers;
+        });
     }
 
     std::vector<std::int64_t> locate(std::span<const std::string> ids) {
@@ -12989,15 +14529,16 @@ struct Meter::Impl {
         return {rows.begin(), rows.end()};
     }
 
-    Page list(const ListQuery& query, std::optional<Place> start) {
+    Page list(const ListQuery& query) {
         check_list(query);
         const std::vector<std::int64_t> rows = locate(query.ids);
-        return store.scan([&](const Reader& reader) { return list_page(reader, query, query.ids.empty() ? nullptr : &rows, start); });
+        return store.scan([&](const Reader& reader) { return list_page(reader, query, query.ids.empty() ? nullptr : &rows); });
     }
 
     MeterOptions options;
     std::atomic<std::uint64_t> last_moment{0};
     Store store;
+    Shelf shelf;
     Delivery delivery;  // after the store: it goes first
 };
 
@@ -13007,9 +14548,7 @@ Meter::Meter(Meter&&) noexcept = default;
 Meter& Meter::operator=(Meter&&) noexcept = default;
 
 Receipt Meter::record(const Event& event) {
-    Drafts drafts;
-    add_draft(drafts, [&](Draft& draft) { draft_event(drafts, draft, event); });
-    if (drafts.accepted.empty()) throw Error(drafts.refusal, drafts.receipts[0].field, drafts.receipts[0].reason);
+    Drafts drafts = draft_one(event);
     impl_->append(drafts);
     return std::move(drafts.receipts[0]);
 }
@@ -13044,17 +14583,25 @@ std::optional<Event> Meter::find(std::string_view id) const {
     return impl_->store.read([sequence](Connection& db) { return event_at(db, sequence); });
 }
 
-Page Meter::list(const ListQuery& query) const { return impl_->list(query, std::nullopt); }
+Page Meter::list(const ListQuery& query) const { return impl_->list(query); }
+Page Meter::list(const Cursor& cursor) const { return impl_->list(cursor_query(cursor)); }
 
-Page Meter::list(const Cursor& cursor) const {
-    const auto [query, last] = read_cursor(cursor);
-    return impl_->list(query, last);
+NameList Meter::list_names(const NamesQuery& query) const {
+    check_names(query);
+    return impl_->store.scan([&](const Reader& reader) { return names_page(reader, query, {true, query.by_source}); });
 }
 
-std::vector<NameInfo> Meter::list_names(const NamesQuery& query) const {
-    check_paging(query.limit, query.offset);
-    check_period(query.period);
-    return impl_->store.scan([&](const Reader& reader) { return names_page(reader, query); });
+NameList Meter::list_sources(const NamesQuery& query) const {
+    check_names(query);
+    return impl_->store.scan([&](const Reader& reader) { return names_page(reader, query, {false, true}); });
+}
+
+Monitoring Meter::monitoring(const MonitoringQuery& query) const {
+    const Period period = query.period.value_or(last_days(1, impl_->options.clock()));
+    check_period(period);
+    Monitoring answer = impl_->store.scan([&](const Reader& reader) { return count_windows(reader, period, {query.bin, query.time_zone}); });
+    answer.upstreams = impl_->delivery.monitoring();
+    return answer;
 }
 
 PruneReport Meter::prune(const PruneOptions& options) {
@@ -13081,7 +14628,7 @@ void Meter::define(const Metric& metric) {
 }
 
 std::vector<Metric> Meter::metrics() const {
-    return impl_->store.read([](Connection& db) { return all_metrics(db); });
+    return impl_->store.read([&](Connection& db) { return metrics_at(db, impl_->options.clock()); });
 }
 
 Aggregate Meter::aggregate(const AggregateQuery& query) const { return aggregate(impl_->metric(query.metric), query); }
@@ -13097,25 +14644,77 @@ Aggregate Meter::aggregate(const Metric& metric, const AggregateQuery& query) co
     });
 }
 
-void Meter::load(const Book& book) {
-    const std::string source = book.source().dump();
+void Meter::load(const Book& book, Timestamp effective_from) {
+    if (effective_from < Timestamp::min() || effective_from > Timestamp::max()) refuse("effective_from", "is outside the years 1 to 9999");
+    const std::string source = text_of_source(book);
     const std::vector<Metric> metrics = book.metrics();
     impl_->store.write([&](Connection& db) {
-        put_book(db, book.vendor(), book.code(), source);
-        for (const Metric& metric : metrics) store_metric(db, metric);
+        const std::int64_t id = put_book(db, book.vendor(), book.code(), effective_from, source);
+        for (const Metric& metric : metrics) store_metric(db, metric, id);
     });
 }
 
-std::vector<Book> Meter::books() const { return impl_->books(); }
+void Meter::remove_book(const std::string& vendor, const std::string& code, std::optional<Timestamp> effective_from) {
+    impl_->store.write([&](Connection& db) {
+        if (drop_books(db, vendor, code, effective_from) == 0)
+            throw Error(ErrorCode::not_found, "book",
+                        "there is no " + quote(code) + " of " + quote(vendor) + (effective_from ? " of that moment" : ""));
+    });
+}
+
+std::vector<BookVersion> Meter::books() const { return *impl_->books(); }
 
 Fees Meter::estimate_fees(const Event& event) const {
-    return impl_->price(event.subscription, event.customer,
-                        [&](const Book::Impl& book, UsageSource& usage) { return book.estimate_fees(event, impl_->options.clock(), usage); });
+    draft_one(event);
+    return impl_->price([&](const Books& books, UsageSource& usage) {
+        const Timestamp now = impl_->options.clock();
+        return book_at(books, event, now).estimate_fees(event, now, usage);
+    });
+}
+
+std::vector<Fees> Meter::estimate_fees(std::span<const Event> events) const {
+    return impl_->price_each(
+        events, [](const Book::Impl& book, const Event& event, Timestamp now, UsageSource& usage) { return book.estimate_fees(event, now, usage); });
+}
+
+Fees Meter::estimate_instant_fees(const Event& event) const {
+    draft_one(event);
+    const auto books = impl_->books();
+    const Timestamp now = impl_->options.clock();
+    Fees fees = book_at(*books, event, now).estimate_instant_fees(event, now);
+    if (fees.fees.empty()) refuse("name", "does_not_match_an_instant_charge");
+    return fees;
+}
+
+std::vector<Fees> Meter::estimate_instant_fees(std::span<const Event> events) const {
+    return impl_->price_each(
+        events, [](const Book::Impl& book, const Event& event, Timestamp now, UsageSource&) { return book.estimate_instant_fees(event, now); });
+}
+
+Fees Meter::advance_fees(std::string_view id) const {
+    const std::optional<Event> event = find(id);
+    if (!event) throw Error(ErrorCode::not_found, "id", quote(id) + " is not in the log");
+    return impl_->price(
+        [&](const Books& books, UsageSource& usage) { return book_at(books, *event, *event->timestamp).advance_fees(*event, usage); });
+}
+
+Fees Meter::advance_fees(const UsageQuery& query) const {
+    return impl_->price([&](const Books& books, UsageSource& usage) {
+        const Timestamp now = impl_->options.clock();
+        return ask_books(books, query, now, [&](const Book::Impl& book, const UsageQuery& asked) { return book.advance_fees(asked, now, usage); });
+    });
 }
 
 Fees Meter::usage(const UsageQuery& query) const {
-    return impl_->price(query.subscription, query.customer,
-                        [&](const Book::Impl& book, UsageSource& usage) { return book.usage(query, impl_->options.clock(), usage); });
+    return impl_->price([&](const Books& books, UsageSource& usage) {
+        const Timestamp now = impl_->options.clock();
+        return ask_books(books, query, now, [&](const Book::Impl& book, const UsageQuery& asked) { return book.usage(asked, now, usage); });
+    });
+}
+
+Check Meter::check(const Event& event) const {
+    if (event.customer.empty()) refuse("customer", "is required");
+    return impl_->price([&](const Books& books, UsageSource& usage) { return check_books(books, event, impl_->options.clock(), usage); });
 }
 
 void Meter::connect(const Upstream& upstream) { impl_->delivery.connect(upstream); }

@@ -226,6 +226,8 @@ inline constexpr std::size_t json_depth = 32;
 inline constexpr std::size_t extra_bytes = 65536;       ///< notice and extensions together, as JSON text
 inline constexpr std::size_t batch_events = 100000;     ///< in one call of record()
 inline constexpr std::size_t page_events = 1000;        ///< ListQuery::limit
+inline constexpr std::size_t sort_keys = 8;             ///< ListQuery::sort
+inline constexpr std::size_t advance_fees = 10000;      ///< in one answer of advance_fees()
 inline constexpr std::size_t aggregate_rows = 1000000;  ///< bins x groups of one answer
 inline constexpr std::size_t carried_bins = 1000;       ///< of a recurring metric, each of which is a question of its own
 }  // namespace limits
@@ -276,7 +278,8 @@ enum class Operator { eq, ne, gt, gte, lt, lte, in, not_in, contains, not_contai
 /// Fields: id, name, source, customer, subscription, timestamp, value, or the path of a property ("model", "request.region");
 /// "properties.name" is the property even where a field has that name.
 /// Numbers compare as decimals, texts as texts (a number and a text holding a number are equal), timestamps as instants; a missing
-/// property, like null, satisfies only ne, not_in, not_contains, not_like and exists false.
+/// property, like null, satisfies only ne, not_in, not_contains, not_like and exists false. So does an object with members, but that it satisfies
+/// exists true and not false: name its members' paths instead.
 struct Filter {
     enum class Kind { all, any, clause };
     Kind kind = Kind::all;
@@ -344,23 +347,32 @@ struct Metric {
 // 5 questions
 // ---------------------------------------------------------------------------------------------
 
-enum class Order { newest_first, oldest_first };
+/// One key of an order. Values of different kinds stand in this order: missing or null, false, true, numbers, texts (by bytes), lists; an object
+/// counts as missing. `descending` turns all of it round.
+struct SortKey {
+    std::string field = {};
+    bool descending = false;
+};
+
+/// Where a list goes on. Opaque text that holds the whole question in the clear, good for any process on the same database. What is changed in it
+/// by accident is noticed; it is no secret and no signature.
+struct Cursor {
+    std::string text = {};
+    explicit operator bool() const noexcept { return !text.empty(); }
+};
 
 struct ListQuery {
     std::string customer = {}, subscription = {};
     std::vector<std::string> names = {}, sources = {}, ids = {};  ///< any of them; no condition when empty
     Period period = {};
     Filter filter = {};
-    Order order = Order::newest_first;  ///< by timestamp, then sequence: a total order
-    std::int64_t limit = 100;           ///< 1 to limits::page_events
-    std::int64_t offset = 0;
-    bool count = false;  ///< also count all that match
-};
-
-/// Where a list goes on. Opaque text that holds the whole question, good for any process on the same database.
-struct Cursor {
-    std::string text = {};
-    explicit operator bool() const noexcept { return !text.empty(); }
+    /// Fields as in Filter, at most limits::sort_keys; by timestamp, newest first, when empty. What is still equal goes by sequence, in the direction
+    /// of the last key: a total order. Any other first key than the timestamp reads that column of the whole period.
+    std::vector<SortKey> sort = {};
+    std::int64_t limit = 100;  ///< 1 to limits::page_events
+    std::int64_t offset = 0;   ///< of the events after the cursor, if there is one
+    bool count = false;        ///< also count all that match, before the cursor too
+    Cursor after = {};         ///< go on after that page; everything else but limit, offset and count must be as it was there
 };
 
 struct Page {
@@ -369,22 +381,28 @@ struct Page {
     Cursor next = {};                        ///< empty on the last page
 };
 
-enum class NameSort { name, occurrences, first_seen, last_seen };
-
 struct NamesQuery {
     std::string customer = {};
-    std::string text = {};  ///< only names that contain it; ASCII letters of either case
+    std::string text = {};  ///< only names (or sources) that contain it; ASCII letters of either case
     Period period = {};
-    NameSort sort = NameSort::last_seen;
-    bool descending = true;
-    std::int64_t limit = 100;
+    Filter filter = {};
+    bool by_source = false;  ///< list_names(): a row for each source that a name comes from
+    /// By name, source, occurrences, first_seen and last_seen; last seen first when empty. What is still equal goes by name and source.
+    std::vector<SortKey> sort = {};
+    std::int64_t limit = 100;  ///< 1 to limits::page_events
     std::int64_t offset = 0;
 };
 
 struct NameInfo {
-    std::string name = {};
+    std::string name = {};    ///< empty in list_sources()
+    std::string source = {};  ///< empty where names are not told apart by it, and for events without one
     std::int64_t occurrences = 0;
-    Timestamp first_seen = {}, last_seen = {};
+    Timestamp first_seen = {}, last_seen = {};  ///< of the events' timestamps
+};
+
+struct NameList {
+    std::vector<NameInfo> rows = {};
+    std::int64_t total = 0;  ///< rows on all pages together
 };
 
 struct AggregateQuery {
@@ -420,6 +438,64 @@ struct Aggregate {
     std::vector<AggregateRow> rows = {};
 };
 
+/// Usage of several metrics at once, and what it costs where a book that is loaded prices them.
+struct AnalyticsQuery {
+    std::vector<std::string> metrics = {};  ///< their codes; all that are declared or loaded when empty
+    std::string customer = {}, subscription = {};
+    std::vector<std::string> sources = {};                ///< only events from one of them; no condition when empty
+    std::optional<Period> period = {};                    ///< when absent: `range`
+    std::string range = {};                               ///< one that named_period() knows; when empty too, what `rules` say
+    std::optional<BillingCycle> billing_cycle = {};       ///< for the ranges that need one
+    Bin bin = Bin::none;                                  ///< with one, also the points of each item
+    std::string time_zone = {};                           ///< of the bins, as in AggregateQuery
+    std::optional<std::chrono::weekday> week_start = {};  ///< when absent, what `rules` say
+    std::optional<Timestamp> billing_anchor = {};         ///< of months, quarters and years, as in AggregateQuery
+    bool fill = false;                                    ///< also points without events
+    std::vector<std::string> group_by = {};               ///< fields as in Filter, say "source" or "properties.model"
+    std::int64_t top = 0;                                 ///< of the groups of each metric, as in AggregateQuery
+    Filter filter = {};
+    /// Whose question this is. Meter's own when empty: all of time, weeks from Monday. "flexprice", its events/analytics: the last 7 days, weeks
+    /// from Sunday, no items without usage. What values count as is said by each metric's rules, what they cost by its book.
+    std::string rules = {};
+};
+
+/// A bin of an item.
+struct AnalyticsPoint {
+    Timestamp start = {};
+    Decimal usage = {};
+    std::int64_t events = 0;
+    Decimal cost = {}, discount = {};  ///< of this usage alone: with tiers, packages or flat parts the points do not add up to their item
+};
+
+/// What one group of events came to under one metric and, where a book prices it, one charge.
+struct AnalyticsItem {
+    std::string metric = {};
+    std::string charge = {};                             ///< as Book::price() knows it; empty when no book prices the metric
+    std::vector<std::optional<std::string>> group = {};  ///< as group_by; nothing where the event lacks the property
+    bool rest = false;                                   ///< of the groups beyond AnalyticsQuery::top
+    Decimal usage = {};
+    std::int64_t events = 0;
+    Decimal cost = {}, discount = {};  ///< currency units; the cost is before the discount
+    std::string currency = {};
+    std::vector<AnalyticsPoint> points = {};  ///< in order of time
+    json vendor = nullptr;                    ///< what only the vendor's own answer has
+};
+
+/// A metric over all groups, also of events that are in none.
+struct AnalyticsTotal {
+    std::string metric = {};
+    Decimal usage = {};
+    std::int64_t events = 0;
+};
+
+struct Analytics {
+    std::vector<AnalyticsItem> items = {};    ///< in order of metric, charge, group
+    std::vector<AnalyticsTotal> totals = {};  ///< of each metric, in the same order
+    std::string currency = {};                ///< of the first item that is priced
+    Decimal cost = {}, discount = {};         ///< sums of the items in that currency
+    Period period = {};                       ///< what was looked at
+};
+
 // ---------------------------------------------------------------------------------------------
 // 6 prices
 // ---------------------------------------------------------------------------------------------
@@ -443,7 +519,13 @@ public:
     /// units that meter_credit benefits grant; count, sum and unique meters whose filter names an event.
     static Book polar(const json& catalogue);
     /// {"plan": {"id", "items": [...]}, "features": [...], "currency": "usd"} as Autumn's API (2.1 and later) shows them, credit systems
-    /// included. An item's "quantity" is what was bought of a prepaid one.
+    /// included. An item's "quantity" is what was bought of a prepaid one. An event uses the feature of its name (or with that name among its
+    /// "event_names"): as many units as its value, 1 without one; its subscription is Autumn's entity.
+    /// Balances and bills run in cycles of an item's "reset" and "price" intervals (a price without one is monthly), on calendar periods, UTC,
+    /// for any customer. With "customers": [{"id", "subscriptions": [{"plan_id", "started_at", "current_period_start", "expires_at",
+    /// "quantity"}], "billing_controls", "entities": [...]}] only these customers have the plan, from when it started, and its cycles are
+    /// counted from there; entities (of that same form) may have the plan for themselves. Controls: "usage_limits", "spend_limits" and
+    /// "overage_allowed" of an entity, a customer or the plan, the first that names the feature. Rollovers are not known.
     static Book autumn(const json& catalogue);
     /// By the vendor's name: "lago", "flexprice", "polar" or "autumn". Throws unsupported for another.
     static Book of(std::string_view vendor, const json& catalogue);
@@ -462,6 +544,12 @@ public:
 
 private:
     std::shared_ptr<const Impl> impl_;
+};
+
+/// A book as the database keeps it.
+struct BookVersion {
+    Book book;
+    Timestamp effective_from = Timestamp::min();  ///< which stands for always
 };
 
 /// One step on the way to a fee. The amounts of a fee's lines add up to its amount exactly.
@@ -494,6 +582,7 @@ struct Fee {
     std::string customer = {}, subscription = {};
     std::vector<std::pair<std::string, std::optional<std::string>>> group = {};  ///< of a charge priced by group
     std::string filter = {};                                                     ///< the charge filter's name, of a charge priced by filter
+    std::string event = {};                                                      ///< its id, of the fee of one event
     std::string currency = {};
     Decimal units = {};
     std::int64_t events = 0;
@@ -516,11 +605,24 @@ struct Fees {
     std::string to_text() const;  ///< for people: each fee with its lines, and the sum
 };
 
-/// Whether units may be used, and what is left before them.
+/// Whether units may be used, and what stands behind the answer. Everything is in the units of `feature`, before the units asked for are used.
 struct Check {
     bool allowed = false;
-    Decimal balance = {};  ///< units left
-    Decimal overage = {};  ///< units used beyond what was granted
+    /// Why not, in a word: no_balance (the plan grants nothing of it), insufficient_balance, usage_limit; empty when allowed.
+    std::string reason = {};
+    std::string feature = {};  ///< whose balance answers: the event's own, or a credit system that pays for it
+    Decimal required = {};     ///< the event's units, in credits when a credit system answers
+    bool flag = false;         ///< a boolean feature: it is there, and nothing is counted
+    bool unlimited = false;
+    bool overage_allowed = false;                  ///< use goes on when the balance is 0
+    Decimal granted = {};                          ///< since the last reset, bought units included
+    Decimal usage = {};                            ///< since the last reset; what balances did not cover is left out
+    Decimal balance = {};                          ///< units left, never below 0
+    Decimal overage = {};                          ///< units used beyond what was granted
+    std::optional<Decimal> overage_limit = {};     ///< overage at most (max_purchase, or a spend limit); nothing: no limit
+    std::optional<Decimal> usage_limit_left = {};  ///< what usage limits leave; nothing: no such limit
+    std::optional<Timestamp> next_reset = {};      ///< the first of its balances'; nothing: never
+    json to_json() const;                          ///< numbers and times as texts
 };
 
 struct UsageQuery {
@@ -634,6 +736,30 @@ struct Balance {
     std::int64_t skipped = 0;  ///< passed over by the selection, or deleted before the upstream was first connected; not in recorded
     bool holds() const noexcept { return recorded == delivered + pending + parked; }
     friend bool operator==(const Balance&, const Balance&) noexcept = default;
+};
+
+struct MonitoringQuery {
+    std::optional<Period> period = {};  ///< by the events' timestamps; the last 24 hours when absent
+    Bin bin = Bin::hour;                ///< the windows; none: no windows
+    std::string time_zone = {};         ///< of the windows, as AggregateQuery's
+};
+
+struct MonitoringWindow {
+    Timestamp start = {};  ///< the first window may begin before the period; what happened before that is not in it
+    std::int64_t events = 0;
+};
+
+struct UpstreamMonitoring {
+    UpstreamStatus status = {};
+    Balance balance = {};
+};
+
+/// How much happens, and how far delivery has come. The windows are of one snapshot of the log, the upstreams of a later one.
+struct Monitoring {
+    Period period = {};
+    std::int64_t events = 0;                     ///< of the period
+    std::vector<MonitoringWindow> windows = {};  ///< all of the period, those without events too
+    std::vector<UpstreamMonitoring> upstreams = {};
 };
 
 struct FlushProgress {
@@ -768,11 +894,18 @@ public:
     std::vector<Receipt> record_json(std::string_view lines);
 
     std::optional<Event> find(std::string_view id) const;
-    /// Throws bad_value for a limit, offset or period that cannot be, naming it.
+    /// Throws bad_value for a limit, offset, period, sort or text that cannot be, naming it; bad_cursor for a cursor of another question.
     Page list(const ListQuery& query = {}) const;
-    /// The page after the one that gave the cursor. No event is skipped or seen twice while others arrive. Throws bad_cursor.
+    /// The page after the one that gave the cursor, of the same size. No event is skipped or seen twice while others arrive. Throws bad_cursor.
     Page list(const Cursor& cursor) const;
-    std::vector<NameInfo> list_names(const NamesQuery& query = {}) const;
+    /// The names that events have, and how often, first and last. Throws bad_value as list() does.
+    NameList list_names(const NamesQuery& query = {}) const;
+    /// The same of sources; events without one are left out.
+    NameList list_sources(const NamesQuery& query = {}) const;
+
+    /// Events in each window of a period, and what each upstream has had and waits for. Throws bad_value for a period or zone that cannot be,
+    /// too_large for more than limits::aggregate_rows windows.
+    Monitoring monitoring(const MonitoringQuery& query = {}) const;
 
     /// Removes the oldest events, in whole sealed chunks (MeterOptions::chunk_events), as far as the options allow and every upstream has
     /// had them; parked events and all that follow stay. Ids of removed events are forgotten: the same id would be stored again.
@@ -783,21 +916,68 @@ public:
     /// is well. With `repair`, what differs is made again from the log. Takes time in proportion to the log; others may read and write.
     std::vector<std::string> verify(bool repair = false);
 
-    /// Declares a metric, or replaces the one of that code. Throws bad_value.
+    /// Declares a metric, in place of the one of that code. Throws bad_value.
     void define(const Metric& metric);
+    /// Those in force, by code. Of several of one code (the app's own and those of books) that is the one given last; a book's, as long as the
+    /// version it came with is in effect.
     std::vector<Metric> metrics() const;
     /// Throws not_found for an unknown metric, bad_value for a wrong period or field, too_large over limits::aggregate_rows.
     Aggregate aggregate(const AggregateQuery& query) const;
     Aggregate aggregate(const Metric& metric, const AggregateQuery& query = {}) const;
 
-    /// Keeps a book in the database, in place of the one of the same vendor and code; its metrics become known to aggregate().
-    void load(const Book& book);
-    std::vector<Book> books() const;
+    /// Usage, events and cost of several metrics, by group and over time, all from one snapshot. What a metric costs is what Book::price() says of
+    /// its usage, with FlexPrice's books what its analytics say (dossier 6.6). Throws not_found for an unknown metric, bad_value for what
+    /// cannot be asked, naming it, too_large over limits::aggregate_rows.
+    Analytics analytics(const AnalyticsQuery& query) const;
+    std::vector<Decimal> inference_costs(std::span<const std::string> ids) const;
+
+    /// Keeps a version of a book in the database, in place of the one of the same vendor, code and moment; its metrics become known to
+    /// aggregate(), in place of others of their codes. A billing period is priced by one version, that in effect when it begins: a version
+    /// that takes effect within a period follows when that ends. The first one of all has no say before it takes effect: it prices the rest
+    /// of that period. Estimates and limits go by the version of the billing period they are made in; a UsageQuery::period by the version of
+    /// the moment it begins. Throws bad_value for a moment outside Timestamp::min() (always) to max().
+    void load(const Book& book, Timestamp effective_from = Timestamp::min());
+    /// Removes that version, or all of them, and the metrics that came with it; where such a metric had taken the place of another of its
+    /// code, that one is back. Throws not_found when there is none.
+    void remove_book(const std::string& vendor, const std::string& code, std::optional<Timestamp> effective_from = {});
+    /// All versions, by vendor, code and moment.
+    std::vector<BookVersion> books() const;
     /// What the event would cost if it happened now: one fee for each pay-in-advance charge of its metric on the subscription's plan.
-    /// Nothing is recorded. Rules: Lago's POST /events/estimate_fees (dossier 3.1). Throws not_found and bad_value as that answers 404 and 422.
+    /// Nothing is recorded. Rules: Lago's POST /events/estimate_fees (dossier 3.1). Throws not_found and bad_value as that answers 404 and 422,
+    /// and what record() throws for an event that cannot be.
     Fees estimate_fees(const Event& event) const;
+    /// The same for each of up to limits::batch_events events, in order and from one snapshot: none counts for another. An error is thrown
+    /// for the first event that has one, its field beneath "events[i]"; too_large for more events.
+    std::vector<Fees> estimate_fees(std::span<const Event> events) const;
+    std::vector<Fees> estimate_fees(std::initializer_list<Event> events) const { return estimate_fees(std::span(events.begin(), events.size())); }
+    /// What the event costs taken alone, without the log: one fee for each standard or percentage pay-in-advance charge of its metric, no free
+    /// units, units rounded as the metric says. Rules: Lago's POST /events/estimate_instant_fees (dossier 3.4). Throws not_found for the
+    /// subscription, bad_value when the event meets no such charge or its property is not a number, unsupported for other vendors' books.
+    Fees estimate_instant_fees(const Event& event) const;
+    /// The same for each of up to limits::batch_events events, in order. As in Lago's batch_estimate_instant_fees, an event that meets no such
+    /// charge has no fees; other errors are thrown for the first event that has one, its field beneath "events[i]".
+    std::vector<Fees> estimate_instant_fees(std::span<const Event> events) const;
+    std::vector<Fees> estimate_instant_fees(std::initializer_list<Event> events) const {
+        return estimate_instant_fees(std::span(events.begin(), events.size()));
+    }
+    /// The fees that a recorded event is billed at once, one for each pay-in-advance charge of its metric; none when there is no such charge, or
+    /// the event lacks the property to be counted. Each is what the event added to the highest its billing period had come to, the events
+    /// taken by timestamp, then sequence, and is rounded on its own (Lago, dossier 7). Lago takes them as they arrive: an event it gets late
+    /// is billed by what had come before. Throws not_found for the id, or for a subscription that was not active then; unsupported for
+    /// other vendors' books.
+    Fees advance_fees(std::string_view id) const;
+    /// Those of all events of the period, in order of time: what Lago has invoiced in advance. Their sum may differ from what usage() says, since
+    /// each is rounded. Throws as usage() does, and too_large for more than limits::advance_fees fees or 1200 billing periods.
+    Fees advance_fees(const UsageQuery& query) const;
     /// Units and fees of every charge of the subscription's plan over the period.
     Fees usage(const UsageQuery& query) const;
+    /// Whether the event's customer (and entity: Event::subscription) may now use so many units (Event::value, 1 when absent) of the feature
+    /// that the event names: Autumn's POST /check, by the balances that the events in the log have left. Nothing is recorded. Balances pay in
+    /// Autumn's order, and what none covers is dropped, as with overage_behavior "cap" (autumn dossier 5 and 7.7). Where features share a
+    /// credit system, what each used since the last reset is taken off as a whole, feature by feature. Throws bad_value without a customer,
+    /// not_found for a feature or customer that no book with balances knows, unsupported when the customer's books are other vendors': only
+    /// Autumn's have balances.
+    Check check(const Event& event) const;
 
     /// Adds an upstream, or gives one of that name new settings, and ends a pause. A new one starts with the oldest event kept.
     void connect(const Upstream& upstream);

@@ -13,7 +13,7 @@ using namespace std::chrono_literals;
 namespace {
 
 void show_today(const meter::Meter& usage) {
-    for (const auto& name : usage.list_names({.period = meter::last_days(1), .sort = meter::NameSort::occurrences})) {
+    for (const auto& name : usage.list_names({.period = meter::last_days(1), .sort = {{"occurrences", true}}}).rows) {
         std::cout << name.occurrences << "  " << name.name << "\n";
     }
     const meter::Balance balance = usage.balance("lago");

@@ -178,7 +178,7 @@ std::string title(const Metric& metric) {
 /// A column for each of the most frequent names, a row a day, and the first column drawn as bars.
 void print_daily_totals(const Meter& meter) {
     std::vector<Metric> columns;
-    for (const NameInfo& info : meter.list_names({.sort = NameSort::occurrences, .limit = 4}))
+    for (const NameInfo& info : meter.list_names({.sort = {{"occurrences", true}}, .limit = 4}).rows)
         columns.push_back(metric_for(info.name, meter.metrics()));
     std::map<Timestamp, std::vector<Decimal>> days;
     for (std::size_t i = 0; i < columns.size(); ++i) {
@@ -221,7 +221,7 @@ Book read_plan(const std::string& path) {
 
 /// The subscription's bill for the month of its latest event, and what one more event like it would cost.
 void print_prices(const Meter& meter) {
-    for (const NameInfo& info : meter.list_names({.sort = NameSort::occurrences, .limit = 1})) {
+    for (const NameInfo& info : meter.list_names({.sort = {{"occurrences", true}}, .limit = 1}).rows) {
         const Event latest = meter.list({.names = {info.name}, .limit = 1}).events.at(0);
         const Period month = this_month(latest.timestamp.value());
         try {

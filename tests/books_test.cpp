@@ -357,6 +357,248 @@ TEST_CASE("instant estimates price the event alone", "[lago]") {
     CHECK(fees.fees[0].vendor["event_transaction_id"] == "t1");
 }
 
+namespace {
+
+// A plan with a standard charge for calls, a percentage and a graduated one for tokens, all paid in advance, for the subscription "sub_1".
+json instant_plan() {
+    auto tokens = tokens_metric;
+    tokens["rounding_function"] = "ceil";
+    auto plan = catalogue({{"charge_model", "standard"}, {"pay_in_advance", true}, {"properties", {{"amount", "10"}}}});
+    plan["billable_metrics"].push_back(tokens);
+    plan["billable_metrics"].push_back({{"code", "spans"}, {"aggregation_type", "count_agg"}});
+    plan["plan"]["charges"].push_back({{"billable_metric_code", "tokens"},
+                                       {"charge_model", "percentage"},
+                                       {"pay_in_advance", true},
+                                       {"properties", {{"rate", "1"}, {"fixed_amount", "0.5"}, {"per_transaction_max_amount", "6"}}}});
+    plan["plan"]["charges"].push_back({{"billable_metric_code", "spans"}, {"charge_model", "graduated"}, {"pay_in_advance", true}});
+    plan["subscriptions"] = {{{"external_id", "sub_1"}, {"external_customer_id", "acme"}, {"started_at", "2026-01-01T00:00:00Z"}}};
+    return plan;
+}
+
+MeterOptions at_march_10() {
+    return {.clock = [] { return march_10; }};
+}
+
+// What `ask` throws, as code, field and reason.
+template <class Ask>
+std::string refusal(Ask&& ask) {
+    try {
+        ask();
+    } catch (const Error& error) {
+        const std::string code = error.code() == ErrorCode::not_found ? "not_found" : error.code() == ErrorCode::bad_value ? "bad_value" : "other";
+        return code + " " + error.field() + ": " + error.reason();
+    }
+    return "answered";
+}
+
+}  // namespace
+
+TEST_CASE("instant estimates leave the log out of account", "[lago][meter]") {
+    Meter m(at_march_10());
+    m.load(Book::lago(instant_plan()));
+    const auto tokens = [&](const char* value) { return m.estimate_instant_fees(event("tokens", {{"value", value}})).fees.at(0); };
+    const auto fee = tokens("99.2");
+    CHECK(fee.units == 100);
+    CHECK(fee.amount == Decimal("1.5"));
+    CHECK(fee.amount_cents == 150);
+    CHECK(fee.unit_amount == Decimal("0.015"));
+    CHECK(fee.vendor["amount_cents"] == "150.0");
+    CHECK(fee.vendor["precise_unit_amount"] == "1.5");
+    CHECK(fee.customer == "acme");
+    m.record(event("tokens", {{"value", 1000}}));
+    CHECK(tokens("99.2").to_json() == fee.to_json());
+    CHECK(tokens("1000").amount == 6);
+    CHECK(tokens("-3").amount == Decimal("0.5"));  // no units, but the fixed amount
+    CHECK(tokens("-3").units.is_zero());
+    CHECK(m.estimate_instant_fees(event("calls", json::object())).amount_cents == 1000);
+}
+
+TEST_CASE("instant estimates answer errors as Lago does", "[lago][meter]") {
+    Meter m(at_march_10());
+    const auto asked = [&](const Event& e) { return refusal([&] { m.estimate_instant_fees(e); }); };
+    CHECK(asked(event("calls", json::object())) == "not_found subscription: no book that is loaded prices it");
+    m.load(Book::lago(instant_plan()));
+    CHECK(asked(event("calls", json::object(), "2026-03-05T00:00:00Z", "sub_2")) == "not_found subscription: no book that is loaded prices it");
+    CHECK(asked(event("spans", json::object())) == "bad_value name: does_not_match_an_instant_charge");  // graduated
+    CHECK(asked(event("nothing", json::object())) == "bad_value name: does_not_match_an_instant_charge");
+    CHECK(asked(event("tokens", {{"value", "many"}})) == "bad_value properties.value: value_is_not_valid_number");
+    CHECK(asked(event("", json::object())) == "bad_value name: is missing");
+    CHECK(asked(event("calls", json::array())) == "bad_value properties: must be an object");
+    Meter early({.clock = [] { return Timestamp::parse("2025-12-31"); }});
+    early.load(Book::lago(instant_plan()));
+    CHECK(refusal([&] { early.estimate_instant_fees(event("calls", json::object())); }) == "not_found subscription: subscription_not_found");
+}
+
+TEST_CASE("a batch of estimates prices each event on its own", "[lago][meter]") {
+    Meter m(at_march_10());
+    m.load(Book::lago(instant_plan()));
+    m.record(event("tokens", {{"value", 10}}));
+    const std::vector<Event> batch{event("tokens", {{"value", 100}}), event("calls", json::object()), event("tokens", {{"value", 100}})};
+    for (const bool instantly : {false, true}) {
+        CAPTURE(instantly);
+        const auto fees = instantly ? m.estimate_instant_fees(batch) : m.estimate_fees(batch);
+        REQUIRE(fees.size() == batch.size());
+        for (std::size_t i = 0; i < batch.size(); ++i) {
+            const auto alone = instantly ? m.estimate_instant_fees(batch[i]) : m.estimate_fees(batch[i]);
+            CHECK(fees[i].to_json() == alone.to_json());
+        }
+    }
+    CHECK(m.estimate_fees(std::span<const Event>()).empty());
+    CHECK(m.list({.count = true}).total == 1);  // nothing was recorded
+    const auto unmatched = m.estimate_instant_fees({batch[0], event("spans", json::object())});
+    CHECK(unmatched.at(0).fees.size() == 1);
+    CHECK(unmatched.at(1).fees.empty());
+    const auto other = event("calls", json::object(), "2026-03-05T00:00:00Z", "sub_2");
+    CHECK(refusal([&] { m.estimate_instant_fees({batch[0], other}); }) == "not_found events[1].subscription: no book that is loaded prices it");
+    CHECK(refusal([&] { m.estimate_fees({batch[0], event("nothing", json::object())}); }) == "not_found events[1].name: billable_metric_not_found");
+    CHECK(refusal([&] {
+              m.estimate_fees({event("tokens", {{"value", "x"}}), batch[0]});
+          }) == "bad_value events[0].properties.value: value_is_not_valid_number");
+    const std::vector<Event> many(limits::batch_events + 1);
+    CHECK_THROWS_AS(m.estimate_fees(many), Error);
+    m.load(Book::autumn(
+        {{"plan", {{"id", "pro"}, {"items", {{{"feature_id", "chat"}, {"price", {{"amount", 1}, {"billing_method", "usage_based"}}}}}}}}}));
+    CHECK(refusal([&] { m.estimate_instant_fees({.name = "chat", .customer = "bob"}); }) == "other : autumn has no instant estimates");
+}
+
+namespace {
+
+// A log of events at march_10, under a plan of one pay-in-advance charge.
+Meter advance_log(json charge, json metric, std::vector<Event> events) {
+    Meter m(at_march_10());
+    charge["pay_in_advance"] = true;
+    m.load(Book::lago(catalogue(std::move(charge), std::move(metric))));
+    for (std::size_t i = 0; i < events.size(); ++i) events[i].id = "e" + std::to_string(i);
+    m.record(events);
+    return m;
+}
+
+// Units and cents of each.
+std::vector<std::pair<Decimal, Decimal>> units_and_cents(const Fees& fees) {
+    std::vector<std::pair<Decimal, Decimal>> list;
+    for (const auto& fee : fees.fees) list.emplace_back(fee.units, fee.amount_cents);
+    return list;
+}
+using Pairs = std::vector<std::pair<Decimal, Decimal>>;
+
+const json standard_1{{"charge_model", "standard"}, {"properties", {{"amount", "1"}}}};
+
+}  // namespace
+
+TEST_CASE("a fee paid in advance follows the period's maximum", "[lago][meter]") {
+    const auto m = advance_log(standard_1, tokens_metric,
+                               {event("tokens", {{"value", 10}}), event("tokens", {{"value", -4}}, "2026-03-06T00:00:00Z"),
+                                event("tokens", {{"value", 3}}, "2026-03-07T00:00:00Z"), event("tokens", {{"value", 3}}, "2026-03-08T00:00:00Z"),
+                                event("tokens", json::object(), "2026-03-08T00:00:00Z"), event("tokens", {{"value", 3}}, "2026-02-08T00:00:00Z")});
+    const auto fees = m.advance_fees({.subscription = "sub_1"});
+    CHECK(units_and_cents(fees) == Pairs{{10, 1000}, {0, 0}, {3, 0}, {2, 200}});
+    CHECK(fees.amount_cents == 1200);
+    CHECK(fees.amount_cents == m.usage({.subscription = "sub_1"}).amount_cents);
+    CHECK(fees.fees[3].event == "e3");
+    CHECK(fees.fees[3].vendor["event_transaction_id"] == "e3");
+    CHECK(fees.fees[3].period == period("2026-03-01", "2026-04-01"));
+    for (const auto& fee : fees.fees) {
+        const auto alone = m.advance_fees(fee.event);
+        REQUIRE(alone.fees.size() == 1);
+        CHECK(alone.fees[0].to_json() == fee.to_json());
+        CHECK(alone.fees[0].vendor == fee.vendor);
+    }
+    CHECK(m.advance_fees("e4").fees.empty());  // lacks the property
+    CHECK(units_and_cents(m.advance_fees({.subscription = "sub_1", .period = period("2026-02-01", "2026-03-06")})) == Pairs{{3, 300}, {10, 1000}});
+    CHECK(units_and_cents(m.advance_fees({.subscription = "sub_1", .period = period("2026-03-07", "2026-03-08")})) == Pairs{{3, 0}});
+}
+
+TEST_CASE("a value added again in the period is shown, and free", "[lago][meter]") {
+    const json users{{"code", "users"}, {"aggregation_type", "unique_count_agg"}, {"field_name", "user"}};
+    const auto m = advance_log(standard_1, users,
+                               {event("users", {{"user", "ann"}}), event("users", {{"user", "ann"}}), event("users", {{"user", "bob"}}),
+                                event("users", {{"user", "ann"}, {"operation_type", "remove"}}), event("users", {{"user", "ann"}})});
+    CHECK(units_and_cents(m.advance_fees({.subscription = "sub_1"})) == Pairs{{1, 100}, {0, 0}, {1, 100}, {0, 0}, {1, 0}});
+}
+
+TEST_CASE("events of one moment are billed in the order they were recorded", "[lago][meter]") {
+    const json package{{"charge_model", "package"}, {"properties", {{"amount", "5"}, {"package_size", 2}, {"free_units", 1}}}};
+    const auto m =
+        advance_log(package, {{"code", "calls"}, {"aggregation_type", "count_agg"}}, std::vector<Event>(5, event("calls", json::object())));
+    CHECK(units_and_cents(m.advance_fees({.subscription = "sub_1"})) == Pairs{{1, 0}, {1, 500}, {1, 0}, {1, 500}, {1, 0}});
+    CHECK(units_and_cents(m.advance_fees("e3")) == Pairs{{1, 500}});
+}
+
+TEST_CASE("a fee paid in advance is priced in its group and by its filter", "[lago][meter]") {
+    const json ranges{{{"from_value", 0}, {"to_value", 2}, {"per_unit_amount", "1"}, {"flat_amount", "0"}},
+                      {{"from_value", 3}, {"to_value", nullptr}, {"per_unit_amount", "0.5"}, {"flat_amount", "0"}}};
+    json charge{{"charge_model", "graduated"}, {"properties", {{"graduated_ranges", ranges}, {"pricing_group_keys", {"region"}}}}};
+    charge["filters"] = {{{"invoice_display_name", "small"}, {"values", {{"size", {"512"}}}}, {"properties", {{"graduated_ranges", ranges}}}}};
+    auto metric = model_metric;
+    const auto call = [](int value, const char* region, const char* size) {
+        return event("calls", {{"value", value}, {"region", region}, {"size", size}});
+    };
+    const auto m = advance_log(charge, metric,
+                               {call(2, "eu", "1024"), call(2, "us", "1024"), call(2, "eu", "1024"), call(2, "eu", "512"), call(1, "", "1024"),
+                                event("calls", {{"value", 2}})});
+    const auto fees = m.advance_fees({.subscription = "sub_1"});
+    CHECK(units_and_cents(fees) == Pairs{{2, 200}, {2, 200}, {2, 100}, {2, 200}, {1, 100}, {2, 150}});
+    CHECK(fees.fees[3].filter == "small");
+    CHECK(fees.fees[2].group == lago::Group{{"region", "eu"}});
+    CHECK(fees.fees[5].group == lago::Group{{"region", std::nullopt}});
+    CHECK(m.advance_fees("e5").to_json() == Fees{{fees.fees[5]}, "EUR", 100, 150}.to_json());
+}
+
+TEST_CASE("of filters with the same keys a narrower one bills its events itself", "[lago][meter]") {
+    json charge{{"charge_model", "standard"}, {"properties", {{"amount", "1"}}}};
+    charge["filters"] = {{{"values", {{"size", {"512", "1024"}}}}, {"properties", {{"amount", "2"}}}},
+                         {{"values", {{"size", {"512"}}}}, {"properties", {{"amount", "3"}}}}};
+    const auto m =
+        advance_log(charge, model_metric, {event("calls", {{"value", 1}, {"size", "512"}}), event("calls", {{"value", 1}, {"size", "1024"}})});
+    CHECK(units_and_cents(m.advance_fees({.subscription = "sub_1"})) == Pairs{{1, 300}, {1, 200}});
+    CHECK(m.usage({.subscription = "sub_1"}).amount_cents == 500);
+}
+
+TEST_CASE("a prorated charge pays the rest of the period at each event", "[lago][meter]") {
+    auto metric = tokens_metric;
+    metric["recurring"] = true;
+    json charge{{"charge_model", "standard"}, {"prorated", true}, {"properties", {{"amount", "31"}}}};
+    const auto m = advance_log(charge, metric,
+                               {event("tokens", {{"value", 2}}, "2026-02-20T00:00:00Z"), event("tokens", {{"value", 1}}, "2026-03-22T10:00:00Z")});
+    CHECK(units_and_cents(m.advance_fees({.subscription = "sub_1"})) == Pairs{{1, 1000}});  // 10 of 31 days, 0.32259 x 31
+}
+
+TEST_CASE("a recurring metric is billed on from what it had come to before", "[lago][meter]") {
+    auto metric = tokens_metric;
+    metric["recurring"] = true;
+    const json charge{{"charge_model", "graduated"},
+                      {"properties",
+                       {{"graduated_ranges",
+                         {{{"from_value", 0}, {"to_value", 5}, {"per_unit_amount", "1"}, {"flat_amount", "0"}},
+                          {{"from_value", 6}, {"to_value", nullptr}, {"per_unit_amount", "0.1"}, {"flat_amount", "0"}}}}}}};
+    const auto m = advance_log(charge, metric, {event("tokens", {{"value", 4}}, "2026-02-20T00:00:00Z"), event("tokens", {{"value", 2}})});
+    CHECK(units_and_cents(m.advance_fees({.subscription = "sub_1"})) == Pairs{{2, 110}});
+    CHECK(units_and_cents(m.advance_fees("e0")) == Pairs{{4, 400}});
+}
+
+TEST_CASE("fees of single events answer errors", "[lago][meter]") {
+    auto m = advance_log(standard_1, tokens_metric, {event("tokens", {{"value", 1}}), event("other", json::object())});
+    CHECK(m.advance_fees("e1").fees.empty());  // no metric of that code
+    CHECK(refusal([&] { m.advance_fees("nothing"); }) == "not_found id: \"nothing\" is not in the log");
+    CHECK(refusal([&] { m.advance_fees(UsageQuery{}); }) == "bad_value subscription: a subscription or a customer is required");
+    const Period all;
+    CHECK(refusal([&] { m.advance_fees({.subscription = "sub_1", .period = all}); }) == "other period: has more than 1200 billing periods");
+    auto listed = catalogue({{"charge_model", "standard"}, {"pay_in_advance", true}, {"properties", {{"amount", "1"}}}}, tokens_metric);
+    listed["subscriptions"] = {{{"external_id", "sub_1"}, {"started_at", "2026-03-06T00:00:00Z"}}};
+    m.load(Book::lago(listed));
+    CHECK(refusal([&] { m.advance_fees("e0"); }) == "not_found subscription: subscription_not_found");  // not yet active
+    CHECK(m.advance_fees({.subscription = "sub_1"}).fees.empty());
+    std::vector<Event> many(limits::advance_fees, event("tokens", {{"value", 1}}, "2026-03-07T00:00:00Z"));
+    m.record(many);
+    CHECK(m.advance_fees({.subscription = "sub_1"}).fees.size() == limits::advance_fees);
+    m.record(many[0]);
+    CHECK(refusal([&] { m.advance_fees({.subscription = "sub_1"}); }) == "other period: has more than 10000 fees");
+    Meter plain;
+    plain.load(Book::autumn(
+        {{"plan", {{"id", "pro"}, {"items", {{{"feature_id", "chat"}, {"price", {{"amount", 1}, {"billing_method", "usage_based"}}}}}}}}}));
+    CHECK(refusal([&] { plain.advance_fees({.customer = "bob"}); }) == "other : autumn has no fees of single events");
+}
+
 TEST_CASE("percentage charges ask for the values they need", "[lago]") {
     json charge{{"charge_model", "percentage"}, {"properties", {{"rate", "1"}, {"fixed_amount", "5"}, {"free_units_per_events", 3}}}};
     const std::vector<Event> events{event("tokens", {{"value", 10}}), event("tokens", {{"value", 10}}), event("tokens", {{"value", 10}}),
@@ -537,7 +779,7 @@ TEST_CASE("Autumn's check counts what is left", "[autumn]") {
     CHECK(book.impl().check(customer_event("chat", json::object()), march_10, usage).balance == 1);
     usage.events.push_back(customer_event("chat", json::object()));
     CHECK_FALSE(book.impl().check(customer_event("chat", json::object()), march_10, usage).allowed);
-    CHECK_FALSE(book.impl().check(customer_event("image", json::object()), march_10, usage).allowed);
+    CHECK_THROWS_WITH(book.impl().check(customer_event("image", json::object()), march_10, usage), "name: feature_not_found");
     CHECK(customer_usage(book, usage.events).amount_cents.is_zero());
 }
 
@@ -619,8 +861,393 @@ TEST_CASE("the books of all vendors read the log's fields", "[meter]") {
         m.record(events);
         m.load(book);
         CHECK(m.usage({.customer = "acme"}).amount_cents == cents);
-        CHECK(m.books().at(0).vendor() == book.vendor());
+        CHECK(m.books().at(0).book.vendor() == book.vendor());
     }
+}
+
+// --- Autumn's check, over the real log ---
+
+namespace {
+
+// A database in memory with one Autumn book, on 10 March 2026 at noon.
+struct Checked {
+    Meter m{{.clock = [] { return march_10; }}};
+    explicit Checked(const json& catalogue) { m.load(Book::autumn(catalogue)); }
+
+    void use(const char* time, const Decimal& value, const char* feature = "chat", const char* entity = "", json properties = json::object()) {
+        m.record(Event{.name = feature,
+                       .customer = "acme",
+                       .subscription = entity,
+                       .timestamp = Timestamp::parse(time),
+                       .value = value,
+                       .properties = std::move(properties)});
+    }
+    Check ask(const Decimal& units, const char* feature = "chat", const char* entity = "", json properties = json::object()) const {
+        return m.check({.name = feature, .customer = "acme", .subscription = entity, .value = units, .properties = std::move(properties)});
+    }
+};
+
+// What braces around one value would not be: a list.
+json list_of(json value) { return json::array({std::move(value)}); }
+
+json plan_of(const std::vector<json>& items, const std::vector<json>& features = {}, json rest = json::object()) {
+    rest["plan"]["id"] = "pro";
+    rest["plan"]["items"] = items;
+    rest["features"] = features;
+    return rest;
+}
+
+json monthly(const char* feature, int included) { return {{"feature_id", feature}, {"included", included}, {"reset", {{"interval", "month"}}}}; }
+
+json overage_price(json more = json::object()) {
+    json price{{"amount", 1}, {"interval", "month"}, {"billing_method", "usage_based"}};
+    price.update(more);
+    return price;
+}
+
+json subscribed(const char* since) { return {{"plan_id", "pro"}, {"started_at", Timestamp::parse(since).micros() / 1000}}; }
+
+const char* const february = "2026-02-27T00:00:00Z";
+const char* const march = "2026-03-01T08:00:00Z";
+
+}  // namespace
+
+TEST_CASE("A check counts what was used since the last reset", "[autumn][check]") {
+    Checked calendar(plan_of({monthly("chat", 10)}));
+    calendar.use(february, 9);
+    calendar.use(march, 4);
+    auto check = calendar.ask(6);
+    CHECK(check.allowed);
+    CHECK(check.reason.empty());
+    CHECK(check.feature == "chat");
+    CHECK(check.required == 6);
+    CHECK(check.granted == 10);
+    CHECK(check.usage == 4);
+    CHECK(check.balance == 6);
+    CHECK(check.overage.is_zero());
+    CHECK_FALSE(check.unlimited);
+    CHECK_FALSE(check.overage_allowed);
+    CHECK(check.next_reset == Timestamp::parse("2026-04-01"));
+    check = calendar.ask(Decimal("6.0000001"));
+    CHECK_FALSE(check.allowed);
+    CHECK(check.reason == "insufficient_balance");
+    CHECK(calendar.ask(-1).allowed);
+    CHECK(calendar.m.check({.name = "chat", .customer = "other"}).balance == 10);
+    CHECK(check.to_json() == json{{"allowed", false},
+                                  {"reason", "insufficient_balance"},
+                                  {"feature", "chat"},
+                                  {"required", "6.0000001"},
+                                  {"flag", false},
+                                  {"unlimited", false},
+                                  {"overage_allowed", false},
+                                  {"granted", "10"},
+                                  {"usage", "4"},
+                                  {"balance", "6"},
+                                  {"overage", "0"},
+                                  {"overage_limit", nullptr},
+                                  {"usage_limit_left", nullptr},
+                                  {"next_reset", "2026-04-01T00:00:00Z"}});
+
+    // From a 31st on: since 28 February, until 31 March.
+    Checked anchored(
+        plan_of({monthly("chat", 10)}, {}, {{"customers", {{{"id", "acme"}, {"subscriptions", list_of(subscribed("2026-01-31T06:00:00Z"))}}}}}));
+    anchored.use(february, 9);
+    anchored.use("2026-02-28T05:59:59Z", 1);
+    anchored.use("2026-02-28T06:00:00Z", 2);
+    anchored.use(march, 4);
+    CHECK(anchored.ask(1).usage == 6);
+    CHECK(anchored.ask(1).next_reset == Timestamp::parse("2026-03-31T06:00:00Z"));
+    CHECK_THROWS_WITH(anchored.m.check({.name = "chat", .customer = "other"}), "customer: no book that is loaded has it");
+}
+
+TEST_CASE("A subscription begins, ends, and moves its cycles", "[autumn][check]") {
+    auto subscription = subscribed("2026-02-28T12:00:00Z");
+    const auto checked = [&](json changes) {
+        auto changed = subscription;
+        changed.update(changes);
+        Checked one(plan_of({monthly("chat", 10)}, {}, {{"customers", {{{"id", "acme"}, {"subscriptions", list_of(changed)}}}}}));
+        one.use(february, 1);
+        one.use(march, 2);
+        one.use("2026-03-09T00:00:00Z", 4);
+        return one.ask(1);
+    };
+    CHECK(checked(json::object()).usage == 6);
+    CHECK(checked({{"quantity", 3}}).granted == 30);
+    CHECK(checked({{"current_period_start", "2026-03-05T00:00:00Z"}}).usage == 4);
+    CHECK(checked({{"current_period_start", "2026-03-05T00:00:00Z"}}).next_reset == Timestamp::parse("2026-04-05"));
+    for (const json& change : {json{{"expires_at", "2026-03-10T12:00:00Z"}}, json{{"started_at", "2026-03-11T00:00:00Z"}}, json{{"plan_id", "other"}},
+                               json{{"status", "scheduled"}}}) {
+        const auto check = checked(change);
+        CHECK_FALSE(check.allowed);
+        CHECK(check.reason == "no_balance");
+    }
+}
+
+TEST_CASE("Credits pay when a feature's own balance does not", "[autumn][check]") {
+    const json system{{"id", "credits"}, {"type", "credit_system"}, {"credit_schema", {{{"metered_feature_id", "chat"}, {"credit_cost", "0.2"}}}}};
+    Checked one(plan_of({monthly("chat", 10), monthly("credits", 4)}, {system}));
+    CHECK(one.ask(10).feature == "chat");
+    one.use(march, 25);  // 10 of its own, 15 x 0.2 credits
+    CHECK(one.ask(1, "credits").balance == 1);
+    auto check = one.ask(1);
+    CHECK(check.allowed);
+    CHECK(check.feature == "credits");
+    CHECK(check.required == Decimal("0.2"));
+    CHECK(check.balance == 1);
+    CHECK(one.ask(5).allowed);  // which credit system answers is asked in units of the feature, the answer is in credits
+    CHECK(one.ask(5).required == 1);
+    CHECK(one.ask(6).reason == "insufficient_balance");
+    CHECK(one.ask(1, "credits").usage == 3);
+}
+
+TEST_CASE("Overage goes on up to its limit", "[autumn][check]") {
+    const json item{{"feature_id", "chat"}, {"included", 10}, {"price", overage_price({{"max_purchase", 5}})}};
+    Checked one(plan_of({item}));
+    one.use(march, 12);
+    auto check = one.ask(3);
+    CHECK(check.allowed);
+    CHECK(check.overage_allowed);
+    CHECK(check.balance.is_zero());
+    CHECK(check.overage == 2);
+    CHECK(check.usage == 12);
+    CHECK(check.overage_limit == Decimal(5));
+    CHECK_FALSE(one.ask(4).allowed);
+    one.use(march, 12);  // 3 of them
+    CHECK(one.ask(1).overage == 5);
+    CHECK(one.m.usage({.customer = "acme"}).amount_cents == 500);
+
+    auto unlimited = item;
+    unlimited["price"]["max_purchase"] = 0;
+    CHECK(Checked(plan_of({unlimited})).ask(1000).allowed);
+    CHECK_FALSE(Checked(plan_of({unlimited})).ask(1).overage_limit);
+
+    const auto limited = [&](json controls) {
+        auto source = plan_of({unlimited});
+        source["plan"]["billing_controls"] = std::move(controls);
+        return Checked(source).ask(13).allowed;
+    };
+    const auto spend = [](bool enabled, int limit, const char* type = "absolute") {
+        return json{{"spend_limits", {{{"feature_id", "chat"}, {"enabled", enabled}, {"overage_limit", limit}, {"limit_type", type}}}}};
+    };
+    CHECK_FALSE(limited(spend(true, 2)));
+    CHECK(limited(spend(true, 3)));
+    CHECK(limited(spend(false, 2)));
+    CHECK_FALSE(limited(spend(true, 29, "usage_percentage")));
+    CHECK(limited(spend(true, 30, "usage_percentage")));
+    CHECK_FALSE(limited({{"overage_allowed", {{{"feature_id", "chat"}, {"enabled", false}}}}}));
+
+    auto allowed = plan_of({monthly("chat", 10)});
+    CHECK_FALSE(Checked(allowed).ask(13).allowed);
+    allowed["plan"]["billing_controls"]["overage_allowed"] = {{{"feature_id", "chat"}, {"enabled", true}}};
+    CHECK(Checked(allowed).ask(13).allowed);
+}
+
+TEST_CASE("Usage limits hold in their windows, for the events they name", "[autumn][check]") {
+    const auto limit = [](json more) {
+        json entry{{"feature_id", "chat"}, {"limit", 5}, {"interval", "day"}, {"anchor", "utc"}};
+        entry.update(more);
+        return json{{"usage_limits", list_of(entry)}};
+    };
+    const json customer{{"id", "acme"}, {"subscriptions", list_of(subscribed("2026-01-31T06:00:00Z"))}};
+    const auto checked = [&](const json& controls, const Decimal& units, json properties = {{"model", "large"}}) {
+        auto limited = customer;
+        limited["billing_controls"] = controls;
+        Checked one(plan_of({monthly("chat", 100)}, {}, {{"customers", list_of(limited)}}));
+        one.use("2026-03-10T01:00:00Z", 2, "chat", "", {{"model", "large"}});
+        one.use("2026-03-10T07:00:00Z", 1, "chat", "", {{"model", 5}});
+        return one.ask(units, "chat", "", std::move(properties));
+    };
+    CHECK(checked(limit(json::object()), 2).allowed);
+    CHECK(checked(limit(json::object()), 3).reason == "usage_limit");
+    CHECK(checked(limit(json::object()), 3).usage_limit_left == Decimal(2));
+    CHECK(checked(limit({{"anchor", "billing_cycle"}}), 4).allowed);  // days from 6:00
+    CHECK(checked(limit({{"enabled", false}}), 50).allowed);
+    CHECK(checked(limit({{"interval", "lifetime"}}), 3).reason == "usage_limit");
+    const auto large = limit({{"filter", {{"properties", {{"model", "large"}}}}}});
+    CHECK(checked(large, 3).allowed);
+    CHECK(checked(large, 4).reason == "usage_limit");
+    CHECK(checked(large, 4, {{"model", "small"}}).allowed);
+    CHECK(checked(large, 4, json::object()).allowed);
+    CHECK(checked(limit({{"filter", {{"properties", {{"model", "5"}}}}}}), 5, {{"model", 5}}).usage_limit_left == Decimal(4));
+    CHECK(checked(limit({{"filter", {{"properties", {{"model", "5.0"}}}}}}), 5, {{"model", "5.0"}}).usage_limit_left == Decimal(5));
+}
+
+TEST_CASE("A credit system's check keeps to the limits of the feature, too", "[autumn][check]") {
+    const json system{{"id", "credits"}, {"credit_schema", {{{"metered_feature_id", "chat"}, {"credit_cost", 2}}}}};
+    auto source = plan_of({monthly("credits", 100)}, {system});
+    source["plan"]["billing_controls"]["usage_limits"] = {{{"feature_id", "chat"}, {"limit", 7}, {"interval", "month"}},
+                                                          {{"feature_id", "credits"}, {"limit", 30}, {"interval", "month"}}};
+    Checked one(source);
+    one.use(march, 3);
+    auto check = one.ask(4);
+    CHECK(check.allowed);
+    CHECK(check.required == 8);
+    CHECK(check.usage_limit_left == Decimal(8));  // 4 of chat x 2, less than 30 - 3 x 2 credits
+    CHECK(one.ask(5).reason == "usage_limit");
+    CHECK(one.ask(24, "credits").allowed);
+    CHECK(one.ask(25, "credits").reason == "usage_limit");
+}
+
+TEST_CASE("Boolean and unlimited features are allowed where the plan has them", "[autumn][check]") {
+    Checked one(plan_of({{{"feature_id", "sso"}}, {{"feature_id", "chat"}, {"unlimited", true}}},
+                        {{{"id", "sso"}, {"type", "boolean"}}, {{"id", "audit"}, {"type", "boolean"}}, {{"id", "image"}, {"type", "metered"}}}));
+    CHECK(one.ask(1, "sso").allowed);
+    CHECK(one.ask(1, "sso").flag);
+    CHECK_FALSE(one.ask(1, "audit").allowed);
+    CHECK(one.ask(1, "image").reason == "no_balance");
+    one.use(march, 1000);
+    CHECK(one.ask(1000).allowed);
+    CHECK(one.ask(1000).unlimited);
+    CHECK(one.ask(1000).usage == 1000);
+    CHECK(one.m.usage({.customer = "acme"}).fees.size() == 1);
+}
+
+TEST_CASE("What lasts pays after what is reset, month after month", "[autumn][check]") {
+    const json packs{{"feature_id", "chat"},
+                     {"quantity", 100},
+                     {"price", {{"amount", 5}, {"interval", "one_off"}, {"billing_units", 50}, {"billing_method", "prepaid"}}}};
+    Checked one(plan_of({packs, monthly("chat", 10)}));
+    one.use("2026-01-05T00:00:00Z", 30);  // 20 beyond January's
+    one.use("2026-02-05T00:00:00Z", 4);   // the rest of February's is lost
+    one.use(march, 12);
+    CHECK(one.ask(78).balance == 78);
+    CHECK(one.ask(78).allowed);
+    CHECK_FALSE(one.ask(79).allowed);
+    CHECK(one.ask(1).next_reset == Timestamp::parse("2026-04-01"));
+    CHECK(one.m.usage({.customer = "acme"}).amount_cents == 1000);  // two packs
+}
+
+TEST_CASE("Refunds give back what was taken, and no more", "[autumn][check]") {
+    Checked one(plan_of({monthly("chat", 10)}));
+    one.use("2026-03-01T00:00:00Z", -5);  // there is nothing to give back
+    one.use("2026-03-02T00:00:00Z", 14);  // 4 are dropped
+    one.use("2026-03-03T00:00:00Z", -3);
+    CHECK(one.ask(1).balance == 3);
+    CHECK(one.ask(1).usage == 7);
+}
+
+TEST_CASE("Entities have balances of their own where the plan or they say so", "[autumn][check]") {
+    json seat_item = monthly("chat", 10);
+    seat_item["entity_feature_id"] = "seats";
+    Checked seats(plan_of({seat_item, monthly("image", 20)}));
+    seats.use(march, 4, "chat", "ann");
+    seats.use(march, 13, "chat", "bob");
+    seats.use(march, 5, "image", "bob");
+    CHECK(seats.ask(1, "chat", "ann").balance == 6);
+    CHECK_FALSE(seats.ask(1, "chat", "bob").allowed);
+    CHECK(seats.ask(1, "chat", "new").balance == 10);
+    CHECK(seats.ask(1, "chat").balance == 6);  // all entities together
+    CHECK(seats.ask(1, "chat").granted == 20);
+    CHECK(seats.ask(1, "image", "ann").balance == 15);  // shared
+
+    const json pro = subscribed("2026-01-01");
+    const json ann{
+        {"id", "ann"}, {"subscriptions", list_of(pro)}, {"billing_controls", {{"overage_allowed", {{{"feature_id", "chat"}, {"enabled", true}}}}}}};
+    const json customer{{"id", "acme"}, {"subscriptions", list_of(pro)}, {"entities", {ann, {{"id", "bob"}}}}};
+    Checked own(plan_of({monthly("chat", 10)}, {}, {{"customers", list_of(customer)}}));
+    own.use(march, 12, "chat", "ann");  // her own 10, then 2 that all share
+    own.use(march, 1, "chat", "bob");
+    CHECK(own.ask(1, "chat", "ann").balance == 7);
+    CHECK(own.ask(100, "chat", "ann").allowed);
+    CHECK(own.ask(7, "chat", "bob").allowed);
+    CHECK_FALSE(own.ask(8, "chat", "bob").allowed);
+}
+
+TEST_CASE("Autumn's bills follow the subscription's cycle, and entities pay together", "[autumn]") {
+    json item{{"feature_id", "chat"}, {"included", 10}, {"entity_feature_id", "seats"}, {"price", overage_price({{"billing_units", 10}})}};
+    Checked one(plan_of({item}, {}, {{"customers", {{{"id", "acme"}, {"subscriptions", list_of(subscribed("2026-01-20T00:00:00Z"))}}}}}));
+    one.use("2026-02-19T00:00:00Z", 1000);
+    one.use("2026-02-20T00:00:00Z", 14, "chat", "ann");
+    one.use(march, 13, "chat", "bob");
+    const auto fees = one.m.usage({.customer = "acme"});
+    REQUIRE(fees.fees.size() == 1);
+    CHECK(fees.fees[0].period == Period{Timestamp::parse("2026-02-20"), Timestamp::parse("2026-03-20")});
+    CHECK(fees.fees[0].units == 27);
+    CHECK(fees.amount_cents == 100);  // 4 and 3 beyond: one package of 10
+    CHECK(one.m.usage({.subscription = "ann", .customer = "acme"}).fees.at(0).units == 14);
+    CHECK(one.m.usage({.customer = "acme", .period = Period{Timestamp::parse("2026-02-01"), march_10}}).fees.at(0).units == 1027);
+    const Event more{.name = "chat", .customer = "acme", .subscription = "bob", .value = 4};
+    CHECK(one.m.estimate_fees(more).amount_cents == 100);
+    one.use(march, 3, "chat", "bob");
+    CHECK(one.m.estimate_fees(more).amount_cents == 100);
+    one.use(march, 1, "chat", "bob");
+    CHECK(one.m.estimate_fees(more).amount_cents.is_zero());
+}
+
+TEST_CASE("An event name uses every feature that names it", "[autumn][check]") {
+    Checked one(plan_of({monthly("chat", 10), monthly("calls", 3)},
+                        {{{"id", "chat"}, {"event_names", {"message", "chat"}}}, {{"id", "calls"}, {"event_names", {"message"}}}}));
+    one.use(march, 2, "message");
+    one.use(march, 1, "chat");
+    CHECK(one.ask(1).balance == 7);
+    CHECK(one.ask(1, "calls").balance == 1);
+    CHECK_THROWS_WITH(one.ask(1, "message"), "name: no book with balances knows the feature message");
+}
+
+TEST_CASE("A check without a book, a customer or a feature is an error", "[autumn][check]") {
+    Meter m;
+    CHECK_THROWS_WITH(m.check({.name = "chat"}), "customer: is required");
+    CHECK_THROWS_WITH(m.check({.name = "chat", .customer = "acme"}), "customer: no book that is loaded has it");
+    m.load(Book::polar({{"product", {{"id", "p"}, {"prices", {{{"meter_id", "m"}, {"unit_amount", "1"}}}}}},
+                        {"meters",
+                         {{{"id", "m"},
+                           {"filter", {{"conjunction", "and"}, {"clauses", {{{"property", "name"}, {"operator", "eq"}, {"value", "chat"}}}}}},
+                           {"aggregation", {{"func", "count"}}}}}}}));
+    CHECK_THROWS_WITH(m.check({.name = "chat", .customer = "acme"}), "customer: is priced by a book of polar, which has no balances; Autumn's have");
+    try {
+        m.check({.name = "chat", .customer = "acme"});
+    } catch (const Error& error) {
+        CHECK(error.code() == ErrorCode::unsupported);
+    }
+    m.load(Book::autumn(plan_of({monthly("chat", 10)})));
+    CHECK(m.check({.name = "chat", .customer = "acme"}).allowed);
+    // Of two plans the one that has the feature, and allows it.
+    auto other = plan_of({monthly("image", 1)});
+    other["plan"]["id"] = "add_on";
+    m.load(Book::autumn(other));
+    CHECK(m.check({.name = "image", .customer = "acme"}).allowed);
+    CHECK(m.check({.name = "chat", .customer = "acme"}).balance == 10);
+}
+
+TEST_CASE("Autumn's catalogues are refused where they cannot be", "[autumn][check]") {
+    const auto refused = [](const json& source) -> std::string {
+        try {
+            Book::autumn(source);
+        } catch (const Error& error) {
+            return error.what();
+        }
+        return "accepted";
+    };
+    const auto item = [&](json changes) {
+        auto changed = monthly("chat", 10);
+        changed.update(changes);
+        return refused(plan_of({changed}));
+    };
+    CHECK(item({{"reset", {{"interval", "fortnight"}}}}) == "plan.items[0].reset.interval: is not known: fortnight");
+    CHECK(item({{"reset", {{"interval", "day"}, {"interval_count", 0}}}}) ==
+          "plan.items[0].reset.interval_count: must be a whole number from 1 to 1000");
+    CHECK(item({{"included", -1}}) == "plan.items[0].included: must not be negative");
+    CHECK(item({{"price", overage_price({{"max_purchase", -1}})}}) == "plan.items[0].price.max_purchase: must not be negative");
+    CHECK(refused(plan_of({})) == "plan: has no items");
+    CHECK(refused(plan_of({monthly("chat", 1)}, {{{"id", "chat"}}, {{"id", "chat"}}})) == "features[1].id: is there twice");
+    const auto customer = [&](json changes) {
+        json one{{"id", "acme"}, {"subscriptions", list_of(subscribed("2026-01-01"))}};
+        one.update(changes);
+        return refused(plan_of({monthly("chat", 1)}, {}, {{"customers", list_of(one)}}));
+    };
+    CHECK(customer({{"id", ""}}) == "customers[0].id: is required");
+    CHECK(customer({{"subscriptions", {{{"plan_id", "pro"}, {"started_at", -1}}}}}) ==
+          "customers[0].subscriptions[0].started_at: must be milliseconds since 1970");
+    CHECK(customer({{"subscriptions", {{{"plan_id", "pro"}, {"quantity", -1}}}}}) == "customers[0].subscriptions[0].quantity: must not be negative");
+    const auto control = [&](const char* list, json entry) { return customer({{"billing_controls", {{list, list_of(entry)}}}}); };
+    const std::string at = "customers[0].billing_controls.";
+    CHECK(control("usage_limits", {{"limit", 1}, {"interval", "day"}}) == at + "usage_limits[0].feature_id: is required");
+    CHECK(control("usage_limits", {{"feature_id", "chat"}, {"interval", "day"}}) == at + "usage_limits[0].limit: must be a number, and not negative");
+    CHECK(control("usage_limits", {{"feature_id", "chat"}, {"limit", 1}, {"interval", "eon"}}) == at + "usage_limits[0].interval: is not known: eon");
+    CHECK(control("usage_limits", {{"feature_id", "chat"}, {"limit", 1}, {"interval", "day"}, {"filter", {{"properties", {{"a", {1}}}}}}}) ==
+          at + "usage_limits[0].filter.properties.a: must be text, a number or a boolean");
+    CHECK(control("spend_limits", {{"feature_id", "chat"}, {"overage_limit", -1}}) == at + "spend_limits[0].overage_limit: must not be negative");
+    CHECK(control("overage_allowed", {{"feature_id", "chat"}, {"enabled", 1}}) == at + "overage_allowed[0].enabled: must be true or false");
 }
 
 // --- what if, and bad input ---
@@ -707,19 +1334,15 @@ TEST_CASE("fees paid in advance, one by one, come to what the whole period costs
             CAPTURE(model, round);
             const auto book = Book::lago(
                 catalogue({{"charge_model", model}, {"pay_in_advance", true}, {"properties", random_properties(model, random)}}, tokens_metric));
-            const auto& plan = dynamic_cast<const lago::Plan&>(book.impl());
-            const lago::Subscription subscription{.id = "sub_1"};
             PlainUsage usage;
-            Decimal paid;
             for (int i = 0; i < 12; ++i) {
                 usage.events.push_back(event("tokens", {{"value", Decimal::scaled(static_cast<std::int64_t>(random() % 1000 + 1), 2).to_string()}}));
-                const auto fee = lago::advance_fee({plan, plan.charges.front(), nullptr, subscription, {}}, usage.events.back(), usage);
-                REQUIRE(fee);
-                Decimal lines;
-                for (const auto& line : fee->lines) lines += line.amount;
-                REQUIRE(lines == fee->amount);
-                paid += fee->amount;
             }
+            const auto fees = book.impl().advance_fees({.subscription = "sub_1"}, march_10, usage);
+            REQUIRE(fees.fees.size() == usage.events.size());
+            check_lines(fees);
+            Decimal paid;
+            for (const auto& fee : fees.fees) paid += fee.amount;
             const auto whole = book.impl().usage({.subscription = "sub_1"}, march_10, usage);
             REQUIRE(paid == whole.fees.at(0).amount);
             check_lines(whole);

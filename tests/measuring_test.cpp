@@ -960,7 +960,7 @@ TEST_CASE("A metric is kept with every member") {
 TEST_CASE("A definition of an older release lacks members; one that cannot be is reported as damage") {
     Scratch scratch;
     const auto put = [&](const std::string& definition) {
-        PlainDatabase(scratch.path()).run("INSERT OR REPLACE INTO metrics VALUES('old', '" + definition + "')");
+        PlainDatabase(scratch.path()).run("INSERT OR REPLACE INTO metrics(code, book, definition) VALUES('old', 0, '" + definition + "')");
     };
     Meter(options_for(scratch.path()));
     put(R"({"event":"a","aggregation":"sum","property":"n","filter":{"all":[]}})");

@@ -103,14 +103,15 @@ private:
         }
         query.period = workload_.period();
         if (workload_.chance(50)) query.filter = workload_.filter();
-        query.order = workload_.chance(50) ? Order::newest_first : Order::oldest_first;
+        if (workload_.chance(60)) query.sort = workload_.sort();
         query.limit = 1 + static_cast<std::int64_t>(workload_.pick(50));
         if (workload_.chance(30)) query.offset = static_cast<std::int64_t>(workload_.pick(30));
         query.count = workload_.chance(50);
         const auto found = plain_list(events_, query);
         std::vector<std::string> expected;
         for (std::size_t i = static_cast<std::size_t>(query.offset); i < found.size(); ++i) expected.push_back(found[i]->id);
-        CAPTURE(query.customer, query.subscription, query.names, query.sources, query.ids, query.filter.to_json().dump(), query.limit, query.offset);
+        CAPTURE(query.customer, query.subscription, query.names, query.sources, query.ids, query.filter.to_json().dump(), shown(query.sort),
+                query.limit, query.offset);
         for (std::size_t i = 0; i < meters.size(); ++i) {
             CAPTURE(i);
             Page page = meters[i]->list(query);
@@ -127,29 +128,22 @@ private:
     }
 
     void names(const std::vector<const Meter*>& meters) {
+        const bool sources = workload_.chance(30);
         NamesQuery query;
         if (workload_.chance(40)) query.customer = workload_.among(workload_.customers);
         if (workload_.chance(30)) query.text = workload_.among({"stor", "STOR", "i", "zz"});
+        if (workload_.chance(30)) query.filter = workload_.filter();
         query.period = workload_.period();
-        query.sort = std::array{NameSort::name, NameSort::occurrences, NameSort::first_seen, NameSort::last_seen}[workload_.pick(4)];
-        query.descending = workload_.chance(50);
-        const auto first = meters[0]->list_names(query);
-        for (const NameInfo& info : first) {
-            const ListQuery same{.customer = query.customer, .names = {info.name}, .period = query.period, .order = Order::oldest_first};
-            const auto found = plain_list(events_, same);
-            REQUIRE(info.occurrences == static_cast<std::int64_t>(found.size()));
-            REQUIRE(info.first_seen.micros() == found.front()->time);
-            REQUIRE(info.last_seen.micros() == found.back()->time);
-        }
-        for (const Meter* meter : meters) {
-            const auto others = meter->list_names(query);
-            REQUIRE(others.size() == first.size());
-            for (std::size_t i = 0; i < first.size(); ++i) {
-                REQUIRE(others[i].name == first[i].name);
-                REQUIRE(others[i].occurrences == first[i].occurrences);
-                REQUIRE(others[i].first_seen == first[i].first_seen);
-                REQUIRE(others[i].last_seen == first[i].last_seen);
-            }
+        query.by_source = sources || workload_.chance(40);
+        for (std::size_t i = workload_.pick(3); i > 0; --i)
+            query.sort.push_back({workload_.among({"name", "source", "occurrences", "first_seen", "last_seen"}), workload_.chance(50)});
+        const auto expected = plain_names(events_, query, !sources);
+        CAPTURE(sources, query.customer, query.text, query.filter.to_json().dump(), query.by_source, shown(query.sort));
+        for (std::size_t i = 0; i < meters.size(); ++i) {
+            CAPTURE(i);
+            const NameList found = sources ? meters[i]->list_sources(query) : meters[i]->list_names(query);
+            REQUIRE(found.total == static_cast<std::int64_t>(expected.size()));
+            REQUIRE(shown(found.rows) == shown(expected));
         }
     }
 

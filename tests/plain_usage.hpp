@@ -30,17 +30,22 @@ public:
         return rows;
     }
 
-    std::vector<Decimal> steps(const Metric& metric, const AggregateQuery& query, std::size_t limit, const std::optional<Decimal>& until) override {
+    using UsageSource::steps;
+    std::vector<EventStep> steps(const Metric& metric, const AggregateQuery& query, std::size_t limit, const std::optional<Decimal>& until) override {
         ++stepped;
-        std::vector<Decimal> list;
+        std::vector<EventStep> list;
         Decimal sum;
-        for (const auto& step : all_steps(metric, chosen(metric, query))) {
+        const auto members = chosen(metric, query);
+        for (const auto& step : all_steps(metric, members)) {
             if (list.size() >= limit || (until && sum > *until)) break;
-            list.push_back(step);
+            const auto& event = members[list.size()];
+            list.push_back({*event.timestamp, event.sequence, step});
             sum += step;
         }
         return list;
     }
+
+    Event event(std::int64_t sequence) override { return placed(static_cast<std::size_t>(sequence) - 1); }
 
     Decimal precise_total_cents(const Metric& metric, const AggregateQuery& query) override {
         Decimal sum;
@@ -49,13 +54,24 @@ public:
     }
 
 private:
+    Event placed(std::size_t index) const {
+        auto event = events[index];
+        event.sequence = static_cast<std::int64_t>(index) + 1;
+        return event;
+    }
+
     static std::optional<std::string> text_of(const Event& event, const std::string& field) {
         if (field == "name") return event.name;
+        if (field == "subscription") return event.subscription.empty() ? std::nullopt : std::optional(event.subscription);
         if (field == "value") return event.value ? std::optional(event.value->to_string()) : std::nullopt;
         const std::string prefix = "properties.";
         const auto found = event.properties.find(field.rfind(prefix, 0) == 0 ? field.substr(prefix.size()) : field);
         if (found == event.properties.end() || found->is_null()) return {};
         return found->is_string() ? found->get<std::string>() : found->dump();
+    }
+
+    static std::optional<Decimal> number_of(const Metric& metric, const Event& event) {
+        return Decimal::parse(text_of(event, metric.property).value_or(metric.rules == "autumn" ? "1" : ""));
     }
 
     static std::vector<std::optional<std::string>> group_of(const Event& event, const std::vector<std::string>& fields) {
@@ -88,13 +104,14 @@ private:
 
     std::vector<Event> chosen(const Metric& metric, const AggregateQuery& query) const {
         std::vector<Event> list;
-        for (const auto& event : events) {
+        for (std::size_t i = 0; i < events.size(); ++i) {
+            const auto event = placed(i);
             const auto& name = metric.event.empty() ? metric.code : metric.event;
             if (event.name != name || !query.period.contains(event.timestamp.value())) continue;
             if (!query.subscription.empty() && event.subscription != query.subscription) continue;
             if (!query.customer.empty() && event.customer != query.customer) continue;
             if (!holds(metric.filter, event) || !holds(query.filter, event)) continue;
-            if (metric.aggregation == Aggregation::sum && !Decimal::parse(text_of(event, metric.property).value_or(""))) continue;
+            if (metric.aggregation == Aggregation::sum && !number_of(metric, event)) continue;
             if (metric.aggregation == Aggregation::unique_count && !text_of(event, metric.property)) continue;
             list.push_back(event);
         }
@@ -107,7 +124,7 @@ private:
         std::set<std::string> active;
         for (const auto& event : list) {
             if (metric.aggregation == Aggregation::count) steps.emplace_back(1);
-            if (metric.aggregation == Aggregation::sum) steps.push_back(Decimal(*text_of(event, metric.property)));
+            if (metric.aggregation == Aggregation::sum) steps.push_back(*number_of(metric, event));
             if (metric.aggregation != Aggregation::unique_count && metric.aggregation != Aggregation::active_count) continue;
             const auto value = text_of(event, metric.property).value_or("");
             if (metric.aggregation == Aggregation::unique_count || text_of(event, "operation_type").value_or("add") == "add") {

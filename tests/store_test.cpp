@@ -531,7 +531,7 @@ TEST_CASE("Apostrophes and SQL in every text field are text") {
             const Aggregate grouped = m.aggregate({.code = "m", .event = text}, {.customer = text, .group_by = {"properties." + text, "source"}});
             REQUIRE(grouped.rows.size() == 1);
             CHECK(grouped.rows[0].group == std::vector<std::optional<std::string>>{text, text});
-            CHECK(m.list_names({.customer = text, .text = text}).at(0).name == text);
+            CHECK(m.list_names({.customer = text, .text = text}).rows.at(0).name == text);
             m.define({.code = text, .event = text});
             CHECK(m.aggregate({.metric = text}).rows.at(0).events == 1);
         }
@@ -971,7 +971,7 @@ TEST_CASE("Sixteen threads record and read at once; every receipt holds and ever
                     const auto page = m.list({.customer = "c" + std::to_string(t), .filter = Filter::equals("name", "own"), .count = true});
                     if (page.total != i + 1) ++wrong;
                     if (m.aggregate({.metric = "n"}).rows.at(0).events < i + 1) ++wrong;
-                    if (m.list_names().size() != 2) ++wrong;
+                    if (m.list_names().total != 2) ++wrong;
                 }
             });
         }
@@ -1263,7 +1263,7 @@ TEST_CASE("Retention removes whole sealed chunks by age, and nothing else change
     CHECK(m.find("h3-0").value().sequence == 193);
     CHECK(m.list({.names = {"api_call", "storage"}, .ids = {"h0-1", "h5-1"}}).events.size() == 1);
     CHECK(m.aggregate({.code = "api_call"}).rows.at(0).value == Decimal(7 * 22 + 4));
-    CHECK(m.list_names({.sort = NameSort::name}).size() == 2);
+    CHECK(m.list_names({.sort = {{"name"}}}).total == 2);
     CHECK(m.record(numbered("h3-", 0, 1)).at(0).status == ReceiptStatus::duplicate);
     CHECK(m.record(numbered("h0-", 0, 1)).at(0).status == ReceiptStatus::stored);  // forgotten with its event
     CHECK(m.record({.name = "next"}).sequence == 652);

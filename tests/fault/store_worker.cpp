@@ -42,7 +42,7 @@ int record(const char* path, const char* acks, const std::string& name, bool pru
             m.aggregate({.code = "name0", .aggregation = Aggregation::sum, .property = "n"}, {.group_by = {"model"}});
             m.list({.customer = "c1", .limit = 10});
             if (!prune) continue;
-            const Page middle = m.list({.order = Order::oldest_first, .limit = 1, .offset = 300});
+            const Page middle = m.list({.sort = {{"timestamp"}}, .limit = 1, .offset = 300});
             if (!middle.events.empty()) m.prune({.recorded_before = middle.events[0].recorded_at.value()});
             m.compact();
         }
@@ -77,7 +77,7 @@ int replay(const char* path, const char* acks) {
 int answers(const char* path) {
     Meter m(options(path));
     json tree = {{"total", m.list({.limit = 1, .count = true}).total.value()}, {"groups", json::object()}, {"problems", m.verify()}};
-    for (const NameInfo& name : m.list_names()) {
+    for (const NameInfo& name : m.list_names().rows) {
         tree["names"][name.name] = name.occurrences;
         const Metric metric{.code = name.name, .aggregation = Aggregation::sum, .property = "n"};
         for (const AggregateRow& row : m.aggregate(metric, {.group_by = {"model", "customer"}}).rows) {

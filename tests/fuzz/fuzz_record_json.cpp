@@ -33,7 +33,7 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
         meter_fuzz::require(again.status == ReceiptStatus::duplicate || again.status == ReceiptStatus::conflict, "an event was stored twice");
     }
     meter_fuzz::require(m.list({.limit = 1, .count = true}).total == stored, "the list has not what was stored");
-    for (const NameInfo& name : m.list_names()) {
+    for (const NameInfo& name : m.list_names().rows) {
         for (const Aggregation aggregation : {Aggregation::count, Aggregation::sum, Aggregation::unique_count}) {
             Metric metric{.code = name.name, .aggregation = aggregation};
             if (aggregation != Aggregation::count) metric.property = "n";

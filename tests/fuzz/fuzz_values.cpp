@@ -22,7 +22,7 @@ std::vector<std::string> meter_fuzz::seeds() {
         R"(f{"field":"timestamp","operator":"gte","value":"2026-01-01"})",
         R"(f{"field":"n","operator":"like","value":"%a_"})",
         "c" + m.list({.limit = 1}).next.text,
-        "c" + m.list({.names = {"a"}, .sources = {}, .filter = Filter::where("id", Operator::exists, true), .order = Order::oldest_first, .limit = 1})
+        "c" + m.list({.names = {"a"}, .sources = {}, .filter = Filter::where("id", Operator::exists, true), .sort = {{"timestamp"}}, .limit = 1})
                   .next.text,
     };
 }

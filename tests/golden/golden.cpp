@@ -17,6 +17,9 @@
 
 #include "autumn_reading.hpp"
 
+#include "autumn_list.hpp"
+#include "flexprice_list.hpp"
+
 #include <cstdio>
 #include <fstream>
 #include <iostream>
@@ -26,8 +29,8 @@ namespace golden {
 
 /// The tables of all adapters.
 const std::vector<Vendor>& vendors() {
-    static const std::vector<Vendor> all{lago_pricing(),   flexprice_pricing(), polar_pricing(),   autumn_pricing(), autumn_time(),
-                                         flexprice_time(), polar_reads(),       flexprice_reads(), lago_reads(),     autumn_reads()};
+    static const std::vector<Vendor> all{lago_pricing(), flexprice_pricing(), polar_pricing(), autumn_pricing(), autumn_time(),  flexprice_time(),
+                                         polar_reads(),  flexprice_reads(),   lago_reads(),    autumn_reads(),   autumn_lists(), flexprice_lists()};
     return all;
 }
 

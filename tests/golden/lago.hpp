@@ -33,13 +33,11 @@ lago::Quantity quantity_of(const json& input, const lago::Price& price) {
     quantity.prorated = input.value("prorated", false);
     quantity.events = integer(input, "events_count");
     Decimal before;
-    std::vector<Decimal> steps;
     for (const auto& total : numbers(input, "running_total")) {
-        steps.push_back(total - before);
+        lago::run_on(price, quantity.running, total - before);
         before = total;
     }
-    quantity.running = lago::running_total(price, steps);
-    quantity.values = numbers(input, "events_values");
+    for (const auto& value : numbers(input, "events_values")) quantity.bounded.add(price, value);
     quantity.premium = input.value("premium", false);
     quantity.precise_amount = meter::quotient(number(input, "precise_total_amount_cents"), currency_of(input).subunits);
     if (input.contains("custom_aggregation")) quantity.precise_amount = number(input.at("custom_aggregation"), "amount");
@@ -182,30 +180,34 @@ Event event_of(const json& source) {
     return event;
 }
 
+/// A database of its own with the book and the events, at that time.
+meter::Meter log_of(const json& vector, const json& events, bool prorated, Timestamp now) {
+    meter::Meter log({.clock = [now] { return now; }});
+    log.load(book_of(vector, prorated));
+    std::vector<Event> list;
+    for (const auto& source : events) {
+        list.push_back(event_of(source));
+        list.back().id = std::to_string(list.size());
+    }
+    log.record(list);
+    return log;
+}
+
 json pay_in_advance_sequence(const json& vector) {
-    const auto book = book_of(vector);
-    const auto& plan = dynamic_cast<const lago::Plan&>(book.impl());
-    const lago::Subscription subscription{.id = "sub"};
-    const lago::Scope scope{plan, plan.charges.front(), nullptr, subscription, {}};
-    meter::PlainUsage usage;
+    const auto log = log_of(vector, vector.at("input").at("events"), false, Timestamp::parse("2026-03-10"));
     auto fees = json::array();
-    for (const auto& source : vector.at("input").at("events")) {
-        usage.events.push_back(event_of(source));
-        const auto fee = lago::advance_fee(scope, usage.events.back(), usage);
-        if (!fee) continue;
-        fees.push_back({{"units", text(fee->units)},
-                        {"amount_cents", text(fee->amount_cents)},
-                        {"events_count", fee->events},
-                        {"amount_details", fee->vendor.at("amount_details")}});
+    for (const auto& fee : log.advance_fees({.subscription = "sub"}).fees) {
+        fees.push_back({{"units", text(fee.units)},
+                        {"amount_cents", text(fee.amount_cents)},
+                        {"events_count", fee.events},
+                        {"amount_details", fee.vendor.at("amount_details")}});
     }
     return {{"fees", fees}};
 }
 
 json estimated(const json& vector, bool prorated, Timestamp now) {
-    meter::PlainUsage usage;
-    for (const auto& source : vector.at("input").at("persisted_events")) usage.events.push_back(event_of(source));
-    const auto event = event_of(vector.at("input").at("estimated_event"));
-    const auto fees = book_of(vector, prorated).impl().estimate_fees(event, now, usage);
+    const auto log = log_of(vector, vector.at("input").at("persisted_events"), prorated, now);
+    const auto fees = log.estimate_fees(event_of(vector.at("input").at("estimated_event")));
     const auto& fee = fees.fees.at(0);
     return {{"units", text(fee.units)}, {"amount_cents", text(fee.amount_cents)}, {"events_count", fee.events}};
 }

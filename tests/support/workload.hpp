@@ -7,6 +7,7 @@
 #include <random>
 #include <set>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "../../meter.hpp"
@@ -21,12 +22,12 @@ using meter::Timestamp;
 
 /// One field's value as the model sees it.
 struct Value {
-    enum class Kind { missing, null, boolean, number, text, structure };
+    enum class Kind { missing, null, boolean, number, text, structure, object };  // object: with members
     Kind kind = Kind::missing;
     bool boolean = false;
     Decimal number{};
     std::string text{};  // of text; of a structure as it stands in the properties
-    bool absent() const { return kind == Kind::missing || kind == Kind::null; }
+    bool absent() const { return kind == Kind::missing || kind == Kind::null || kind == Kind::object; }
     /// What groups and text operators see.
     std::string shown() const {
         if (kind == Kind::boolean) return boolean ? "true" : "false";
@@ -129,8 +130,14 @@ public:
 
     std::string some_field() {
         if (extra_properties_ > 0 && chance(40)) return "p" + std::to_string(pick(static_cast<std::size_t>(extra_properties_)));
-        return among({"model", "tokens", "nested.region", "nested.deep.n", "nested", "mixed", "dotted.key", "list", "value", "customer",
-                      "subscription", "source", "name", "properties.name", "absent"});
+        return among({"model", "tokens", "nested.region", "nested.deep.n", "nested.deep", "nested", "mixed", "dotted.key", "list", "value",
+                      "customer", "subscription", "source", "name", "properties.name", "absent"});
+    }
+
+    std::vector<meter::SortKey> sort() {
+        std::vector<meter::SortKey> keys;
+        for (std::size_t i = pick(4); i > 0; --i) keys.push_back({chance(25) ? "timestamp" : chance(15) ? "id" : some_field(), chance(50)});
+        return keys;
     }
 
     meter::Period period() {
@@ -172,8 +179,7 @@ private:
             case 4:
                 return std::to_string(random_() % 10) + "e" + std::to_string(random_() % 4);
             case 5:
-                return chance(20) ? "1234567890123456789012." + std::to_string(random_() % 100000)
-                                  : "0.0000000" + std::to_string(random_() % 9 + 1);
+                return chance(20) ? "1234567890123456789012." + std::to_string(random_() % 100000) : "0.0000000" + std::to_string(random_() % 9 + 1);
             default:
                 return std::to_string(random_() % 100);
         }
@@ -224,8 +230,9 @@ private:
             if (chance(50)) {
                 member(deep, event, "n", "nested.deep.n");
                 inner += (inner.empty() ? "" : ",") + ("\"deep\":{" + deep + "}");
+                event.properties["nested.deep"] = {Value::Kind::object, false, {}, {}};
             }
-            if (inner.empty()) event.properties["nested"] = {Value::Kind::structure, false, {}, "{}"};
+            event.properties["nested"] = {inner.empty() ? Value::Kind::structure : Value::Kind::object, false, {}, inner.empty() ? "{}" : ""};
             out += (out.empty() ? "" : ",") + ("\"nested\":{" + inner + "}");
         }
         for (int i = 0; i < std::min(extra_properties_, 25); ++i) {
@@ -323,7 +330,7 @@ inline bool holds(const ModelEvent& event, const Filter& filter) {
         case Operator::not_in:
             return !among();
         case Operator::exists:
-            return value.absent() != filter.value.get<bool>();
+            return (!value.absent() || value.kind == Value::Kind::object) == filter.value.get<bool>();
         case Operator::contains:
             return !value.absent() && value.shown().find(operand.text) != std::string::npos;
         case Operator::not_contains:
@@ -397,6 +404,39 @@ inline meter::Aggregate plain_aggregate(const std::vector<ModelEvent>& events, c
     return answer;
 }
 
+/// A value in the order that lists are sorted by: its kind, then what it holds.
+inline std::tuple<int, bool, Decimal, std::string> sort_value(const ModelEvent& event, const std::string& field) {
+    if (field == "timestamp") return {2, false, event.time, ""};
+    const Value value = event.field(field);
+    switch (value.kind) {
+        case Value::Kind::boolean:
+            return {1, value.boolean, 0, ""};
+        case Value::Kind::number:
+            return {2, false, value.number, ""};
+        case Value::Kind::text:
+            return {3, false, 0, value.text};
+        case Value::Kind::structure:
+            return {4, false, 0, value.text};
+        default:
+            return {0, false, 0, ""};
+    }
+}
+
+inline bool goes_before(const ModelEvent& a, const ModelEvent& b, std::vector<meter::SortKey> sort) {
+    if (sort.empty()) sort = {{"timestamp", true}};
+    for (const meter::SortKey& key : sort) {
+        const auto left = sort_value(a, key.field), right = sort_value(b, key.field);
+        if (left != right) return key.descending ? left > right : left < right;
+    }
+    return sort.back().descending ? a.sequence > b.sequence : a.sequence < b.sequence;
+}
+
+inline std::string shown(const std::vector<meter::SortKey>& sort) {
+    std::string text;
+    for (const meter::SortKey& key : sort) text += (key.descending ? "-" : "+") + key.field + " ";
+    return text;
+}
+
 /// In the order of a list.
 inline std::vector<const ModelEvent*> plain_list(const std::vector<ModelEvent>& events, const meter::ListQuery& query) {
     const auto one_of = [](const std::vector<std::string>& list, const std::string& text) {
@@ -409,11 +449,53 @@ inline std::vector<const ModelEvent*> plain_list(const std::vector<ModelEvent>& 
                           one_of(query.sources, event.source) && one_of(query.ids, event.id) && query.period.contains(Timestamp(event.time));
         if (fits && holds(event, query.filter)) found.push_back(&event);
     }
-    std::sort(found.begin(), found.end(), [&](const ModelEvent* a, const ModelEvent* b) {
-        const auto left = std::pair(a->time, a->sequence), right = std::pair(b->time, b->sequence);
-        return query.order == meter::Order::newest_first ? left > right : left < right;
-    });
+    std::sort(found.begin(), found.end(), [&](const ModelEvent* a, const ModelEvent* b) { return goes_before(*a, *b, query.sort); });
     return found;
+}
+
+/// The rows of list_names(), or of list_sources().
+inline std::vector<meter::NameInfo> plain_names(const std::vector<ModelEvent>& events, const meter::NamesQuery& query, bool names) {
+    const auto lower = [](std::string text) {
+        for (char& c : text) c = c >= 'A' && c <= 'Z' ? static_cast<char>(c + 32) : c;
+        return text;
+    };
+    std::map<std::pair<std::string, std::string>, meter::NameInfo> rows;
+    for (const ModelEvent* event : plain_list(events, {.customer = query.customer, .period = query.period, .filter = query.filter})) {
+        const std::string name = names ? event->name : "", source = query.by_source ? event->source : "";
+        if (!names && source.empty()) continue;
+        if (lower(names ? name : source).find(lower(query.text)) == std::string::npos) continue;
+        meter::NameInfo& row = rows.try_emplace({name, source}, meter::NameInfo{name, source, 0, Timestamp::max(), Timestamp::min()}).first->second;
+        ++row.occurrences;
+        row.first_seen = std::min(row.first_seen, Timestamp(event->time));
+        row.last_seen = std::max(row.last_seen, Timestamp(event->time));
+    }
+    std::vector<meter::NameInfo> found;
+    for (const auto& [key, row] : rows) found.push_back(row);
+    auto sort = query.sort;
+    if (sort.empty()) sort = {{"last_seen", true}};
+    const auto value = [](const meter::NameInfo& row, const std::string& field) {
+        return std::tuple(field == "name"     ? row.name
+                          : field == "source" ? row.source
+                                              : std::string(),
+                          field == "occurrences"  ? row.occurrences
+                          : field == "first_seen" ? row.first_seen.micros()
+                          : field == "last_seen"  ? row.last_seen.micros()
+                                                  : 0);
+    };
+    for (auto key = sort.rbegin(); key != sort.rend(); ++key) {
+        std::stable_sort(found.begin(), found.end(), [&](const meter::NameInfo& a, const meter::NameInfo& b) {
+            return key->descending ? value(b, key->field) < value(a, key->field) : value(a, key->field) < value(b, key->field);
+        });
+    }
+    return found;
+}
+
+inline std::string shown(const std::vector<meter::NameInfo>& rows) {
+    std::string text;
+    for (const meter::NameInfo& row : rows)
+        text += row.name + " from " + row.source + ": " + std::to_string(row.occurrences) + ", " + row.first_seen.to_string() + " to " +
+                row.last_seen.to_string() + "\n";
+    return text;
 }
 
 inline std::string shown(const meter::Aggregate& answer) {
