@@ -5566,7 +5566,7 @@ class Slots {
 public:
     Slots(const BinOptions& bins, const Grouping& grouping, ScanQuestion& question)
         : bin_(bins.bin), calendar_(bins), width_(grouping.fields.size()), named_(grouping.named) {
-        if (bin_ != Bin::none) time_ = question.key(fields::time);
+        if (bin_ != Bin::none) time_ = question.key(fields::time), recent_.resize(recent_cells);
         for (const std::string& field : grouping.fields) add_field(field, grouping.blank, question);
         if (!grouping.within.empty()) add_field(grouping.within, grouping.blank, question);
     }
@@ -5676,7 +5676,7 @@ private:
         std::uint32_t bin = 0;
     };
     static constexpr std::size_t recent_cells = 4096;
-    std::vector<RecentBin> recent_{recent_cells};
+    std::vector<RecentBin> recent_;
     int cell_bits_ = 0;  // of a time, cut off; known when the first bin is
     Numbering bins_, slots_;
     std::vector<std::uint32_t> group_, slot_;
@@ -6312,7 +6312,7 @@ void check_metric(const Metric& metric) {
 }
 
 // Members that say nothing are not written.
-json to_definition(const Metric& metric) {
+json metric_definition(const Metric& metric) {
     json definition = {{"event", metric.event},
                        {"aggregation", word_of(aggregations, metric.aggregation, "metric.aggregation")},
                        {"property", metric.property},
@@ -6328,7 +6328,7 @@ json to_definition(const Metric& metric) {
     return definition;
 }
 
-Metric from_definition(std::string_view code, const json& tree) {
+Metric defined_metric(std::string_view code, const json& tree) {
     Metric metric{.code = std::string(code), .event = tree.at("event").get<std::string>()};
     metric.aggregation = meaning_of(aggregations, tree.at("aggregation").get<std::string>());
     metric.property = tree.at("property").get<std::string>();
@@ -6347,11 +6347,11 @@ Metric from_definition(std::string_view code, const json& tree) {
 
 // Of the book with that id, or of the app (0). Of one code the metric stored last is in force, as long as its book is.
 void store_metric(Connection& db, const Metric& metric, std::int64_t book = 0) {
-    db.prepared("INSERT OR REPLACE INTO metrics(code, book, definition) VALUES(?, ?, ?)").run(metric.code, book, to_definition(metric).dump());
+    db.prepared("INSERT OR REPLACE INTO metrics(code, book, definition) VALUES(?, ?, ?)").run(metric.code, book, metric_definition(metric).dump());
 }
 
 Metric read_metric(std::string_view code, std::string_view definition) {
-    return from_file("metrics", [&] { return from_definition(code, json::parse(definition)); });
+    return from_file("metrics", [&] { return defined_metric(code, json::parse(definition)); });
 }
 
 // Those in force, one of each code, or that of one code. A version of a book that another has followed is not; one that is still to come
@@ -6750,7 +6750,7 @@ private:
 // Equal for equal questions alone.
 std::string question_key(const Metric& metric, const AggregateQuery& query) {
     const auto ends = [](const Period& period) { return json{period.from.micros(), period.to.micros()}; };
-    return json{{metric.code, to_definition(metric)},
+    return json{{metric.code, metric_definition(metric)},
                 {query.customer, query.subscription, ends(query.period), query.group_by, query.filter.to_json(), query.top, query.fill},
                 {query.bin, query.time_zone, query.week_start.c_encoding(), query.billing_anchor.value_or(Timestamp::min()).micros()},
                 query.billing_period ? ends(*query.billing_period) : json()}
@@ -16445,7 +16445,7 @@ std::string measured_by(const Book& book, const std::string& code) {
     same.property = same.property.empty() ? same.property : column_key(same.property);
     same.rounding.reset();
     same.rules.clear();
-    return to_definition(same).dump();
+    return metric_definition(same).dump();
 }
 
 // One of the two books.
