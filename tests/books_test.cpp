@@ -1091,7 +1091,7 @@ TEST_CASE("Polar bills by the subscription's own periods, and what was bought of
     const auto refused = [&](const char* field, json value) {
         json changed = source;
         changed["subscriptions"][0][field] = std::move(value);
-        return refused_because([&] { Book::polar(changed); });
+        return refusal([&] { Book::polar(changed); });
     };
     CHECK(refused("current_period_start", nullptr) == "bad_value subscriptions[0].current_period_start: is required");
     CHECK(refused("current_period_end", "2026-02-28T12:00:00Z") == "bad_value subscriptions[0].current_period_end: ends before it begins");
