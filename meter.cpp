@@ -6746,7 +6746,7 @@ struct EventStep {
     Timestamp time = {};
     std::int64_t sequence = 0;
     Decimal value = {};
-    std::uint32_t item = 0;  // of a unique count: events with the same are about the same value
+    std::uint32_t item = 0;  // of a unique count: events with the same are about the same value; 0 without the property
 };
 
 // What a book asks of the log. Which events: those of the metric and the query, as in Meter::aggregate.
@@ -8488,14 +8488,14 @@ void add_advance_fees(const Scope& scope, const Group& group, const AdvanceQuest
     query.period.to = std::min(query.period.to, question.period.to);
     AdvanceWalk walk(scope);
     for (const auto& step : usage.steps(metric.metric, query)) {
-        const bool older = step.time < query.period.from;
-        const auto event = older ? Event() : usage.event(step.sequence);
-        if (older || (metric.kind != Kind::count && !property_text(event.properties, property_key(metric)))) {
+        if (step.time < query.period.from || (metric.kind == Kind::unique_count && step.item == 0)) {
             walk.pass(step.value);
             continue;
         }
+        const bool wanted = question.wants(step);
+        const auto event = wanted || scope.price().model == Model::dynamic ? usage.event(step.sequence) : Event();
         const auto billed = walk.add(step, event);
-        if (!question.wants(step) || billing_filter(scope.charge, event.properties) != scope.filter) continue;
+        if (!wanted || billing_filter(scope.charge, event.properties) != scope.filter) continue;
         if (fees.size() == limits::advance_fees)
             throw Error(ErrorCode::too_large, "period", "has more than " + std::to_string(limits::advance_fees) + " fees");
         fees.push_back({{step.time, step.sequence}, advance_fee(scope, group, event, billed)});
