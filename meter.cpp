@@ -8506,14 +8506,17 @@ void add_advance_fees(const Scope& scope, const Group& group, const AdvanceQuest
 
 [[noreturn]] void not_found(const char* field, const char* reason) { throw Error(ErrorCode::not_found, field, reason); }
 
-// The subscription active now, under the plan. A plan without a list of subscriptions takes any, on calendar periods.
-Subscription subscription_at(const Plan& plan, const std::string& id, Timestamp now) {
+// The subscription active at that time, under the plan; of several one without an end (event.rb:43). A plan without a list of subscriptions
+// takes any, on calendar periods.
+Subscription subscription_at(const Plan& plan, const std::string& id, Timestamp time) {
     if (id.empty()) not_found("subscription", "subscription_not_found");
     if (!plan.lists_subscriptions) return {.id = id, .active = {}};
+    const Subscription* found = nullptr;
     for (const auto& each : plan.subscriptions) {
-        if (each.id == id && each.active.contains(now)) return each;
+        if (each.id == id && each.active.contains(time) && (!found || found->active.to < each.active.to)) found = &each;
     }
-    not_found("subscription", "subscription_not_found");
+    if (!found) not_found("subscription", "subscription_not_found");
+    return *found;
 }
 
 // The event's own number for a sum; its property, when present, must be a number (validate_creation_service.rb:83).
@@ -8620,8 +8623,9 @@ Fees Plan::estimate_instant_fees(const Event& event, Timestamp now) const {
 Fees Plan::estimate_fees(const Event& event, Timestamp now, UsageSource& usage_source) const {
     const auto subscription = subscription_at(*this, event.subscription, now);
     const auto known =
-        std::any_of(billable_metrics.begin(), billable_metrics.end(), [&](const auto& each) { return each.metric.code == event.name; });
-    if (!known) not_found("name", "billable_metric_not_found");
+        std::find_if(billable_metrics.begin(), billable_metrics.end(), [&](const auto& each) { return each.metric.code == event.name; });
+    if (known == billable_metrics.end()) not_found("name", "billable_metric_not_found");
+    if (known->kind == Kind::sum || known->kind == Kind::max || known->kind == Kind::latest) summed(*known, event);
     auto period = billing_period(charges_interval, subscription, now);
     const auto whole = period;
     period.to = std::min(period.to, now + std::chrono::microseconds(1));
