@@ -6403,9 +6403,11 @@ Period overlap(const Period& a, const Period& b) { return {std::max(a.from, b.fr
 
 bool has_two_ends(const Period& period) { return period.from > Period().from && period.to < Period().to; }
 
+// Where months run over, no other bins look at the anchor.
 BinOptions bins_of(const AggregateQuery& query, const Rules& rules) {
-    const bool runs_over = query.billing_anchor && rules.month_end == MonthEnd::overflow;
-    const auto anchor = runs_over ? Zone(query.time_zone).to_utc(midnight(date_of(*query.billing_anchor)).micros()) : query.billing_anchor;
+    auto anchor = query.billing_anchor;
+    if (rules.month_end == MonthEnd::overflow && query.bin != Bin::month) anchor.reset();
+    if (rules.month_end == MonthEnd::overflow && anchor) anchor = Zone(query.time_zone).to_utc(midnight(date_of(*anchor)).micros());
     return {query.bin, query.time_zone, query.week_start, anchor, rules.month_end};
 }
 
@@ -6534,9 +6536,11 @@ std::vector<Measured> bucketed_rows(const Reader& reader, Question asked) {
     const Metric& metric = asked.metric;
     const bool binned = asked.bins.bin != Bin::none, of_months = stride_of(metric.bucket).months > 0;
     Bins outer(asked.bins);
-    asked.bins.bin = metric.bucket;
-    asked.bins.week_start = asked.rules.week_start;
-    if (!of_months) asked.bins.anchor = {};
+    AggregateQuery inner = asked.query;
+    inner.bin = metric.bucket;
+    inner.week_start = asked.rules.week_start;
+    if (!of_months) inner.billing_anchor.reset();
+    asked.bins = bins_of(inner, asked.rules);
     std::map<RowKey, Measured> sums;
     for (Measured& bucket : scanned_rows(reader, asked)) {
         bucket.bin = binned ? std::optional(outer.around(*bucket.bin).from) : std::nullopt;
@@ -9760,7 +9764,9 @@ Entitlement read_entitlement(const Node& at, std::string_view billing_period) {
     const auto word = at.text("usage_reset_period");
     const auto row = std::find_if(resets.begin(), resets.end(), [&](const auto& each) { return each.first == word; });
     const bool apart = row != resets.end() && word != billing_period;
-    return {at.flag("is_enabled"), at.decimal("usage_limit"), apart ? row->second : Reset::period};
+    Entitlement entitlement{at.flag("is_enabled"), {}, apart ? row->second : Reset::period};
+    if (at.find("usage_limit")) entitlement.limit = at_least(at, "usage_limit", 0);
+    return entitlement;
 }
 
 // Units, or the money for them, that cost nothing in a time of their own.
@@ -9804,8 +9810,8 @@ struct Committed {
 // A commitment's quantity is worth what the price asks for it. A missing factor makes overage free.
 Commitment read_commitment(const Node& at, const Price& price) {
     const bool by_quantity = at.text("type", at.text("commitment_type")) == "quantity";
-    const auto value = at.decimal(by_quantity ? "quantity" : "amount").value_or(at.decimal("commitment_value").value_or(Decimal()));
-    return {by_quantity ? price_units(price, value).amount : value, at.decimal("overage_factor").value_or(Decimal()), at.flag("true_up_enabled")};
+    const auto value = at_least(at, by_quantity ? "quantity" : "amount", 0, at_least(at, "commitment_value", 0, 0));
+    return {by_quantity ? price_units(price, value).amount : value, at_least(at, "overage_factor", 0, 0), at.flag("true_up_enabled")};
 }
 
 Committed commit(const Commitment& commitment, const Decimal& cost) {
@@ -11227,10 +11233,10 @@ Item read_item(const Node& at, const std::vector<Meter>& meters) {
 
 // The terms of a line item, over those of its price.
 void read_terms(const Node& at, const std::map<std::string, Price>& prices, Item& item) {
-    const auto amount = at.decimal("commitment_amount"), quantity = at.decimal("commitment_quantity");
-    if (amount || quantity) {
-        const auto worth = quantity ? price_units(item.price(), *quantity).amount : *amount;
-        item.terms.commitment = Commitment{worth, at.decimal("commitment_overage_factor").value_or(Decimal()), at.flag("commitment_true_up_enabled")};
+    const auto amount = at_least(at, "commitment_amount", 0, 0), quantity = at_least(at, "commitment_quantity", 0, 0);
+    if (!amount.is_zero() || !quantity.is_zero()) {
+        const auto worth = quantity.is_zero() ? amount : price_units(item.price(), quantity).amount;
+        item.terms.commitment = Commitment{worth, at_least(at, "commitment_overage_factor", 0, 0), at.flag("commitment_true_up_enabled")};
     }
     item.windowed = at.flag("commitment_windowed", item.windowed);
     for (const auto& bucket : at.list("commitment_time_buckets")) item.terms.buckets.push_back(read_time_bucket(bucket, prices));
@@ -11261,14 +11267,14 @@ std::optional<Subscription> read_subscription(const Node& at, const std::vector<
     Subscription subscription{.id = at.required_text("id"), .customer = {}, .active = read_period(at, "start_date", "end_date"), .starts = starts};
     subscription.customer = at.find("customer") ? at.object("customer").required_text("external_id") : at.required_text("external_customer_id");
     if (status == "cancelled") subscription.active.to = std::min(subscription.active.to, at.time("cancelled_at").value_or(subscription.active.to));
-    const auto count = at.decimal("billing_period_count").value_or(Decimal(1)).to_int64().value_or(0);
+    const auto count = at_least(at, "billing_period_count", 1, 1).to_int64().value_or(0);
+    if (count < 1 || count > 1000) throw Error(ErrorCode::bad_value, at.path("billing_period_count"), "must be a whole number from 1 to 1000");
     subscription.cycle = repeated(at.choice("billing_period", billing_periods), count);
     subscription.anchor = at.time("billing_anchor");
     if (!subscription.anchor) subscription.anchor = at.time("start_date");
     subscription.items = at.find("line_items") ? read_line_items(at, items, prices) : items;
     subscription.coupons = read_coupons(at, "");
-    const Commitment commitment{at.decimal("commitment_amount").value_or(Decimal()), at.decimal("overage_factor").value_or(Decimal()),
-                                at.flag("enable_true_up")};
+    const Commitment commitment{at_least(at, "commitment_amount", 0, 0), at_least(at, "overage_factor", 0, 0), at.flag("enable_true_up")};
     if (commitment.amount > 0 && commitment.overage_factor > 1) subscription.commitment = commitment;
     const auto duration = at.text("commitment_duration");
     if (!duration.empty() && duration != at.text("billing_period")) subscription.commitment_cycle = at.choice("commitment_duration", billing_periods);
@@ -13317,7 +13323,9 @@ Analytics metered_analytics(const AnalyticsQuery& asked, const AnalyticsRules& r
     AnalyticsQuery query = asked;
     if (!query.period) query.period = query.range.empty() ? Period() : named_period(query.range, source.now, query.billing_cycle);
     Analytics answer{.period = *query.period};
-    for (const Metric& metric : source.metrics) {
+    for (Metric metric : source.metrics) {
+        // What is added to a value from before the period is in no analytics (FlexPrice, 6.5).
+        if (rules_named(metric.rules).carrying == Carrying::added) metric.recurring = false;
         add_items(items_of(metric, query, source), rules.drops_unused, answer);
         answer.totals.push_back(measured_total(metric, query, source.usage));
         if (answer.items.size() > limits::aggregate_rows) Slots::throw_too_many_rows();

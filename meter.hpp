@@ -359,10 +359,10 @@ struct Metric {
     std::optional<Decimal> multiplier = {};  ///< the result times this
     std::optional<RoundTo> rounding = {};    ///< of the result, after all else
     /// What came before the period counts too: a value stands until it is changed. With bins each shows what stands at its end; at most
-    /// limits::carried_bins.
+    /// limits::carried_bins. By FlexPrice's rules what came before is measured by itself and added, but not to bins (reset_usage NEVER).
     bool recurring = false;
     /// Measured in each bin of this size (and for each value of bucket_group, when given); the result is the sum of these. A bucket belongs to
-    /// the bin in which it begins. Not for recurring metrics.
+    /// the bin in which it begins. Not for recurring metrics, but by FlexPrice's rules.
     Bin bucket = Bin::none;
     std::string bucket_group = {};
     /// Whose rules say what a value counts as where types differ, what an average or weighted sum is rounded to, and how filters compare:
@@ -469,7 +469,8 @@ struct Aggregate {
     std::vector<AggregateRow> rows = {};
 };
 
-/// Usage of several metrics at once, and what it costs where a book that is loaded prices them.
+/// Usage of several metrics at once, and what it costs where a book that is loaded prices them: the first that has the customer, or subscription,
+/// in the version in force now. Prices are for all that is asked about; an open period is no billing period.
 struct AnalyticsQuery {
     std::vector<std::string> metrics = {};  ///< their codes; all that are declared or loaded when empty
     std::string customer = {}, subscription = {};
@@ -604,8 +605,15 @@ public:
     /// weighted sums with bounds per transaction are refused as unsupported; such metrics may be listed.
     static Book lago(const json& catalogue);
 
-    /// {"meters": [...], "prices": [...]} as FlexPrice's API shows them; the usage prices, COUNT, SUM, SUM_WITH_MULTIPLIER and
-    /// COUNT_UNIQUE meters. A price may carry "entitlement" and "commitment". Periods are calendar months, UTC.
+    /// {"meters": [...], "prices": [...]} as FlexPrice's API shows them; meters of every kind but expressions, with buckets, groups, filters and
+    /// reset_usage. A price may carry "entitlement" (begun anew by billing period, DAILY, MONTHLY or NEVER), "grants" [{"measure", "quota",
+    /// "start_date", "end_date"}], "commitment" (also for each bucket: "windowed") and "commitment_time_buckets". With "subscriptions": [{"id",
+    /// "external_customer_id", "start_date", "end_date", "subscription_status", "cancelled_at", "billing_period", "billing_period_count",
+    /// "billing_anchor", "line_items", "commitment_amount", "overage_factor", "enable_true_up", "commitment_duration",
+    /// "coupon_associations"}] only these customers have prices, in their billing periods, those of line items on their terms; without that list any
+    /// customer has all, in calendar months, UTC. usage() is what an invoice lists for usage, each line rounded to the currency, before coupons;
+    /// estimate_fees() is not rounded. FIXED prices are for price() alone. FlexPrice counts some copies of an id twice (dossier 2.6); here an id is
+    /// one event.
     static Book flexprice(const json& catalogue);
     /// {"product": {"id", "prices": [...], "benefits": [...]}, "meters": [...]} as Polar's API shows them, optionally with "subscriptions":
     /// [{"id", "customer": {"external_id"}, "current_period_start", "current_period_end", "recurring_interval",
