@@ -824,6 +824,44 @@ TEST_CASE("Polar adds doubles in the order of time", "[polar]") {
     CHECK(m.usage({.customer = "acme"}).fees[0].units == Decimal("9007199254740992"));
 }
 
+TEST_CASE("Polar's sums and averages are those of doubles, in bins and groups, sealed or not", "[polar]") {
+    const std::uint64_t seed = std::random_device{}();
+    CAPTURE(seed);
+    std::mt19937_64 random(seed);
+    struct Seen {
+        Timestamp time;
+        std::string day, customer;
+        double number;
+    };
+    std::vector<Seen> seen;
+    Meter m({.chunk_events = 1024});
+    for (int i = 0; i < 3000; ++i) {
+        const auto hour = static_cast<std::int64_t>(random() % 240);
+        const Timestamp time = Timestamp::from_civil(2026, 3, 1) + std::chrono::hours(hour) + std::chrono::microseconds(i);
+        const json number = random() % 3 == 0 ? json(random() % 100) : json(static_cast<double>(random() % 1000000) / 1000);
+        seen.push_back({time, time.to_string().substr(0, 10), "c" + std::to_string(random() % 3), number.get<double>()});
+        m.record({.name = "e", .customer = seen.back().customer, .timestamp = time, .properties = {{"n", number}}});
+    }
+    std::sort(seen.begin(), seen.end(), [](const Seen& a, const Seen& b) { return a.time < b.time; });
+    std::map<std::pair<std::string, std::string>, std::pair<double, int>> sums;
+    for (const auto& each : seen) {
+        auto& [sum, count] = sums[{each.day, each.customer}];
+        sum += each.number, ++count;
+    }
+    const AggregateQuery query{.bin = Bin::day, .group_by = {"customer"}};
+    for (const auto aggregation : {Aggregation::sum, Aggregation::average}) {
+        const auto rows = m.aggregate({.event = "e", .aggregation = aggregation, .property = "n", .rules = "polar"}, query).rows;
+        REQUIRE(rows.size() == sums.size());
+        auto expected = sums.begin();
+        for (const auto& row : rows) {
+            const auto& [sum, count] = expected->second;
+            CAPTURE(expected->first.first, expected->first.second);
+            CHECK(row.value == Decimal::from_double(aggregation == Aggregation::sum ? sum : sum / count));
+            ++expected;
+        }
+    }
+}
+
 TEST_CASE("Polar's values count by their JSON type", "[polar]") {
     Meter m = polar_log(polar_book({polar_meter("m", {{"func", "count"}})}, {polar_price("m", "1")}), {});
     const json values = json::parse(R"([1, 1.0, 1e0, "1", true, "true", "a", "A", null])");
