@@ -259,17 +259,45 @@ struct Event {
 };
 
 enum class ReceiptStatus {
-    stored,     ///< new, and on disk
-    duplicate,  ///< the same id with the same content is in the log already; nothing was stored
-    conflict,   ///< the same id with other content is in the log already; nothing was stored
-    refused,    ///< field and reason say why; nothing was stored
+    stored,      ///< new, and on disk
+    duplicate,   ///< the same id with the same content is in the log already; nothing was stored
+    conflict,    ///< the same id with other content is in the log already; nothing was stored
+    refused,     ///< field and reason say why; nothing was stored
+    over_limit,  ///< a Limit did not let it in: field and reason say which; nothing was stored
+};
+
+enum class LimitScope {
+    customer,      ///< what the event's customer has used, whatever the subscription
+    subscription,  ///< what its subscription has used
+    all,           ///< what all have used together; for units only
+};
+
+/// How much may be used in a period, of a metric in its units, or under a book in money. An event is over it when with the event there would be
+/// more than the limit, and more than without the event.
+struct Limit {
+    std::string metric = {};            ///< its code. Required for units; of cents, only the fees of this metric count. All fees when empty
+    std::optional<Decimal> units = {};  ///< at most so many units
+    std::optional<Decimal> cents = {};  ///< or fees of at most this as usage() has them, in the currency's smallest unit; one of both is required
+    LimitScope scope = LimitScope::customer;
+    std::string book = {};              ///< code of the book whose fees or period it is; the one usage() would ask when empty
+    std::optional<Period> period = {};  ///< the book's billing period around the event when absent; where no book is loaded, its calendar month, UTC
+    bool soft = false;                  ///< what is over the limit is stored all the same; the receipt says so
+};
+
+/// How an event stood to a limit when it was recorded, or was not.
+struct LimitCheck {
+    Decimal before = {}, after = {};  ///< used in the period without the event and with it
+    Decimal limit = {};
+    Period period = {};
+    bool over = false;
 };
 
 struct Receipt {
     ReceiptStatus status = ReceiptStatus::refused;
     std::int64_t sequence = 0;  ///< of the stored event, or of the one already there; 0 when refused
     std::string id = {};
-    std::string field = {}, reason = {};  ///< of a refusal or conflict
+    std::string field = {}, reason = {};  ///< of a refusal, conflict or over_limit
+    std::vector<LimitCheck> limits = {};  ///< one for each limit given, in order; none for a duplicate, conflict or refusal
 };
 
 enum class Operator { eq, ne, gt, gte, lt, lte, in, not_in, contains, not_contains, like, not_like, exists };
@@ -534,6 +562,28 @@ struct CustomerMeter {
     Decimal rollover = {};  ///< units that a reset would carry over now
 };
 
+/// About the values that a metric counts.
+struct ActiveQuery {
+    std::string metric = {};  ///< code of one with Aggregation::active_count or unique_count
+    std::string customer = {}, subscription = {};
+    Period period = {};  ///< of a recurring metric only its end matters
+    Filter filter = {};
+    std::int64_t limit = 100;  ///< 1 to limits::page_events
+    std::int64_t offset = 0;
+};
+
+struct ActiveValue {
+    std::optional<std::string> value = {};  ///< nothing: that of events without the property, where the metric's rules count it
+    Timestamp since = {};                   ///< of the add that made it active
+    friend bool operator==(const ActiveValue&, const ActiveValue&) = default;
+};
+
+/// In order of the value, by bytes.
+struct ActiveValues {
+    std::vector<ActiveValue> values = {};
+    std::int64_t total = 0;  ///< of all pages
+};
+
 // ---------------------------------------------------------------------------------------------
 // 6 prices
 // ---------------------------------------------------------------------------------------------
@@ -547,7 +597,8 @@ public:
     /// A plan as Lago's API shows it: {"plan": {"code", "amount_currency", "interval", "charges": [...]}, "billable_metrics": [...]},
     /// optionally with "subscriptions": [{"external_id", "external_customer_id", "started_at", "terminated_at", "subscription_at",
     /// "billing_time", "timezone"}]; without that list any subscription is taken, on calendar periods, UTC. "premium": false leaves out
-    /// what needs Lago's premium licence to be priced.
+    /// what needs Lago's premium licence to be priced. Charges over custom_agg metrics (scripts of the server's), prorated weighted sums and
+    /// weighted sums with bounds per transaction are refused as unsupported; such metrics may be listed.
     static Book lago(const json& catalogue);
 
     /// {"meters": [...], "prices": [...]} as FlexPrice's API shows them; the usage prices, COUNT, SUM, SUM_WITH_MULTIPLIER and
@@ -611,6 +662,7 @@ struct FeeLine {
         discount,
         conversion,  ///< from a pricing unit to the currency
         rounding,
+        overage,  ///< `units` of money beyond a commitment x rate, the factor less 1 where their plain price is another line
     };
     Step step = Step::units;
     std::optional<Decimal> from = {}, to = {};  ///< bounds of the tier as the vendor writes them, in units
@@ -672,6 +724,42 @@ struct UsageQuery {
     std::string subscription = {}, customer = {};  ///< one of them at least
     std::optional<Period> period = {};             ///< the plan's billing period around now when absent
     bool closing = false;                          ///< as billed at the end: with what minimum spendings add
+};
+
+/// One metric as one book prices it: the sum of its fees.
+struct PricedMetric {
+    std::string metric = {};  ///< Fee::metric
+    Decimal units = {}, cents = {};
+};
+
+/// Metrics are the same when they measure the same events and property in the same way, whatever the books call them.
+struct MetricComparison {
+    std::optional<PricedMetric> a = {}, b = {};  ///< nothing where that book does not price it
+    Decimal difference() const { return (b ? b->cents : Decimal()) - (a ? a->cents : Decimal()); }
+};
+
+struct ComparedFees {
+    std::optional<Decimal> cents = {};  ///< nothing when the book does not price this customer, or cannot
+    std::string problem = {};           ///< why it cannot
+};
+
+struct CustomerComparison {
+    std::string customer = {};
+    std::string subscription = {};  ///< of events that name a subscription, but no customer
+    ComparedFees a = {}, b = {};
+    std::vector<MetricComparison> metrics = {};
+    Decimal difference() const { return b.cents.value_or(0) - a.cents.value_or(0); }
+};
+
+/// The same log under two books, by customer, then by subscription. All amounts are in the currency's smallest unit.
+struct Comparison {
+    Period period = {};
+    std::string currency = {};
+    int subunits = 100;
+    std::vector<CustomerComparison> customers = {};
+    Decimal a = {}, b = {};     ///< sums over the customers
+    std::int64_t problems = 0;  ///< customers that one of the books could not price; the sums are without those fees
+    Decimal difference() const { return b - a; }
 };
 
 // ---------------------------------------------------------------------------------------------
@@ -936,6 +1024,17 @@ public:
     /// Numbers in properties keep every digit they have in the text. Empty lines get no receipt.
     std::vector<Receipt> record_json(std::string_view lines);
 
+    /// Stores the event only if its customer or subscription stays within the limit; else the receipt says over_limit. That is decided in the
+    /// transaction that stores it, on what is in the log then, so that no number of threads and processes overrun it together. An id that is in
+    /// the log is answered as ever, whatever the limit. For counts, sums and extremes it takes the same time however long the log is; a metric
+    /// that needs the events themselves, or a fee that does, is measured anew. Throws bad_value for a limit that cannot be, and for an event
+    /// without the customer or subscription that it is about; not_found for a metric or book that is not there; and what record() and
+    /// usage() throw. What it throws for was not stored.
+    Receipt record(const Event& event, const Limit& limit);
+    /// Each of the events within all of the limits, taken one after the other in one transaction: the first that fit are stored. Throws as above,
+    /// but an event that cannot be stored, or lacks a customer or subscription, is refused in its receipt.
+    std::vector<Receipt> record(std::span<const Event> events, std::span<const Limit> limits);
+
     std::optional<Event> find(std::string_view id) const;
     /// Throws bad_value for a limit, offset, period, sort or text that cannot be, naming it; bad_cursor for a cursor of another question.
     Page list(const ListQuery& query = {}) const;
@@ -976,12 +1075,20 @@ public:
     /// far as they are in the log: source "system", name "meter.credited" (properties meter_id, units, rollover) or "meter.reset"
     /// (meter_id). Throws not_found, bad_value.
     CustomerMeter customer_meter(const std::string& meter, const std::vector<std::string>& customers) const;
+    /// The values that a metric counts and that are active at the end of the period: added in it (or before, of a recurring metric) and not
+    /// removed since (Lago's active unique values, dossier 4.4). As many as aggregate() says. Throws not_found for an unknown metric, bad_value
+    /// for one that does not count values, and for a limit, offset, period or filter that cannot be. Takes memory for every event counted.
+    ActiveValues active_values(const ActiveQuery& query) const;
 
     /// Usage, events and cost of several metrics, by group and over time, all from one snapshot. What a metric costs is what Book::price() says of
     /// its usage, with FlexPrice's books what its analytics say (dossier 6.6). Throws not_found for an unknown metric, bad_value for what
     /// cannot be asked, naming it, too_large over limits::aggregate_rows.
     Analytics analytics(const AnalyticsQuery& query) const;
+    /// What each of these events costs by itself, in billionths of the currency's unit (of a US dollar, nano-USD): as FlexPrice's Hugging Face call
+    /// answers (dossier 7). In the order of the ids. 0 means that the event is not known, or no FlexPrice book that is loaded prices it for
+    /// its customer, or that it is free; what came before it does not count, tiers and packages begin with each event.
     std::vector<Decimal> inference_costs(std::span<const std::string> ids) const;
+    std::vector<Decimal> inference_costs(std::initializer_list<std::string> ids) const { return inference_costs(std::span(ids.begin(), ids.size())); }
 
     /// Keeps a version of a book in the database, in place of the one of the same vendor, code and moment; its metrics become known to
     /// aggregate(), in place of others of their codes. A billing period is priced by one version, that in effect when it begins: a version
@@ -1025,11 +1132,16 @@ public:
     Fees usage(const UsageQuery& query) const;
     /// Whether the event's customer (and entity: Event::subscription) may now use so many units (Event::value, 1 when absent) of the feature
     /// that the event names: Autumn's POST /check, by the balances that the events in the log have left. Nothing is recorded. Balances pay in
-    /// Autumn's order, and what none covers is dropped, as with overage_behavior "cap" (autumn dossier 5 and 7.7). Where features share a
-    /// credit system, what each used since the last reset is taken off as a whole, feature by feature. Throws bad_value without a customer,
+    /// Autumn's order, and what none covers is dropped, as with overage_behavior "cap" (autumn dossier 5 and 7.7). The events of a feature are
+    /// taken in order of time; features that share a credit system one after the other. Throws bad_value without a customer,
     /// not_found for a feature or customer that no book with balances knows, unsupported when the customer's books are other vendors': only
     /// Autumn's have balances.
     Check check(const Event& event) const;
+    /// A dry run: what every customer that has events in the period would pay under each of two books, which need not be loaded; `closing` as in
+    /// UsageQuery. A book that prices by subscription prices those the customer's events name, or its own list of the customer's. Fees that
+    /// cannot be computed are named beside their customer and do not hold up the others. Other questions wait meanwhile. Throws bad_value for
+    /// a period that ends before it begins, and for books in different currencies.
+    Comparison compare(const Book& a, const Book& b, const Period& period, bool closing = false) const;
 
     /// Adds an upstream, or gives one of that name new settings, and ends a pause. A new one starts with the oldest event kept.
     void connect(const Upstream& upstream);

@@ -449,3 +449,58 @@ TEST_CASE("A weighted sum is of what stands, by the share of the time it stands"
     check_total(m, carried, "104 of 4", {.period = whole});
     CHECK(error_of([&] { m.aggregate(seats); }).field() == "period");
 }
+
+TEST_CASE("The values that a count of values counts are listed, page by page") {
+    Meter m(options_for());
+    const auto at = [](int hour) { return Timestamp::parse("2026-03-01T00:00:00Z") + std::chrono::hours(hour); };
+    const auto user = [&](json name, int hour, const char* operation = "add") {
+        return Event{.name = "user",
+                     .customer = hour < 2 ? "acme" : "zoo",
+                     .timestamp = at(hour),
+                     .properties = {{"user", std::move(name)}, {"operation_type", operation}}};
+    };
+    m.record({user("bob", 0), user("ann", 1), user("ann", 2), user("bob", 3, "remove"), user(7, 4), user("bob", 5), user("cid", 6, "remove")});
+    m.record({.name = "user", .timestamp = at(7)});
+    m.define({.code = "user", .aggregation = Aggregation::active_count, .property = "user"});
+    const std::vector<ActiveValue> all{{"7", at(4)}, {"ann", at(1)}, {"bob", at(5)}};
+    for (int sealed = 0; sealed < 2; ++sealed) {
+        CAPTURE(sealed);
+        const auto found = m.active_values({.metric = "user"});
+        CHECK(found.values == all);
+        CHECK(found.total == 3);
+        CHECK(m.aggregate({.metric = "user"}).rows.at(0).value == 3);
+        const auto second = m.active_values({.metric = "user", .limit = 1, .offset = 1});
+        CHECK(second.values == std::vector<ActiveValue>{all[1]});
+        CHECK(second.total == 3);
+        CHECK(m.active_values({.metric = "user", .offset = 4}).values.empty());
+        CHECK(m.active_values({.metric = "user", .limit = 1000, .offset = 2}).values == std::vector<ActiveValue>{all[2]});
+        CHECK(m.active_values({.metric = "user", .period = {at(0), at(4)}}).values == std::vector<ActiveValue>{{"ann", at(1)}});
+        CHECK(m.active_values({.metric = "user", .period = {at(2), at(4)}}).values == std::vector<ActiveValue>{{"ann", at(2)}});
+        CHECK(m.active_values({.metric = "user", .customer = "acme"}).values == std::vector<ActiveValue>{{"ann", at(1)}, {"bob", at(0)}});
+        CHECK(m.active_values({.metric = "user", .filter = Filter::equals("user", "bob")}).values == std::vector<ActiveValue>{all[2]});
+        CHECK(m.active_values({.metric = "user", .customer = "nobody"}).values.empty());
+        seal_all(m);
+    }
+    m.define(
+        {.code = "recurring", .event = "user", .aggregation = Aggregation::active_count, .property = "user", .recurring = true, .rules = "lago"});
+    const auto carried = m.active_values({.metric = "recurring", .period = {at(8), at(9)}});
+    CHECK(carried.values == std::vector<ActiveValue>{{std::nullopt, at(7)}, all[0], all[1], all[2]});
+    CHECK(m.aggregate({.metric = "recurring", .period = {at(8), at(9)}}).rows.at(0).value == carried.total);
+    m.define({.code = "ever", .event = "user", .aggregation = Aggregation::unique_count, .property = "user", .rules = "polar"});
+    CHECK(m.active_values({.metric = "ever"}).values == std::vector<ActiveValue>{{"7", at(4)}, {"ann", at(1)}, {"bob", at(0)}, {"cid", at(6)}});
+}
+
+TEST_CASE("A question about active values that cannot be is refused by name") {
+    Meter m(options_for());
+    m.define({.code = "users", .aggregation = Aggregation::active_count, .property = "user"});
+    m.define(sum_n);
+    CHECK(error_of([&] { m.active_values({.metric = "nothing"}); }).code() == ErrorCode::not_found);
+    CHECK(error_of([&] { m.active_values({.metric = "a"}); }).field() == "metric");
+    CHECK(error_of([&] { m.active_values({.metric = "users", .limit = 0}); }).field() == "limit");
+    CHECK(error_of([&] { m.active_values({.metric = "users", .limit = 1001}); }).field() == "limit");
+    CHECK(error_of([&] { m.active_values({.metric = "users", .offset = -1}); }).field() == "offset");
+    CHECK(error_of([&] { m.active_values({.metric = "users", .period = {noon, noon}}); }).field() == "period");
+    CHECK(error_of([&] { m.active_values({.metric = "users", .filter = Filter::where("n", Operator::in, 1)}); }).field() == "n.in");
+    CHECK(error_of([&] { m.active_values({.metric = "users", .customer = "\xff"}); }).field() == "customer");
+    CHECK(m.active_values({.metric = "users"}).values.empty());
+}
