@@ -7,7 +7,7 @@
 //    2 time       timestamps, periods, bins           8 books       how each vendor measures and prices
 //    3 values     JSON text, paths, filters           9 wire        requests, answers and rules of each vendor
 //    4 store      SQLite: schema, log, segments      10 delivery    cursors, batches, waiting, parking
-//    5 reading    find, list, names                  11 transport   libcurl (optional)
+//    5 reading    find, list, names, rates           11 transport   libcurl (optional)
 //    6 measuring  scan, aggregate                    12 Meter       the facade: locks, threads, wiring
 
 #include "meter.hpp"
@@ -4774,7 +4774,7 @@ void Store::drop_dead_runs() {
 }  // namespace
 
 // =============================================================================================
-// 5 reading: find, list, names. Uses 1-4.
+// 5 reading: find, list, names and sources, rates. Uses 1-4.
 // =============================================================================================
 
 namespace {
@@ -4793,7 +4793,20 @@ void check_question(std::string_view field, std::string_view text) {
     if (const char* fault = text_fault(text)) refuse(std::string(field), fault);
 }
 
+// An offset or limit as a number of things in memory, also where there is room for less.
+std::size_t count_of(std::int64_t things) {
+    return static_cast<std::size_t>(std::min<std::int64_t>(things, std::numeric_limits<std::ptrdiff_t>::max() / 2));
+}
+
 [[noreturn]] void bad_cursor(const char* reason = "was not made by list()") { throw Error(ErrorCode::bad_cursor, "cursor", reason); }
+
+void check_sort(const std::vector<SortKey>& sort) {
+    if (sort.size() > limits::sort_keys) refuse("sort", "has more than " + std::to_string(limits::sort_keys) + " keys");
+    for (const SortKey& key : sort) {
+        if (key.field.empty()) refuse("sort", "names no field");
+        check_question("sort", key.field);
+    }
+}
 
 void check_list(const ListQuery& query) {
     check_paging(query.limit, query.offset);
@@ -4804,11 +4817,7 @@ void check_list(const ListQuery& query) {
     for (const auto& [field, texts] : {std::pair{"names", &query.names}, std::pair{"sources", &query.sources}, std::pair{"ids", &query.ids}}) {
         for (const std::string& text : *texts) check_question(field, text);
     }
-    if (query.sort.size() > limits::sort_keys) refuse("sort", "has more than " + std::to_string(limits::sort_keys) + " keys");
-    for (const SortKey& key : query.sort) {
-        if (key.field.empty()) refuse("sort", "names no field");
-        check_question("sort", key.field);
-    }
+    check_sort(query.sort);
 }
 
 // The question's conditions on names and the customer as the scan takes them; nothing when one of them is not in the log at all.
@@ -5019,12 +5028,12 @@ struct Listing {
 };
 
 // The ranks of up to `keep` rows that match, in order; of the given rows when the question names ids, else of the whole log.
-Listing list_ranks(const Reader& reader, const ListQuery& query, const std::vector<std::int64_t>* rows, std::size_t keep,
+Listing list_ranks(const Reader& reader, const ListQuery& query, const FilterRules& rules, const std::vector<std::int64_t>* rows, std::size_t keep,
                    const std::optional<Rank>& start) {
     Listing listing;
     auto question = scan_question(reader, query.names, query.customer, query.subscription, query.period);
     if (!question) return listing;
-    const Condition condition(list_filter(query), *question);
+    const Condition condition(list_filter(query), *question, rules);
     const ScanQuestion counted = *question;  // of what can only be counted, columns to sort by need not be read
     ListOrder order(reader, query.sort, *question);
     if (start && start->cells.size() != order.cells()) bad_cursor();
@@ -5117,8 +5126,15 @@ SortCell<std::string> cell_from(const json& tree) {
 json question_json(const ListQuery& query) {
     json sort = json::array();
     for (const SortKey& key : query.sort) sort.push_back({key.field, key.descending});
-    return {{"customer", query.customer}, {"subscription", query.subscription}, {"names", query.names},           {"sources", query.sources},
-            {"ids", query.ids},           {"from", query.period.from.micros()}, {"to", query.period.to.micros()}, {"filter", query.filter.to_json()},
+    return {{"customer", query.customer},
+            {"subscription", query.subscription},
+            {"names", query.names},
+            {"sources", query.sources},
+            {"ids", query.ids},
+            {"from", query.period.from.micros()},
+            {"to", query.period.to.micros()},
+            {"filter", query.filter.to_json()},
+            {"rules", query.rules},
             {"sort", std::move(sort)}};
 }
 
@@ -5131,6 +5147,7 @@ ListQuery question_from(const json& tree) {
     query.ids = tree.at("ids").get<std::vector<std::string>>();
     query.period = {Timestamp(tree.at("from").get<std::int64_t>()), Timestamp(tree.at("to").get<std::int64_t>())};
     query.filter = Filter::from_json(tree.at("filter"));
+    query.rules = tree.at("rules").get<std::string>();
     for (const json& key : tree.at("sort")) query.sort.push_back({key.at(0).get<std::string>(), key.at(1).get<bool>()});
     return query;
 }
@@ -5184,10 +5201,10 @@ std::optional<Rank> list_start(const ListQuery& query) {
     });
 }
 
-Page list_page(const Reader& reader, const ListQuery& query, const std::vector<std::int64_t>* rows) {
+Page list_page(const Reader& reader, const ListQuery& query, const FilterRules& rules, const std::vector<std::int64_t>* rows) {
     // One more than the page holds tells whether there is a next one.
-    const auto offset = static_cast<std::size_t>(query.offset), limit = static_cast<std::size_t>(query.limit);
-    Listing listing = list_ranks(reader, query, rows, offset + limit + 1, list_start(query));
+    const std::size_t offset = count_of(query.offset), limit = count_of(query.limit);
+    Listing listing = list_ranks(reader, query, rules, rows, offset + limit + 1, list_start(query));
     Page page;
     if (query.count) page.total = listing.total;
     for (std::size_t i = offset; i < listing.ranks.size() && page.events.size() < limit; ++i) {
@@ -5255,6 +5272,7 @@ void check_names(const NamesQuery& query) {
     check_filter(query.filter);
     check_question("customer", query.customer);
     check_question("text", query.text);
+    check_sort(query.sort);
     for (const SortKey& key : query.sort) {
         constexpr std::array<std::string_view, 5> known{"name", "source", "occurrences", "first_seen", "last_seen"};
         if (std::find(known.begin(), known.end(), key.field) == known.end()) refuse("sort", "names are not sorted by \"" + key.field + "\"");
@@ -5284,8 +5302,7 @@ NameList names_page(const Reader& reader, const NamesQuery& query, NameKeys keys
         }
         return std::tie(a.name, a.source) < std::tie(b.name, b.source);
     });
-    const auto begin = std::min(found.size(), static_cast<std::size_t>(query.offset));
-    const auto end = std::min(found.size(), begin + static_cast<std::size_t>(query.limit));
+    const std::size_t begin = std::min(found.size(), count_of(query.offset)), end = std::min(found.size(), begin + count_of(query.limit));
     NameList list{{}, static_cast<std::int64_t>(found.size())};
     std::move(found.begin() + static_cast<std::ptrdiff_t>(begin), found.begin() + static_cast<std::ptrdiff_t>(end), std::back_inserter(list.rows));
     return list;
@@ -5315,6 +5332,7 @@ Monitoring count_windows(const Reader& reader, const Period& period, const BinOp
             ++answer.events;
             if (answer.windows.empty()) continue;
             const Timestamp at(checked_time(batch.columns[time].cells[row], "columns.time"));
+            if (!period.contains(at)) damaged("columns.time");  // the segment says that all are
             ++answer.windows[static_cast<std::size_t>(grid.index(at, hint))].events;
         }
     }
@@ -5372,8 +5390,8 @@ struct Rules {
     std::optional<FilterRules> asked_filter{};  // of questions, where they differ
     NumberRules numbers{};
     Blank groups = Blank::apart, values = Blank::apart;  // of group_by; of what is counted by unique_count and active_count
-    std::string_view uncounted{};                        // a text that is none of those counted
     std::optional<Blank> values_in_parts{};              // likewise, in answers with bins or groups
+    std::string_view uncounted{};                        // a text that is none of those counted
     bool counts_absent = false;                          // an absent value is one more, too
     bool keeps_absent = false;                           // an absent value is none, but its event takes part
     bool typed_values = false;                           // the text "1" and the number 1 are two values, null is one
@@ -5493,9 +5511,9 @@ public:
                 if (known == unknown) known = typed_ ? text(marked(kind, word)) : text(word);
                 rows_[row] = known;
             } else {
-                const std::string value = times_                              ? Timestamp(cell).to_string()
-                                          : kind == CellKind::null && written ? "null"
-                                                                              : scalar_text(cell_scalar(column, row));
+                const std::string value = kind == CellKind::null && written ? "null"
+                                          : times_                          ? Timestamp(cell).to_string()
+                                                                            : scalar_text(cell_scalar(column, row));
                 rows_[row] = text(typed_ ? marked(kind, value) : value);
             }
         }
@@ -5556,7 +5574,7 @@ class Slots {
 public:
     Slots(const BinOptions& bins, const Grouping& grouping, ScanQuestion& question)
         : bin_(bins.bin), calendar_(bins), width_(grouping.fields.size()), named_(grouping.named) {
-        if (bin_ != Bin::none) time_ = question.key(fields::time);
+        if (bin_ != Bin::none) time_ = question.key(fields::time), recent_.resize(recent_cells);
         for (const std::string& field : grouping.fields) add_field(field, grouping.blank, question);
         if (!grouping.within.empty()) add_field(grouping.within, grouping.blank, question);
     }
@@ -5666,7 +5684,7 @@ private:
         std::uint32_t bin = 0;
     };
     static constexpr std::size_t recent_cells = 4096;
-    std::vector<RecentBin> recent_{recent_cells};
+    std::vector<RecentBin> recent_;
     int cell_bits_ = 0;  // of a time, cut off; known when the first bin is
     Numbering bins_, slots_;
     std::vector<std::uint32_t> group_, slot_;
@@ -6302,7 +6320,7 @@ void check_metric(const Metric& metric) {
 }
 
 // Members that say nothing are not written.
-json to_definition(const Metric& metric) {
+json metric_definition(const Metric& metric) {
     json definition = {{"event", metric.event},
                        {"aggregation", word_of(aggregations, metric.aggregation, "metric.aggregation")},
                        {"property", metric.property},
@@ -6318,7 +6336,7 @@ json to_definition(const Metric& metric) {
     return definition;
 }
 
-Metric from_definition(std::string_view code, const json& tree) {
+Metric defined_metric(std::string_view code, const json& tree) {
     Metric metric{.code = std::string(code), .event = tree.at("event").get<std::string>()};
     metric.aggregation = meaning_of(aggregations, tree.at("aggregation").get<std::string>());
     metric.property = tree.at("property").get<std::string>();
@@ -6337,11 +6355,11 @@ Metric from_definition(std::string_view code, const json& tree) {
 
 // Of the book with that id, or of the app (0). Of one code the metric stored last is in force, as long as its book is.
 void store_metric(Connection& db, const Metric& metric, std::int64_t book = 0) {
-    db.prepared("INSERT OR REPLACE INTO metrics(code, book, definition) VALUES(?, ?, ?)").run(metric.code, book, to_definition(metric).dump());
+    db.prepared("INSERT OR REPLACE INTO metrics(code, book, definition) VALUES(?, ?, ?)").run(metric.code, book, metric_definition(metric).dump());
 }
 
 Metric read_metric(std::string_view code, std::string_view definition) {
-    return from_file("metrics", [&] { return from_definition(code, json::parse(definition)); });
+    return from_file("metrics", [&] { return defined_metric(code, json::parse(definition)); });
 }
 
 // Those in force, one of each code, or that of one code. A version of a book that another has followed is not; one that is still to come
@@ -6737,11 +6755,21 @@ private:
     Stretch event_{};
 };
 
+// Equal for equal questions alone.
+std::string question_key(const Metric& metric, const AggregateQuery& query) {
+    const auto ends = [](const Period& period) { return json{period.from.micros(), period.to.micros()}; };
+    return json{{metric.code, metric_definition(metric)},
+                {query.customer, query.subscription, ends(query.period), query.group_by, query.filter.to_json(), query.top, query.fill},
+                {query.bin, query.time_zone, query.week_start.c_encoding(), query.billing_anchor.value_or(Timestamp::min()).micros()},
+                query.billing_period ? ends(*query.billing_period) : json()}
+        .dump();
+}
+
 // How the values of two sets of events make that of both; nothing where it takes the events themselves.
 using Join = Decimal (*)(const Decimal&, const Decimal&);
 
 Join join_of(const Metric& metric, const Rules& rules, const AggregateQuery& query) {
-    if (metric.bucket != Bin::none || metric.rounding || rules.not_negative || query.bin != Bin::none || query.top != 0) return nullptr;
+    if (metric.bucket != Bin::none || metric.rounding || rules.not_negative || rules.add || query.bin != Bin::none || query.top != 0) return nullptr;
     switch (metric.aggregation) {
         case Aggregation::count:
         case Aggregation::sum:
@@ -6792,7 +6820,7 @@ private:
     // As of log.last.
     std::vector<Measured> current(GrowingLog& log, const Metric& metric, const Rules& rules, const AggregateQuery& query, Join join) {
         forget_if_changed(log);
-        const std::string key = key_of(metric, query);
+        const std::string key = question_key(metric, query);
         const auto known = totals_.find(key);
         Total total = known == totals_.end() || log.last - known->second.through > most_events ? Total{} : std::move(known->second);
         if (total.through == 0) {
@@ -6815,11 +6843,6 @@ private:
         since_.reset();
         rollbacks_ = log.rollbacks;
         pruned_ = pruned;
-    }
-    static std::string key_of(const Metric& metric, const AggregateQuery& query) {
-        return json{metric.code,    to_definition(metric), query.customer, query.subscription, query.period.from.micros(), query.period.to.micros(),
-                    query.group_by, query.filter.to_json()}
-            .dump();
     }
     // The events since that may belong to the question; questions that come one after the other mostly need the same.
     const Stretch& since(GrowingLog& log, std::int64_t through, const AggregateQuery& query) {
@@ -11942,7 +11965,7 @@ std::shared_ptr<const Book::Impl> load(const json& catalogue) {
 
 }  // namespace polar
 
-// --- Autumn: the book of a plan, its features and credit systems ---
+// --- Autumn: the book of plans, their features and credit systems ---
 
 namespace autumn {
 
@@ -11965,6 +11988,8 @@ Feature read_feature(const Node& at) {
 
 // One balance that a plan grants. Nothing resets what is granted once, nothing bills again what is sold once.
 struct PlanItem {
+    std::string plan;
+    bool add_on = false;  // the plan comes beside a main one
     std::string feature;
     Item item;
     bool flag = false, unlimited = false;
@@ -12011,8 +12036,9 @@ std::optional<Stride> read_interval(const Node& at) {
     return repeated(at.choice("interval", intervals), count);
 }
 
-PlanItem read_plan_item(const Node& at, const std::string& currency) {
-    PlanItem item{.feature = at.required_text("feature_id"), .item = read_amounts(at, currency), .quantity = {}};
+PlanItem read_plan_item(const Node& at, const Node& plan, const std::string& currency) {
+    PlanItem item{.plan = plan.text("id"), .feature = at.required_text("feature_id"), .item = read_amounts(at, currency), .quantity = {}};
+    item.add_on = plan.flag("add_on");
     item.unlimited = at.flag("unlimited");
     item.entity_feature = at.text("entity_feature_id");
     item.quantity = at.decimal("quantity").value_or(item.item.included);
@@ -12113,24 +12139,63 @@ Controls read_controls(const Node& holder) {
     return controls;
 }
 
+// The stricter of two plans' words (usageLimit.ts:141, spendLimit.ts:41): one that is enabled, then the smaller.
+bool stricter(const SpendLimit& a, const SpendLimit& b) {
+    if (a.enabled != b.enabled) return a.enabled;
+    return a.limit && (!b.limit || (a.percentage == b.percentage && *a.limit < *b.limit));
+}
+
+bool stricter(const UsageLimit& a, const UsageLimit& b) {
+    const auto a_day = [](const UsageLimit& limit) {
+        const auto stride = limit.interval == "lifetime" ? Stride{12000, 0} : stride_of(limit.interval);  // for ever is a thousand years
+        const Decimal days = stride.months % 12 == 0 ? stride.months / 12 * 365 : stride.months * 30;
+        return divided(limit.limit, days + divided(Decimal(stride.micros), Decimal(micros_per_day)));
+    };
+    if (a.enabled != b.enabled) return a.enabled;
+    const auto ours = a_day(a), theirs = a_day(b);
+    return ours < theirs || (ours == theirs && a.utc && !b.utc);
+}
+
+// What several plans say together.
+void add_controls(Controls& all, const Controls& more) {
+    for (const auto& [feature, limit] : more.spend_limits) {
+        const auto [place, fresh] = all.spend_limits.try_emplace(feature, limit);
+        if (!fresh && stricter(limit, place->second)) place->second = limit;
+    }
+    for (const auto& [feature, limits] : more.usage_limits) {
+        for (const auto& limit : limits) {
+            auto& list = all.usage_limits[feature];
+            const auto same = std::find_if(list.begin(), list.end(), [&](const UsageLimit& each) { return each.properties == limit.properties; });
+            if (same == list.end())
+                list.push_back(limit);
+            else if (stricter(limit, *same))
+                *same = limit;
+        }
+    }
+    for (const auto& [feature, allowed] : more.overage_allowed) {
+        const auto [place, fresh] = all.overage_allowed.try_emplace(feature, allowed);
+        place->second = place->second && allowed;
+    }
+}
+
 // A customer, or one of its entities.
 struct Holder {
     std::string id;
-    std::string feature = {};                       // the kind of an entity; empty: not told
-    std::optional<Subscription> subscription = {};  // to the book's plan
+    std::string feature = {};                                // the kind of an entity; empty: not told
+    std::map<std::string, Subscription> subscriptions = {};  // by plan
     Controls controls = {};
     std::vector<Holder> entities = {};
 };
 
-Holder read_holder(const Node& at, const std::string& plan) {
+Holder read_holder(const Node& at) {
     Holder holder{at.required_text("id"), at.text("feature_id")};
     for (const auto* list : {"subscriptions", "purchases"}) {
         for (const auto& each : at.list(list)) {
-            if (each.text("plan_id") == plan && each.text("status") != "scheduled") holder.subscription = read_subscription(each);
+            if (each.text("status") != "scheduled") holder.subscriptions[each.required_text("plan_id")] = read_subscription(each);
         }
     }
     holder.controls = read_controls(at);
-    for (const auto& entity : at.list("entities")) holder.entities.push_back(read_holder(entity, plan));
+    for (const auto& entity : at.list("entities")) holder.entities.push_back(read_holder(entity));
     return holder;
 }
 
@@ -12139,17 +12204,18 @@ const Holder* find_holder(const std::vector<Holder>& list, const std::string& id
     return found == list.end() ? nullptr : &*found;
 }
 
-struct Plan final : Book::Impl {
+struct Plans final : Book::Impl {
     std::string currency;
     std::vector<Feature> features;
     std::vector<PlanItem> items;
-    Controls controls;
-    std::optional<std::vector<Holder>> customers;  // any customer when absent
+    std::map<std::string, Controls> controls;      // by plan
+    std::optional<std::vector<Holder>> customers;  // when absent any customer, who has all plans
 
     bool serves(const std::string&, const std::string& customer) const override {
         return !customer.empty() && (!customers || find_holder(*customers, customer));
     }
     bool has_balances() const override { return true; }
+    Period period_around(const UsageQuery& query, Timestamp at) const override;
     bool knows_feature(const std::string& id) const override {
         return std::any_of(features.begin(), features.end(), [&](const Feature& each) { return each.id == id; });
     }
@@ -12158,11 +12224,11 @@ struct Plan final : Book::Impl {
     Fee price(std::string_view charge, const Decimal& units, std::int64_t events) const override;
     Check check(const Event& event, Timestamp now, UsageSource& source) const override;
     std::vector<std::string> charge_names(const std::string& metric) const override {
-        std::vector<std::string> names;
+        std::set<std::string> names;
         for (const auto& each : items) {
-            if (!each.flag && metric == "autumn:" + each.feature) names.push_back(each.feature);
+            if (!each.flag && metric == "autumn:" + each.feature) names.insert(each.feature);
         }
-        return names;
+        return {names.begin(), names.end()};
     }
 
     const Feature& feature(const std::string& id) const {
@@ -12201,17 +12267,18 @@ struct Holding {
 
 // Who asks, and the balances there are.
 struct Account {
-    const Plan& plan;
+    const Plans& plans;
     std::string customer, entity;
-    const Holder* holder = nullptr;  // the customer in the catalogue
-    const Subscription* own = nullptr;
+    const Holder* holder = nullptr;                // the customer in the catalogue
+    std::map<std::string, Subscription> own = {};  // the customer's, by plan
+    Controls inherited = {};                       // from these plans
     std::vector<Holding> holdings = {};
 
     // What the entity says goes before what the customer says, and that before the plan (7.6).
     template <class Value>
     const Value* control(std::map<std::string, Value> Controls::*which, const std::string& feature, const std::string& of_entity) const {
         const Holder* part = holder ? find_holder(holder->entities, of_entity) : nullptr;
-        for (const Controls* controls : {part ? &part->controls : nullptr, holder ? &holder->controls : nullptr, &plan.controls}) {
+        for (const Controls* controls : {part ? &part->controls : nullptr, holder ? &holder->controls : nullptr, &inherited}) {
             if (!controls) continue;
             if (const auto found = (controls->*which).find(feature); found != (controls->*which).end()) return &found->second;
         }
@@ -12230,7 +12297,8 @@ std::optional<Decimal> spend_limit(const Account& account, const std::string& fe
     if (!control || !control->enabled || !control->limit || !control->percentage) return control && control->enabled ? control->limit : std::nullopt;
     Decimal granted;
     for (const auto& holding : account.holdings) {
-        if (holding.item->feature == feature && (holding.entity.empty() || holding.entity == entity)) granted += holding.state.starting;
+        const bool main = holding.item->feature == feature && !holding.item->add_on;
+        if (main && (holding.entity.empty() || holding.entity == entity)) granted += holding.state.starting;
     }
     return granted.is_zero() ? std::nullopt : std::optional(percent(*control->limit) * granted);
 }
@@ -12258,31 +12326,46 @@ void set_floors(Account& account) {
 // An entity's balances of the items that are granted to each entity of its kind; of all kinds when it is not told.
 void open_entity(Account& account, const std::string& entity) {
     const Holder* part = account.holder ? find_holder(account.holder->entities, entity) : nullptr;
-    for (const auto& item : account.plan.items) {
+    for (const auto& item : account.plans.items) {
+        const auto own = account.own.find(item.plan);
+        if (own == account.own.end() || item.entity_feature.empty()) continue;
         if (part && !part->feature.empty() && part->feature != item.entity_feature) continue;
         const auto same = [&](const Holding& holding) { return holding.item == &item && holding.entity == entity; };
-        const bool known = std::any_of(account.holdings.begin(), account.holdings.end(), same);
-        if (account.own && !item.entity_feature.empty() && !known) add_holding(account, item, entity, *account.own);
+        if (std::none_of(account.holdings.begin(), account.holdings.end(), same)) add_holding(account, item, entity, own->second);
     }
     set_floors(account);
 }
 
-// The balances that the customer has at a moment: of its own plan, and of its entities' plans.
-Account open_account(const Plan& plan, const std::string& customer, const std::string& entity, Timestamp now) {
-    static const Subscription anyone;
-    Account account{plan, customer, entity, plan.customers ? find_holder(*plan.customers, customer) : nullptr};
-    if (plan.customers && !account.holder) throw Error(ErrorCode::not_found, "customer", "customer_not_found");
-    if (!plan.customers) account.own = &anyone;
-    if (account.holder && account.holder->subscription && account.holder->subscription->active(now)) account.own = &*account.holder->subscription;
-    for (const auto& item : plan.items) {
-        if (account.own && item.entity_feature.empty()) add_holding(account, item, {}, *account.own);
+// The subscriptions that the customer has at a moment, and what their plans say.
+void open_plans(Account& account, Timestamp now) {
+    for (const auto& item : account.plans.items) {
+        if (!account.plans.customers) account.own[item.plan];
+    }
+    if (account.holder) account.own = account.holder->subscriptions;
+    std::erase_if(account.own, [&](const auto& each) { return !each.second.active(now); });
+    for (const auto& [plan, subscription] : account.own) {
+        const auto controls = account.plans.controls.find(plan);
+        if (controls != account.plans.controls.end()) add_controls(account.inherited, controls->second);
+    }
+}
+
+// The balances that the customer has at a moment: of its own plans, and of its entities' plans.
+Account open_account(const Plans& plans, const std::string& customer, const std::string& entity, Timestamp now) {
+    Account account{plans, customer, entity, plans.customers ? find_holder(*plans.customers, customer) : nullptr};
+    if (plans.customers && !account.holder) throw Error(ErrorCode::not_found, "customer", "customer_not_found");
+    open_plans(account, now);
+    for (const auto& item : plans.items) {
+        const auto own = account.own.find(item.plan);
+        if (own != account.own.end() && item.entity_feature.empty()) add_holding(account, item, {}, own->second);
     }
     if (!entity.empty()) open_entity(account, entity);
     if (account.holder) {
         for (const auto& part : account.holder->entities) {
             open_entity(account, part.id);
-            if (!part.subscription || !part.subscription->active(now)) continue;
-            for (const auto& item : plan.items) add_holding(account, item, part.id, *part.subscription);
+            for (const auto& item : plans.items) {
+                const auto own = part.subscriptions.find(item.plan);
+                if (own != part.subscriptions.end() && own->second.active(now)) add_holding(account, item, part.id, own->second);
+            }
         }
     }
     set_floors(account);
@@ -12292,10 +12375,10 @@ Account open_account(const Plan& plan, const std::string& customer, const std::s
 bool visible(const Holding& holding, const std::string& entity) { return entity.empty() || holding.entity.empty() || holding.entity == entity; }
 
 // What a unit of the feature costs in the item's own units; nothing when the item does not pay for it.
-std::optional<Decimal> cost_of(const Plan& plan, const PlanItem& item, const std::string& feature) {
+std::optional<Decimal> cost_of(const Plans& plans, const PlanItem& item, const std::string& feature) {
     if (item.flag) return {};
     if (item.feature == feature) return Decimal(1);
-    const auto& costs = plan.feature(item.feature).system.costs;
+    const auto& costs = plans.feature(item.feature).system.costs;
     const auto found = costs.find(feature);
     return found == costs.end() ? std::nullopt : std::optional(found->second);
 }
@@ -12304,13 +12387,13 @@ std::optional<Decimal> cost_of(const Plan& plan, const PlanItem& item, const std
 std::vector<std::size_t> payers(const Account& account, const std::string& feature, const std::string& entity) {
     std::vector<std::size_t> order;
     for (std::size_t i = 0; i < account.holdings.size(); ++i) {
-        if (visible(account.holdings[i], entity) && cost_of(account.plan, *account.holdings[i].item, feature)) order.push_back(i);
+        if (visible(account.holdings[i], entity) && cost_of(account.plans, *account.holdings[i].item, feature)) order.push_back(i);
     }
     const auto rank = [&](std::size_t i) {
         const auto& holding = account.holdings[i];
         const auto stride = holding.item->reset.value_or(Stride());
         return std::tuple(!holding.state.unlimited, holding.entity.empty() == !entity.empty(), holding.item->feature != feature, !holding.item->reset,
-                          stride.months, stride.micros, std::string_view(holding.entity), holding.state.overage_allowed);
+                          stride.months, stride.micros, std::string_view(holding.entity), holding.item->add_on, holding.state.overage_allowed);
     };
     std::stable_sort(order.begin(), order.end(), [&](std::size_t a, std::size_t b) { return rank(a) < rank(b); });
     return order;
@@ -12323,7 +12406,7 @@ bool use(Account& account, const std::string& feature, const std::string& entity
     std::vector<Balance> balances;
     for (const auto i : order) {
         balances.push_back(account.holdings[i].state);
-        balances.back().cost = *cost_of(account.plan, *account.holdings[i].item, feature);
+        balances.back().cost = *cost_of(account.plans, *account.holdings[i].item, feature);
     }
     const auto left = settle(balances, units, OverageBehavior::cap);
     int touched = 0;
@@ -12341,7 +12424,7 @@ bool use(Account& account, const std::string& feature, const std::string& entity
 
 // Everything that an event of that name uses.
 void use_event(Account& account, const std::string& name, const std::string& entity, const Decimal& units) {
-    for (const auto& feature : account.plan.features) {
+    for (const auto& feature : account.plans.features) {
         if (std::find(feature.names.begin(), feature.names.end(), name) != feature.names.end()) use(account, feature.id, entity, units);
     }
 }
@@ -12354,9 +12437,9 @@ struct Use {
     Measured row;
 };
 
-std::vector<Use> uses_of(const Plan& plan, const std::set<std::string>& features, const AggregateQuery& query, UsageSource& source) {
+std::vector<Use> uses_of(const Plans& plans, const std::set<std::string>& features, const AggregateQuery& query, UsageSource& source) {
     std::vector<Use> list;
-    for (const auto& feature : plan.features) {
+    for (const auto& feature : plans.features) {
         if (!features.contains(feature.id)) continue;
         for (const auto& name : feature.names) {
             for (auto& row : source.measure(feature_metric(name), query)) {
@@ -12382,11 +12465,11 @@ void take_use(Account& account, const Use& used, AggregateQuery query, UsageSour
 }
 
 // The features whose use may touch the same balances: those that share a credit system, directly or through others.
-std::set<std::string> related(const Plan& plan, const std::string& feature) {
+std::set<std::string> related(const Plans& plans, const std::string& feature) {
     std::set<std::string> all{feature};
     for (std::size_t before = 0; before != all.size();) {
         before = all.size();
-        for (const auto& system : plan.features) {
+        for (const auto& system : plans.features) {
             std::set<std::string> members{system.id};
             for (const auto& [member, cost] : system.system.costs) members.insert(member);
             const bool touches = std::any_of(members.begin(), members.end(), [&](const auto& member) { return all.contains(member); });
@@ -12408,8 +12491,9 @@ bool concerns(const Course& course, const Holding& holding) { return course.feat
 // The balances that are followed, and such as entities may have that the log has yet to name.
 std::vector<Holding> followed(const Account& account, const Course& course) {
     auto list = account.holdings;
-    for (const auto& item : account.plan.items) {
-        if (account.own && !item.entity_feature.empty()) list.push_back({&item, {}, *account.own, {}});
+    for (const auto& item : account.plans.items) {
+        const auto own = account.own.find(item.plan);
+        if (own != account.own.end() && !item.entity_feature.empty()) list.push_back({&item, {}, own->second, {}});
     }
     std::erase_if(list, [&](const Holding& holding) { return !concerns(course, holding); });
     return list;
@@ -12419,10 +12503,10 @@ std::vector<Holding> followed(const Account& account, const Course& course) {
 void spend(Account& account, const Course& course, const Period& period, UsageSource& source) {
     auto query = customer_query(account.customer, course.alone ? account.entity : "", period);
     const bool entities =
-        std::any_of(account.plan.items.begin(), account.plan.items.end(), [](const auto& item) { return !item.entity_feature.empty(); }) ||
+        std::any_of(account.plans.items.begin(), account.plans.items.end(), [](const auto& item) { return !item.entity_feature.empty(); }) ||
         std::any_of(account.holdings.begin(), account.holdings.end(), [](const auto& holding) { return !holding.entity.empty(); });
     if (entities && !course.alone) query.group_by = {"subscription"};
-    const auto uses = uses_of(account.plan, course.features, query, source);
+    const auto uses = uses_of(account.plans, course.features, query, source);
     for (const auto& used : uses) {
         if (!used.entity.empty()) open_entity(account, used.entity);
     }
@@ -12467,7 +12551,7 @@ Timestamp first_use(const Account& account, const Course& course, UsageSource& s
     auto query = customer_query(account.customer, course.alone ? account.entity : "", {});
     query.bin = Bin::month;
     Timestamp first = course.now;
-    for (const auto& used : uses_of(account.plan, course.features, query, source)) first = std::min(first, used.row.bin.value());
+    for (const auto& used : uses_of(account.plans, course.features, query, source)) first = std::min(first, used.row.bin.value());
     return first;
 }
 
@@ -12523,11 +12607,11 @@ Fee fee_of(const Account& account, const PlanItem& item, const Period& period, c
     fee.metric = feature_metric(item.feature).code;
     fee.customer = account.customer;
     fee.subscription = account.entity;
-    fee.currency = account.plan.currency;
+    fee.currency = account.plans.currency;
     fee.units = taken.units;
     fee.events = taken.events;
     fee.amount = priced.amount;
-    fee.amount_cents = minor_units(priced.amount, account.plan.currency);
+    fee.amount_cents = minor_units(priced.amount, account.plans.currency);
     fee.unit_amount = quotient(priced.amount, taken.units);
     fee.period = period;
     fee.lines = std::move(priced.lines);
@@ -12543,22 +12627,22 @@ Fees sum_up(std::vector<Fee> list, const std::string& currency) {
 // Balances that share no feature are followed apart: their resets do not cut each other's time.
 void follow_all(Account& account, Timestamp now, bool alone, UsageSource& source) {
     std::set<std::string> seen;
-    for (const auto& item : account.plan.items) {
+    for (const auto& item : account.plans.items) {
         if (seen.contains(item.feature)) continue;
-        const Course course{related(account.plan, item.feature), now, alone};
+        const Course course{related(account.plans, item.feature), now, alone};
         follow(account, course, source);
         seen.insert(course.features.begin(), course.features.end());
     }
 }
 
-std::set<std::string> all_features(const Plan& plan) {
+std::set<std::string> all_features(const Plans& plans) {
     std::set<std::string> all;
-    for (const auto& feature : plan.features) all.insert(feature.id);
+    for (const auto& feature : plans.features) all.insert(feature.id);
     return all;
 }
 
 // Of the period asked for, in which nothing is reset; else of every item's billing cycle around now, as far as it has come.
-Fees Plan::usage(const UsageQuery& asked, Timestamp now, UsageSource& usage_source) const {
+Fees Plans::usage(const UsageQuery& asked, Timestamp now, UsageSource& usage_source) const {
     auto account = open_account(*this, asked.customer, asked.subscription, now);
     const bool alone = !asked.subscription.empty();
     if (alone) std::erase_if(account.holdings, [&](const Holding& holding) { return !visible(holding, asked.subscription); });
@@ -12578,8 +12662,17 @@ Fees Plan::usage(const UsageQuery& asked, Timestamp now, UsageSource& usage_sour
     return sum_up(std::move(list), currency);
 }
 
+// That of the first item that is billed by the period.
+Period Plans::period_around(const UsageQuery& query, Timestamp at) const {
+    const auto account = open_account(*this, query.customer, query.subscription, at);
+    for (const Holding& holding : account.holdings) {
+        if (holding.item->billed) return holding.around(holding.item->billed, at);
+    }
+    return this_month(at);
+}
+
 // What the event adds to the bill of the cycle under way.
-Fees Plan::estimate_fees(const Event& event, Timestamp now, UsageSource& usage_source) const {
+Fees Plans::estimate_fees(const Event& event, Timestamp now, UsageSource& usage_source) const {
     auto before = open_account(*this, event.customer, event.subscription, now);
     std::set<std::string> used;
     for (const auto& feature : features) {
@@ -12599,7 +12692,7 @@ Fees Plan::estimate_fees(const Event& event, Timestamp now, UsageSource& usage_s
     return sum_up(std::move(list), currency);
 }
 
-Fee Plan::price(std::string_view charge, const Decimal& units, std::int64_t events) const {
+Fee Plans::price(std::string_view charge, const Decimal& units, std::int64_t events) const {
     const Account nobody{*this, {}, {}};
     for (const auto& item : items) {
         if (item.flag || item.feature != charge) continue;
@@ -12657,6 +12750,13 @@ bool holds_for(const UsageLimit& limit, const json& properties) {
                        [&](const auto& wanted) { return property_text(properties, wanted.first) == wanted.second; });
 }
 
+// Where the cycles of the feature's balances are counted from, when that is known.
+std::optional<Timestamp> anchor_of(const Account& account, const std::string& feature, const std::string& entity) {
+    const auto found = std::find_if(account.holdings.begin(), account.holdings.end(),
+                                    [&](const Holding& each) { return each.item->feature == feature && visible(each, entity); });
+    return found == account.holdings.end() ? std::nullopt : found->subscription.anchor;
+}
+
 // What is left of the usage limits of a feature that hold for the event; nothing without such limits (7.8).
 std::optional<Decimal> headroom(const Account& account, const std::string& feature, const Event& event, Timestamp now, UsageSource& source) {
     const auto* limits = account.control(&Controls::usage_limits, feature, event.subscription);
@@ -12666,12 +12766,12 @@ std::optional<Decimal> headroom(const Account& account, const std::string& featu
     std::optional<Decimal> least;
     for (const auto& limit : *limits) {
         if (!limit.enabled || !holds_for(limit, event.properties)) continue;
-        const auto anchor = limit.utc || !account.own ? std::nullopt : account.own->anchor;
+        const auto anchor = limit.utc ? std::nullopt : anchor_of(account, feature, event.subscription);
         auto query = customer_query(account.customer, own ? event.subscription : "", usage_window(limit.interval, now, anchor).value_or(Period()));
         for (const auto& [property, text] : limit.properties) query.filter.parts.push_back(Filter::equals(property_field(property), text));
         Decimal left = limit.limit;
-        for (const auto& [member, cost] : costs_of(account.plan.feature(feature))) {
-            for (const auto& used : uses_of(account.plan, {member}, query, source)) left -= used.row.value * cost;
+        for (const auto& [member, cost] : costs_of(account.plans.feature(feature))) {
+            for (const auto& used : uses_of(account.plans, {member}, query, source)) left -= used.row.value * cost;
         }
         least = std::min(least.value_or(left), at_least_zero(left));
     }
@@ -12686,7 +12786,7 @@ std::string answering(const Account& account, const Event& event, const Decimal&
         return position.held && allowed(position.standing, required);  // in the feature's units, also for credits
     };
     std::vector<std::string> systems, owned;
-    for (const auto& feature : account.plan.features) {
+    for (const auto& feature : account.plans.features) {
         if (feature.system.costs.contains(event.name)) systems.push_back(feature.id);
     }
     for (const auto& system : systems) {
@@ -12702,7 +12802,7 @@ std::string answering(const Account& account, const Event& event, const Decimal&
 
 std::optional<Decimal> lesser(const std::optional<Decimal>& a, const std::optional<Decimal>& b) { return a && b ? std::min(*a, *b) : a ? a : b; }
 
-Check Plan::check(const Event& event, Timestamp now, UsageSource& usage_source) const {
+Check Plans::check(const Event& event, Timestamp now, UsageSource& usage_source) const {
     if (!knows_feature(event.name)) throw Error(ErrorCode::not_found, "name", "feature_not_found");
     const auto units = event.value.value_or(Decimal(1));
     auto account = open_account(*this, event.customer, event.subscription, now);
@@ -12736,41 +12836,48 @@ Check Plan::check(const Event& event, Timestamp now, UsageSource& usage_source) 
 // ---- from the catalogue ----
 
 // Features that are only named, by an item or a credit system, are metered ones without more.
-void complete(Plan& plan) {
+void complete(Plans& plans) {
     std::set<std::string> named;
-    for (const auto& item : plan.items) named.insert(item.feature);
-    for (const auto& feature : plan.features) {
+    for (const auto& item : plans.items) named.insert(item.feature);
+    for (const auto& feature : plans.features) {
         for (const auto& [member, cost] : feature.system.costs) named.insert(member);
     }
-    for (const auto& feature : plan.features) named.erase(feature.id);
-    for (const auto& id : named) plan.features.push_back({id, false, {id}, {}});
-    for (auto& item : plan.items) item.flag = plan.feature(item.feature).flag;
+    for (const auto& feature : plans.features) named.erase(feature.id);
+    for (const auto& id : named) plans.features.push_back({id, false, {id}, {}});
+    for (auto& item : plans.items) item.flag = plans.feature(item.feature).flag;
+}
+
+void read_plan(Plans& plans, const Node& at) {
+    const auto id = at.required_text("id");
+    if (plans.controls.contains(id)) throw Error(ErrorCode::bad_value, at.path("id"), "is there twice");
+    plans.controls[id] = read_controls(at);
+    if (at.list("items").empty()) at.refuse("has no items");
+    for (const auto& each : at.list("items")) plans.items.push_back(read_plan_item(each, at, plans.currency));
 }
 
 std::shared_ptr<const Book::Impl> load(const json& catalogue) {
     const Node root(catalogue);
-    const auto at = root.object("plan");
-    auto plan = std::make_shared<Plan>();
-    plan->vendor = "autumn";
-    plan->code = at.required_text("id");
-    plan->source = catalogue;
-    plan->currency = root.text("currency", "usd");
+    const auto list = root.list("plans");
+    auto plans = std::make_shared<Plans>();
+    plans->vendor = "autumn";
+    plans->source = catalogue;
+    plans->currency = root.text("currency", "usd");
+    if (list.empty() || root.find("plan")) read_plan(*plans, root.object("plan"));
+    for (const auto& each : list) read_plan(*plans, each);
+    plans->code = root.text("id", plans->items.front().plan);
     std::set<std::string> ids, names;
     for (const auto& each : root.list("features")) {
-        plan->features.push_back(read_feature(each));
-        if (!ids.insert(plan->features.back().id).second) throw Error(ErrorCode::bad_value, each.path("id"), "is there twice");
+        plans->features.push_back(read_feature(each));
+        if (!ids.insert(plans->features.back().id).second) throw Error(ErrorCode::bad_value, each.path("id"), "is there twice");
     }
-    for (const auto& each : at.list("items")) plan->items.push_back(read_plan_item(each, plan->currency));
-    if (plan->items.empty()) at.refuse("has no items");
-    plan->controls = read_controls(at);
-    if (root.find("customers")) plan->customers.emplace();
-    for (const auto& each : root.list("customers")) plan->customers->push_back(read_holder(each, plan->code));
-    complete(*plan);
-    for (const auto& feature : plan->features) {
+    if (root.find("customers")) plans->customers.emplace();
+    for (const auto& each : root.list("customers")) plans->customers->push_back(read_holder(each));
+    complete(*plans);
+    for (const auto& feature : plans->features) {
         if (!feature.flag) names.insert(feature.names.begin(), feature.names.end());
     }
-    for (const auto& name : names) plan->metrics.push_back(feature_metric(name));
-    return plan;
+    for (const auto& name : names) plans->metrics.push_back(feature_metric(name));
+    return plans;
 }
 
 }  // namespace autumn
@@ -12804,21 +12911,22 @@ Period whole_hours(const Range& range) {
 }
 
 // What the vendor's question cannot say (eventsAggregateParams.ts:5).
-void check_analytics(const AnalyticsQuery& asked) {
+void check_analytics(const AnalyticsQuery& asked, std::span<const Metric> metrics) {
+    const auto adds_up = [](const Metric& each) { return each.aggregation == Aggregation::sum || each.aggregation == Aggregation::count; };
     if (asked.metrics.empty()) refuse("metrics", "are required");
-    if (asked.period && !asked.range.empty()) refuse("range", "stands beside a period");
+    if (!std::all_of(metrics.begin(), metrics.end(), adds_up)) refuse("metrics", "must be sums or counts");
     if (asked.bin != Bin::none && asked.bin != Bin::hour && asked.bin != Bin::day && asked.bin != Bin::week && asked.bin != Bin::month)
         refuse("bin", "must be an hour, day, week or month");
     if (asked.group_by.size() > 1) refuse("group_by", "must be one field");
     if (asked.top < 0 || asked.top > 250) refuse("top", "must be from 1 to 250, or 0 for 9");
     if (!asked.time_zone.empty() && asked.time_zone != "UTC") refuse("time_zone", "must be UTC");
-    if (asked.week_start && *asked.week_start != std::chrono::Monday) refuse("week_start", "must be a Monday");
+    if (asked.week_start != std::chrono::Monday) refuse("week_start", "must be a Monday");
     if (asked.billing_anchor) refuse("billing_anchor", "is not known to these rules");
 }
 
 // The period's end, which does not belong to it, is the vendor's one moment later.
 Ranges ranges_of(const AnalyticsQuery& asked, Bin bin, Timestamp now) {
-    if (!asked.period) return named_ranges(asked.range.empty() ? "1bc" : asked.range, bin, now, asked.billing_cycle);
+    if (!asked.period) return named_ranges(asked.range, bin, now, asked.billing_cycle);
     check_period(*asked.period);
     return custom_ranges(asked.period->from, asked.period->to - std::chrono::microseconds(1));
 }
@@ -12917,8 +13025,8 @@ std::vector<AnalyticsTotal> totals_of(std::span<const Metric> metrics, Aggregate
 }
 
 // events.aggregate: one question to the source for each metric's bins, and one for its total. `metrics` are those asked for.
-[[maybe_unused]] Analytics analytics(const AnalyticsQuery& asked, std::span<const Metric> metrics, Timestamp now, UsageSource& source) {
-    check_analytics(asked);
+Analytics analytics(const AnalyticsQuery& asked, std::span<const Metric> metrics, Timestamp now, UsageSource& source) {
+    check_analytics(asked, metrics);
     const Bin bin = asked.bin == Bin::none ? Bin::day : asked.bin;
     const auto ranges = ranges_of(asked, bin, now);
     const auto bins = bins_until(now, ranges.list, bin, metrics.size());
@@ -13148,9 +13256,9 @@ constexpr std::array<Rules, 9> all_rules{{
     openmeter::rules,
 }};
 
-const Rules& rules_named(std::string_view name) {
+const Rules& rules_named(std::string_view name, const char* field = "metric.rules") {
     const auto rules = std::find_if(all_rules.begin(), all_rules.end(), [&](const Rules& each) { return each.name == name; });
-    if (rules == all_rules.end()) refuse("metric.rules", quote(name) + " are not known");
+    if (rules == all_rules.end()) refuse(field, quote(name) + " are not known");
     return *rules;
 }
 
@@ -13207,7 +13315,9 @@ void add_items(std::vector<AnalyticsItem> items, bool drops_unused, Analytics& a
     }
 }
 
-Analytics metered_analytics(const AnalyticsQuery& query, const AnalyticsRules& rules, const AnalyticsSource& source) {
+Analytics metered_analytics(const AnalyticsQuery& asked, const AnalyticsRules& rules, const AnalyticsSource& source) {
+    AnalyticsQuery query = asked;
+    if (!query.period) query.period = query.range.empty() ? Period() : named_period(query.range, source.now, query.billing_cycle);
     Analytics answer{.period = *query.period};
     for (const Metric& metric : source.metrics) {
         add_items(items_of(metric, query, source), rules.drops_unused, answer);
@@ -13217,8 +13327,13 @@ Analytics metered_analytics(const AnalyticsQuery& query, const AnalyticsRules& r
     return answer;
 }
 
-constexpr std::array<AnalyticsRules, 2> analytics_rules{
-    {{"", "", std::chrono::Monday, false, metered_analytics}, {"flexprice", "7d", std::chrono::Sunday, true, metered_analytics}}};
+Analytics autumn_analytics(const AnalyticsQuery& query, const AnalyticsRules&, const AnalyticsSource& source) {
+    return autumn::analytics(query, source.metrics, source.now, source.usage);
+}
+
+constexpr std::array<AnalyticsRules, 3> analytics_rules{{{"", "", std::chrono::Monday, false, metered_analytics},
+                                                         {"flexprice", "7d", std::chrono::Sunday, true, metered_analytics},
+                                                         {"autumn", "1bc", std::chrono::Monday, false, autumn_analytics}}};
 
 const AnalyticsRules& analytics_rules_named(std::string_view name) {
     const auto rules = std::find_if(analytics_rules.begin(), analytics_rules.end(), [&](const AnalyticsRules& each) { return each.name == name; });
@@ -13229,8 +13344,7 @@ const AnalyticsRules& analytics_rules_named(std::string_view name) {
 Analytics analytics(AnalyticsQuery query, const AnalyticsSource& source) {
     const AnalyticsRules& rules = analytics_rules_named(query.rules);
     if (query.period && !query.range.empty()) refuse("range", "does not go with a period");
-    const std::string range(query.range.empty() ? rules.range : query.range);
-    if (!query.period) query.period = range.empty() ? Period() : named_period(range, source.now, query.billing_cycle);
+    if (!query.period && query.range.empty()) query.range = rules.range;
     if (!query.week_start) query.week_start = rules.week_start;
     return rules.answer(query, rules, source);
 }
@@ -16199,7 +16313,10 @@ private:
 
     // The book's around the event; a limit in units needs no book, and has the calendar month then.
     Period billing_period(const Limit& limit, const UsageQuery& query, Timestamp time) const {
-        if (limit.units && limit.book.empty() && serving(*books_, query).empty()) return this_month(time);
+        const auto found = serving(*books_, query, limit.book);
+        const auto current = found.empty() ? std::nullopt : in_force(found.front(), query, time);
+        if (current) return current->book->period_around(query, time);
+        if (limit.units && limit.book.empty()) return this_month(time);
         return book_at(versions_for(*books_, query, limit.book), query, time).period_around(query, time);
     }
 
@@ -16211,13 +16328,20 @@ private:
     Decimal ask(const LimitQuestion& question) {
         const Limit& limit = *question.limit;
         if (limit.units) return usage_.measure(question.metric, question.units).at(0).value;
-        const Fees fees = ask_books(versions_for(*books_, question.usage, limit.book), question.usage, question.time,
-                                    [&](const Book::Impl& book, const UsageQuery& asked) { return book.usage(asked, question.time, usage_); });
+        const auto price = [&](const Book::Impl& book, const UsageQuery& asked) {
+            return book.usage(asked, moment_of(book, asked, question.time), usage_);
+        };
+        const Fees fees = ask_books(versions_for(*books_, question.usage, limit.book), question.usage, question.time, price);
         Decimal cents;
         for (const Fee& fee : fees.fees) {
             if (limit.metric.empty() || fee.metric == limit.metric) cents += fee.amount_cents;
         }
         return cents;
+    }
+
+    // Balances are followed up to a moment. All of the period is to count, whatever order its events come in.
+    static Timestamp moment_of(const Book::Impl& book, const UsageQuery& query, Timestamp time) {
+        return book.has_balances() ? book.period_around(query, time).to - std::chrono::microseconds(1) : time;
     }
 
     void name_limit(std::size_t i, const LimitCheck& check, Receipt& receipt) const {
@@ -16251,56 +16375,36 @@ private:
     };
     Reader reader() override { return reader_; }
     std::vector<Measured> rows_of(const Metric& metric, const AggregateQuery& query) override {
-        const bool both = !query.customer.empty() && !query.subscription.empty(), none = query.customer.empty() && query.subscription.empty();
-        if (both || none || query.top != 0) return LogUsage::rows_of(metric, query);
-        const std::string field = query.customer.empty() ? "subscription" : "customer",
-                          &owner = query.customer.empty() ? query.subscription : query.customer;
-        const auto [known, first] = answers_.try_emplace(key_of(metric, query, field));
+        const bool one_owner = query.customer.empty() != query.subscription.empty();
+        if (!one_owner || query.top != 0 || query.fill) return LogUsage::rows_of(metric, query);
+        const std::string field = query.customer.empty() ? "subscription" : "customer";
+        AggregateQuery everyone = query;
+        const std::string owner = std::exchange(query.customer.empty() ? everyone.subscription : everyone.customer, {});
+        everyone.group_by.insert(everyone.group_by.begin(), field);
+        const auto [known, first] = answers_.try_emplace(question_key(metric, everyone));
         Shared& shared = known->second;
-        if (first || shared.refused) return LogUsage::rows_of(metric, query);  // at first, as perhaps nobody else is asked about it
-        if (!shared.owners) share(shared, metric, query, field);
-        if (!shared.owners) return LogUsage::rows_of(metric, query);
+        if (!first && !shared.owners && !shared.refused) share(shared, metric, everyone);
+        if (!shared.owners) return LogUsage::rows_of(metric, query);  // also at first, as perhaps nobody else is asked about
         const auto rows = shared.owners->find(owner);
         return rows == shared.owners->end() ? std::vector<Measured>() : rows->second;
     }
     // One customer's numbers that cannot be added up, or too many groups, must not stand in the way of the others.
-    void share(Shared& shared, const Metric& metric, const AggregateQuery& query, const std::string& field) {
+    void share(Shared& shared, const Metric& metric, const AggregateQuery& everyone) {
         try {
-            shared.owners = by_owner(metric, query, field);
+            shared.owners = by_owner(LogUsage::rows_of(metric, everyone));
         } catch (const Error& error) {
             if (error.code() != ErrorCode::overflow && error.code() != ErrorCode::too_large) throw;
             shared.refused = true;
         }
     }
-    ByOwner by_owner(const Metric& metric, AggregateQuery query, const std::string& field) {
-        query.customer.clear();
-        query.subscription.clear();
-        query.group_by.insert(query.group_by.begin(), field);
+    static ByOwner by_owner(std::vector<Measured> rows) {
         ByOwner owners;
-        for (Measured& row : LogUsage::rows_of(metric, query)) {
+        for (Measured& row : rows) {
             const auto owner = std::exchange(row.group.front(), {});
             row.group.erase(row.group.begin());
             if (owner) owners[*owner].push_back(std::move(row));
         }
         return owners;
-    }
-    static std::string key_of(const Metric& metric, const AggregateQuery& query, const std::string& field) {
-        const Period billing = query.billing_period.value_or(query.period);
-        return json{field,
-                    metric.code,
-                    to_definition(metric),
-                    query.period.from.micros(),
-                    query.period.to.micros(),
-                    billing.from.micros(),
-                    billing.to.micros(),
-                    query.bin,
-                    query.time_zone,
-                    query.week_start.c_encoding(),
-                    query.fill,
-                    query.billing_anchor.value_or(Timestamp::min()).micros(),
-                    query.group_by,
-                    query.filter.to_json()}
-            .dump();
     }
     const Reader& reader_;
     std::map<std::string, Shared> answers_;
@@ -16347,7 +16451,7 @@ std::string measured_by(const Book& book, const std::string& code) {
     same.property = same.property.empty() ? same.property : column_key(same.property);
     same.rounding.reset();
     same.rules.clear();
-    return to_definition(same).dump();
+    return metric_definition(same).dump();
 }
 
 // One of the two books.
@@ -16576,8 +16680,9 @@ struct Meter::Impl {
 
     Page list(const ListQuery& query) {
         check_list(query);
+        const FilterRules& rules = rules_named(query.rules, "rules").filter;
         const std::vector<std::int64_t> rows = locate(query.ids);
-        return store.scan([&](const Reader& reader) { return list_page(reader, query, query.ids.empty() ? nullptr : &rows); });
+        return store.scan([&](const Reader& reader) { return list_page(reader, query, rules, query.ids.empty() ? nullptr : &rows); });
     }
 
     MeterOptions options;

@@ -226,7 +226,7 @@ inline constexpr std::size_t json_depth = 32;
 inline constexpr std::size_t extra_bytes = 65536;       ///< notice and extensions together, as JSON text
 inline constexpr std::size_t batch_events = 100000;     ///< in one call of record()
 inline constexpr std::size_t page_events = 1000;        ///< ListQuery::limit
-inline constexpr std::size_t sort_keys = 8;             ///< ListQuery::sort
+inline constexpr std::size_t sort_keys = 8;             ///< ListQuery::sort, NamesQuery::sort
 inline constexpr std::size_t advance_fees = 10000;      ///< in one answer of advance_fees()
 inline constexpr std::size_t aggregate_rows = 1000000;  ///< bins x groups of one answer
 inline constexpr std::size_t carried_bins = 1000;       ///< of a recurring metric, each of which is a question of its own
@@ -304,7 +304,7 @@ enum class Operator { eq, ne, gt, gte, lt, lte, in, not_in, contains, not_contai
 
 /// A condition on events: a tree of all (and), any (or) and clauses on one field each.
 /// Fields: id, name, source, customer, subscription, timestamp, value, or the path of a property ("model", "request.region");
-/// "properties.name" is the property even where a field has that name.
+/// "properties.name" is the property even where a field has that name; a key with a dot in it is taken for a path.
 /// Numbers compare as decimals, texts as texts (a number and a text holding a number are equal), timestamps as instants; a missing
 /// property, like null, satisfies only ne, not_in, not_contains, not_like and exists false. So does an object with members, but that it satisfies
 /// exists true and not false: name its members' paths instead. contains looks into what a value is written as.
@@ -397,13 +397,14 @@ struct ListQuery {
     std::vector<std::string> names = {}, sources = {}, ids = {};  ///< any of them; no condition when empty
     Period period = {};
     Filter filter = {};
+    std::string rules = {};  ///< by which the filter compares, as in Metric::rules: with "polar_events" it is that of Polar's events.list
     /// Fields as in Filter, at most limits::sort_keys; by timestamp, newest first, when empty. What is still equal goes by sequence, in the direction
     /// of the last key: a total order. Any other first key than the timestamp reads that column of the whole period.
     std::vector<SortKey> sort = {};
     std::int64_t limit = 100;  ///< 1 to limits::page_events
     std::int64_t offset = 0;   ///< of the events after the cursor, if there is one
     bool count = false;        ///< also count all that match, before the cursor too
-    Cursor after = {};         ///< go on after that page; everything else but limit, offset and count must be as it was there
+    Cursor after = {};         ///< go on after that page, with the question it answered; only limit, offset and count may differ
 };
 
 struct Page {
@@ -486,7 +487,10 @@ struct AnalyticsQuery {
     std::int64_t top = 0;                                 ///< of the groups of each metric, as in AggregateQuery
     Filter filter = {};
     /// Whose question this is. Meter's own when empty: all of time, weeks from Monday. "flexprice", its events/analytics: the last 7 days, weeks
-    /// from Sunday, no items without usage. What values count as is said by each metric's rules, what they cost by its book.
+    /// from Sunday, no items without usage. "autumn", its events/aggregate (dossier 3): counts and sums by the hour, in bins of UTC that are
+    /// always filled, days when none are named; the range "1bc"; one field in group_by, whose 9 (or `top`) greatest groups keep their names,
+    /// bin by bin; totals that begin with the range's first day or hour; no costs. Its custom_range has its end inside: a Period ends a
+    /// microsecond later. What values count as is said by each metric's rules, what they cost by its book.
     std::string rules = {};
 };
 
@@ -613,13 +617,17 @@ public:
     /// user's, and only these are billed. Events belong to the period of their timestamp; Polar bills by when it received them.
     static Book polar(const json& catalogue);
     /// {"plan": {"id", "items": [...]}, "features": [...], "currency": "usd"} as Autumn's API (2.1 and later) shows them, credit systems
-    /// included. An item's "quantity" is what was bought of a prepaid one. An event uses the feature of its name (or with that name among its
-    /// "event_names"): as many units as its value, 1 without one; its subscription is Autumn's entity.
+    /// included, or "plans": [...], main plans and add-ons whose balances a customer has together. An item's "quantity" is what was bought of
+    /// a prepaid one. An event uses the feature of its name (or with that name among its "event_names"): as many units as its value, 1 without
+    /// one; its subscription is Autumn's entity.
     /// Balances and bills run in cycles of an item's "reset" and "price" intervals (a price without one is monthly), on calendar periods, UTC,
     /// for any customer. With "customers": [{"id", "subscriptions": [{"plan_id", "started_at", "current_period_start", "expires_at",
-    /// "quantity"}], "billing_controls", "entities": [...]}] only these customers have the plan, from when it started, and its cycles are
-    /// counted from there; entities (of that same form) may have the plan for themselves. Controls: "usage_limits", "spend_limits" and
-    /// "overage_allowed" of an entity, a customer or the plan, the first that names the feature. Rollovers are not known.
+    /// "quantity", "feature_quantities"}], "billing_controls", "entities": [...]}] only these customers have these plans, from when they
+    /// started, and their cycles are counted from there; entities (of that same form, their kind in "feature_id") may have plans for
+    /// themselves. "billing_controls" ("usage_limits", "spend_limits", "overage_allowed") are those of an entity, its customer or the plans,
+    /// the first that names the feature. Rollovers are not known. The code is "id", or the first plan's.
+    /// usage() of a customer adds up the overage of all entities before it is priced; with a subscription it is of that entity's events alone.
+    /// Without a period it is of each item's cycle under way, as far as it has come; balances are not reset within a period that is given.
     static Book autumn(const json& catalogue);
     /// By the vendor's name: "lago", "flexprice", "polar" or "autumn". Throws unsupported for another.
     static Book of(std::string_view vendor, const json& catalogue);
@@ -1133,7 +1141,8 @@ public:
     /// Whether the event's customer (and entity: Event::subscription) may now use so many units (Event::value, 1 when absent) of the feature
     /// that the event names: Autumn's POST /check, by the balances that the events in the log have left. Nothing is recorded. Balances pay in
     /// Autumn's order, and what none covers is dropped, as with overage_behavior "cap" (autumn dossier 5 and 7.7). The events of a feature are
-    /// taken in order of time; features that share a credit system one after the other. Throws bad_value without a customer,
+    /// taken in order of time; features that share a credit system one after the other. Usage limits count events as recorded: what they kept
+    /// Autumn from taking off a balance is taken off here. Throws bad_value without a customer,
     /// not_found for a feature or customer that no book with balances knows, unsupported when the customer's books are other vendors': only
     /// Autumn's have balances.
     Check check(const Event& event) const;

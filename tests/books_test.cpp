@@ -1220,6 +1220,34 @@ TEST_CASE("Polar's quantities span so many days at most", "[polar]") {
     }
 }
 
+TEST_CASE("a list's filter compares by the rules of a vendor", "[polar]") {
+    Meter m;
+    int number = 0;
+    for (const json& value : json::parse(R"([1, "1", true, 7, "x", null])"))
+        m.record({.id = std::to_string(number++), .name = "e", .timestamp = Timestamp::from_civil(2026, 3, 1), .properties = {{"v", value}}});
+    m.record({.id = "none", .name = "e", .timestamp = Timestamp::from_civil(2026, 3, 1)});
+    const auto listed = [&](const char* rules, Operator op, json value) {
+        ListQuery query{.filter = Filter::where("v", op, std::move(value)), .rules = rules, .sort = {{"id", false}}, .limit = 2, .count = true};
+        std::string ids;
+        for (Page page = m.list(query);; page = m.list(page.next)) {
+            for (const auto& event : page.events) ids += event.id + " ";
+            if (!page.next) return ids + "of " + std::to_string(*page.total);
+        }
+    };
+    CHECK(listed("", Operator::eq, 1) == "0 1 of 2");
+    CHECK(listed("polar", Operator::eq, 1) == "0 1 of 2");
+    CHECK(listed("polar_billing", Operator::eq, 1) == "0 2 of 2");
+    CHECK(listed("polar_events", Operator::ne, "x") == "0 1 2 3 5 none of 6");
+    CHECK(listed("polar_billing", Operator::ne, "x") == "0 1 2 3 of 4");
+    CHECK(listed("polar", Operator::ne, "x") == "1 of 1");
+    CHECK(listed("polar_events", Operator::lt, 5) == "0 1 2 4 5 none of 6");
+    ListQuery other{.filter = Filter::equals("v", 1), .rules = "polar", .limit = 1};
+    other.after = m.list(other).next;
+    other.rules = "polar_billing";
+    CHECK(refusal([&] { m.list(other); }).find("belongs to another question") != std::string::npos);
+    CHECK(refusal([&] { m.list({.rules = "polars"}); }) == "bad_value rules: \"polars\" are not known");
+}
+
 TEST_CASE("OpenMeter's meters are metrics under its rules", "[openmeter]") {
     const Timestamp start = Timestamp::parse("2026-03-28T22:30:00Z");  // the day of 23 hours begins in Paris half an hour later
     Meter m;
@@ -1647,6 +1675,37 @@ TEST_CASE("What lasts pays after what is reset, month after month", "[autumn][ch
     CHECK(one.m.usage({.customer = "acme"}).amount_cents == 1000);  // two packs
 }
 
+TEST_CASE("The balances of several plans stand together", "[autumn][check]") {
+    json packs{{"feature_id", "chat"}, {"included", 5}, {"reset", {{"interval", "month"}}}};
+    const auto limit = [](int units, const char* interval) {
+        return json{{"usage_limits", list_of({{"feature_id", "chat"}, {"limit", units}, {"interval", interval}})}};
+    };
+    json main{
+        {"id", "pro"}, {"items", {{{"feature_id", "chat"}, {"included", 10}, {"price", overage_price()}}}}, {"billing_controls", limit(90, "month")}};
+    json extra{{"id", "extra"}, {"add_on", true}, {"items", list_of(packs)}, {"billing_controls", limit(2, "day")}};
+    json source{{"plans", {extra, main}}};
+    Checked all(source);
+    all.use(march, 12);
+    CHECK(all.ask(1).granted == 15);
+    CHECK(all.ask(1).balance == 3);
+    CHECK(all.ask(2).usage_limit_left == Decimal(2));  // a day; 90 a month are 3
+    CHECK(all.m.usage({.customer = "acme"}).fees.size() == 2);
+    CHECK(all.m.usage({.customer = "acme"}).fees.at(0).units == 2);  // the main plan pays first
+    CHECK(all.m.usage({.customer = "acme"}).amount_cents.is_zero());
+    CHECK(all.m.books().at(0).book.code() == "extra");
+
+    source["id"] = "both";
+    source["customers"] = {{{"id", "acme"}, {"subscriptions", list_of(subscribed("2026-01-01"))}}};
+    Checked one(source);
+    one.use(march, 12);
+    CHECK(one.ask(1).granted == 10);
+    CHECK(one.ask(78).allowed);
+    CHECK(one.ask(79).reason == "usage_limit");
+    CHECK(one.m.books().at(0).book.code() == "both");
+    source["plans"][1]["id"] = "extra";
+    CHECK_THROWS_WITH(Book::autumn(source), "plans[1].id: is there twice");
+}
+
 TEST_CASE("Refunds give back what was taken, and no more", "[autumn][check]") {
     Checked one(plan_of({monthly("chat", 10)}));
     one.use("2026-03-01T00:00:00Z", -5);  // there is nothing to give back
@@ -1850,6 +1909,179 @@ TEST_CASE("Autumn's catalogues are refused where they cannot be", "[autumn][chec
           at + "usage_limits[0].filter.properties.a: must be text, a number or a boolean");
     CHECK(control("spend_limits", {{"feature_id", "chat"}, {"overage_limit", -1}}) == at + "spend_limits[0].overage_limit: must not be negative");
     CHECK(control("overage_allowed", {{"feature_id", "chat"}, {"enabled", 1}}) == at + "overage_allowed[0].enabled: must be true or false");
+}
+
+// --- Autumn's analytics ---
+
+namespace {
+
+const json two_features = plan_of({monthly("chat", 10), monthly("image", 10)});
+
+AnalyticsQuery autumn_query(AnalyticsQuery query) {
+    query.metrics = {"autumn:chat", "autumn:image"};
+    query.customer = "acme";
+    query.rules = "autumn";
+    return query;
+}
+
+/// What a point holds for each group name ("+" for the rest) in order, as "name=value".
+std::vector<std::string> shown(const Analytics& answer, const std::string& metric, std::size_t bin) {
+    std::vector<std::string> list;
+    for (const auto& item : answer.items) {
+        if (item.metric != metric) continue;
+        const auto name = item.rest ? "+" : item.group.empty() ? "" : item.group[0].value();
+        list.push_back(name + "=" + item.points.at(bin).usage.to_string());
+    }
+    return list;
+}
+
+}  // namespace
+
+TEST_CASE("Autumn's analytics count by the hour, with a total that begins earlier", "[autumn][analytics]") {
+    Checked one(two_features);
+    one.use("2026-03-09T00:30:00Z", 1);
+    one.use("2026-03-09T12:30:00Z", 2);  // an hour that begins after the range does
+    one.use("2026-03-10T11:00:00Z", 4);
+    const auto answer = one.m.analytics(autumn_query({.range = "24h", .bin = Bin::day}));
+    REQUIRE(answer.items.size() == 2);
+    CHECK(answer.items[0].metric == "autumn:chat");
+    CHECK(answer.items[0].group.empty());
+    REQUIRE(answer.items[0].points.size() == 2);
+    CHECK(answer.items[0].points[0].start == Timestamp::parse("2026-03-09"));
+    CHECK(shown(answer, "autumn:chat", 0) == std::vector<std::string>{"=2"});
+    CHECK(shown(answer, "autumn:chat", 1) == std::vector<std::string>{"=4"});
+    CHECK(shown(answer, "autumn:image", 1) == std::vector<std::string>{"=0"});
+    CHECK(answer.items[0].usage == 6);
+    CHECK(answer.items[0].events == 2);
+    REQUIRE(answer.totals.size() == 1);
+    CHECK(answer.totals[0].metric == "autumn:chat");
+    CHECK(answer.totals[0].usage == 7);
+    CHECK(answer.totals[0].events == 3);
+    CHECK(answer.period.from == march_10 - std::chrono::hours(24));
+    CHECK(one.m.analytics(autumn_query({.range = "24h", .bin = Bin::hour})).items[0].points.size() == 25);
+    // Without a range it is a billing cycle, or a day when there is none.
+    CHECK(one.m.analytics(autumn_query({})).items[0].points.size() == 2);
+    const BillingCycle cycle{{Timestamp::parse("2026-03-05"), Timestamp::parse("2026-04-05")}};
+    CHECK(one.m.analytics(autumn_query({.billing_cycle = cycle})).items[0].points.size() == 32);
+}
+
+TEST_CASE("Autumn's groups keep their names in the bins where they are among the greatest", "[autumn][analytics]") {
+    Checked one(two_features);
+    const auto use = [&](const char* time, int value, json region) { one.use(time, value, "chat", "", {{"region", std::move(region)}}); };
+    use("2026-03-08T10:00:00Z", 5, "eu");
+    use("2026-03-08T10:00:00Z", 3, "us");
+    use("2026-03-08T10:00:00Z", 1, 7);
+    use("2026-03-09T10:00:00Z", 2, "7");
+    use("2026-03-09T10:00:00Z", 9, "");
+    use("2026-03-09T10:00:00Z", 9, nullptr);
+    const Period two_days{Timestamp::parse("2026-03-08"), Timestamp::parse("2026-03-10")};
+    auto query = autumn_query({.period = two_days, .bin = Bin::day, .group_by = {"region"}, .top = 1});
+    auto answer = one.m.analytics(query);
+    CHECK(shown(answer, "autumn:chat", 0) == std::vector<std::string>{"7=0", "eu=5", "+=4"});
+    CHECK(shown(answer, "autumn:chat", 1) == std::vector<std::string>{"7=2", "eu=0", "+=0"});
+    CHECK(shown(answer, "autumn:image", 1) == std::vector<std::string>{"7=0", "eu=0", "+=0"});
+    CHECK(answer.items.at(2).vendor == json{{"group", "AUTUMN_RESERVED"}});
+    CHECK(answer.totals.at(0).usage == 29);
+    query.filter = Filter::equals("region", "7");  // the number 7 is written so, too
+    answer = one.m.analytics(query);
+    CHECK(answer.totals.at(0).usage == 3);
+    CHECK(answer.items.size() == 2);
+    query.filter = Filter::equals("region", "7.0");
+    CHECK(one.m.analytics(query).items.empty());
+    CHECK(one.m.analytics(query).totals.empty());
+}
+
+TEST_CASE("Autumn's analytics are what a loop over the events makes of them", "[autumn][analytics]") {
+    const std::uint64_t seed = std::random_device{}();
+    CAPTURE(seed);
+    std::mt19937_64 random(seed);
+    const std::vector<std::pair<json, std::string>> groups{{"a", "a"}, {"b", "b"}, {5, "5"}, {true, "true"}, {"", ""}, {nullptr, ""}};
+    const auto hours = [](std::int64_t count) { return std::chrono::hours(count); };
+    Meter m({.chunk_events = 64, .clock = [] { return march_10; }});
+    m.load(Book::autumn(two_features));
+    const Timestamp monday = Timestamp::parse("2026-02-09");
+    std::vector<std::pair<Event, std::string>> events;
+    for (int i = 0; i < 400; ++i) {
+        const auto& [value, name] = groups[random() % groups.size()];
+        Event event{.id = std::to_string(i), .name = random() % 3 == 0 ? "image" : "chat", .customer = random() % 5 == 0 ? "other" : "acme"};
+        event.timestamp = monday + std::chrono::minutes(random() % (28 * 24 * 60));
+        if (random() % 4 != 0) event.value = Decimal::scaled(static_cast<std::int64_t>(random() % 1000) - 100, 2);
+        event.properties = {{"k", value}};
+        m.record(event);
+        events.emplace_back(event, name);
+    }
+    for (int round = 0; round < 60; ++round) {
+        const Timestamp from = monday + std::chrono::seconds(random() % (14 * 86400)), to = from + std::chrono::seconds(1 + random() % (16 * 86400));
+        const auto choice = random() % 3;
+        const Bin bin = std::array{Bin::hour, Bin::day, Bin::week}[choice];
+        const int length = std::array{1, 24, 168}[choice];
+        const bool grouped = random() % 3 != 0;
+        const auto most = 1 + random() % 3;
+        auto query = autumn_query({.period = Period{from, to + std::chrono::microseconds(1)}, .bin = bin});
+        if (grouped) query.group_by = {"k"}, query.top = static_cast<std::int64_t>(most);
+        const auto answer = m.analytics(query);
+        const auto start_of = [&](Timestamp time) { return monday + hours((time - monday) / hours(length) * length); };
+        const auto in_range = [&](const Event& event) {
+            const Timestamp hour = monday + hours((*event.timestamp - monday) / hours(1));
+            return event.customer == "acme" && from <= hour && hour <= to;
+        };
+        CAPTURE(round, from.to_string(), to.to_string(), length, grouped, most);
+        for (const std::string feature : {"chat", "image"}) {
+            std::map<Timestamp, std::map<std::string, Decimal>> sums;
+            Decimal total;
+            for (const auto& [event, name] : events) {
+                if (event.name != feature || !in_range(event)) continue;
+                total += event.value.value_or(1);
+                if (!grouped || !name.empty()) sums[start_of(*event.timestamp)][grouped ? name : ""] += event.value.value_or(1);
+            }
+            for (const auto& each : answer.totals) {
+                if (each.metric == "autumn:" + feature) REQUIRE(each.usage == total);
+            }
+            std::map<Timestamp, std::map<std::string, Decimal>> expected, got;
+            for (const auto& [start, names] : sums) {
+                std::vector<std::pair<std::string, Decimal>> order(names.begin(), names.end());
+                std::stable_sort(order.begin(), order.end(), [](const auto& a, const auto& b) { return a.second > b.second; });
+                for (std::size_t i = 0; i < order.size(); ++i) expected[start][i < most ? order[i].first : "+"] += order[i].second;
+            }
+            for (const auto& item : answer.items) {
+                if (item.metric != "autumn:" + feature) continue;
+                const auto name = item.rest ? "+" : grouped ? item.group.at(0).value() : "";
+                REQUIRE(item.points.size() == static_cast<std::size_t>((start_of(to) - start_of(from)) / hours(length)) + 1);
+                for (const auto& point : item.points) {
+                    if (point.events > 0) got[point.start][name] = point.usage;
+                    if (point.events == 0) REQUIRE(point.usage.is_zero());
+                }
+            }
+            REQUIRE(got == expected);
+        }
+    }
+}
+
+TEST_CASE("What Autumn's analytics cannot be asked is refused by name", "[autumn][analytics]") {
+    Checked one(two_features);
+    const auto refused = [&](AnalyticsQuery query) -> std::string {
+        try {
+            one.m.analytics(autumn_query(std::move(query)));
+        } catch (const Error& error) {
+            return error.what();
+        }
+        return "answered";
+    };
+    const Period day{Timestamp::parse("2026-03-08"), Timestamp::parse("2026-03-09")};
+    CHECK(refused({.period = day}) == "answered");
+    CHECK(refused({.period = day, .range = "7d"}) == "range: does not go with a period");
+    CHECK(refused({.range = "8d"}).starts_with("period: "));
+    CHECK(refused({.period = Period{day.to, day.from}}) == "period: ends before it begins");
+    CHECK(refused({.period = Period{}, .bin = Bin::hour}).starts_with("bin: the answer has more than"));
+    CHECK(refused({.bin = Bin::minute}) == "bin: must be an hour, day, week or month");
+    CHECK(refused({.group_by = {"a", "b"}}) == "group_by: must be one field");
+    CHECK(refused({.top = 251}) == "top: must be from 1 to 250, or 0 for 9");
+    CHECK(refused({.time_zone = "Europe/Paris"}) == "time_zone: must be UTC");
+    CHECK(refused({.week_start = std::chrono::Sunday}) == "week_start: must be a Monday");
+    CHECK(refused({.billing_anchor = march_10}) == "billing_anchor: is not known to these rules");
+    auto unknown = autumn_query({});
+    unknown.metrics = {"autumn:video"};
+    CHECK_THROWS_AS(one.m.analytics(unknown), Error);
 }
 
 // --- what if, and bad input ---

@@ -24,7 +24,7 @@ std::vector<Event> events_of(const json& input) {
 
 struct Question {
     std::vector<std::string> features = {};
-    meter::AnalyticsQuery query = {};
+    meter::AnalyticsQuery query = {.rules = "autumn"};
     meter::Timestamp now = {};
 };
 
@@ -58,7 +58,7 @@ Question question_of(const json& input) {
 meter::Analytics answer_to(const Question& question, const std::vector<Event>& events) {
     std::vector<meter::Metric> metrics;
     for (const auto& feature : question.features) metrics.push_back(autumn::feature_metric(feature));
-    return Log(events).ask([&](meter::UsageSource& usage) { return autumn::analytics(question.query, metrics, question.now, usage); });
+    return Log(events).ask([&](meter::UsageSource& usage) { return meter::analytics(question.query, {metrics, {}, question.now, usage}); });
 }
 
 /// A metric's code without its book.
