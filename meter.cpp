@@ -5028,12 +5028,12 @@ struct Listing {
 };
 
 // The ranks of up to `keep` rows that match, in order; of the given rows when the question names ids, else of the whole log.
-Listing list_ranks(const Reader& reader, const ListQuery& query, const std::vector<std::int64_t>* rows, std::size_t keep,
+Listing list_ranks(const Reader& reader, const ListQuery& query, const FilterRules& rules, const std::vector<std::int64_t>* rows, std::size_t keep,
                    const std::optional<Rank>& start) {
     Listing listing;
     auto question = scan_question(reader, query.names, query.customer, query.subscription, query.period);
     if (!question) return listing;
-    const Condition condition(list_filter(query), *question);
+    const Condition condition(list_filter(query), *question, rules);
     const ScanQuestion counted = *question;  // of what can only be counted, columns to sort by need not be read
     ListOrder order(reader, query.sort, *question);
     if (start && start->cells.size() != order.cells()) bad_cursor();
@@ -5126,8 +5126,15 @@ SortCell<std::string> cell_from(const json& tree) {
 json question_json(const ListQuery& query) {
     json sort = json::array();
     for (const SortKey& key : query.sort) sort.push_back({key.field, key.descending});
-    return {{"customer", query.customer}, {"subscription", query.subscription}, {"names", query.names},           {"sources", query.sources},
-            {"ids", query.ids},           {"from", query.period.from.micros()}, {"to", query.period.to.micros()}, {"filter", query.filter.to_json()},
+    return {{"customer", query.customer},
+            {"subscription", query.subscription},
+            {"names", query.names},
+            {"sources", query.sources},
+            {"ids", query.ids},
+            {"from", query.period.from.micros()},
+            {"to", query.period.to.micros()},
+            {"filter", query.filter.to_json()},
+            {"rules", query.rules},
             {"sort", std::move(sort)}};
 }
 
@@ -5140,6 +5147,7 @@ ListQuery question_from(const json& tree) {
     query.ids = tree.at("ids").get<std::vector<std::string>>();
     query.period = {Timestamp(tree.at("from").get<std::int64_t>()), Timestamp(tree.at("to").get<std::int64_t>())};
     query.filter = Filter::from_json(tree.at("filter"));
+    query.rules = tree.at("rules").get<std::string>();
     for (const json& key : tree.at("sort")) query.sort.push_back({key.at(0).get<std::string>(), key.at(1).get<bool>()});
     return query;
 }
@@ -5193,10 +5201,10 @@ std::optional<Rank> list_start(const ListQuery& query) {
     });
 }
 
-Page list_page(const Reader& reader, const ListQuery& query, const std::vector<std::int64_t>* rows) {
+Page list_page(const Reader& reader, const ListQuery& query, const FilterRules& rules, const std::vector<std::int64_t>* rows) {
     // One more than the page holds tells whether there is a next one.
     const std::size_t offset = count_of(query.offset), limit = count_of(query.limit);
-    Listing listing = list_ranks(reader, query, rows, offset + limit + 1, list_start(query));
+    Listing listing = list_ranks(reader, query, rules, rows, offset + limit + 1, list_start(query));
     Page page;
     if (query.count) page.total = listing.total;
     for (std::size_t i = offset; i < listing.ranks.size() && page.events.size() < limit; ++i) {
@@ -11664,9 +11672,7 @@ Metric system_metric(const char* name, const std::string& meter, Aggregation agg
 std::optional<Decimal> credited_units(const std::string& meter, const AggregateQuery& query, UsageSource& usage) {
     const auto metric = system_metric("meter.credited", meter, Aggregation::sum, "properties.units");
     std::optional<Decimal> credited;
-    for (const auto& step : usage.steps(metric, query, std::numeric_limits<std::size_t>::max(), {})) {
-        credited = at_least_zero(credited.value_or(Decimal()) + step.value);
-    }
+    for (const auto& step : usage.steps(metric, query)) credited = at_least_zero(credited.value_or(Decimal()) + step.value);
     return credited;
 }
 
@@ -13260,9 +13266,9 @@ constexpr std::array<Rules, 9> all_rules{{
     openmeter::rules,
 }};
 
-const Rules& rules_named(std::string_view name) {
+const Rules& rules_named(std::string_view name, const char* field = "metric.rules") {
     const auto rules = std::find_if(all_rules.begin(), all_rules.end(), [&](const Rules& each) { return each.name == name; });
-    if (rules == all_rules.end()) refuse("metric.rules", quote(name) + " are not known");
+    if (rules == all_rules.end()) refuse(field, quote(name) + " are not known");
     return *rules;
 }
 
@@ -16686,8 +16692,9 @@ struct Meter::Impl {
 
     Page list(const ListQuery& query) {
         check_list(query);
+        const FilterRules& rules = rules_named(query.rules, "rules").filter;
         const std::vector<std::int64_t> rows = locate(query.ids);
-        return store.scan([&](const Reader& reader) { return list_page(reader, query, query.ids.empty() ? nullptr : &rows); });
+        return store.scan([&](const Reader& reader) { return list_page(reader, query, rules, query.ids.empty() ? nullptr : &rows); });
     }
 
     MeterOptions options;

@@ -397,6 +397,7 @@ struct ListQuery {
     std::vector<std::string> names = {}, sources = {}, ids = {};  ///< any of them; no condition when empty
     Period period = {};
     Filter filter = {};
+    std::string rules = {};  ///< by which the filter compares, as in Metric::rules: with "polar_events" it is that of Polar's events.list
     /// Fields as in Filter, at most limits::sort_keys; by timestamp, newest first, when empty. What is still equal goes by sequence, in the direction
     /// of the last key: a total order. Any other first key than the timestamp reads that column of the whole period.
     std::vector<SortKey> sort = {};

@@ -230,6 +230,8 @@ TEST_CASE("Every operator, on every kind of value") {
         CHECK(count(Operator::not_in, {5, "abc"}) == 6);
         CHECK(count(Operator::not_in, json::array()) == 10);
         CHECK(count(Operator::contains, "ab") == 3);
+        CHECK(count(Operator::contains, 5) == 3);
+        CHECK(count(Operator::contains, true) == 1);
         CHECK(count(Operator::not_contains, "ab") == 7);
         CHECK(count(Operator::like, "ab_") == 2);
         CHECK(count(Operator::like, "%b%") == 3);
