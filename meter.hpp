@@ -268,7 +268,7 @@ enum class ReceiptStatus {
 
 enum class LimitScope {
     customer,      ///< what the event's customer has used, whatever the subscription
-    subscription,  ///< what its subscription has used
+    subscription,  ///< what its subscription has used; what Lago's plans without a list of subscriptions price
     all,           ///< what all have used together; for units only
 };
 
