@@ -16340,14 +16340,19 @@ private:
     Decimal ask(const LimitQuestion& question) {
         const Limit& limit = *question.limit;
         if (limit.units) return usage_.measure(question.metric, question.units).at(0).value;
+        bool known = limit.metric.empty();
         const auto price = [&](const Book::Impl& book, const UsageQuery& asked) {
+            for (const Metric& metric : book.metrics) known = known || metric.code == limit.metric;
             return book.usage(asked, moment_of(book, asked, question.time), usage_);
         };
         const Fees fees = ask_books(versions_for(*books_, question.usage, limit.book), question.usage, question.time, price);
         Decimal cents;
         for (const Fee& fee : fees.fees) {
-            if (limit.metric.empty() || fee.metric == limit.metric) cents += fee.amount_cents;
+            if (!limit.metric.empty() && fee.metric != limit.metric) continue;
+            cents += fee.amount_cents;
+            known = true;
         }
+        if (!known) throw Error(ErrorCode::not_found, "metric", quote(limit.metric) + " is not in the book");
         return cents;
     }
 
