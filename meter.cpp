@@ -7,7 +7,7 @@
 //    2 time       timestamps, periods, bins           8 books       how each vendor measures and prices
 //    3 values     JSON text, paths, filters           9 wire        requests, answers and rules of each vendor
 //    4 store      SQLite: schema, log, segments      10 delivery    cursors, batches, waiting, parking
-//    5 reading    find, list, names                  11 transport   libcurl (optional)
+//    5 reading    find, list, names, rates           11 transport   libcurl (optional)
 //    6 measuring  scan, aggregate                    12 Meter       the facade: locks, threads, wiring
 
 #include "meter.hpp"
@@ -1127,7 +1127,7 @@ public:
     }
 
 private:
-    [[noreturn]] static void throw_bad_anchor(const char* why) { throw Error(ErrorCode::bad_value, "anchor", why); }
+    [[noreturn]] static void throw_bad_anchor(const char* why) { throw Error(ErrorCode::bad_value, "billing_anchor", why); }
 
     void cut_evenly(std::int64_t first, std::int64_t length, std::int64_t end) {
         first_ = first;
@@ -1915,9 +1915,11 @@ Clause make_clause(const Filter& filter) {
     }
     if (filter.op == Operator::exists && !filter.value.is_boolean()) refuse(where, "takes true or false");
     clause.operands.push_back(make_operand(filter.value, where));
-    const bool text_only =
-        filter.op == Operator::contains || filter.op == Operator::not_contains || filter.op == Operator::like || filter.op == Operator::not_like;
-    if (text_only && clause.operands[0].kind != Scalar::Kind::text) refuse(where, "takes a text");
+    const Scalar::Kind kind = clause.operands[0].kind;
+    const bool searches = filter.op == Operator::contains || filter.op == Operator::not_contains;
+    const bool matches = filter.op == Operator::like || filter.op == Operator::not_like;
+    if (matches && kind != Scalar::Kind::text) refuse(where, "takes a text");
+    if (searches && kind == Scalar::Kind::null) refuse(where, "takes a text, number or boolean");
     return clause;
 }
 
@@ -1945,9 +1947,10 @@ enum class Meeting : std::uint8_t {
 // One evaluator's rules as a table: what is stored meets a boolean, a number, a text.
 struct Coercion {
     struct Row {
-        std::array<Meeting, 3> compared{}, searched{};  // searched: by contains and not_contains
+        std::array<Meeting, 3> compared{}, searched{};  // searched: by contains and like
     };
-    Row missing{}, boolean{}, number{}, text{}, structure{};  // null is missing
+    Row missing{}, boolean{}, number{}, text{}, structure{};
+    std::string_view null{};  // the text that null is; missing when empty
     std::array<std::string_view, 2> stored_booleans{"false", "true"}, asked_booleans{"false", "true"};
     std::string (*stored_number)(const Decimal&) = nullptr;  // its text, where that is not the plain one
 
@@ -1966,6 +1969,10 @@ struct Coercion {
         }
     }
 };
+
+// Of whatever type it is compared with.
+constexpr std::array<Meeting, 3> never_any{Meeting::never, Meeting::never, Meeting::never}, text_any{Meeting::text, Meeting::text, Meeting::text},
+    empty_any{Meeting::empty, Meeting::empty, Meeting::empty};
 
 // How an evaluator reads the fields of an event in a filter; where it has no table the rules of Filter hold.
 struct FilterRules {
@@ -1993,10 +2000,12 @@ bool satisfies(Operator op, std::strong_ordering order) {
     }
 }
 
-// One value against another, by an evaluator's rules. Not for in, not_in, like, not_like and exists.
+// One value against another, by an evaluator's rules. Not for in, not_in and exists.
 bool meets(const Coercion& rules, Operator op, const Scalar& value, const Operand& asked) {
-    const bool contains = op == Operator::contains, searched = contains || op == Operator::not_contains;
+    const bool matched = op == Operator::like || op == Operator::not_like;
+    const bool searched = matched || op == Operator::contains || op == Operator::not_contains;
     const std::size_t column = asked.kind == Scalar::Kind::boolean ? 0 : asked.kind == Scalar::Kind::number ? 1 : 2;
+    if (value.kind == Scalar::Kind::null && !rules.null.empty()) return meets(rules, op, {Scalar::Kind::text, false, {}, rules.null}, asked);
     const Coercion::Row& row = rules.row(value.kind);
     const Meeting meeting = (searched ? row.searched : row.compared)[column];
     const auto number_of = [](bool is_boolean, bool boolean, const Decimal& number) { return is_boolean ? Decimal(boolean ? 1 : 0) : number; };
@@ -2019,8 +2028,9 @@ bool meets(const Coercion& rules, Operator op, const Scalar& value, const Operan
                                 : value.kind == Scalar::Kind::number && rules.stored_number ? rules.stored_number(value.number)
                                                                                             : scalar_text(value);
     const std::string stored = meeting == Meeting::empty ? "" : written;
-    if (searched) return (stored.find(wanted) != std::string::npos) == contains;
-    return satisfies(op, stored <=> wanted);
+    if (!searched) return satisfies(op, stored <=> wanted);
+    const bool found = matched ? like(stored, wanted) : stored.find(wanted) != std::string::npos;
+    return found == (op == Operator::like || op == Operator::contains);
 }
 
 // A clause against one value: in and not_in are eq and ne to each of a list.
@@ -2883,6 +2893,7 @@ public:
         return id;
     }
     void forget() { ids_.clear(); }
+    std::size_t size() const noexcept { return ids_.size(); }
 
 private:
     static constexpr std::size_t max_remembered = 32768;
@@ -2969,11 +2980,13 @@ struct LogMemory {
     explicit LogMemory(std::size_t index_bytes) : ids(index_bytes) {}
     Interner texts{};
     IdIndex ids;
-    std::int64_t last = 0;  // sequence
+    std::int64_t last = 0;        // sequence
+    std::uint64_t rollbacks = 0;  // how often what was remembered had to be forgotten
     void forget() {
         texts.forget();
         ids.forget();
         data_version_ = never;
+        ++rollbacks;
     }
     // Takes in what other connections have written since our last transaction; SQLite says whether there was anything.
     void refresh(Connection& db) {
@@ -2991,26 +3004,67 @@ private:
     std::int64_t data_version_ = never;
 };
 
-// Stores the accepted drafts, each unless its id is in the log already, and completes the receipts. Inside a transaction.
+// Decides whether a new event may stay in the log, and writes into its receipt what it found.
+class Gate {
+public:
+    virtual ~Gate() = default;
+    // Before the event is inserted; `last` is the end of the log.
+    virtual void before(const Draft& draft, Timestamp time, std::int64_t last, Receipt& receipt) = 0;
+    // With the event inserted behind `last`.
+    virtual bool stays(Receipt& receipt) = 0;
+};
+
+// Undoes what was done since, unless it is kept. Inside a transaction.
+class Savepoint {
+public:
+    explicit Savepoint(Connection& db) : db_(db) { db_.prepared("SAVEPOINT event").run(); }
+    Savepoint(const Savepoint&) = delete;
+    Savepoint& operator=(const Savepoint&) = delete;
+    ~Savepoint() {
+        if (!open_) return;
+        try {
+            db_.prepared("ROLLBACK TO event").run();
+            db_.prepared("RELEASE event").run();
+        } catch (const SQLite::Exception&) {  // then the transaction is gone, too
+        }
+    }
+    void keep() {
+        db_.prepared("RELEASE event").run();
+        open_ = false;
+    }
+
+private:
+    Connection& db_;
+    bool open_ = true;
+};
+
+// Stores the accepted drafts, each unless its id is in the log already or the gate does not let it stay, and completes the receipts. Inside a
+// transaction.
 class LogAppend {
 public:
-    LogAppend(Connection& db, LogMemory& memory, Drafts& drafts, Timestamp now)
-        : db_(db), memory_(memory), drafts_(drafts), now_(now), insert_(db.prepared("INSERT INTO log VALUES(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)")) {}
+    LogAppend(Connection& db, LogMemory& memory, Drafts& drafts, Timestamp now, Gate* gate = nullptr)
+        : db_(db),
+          memory_(memory),
+          drafts_(drafts),
+          now_(now),
+          gate_(gate),
+          insert_(db.prepared("INSERT INTO log VALUES(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)")) {}
 
     void run() {
         memory_.refresh(db_);
         for (const Draft& draft : drafts_.accepted) {
             Receipt& receipt = drafts_.receipts[draft.receipt];
-            receipt.field.clear(), receipt.reason.clear();  // of an attempt that was rolled back
+            receipt.field.clear(), receipt.reason.clear(), receipt.limits.clear();  // of an attempt that was rolled back
             const PackedId id = pack_id(draft.id);
             const std::uint64_t hash = id_hash(id);
             if (const std::int64_t earlier = memory_.ids.find(db_, id, hash); earlier != 0) {
                 compare(draft, earlier, receipt);
                 continue;
             }
-            receipt.sequence = ++memory_.last;
+            if (gate_ != nullptr && !insert_through_gate(draft, id, receipt)) continue;
+            if (gate_ == nullptr) insert(draft, id);
+            receipt.sequence = memory_.last;
             receipt.status = ReceiptStatus::stored;
-            insert(draft, id);
             memory_.ids.add(hash, memory_.last);
         }
     }
@@ -3024,7 +3078,24 @@ private:
         receipt.sequence = earlier;
         if (!same) receipt.field = "id", receipt.reason = "is in the log with other content";
     }
+    bool insert_through_gate(const Draft& draft, const PackedId& id, Receipt& receipt) {
+        gate_->before(draft, draft.timestamp.value_or(now_), memory_.last, receipt);
+        const std::size_t texts = memory_.texts.size();
+        Savepoint savepoint(db_);
+        insert(draft, id);
+        const bool stays = gate_->stays(receipt);
+        if (stays) {
+            savepoint.keep();
+        } else {
+            receipt.status = ReceiptStatus::over_limit;
+            receipt.sequence = 0;
+            --memory_.last;
+            if (memory_.texts.size() != texts) memory_.texts.forget();
+        }
+        return stays;
+    }
     void insert(const Draft& draft, const PackedId& id) {
+        ++memory_.last;
         const std::int64_t time = draft.timestamp.value_or(now_).micros();
         const std::int64_t name = memory_.texts.intern(db_, draft.name);
         const auto customer = intern(draft.customer), subscription = intern(draft.subscription), source = intern(draft.source);
@@ -3046,6 +3117,7 @@ private:
     LogMemory& memory_;
     Drafts& drafts_;
     Timestamp now_;
+    Gate* gate_;
     Prepared insert_;
 };
 
@@ -3432,14 +3504,20 @@ private:
 
 using Parts = std::map<std::int64_t, Part>;  // by name
 
-// Calls `use(row)` for the rows after `first` up to `last`, in order; what is wrong with a row is told with its sequence. Columns:
-// sequence, timestamp, name, customer, subscription, source, value, properties, extra, id, timestamp + delay.
+// The events after `first` up to `last`, or those of them that are wanted, taken apart.
+struct Stretch {
+    std::int64_t first = 0, last = 0;
+    Parts parts{};
+};
+
+// Calls `use(row)` for each row that the query answers; what is wrong with a row is told with its sequence. Columns: sequence, timestamp, name,
+// customer, subscription, source, value, properties, extra, id, timestamp + delay.
+#define METER_LOG_ROWS                                                                                                            \
+    "SELECT sequence, timestamp, name, customer, subscription, source, value, properties, extra, id, timestamp + delay FROM log " \
+    "WHERE sequence > ?1 AND sequence <= ?2 "
+
 template <class Use>
-void each_log_row(Connection& db, std::int64_t first, std::int64_t last, Use&& use) {
-    const Prepared row = db.prepared(
-        "SELECT sequence, timestamp, name, customer, subscription, source, value, properties, extra, id, timestamp + delay FROM log "
-        "WHERE sequence > ? AND sequence <= ? ORDER BY sequence");
-    row.bind(first, last);
+void each_row_of(const Prepared& row, Use&& use) {
     while (row.row()) {
         try {
             use(row);
@@ -3447,6 +3525,14 @@ void each_log_row(Connection& db, std::int64_t first, std::int64_t last, Use&& u
             throw Error(ErrorCode::corrupt, "log row " + std::to_string(row.integer(0)), error.reason());
         }
     }
+}
+
+// The rows after `first` up to `last`, in order.
+template <class Use>
+void each_log_row(Connection& db, std::int64_t first, std::int64_t last, Use&& use) {
+    const Prepared row = db.prepared(METER_LOG_ROWS "ORDER BY sequence");
+    row.bind(first, last);
+    each_row_of(row, use);
 }
 
 void add_row(Part& part, const Prepared& row) {
@@ -3459,6 +3545,16 @@ void read_parts(Connection& db, std::int64_t first, std::int64_t last, std::opti
     each_log_row(db, first, last, [&](const Prepared& row) {
         if (!name || row.integer(2) == *name) add_row(parts.try_emplace(row.integer(2), only).first->second, row);
     });
+}
+
+// Takes those of one customer and subscription apart; of all, where there is none.
+Stretch read_stretch(Connection& db, std::int64_t first, std::int64_t last, std::optional<std::int64_t> customer,
+                     std::optional<std::int64_t> subscription) {
+    Stretch stretch{first, last, {}};
+    const Prepared row = db.prepared(METER_LOG_ROWS "AND (?3 IS NULL OR customer = ?3) AND (?4 IS NULL OR subscription = ?4) ORDER BY sequence");
+    row.bind(first, last, customer, subscription);
+    each_row_of(row, [&](const Prepared& each) { add_row(stretch.parts[each.integer(2)], each); });
+    return stretch;
 }
 
 // ---- sealed segments ----
@@ -3632,12 +3728,14 @@ struct Source {
     std::int64_t name = 0, rows = 0, first_time = 0, last_time = 0;
     const SegmentInfo* segment = nullptr;
     const Part* part = nullptr;
+    std::int64_t first = 0, last = 0;  // where in the log the part comes from
 };
 
 // What the reading side remembers between snapshots: the list of segments, and the unsealed tail taken apart.
 class ScanMemory {
 public:
-    void refresh(Connection& db) {
+    // Up to `through`, of what is in the log.
+    void refresh(Connection& db, std::int64_t through = std::numeric_limits<std::int64_t>::max()) {
         if (const std::int64_t generation = meta(db, "generation"); generation != generation_) {
             load_segments(db);
             if (const std::int64_t sealed = meta(db, "sealed"); sealed != tail_first_) {
@@ -3646,7 +3744,7 @@ public:
             }
             generation_ = generation;
         }
-        const std::int64_t last = last_sequence(db);
+        const std::int64_t last = std::min(last_sequence(db), through);
         if (last < tail_last_) {  // rows taken in were rolled back since, as only a memory database can show them
             tail_.clear();
             tail_last_ = tail_first_;
@@ -3695,6 +3793,7 @@ private:
 struct Reader {
     Connection& db;
     ScanMemory& memory;
+    const Stretch* more = nullptr;  // events beyond what is remembered
     operator Connection&() const noexcept { return db; }
 };
 
@@ -3706,20 +3805,24 @@ std::string text_of(Connection& db, std::int64_t id) {
     return row.row() ? std::string(row.text(0)) : std::string();
 }
 
-std::vector<Source> part_sources(const Parts& parts, const ScanQuestion& question) {
+std::vector<Source> part_sources(const Parts& parts, const ScanQuestion& question, std::int64_t sequence_first = 0, std::int64_t sequence_last = 0) {
     std::vector<Source> found;
     for (const auto& [name, part] : parts) {
         const auto [first, last] = std::minmax_element(part.times().begin(), part.times().end());
-        if (question.wants(name, *first, *last)) found.push_back({name, static_cast<std::int64_t>(part.rows()), *first, *last, nullptr, &part});
+        if (question.wants(name, *first, *last))
+            found.push_back({name, static_cast<std::int64_t>(part.rows()), *first, *last, nullptr, &part, sequence_first, sequence_last});
     }
     return found;
 }
 
 std::vector<Source> sources(const Reader& reader, const ScanQuestion& question) {
-    std::vector<Source> found = part_sources(reader.memory.tail(), question);
+    std::vector<Source> found = part_sources(reader.memory.tail(), question, reader.memory.tail_first(), reader.memory.tail_last());
+    if (reader.more != nullptr) {
+        for (const Source& source : part_sources(reader.more->parts, question, reader.more->first, reader.more->last)) found.push_back(source);
+    }
     for (const SegmentInfo& segment : reader.memory.segments()) {
         if (question.wants(segment.name, segment.first_time, segment.last_time)) {
-            found.push_back({segment.name, segment.rows, segment.first_time, segment.last_time, &segment, nullptr});
+            found.push_back({segment.name, segment.rows, segment.first_time, segment.last_time, &segment, nullptr, 0, 0});
         }
     }
     return found;
@@ -3882,8 +3985,8 @@ Batch load(const Reader& reader, const Source& source, const ScanQuestion& quest
     std::optional<SegmentReader> segment;
     const Part* part = source.part;
     const auto rebuild = [&] {  // what could not take all properties, again from the log, with those asked for
-        const std::int64_t first = source.segment ? source.segment->chunk_first : reader.memory.tail_first();
-        const std::int64_t last = source.segment ? source.segment->chunk_last : reader.memory.tail_last();
+        const std::int64_t first = source.segment ? source.segment->chunk_first : source.first;
+        const std::int64_t last = source.segment ? source.segment->chunk_last : source.last;
         read_parts(reader.db, first, last, source.name, batch.rebuilt, question.keys);
         part = &batch.rebuilt.at(source.name);
     };
@@ -4298,11 +4401,16 @@ public:
     }
 
     void append(Drafts& drafts, Timestamp now) {
-        const std::int64_t unsealed = write([&](Connection& db) {
-            LogAppend(db, memory_, drafts, now).run();
-            return memory_.last - memory_.ids.sealed();
+        append_by([&](Connection& db) { LogAppend(db, memory_, drafts, now).run(); });
+    }
+
+    // As above, each event through a gate: `with_gate(db, columns, rollbacks, append)` makes one and calls append(gate). The columns are those of
+    // the log as this transaction sees it, not refreshed yet; what is known of the log from before another number of rollbacks is not so.
+    template <class WithGate>
+    void append(Drafts& drafts, Timestamp now, WithGate&& with_gate) {
+        append_by([&](Connection& db) {
+            with_gate(db, written_, memory_.rollbacks, [&](Gate& gate) { LogAppend(db, memory_, drafts, now, &gate).run(); });
         });
-        if (unsealed >= options_.chunk_events) wake();
     }
 
     // The sequence of an id, 0 when it is not in the log.
@@ -4385,6 +4493,14 @@ public:
     }
 
 private:
+    template <class Append>
+    void append_by(Append&& append) {
+        const std::int64_t unsealed = write([&](Connection& db) {
+            append(db);
+            return memory_.last - memory_.ids.sealed();
+        });
+        if (unsealed >= options_.chunk_events) wake();
+    }
     std::unique_ptr<Connection> open() const;
     void prepare(Connection& db) const;
     void migrate(Connection& db) const;
@@ -4410,7 +4526,8 @@ private:
     bool in_memory_;
     mutable std::mutex writer_mutex_, reader_mutex_;
     std::unique_ptr<Connection> writer_, reader_, keeper_;
-    LogMemory memory_;            // under writer_mutex_
+    LogMemory memory_;  // under writer_mutex_, as what it wrote is
+    ScanMemory written_;
     mutable ScanMemory scanned_;  // under the reader's mutex
 
     std::mutex queue_mutex_;
@@ -4509,6 +4626,7 @@ void Store::run_group(std::span<Job* const> group) {
             return true;
         } catch (...) {
             memory_.forget();
+            written_ = {};
             if (jobs.size() == 1) jobs[0]->error = std::current_exception();
             return false;
         }
@@ -4656,7 +4774,7 @@ void Store::drop_dead_runs() {
 }  // namespace
 
 // =============================================================================================
-// 5 reading: find, list, names. Uses 1-4.
+// 5 reading: find, list, names and sources, rates. Uses 1-4.
 // =============================================================================================
 
 namespace {
@@ -4675,7 +4793,20 @@ void check_question(std::string_view field, std::string_view text) {
     if (const char* fault = text_fault(text)) refuse(std::string(field), fault);
 }
 
+// An offset or limit as a number of things in memory, also where there is room for less.
+std::size_t count_of(std::int64_t things) {
+    return static_cast<std::size_t>(std::min<std::int64_t>(things, std::numeric_limits<std::ptrdiff_t>::max() / 2));
+}
+
 [[noreturn]] void bad_cursor(const char* reason = "was not made by list()") { throw Error(ErrorCode::bad_cursor, "cursor", reason); }
+
+void check_sort(const std::vector<SortKey>& sort) {
+    if (sort.size() > limits::sort_keys) refuse("sort", "has more than " + std::to_string(limits::sort_keys) + " keys");
+    for (const SortKey& key : sort) {
+        if (key.field.empty()) refuse("sort", "names no field");
+        check_question("sort", key.field);
+    }
+}
 
 void check_list(const ListQuery& query) {
     check_paging(query.limit, query.offset);
@@ -4686,11 +4817,7 @@ void check_list(const ListQuery& query) {
     for (const auto& [field, texts] : {std::pair{"names", &query.names}, std::pair{"sources", &query.sources}, std::pair{"ids", &query.ids}}) {
         for (const std::string& text : *texts) check_question(field, text);
     }
-    if (query.sort.size() > limits::sort_keys) refuse("sort", "has more than " + std::to_string(limits::sort_keys) + " keys");
-    for (const SortKey& key : query.sort) {
-        if (key.field.empty()) refuse("sort", "names no field");
-        check_question("sort", key.field);
-    }
+    check_sort(query.sort);
 }
 
 // The question's conditions on names and the customer as the scan takes them; nothing when one of them is not in the log at all.
@@ -4890,6 +5017,11 @@ private:
     std::vector<Rank> heap_{};
 };
 
+std::int64_t matching_rows(const Batch& batch) {
+    return batch.mask.empty() ? static_cast<std::int64_t>(batch.rows)
+                              : std::count_if(batch.mask.begin(), batch.mask.end(), [](auto m) { return m != 0; });
+}
+
 struct Listing {
     std::vector<Rank> ranks{};
     std::int64_t total = 0;
@@ -4901,9 +5033,10 @@ Listing list_ranks(const Reader& reader, const ListQuery& query, const std::vect
     Listing listing;
     auto question = scan_question(reader, query.names, query.customer, query.subscription, query.period);
     if (!question) return listing;
+    const Condition condition(list_filter(query), *question);
+    const ScanQuestion counted = *question;  // of what can only be counted, columns to sort by need not be read
     ListOrder order(reader, query.sort, *question);
     if (start && start->cells.size() != order.cells()) bad_cursor();
-    const Condition condition(list_filter(query), *question);
     Parts parts;
     for (const std::int64_t row : rows ? *rows : std::vector<std::int64_t>()) read_parts(reader, row - 1, row, {}, parts, question->keys);
     std::vector<Source> found = rows ? part_sources(parts, *question) : sources(reader, *question);
@@ -4914,13 +5047,13 @@ Listing list_ranks(const Reader& reader, const ListQuery& query, const std::vect
     for (const Source& source : found) {
         const bool excluded = top.excludes(source.first_time, source.last_time);
         if (excluded && !query.count) continue;
-        Batch batch = load(reader, source, *question);
+        Batch batch = load(reader, source, excluded ? counted : *question);
         if (batch.rows == 0) continue;
         condition.apply(reader, batch);
+        listing.total += matching_rows(batch);
+        if (excluded) continue;
         for (std::size_t row = 0; row < batch.rows; ++row) {
-            if (!batch.mask.empty() && !batch.mask[row]) continue;
-            ++listing.total;
-            if (!excluded) top.add(order.row(batch, row));
+            if (batch.mask.empty() || batch.mask[row]) top.add(order.row(batch, row));
         }
     }
     listing.ranks = std::move(top).sorted();
@@ -5062,7 +5195,7 @@ std::optional<Rank> list_start(const ListQuery& query) {
 
 Page list_page(const Reader& reader, const ListQuery& query, const std::vector<std::int64_t>* rows) {
     // One more than the page holds tells whether there is a next one.
-    const auto offset = static_cast<std::size_t>(query.offset), limit = static_cast<std::size_t>(query.limit);
+    const std::size_t offset = count_of(query.offset), limit = count_of(query.limit);
     Listing listing = list_ranks(reader, query, rows, offset + limit + 1, list_start(query));
     Page page;
     if (query.count) page.total = listing.total;
@@ -5131,6 +5264,7 @@ void check_names(const NamesQuery& query) {
     check_filter(query.filter);
     check_question("customer", query.customer);
     check_question("text", query.text);
+    check_sort(query.sort);
     for (const SortKey& key : query.sort) {
         constexpr std::array<std::string_view, 5> known{"name", "source", "occurrences", "first_seen", "last_seen"};
         if (std::find(known.begin(), known.end(), key.field) == known.end()) refuse("sort", "names are not sorted by \"" + key.field + "\"");
@@ -5160,8 +5294,7 @@ NameList names_page(const Reader& reader, const NamesQuery& query, NameKeys keys
         }
         return std::tie(a.name, a.source) < std::tie(b.name, b.source);
     });
-    const auto begin = std::min(found.size(), static_cast<std::size_t>(query.offset));
-    const auto end = std::min(found.size(), begin + static_cast<std::size_t>(query.limit));
+    const std::size_t begin = std::min(found.size(), count_of(query.offset)), end = std::min(found.size(), begin + count_of(query.limit));
     NameList list{{}, static_cast<std::int64_t>(found.size())};
     std::move(found.begin() + static_cast<std::ptrdiff_t>(begin), found.begin() + static_cast<std::ptrdiff_t>(end), std::back_inserter(list.rows));
     return list;
@@ -5174,6 +5307,8 @@ Monitoring count_windows(const Reader& reader, const Period& period, const BinOp
     Monitoring answer;
     answer.period = period;
     const BinGrid grid(period, options);
+    if (grid.count() > static_cast<std::int64_t>(limits::aggregate_rows))
+        throw Error(ErrorCode::too_large, "bin", "the period has more than " + std::to_string(limits::aggregate_rows) + " windows");
     if (options.bin != Bin::none) {
         for (std::int64_t i = 0; i < grid.count(); ++i) answer.windows.push_back({grid.start(i), 0});
     }
@@ -5189,6 +5324,7 @@ Monitoring count_windows(const Reader& reader, const Period& period, const BinOp
             ++answer.events;
             if (answer.windows.empty()) continue;
             const Timestamp at(checked_time(batch.columns[time].cells[row], "columns.time"));
+            if (!period.contains(at)) damaged("columns.time");  // the segment says that all are
             ++answer.windows[static_cast<std::size_t>(grid.index(at, hint))].events;
         }
     }
@@ -5212,6 +5348,7 @@ struct NumberRules {
     bool zero = false;                         // what is no number counts as 0; else the event takes no part
     std::optional<std::int64_t> missing = {};  // what a missing one counts as, when not as other things that are no number
     bool not_negative = false;                 // numbers below 0 count as 0, one by one
+    std::optional<Rounding> seconds = {};      // times are whole Unix seconds
     std::optional<int> decimals = {};          // finer ones are cut off, one by one
 };
 
@@ -5220,6 +5357,7 @@ enum class Blank : std::uint8_t {
     apart,    // "" is a text like others
     missing,  // "" is as good as missing
     text,     // what is missing is ""
+    written,  // likewise, and so are lists and objects; null is "null"
 };
 
 // To 32 significant digits, more than any vendor keeps.
@@ -5227,6 +5365,7 @@ Decimal exact_share(const Decimal& a, const Decimal& b) { return Decimal::divide
 
 enum class Weighting : std::uint8_t {
     standing,   // what stands, for the time it stands
+    pieces,     // likewise, but each piece of time is divided by itself, and a stretch ends with the second (Lago)
     remaining,  // each number for the time that was left from it to the end of the question, in whole seconds
     none,       // a weighted sum is a sum
 };
@@ -5244,14 +5383,19 @@ struct Rules {
     NumberRules numbers{};
     Blank groups = Blank::apart, values = Blank::apart;  // of group_by; of what is counted by unique_count and active_count
     std::optional<Blank> values_in_parts{};              // likewise, in answers with bins or groups
+    std::string_view uncounted{};                        // a text that is none of those counted
     bool counts_absent = false;                          // an absent value is one more, too
+    bool keeps_absent = false;                           // an absent value is none, but its event takes part
     bool typed_values = false;                           // the text "1" and the number 1 are two values, null is one
+    bool words_apart = false;                            // any word but "add" takes one off whenever another stood before it, also a word like it
     bool not_negative = false;                           // no result is below 0; those of buckets neither
+    bool latest_not_negative = false;                    // nor is a latest number
     bool multiplied_each = false;                        // a multiplier is for each number, not for the result
     bool whole_seconds = false;                          // both ends of a period are cut to their second
     Weighting weighting = Weighting::standing;
     Carrying carrying = Carrying::measured;
     Decimal (*quotient)(const Decimal&, const Decimal&) = exact_share;  // of averages and weighted sums
+    Decimal (*add)(const Decimal&, const Decimal&) = nullptr;           // of sums and averages, by time, then sequence; exactly when absent
     std::optional<RoundTo> weighted_rounding{};
     std::chrono::weekday week_start = std::chrono::Monday;  // of buckets
     MonthEnd month_end = MonthEnd::clamp;  // of months that have a billing anchor; where they run over, its time of day has no meaning
@@ -5335,18 +5479,20 @@ constexpr std::uint32_t no_value = 0;  // the row lacks the field
 // The values that a column takes, as text, numbered from 1 over all batches of a question.
 class Values {
 public:
-    explicit Values(Blank blank = Blank::apart, bool typed = false) : blank_(blank), typed_(typed) {}
+    explicit Values(Blank blank = Blank::apart, bool times = false) : blank_(blank), times_(times) {}
+    Values(const Rules& rules, Blank blank) : blank_(blank), typed_(rules.typed_values), uncounted_(rules.uncounted) {}
 
     // The number of every row's value.
     const std::vector<std::uint32_t>& number(Connection& db, const Column& column, const Batch& batch) {
-        rows_.assign(batch.rows, blank_ == Blank::text ? text("") : no_value);
+        const bool written = blank_ == Blank::written;
+        rows_.assign(batch.rows, written || blank_ == Blank::text ? text("") : no_value);
         words_.assign(column.words.size(), unknown);
         std::int64_t last_cell = -1;
         std::uint32_t last = no_value;
         for (std::size_t row = 0; row < batch.rows; ++row) {
             if (!batch.mask.empty() && !batch.mask[row]) continue;
             const CellKind kind = column.kind(row);
-            if (kind == CellKind::missing || (kind == CellKind::null && !typed_)) continue;
+            if (kind == CellKind::missing || (kind == CellKind::null && !typed_ && !written) || (kind == CellKind::json && written)) continue;
             const std::int64_t cell = column.cells[row];
             if (kind == CellKind::interned) {
                 if (cell != last_cell) last = interned(db, cell), last_cell = cell;
@@ -5357,17 +5503,23 @@ public:
                 if (known == unknown) known = typed_ ? text(marked(kind, word)) : text(word);
                 rows_[row] = known;
             } else {
-                const std::string value = scalar_text(cell_scalar(column, row));
+                const std::string value = kind == CellKind::null && written ? "null"
+                                          : times_                          ? Timestamp(cell).to_string()
+                                                                            : scalar_text(cell_scalar(column, row));
                 rows_[row] = text(typed_ ? marked(kind, value) : value);
             }
         }
         return rows_;
     }
     std::optional<std::string> name(std::uint32_t number) const {
-        return number == no_value ? std::nullopt : std::optional<std::string>(texts_[number - 1]);
+        if (number == no_value) return std::nullopt;
+        return std::string(texts_[number - 1].substr(typed_ ? 1 : 0));
     }
 
-    std::uint32_t text(std::string_view value) { return value.empty() && blank_ == Blank::missing ? no_value : texts_.number(value) + 1; }
+    std::uint32_t text(std::string_view value) {
+        const bool none = value.empty() ? blank_ == Blank::missing : value == uncounted_;
+        return none ? no_value : texts_.number(value) + 1;
+    }
 
 private:
     static constexpr std::uint32_t unknown = 0xFFFFFFFF;
@@ -5380,7 +5532,8 @@ private:
         return place->second;
     }
     Blank blank_;
-    bool typed_;
+    bool typed_ = false, times_ = false;
+    std::string_view uncounted_{};
     TextNumbering texts_;
     std::unordered_map<std::int64_t, std::uint32_t> interned_;
     std::vector<std::uint32_t> rows_, words_;
@@ -5400,20 +5553,29 @@ struct Measured {
 
 using Group = std::vector<std::optional<std::string>>;
 
+// What rows are told apart by, beside their bins.
+struct Grouping {
+    std::vector<std::string> fields{};
+    Blank blank = Blank::apart;
+    const std::set<Group>* named = nullptr;  // the groups that keep their names, all others being the rest; all when absent
+    std::string within{};                    // one more field, which is not part of the group; none when empty
+};
+
 // Gives every row of a batch the number of the answer's row it belongs to: one for each bin and combination of group values met.
 class Slots {
 public:
-    // Groups that are not among `named`, if that is given, go together as the rest.
-    Slots(const BinOptions& bins, const std::vector<std::string>& group_by, Blank blank, const std::set<Group>* named, ScanQuestion& question)
-        : bin_(bins.bin), calendar_(bins), groups_(group_by.size(), Values(blank)), combinations_(group_by.size()), named_(named) {
-        if (bin_ != Bin::none) time_ = question.key(fields::time);
-        for (const std::string& field : group_by) columns_.push_back(question.key(column_key(field)));
+    Slots(const BinOptions& bins, const Grouping& grouping, ScanQuestion& question)
+        : bin_(bins.bin), calendar_(bins), width_(grouping.fields.size()), named_(grouping.named) {
+        if (bin_ != Bin::none) time_ = question.key(fields::time), recent_.resize(recent_cells);
+        for (const std::string& field : grouping.fields) add_field(field, grouping.blank, question);
+        if (!grouping.within.empty()) add_field(grouping.within, grouping.blank, question);
     }
 
     const std::vector<std::uint32_t>& place(Connection& db, const Batch& batch) {
         group_.assign(batch.rows, 0);
-        for (std::size_t i = 0; i < columns_.size(); ++i) combine(groups_[i].number(db, batch.columns[columns_[i]], batch), combinations_[i]);
+        combine(0, width_, db, batch);
         if (named_) put_rest_together();
+        combine(width_, fields_.size(), db, batch);
         slot_.assign(batch.rows, 0);
         std::uint64_t last_key = ~std::uint64_t{0};
         std::uint32_t last = 0;
@@ -5434,9 +5596,10 @@ public:
         Measured row;
         const std::uint64_t key = slots_.keys()[slot];
         if (bin_ != Bin::none) row.bin = Timestamp(static_cast<std::int64_t>(bins_.keys()[key & 0xFFFFFFFF]));
-        const auto group = static_cast<std::uint32_t>(key >> 32);
+        auto group = static_cast<std::uint32_t>(key >> 32);
+        if (fields_.size() > width_) group = static_cast<std::uint32_t>(fields_[width_].combinations.keys()[group] >> 32);
         row.rest = group == rest;
-        row.group = row.rest ? Group(columns_.size()) : names(group);
+        row.group = row.rest ? Group(width_) : names(group);
         return row;
     }
 
@@ -5450,11 +5613,21 @@ public:
 private:
     static constexpr std::uint32_t rest = 0xFFFFFFFF, unknown = 0xFFFFFFFE;
 
+    struct Field {
+        std::size_t column;
+        Values values;
+        Numbering combinations{};  // of the fields before it and this one
+    };
+
+    void add_field(const std::string& field, Blank blank, ScanQuestion& question) {
+        const std::string key = column_key(field);
+        fields_.push_back({question.key(key), Values(blank, key == fields::time)});
+    }
     Group names(std::uint32_t group) const {
-        Group names(columns_.size());
-        for (std::size_t i = columns_.size(); i-- > 0;) {
-            const std::uint64_t pair = combinations_[i].keys()[group];
-            names[i] = groups_[i].name(static_cast<std::uint32_t>(pair));
+        Group names(width_);
+        for (std::size_t i = width_; i-- > 0;) {
+            const std::uint64_t pair = fields_[i].combinations.keys()[group];
+            names[i] = fields_[i].values.name(static_cast<std::uint32_t>(pair));
             group = static_cast<std::uint32_t>(pair >> 32);
         }
         return names;
@@ -5463,7 +5636,7 @@ private:
         for (std::uint32_t& group : group_) {
             if (group >= named_groups_.size()) named_groups_.resize(group + std::size_t{1}, unknown);
             std::uint32_t& known = named_groups_[group];
-            if (known == unknown) known = columns_.empty() || named_->contains(names(group)) ? group : rest;
+            if (known == unknown) known = named_->contains(names(group)) ? group : rest;
             group = known;
         }
     }
@@ -5478,7 +5651,11 @@ private:
         if (cell_bits_ == 0) cell_bits_ = static_cast<int>(std::bit_width(static_cast<std::uint64_t>(met.end - met.start))) - 1;
         return met.bin;
     }
-    // group_ so far, with one more field.
+    // group_ so far, with some more fields.
+    void combine(std::size_t first, std::size_t last, Connection& db, const Batch& batch) {
+        for (std::size_t i = first; i < last; ++i)
+            combine(fields_[i].values.number(db, batch.columns[fields_[i].column], batch), fields_[i].combinations);
+    }
     void combine(const std::vector<std::uint32_t>& values, Numbering& numbering) {
         std::uint64_t last_key = ~std::uint64_t{0};
         std::uint32_t last = 0;
@@ -5490,10 +5667,8 @@ private:
     }
     Bin bin_;
     Bins calendar_;
-    std::size_t time_ = 0;
-    std::vector<std::size_t> columns_;
-    std::vector<Values> groups_;
-    std::vector<Numbering> combinations_;
+    std::size_t time_ = 0, width_;
+    std::vector<Field> fields_;  // the first `width_` of them are the group
     const std::set<Group>* named_;
     std::vector<std::uint32_t> named_groups_;  // for each combination its own number, or that of the rest
     struct RecentBin {
@@ -5501,7 +5676,7 @@ private:
         std::uint32_t bin = 0;
     };
     static constexpr std::size_t recent_cells = 4096;
-    std::vector<RecentBin> recent_{recent_cells};
+    std::vector<RecentBin> recent_;
     int cell_bits_ = 0;  // of a time, cut off; known when the first bin is
     Numbering bins_, slots_;
     std::vector<std::uint32_t> group_, slot_;
@@ -5554,11 +5729,11 @@ public:
         words_.assign(column.words.size(), std::nullopt);
         const bool cut_off = rules_.decimals && scale(batch) > *rules_.decimals;
         each_row(batch, [&](std::size_t row) {
-            if (column.kind(row) == CellKind::number && !cut_off && within(column.cells[row])) {
-                const std::int64_t cell = column.cells[row] * factor_;
+            if (column.kind(row) == CellKind::number && !cut_off && within(cell_of(column, row))) {
+                const std::int64_t cell = cell_of(column, row) * factor_;
                 small(row, rules_.not_negative ? std::max<std::int64_t>(0, cell) : cell);
             } else if (column.kind(row) == CellKind::number) {
-                other(row, counted(Decimal::scaled(column.cells[row], column_scale(batch))));
+                other(row, counted(Decimal::scaled(cell_of(column, row), column_scale(batch))));
             } else if (const auto number = other_number(column, row)) {
                 other(row, counted(*number));
             } else if (column.kind(row) == CellKind::missing && rules_.missing) {
@@ -5570,7 +5745,10 @@ public:
     }
 
 private:
-    int column_scale(const Batch& batch) const { return is_time_ ? 6 : batch.columns[column_].scale; }
+    int column_scale(const Batch& batch) const { return !is_time_ ? batch.columns[column_].scale : rules_.seconds ? 0 : 6; }
+    std::int64_t cell_of(const Column& column, std::size_t row) const {
+        return is_time_ && rules_.seconds ? whole_seconds(column.cells[row]) : column.cells[row];
+    }
     // Whether the cell times the factor is a cell.
     bool within(std::int64_t cell) const { return !multiplier_ || (cell <= most_ && cell >= -most_); }
     Decimal counted(Decimal number) const {
@@ -5586,6 +5764,7 @@ private:
         if (!known) known = column.kind(row) == CellKind::wide || counts(text) ? Decimal::parse(text) : std::nullopt;
         return *known;
     }
+    std::int64_t whole_seconds(std::int64_t micros) const { return Decimal::scaled(micros, 6).round(0, *rules_.seconds).to_int64().value(); }
     bool counts(std::string_view text) const {
         return rules_.text == NumberRules::Text::number || (rules_.text == NumberRules::Text::plain && plain_number(text));
     }
@@ -5618,10 +5797,12 @@ struct WideSum {
 // largest Decimal.
 class ExactSum {
 public:
-    void add(const Decimal& value) {
+    void add(const Decimal& value, std::int64_t times = 1) {
+        const auto factor = static_cast<std::uint64_t>(times);
         Wide units = widen(DecimalParts::coefficient(value));
         multiply_by_power(units, Decimal::max_scale - value.scale());
-        add_to(value.is_negative() ? taken_ : given_, units);
+        if (times != 1) units = multiply(units, widen({0, times < 0 ? 0 - factor : factor}));
+        add_to(value.is_negative() == (times < 0) ? given_ : taken_, units);
     }
     // Throws overflow when the sum is not a Decimal.
     Decimal result() const {
@@ -5658,6 +5839,7 @@ public:
     // What the slot's rows come to. `stretch` is its part of the question's period.
     virtual Decimal value(std::size_t slot, const Period& stretch) const = 0;
     virtual bool falls(std::size_t) const { return false; }                // whether an event may have lowered the value
+    virtual bool exact_in_binary() const { return true; }                  // whether sums of doubles, in any order, come to the same
     std::int64_t events(std::size_t slot) const { return events_[slot]; }  // how many took part
 
 protected:
@@ -5696,6 +5878,14 @@ public:
         return safe ? sum : exact.result();
     }
     bool falls(std::size_t slot) const override { return falls_.contains(slot); }
+    bool exact_in_binary() const override {
+        constexpr std::int64_t largest = std::int64_t{1} << 53;
+        if (!others_.empty() || !falls_.empty() || (!sums_.empty() && sums_.rbegin()->first > 0)) return false;
+        for (std::size_t slot = 0; slot < events_.size(); ++slot) {
+            if (SumAccumulator::value(slot, {}) > largest) return false;
+        }
+        return true;
+    }
 
 private:
     void take(Connection&, const Batch& batch, const std::vector<std::uint32_t>& slots, std::size_t count) override {
@@ -5739,8 +5929,8 @@ public:
     }
     void put(std::size_t slot, std::int64_t cell, int scale) { kept_[slot] = {cell, scale}; }
     void put(std::size_t slot, const Decimal& number) {
-        kept_[slot] = {static_cast<std::int64_t>(wides_.size()), wide};
-        wides_.push_back(number);
+        if (kept_[slot].scale != wide) kept_[slot] = {static_cast<std::int64_t>(wides_.size()), wide}, wides_.emplace_back();
+        wides_[static_cast<std::size_t>(kept_[slot].cell)] = number;
     }
     // Where a small number stands beside the kept one.
     std::strong_ordering compare(std::int64_t cell, int scale, std::size_t slot) const {
@@ -5832,7 +6022,7 @@ private:
 class UniqueAccumulator final : public Accumulator {
 public:
     UniqueAccumulator(std::size_t column, const Rules& rules, Blank values)
-        : column_(column), counts_absent_(rules.counts_absent), values_(values, rules.typed_values) {}
+        : column_(column), counts_absent_(rules.counts_absent), keeps_absent_(rules.keeps_absent), values_(rules, values) {}
     Decimal value(std::size_t slot, const Period&) const override { return slot < counts_.size() ? counts_[slot] : 0; }
 
 private:
@@ -5840,45 +6030,68 @@ private:
         counts_.resize(count);
         const std::vector<std::uint32_t>& values = values_.number(db, batch.columns[column_], batch);
         each_row(batch, [&](std::size_t row) {
-            if (values[row] == no_value && !counts_absent_) return;
-            ++events_[slots[row]];
+            const bool counts = values[row] != no_value || counts_absent_;
+            if (counts || keeps_absent_) ++events_[slots[row]];
+            if (!counts) return;
             const std::size_t before = seen_.keys().size();
             if (seen_.number(pair_key(slots[row], values[row])) == before) ++counts_[slots[row]];
         });
     }
     std::size_t column_;
-    bool counts_absent_;
+    bool counts_absent_, keeps_absent_;
     Values values_;
     Numbering seen_;
     std::vector<std::int64_t> counts_;
 };
 
-// Each number for the time that was left when it came (FlexPrice, aggregators.go:866).
-class RemainingAccumulator final : public Accumulator {
+// Numbers by the time from when they came to an end, in shares of the whole: their sum x the end - the sum of number x time. `standing` are
+// microseconds of the slot's stretch, what came before which counts from its beginning on; `remaining` are whole seconds of the question
+// (FlexPrice, aggregators.go:866).
+class WeightedAccumulator final : public Accumulator {
 public:
-    RemainingAccumulator(Numbers numbers, const Rules& rules, const Period& whole, ScanQuestion& question)
-        : numbers_(std::move(numbers)), rules_(rules), from_(second_of(whole.from)), to_(second_of(whole.to)), time_(question.key(fields::time)) {}
-    Decimal value(std::size_t slot, const Period&) const override {
-        return to_ <= from_ ? Decimal() : rules_.quotient(sums_[slot].result(), to_ - from_);
+    WeightedAccumulator(Numbers numbers, const Rules& rules, const AggregateQuery& query, ScanQuestion& question)
+        : numbers_(std::move(numbers)),
+          rules_(rules),
+          remaining_(rules.weighting == Weighting::remaining),
+          whole_(query.billing_period),
+          time_(question.key(fields::time)) {
+        if (remaining_ && !whole_) whole_ = query.period;
+        if (!remaining_) first_ = query.period.from.micros();
     }
+    Decimal value(std::size_t slot, const Period& stretch) const override {
+        const Period whole = whole_.value_or(stretch);
+        const std::int64_t length = units(whole.to.micros()) - units(whole.from.micros());
+        if (length <= 0) return {};
+        ExactSum sum = sums_[slot].negative_moment;
+        sum.add(sums_[slot].amount.result(), units((remaining_ ? whole : stretch).to.micros()));
+        return rules_.quotient(sum.result(), length);
+    }
+    bool falls(std::size_t) const override { return true; }
 
 private:
-    static std::int64_t second_of(Timestamp time) { return floor_divide(time.micros(), micros_per_second); }
+    std::int64_t units(std::int64_t micros) const { return remaining_ ? floor_divide(micros, micros_per_second) : micros; }
     void take(Connection&, const Batch& batch, const std::vector<std::uint32_t>& slots, std::size_t count) override {
         sums_.resize(std::max(count, sums_.size()));
         const int scale = numbers_.scale(batch);
         const auto weigh = [&](std::size_t row, const Decimal& number) {
-            sums_[slots[row]].add(number * (to_ - floor_divide(batch.columns[time_].cells[row], micros_per_second)));
+            Sums& sums = sums_[slots[row]];
+            sums.amount.add(number);
+            sums.negative_moment.add(number, -units(std::max(batch.columns[time_].cells[row], first_)));
             ++events_[slots[row]];
         };
         numbers_.each(
             batch, [&](std::size_t row, std::int64_t cell) { weigh(row, Decimal::scaled(cell, scale)); }, weigh);
     }
+    struct Sums {
+        ExactSum amount{}, negative_moment{};
+    };
     Numbers numbers_;
     const Rules& rules_;
-    std::int64_t from_, to_;
+    bool remaining_;
+    std::optional<Period> whole_;
+    std::int64_t first_ = std::numeric_limits<std::int64_t>::min();
     std::size_t time_;
-    std::vector<ExactSum> sums_;
+    std::vector<Sums> sums_;
 };
 
 // ---- steps: what each event adds to a metric, where their order counts ----
@@ -5907,9 +6120,10 @@ public:
     StepAccumulator(const Metric& metric, const Rules& rules, ScanQuestion& question)
         : items_counted_(metric.aggregation == Aggregation::active_count || metric.aggregation == Aggregation::unique_count),
           counts_absent_(rules.counts_absent),
+          words_apart_(rules.words_apart),
           time_(question.key(fields::time)),
           sequence_(question.key(fields::sequence)),
-          items_(rules.values, rules.typed_values) {
+          items_(rules, rules.values) {
         if (metric.aggregation == Aggregation::active_count) action_ = question.key(".operation_type");
         if (items_counted_)
             item_ = question.key(column_key(metric.property));
@@ -5919,6 +6133,7 @@ public:
 
     // By time; of equal times by sequence.
     const std::vector<Step>& steps() const { return steps_; }
+    std::optional<std::string> item_name(std::uint32_t item) const { return items_.name(item); }
 
     void finish() override {
         std::sort(steps_.begin(), steps_.end(), [](const Step& a, const Step& b) { return a.place < b.place; });
@@ -5952,10 +6167,11 @@ private:
             if (item[row] == no_value && !counts_absent_) return;
             Step& step = make(row, {});
             step.item = item[row];
-            step.action = !action || (*action)[row] == no_value ? add_ : (*action)[row];
+            const std::uint32_t word = action && (*action)[row] != no_value ? (*action)[row] : add_;
+            step.action = word == add_ || words_apart_ ? word : remove_;
         });
     }
-    bool items_counted_, counts_absent_;
+    bool items_counted_, counts_absent_, words_apart_;
     std::size_t time_, sequence_, item_ = 0;
     std::optional<std::size_t> action_;
     std::optional<Numbers> numbers_;
@@ -5966,11 +6182,31 @@ private:
     std::unordered_set<std::size_t> falls_;
 };
 
-// What stands, for the time it stands, in shares of the whole (lago-api, weighted_sum_query.rb:12). What came before a stretch stands from its
-// beginning on. Stretches end with the second.
-class StandingAccumulator final : public StepAccumulator {
+// Sums and averages by rules that add in their own way, event after event.
+class OrderedSumAccumulator final : public StepAccumulator {
 public:
-    StandingAccumulator(const Metric& metric, const Rules& rules, const std::optional<Period>& whole, ScanQuestion& question)
+    OrderedSumAccumulator(const Metric& metric, const Rules& rules, ScanQuestion& question)
+        : StepAccumulator(metric, rules, question), averages_(metric.aggregation == Aggregation::average), rules_(rules) {}
+    void finish() override {
+        StepAccumulator::finish();
+        ordered_.resize(events_.size());
+        for (const Step& step : steps()) ordered_[step.slot] = rules_.add(ordered_[step.slot], step.value);
+    }
+    Decimal value(std::size_t slot, const Period&) const override {
+        return averages_ ? rules_.quotient(ordered_[slot], events_[slot]) : ordered_[slot];
+    }
+
+private:
+    bool averages_;
+    const Rules& rules_;
+    std::vector<Decimal> ordered_;
+};
+
+// What stands, for the time it stands, each piece of time as a share of the whole by itself; a stretch ends with the second. What came before
+// it stands from its beginning on (lago-api, weighted_sum_query.rb:12).
+class PiecesAccumulator final : public StepAccumulator {
+public:
+    PiecesAccumulator(const Metric& metric, const Rules& rules, const std::optional<Period>& whole, ScanQuestion& question)
         : StepAccumulator(metric, rules, question), rules_(rules), whole_(whole) {}
     void finish() override {
         StepAccumulator::finish();
@@ -5979,7 +6215,7 @@ public:
     }
     Decimal value(std::size_t slot, const Period& stretch) const override {
         const Period whole = whole_.value_or(stretch);
-        const Decimal length = seconds(whole_end(whole) - whole.from);
+        const Decimal length = seconds(end_of(whole) - whole.from);
         Decimal standing, total;
         Timestamp since = stretch.from;
         const auto stand_until = [&](Timestamp time) {
@@ -5991,14 +6227,14 @@ public:
             stand_until(Timestamp(step->place.time));
             standing += step->value;
         }
-        stand_until(whole_end(stretch));
+        stand_until(end_of(stretch));
         return rules_.weighted_rounding ? total.round(rules_.weighted_rounding->scale, rules_.weighted_rounding->mode) : total;
     }
     bool falls(std::size_t) const override { return true; }
 
 private:
     static Decimal seconds(std::chrono::microseconds time) { return Decimal::scaled(time.count(), 6); }
-    static Timestamp whole_end(const Period& period) { return Timestamp(round_up(period.to.micros() - 1, micros_per_second)); }
+    static Timestamp end_of(const Period& period) { return Timestamp(round_up(period.to.micros() - 1, micros_per_second)); }
     const Rules& rules_;
     std::optional<Period> whole_;
     std::vector<std::vector<const Step*>> by_slot_;
@@ -6006,6 +6242,7 @@ private:
 
 // ---- metrics kept in the database ----
 
+// The words by which a definition is written.
 constexpr std::array<std::pair<std::string_view, Aggregation>, 9> aggregations{{
     {"count", Aggregation::count},
     {"sum", Aggregation::sum},
@@ -6017,31 +6254,97 @@ constexpr std::array<std::pair<std::string_view, Aggregation>, 9> aggregations{{
     {"latest", Aggregation::latest},
     {"weighted_sum", Aggregation::weighted_sum},
 }};
+constexpr std::array<std::pair<std::string_view, Rounding>, 6> roundings{{
+    {"half_up", Rounding::half_up},
+    {"half_even", Rounding::half_even},
+    {"up", Rounding::up},
+    {"down", Rounding::down},
+    {"ceil", Rounding::ceil},
+    {"floor", Rounding::floor},
+}};
+constexpr std::array<std::pair<std::string_view, Bin>, 13> bin_words{{
+    {"none", Bin::none},
+    {"minute", Bin::minute},
+    {"minutes_15", Bin::minutes_15},
+    {"minutes_30", Bin::minutes_30},
+    {"hour", Bin::hour},
+    {"hours_3", Bin::hours_3},
+    {"hours_6", Bin::hours_6},
+    {"hours_12", Bin::hours_12},
+    {"day", Bin::day},
+    {"week", Bin::week},
+    {"month", Bin::month},
+    {"quarter", Bin::quarter},
+    {"year", Bin::year},
+}};
+
+// Throws bad_value for a value that no word stands for.
+template <class Words, class Value>
+std::string_view word_of(const Words& words, Value value, const char* field) {
+    for (const auto& [word, meaning] : words) {
+        if (meaning == value) return word;
+    }
+    refuse(field, "is none of its values");
+}
+
+template <class Words>
+auto meaning_of(const Words& words, std::string_view word) {
+    for (const auto& [known, meaning] : words) {
+        if (known == word) return meaning;
+    }
+    damaged("metrics");
+}
 
 void check_metric(const Metric& metric) {
+    word_of(aggregations, metric.aggregation, "metric.aggregation");
+    word_of(bin_words, metric.bucket, "metric.bucket");
     if (metric.aggregation != Aggregation::count && metric.property.empty()) refuse("metric.property", "is needed for this aggregation");
     if (metric.aggregation == Aggregation::count && !metric.property.empty()) refuse("metric.property", "has no meaning for a count");
+    if (metric.rounding) word_of(roundings, metric.rounding->mode, "metric.rounding");
     if (metric.rounding && (metric.rounding->scale < -Decimal::max_digits || metric.rounding->scale > Decimal::max_digits))
         refuse("metric.rounding", "must be from -38 to 38 decimals");
+    if (metric.every_event && !metric.event.empty()) refuse("metric.event", "has no meaning for a metric of every event");
     if (metric.bucket == Bin::none && !metric.bucket_group.empty()) refuse("metric.bucket_group", "needs a bucket");
     check_question("metric.code", metric.code);
     check_question("metric.event", metric.event);
     check_question("metric.property", metric.property);
     check_question("metric.bucket_group", metric.bucket_group);
+    check_question("metric.rules", metric.rules);
     check_filter(metric.filter);
 }
 
+// Members that say nothing are not written.
 json metric_definition(const Metric& metric) {
-    const auto name =
-        std::find_if(aggregations.begin(), aggregations.end(), [&](const auto& row) { return row.second == metric.aggregation; })->first;
-    json definition = {{"event", metric.event}, {"aggregation", name}, {"property", metric.property}, {"filter", metric.filter.to_json()}};
+    json definition = {{"event", metric.event},
+                       {"aggregation", word_of(aggregations, metric.aggregation, "metric.aggregation")},
+                       {"property", metric.property},
+                       {"filter", metric.filter.to_json()}};
     if (metric.multiplier) definition["multiplier"] = metric.multiplier->to_string();
-    if (metric.rounding) definition["rounding"] = {{"mode", metric.rounding->mode}, {"scale", metric.rounding->scale}};
+    if (metric.rounding)
+        definition["rounding"] = {{"mode", word_of(roundings, metric.rounding->mode, "metric.rounding")}, {"scale", metric.rounding->scale}};
+    if (metric.every_event) definition["every_event"] = true;
     if (metric.recurring) definition["recurring"] = true;
-    if (metric.bucket != Bin::none) definition["bucket"] = metric.bucket;
+    if (metric.bucket != Bin::none) definition["bucket"] = word_of(bin_words, metric.bucket, "metric.bucket");
     if (!metric.bucket_group.empty()) definition["bucket_group"] = metric.bucket_group;
     if (!metric.rules.empty()) definition["rules"] = metric.rules;
     return definition;
+}
+
+Metric defined_metric(std::string_view code, const json& tree) {
+    Metric metric{.code = std::string(code), .event = tree.at("event").get<std::string>()};
+    metric.aggregation = meaning_of(aggregations, tree.at("aggregation").get<std::string>());
+    metric.property = tree.at("property").get<std::string>();
+    metric.filter = Filter::from_json(tree.at("filter"));
+    if (tree.contains("multiplier")) metric.multiplier = Decimal(tree.at("multiplier").get<std::string>());
+    if (const auto rounding = tree.find("rounding"); rounding != tree.end())
+        metric.rounding = RoundTo{meaning_of(roundings, rounding->at("mode").get<std::string>()), rounding->at("scale").get<int>()};
+    metric.every_event = tree.value("every_event", false);
+    metric.recurring = tree.value("recurring", false);
+    metric.bucket = meaning_of(bin_words, tree.value("bucket", "none"));
+    metric.bucket_group = tree.value("bucket_group", "");
+    metric.rules = tree.value("rules", "");
+    check_metric(metric);
+    return metric;
 }
 
 // Of the book with that id, or of the app (0). Of one code the metric stored last is in force, as long as its book is.
@@ -6050,24 +6353,7 @@ void store_metric(Connection& db, const Metric& metric, std::int64_t book = 0) {
 }
 
 Metric read_metric(std::string_view code, std::string_view definition) {
-    return from_file("metrics", [&]() -> Metric {
-        const json tree = json::parse(definition);
-        const auto known = std::find_if(aggregations.begin(), aggregations.end(),
-                                        [name = tree.at("aggregation").get<std::string>()](const auto& row) { return row.first == name; });
-        if (known == aggregations.end()) damaged("metrics");
-        Metric metric{.code = std::string(code), .event = tree.at("event").get<std::string>(), .aggregation = known->second};
-        metric.property = tree.at("property").get<std::string>();
-        metric.filter = Filter::from_json(tree.at("filter"));
-        if (tree.contains("multiplier")) metric.multiplier = Decimal(tree.at("multiplier").get<std::string>());
-        if (tree.contains("rounding"))
-            metric.rounding = RoundTo{tree.at("rounding").at("mode").get<Rounding>(), tree.at("rounding").at("scale").get<int>()};
-        metric.recurring = tree.value("recurring", false);
-        metric.bucket = tree.value("bucket", Bin::none);
-        metric.bucket_group = tree.value("bucket_group", "");
-        metric.rules = tree.value("rules", "");
-        check_metric(metric);
-        return metric;
-    });
+    return from_file("metrics", [&] { return defined_metric(code, json::parse(definition)); });
 }
 
 // Those in force, one of each code, or that of one code. A version of a book that another has followed is not; one that is still to come
@@ -6115,6 +6401,10 @@ void check_carrying(const Metric& metric, const Rules& rules) {
         refuse("metric.bucket", "has no meaning for a recurring metric");
 }
 
+Period overlap(const Period& a, const Period& b) { return {std::max(a.from, b.from), std::min(a.to, b.to)}; }
+
+bool has_two_ends(const Period& period) { return period.from > Period().from && period.to < Period().to; }
+
 // Where months run over, no other bins look at the anchor.
 BinOptions bins_of(const AggregateQuery& query, const Rules& rules) {
     auto anchor = query.billing_anchor;
@@ -6125,15 +6415,26 @@ BinOptions bins_of(const AggregateQuery& query, const Rules& rules) {
 
 void check_aggregate(const Metric& metric, const Rules& rules, const AggregateQuery& query) {
     check_carrying(metric, rules);
-    check_period(query.period);
+    check_period(overlap(query.period, Period()));
     check_filter(query.filter);
+    check_question("customer", query.customer);
+    check_question("subscription", query.subscription);
+    for (const std::string& field : query.group_by) {
+        if (field.empty()) refuse("group_by", "names no field");
+        check_question("group_by", field);
+    }
     if (query.top < 0) refuse("top", "must not be negative");
-    if (query.billing_period && query.billing_period->from >= query.billing_period->to) refuse("billing_period", "ends before it begins");
-    const bool open = query.period.from == Period().from || query.period.to == Period().to;
-    const bool weighted = metric.aggregation == Aggregation::weighted_sum && rules.weighting != Weighting::none;
-    if (weighted && query.bin == Bin::none && open) refuse("period", "must have two ends for a weighted sum");
-    if (metric.recurring && rules.carrying == Carrying::measured && query.bin != Bin::none && open)
+    const auto& billing = query.billing_period;
+    if (billing && billing->from >= billing->to) refuse("billing_period", "ends before it begins");
+    if (billing && !has_two_ends(*billing)) refuse("billing_period", "must have two ends");
+    if (has_two_ends(query.period)) return;
+    const bool in_bins = query.bin != Bin::none;
+    if (metric.recurring && rules.carrying == Carrying::measured && in_bins)
         refuse("period", "must have two ends for the bins of a recurring metric");
+    if (metric.aggregation != Aggregation::weighted_sum || rules.weighting == Weighting::none) return;
+    const bool of_bins = (in_bins && query.top == 0) || metric.bucket != Bin::none;
+    const bool of_billing = rules.weighting == Weighting::remaining && billing;
+    if (!(rules.weighting == Weighting::remaining ? of_billing : of_bins)) refuse("period", "must have two ends for a weighted sum");
 }
 
 // The scan that a question comes down to.
@@ -6142,7 +6443,7 @@ public:
     // Nothing is found when the log knows no such name, customer or subscription.
     MetricScan(const Reader& reader, const Question& asked) : reader_(reader) {
         const Metric& metric = asked.metric;
-        const std::string& name = metric.event.empty() ? metric.code : metric.event;
+        const std::string& name = metric.every_event ? std::string() : metric.event.empty() ? metric.code : metric.event;
         const Period period{metric.recurring ? Period().from : asked.query.period.from, asked.query.period.to};
         auto found = scan_question(reader, std::span(&name, name.empty() ? 0 : 1), asked.query.customer, asked.query.subscription, period);
         empty_ = !found;
@@ -6198,29 +6499,31 @@ std::unique_ptr<Accumulator> make_accumulator(const Question& asked, ScanQuestio
             return std::make_unique<LatestAccumulator>(numbers(), question);
         case Aggregation::weighted_sum:
             if (rules.weighting == Weighting::none) return std::make_unique<SumAccumulator>(numbers());
-            if (rules.weighting == Weighting::standing) return std::make_unique<StandingAccumulator>(metric, rules, query.billing_period, question);
-            return std::make_unique<RemainingAccumulator>(numbers(), rules, query.billing_period.value_or(query.period), question);
+            if (rules.weighting == Weighting::pieces) return std::make_unique<PiecesAccumulator>(metric, rules, query.billing_period, question);
+            return std::make_unique<WeightedAccumulator>(numbers(), rules, query, question);
     }
     refuse("metric.aggregation", "is not one of the aggregations");
 }
 
-Period overlap(const Period& a, const Period& b) { return {std::max(a.from, b.from), std::min(a.to, b.to)}; }
-
-std::vector<Measured> scanned_rows(const Reader& reader, const Question& asked) {
+// Rules that add in their own way are asked, `ordered`, only when exact sums are not the same.
+std::vector<Measured> scanned_rows(const Reader& reader, const Question& asked, bool ordered = false) {
     MetricScan scan(reader, asked);
-    Slots slots(asked.bins, asked.query.group_by, asked.rules.groups, asked.named, scan.question);
-    const std::unique_ptr<Accumulator> accumulator = make_accumulator(asked, scan.question);
+    Slots slots(asked.bins, {asked.query.group_by, asked.rules.groups, asked.named, asked.metric.bucket_group}, scan.question);
+    const std::unique_ptr<Accumulator> accumulator =
+        ordered ? std::make_unique<OrderedSumAccumulator>(asked.metric, asked.rules, scan.question) : make_accumulator(asked, scan.question);
     scan.each([&](const Batch& batch) {
         const auto& places = slots.place(reader, batch);
         accumulator->add(reader, batch, places, slots.size());
     });
     accumulator->finish();
+    if (asked.rules.add && !ordered && !accumulator->exact_in_binary()) return scanned_rows(reader, asked, true);
     std::vector<Measured> rows;
     for (std::size_t slot = 0; slot < slots.size(); ++slot) {
         if (accumulator->events(slot) == 0) continue;
         Measured& row = rows.emplace_back(slots.row(slot));
         row.value = accumulator->value(slot, overlap(slots.bin(row), asked.query.period));
-        if (asked.rules.not_negative) row.value = std::max(row.value, Decimal());
+        const bool latest = asked.metric.aggregation == Aggregation::latest;
+        if (asked.rules.not_negative || (latest && asked.rules.latest_not_negative)) row.value = std::max(row.value, Decimal());
         row.events = accumulator->events(slot);
         row.falls = accumulator->falls(slot);
     }
@@ -6232,20 +6535,17 @@ RowKey key_of(const Measured& row) { return {row.bin, row.rest, row.group}; }
 
 // Adds up what is measured in each bucket, and for each value of its group.
 std::vector<Measured> bucketed_rows(const Reader& reader, Question asked) {
-    Bins outer(asked.bins);
-    const std::size_t groups = asked.query.group_by.size();
     const Metric& metric = asked.metric;
+    const bool binned = asked.bins.bin != Bin::none, of_months = stride_of(metric.bucket).months > 0;
+    Bins outer(asked.bins);
     AggregateQuery inner = asked.query;
-    const bool anchored = metric.bucket == Bin::month || metric.bucket == Bin::quarter || metric.bucket == Bin::year;
-    if (!anchored) inner.billing_anchor.reset();
     inner.bin = metric.bucket;
     inner.week_start = asked.rules.week_start;
+    if (!of_months) inner.billing_anchor.reset();
     asked.bins = bins_of(inner, asked.rules);
-    if (!metric.bucket_group.empty()) asked.query.group_by.push_back(metric.bucket_group);
     std::map<RowKey, Measured> sums;
     for (Measured& bucket : scanned_rows(reader, asked)) {
-        bucket.group.resize(groups);
-        bucket.bin = asked.query.bin == Bin::none ? std::nullopt : std::optional(outer.around(*bucket.bin).from);
+        bucket.bin = binned ? std::optional(outer.around(*bucket.bin).from) : std::nullopt;
         Measured& sum = sums.try_emplace(key_of(bucket), Measured{bucket.bin, bucket.group, {}, 0, bucket.rest, false}).first->second;
         sum.value += bucket.value;
         sum.events += bucket.events;
@@ -6338,7 +6638,8 @@ void fill_bins(std::vector<Measured>& rows, const AggregateQuery& query, const B
     std::set<std::pair<bool, Group>> groups;
     if (query.group_by.empty()) groups.emplace(false, Group());
     for (const Measured& row : rows) groups.emplace(row.rest, row.group);
-    if (!groups.empty() && grid.count() > static_cast<std::int64_t>(limits::aggregate_rows / groups.size())) Slots::throw_too_many_rows();
+    if (groups.empty()) return;
+    if (grid.count() > static_cast<std::int64_t>(limits::aggregate_rows / groups.size())) Slots::throw_too_many_rows();
     std::set<RowKey> known;
     for (const Measured& row : rows) known.insert(key_of(row));
     for (std::int64_t i = 0; i < grid.count(); ++i) {
@@ -6351,6 +6652,7 @@ void fill_bins(std::vector<Measured>& rows, const AggregateQuery& query, const B
 // Rows in order of bin, then group, the rest last.
 std::vector<Measured> measure(const Reader& reader, const Metric& metric, const Rules& rules, AggregateQuery query) {
     check_aggregate(metric, rules, query);
+    query.period = overlap(query.period, Period());
     if (rules.whole_seconds) query.period = {cut(query.period.from, micros_per_second), cut(query.period.to, micros_per_second)};
     Question asked{metric, rules, query, bins_of(query, rules), nullptr};
     std::set<Group> named;
@@ -6365,15 +6667,202 @@ std::vector<Measured> measure(const Reader& reader, const Metric& metric, const 
     return rows;
 }
 
-// What each event adds to the value, by time, then sequence: a count's 1, a sum's number, what a count of values rises or falls by.
-std::vector<Step> ordered_steps(const Reader& reader, const Question& asked) {
+// What each event adds to the value: a count's 1, a sum's number, what a count of values rises or falls by.
+StepAccumulator stepped(const Reader& reader, const Question& asked) {
     MetricScan scan(reader, asked);
-    Slots slots({}, {}, Blank::apart, nullptr, scan.question);
+    Slots slots({}, {}, scan.question);
     StepAccumulator accumulator(asked.metric, asked.rules, scan.question);
-    scan.each([&](const Batch& batch) { accumulator.add(reader, batch, slots.place(reader, batch), slots.size()); });
+    scan.each([&](const Batch& batch) {
+        const auto& places = slots.place(reader, batch);
+        accumulator.add(reader, batch, places, slots.size());
+    });
     accumulator.finish();
-    return accumulator.steps();
+    return accumulator;
 }
+
+// ---- values that stand ----
+
+// In order of the value, that of no value first.
+std::vector<ActiveValue> active_values(const Reader& reader, const Question& asked) {
+    struct Standing {
+        Decimal count;
+        Timestamp since;
+    };
+    const StepAccumulator accumulator = stepped(reader, asked);
+    std::unordered_map<std::uint32_t, Standing> items;
+    for (const Step& step : accumulator.steps()) {
+        Standing& item = items[step.item];
+        item.count += step.value;
+        if (step.value > 0) item.since = Timestamp(step.place.time);
+    }
+    std::vector<ActiveValue> values;
+    for (const auto& [item, standing] : items) {
+        if (standing.count > 0) values.push_back({accumulator.item_name(item), standing.since});
+    }
+    std::sort(values.begin(), values.end(), [](const ActiveValue& a, const ActiveValue& b) { return a.value < b.value; });
+    return values;
+}
+
+ActiveValues active_page(const Reader& reader, const Metric& metric, const Rules& rules, const ActiveQuery& query) {
+    AggregateQuery about{.customer = query.customer, .subscription = query.subscription, .period = query.period, .filter = query.filter};
+    auto values = active_values(reader, {metric, rules, std::move(about)});
+    const auto total = static_cast<std::int64_t>(values.size());
+    const auto first = values.begin() + std::min(query.offset, total), last = first + std::min(query.limit, values.end() - first);
+    return {{std::make_move_iterator(first), std::make_move_iterator(last)}, total};
+}
+
+void check_active(const Metric& metric, const ActiveQuery& query) {
+    if (metric.aggregation != Aggregation::active_count && metric.aggregation != Aggregation::unique_count) refuse("metric", "does not count values");
+    check_paging(query.limit, query.offset);
+    check_period(query.period);
+    check_filter(query.filter);
+    check_question("customer", query.customer);
+    check_question("subscription", query.subscription);
+}
+
+// ---- running totals: answers that are kept up with the log, for those who ask at every event ----
+
+// The log as a transaction sees it up to `last`, and after that the one event that is being decided about, if any.
+class GrowingLog {
+public:
+    GrowingLog(Connection& connection, ScanMemory& memory, std::uint64_t rolled_back) : db(connection), rollbacks(rolled_back), memory_(memory) {}
+    void move_to(std::int64_t end) {
+        last = end;
+        event_ = {};
+    }
+    void add_event() { event_ = read_stretch(db, last, last + 1, {}, {}); }
+    bool has_event() const noexcept { return !event_.parts.empty(); }
+    // All of it; what is before the event; the event.
+    Reader whole() { return {db, refreshed(), &event_}; }
+    Reader before() { return {db, refreshed(), nullptr}; }
+    Reader event() { return {db, nothing_, &event_}; }
+    // Some of what is before the event, alone.
+    Reader part(const Stretch& stretch) { return {db, nothing_, &stretch}; }
+
+    Connection& db;
+    const std::uint64_t rollbacks;
+    std::int64_t last = 0;
+
+private:
+    ScanMemory& refreshed() {
+        memory_.refresh(db, last);
+        return memory_;
+    }
+    ScanMemory& memory_;
+    ScanMemory nothing_{};
+    Stretch event_{};
+};
+
+// Equal for equal questions alone.
+std::string question_key(const Metric& metric, const AggregateQuery& query) {
+    const auto ends = [](const Period& period) { return json{period.from.micros(), period.to.micros()}; };
+    return json{{metric.code, metric_definition(metric)},
+                {query.customer, query.subscription, ends(query.period), query.group_by, query.filter.to_json(), query.top, query.fill},
+                {query.bin, query.time_zone, query.week_start.c_encoding(), query.billing_anchor.value_or(Timestamp::min()).micros()},
+                query.billing_period ? ends(*query.billing_period) : json()}
+        .dump();
+}
+
+// How the values of two sets of events make that of both; nothing where it takes the events themselves.
+using Join = Decimal (*)(const Decimal&, const Decimal&);
+
+Join join_of(const Metric& metric, const Rules& rules, const AggregateQuery& query) {
+    if (metric.bucket != Bin::none || metric.rounding || rules.not_negative || rules.add || query.bin != Bin::none || query.top != 0) return nullptr;
+    switch (metric.aggregation) {
+        case Aggregation::count:
+        case Aggregation::sum:
+            return [](const Decimal& a, const Decimal& b) { return a + b; };
+        case Aggregation::min:
+            return metric.multiplier ? nullptr : Join([](const Decimal& a, const Decimal& b) { return std::min(a, b); });
+        case Aggregation::max:
+            return metric.multiplier ? nullptr : Join([](const Decimal& a, const Decimal& b) { return std::max(a, b); });
+        default:
+            return nullptr;
+    }
+}
+
+void join_rows(std::vector<Measured>& rows, std::vector<Measured> more, Join join) {
+    for (Measured& row : more) {
+        const auto place =
+            std::lower_bound(rows.begin(), rows.end(), row.group, [](const Measured& each, const Group& group) { return each.group < group; });
+        if (place == rows.end() || place->group != row.group) {
+            rows.insert(place, std::move(row));
+            continue;
+        }
+        place->value = join(place->value, row.value);
+        place->events += row.events;
+        place->falls = place->falls || row.falls;
+    }
+}
+
+// What was measured up to some place of the log is joined with what has come since: that costs the same however long the log is. What cannot be
+// joined is measured anew. Used by one thread at a time.
+class RunningTotals {
+public:
+    std::vector<Measured> measure(GrowingLog& log, const Metric& metric, const Rules& rules, const AggregateQuery& query) {
+        const Join join = join_of(metric, rules, query);
+        if (join == nullptr) return meter::measure(log.whole(), metric, rules, query);
+        std::vector<Measured> rows = current(log, metric, rules, query, join);
+        if (log.has_event()) join_rows(rows, meter::measure(log.event(), metric, rules, query), join);
+        return rows;
+    }
+
+private:
+    static constexpr std::size_t most_totals = 16384, most_rows = 256;  // kept; of one of them
+    static constexpr std::int64_t most_events = 16384;                  // that are joined: reading columns is quicker for more
+    struct Total {
+        std::int64_t through = 0;
+        std::vector<Measured> rows{};
+    };
+
+    // As of log.last.
+    std::vector<Measured> current(GrowingLog& log, const Metric& metric, const Rules& rules, const AggregateQuery& query, Join join) {
+        forget_if_changed(log);
+        const std::string key = question_key(metric, query);
+        const auto known = totals_.find(key);
+        Total total = known == totals_.end() || log.last - known->second.through > most_events ? Total{} : std::move(known->second);
+        if (total.through == 0) {
+            total.rows = meter::measure(log.before(), metric, rules, query);
+        } else if (total.through < log.last) {
+            const Stretch& stretch = since(log, total.through, query);
+            if (!stretch.parts.empty()) join_rows(total.rows, meter::measure(log.part(stretch), metric, rules, query), join);
+        }
+        total.through = log.last;
+        std::vector<Measured> rows = total.rows;
+        if (rows.size() > most_rows || totals_.size() >= most_totals) totals_.clear();
+        if (rows.size() <= most_rows) totals_[key] = std::move(total);
+        return rows;
+    }
+    // A rollback takes back what was counted, retention what was there.
+    void forget_if_changed(GrowingLog& log) {
+        const std::int64_t pruned = meta(log.db, "pruned");
+        if (log.rollbacks == rollbacks_ && pruned == pruned_) return;
+        totals_.clear();
+        since_.reset();
+        rollbacks_ = log.rollbacks;
+        pruned_ = pruned;
+    }
+    // The events since that may belong to the question; questions that come one after the other mostly need the same.
+    const Stretch& since(GrowingLog& log, std::int64_t through, const AggregateQuery& query) {
+        const std::array<std::int64_t, 2> range{through, log.last};
+        if (!since_ || since_->range != range || since_->customer != query.customer || since_->subscription != query.subscription) {
+            const auto id = [&](const std::string& text) { return text.empty() ? std::nullopt : std::optional(text_id(log.db, text)); };
+            since_ =
+                Since{range, query.customer, query.subscription, read_stretch(log.db, through, log.last, id(query.customer), id(query.subscription))};
+        }
+        return since_->stretch;
+    }
+
+    struct Since {
+        std::array<std::int64_t, 2> range{};
+        std::string customer{}, subscription{};
+        Stretch stretch{};
+    };
+    std::unordered_map<std::string, Total> totals_;
+    std::optional<Since> since_;
+    std::uint64_t rollbacks_ = 0;
+    std::int64_t pruned_ = 0;
+};
 
 }  // namespace
 
@@ -6698,7 +7187,7 @@ struct Ranges {
 
 // Without a billing cycle its ranges are the last day (aggregate.ts:90). The total of a range of days begins earlier than its list, with
 // the day when bins are days and else with the hour (getCountAndSum.ts:79).
-[[maybe_unused]] Ranges named_ranges(std::string_view name, Bin bin, Timestamp now, const std::optional<BillingCycle>& cycle) {
+Ranges named_ranges(std::string_view name, Bin bin, Timestamp now, const std::optional<BillingCycle>& cycle) {
     const bool days = name.ends_with('h') || name.ends_with('d');
     const Period period = named_period(days || cycle ? name : "24h", cut(now, micros_per_second), cycle);
     const Range list{period.from, period.to};
@@ -6707,13 +7196,13 @@ struct Ranges {
 }
 
 // Milliseconds are cut off at both ends (aggregate.ts:101).
-[[maybe_unused]] Ranges custom_ranges(Timestamp from, Timestamp to) {
+Ranges custom_ranges(Timestamp from, Timestamp to) {
     const Range range{cut(from, micros_per_second), cut(to, micros_per_second)};
     return {range, range};
 }
 
 // The bins of a list. The range's last moment belongs to it, so an end at midnight adds a day (aggregate.ts:142).
-[[maybe_unused]] BinGrid list_bins(const Range& range, Bin bin, std::string time_zone) {
+BinGrid list_bins(const Range& range, Bin bin, std::string time_zone) {
     return BinGrid({range.from, range.to + std::chrono::seconds(1)}, {.bin = bin, .time_zone = std::move(time_zone)});
 }
 
@@ -6740,28 +7229,30 @@ namespace polar {
 
 // Intervals of meter quantities, and how many days a question may span at most (time_queries.py:46).
 struct Interval {
-    std::string_view name;
     Bin bin;
     Stride stride;
     int most_days;
 };
 
 constexpr Interval intervals[] = {
-    {"hour", Bin::hour, {0, micros_per_hour}, 7}, {"day", Bin::day, {0, micros_per_day}, 366}, {"week", Bin::week, {0, 7 * micros_per_day}, 371},
-    {"month", Bin::month, {1, 0}, 1460},          {"year", Bin::year, {12, 0}, 3650},
+    {Bin::hour, {0, micros_per_hour}, 7}, {Bin::day, {0, micros_per_day}, 366}, {Bin::week, {0, 7 * micros_per_day}, 371},
+    {Bin::month, {1, 0}, 1460},           {Bin::year, {12, 0}, 3650},
 };
 
-[[maybe_unused]] const Interval& interval_named(std::string_view name) {
-    const auto row = std::find_if(std::begin(intervals), std::end(intervals), [&](const auto& each) { return each.name == name; });
-    if (row == std::end(intervals)) throw Error(ErrorCode::bad_value, "interval", quote(name) + " is not an interval");
+const Interval& interval_of(Bin bin) {
+    const auto row = std::find_if(std::begin(intervals), std::end(intervals), [&](const Interval& each) { return each.bin == bin; });
+    if (row == std::end(intervals)) refuse("interval", "must be hour, day, week, month or year");
     return *row;
 }
 
 // The moments that have a row in the answer: the start, and on by one interval each, on the zone's clock, until the end has passed. Each is
 // counted from the one before, so a 31st that a short month moved stays where it is. (generate_series in time_queries.py:32)
-[[maybe_unused]] std::vector<Timestamp> quantity_rows(Timestamp start, Timestamp end, const Interval& interval, const Zone& zone) {
-    if (start > end) throw Error(ErrorCode::bad_value, "end", "is before the start");
-    if (end - start > std::chrono::days(interval.most_days)) throw Error(ErrorCode::bad_value, "interval", "is too small for so long a time");
+std::vector<Timestamp> quantity_rows(Timestamp start, Timestamp end, const Interval& interval, const Zone& zone) {
+    if (start < Timestamp::from_civil(2023, 1, 1)) refuse("start", "must not be before 2023-01-01");
+    if (start > end) refuse("end", "is before the start");
+    if (cut(end, micros_per_day) - cut(start, micros_per_day) > std::chrono::days(interval.most_days)) {
+        refuse("interval", "is too small for so long a time");
+    }
     std::vector<Timestamp> rows;
     for (Timestamp row = start; row <= end;) {
         rows.push_back(row);
@@ -6773,11 +7264,12 @@ constexpr Interval intervals[] = {
 }  // namespace polar
 }  // namespace
 
-// What one event adds to a value: a count's 1, a sum's number, a unique count's 1, 0 or -1.
+// What one event adds to a value: a count's 1, the number of a sum (or maximum), a unique count's 1, 0 or -1.
 struct EventStep {
     Timestamp time = {};
     std::int64_t sequence = 0;
     Decimal value = {};
+    std::uint32_t item = 0;  // of a unique count: events with the same are about the same value
 };
 
 // What a book asks of the log. Which events: those of the metric and the query, as in Meter::aggregate.
@@ -6811,6 +7303,8 @@ struct Book::Impl {
     virtual Period period_around(const UsageQuery&, Timestamp at) const { return this_month(at); }
     // The subscriptions that the question is about, each of which has a period of its own; an empty one stands for all.
     virtual std::vector<std::string> subscriptions_of(const UsageQuery& query, Timestamp) const { return {query.subscription}; }
+    // Whether it can price a customer as a whole, though events name subscriptions.
+    virtual bool prices_customer(const std::string& customer) const { return serves({}, customer); }
     virtual Fees estimate_fees(const Event& event, Timestamp now, UsageSource& usage) const = 0;
     // The event priced alone, without what came before it; no fees when it meets no charge that is priced so.
     virtual Fees estimate_instant_fees(const Event&, Timestamp) const {
@@ -7083,15 +7577,27 @@ constexpr std::array<std::pair<std::string_view, Kind>, 7> kinds{{
 
 struct BillableMetric {
     Kind kind = Kind::count;
-    Metric metric;
+    Metric metric;  // not rounded: fees of single events are not
     std::string id, name, description;
     std::string kind_name;
-    std::optional<Rounding> rounding;
-    int precision = 0;
-    bool recurring = false;
+    std::optional<RoundTo> rounding;
     bool measured = true;                                     // here; a plan may list others as long as no charge needs them
     std::map<std::string, std::vector<std::string>> filters;  // allowed values by key
 };
+
+// As questions see it.
+Metric rounded(const BillableMetric& metric) {
+    auto whole = metric.metric;
+    whole.rounding = metric.rounding;
+    return whole;
+}
+
+// Without what a recurring one carries over.
+Metric in_period(const BillableMetric& metric) {
+    auto period = metric.metric;
+    period.recurring = false;
+    return period;
+}
 
 // The key of the property that is measured.
 std::string property_key(const BillableMetric& metric) { return metric.metric.property.substr(property_field("").size()); }
@@ -7719,26 +8225,38 @@ std::optional<Rounding> read_rounding(const Node& at) {
     return at.choice("rounding_function", functions);
 }
 
-BillableMetric read_metric(const Node& at) {
-    static constexpr std::array<std::pair<Kind, Aggregation>, 3> measured{
-        {{Kind::count, Aggregation::count}, {Kind::sum, Aggregation::sum}, {Kind::unique_count, Aggregation::active_count}}};
-    BillableMetric metric;
-    metric.kind = at.choice("aggregation_type", kinds);
-    metric.kind_name = at.text("aggregation_type");
-    const auto row = std::find_if(measured.begin(), measured.end(), [&](const auto& pair) { return pair.first == metric.kind; });
-    metric.measured = row != measured.end();
-    metric.metric.code = at.required_text("code");
-    if (metric.measured) metric.metric.aggregation = row->second;
-    if (metric.kind != Kind::count && metric.kind != Kind::custom) metric.metric.property = property_field(at.required_text("field_name"));
-    metric.id = at.text("lago_id");
-    metric.name = at.text("name", metric.metric.code);
-    metric.description = at.text("description");
-    metric.rounding = read_rounding(at);
+// How each kind is measured; a custom one by a script of the server's.
+constexpr std::array<std::pair<Kind, Aggregation>, 6> measured_kinds{{{Kind::count, Aggregation::count},
+                                                                      {Kind::sum, Aggregation::sum},
+                                                                      {Kind::max, Aggregation::max},
+                                                                      {Kind::unique_count, Aggregation::active_count},
+                                                                      {Kind::weighted_sum, Aggregation::weighted_sum},
+                                                                      {Kind::latest, Aggregation::latest}}};
+
+int read_precision(const Node& at) {
     const auto precision = at.decimal("rounding_precision").value_or(Decimal());
     if (precision.abs() > Decimal::max_digits || precision.scale() > 0)
         throw Error(ErrorCode::bad_value, at.path("rounding_precision"), "is out of range");
-    metric.precision = static_cast<int>(precision.to_int64().value());
-    metric.recurring = at.flag("recurring");
+    return static_cast<int>(precision.to_int64().value());
+}
+
+BillableMetric read_metric(const Node& at) {
+    BillableMetric metric;
+    metric.kind = at.choice("aggregation_type", kinds);
+    metric.kind_name = at.text("aggregation_type");
+    const auto row = std::find_if(measured_kinds.begin(), measured_kinds.end(), [&](const auto& pair) { return pair.first == metric.kind; });
+    metric.measured = row != measured_kinds.end();
+    metric.metric.code = at.required_text("code");
+    metric.metric.rules = "lago";
+    if (metric.measured) metric.metric.aggregation = row->second;
+    if (metric.kind != Kind::count && metric.kind != Kind::custom) metric.metric.property = property_field(at.required_text("field_name"));
+    metric.metric.recurring = at.flag("recurring");
+    const bool carries = metric.kind != Kind::count && metric.kind != Kind::max && metric.kind != Kind::latest;
+    if (metric.metric.recurring && !carries) throw Error(ErrorCode::bad_value, at.path("recurring"), "not_compatible_with_aggregation_type");
+    metric.id = at.text("lago_id");
+    metric.name = at.text("name", metric.metric.code);
+    metric.description = at.text("description");
+    if (const auto rounding = read_rounding(at)) metric.rounding = RoundTo{*rounding, read_precision(at)};
     for (const auto& filter : at.list("filters")) metric.filters[filter.required_text("key")] = filter.texts("values");
     return metric;
 }
@@ -7752,9 +8270,21 @@ void check_charge(const Node& at, const Charge& charge, const BillableMetric& me
     }
     const bool prorates =
         charge.pay_in_advance ? model == Model::standard : model == Model::standard || model == Model::volume || model == Model::graduated;
-    if (charge.prorated && !(metric.recurring && prorates)) checking.report(at, "prorated", "invalid_billable_metric_or_charge_model");
-    if (model == Model::dynamic && metric.kind != Kind::sum) checking.report(at, "charge_model", "invalid_aggregation_type_or_charge_model");
+    if (charge.prorated && !(metric.metric.recurring && prorates)) checking.report(at, "prorated", "invalid_billable_metric_or_charge_model");
+    if ((model == Model::dynamic && metric.kind != Kind::sum) || (model == Model::custom && metric.kind != Kind::custom)) {
+        checking.report(at, "charge_model", "invalid_aggregation_type_or_charge_model");
+    }
     if (charge.pay_in_advance && !charge.minimum_cents.is_zero()) checking.report(at, "min_amount_cents", "not_compatible_with_pay_in_advance");
+}
+
+// What Lago prices and this library does not.
+void check_measured(const Node& at, const Charge& charge, const BillableMetric& metric) {
+    const auto bounded = [](const Price& price) { return price.minimum || price.maximum; };
+    if (!metric.measured) throw Error(ErrorCode::unsupported, at.path("billable_metric_code"), metric.kind_name + " is not measured here");
+    if (metric.kind != Kind::weighted_sum) return;
+    if (charge.prorated) throw Error(ErrorCode::unsupported, at.path("prorated"), "a weighted sum is not prorated here");
+    if (bounded(charge.price) || std::any_of(charge.filters.begin(), charge.filters.end(), [&](const auto& each) { return bounded(each.price); }))
+        throw Error(ErrorCode::unsupported, at.path("properties"), "bounds per transaction are not known for a weighted sum");
 }
 
 Price read_properties(const Node& at, const ModelRow& row, const Checking& checking) {
@@ -7804,8 +8334,7 @@ Charge read_charge(const Node& at, const std::vector<BillableMetric>& metrics) {
     for (const auto& filter : at.list("filters")) charge.filters.push_back(read_filter(filter, row, metric, checking));
     check_charge(at, charge, metric, checking);
     if (!problems.empty()) throw Error(ErrorCode::bad_value, problems.front().path, problems.front().code);
-    if (!metric.measured) throw Error(ErrorCode::unsupported, at.path("billable_metric_code"), metric.kind_name + " is not measured here");
-    if (charge.prorated && metric.kind != Kind::sum) throw Error(ErrorCode::unsupported, at.path("prorated"), "only sums are prorated here");
+    check_measured(at, charge, metric);
     return charge;
 }
 
@@ -7878,7 +8407,26 @@ Period billing_period(Interval interval, const Subscription& subscription, Times
     return {std::max(period.from, subscription.active.from), std::min(period.to, subscription.active.to)};
 }
 
+// Days on the customer's calendar, the first and the last included.
+int days_in(const Subscription& subscription, const Period& period) {
+    const std::chrono::sys_days first(local_date(subscription, period.from)),
+        last(local_date(subscription, period.to - std::chrono::microseconds(1)));
+    return static_cast<int>((last - first).count()) + 1;
+}
+
+// Days of the whole billing period at that time, also when the subscription covers a part of it.
+int period_days(Interval interval, Subscription subscription, Timestamp time) {
+    subscription.active = {};
+    return days_in(subscription, billing_period(interval, subscription, time));
+}
+
 // --- charge filters (dossier 4.5) ---
+
+// Properties meet the values of filters and groups as texts (postgres_store.rb:461-500).
+constexpr Coercion::Row text_row{{Meeting::text, Meeting::text, Meeting::text}, {Meeting::text, Meeting::text, Meeting::text}};
+constexpr Coercion::Row number_row{{Meeting::text, Meeting::number, Meeting::text}, {Meeting::text, Meeting::text, Meeting::text}};
+constexpr Coercion::Row missing_row{{Meeting::differ, Meeting::differ, Meeting::differ}, {Meeting::differ, Meeting::differ, Meeting::differ}};
+constexpr Coercion text_filter{.missing = missing_row, .boolean = text_row, .number = number_row, .text = text_row, .structure = text_row};
 
 bool holds(const std::vector<std::string>& list, const std::string& value) { return std::find(list.begin(), list.end(), value) != list.end(); }
 
@@ -7996,8 +8544,7 @@ Filter bucket(const Charge& charge, const ChargeFilter* filter) {
 // The events whose property has the value, or has none.
 Filter in_group(const std::string& key, const std::optional<std::string>& value) {
     const auto field = property_field(key);
-    if (value) return Filter::equals(field, *value);
-    return Filter::any({Filter::where(field, Operator::exists, false), Filter::equals(field, nullptr)});
+    return value ? Filter::equals(field, *value) : Filter::where(field, Operator::exists, false);
 }
 
 // The group of an event, to which a missing property and an empty one are the same (postgres_store.rb:488).
@@ -8069,6 +8616,7 @@ struct Plan final : Book::Impl {
             return subscription.empty() ? !customer.empty() && each.customer == customer : each.id == subscription;
         });
     }
+    bool prices_customer(const std::string& customer) const override { return lists_subscriptions && serves({}, customer); }
     Period period_around(const UsageQuery& query, Timestamp at) const override;
     std::vector<std::string> subscriptions_of(const UsageQuery& query, Timestamp now) const override;
     Fees estimate_fees(const Event& event, Timestamp now, UsageSource& usage) const override;
@@ -8096,18 +8644,17 @@ struct Scope {
 
     const Price& price() const { return filter ? filter->price : charge.price; }
     const BillableMetric& metric() const { return plan.billable_metrics[charge.metric]; }
+    // The lower end is cut to milliseconds (base_store.rb:178).
     AggregateQuery query() const {
+        constexpr std::int64_t millisecond = 1000;
         AggregateQuery query;
         query.subscription = subscription.id;
-        query.period = period;
+        query.period = {cut(period.from, millisecond), period.to};
         query.filter = bucket(charge, filter);
+        query.billing_period = {period.from, period.from + std::chrono::days(whole_days())};  // what a weighted sum is a share of
         return query;
     }
-    // A recurring metric carries its value over from all earlier periods (dossier 4.2).
-    AggregateQuery all_query(AggregateQuery query) const {
-        if (metric().recurring) query.period.from = Timestamp::min();
-        return query;
-    }
+    int whole_days() const { return period_days(plan.charges_interval, subscription, period.from); }
 };
 
 using Group = std::vector<std::pair<std::string, std::optional<std::string>>>;
@@ -8153,19 +8700,30 @@ std::vector<EventStep> running_steps(const Scope& scope, const AggregateQuery& q
                                       : usage.steps(metric, query, std::numeric_limits<std::size_t>::max(), price.free_total);
 }
 
+// Each event's value under bounds per transaction: a sum's number; of a maximum its own at the event that reached it first, else nothing
+// (max_service_spec.rb:241).
+BoundedTotal bounded_numbers(const Scope& scope, const AggregateQuery& query, UsageSource& usage) {
+    const auto steps = usage.steps(in_period(scope.metric()), query);
+    const auto highest = std::max_element(steps.begin(), steps.end(), [](const auto& a, const auto& b) { return a.value < b.value; });
+    BoundedTotal bounded;
+    for (auto step = steps.begin(); step != steps.end(); ++step) {
+        const bool counts = scope.metric().kind == Kind::sum || step == highest;
+        bounded.add(scope.price(), counts ? step->value : Decimal());
+    }
+    return bounded;
+}
+
 // What a percentage charge needs besides units: running totals for free units, each event's value for bounds per transaction.
 void measure_percentage(const Scope& scope, const AggregateQuery& query, UsageSource& usage, Quantity& quantity) {
     const auto& price = scope.price();
-    if (scope.metric().kind != Kind::sum) {
+    const auto kind = scope.metric().kind;
+    if (kind == Kind::count || kind == Kind::unique_count) {
         if (has_bounds(price, quantity)) quantity.bounded = bounded_count(price, quantity.units);
         quantity.running = running_count(price, quantity.units);
         return;
     }
-    if (has_bounds(price, quantity)) {
-        auto this_period = query;
-        this_period.period.from = scope.period.from;
-        for (const auto& step : usage.steps(scope.metric().metric, this_period)) quantity.bounded.add(price, step.value);
-    }
+    if (has_bounds(price, quantity)) quantity.bounded = bounded_numbers(scope, query, usage);
+    if (kind != Kind::sum) return;  // others have no running totals
     for (const auto& step : running_steps(scope, query, usage)) run_on(price, quantity.running, step.value);
 }
 
@@ -8181,21 +8739,7 @@ Quantity quantity_of(const Scope& scope, const AggregateQuery& query, UsageSourc
 
 // --- proration: the share of the period that a unit counts for (dossier 4.7) ---
 
-// Days on the customer's calendar, the first and the last included.
-int days_in(const Subscription& subscription, const Period& period) {
-    const std::chrono::sys_days first(local_date(subscription, period.from)),
-        last(local_date(subscription, period.to - std::chrono::microseconds(1)));
-    return static_cast<int>((last - first).count()) + 1;
-}
-
-// Days of the whole billing period, also when the subscription covers a part of it.
-int period_days(const Scope& scope) {
-    auto whole = scope.subscription;
-    whole.active = {};
-    return days_in(whole, billing_period(scope.plan.charges_interval, whole, scope.period.from));
-}
-
-Decimal share_of(const Scope& scope, const Period& period) { return quotient(days_in(scope.subscription, period), period_days(scope)); }
+Decimal share_of(const Scope& scope, const Period& period) { return quotient(days_in(scope.subscription, period), scope.whole_days()); }
 
 // From that time's day to the end of the billing period.
 Decimal share_left(const Scope& scope, Timestamp time) {
@@ -8204,23 +8748,78 @@ Decimal share_left(const Scope& scope, Timestamp time) {
 
 Decimal prorated(const Decimal& units, const Decimal& share) { return (units * share).round(5, Rounding::ceil); }
 
-// What was there before the period, for all of it, then each event for the days from its own to the end.
-std::vector<ProratedEvent> prorated_events(const Scope& scope, AggregateQuery query, UsageSource& usage) {
-    const auto& metric = scope.metric().metric;
-    const auto period = scope.period;
+// The steps of the events of the period. What a recurring unique count had before is not added once more.
+std::vector<EventStep> period_steps(const Scope& scope, const AggregateQuery& query, UsageSource& usage) {
+    if (scope.metric().kind != Kind::unique_count) return usage.steps(in_period(scope.metric()), query);
+    auto steps = usage.steps(scope.metric().metric, query);
+    std::erase_if(steps, [&](const EventStep& step) { return step.time < query.period.from; });
+    return steps;
+}
+
+// Of a sum: what was there before the period, for all of it, then each event for the days from its own to the end (sum_service.rb:164).
+std::vector<ProratedEvent> prorated_numbers(const Scope& scope, const AggregateQuery& query, UsageSource& usage) {
+    auto before = query;
+    before.period = {Timestamp::min(), query.period.from};
+    const auto older = usage.measure(in_period(scope.metric()), before).front().value;
     std::vector<ProratedEvent> events;
-    query.period = {Timestamp::min(), period.from};
-    const auto older = usage.measure(metric, query).front().value;
-    if (older > 0) events.push_back({older, older * share_of(scope, period)});
-    query.period = period;
-    for (const auto& step : usage.steps(metric, query)) events.push_back({step.value, step.value * share_of(scope, {step.time, period.to})});
+    if (!older.is_zero()) events.push_back({older, older * share_of(scope, scope.period)});
+    for (const auto& step : period_steps(scope, query, usage)) {
+        events.push_back({step.value, step.value * share_of(scope, {std::max(step.time, scope.period.from), scope.period.to})});
+    }
     return events;
 }
 
-// The same of a pay-in-advance charge: what its events paid when they came.
-ProratedAdvance prorated_advance(const std::vector<ProratedEvent>& events, bool has_older) {
+// A value of a unique count that was there: from its add to its removal, if there was one.
+struct Presence {
+    EventStep added;
+    std::optional<EventStep> removed = {};
+};
+
+// What is removed and added again in one day was never away (unique_count_query.rb, ignore_remove_events_sql).
+std::vector<Presence> presences(const Subscription& subscription, const std::vector<EventStep>& steps) {
+    std::vector<Presence> list;
+    std::map<std::uint32_t, std::size_t> last;
+    for (const auto& step : steps) {
+        const auto known = last.find(step.item);
+        if (step.value > 0) {
+            auto* before = known == last.end() ? nullptr : &list[known->second];
+            if (before && before->removed && local_date(subscription, before->removed->time) == local_date(subscription, step.time)) {
+                before->removed.reset();
+                continue;
+            }
+            last[step.item] = list.size();
+            list.push_back({step});
+        } else if (step.value < 0 && known != last.end() && !list[known->second].removed) {
+            list[known->second].removed = step;
+        }
+    }
+    return list;
+}
+
+// Of a unique count: each value for the days it was there, then its removal. Grouped, a value that was removed before the period has one day
+// (dossier 4.7).
+std::vector<ProratedEvent> prorated_items(const Scope& scope, const AggregateQuery& query, UsageSource& usage) {
+    const auto day = [&](Timestamp time) { return std::chrono::sys_days(local_date(scope.subscription, time)); };
+    const auto first = day(scope.period.from), last = day(scope.period.to - std::chrono::microseconds(1));
+    const std::chrono::days least(scope.price().group_keys.empty() ? -1 : 0);
+    std::vector<std::pair<std::pair<Timestamp, std::int64_t>, ProratedEvent>> placed;
+    for (const auto& [added, removed] : presences(scope.subscription, usage.steps(scope.metric().metric, query))) {
+        const auto until = removed ? std::min(day(removed->time), last) : last;
+        const auto days = std::max(until - std::max(day(added.time), first), least).count() + 1;
+        if (days == 0) continue;  // nor is its removal one of the period's (prorated_graduated_service.rb)
+        placed.push_back({{added.time, added.sequence}, {1, quotient(days, scope.whole_days())}});
+        if (removed) placed.push_back({{removed->time, removed->sequence}, {-1, 0}});
+    }
+    std::sort(placed.begin(), placed.end(), [](const auto& a, const auto& b) { return a.first < b.first; });
+    std::vector<ProratedEvent> events;
+    for (const auto& each : placed) events.push_back(each.second);
+    return events;
+}
+
+// What the events of a pay-in-advance charge paid when they came.
+ProratedAdvance prorated_advance(const Scope& scope, const AggregateQuery& query, UsageSource& usage) {
     ProratedAdvance advance{};
-    for (std::size_t i = has_older ? 1 : 0; i < events.size(); ++i) advance.add(events[i].full, events[i].share());
+    for (const auto& step : period_steps(scope, query, usage)) advance.add(step.value, share_left(scope, step.time));
     return advance;
 }
 
@@ -8497,11 +9096,11 @@ struct AdvanceQuestion {
 // Over the scope's period, which is a billing period. An event without the property to be counted has no fee (pay_in_advance_service.rb:59).
 void add_advance_fees(const Scope& scope, const Group& group, const AdvanceQuestion& question, UsageSource& usage, std::vector<PlacedFee>& fees) {
     const auto& metric = scope.metric();
-    auto query = scope.all_query(beside(scope.query(), group));
+    auto query = beside(scope.query(), group);
     query.period.to = std::min(query.period.to, question.period.to);
     AdvanceWalk walk(scope);
     for (const auto& step : usage.steps(metric.metric, query)) {
-        const bool older = step.time < scope.period.from;
+        const bool older = step.time < query.period.from;
         const auto event = older ? Event() : usage.event(step.sequence);
         if (older || (metric.kind != Kind::count && !property_text(event.properties, property_key(metric)))) {
             walk.pass(step.value);
@@ -8550,16 +9149,18 @@ Decimal unique_step(const Scope& scope, const Event& event, AggregateQuery query
     return adds == active ? Decimal() : Decimal(adds ? 1 : -1);
 }
 
-Contribution contribution_of(const Scope& scope, const Event& event, const AggregateQuery& query, UsageSource& usage) {
+// `measured` is what the query comes to without the event.
+Contribution contribution_of(const Scope& scope, const Event& event, const AggregateQuery& query, const Measured& measured, UsageSource& usage) {
     const auto& metric = scope.metric();
     if (metric.kind == Kind::count) return {1, 1};
-    const auto step = metric.kind == Kind::sum ? summed(metric, event) : unique_step(scope, event, scope.all_query(query), usage);
-    const auto measured = usage.measure(metric.metric, query).front();
+    const bool unique = metric.kind == Kind::unique_count, carries = metric.metric.recurring;
+    const auto step = unique ? unique_step(scope, event, query, usage) : summed(metric, event);
+    const auto own = carries ? usage.measure(in_period(metric), query).front() : measured;
     AdvanceState state;
-    if (measured.falls) {
-        for (const auto& each : usage.steps(metric.metric, query)) contribute(state, each.value);
-    } else if (measured.events > 0) {
-        state.current = state.maximum = measured.value;
+    if (own.falls || (unique && carries)) {
+        for (const auto& each : period_steps(scope, query, usage)) contribute(state, each.value);
+    } else if (own.events > 0) {
+        state.current = state.maximum = own.value;
     }
     return contribute(state, step);
 }
@@ -8581,10 +9182,10 @@ Quantity with_event(const Scope& scope, Quantity quantity, const Event& event, c
 Fee estimate(const Scope& scope, const Event& event, Timestamp now, UsageSource& usage) {
     auto group = group_of(scope, event);
     const auto query = beside(scope.query(), group);
-    auto contribution = contribution_of(scope, event, query, usage);
+    const auto measured = usage.measure(scope.metric().metric, query).front();
+    auto contribution = contribution_of(scope, event, query, measured, usage);
     if (scope.charge.prorated) contribution.priced = prorated(contribution.priced, share_left(scope, now));
-    const auto all = scope.all_query(query);
-    const auto before = quantity_of(scope, all, usage, usage.measure(scope.metric().metric, all).front());
+    const auto before = quantity_of(scope, query, usage, measured);
     const auto after = with_event(scope, before, event, contribution);
     auto fee = empty_fee(scope, std::move(group));
     fee.event = event.id;
@@ -8597,7 +9198,7 @@ Fee estimate(const Scope& scope, const Event& event, Timestamp now, UsageSource&
 }
 
 Decimal rounded(const BillableMetric& metric, const Decimal& value) {
-    return metric.rounding ? value.round(metric.precision, *metric.rounding) : value;
+    return metric.rounding ? value.round(metric.rounding->scale, metric.rounding->mode) : value;
 }
 
 // As estimate_instant_fees: standard and percentage charges, the event priced alone, its units rounded as the metric says.
@@ -8654,7 +9255,7 @@ Fees Plan::estimate_fees(const Event& event, Timestamp now, UsageSource& usage_s
 Decimal paid_in_advance(const Scope& scope, const AggregateQuery& query, UsageSource& usage, const Measured& measured) {
     if (scope.metric().kind == Kind::count || !measured.falls) return measured.value;
     AdvanceState state;
-    for (const auto& step : usage.steps(scope.metric().metric, query)) contribute(state, step.value);
+    for (const auto& step : period_steps(scope, query, usage)) contribute(state, step.value);
     return state.current ? state.paid(measured.value) : measured.value;
 }
 
@@ -8674,27 +9275,25 @@ struct Counted {
 };
 
 Counted count_prorated(const Scope& scope, const AggregateQuery& query, const Measured& measured, UsageSource& usage) {
-    Counted counted{{.units = {}, .full_units = measured.value, .prorated = true, .events = measured.events}, prorated_events(scope, query, usage)};
-    Decimal sum, full;
-    for (const auto& event : counted.prorated) {
-        sum += event.prorated;
-        full += event.full;
-    }
-    counted.quantity.units = sum.round(5, Rounding::ceil);
+    const bool items = scope.metric().kind == Kind::unique_count;
+    Counted counted{{.units = {}, .full_units = measured.value, .prorated = true, .events = measured.events},
+                    items ? prorated_items(scope, query, usage) : prorated_numbers(scope, query, usage)};
+    auto& units = counted.quantity.units;
     if (scope.charge.pay_in_advance) {
-        auto older = query;
-        older.period = {Timestamp::min(), scope.period.from};
-        const bool has_older = usage.measure(scope.metric().metric, older).front().value > 0;
-        counted.quantity.units = prorated_advance(counted.prorated, has_older).paid(full, share_of(scope, scope.period));
+        units = prorated_advance(scope, query, usage).paid(measured.value, share_of(scope, scope.period));
+    } else {
+        for (const auto& event : counted.prorated) units += event.prorated;
+        units = units.round(5, Rounding::ceil);
     }
-    counted.quantity.units = rounded(scope.metric(), counted.quantity.units);
+    units = rounded(scope.metric(), units);
+    if (items) counted.quantity.events = measured.value.to_int64().value_or(0);
     return counted;
 }
 
 Counted count_period(const Scope& scope, const AggregateQuery& query, Measured measured, UsageSource& usage) {
     if (scope.charge.prorated) return count_prorated(scope, query, measured, usage);
     if (scope.charge.pay_in_advance) measured.value = paid_in_advance(scope, query, usage, measured);
-    return {quantity_of(scope, scope.all_query(query), usage, measured), {}};
+    return {quantity_of(scope, query, usage, measured), {}};
 }
 
 Priced price_counted(const Price& price, const Counted& counted) {
@@ -8718,46 +9317,72 @@ json set_period_amounts(const Scope& scope, const Quantity& quantity, Priced pri
     return pricing_unit;
 }
 
-Fee usage_fee(const Scope& scope, Measured measured, UsageSource& usage) {
-    auto query = scope.query();
+// Units as they stand at the end of the period, beside those that are priced: of a weighted sum all that was added, else the same.
+Decimal total_units(const Scope& scope, const AggregateQuery& query, const Decimal& units, UsageSource& usage) {
+    if (scope.metric().kind != Kind::weighted_sum) return units;
+    auto sum = scope.metric().metric;
+    sum.aggregation = Aggregation::sum;
+    return usage.measure(sum, query).front().value;
+}
+
+// Of a weighted sum those of the period, though what came before them still weighs (weighted_sum_service.rb:13).
+std::int64_t counted_events(const Scope& scope, const AggregateQuery& query, const Measured& measured, UsageSource& usage) {
+    if (scope.metric().kind != Kind::weighted_sum || !scope.metric().metric.recurring) return measured.events;
+    return usage.measure(in_period(scope.metric()), query).front().events;
+}
+
+// One of the groups of a question, and what of it is priced.
+struct CountedGroup {
+    AggregateQuery query;
     Group group;
-    for (std::size_t i = 0; i < measured.group.size(); ++i) {
-        const auto& key = scope.price().group_keys[i];
-        const auto& value = measured.group[i];
-        query.filter.parts.push_back(in_group(key, value));
-        group.emplace_back(key, value && value->empty() ? std::nullopt : value);
+    Measured measured;
+    Counted counted;
+};
+
+// Without events there is one group of nothing (sum_service_spec.rb:938). A missing and an empty value are groups apart, and shown alike.
+std::vector<CountedGroup> count_groups(const Scope& scope, const AggregateQuery& query, UsageSource& usage) {
+    auto grouped = query;
+    const auto& keys = scope.price().group_keys;
+    for (const auto& key : keys) grouped.group_by.push_back(property_field(key));
+    auto rows = usage.measure(scope.metric().metric, grouped);
+    if (rows.empty()) rows.push_back({.group = std::vector<std::optional<std::string>>(keys.size()), .falls = false});
+    std::vector<CountedGroup> groups;
+    for (auto& row : rows) {
+        auto& one = groups.emplace_back(CountedGroup{query, {}, std::move(row), {}});
+        for (std::size_t i = 0; i < keys.size(); ++i) {
+            const auto& value = one.measured.group[i];
+            one.query.filter.parts.push_back(in_group(keys[i], value));
+            one.group.emplace_back(keys[i], value && value->empty() ? std::nullopt : value);
+        }
+        one.measured.value = rounded(scope.metric(), one.measured.value);
+        one.measured.events = counted_events(scope, one.query, one.measured, usage);
+        one.counted = count_period(scope, one.query, one.measured, usage);
     }
-    auto fee = empty_fee(scope, std::move(group));
-    fee.units = measured.value = rounded(scope.metric(), measured.value);
-    const auto counted = count_period(scope, query, measured, usage);
-    auto priced = price_counted(scope.price(), counted);
-    auto details = row_of(scope.price().model).details(scope.price(), counted.quantity, priced);
+    return groups;
+}
+
+Fee usage_fee(const Scope& scope, CountedGroup one, UsageSource& usage) {
+    auto fee = empty_fee(scope, std::move(one.group));
+    fee.units = one.measured.value;
+    const auto& quantity = one.counted.quantity;
+    auto priced = price_counted(scope.price(), one.counted);
+    auto details = row_of(scope.price().model).details(scope.price(), quantity, priced);
     clamp(priced, fee.units);
-    fee.events = counted.quantity.events;
-    auto pricing_unit = set_period_amounts(scope, counted.quantity, std::move(priced), fee);
+    fee.events = quantity.events;
+    auto pricing_unit = set_period_amounts(scope, quantity, std::move(priced), fee);
     fee.vendor = fee_json(scope, fee, std::move(details));
-    fee.vendor["total_aggregated_units"] = ruby_text(measured.value);
+    fee.vendor["total_aggregated_units"] = ruby_text(total_units(scope, one.query, one.measured.value, usage));
     fee.vendor["pricing_unit_details"] = std::move(pricing_unit);
     return fee;
 }
 
-// Without events there is one group of nothing (sum_service_spec.rb:938).
-std::vector<Measured> measured_groups(const Scope& scope, UsageSource& usage) {
-    auto query = scope.all_query(scope.query());
-    const auto& keys = scope.price().group_keys;
-    for (const auto& key : keys) query.group_by.push_back(property_field(key));
-    auto rows = usage.measure(scope.metric().metric, query);
-    if (rows.empty()) rows.push_back({.group = std::vector<std::optional<std::string>>(keys.size()), .value = {}, .events = 0, .falls = false});
-    return rows;
-}
-
 void add_bucket(const Scope& scope, UsageSource& usage, std::vector<Fee>& fees) {
-    for (auto& row : measured_groups(scope, usage)) fees.push_back(usage_fee(scope, std::move(row), usage));
+    for (auto& group : count_groups(scope, scope.query(), usage)) fees.push_back(usage_fee(scope, std::move(group), usage));
 }
 
 // The charge's minimum spending, when its fees stay below it: one more fee of 1 unit.
 void add_true_up(const Scope& scope, const Decimal& used_cents, std::vector<Fee>& fees) {
-    const auto cents = true_up_cents(scope.charge.minimum_cents, used_cents, days_in(scope.subscription, scope.period), period_days(scope));
+    const auto cents = true_up_cents(scope.charge.minimum_cents, used_cents, days_in(scope.subscription, scope.period), scope.whole_days());
     if (cents.is_zero()) return;
     const Decimal subunits(scope.plan.currency.subunits);
     auto fee = empty_fee(scope, {});
@@ -8862,12 +9487,15 @@ std::vector<Period> billing_periods(const Plan& plan, const Subscription& subscr
 
 // To a fee of one event, a missing and an empty value are the same group.
 std::set<Group> advance_groups(const Scope& scope, UsageSource& usage) {
+    const auto& keys = scope.price().group_keys;
+    auto query = scope.query();
+    for (const auto& key : keys) query.group_by.push_back(property_field(key));
     std::set<Group> groups;
-    for (const auto& row : measured_groups(scope, usage)) {
+    for (const auto& row : usage.measure(scope.metric().metric, query)) {
         Group group;
-        for (std::size_t i = 0; i < row.group.size(); ++i) {
+        for (std::size_t i = 0; i < keys.size(); ++i) {
             const auto& value = row.group[i];
-            group.emplace_back(scope.price().group_keys[i], value && value->empty() ? std::nullopt : value);
+            group.emplace_back(keys[i], value && value->empty() ? std::nullopt : value);
         }
         groups.insert(std::move(group));
     }
@@ -8938,7 +9566,7 @@ std::shared_ptr<const Book::Impl> load(const json& catalogue) {
     plan->premium = root.flag("premium", true);
     for (const auto& metric : root.list("billable_metrics")) {
         plan->billable_metrics.push_back(read_metric(metric));
-        if (plan->billable_metrics.back().measured) plan->metrics.push_back(plan->billable_metrics.back().metric);
+        if (plan->billable_metrics.back().measured) plan->metrics.push_back(rounded(plan->billable_metrics.back()));
     }
     for (const auto& charge : at.list("charges")) plan->charges.push_back(read_charge(charge, plan->billable_metrics));
     plan->lists_subscriptions = root.find("subscriptions").has_value();
@@ -9369,12 +9997,17 @@ Decimal exact_amount(const Decimal& unit_amount, double units) {
     return -exponent > negligible ? Decimal() : Decimal::divide(product, power_of_two(-exponent), 0, Rounding::half_up);
 }
 
+// Polar's numbers are doubles, added and divided as such.
+Decimal double_sum(const Decimal& a, const Decimal& b) { return Decimal::from_double(a.to_double() + b.to_double()); }
+Decimal double_quotient(const Decimal& a, const Decimal& b) { return Decimal::from_double(a.to_double() / b.to_double()); }
+
 // Units beyond credits at the price, rounded, then capped.
-Priced price_units(const MeteredPrice& price, double consumed, std::int64_t credited) {
-    const double units = std::max(0.0, consumed - static_cast<double>(credited));
+Priced price_units(const MeteredPrice& price, const Decimal& consumed, const Decimal& credited) {
+    const Decimal units = at_least_zero(double_sum(consumed, -credited));
     Priced priced;
-    priced.add(units_line(Decimal::from_double(units), price.unit_amount));
-    round_to(priced, exact_amount(price.unit_amount, units));
+    if (!credited.is_zero()) priced.add(free_line(at_least_zero(std::min(consumed, credited))));
+    priced.add(units_line(units, price.unit_amount));
+    round_to(priced, exact_amount(price.unit_amount, units.to_double()));
     if (price.cap) lower_to(priced, *price.cap);
     return priced;
 }
@@ -9408,43 +10041,38 @@ std::string money(const Decimal& cents, const std::string& code) {
     return symbol + grouped(amount.to_fixed(std::max(currency.decimals, amount.scale())));
 }
 
-[[maybe_unused]] std::string label(const MeteredPrice& price, double consumed, const Priced& priced) {
-    auto text = "(" + grouped(Decimal::from_double(consumed).round(3, Rounding::half_even).to_string()) + " consumed units) \u00d7 " +
-                money(price.unit_amount, price.currency);
+std::string label(const MeteredPrice& price, const Decimal& consumed, const Priced& priced) {
+    auto text =
+        "(" + grouped(consumed.round(3, Rounding::half_even).to_string()) + " consumed units) \u00d7 " + money(price.unit_amount, price.currency);
     if (priced.lines.back().step == FeeLine::Step::maximum) text += " \u2014 Capped at " + money(*price.cap, price.currency);
     return text;
 }
 
-// --- a billing run (10.5) ---
+// --- functions of meters (7) ---
 
-enum class Function { count, sum, max, min, avg, unique };
-constexpr std::array<std::pair<std::string_view, Function>, 6> functions{{{"count", Function::count},
-                                                                          {"sum", Function::sum},
-                                                                          {"max", Function::max},
-                                                                          {"min", Function::min},
-                                                                          {"avg", Function::avg},
-                                                                          {"unique", Function::unique}}};
+constexpr std::array<std::pair<std::string_view, Aggregation>, 6> functions{{{"count", Aggregation::count},
+                                                                             {"sum", Aggregation::sum},
+                                                                             {"max", Aggregation::max},
+                                                                             {"min", Aggregation::min},
+                                                                             {"avg", Aggregation::average},
+                                                                             {"unique", Aggregation::unique_count}}};
 
-// Sums and counts can be split between prices; the other functions hold over all entries only.
-bool is_summable(Function function) { return function == Function::count || function == Function::sum; }
+// Sums and counts may be added up.
+bool is_summable(Aggregation function) { return function == Aggregation::count || function == Aggregation::sum; }
 
-// Over user events; doubles, added in order, as Polar does.
-[[maybe_unused]] double aggregated(Function function, const std::vector<double>& values) {
-    if (function == Function::count) return static_cast<double>(values.size());
-    if (function == Function::unique) return static_cast<double>(std::unordered_set<double>(values.begin(), values.end()).size());
-    if (values.empty()) return 0;
-    if (function == Function::max) return *std::max_element(values.begin(), values.end());
-    if (function == Function::min) return *std::min_element(values.begin(), values.end());
-    double sum = 0;
-    for (const double value : values) sum += value;
-    return function == Function::avg ? sum / static_cast<double>(values.size()) : sum;
+bool is_function(Aggregation function) {
+    return std::any_of(functions.begin(), functions.end(), [&](const auto& row) { return row.second == function; });
 }
 
-// Credits in the order they came; what is taken away never leaves less than none.
-[[maybe_unused]] std::int64_t credited_units(const std::vector<std::int64_t>& credits) {
-    std::int64_t sum = 0;
-    for (const auto units : credits) sum = std::max<std::int64_t>(0, sum + units);
-    return sum;
+// Of values that meters have come to; 0 of none.
+Decimal folded(Aggregation function, const std::vector<Decimal>& values) {
+    if (function == Aggregation::count) return values.size();
+    if (function == Aggregation::unique_count) return std::set<Decimal>(values.begin(), values.end()).size();
+    if (values.empty()) return {};
+    if (function == Aggregation::max) return *std::max_element(values.begin(), values.end());
+    if (function == Aggregation::min) return *std::min_element(values.begin(), values.end());
+    const Decimal sum = std::accumulate(values.begin(), values.end(), Decimal(), double_sum);
+    return function == Aggregation::average ? double_quotient(sum, values.size()) : sum;
 }
 
 // --- tiers of seats and units (11) ---
@@ -9455,7 +10083,7 @@ struct Tiers {
 };
 
 // Sorted by bound, the open tier last. Problems carry pydantic's words.
-[[maybe_unused]] Tiers read_tiers(const Node& at, Problems& problems) {
+Tiers read_tiers(const Node& at, Problems& problems) {
     static constexpr std::array<std::pair<std::string_view, bool>, 2> types{{{"volume", true}, {"graduated", false}}};
     Tiers result{at.choice("type", types, "volume"), {}};
     for (const auto& each : at.list("tiers")) {
@@ -9477,7 +10105,7 @@ struct Tiers {
 }
 
 // Bounds are the last quantity included. A volume needs a tier that holds it; graduated units past the last bound are free.
-[[maybe_unused]] Priced price_tiers(const Tiers& tiers, const Decimal& quantity) {
+Priced price_tiers(const Tiers& tiers, const Decimal& quantity) {
     if (quantity.is_negative()) throw Error(ErrorCode::bad_value, "quantity", "negative");
     if (quantity.is_zero()) return {};
     if (!tiers.volume) return graduated(tiers.tiers, quantity);
@@ -9517,7 +10145,7 @@ struct Item {
 
 // The limits of tiers are in total units to users and beyond the included ones inside (7.2); "inf" stays.
 Decimal internal_limit(const Decimal& limit, const Decimal& included) { return limit > 0 ? limit - included : limit; }
-[[maybe_unused]] Decimal user_limit(const Decimal& limit, const Decimal& included) { return limit > 0 ? limit + included : limit; }
+Decimal user_limit(const Decimal& limit, const Decimal& included) { return limit > 0 ? limit + included : limit; }
 
 std::optional<Decimal> read_limit(const Node& at) {
     const auto found = at.find("to");
@@ -9555,6 +10183,14 @@ Item read_item(const Node& at, bool limits_include_included, const std::string& 
     }
     if (const auto amount = amounts.decimal("amount"); amount && item.tiers.empty()) add_tier(item, {}, *amount, {});
     return item;
+}
+
+// Limits as users write them.
+void show_limits(std::vector<FeeLine>& lines, const Decimal& included) {
+    for (auto& line : lines) {
+        if (line.from) line.from = user_limit(*line.from, included);
+        if (line.to) line.to = user_limit(*line.to, included);
+    }
 }
 
 // To 10 decimals, and with the quantity's sign: a negative quantity gives back what the positive one costs.
@@ -9599,7 +10235,9 @@ Priced price_quantity(const Item& item, const Decimal& included, const Decimal& 
     if (item.tiers.empty()) throw Error(ErrorCode::bad_value, "usage_tiers", "usage_tiers_required");
     const bool negative = quantity.is_negative() && allow_negative;
     const auto units = whole_units(negative ? quantity.abs() : at_least_zero(quantity), item.billing_units);
-    return finished(item.volume ? price_volume(item, included, units) : price_graduated(item, units), negative);
+    auto priced = item.volume ? price_volume(item, included, units) : price_graduated(item, units);
+    show_limits(priced.lines, item.included);
+    return finished(std::move(priced), negative);
 }
 
 // --- prepaid and usage-based items (7.6) ---
@@ -9851,15 +10489,6 @@ Fee MeteredBook::price(std::string_view charge, const Decimal& units, std::int64
     }
     throw Error(ErrorCode::not_found, "charge", "charge_not_found");
 }
-
-void check_items(const MeteredBook& book, const Node& root) {
-    if (book.items.empty()) root.refuse("has no price by usage");
-    for (const auto& item : book.items) {
-        if (item.currency_code != book.items.front().currency_code) root.refuse("has prices in several currencies");
-    }
-}
-
-std::string number_text(const Event& event, const std::string& property) { return property_text(event.properties, property).value_or(""); }
 
 // --- FlexPrice: the book of prices and meters ---
 
@@ -10827,6 +11456,89 @@ std::optional<std::vector<AnalyticsItem>> Catalogue::analytics(const Metric& met
 
 namespace polar {
 
+// --- its three evaluators of filters, which disagree where types differ (6.2) ---
+
+using enum Meeting;
+
+// One evaluator: metadata by a table, and how a time becomes whole seconds.
+struct Evaluator {
+    Coercion metadata;
+    Rounding seconds;
+};
+
+// Quantities and balances (filter.py:52).
+constexpr Evaluator postgres{{.missing = {never_any, never_any},
+                              .boolean = {{number, never, never}, text_any},
+                              .number = {{number, number, never}, text_any},
+                              .text = {text_any, text_any},
+                              .structure = {never_any, text_any},
+                              .asked_booleans = {"f", "t"}},
+                             Rounding::half_up};
+
+// What a meter bills (filter.py:127).
+constexpr Evaluator billing{{.missing = {never_any, never_any},
+                             .boolean = {{number, number, differ}, text_any},
+                             .number = {{number, number, differ}, text_any},
+                             .text = {{differ, differ, text}, text_any},
+                             .structure = {{differ, differ, differ}, text_any},
+                             .stored_booleans = {"False", "True"},
+                             .asked_booleans = {"False", "True"}},
+                            Rounding::down};
+
+// Lists of events (tinybird/service.py:722).
+constexpr Evaluator clickhouse{{.missing = {{zero, zero, empty}, empty_any},
+                                .boolean = {{zero, zero, empty}, empty_any},
+                                .number = {{number, number, empty}, empty_any},
+                                .text = {{zero, zero, text}, text_any},
+                                .structure = {{zero, zero, empty}, empty_any}},
+                               Rounding::down};
+
+// name and source meet texts alone, timestamp numbers alone, in every evaluator.
+constexpr Coercion built_in{.missing = {never_any, never_any},
+                            .boolean = {never_any, never_any},
+                            .number = {{never, number, never}, {never, text, never}},
+                            .text = {{never, never, text}, {never, never, text}},
+                            .structure = {never_any, never_any}};
+
+// What a question asks beside the meter's filter: a text is what the property is written as (kit/metadata.py:138); numbers and booleans, which
+// Polar's parameter does not have, are themselves.
+constexpr Coercion parameter{.missing = {never_any, never_any},
+                             .boolean = {{number, differ, text}, text_any},
+                             .number = {{differ, number, text}, text_any},
+                             .text = {{differ, differ, text}, text_any},
+                             .structure = {{differ, differ, text}, text_any}};
+
+constexpr Rules rules(std::string_view name, const Evaluator& evaluator) {
+    return {.name = name,
+            .filter = {&evaluator.metadata, &built_in, evaluator.seconds},
+            .asked_filter = FilterRules{&parameter, &built_in, evaluator.seconds},
+            .numbers = {.text = NumberRules::Text::none, .missing = {}, .seconds = Rounding::half_up},
+            .keeps_absent = true,
+            .typed_values = true,
+            .quotient = double_quotient,
+            .add = double_sum};
+}
+
+// The field of an event that is not in the log.
+Scalar field_of(const Event& event, std::string_view field, Rounding seconds, std::string& keep) {
+    const std::string prefix = property_field("");
+    if (field.starts_with(prefix)) return scalar_at(event.properties, field.substr(prefix.size()), keep);
+    if (field == "timestamp") return {Scalar::Kind::number, false, event.timestamp.value_or(Timestamp()).unix_seconds().round(0, seconds), {}};
+    const std::string& text = field == "name" ? event.name : event.source;
+    return {text.empty() ? Scalar::Kind::missing : Scalar::Kind::text, false, {}, text};
+}
+
+bool bills(const Filter& filter, const Event& event) {
+    const auto each = [&](const Filter& part) { return bills(part, event); };
+    if (filter.kind == Filter::Kind::all) return std::all_of(filter.parts.begin(), filter.parts.end(), each);
+    if (filter.kind == Filter::Kind::any) return std::any_of(filter.parts.begin(), filter.parts.end(), each);
+    std::string keep;
+    const bool metadata = filter.field.starts_with(property_field(""));
+    return meets(metadata ? billing.metadata : built_in, make_clause(filter), field_of(event, filter.field, billing.seconds, keep));
+}
+
+// --- meters ---
+
 // Text of at most 1000 characters, a 32-bit integer (1.0 is 1) or a boolean (filter.py:31).
 json clause_value(const Node& at) {
     const auto value = at.find("value");
@@ -10839,12 +11551,34 @@ json clause_value(const Node& at) {
         return text;
     }
     if (!value->value().is_number()) return value->value().is_boolean() ? value->value() : bad();
-    const auto whole = Decimal::from_json(value->value()).to_int64();
+    const auto whole = at.decimal("value")->to_int64();
     if (!whole || *whole < std::numeric_limits<std::int32_t>::min() || *whole > std::numeric_limits<std::int32_t>::max()) return bad();
     return *whole;
 }
 
-// Clauses in Polar's words; all but their negations need the property (6.2).
+// Events that Polar itself makes have this source; those of all other sources reach Polar as the user's.
+constexpr const char* system_source = "system";
+
+Filter by_users() { return Filter::any({Filter::where("source", Operator::exists, false), Filter::where("source", Operator::ne, system_source)}); }
+
+// Polar knows two sources, "user" and "system".
+Filter source_clause(Operator op, const json& value) {
+    const auto holds = [&](std::string_view source) {
+        return meets(built_in, op, {Scalar::Kind::text, false, {}, source}, make_operand(value, "value"));
+    };
+    const bool user = holds("user"), system = holds(system_source);
+    if (user) return system ? Filter() : by_users();
+    return system ? Filter::equals("source", system_source) : Filter::any({});
+}
+
+// How Filter and Metric name a property; a leading "metadata." is dropped once. Unique counts never read the built-in ones.
+std::string field_named(std::string property, bool built_in_too) {
+    constexpr std::string_view prefix = "metadata.";
+    if (property.starts_with(prefix)) property.erase(0, prefix.size());
+    const bool named = property == "name" || property == "source" || property == "timestamp";
+    return named && built_in_too ? property : property_field(property);
+}
+
 Filter read_clause(const Node& at) {
     static constexpr std::array<std::pair<std::string_view, Operator>, 8> operators{{{"eq", Operator::eq},
                                                                                      {"ne", Operator::ne},
@@ -10854,15 +11588,10 @@ Filter read_clause(const Node& at) {
                                                                                      {"lte", Operator::lte},
                                                                                      {"like", Operator::contains},
                                                                                      {"not_like", Operator::not_contains}}};
-    auto property = at.required_text("property");
+    const auto field = field_named(at.required_text("property"), true);
     const auto op = at.choice("operator", operators);
     const auto value = clause_value(at);
-    if (property.rfind("metadata.", 0) == 0) property = property.substr(std::string_view("metadata.").size());
-    const bool built_in = property == "name" || property == "source" || property == "timestamp";
-    const auto field = built_in ? property : property_field(property);
-    auto clause = Filter::where(field, op, value);
-    if (op != Operator::ne && op != Operator::not_contains) return clause;
-    return Filter::all({Filter::where(field, Operator::exists, true), std::move(clause)});
+    return field == "source" ? source_clause(op, value) : Filter::where(field, op, value);
 }
 
 Filter read_filter(const Node& at, std::size_t depth = 1) {
@@ -10876,11 +11605,13 @@ Filter read_filter(const Node& at, std::size_t depth = 1) {
 
 struct Meter {
     std::string id;
-    Function function = Function::count;
     Metric metric;
 };
 
-// A meter is told by its filter; the clause on the name says which events the metric reads.
+constexpr std::string_view metric_prefix = "polar:";
+std::string metric_code(std::string_view meter) { return std::string(metric_prefix) + std::string(meter); }
+
+// The name that all events of the filter have, if it says so.
 std::string event_name(const Filter& filter) {
     if (filter.kind == Filter::Kind::clause)
         return filter.field == "name" && filter.op == Operator::eq && filter.value.is_string() ? filter.value.get<std::string>() : "";
@@ -10891,35 +11622,105 @@ std::string event_name(const Filter& filter) {
     return "";
 }
 
-Meter read_meter(const Node& at) {
-    Meter meter{at.required_text("id"), {}, {}};
-    const auto aggregation = at.object("aggregation");
-    meter.function = aggregation.choice("func", functions);
-    auto filter = at.find("filter") ? read_filter(at.object("filter")) : Filter();
-    const auto name = event_name(filter);
-    if (name.empty()) throw Error(ErrorCode::unsupported, at.path("filter"), "must have a clause name eq \"...\"");
-    meter.metric = {.code = "polar:" + meter.id, .event = name, .aggregation = Aggregation::count, .property = {}, .filter = std::move(filter)};
-    if (meter.function == Function::count) return meter;
-    if (!is_summable(meter.function) && meter.function != Function::unique) {
-        throw Error(ErrorCode::unsupported, aggregation.path("func"), aggregation.text("func") + " is not measured here");
+Metric read_metric(const Node& aggregation, Filter filter, std::string code) {
+    Metric metric{.code = std::move(code), .event = event_name(filter), .aggregation = aggregation.choice("func", functions)};
+    if (metric.aggregation != Aggregation::count) {
+        metric.property = field_named(aggregation.required_text("property"), metric.aggregation != Aggregation::unique_count);
     }
-    meter.metric.aggregation = meter.function == Function::sum ? Aggregation::sum : Aggregation::unique_count;
-    meter.metric.property = property_field(aggregation.required_text("property"));
-    // Events without the property are no value of their own (7).
-    meter.metric.filter = Filter::all({std::move(meter.metric.filter), Filter::where(meter.metric.property, Operator::exists, true)});
-    return meter;
+    metric.filter = std::move(filter);
+    metric.rules = "polar_billing";
+    metric.every_event = metric.event.empty();
+    return metric;
 }
 
-// Credits that the product's benefits grant of a meter in each cycle.
-std::int64_t granted_units(const Node& product, const std::string& meter) {
-    std::int64_t units = 0;
+Meter read_meter(const Node& at) {
+    const auto id = at.required_text("id");
+    const auto filter = at.find("filter") ? read_filter(at.object("filter")) : Filter();
+    return {id, read_metric(at.object("aggregation"), filter, metric_code(id))};
+}
+
+// --- credits (10.1, 10.2) ---
+
+// What the product's benefits grant of a meter in each cycle.
+Decimal granted_units(const Node& product, const std::string& meter) {
+    Decimal units;
     for (const auto& benefit : product.list("benefits")) {
         if (benefit.text("type") != "meter_credit") continue;
         const auto properties = benefit.object("properties");
-        if (properties.text("meter_id") == meter) units += properties.decimal("units").value_or(Decimal()).to_int64().value_or(0);
+        if (properties.text("meter_id") == meter) units += properties.decimal("units").value_or(Decimal());
     }
     return units;
 }
+
+// Polar's own events of that name about the meter.
+Metric system_metric(const char* name, const std::string& meter, Aggregation aggregation, const char* property) {
+    return {.event = name,
+            .aggregation = aggregation,
+            .property = property,
+            .filter = Filter::all({Filter::equals("source", system_source), Filter::equals("properties.meter_id", meter)})};
+}
+
+// In the order they came; what is taken away never leaves less than none. Nothing when there were none.
+std::optional<Decimal> credited_units(const std::string& meter, const AggregateQuery& query, UsageSource& usage) {
+    const auto metric = system_metric("meter.credited", meter, Aggregation::sum, "properties.units");
+    std::optional<Decimal> credited;
+    for (const auto& step : usage.steps(metric, query, std::numeric_limits<std::size_t>::max(), {})) {
+        credited = at_least_zero(credited.value_or(Decimal()) + step.value);
+    }
+    return credited;
+}
+
+// --- subscriptions ---
+
+struct Subscription {
+    std::string id, customer;  // events name the customer by its external id
+    Period active, current;
+    Stride stride;
+    Decimal seats, units;
+};
+
+constexpr std::pair<std::string_view, Stride> recurring_intervals[] = {
+    {"day", {0, micros_per_day}}, {"week", {0, 7 * micros_per_day}}, {"month", {1, 0}}, {"year", {12, 0}}};
+
+Subscription read_subscription(const Node& at) {
+    Subscription subscription{.id = at.required_text("id"), .customer = {}, .active = {}, .current = {}, .stride = {}, .seats = {}, .units = {}};
+    subscription.customer = at.object("customer").required_text("external_id");
+    const auto start = at.time("current_period_start");
+    if (!start) throw Error(ErrorCode::bad_value, at.path("current_period_start"), "is required");
+    const auto count = at.decimal("recurring_interval_count").value_or(1).to_int64();
+    if (!count || *count < 1 || *count > 999) throw Error(ErrorCode::bad_value, at.path("recurring_interval_count"), "must be from 1 to 999");
+    subscription.stride = repeated(at.choice("recurring_interval", recurring_intervals, "month"), *count);
+    const Timestamp next = Cycle(subscription.stride, start->micros(), Zone({})).boundary(1);
+    subscription.current = {*start, at.time("current_period_end").value_or(next)};
+    subscription.active = {at.time("started_at").value_or(Timestamp::min()), at.time("ended_at").value_or(Period().to)};
+    for (const auto& [period, field] : {std::pair{&subscription.current, "current_period_end"}, std::pair{&subscription.active, "ended_at"}}) {
+        if (period->from >= period->to) throw Error(ErrorCode::bad_value, at.path(field), "ends before it begins");
+    }
+    subscription.seats = at.decimal("seats").value_or(Decimal());
+    subscription.units = at.decimal("units").value_or(Decimal());
+    return subscription;
+}
+
+// The current period as Polar says; others follow and precede it by the interval.
+Period period_around(const Subscription& subscription, Timestamp now) {
+    const auto& [from, to] = subscription.current;
+    if (subscription.current.contains(now)) return subscription.current;
+    const Timestamp anchor = now < from ? from : to;
+    const Period period = Cycle(subscription.stride, anchor.micros(), Zone({})).around(now);
+    return {std::max(period.from, subscription.active.from), std::min(period.to, subscription.active.to)};
+}
+
+// --- prices ---
+
+struct Charge {
+    std::string name;
+    Currency currency;
+    MeteredPrice price;             // its currency code stands for tiers, too
+    std::optional<Tiers> tiers;     // of seats or units, which are bought; else units are measured
+    Decimal Subscription::*bought;  // of those
+    Meter meter;
+    Decimal granted;
+};
 
 // Currency units, as fees have them, from Polar's cents.
 Priced in_units(Priced priced, Currency currency) {
@@ -10932,55 +11733,243 @@ Priced in_units(Priced priced, Currency currency) {
     return scaled;
 }
 
-std::optional<Decimal> step_of(const Meter& meter, const Event& event, AggregateQuery query, UsageSource& usage) {
-    if (event.name != meter.metric.event) return {};
-    if (meter.function == Function::count) return Decimal(1);
-    const auto text = number_text(event, meter.metric.property.substr(property_field("").size()));
-    if (meter.function == Function::sum) return Decimal::parse(text);
-    query.filter = Filter::all({query.filter, Filter::equals(meter.metric.property, text)});
-    return usage.measure(meter.metric, query).front().value > 0 ? Decimal() : Decimal(1);
+// Seats are sold by tiers of min_seats to max_seats without gaps (11).
+Tiers read_seat_tiers(const Node& at, Problems& problems) {
+    json tiers = json::array();
+    Decimal above;
+    for (const auto& tier : at.list("tiers")) {
+        const auto least = tier.decimal("min_seats");
+        if (!tiers.empty() && least && *least != above + 1) problems.push_back({tier.path("min_seats"), "min_seats", "gap"});
+        tiers.push_back({{"bound", tier.raw("max_seats")}, {"unit_amount", tier.raw("price_per_seat")}});
+        above = tier.decimal("max_seats").value_or(Decimal());
+    }
+    return read_tiers(Node(json{{"type", at.text("seat_tier_type", "volume")}, {"tiers", tiers}}, at.path()), problems);
 }
 
-MeteredItem read_item(const Node& at, const Node& product, const std::vector<Meter>& meters) {
-    const auto id = at.required_text("meter_id");
-    const auto found = std::find_if(meters.begin(), meters.end(), [&](const Meter& meter) { return meter.id == id; });
-    if (found == meters.end()) throw Error(ErrorCode::bad_value, at.path("meter_id"), "no such meter: " + id);
-    const auto meter = *found;
-    const auto price = read_metered(at);
-    const auto credited = granted_units(product, id);
-    const Currency currency = currency_of(price.currency);
-    MeteredItem item{.charge = at.text("id", id), .currency_code = price.currency, .currency = currency, .metric = meter.metric};
-    item.count = [meter](const AggregateQuery& query, UsageSource& usage) {
-        return std::vector<Decimal>{usage.measure(meter.metric, query).front().value};
-    };
-    item.step = [meter](const Event& event, const AggregateQuery& query, UsageSource& usage) { return step_of(meter, event, query, usage); };
-    item.price = [price, credited, currency](const std::vector<Decimal>& units) {
-        return in_units(price_units(price, total(units).to_double(), credited), currency);
-    };
-    return item;
+Charge read_charge(const Node& at, const Node& product, const std::vector<Meter>& meters) {
+    enum class Kind { metered, seats, units };
+    static constexpr std::array<std::pair<std::string_view, Kind>, 3> kinds{
+        {{"metered_unit", Kind::metered}, {"seat_based", Kind::seats}, {"unit_based", Kind::units}}};
+    const auto kind = at.choice("amount_type", kinds, "metered_unit");
+    Charge charge{.name = at.text("id"), .currency = {}, .price = {}, .tiers = {}, .bought = nullptr, .meter = {}, .granted = {}};
+    if (kind == Kind::metered) {
+        charge.price = read_metered(at);
+        const auto id = at.required_text("meter_id");
+        const auto found = std::find_if(meters.begin(), meters.end(), [&](const Meter& meter) { return meter.id == id; });
+        if (found == meters.end()) throw Error(ErrorCode::bad_value, at.path("meter_id"), "no such meter: " + id);
+        charge.meter = *found;
+        charge.granted = granted_units(product, id);
+        if (charge.name.empty()) charge.name = id;
+    } else {
+        Problems problems;
+        charge.price.currency = at.text("price_currency", "usd");
+        charge.bought = kind == Kind::seats ? &Subscription::seats : &Subscription::units;
+        charge.tiers = kind == Kind::seats ? read_seat_tiers(at.object("seat_tiers"), problems) : read_tiers(at.object("tiers"), problems);
+        if (!problems.empty()) throw Error(ErrorCode::bad_value, problems.front().path, problems.front().code);
+        if (charge.name.empty()) charge.name = kind == Kind::seats ? "seats" : "units";
+    }
+    charge.currency = currency_of(charge.price.currency);
+    return charge;
+}
+
+// --- the book ---
+
+struct Plan final : Book::Impl {
+    std::vector<Charge> charges;
+    std::vector<Subscription> subscriptions;
+    bool lists_subscriptions = false;
+
+    // That of the id or, without one, the customer's earliest; nothing when the catalogue lists none.
+    const Subscription* find(const std::string& subscription, const std::string& customer, const std::optional<Timestamp>& active_at) const;
+    bool serves(const std::string& subscription, const std::string& customer) const override {
+        return lists_subscriptions ? find(subscription, customer, {}) != nullptr : !customer.empty();
+    }
+    Period period_around(const UsageQuery& query, Timestamp at) const override {
+        const auto* subscription = lists_subscriptions ? find(query.subscription, query.customer, {}) : nullptr;
+        return subscription ? polar::period_around(*subscription, at) : this_month(at);
+    }
+    Fees usage(const UsageQuery& query, Timestamp now, UsageSource& usage) const override;
+    Fees estimate_fees(const Event& event, Timestamp now, UsageSource& usage) const override;
+    Fee price(std::string_view charge, const Decimal& units, std::int64_t events) const override;
+};
+
+const Subscription* Plan::find(const std::string& subscription, const std::string& customer, const std::optional<Timestamp>& active_at) const {
+    const auto found = std::find_if(subscriptions.begin(), subscriptions.end(), [&](const Subscription& each) {
+        if (active_at && !each.active.contains(*active_at)) return false;
+        if (!subscription.empty()) return each.id == subscription;
+        return each.customer == customer;
+    });
+    return found == subscriptions.end() ? nullptr : &*found;
+}
+
+// Whose usage a bill is about, and when.
+struct Account {
+    const Subscription* subscription;
+    AggregateQuery query;
+};
+
+// Where subscriptions are not listed, a customer is billed by calendar months. Only what users did is billed.
+Account open_account(const Plan& plan, const std::string& subscription, const std::string& customer, Timestamp now) {
+    Account account{plan.lists_subscriptions ? plan.find(subscription, customer, now) : nullptr, {}};
+    if (plan.lists_subscriptions && !account.subscription) throw Error(ErrorCode::not_found, "subscription", "has no period now");
+    if (!account.subscription && customer.empty()) throw Error(ErrorCode::bad_value, "customer", "is required");
+    account.query.customer = account.subscription ? account.subscription->customer : customer;
+    account.query.period = account.subscription ? period_around(*account.subscription, now) : this_month(now);
+    return account;
+}
+
+AggregateQuery of_users(AggregateQuery query) {
+    query.filter = Filter::all({std::move(query.filter), by_users()});
+    return query;
+}
+
+Fee fee_of(const Charge& charge, const Account& account, const Decimal& units, Priced priced) {
+    Fee fee{.charge = charge.name, .metric = charge.meter.metric.code};
+    priced = in_units(std::move(priced), charge.currency);
+    fee.currency = charge.price.currency;
+    fee.units = units;
+    fee.amount = priced.amount;
+    fee.amount_cents = to_cents(priced.amount, charge.currency);
+    fee.unit_amount = quotient(priced.amount, units);
+    fee.pay_in_advance = charge.tiers.has_value();
+    fee.period = account.query.period;
+    fee.lines = std::move(priced.lines);
+    fee.customer = account.query.customer;
+    if (account.subscription) fee.subscription = account.subscription->id;
+    return fee;
+}
+
+Fees summed(const Plan& plan, std::vector<Fee> list) {
+    const auto& first = plan.charges.front();
+    Fees fees{.fees = std::move(list), .currency = first.price.currency, .subunits = first.currency.subunits, .amount_cents = {}};
+    for (const auto& fee : fees.fees) fees.amount_cents += fee.amount_cents;
+    return fees;
+}
+
+// The fee for what a meter has come to, with the words of the invoice (product_price.py:335).
+Fee metered_fee(const Charge& charge, const Account& account, UsageSource& usage) {
+    const auto row = usage.measure(charge.meter.metric, of_users(account.query)).front();
+    const auto credited = credited_units(charge.meter.id, account.query, usage).value_or(charge.granted);
+    const auto priced = price_units(charge.price, row.value, credited);
+    auto fee = fee_of(charge, account, row.value, priced);
+    fee.events = row.events;
+    fee.vendor = {{"label", label(charge.price, row.value, priced)},
+                  {"meter_id", charge.meter.id},
+                  {"consumed_units", row.value.to_string()},
+                  {"credited_units", credited.to_string()},
+                  {"amount", priced.amount.to_string()}};
+    return fee;
+}
+
+Fees Plan::usage(const UsageQuery& asked, Timestamp now, UsageSource& usage_source) const {
+    auto account = open_account(*this, asked.subscription, asked.customer, now);
+    if (asked.period) account.query.period = *asked.period;
+    std::vector<Fee> list;
+    for (const auto& charge : charges) {
+        if (!charge.tiers) {
+            list.push_back(metered_fee(charge, account, usage_source));
+        } else if (account.subscription) {
+            const auto& bought = account.subscription->*charge.bought;
+            list.push_back(fee_of(charge, account, bought, price_tiers(*charge.tiers, bought)));
+        }
+    }
+    return summed(*this, std::move(list));
+}
+
+// Events whose value is this one, by its type and all.
+Filter identity(const std::string& field, const Scalar& value) {
+    if (value.absent()) return Filter::where(field, Operator::exists, false);
+    if (value.kind == Scalar::Kind::boolean) return Filter::equals(field, value.boolean);
+    const auto text = scalar_text(value);
+    const auto number = Decimal::parse(text);
+    const auto as_number = [&](Operator op) { return Filter::where(field, op, json::parse(number->to_string())); };
+    if (value.kind == Scalar::Kind::number) return as_number(Operator::eq);
+    std::vector<Filter> parts{Filter::equals(field, text)};
+    if (number) parts.push_back(as_number(Operator::ne));
+    if (text == "true" || text == "false") parts.push_back(Filter::where(field, Operator::ne, text == "true"));
+    return Filter::all(std::move(parts));
+}
+
+// What the meter comes to with one event more; nothing when it does not measure that.
+std::optional<Decimal> consumed_with(const Metric& metric, const Event& event, const Measured& before, AggregateQuery query, UsageSource& usage) {
+    if (event.source == system_source || !bills(metric.filter, event)) return std::nullopt;
+    if (metric.aggregation == Aggregation::count) return before.value + 1;
+    std::string keep;
+    const auto value = field_of(event, metric.property, Rounding::half_up, keep);
+    if (metric.aggregation == Aggregation::unique_count) {
+        if (value.kind == Scalar::Kind::missing) return before.value;
+        query.filter = Filter::all({std::move(query.filter), identity(metric.property, value)});
+        return usage.measure(metric, query).front().value > 0 ? before.value : before.value + 1;
+    }
+    if (value.kind != Scalar::Kind::number) return std::nullopt;
+    if (metric.aggregation == Aggregation::sum) return double_sum(before.value, value.number);
+    if (before.events == 0) return value.number;
+    if (metric.aggregation == Aggregation::max) return std::max(before.value, value.number);
+    if (metric.aggregation == Aggregation::min) return std::min(before.value, value.number);
+    auto sum = metric;
+    sum.aggregation = Aggregation::sum;
+    return double_quotient(double_sum(usage.measure(sum, query).front().value, value.number), before.events + 1);
+}
+
+// What the event adds to the bill of its period, up to now.
+Fees Plan::estimate_fees(const Event& event, Timestamp now, UsageSource& usage_source) const {
+    auto account = open_account(*this, event.subscription, event.customer, now);
+    account.query.period.to = std::min(account.query.period.to, now + std::chrono::microseconds(1));
+    const auto query = of_users(account.query);
+    auto happening = event;
+    happening.timestamp = event.timestamp.value_or(now);
+    std::vector<Fee> list;
+    for (const auto& charge : charges) {
+        if (charge.tiers) continue;
+        const auto before = usage_source.measure(charge.meter.metric, query).front();
+        const auto after = consumed_with(charge.meter.metric, happening, before, query, usage_source);
+        if (!after) continue;
+        const auto credited = credited_units(charge.meter.id, account.query, usage_source).value_or(charge.granted);
+        const auto added = difference(price_units(charge.price, *after, credited), price_units(charge.price, before.value, credited));
+        list.push_back(fee_of(charge, account, *after - before.value, added));
+        list.back().events = 1;
+    }
+    if (list.empty()) throw Error(ErrorCode::not_found, "name", "no price measures this event named " + quote(event.name));
+    return summed(*this, std::move(list));
+}
+
+Fee Plan::price(std::string_view name, const Decimal& units, std::int64_t) const {
+    const auto charge = std::find_if(charges.begin(), charges.end(), [&](const Charge& each) { return each.name == name; });
+    if (charge == charges.end()) throw Error(ErrorCode::not_found, "charge", "charge_not_found");
+    return fee_of(*charge, {nullptr, {}}, units,
+                  charge->tiers ? price_tiers(*charge->tiers, units) : price_units(charge->price, units, charge->granted));
 }
 
 std::shared_ptr<const Book::Impl> load(const json& catalogue) {
     const Node root(catalogue);
     const auto product = root.object("product");
-    auto book = std::make_shared<MeteredBook>();
+    auto book = std::make_shared<Plan>();
     book->vendor = "polar";
     book->code = product.text("id", product.text("name", "polar"));
     book->source = catalogue;
     std::vector<Meter> meters;
-    for (const auto& meter : root.list("meters")) meters.push_back(read_meter(meter));
-    for (const auto& price : product.list("prices")) {
-        if (price.text("amount_type", "metered_unit") != "metered_unit") continue;
-        book->items.push_back(read_item(price, product, meters));
-        book->metrics.push_back(book->items.back().metric);
+    for (const auto& at : root.list("meters")) {
+        meters.push_back(read_meter(at));
+        book->metrics.push_back(meters.back().metric);
     }
-    check_items(*book, product);
+    for (const auto& price : product.list("prices")) {
+        const auto type = price.text("amount_type");
+        if (type != "fixed" && type != "custom" && type != "free") book->charges.push_back(read_charge(price, product, meters));
+    }
+    if (book->charges.empty()) product.refuse("has no price by usage, seats or units");
+    for (const auto& charge : book->charges) {
+        if (charge.price.currency != book->charges.front().price.currency) product.refuse("has prices in several currencies");
+    }
+    book->lists_subscriptions = root.find("subscriptions").has_value();
+    for (const auto& at : root.list("subscriptions")) book->subscriptions.push_back(read_subscription(at));
+    std::stable_sort(book->subscriptions.begin(), book->subscriptions.end(),
+                     [](const Subscription& a, const Subscription& b) { return a.active.from < b.active.from; });
     return book;
 }
 
 }  // namespace polar
 
-// --- Autumn: the book of a plan, its features and credit systems ---
+// --- Autumn: the book of plans, their features and credit systems ---
 
 namespace autumn {
 
@@ -11003,9 +11992,12 @@ Feature read_feature(const Node& at) {
 
 // One balance that a plan grants. Nothing resets what is granted once, nothing bills again what is sold once.
 struct PlanItem {
+    std::string plan;
+    bool add_on = false;  // the plan comes beside a main one
     std::string feature;
     Item item;
-    bool flag = false, unlimited = false, per_entity = false;
+    bool flag = false, unlimited = false;
+    std::string entity_feature = {};           // granted to each entity of this kind, when not to the customer
     Decimal quantity;                          // bought of a prepaid one, the included units counted
     std::optional<Decimal> max_purchase = {};  // overage at most
     std::optional<Stride> reset = {}, billed = {};
@@ -11048,10 +12040,11 @@ std::optional<Stride> read_interval(const Node& at) {
     return repeated(at.choice("interval", intervals), count);
 }
 
-PlanItem read_plan_item(const Node& at, const std::string& currency) {
-    PlanItem item{.feature = at.required_text("feature_id"), .item = read_amounts(at, currency), .quantity = {}};
+PlanItem read_plan_item(const Node& at, const Node& plan, const std::string& currency) {
+    PlanItem item{.plan = plan.text("id"), .feature = at.required_text("feature_id"), .item = read_amounts(at, currency), .quantity = {}};
+    item.add_on = plan.flag("add_on");
     item.unlimited = at.flag("unlimited");
-    item.per_entity = !at.text("entity_feature_id").empty();
+    item.entity_feature = at.text("entity_feature_id");
     item.quantity = at.decimal("quantity").value_or(item.item.included);
     if (const auto price = at.find("price")) {
         item.billed = price->find("interval") ? read_interval(*price) : stride_of("month");
@@ -11150,23 +12143,63 @@ Controls read_controls(const Node& holder) {
     return controls;
 }
 
+// The stricter of two plans' words (usageLimit.ts:141, spendLimit.ts:41): one that is enabled, then the smaller.
+bool stricter(const SpendLimit& a, const SpendLimit& b) {
+    if (a.enabled != b.enabled) return a.enabled;
+    return a.limit && (!b.limit || (a.percentage == b.percentage && *a.limit < *b.limit));
+}
+
+bool stricter(const UsageLimit& a, const UsageLimit& b) {
+    const auto a_day = [](const UsageLimit& limit) {
+        const auto stride = limit.interval == "lifetime" ? Stride{12000, 0} : stride_of(limit.interval);  // for ever is a thousand years
+        const Decimal days = stride.months % 12 == 0 ? stride.months / 12 * 365 : stride.months * 30;
+        return divided(limit.limit, days + divided(Decimal(stride.micros), Decimal(micros_per_day)));
+    };
+    if (a.enabled != b.enabled) return a.enabled;
+    const auto ours = a_day(a), theirs = a_day(b);
+    return ours < theirs || (ours == theirs && a.utc && !b.utc);
+}
+
+// What several plans say together.
+void add_controls(Controls& all, const Controls& more) {
+    for (const auto& [feature, limit] : more.spend_limits) {
+        const auto [place, fresh] = all.spend_limits.try_emplace(feature, limit);
+        if (!fresh && stricter(limit, place->second)) place->second = limit;
+    }
+    for (const auto& [feature, limits] : more.usage_limits) {
+        for (const auto& limit : limits) {
+            auto& list = all.usage_limits[feature];
+            const auto same = std::find_if(list.begin(), list.end(), [&](const UsageLimit& each) { return each.properties == limit.properties; });
+            if (same == list.end())
+                list.push_back(limit);
+            else if (stricter(limit, *same))
+                *same = limit;
+        }
+    }
+    for (const auto& [feature, allowed] : more.overage_allowed) {
+        const auto [place, fresh] = all.overage_allowed.try_emplace(feature, allowed);
+        place->second = place->second && allowed;
+    }
+}
+
 // A customer, or one of its entities.
 struct Holder {
     std::string id;
-    std::optional<Subscription> subscription = {};  // to the book's plan
+    std::string feature = {};                                // the kind of an entity; empty: not told
+    std::map<std::string, Subscription> subscriptions = {};  // by plan
     Controls controls = {};
     std::vector<Holder> entities = {};
 };
 
-Holder read_holder(const Node& at, const std::string& plan) {
-    Holder holder{at.required_text("id")};
+Holder read_holder(const Node& at) {
+    Holder holder{at.required_text("id"), at.text("feature_id")};
     for (const auto* list : {"subscriptions", "purchases"}) {
         for (const auto& each : at.list(list)) {
-            if (each.text("plan_id") == plan && each.text("status") != "scheduled") holder.subscription = read_subscription(each);
+            if (each.text("status") != "scheduled") holder.subscriptions[each.required_text("plan_id")] = read_subscription(each);
         }
     }
     holder.controls = read_controls(at);
-    for (const auto& entity : at.list("entities")) holder.entities.push_back(read_holder(entity, plan));
+    for (const auto& entity : at.list("entities")) holder.entities.push_back(read_holder(entity));
     return holder;
 }
 
@@ -11175,17 +12208,18 @@ const Holder* find_holder(const std::vector<Holder>& list, const std::string& id
     return found == list.end() ? nullptr : &*found;
 }
 
-struct Plan final : Book::Impl {
+struct Plans final : Book::Impl {
     std::string currency;
     std::vector<Feature> features;
     std::vector<PlanItem> items;
-    Controls controls;
-    std::optional<std::vector<Holder>> customers;  // any customer when absent
+    std::map<std::string, Controls> controls;      // by plan
+    std::optional<std::vector<Holder>> customers;  // when absent any customer, who has all plans
 
     bool serves(const std::string&, const std::string& customer) const override {
         return !customer.empty() && (!customers || find_holder(*customers, customer));
     }
     bool has_balances() const override { return true; }
+    Period period_around(const UsageQuery& query, Timestamp at) const override;
     bool knows_feature(const std::string& id) const override {
         return std::any_of(features.begin(), features.end(), [&](const Feature& each) { return each.id == id; });
     }
@@ -11194,11 +12228,11 @@ struct Plan final : Book::Impl {
     Fee price(std::string_view charge, const Decimal& units, std::int64_t events) const override;
     Check check(const Event& event, Timestamp now, UsageSource& source) const override;
     std::vector<std::string> charge_names(const std::string& metric) const override {
-        std::vector<std::string> names;
+        std::set<std::string> names;
         for (const auto& each : items) {
-            if (!each.flag && metric == "autumn:" + each.feature) names.push_back(each.feature);
+            if (!each.flag && metric == "autumn:" + each.feature) names.insert(each.feature);
         }
-        return names;
+        return {names.begin(), names.end()};
     }
 
     const Feature& feature(const std::string& id) const {
@@ -11237,17 +12271,18 @@ struct Holding {
 
 // Who asks, and the balances there are.
 struct Account {
-    const Plan& plan;
+    const Plans& plans;
     std::string customer, entity;
-    const Holder* holder = nullptr;  // the customer in the catalogue
-    const Subscription* own = nullptr;
+    const Holder* holder = nullptr;                // the customer in the catalogue
+    std::map<std::string, Subscription> own = {};  // the customer's, by plan
+    Controls inherited = {};                       // from these plans
     std::vector<Holding> holdings = {};
 
     // What the entity says goes before what the customer says, and that before the plan (7.6).
     template <class Value>
     const Value* control(std::map<std::string, Value> Controls::*which, const std::string& feature, const std::string& of_entity) const {
         const Holder* part = holder ? find_holder(holder->entities, of_entity) : nullptr;
-        for (const Controls* controls : {part ? &part->controls : nullptr, holder ? &holder->controls : nullptr, &plan.controls}) {
+        for (const Controls* controls : {part ? &part->controls : nullptr, holder ? &holder->controls : nullptr, &inherited}) {
             if (!controls) continue;
             if (const auto found = (controls->*which).find(feature); found != (controls->*which).end()) return &found->second;
         }
@@ -11266,7 +12301,8 @@ std::optional<Decimal> spend_limit(const Account& account, const std::string& fe
     if (!control || !control->enabled || !control->limit || !control->percentage) return control && control->enabled ? control->limit : std::nullopt;
     Decimal granted;
     for (const auto& holding : account.holdings) {
-        if (holding.item->feature == feature && (holding.entity.empty() || holding.entity == entity)) granted += holding.state.starting;
+        const bool main = holding.item->feature == feature && !holding.item->add_on;
+        if (main && (holding.entity.empty() || holding.entity == entity)) granted += holding.state.starting;
     }
     return granted.is_zero() ? std::nullopt : std::optional(percent(*control->limit) * granted);
 }
@@ -11291,32 +12327,49 @@ void set_floors(Account& account) {
     }
 }
 
-// An entity's balances of the items that are granted to each entity.
+// An entity's balances of the items that are granted to each entity of its kind; of all kinds when it is not told.
 void open_entity(Account& account, const std::string& entity) {
-    for (const auto& item : account.plan.items) {
+    const Holder* part = account.holder ? find_holder(account.holder->entities, entity) : nullptr;
+    for (const auto& item : account.plans.items) {
+        const auto own = account.own.find(item.plan);
+        if (own == account.own.end() || item.entity_feature.empty()) continue;
+        if (part && !part->feature.empty() && part->feature != item.entity_feature) continue;
         const auto same = [&](const Holding& holding) { return holding.item == &item && holding.entity == entity; };
-        const bool known = std::any_of(account.holdings.begin(), account.holdings.end(), same);
-        if (account.own && item.per_entity && !known) add_holding(account, item, entity, *account.own);
+        if (std::none_of(account.holdings.begin(), account.holdings.end(), same)) add_holding(account, item, entity, own->second);
     }
     set_floors(account);
 }
 
-// The balances that the customer has at a moment: of its own plan, and of its entities' plans.
-Account open_account(const Plan& plan, const std::string& customer, const std::string& entity, Timestamp now) {
-    static const Subscription anyone;
-    Account account{plan, customer, entity, plan.customers ? find_holder(*plan.customers, customer) : nullptr};
-    if (plan.customers && !account.holder) throw Error(ErrorCode::not_found, "customer", "customer_not_found");
-    if (!plan.customers) account.own = &anyone;
-    if (account.holder && account.holder->subscription && account.holder->subscription->active(now)) account.own = &*account.holder->subscription;
-    for (const auto& item : plan.items) {
-        if (account.own && !item.per_entity) add_holding(account, item, {}, *account.own);
+// The subscriptions that the customer has at a moment, and what their plans say.
+void open_plans(Account& account, Timestamp now) {
+    for (const auto& item : account.plans.items) {
+        if (!account.plans.customers) account.own[item.plan];
+    }
+    if (account.holder) account.own = account.holder->subscriptions;
+    std::erase_if(account.own, [&](const auto& each) { return !each.second.active(now); });
+    for (const auto& [plan, subscription] : account.own) {
+        const auto controls = account.plans.controls.find(plan);
+        if (controls != account.plans.controls.end()) add_controls(account.inherited, controls->second);
+    }
+}
+
+// The balances that the customer has at a moment: of its own plans, and of its entities' plans.
+Account open_account(const Plans& plans, const std::string& customer, const std::string& entity, Timestamp now) {
+    Account account{plans, customer, entity, plans.customers ? find_holder(*plans.customers, customer) : nullptr};
+    if (plans.customers && !account.holder) throw Error(ErrorCode::not_found, "customer", "customer_not_found");
+    open_plans(account, now);
+    for (const auto& item : plans.items) {
+        const auto own = account.own.find(item.plan);
+        if (own != account.own.end() && item.entity_feature.empty()) add_holding(account, item, {}, own->second);
     }
     if (!entity.empty()) open_entity(account, entity);
     if (account.holder) {
         for (const auto& part : account.holder->entities) {
             open_entity(account, part.id);
-            if (!part.subscription || !part.subscription->active(now)) continue;
-            for (const auto& item : plan.items) add_holding(account, item, part.id, *part.subscription);
+            for (const auto& item : plans.items) {
+                const auto own = part.subscriptions.find(item.plan);
+                if (own != part.subscriptions.end() && own->second.active(now)) add_holding(account, item, part.id, own->second);
+            }
         }
     }
     set_floors(account);
@@ -11326,10 +12379,10 @@ Account open_account(const Plan& plan, const std::string& customer, const std::s
 bool visible(const Holding& holding, const std::string& entity) { return entity.empty() || holding.entity.empty() || holding.entity == entity; }
 
 // What a unit of the feature costs in the item's own units; nothing when the item does not pay for it.
-std::optional<Decimal> cost_of(const Plan& plan, const PlanItem& item, const std::string& feature) {
+std::optional<Decimal> cost_of(const Plans& plans, const PlanItem& item, const std::string& feature) {
     if (item.flag) return {};
     if (item.feature == feature) return Decimal(1);
-    const auto& costs = plan.feature(item.feature).system.costs;
+    const auto& costs = plans.feature(item.feature).system.costs;
     const auto found = costs.find(feature);
     return found == costs.end() ? std::nullopt : std::optional(found->second);
 }
@@ -11338,13 +12391,13 @@ std::optional<Decimal> cost_of(const Plan& plan, const PlanItem& item, const std
 std::vector<std::size_t> payers(const Account& account, const std::string& feature, const std::string& entity) {
     std::vector<std::size_t> order;
     for (std::size_t i = 0; i < account.holdings.size(); ++i) {
-        if (visible(account.holdings[i], entity) && cost_of(account.plan, *account.holdings[i].item, feature)) order.push_back(i);
+        if (visible(account.holdings[i], entity) && cost_of(account.plans, *account.holdings[i].item, feature)) order.push_back(i);
     }
     const auto rank = [&](std::size_t i) {
         const auto& holding = account.holdings[i];
         const auto stride = holding.item->reset.value_or(Stride());
         return std::tuple(!holding.state.unlimited, holding.entity.empty() == !entity.empty(), holding.item->feature != feature, !holding.item->reset,
-                          stride.months, stride.micros, std::string_view(holding.entity), holding.state.overage_allowed);
+                          stride.months, stride.micros, std::string_view(holding.entity), holding.item->add_on, holding.state.overage_allowed);
     };
     std::stable_sort(order.begin(), order.end(), [&](std::size_t a, std::size_t b) { return rank(a) < rank(b); });
     return order;
@@ -11357,7 +12410,7 @@ bool use(Account& account, const std::string& feature, const std::string& entity
     std::vector<Balance> balances;
     for (const auto i : order) {
         balances.push_back(account.holdings[i].state);
-        balances.back().cost = *cost_of(account.plan, *account.holdings[i].item, feature);
+        balances.back().cost = *cost_of(account.plans, *account.holdings[i].item, feature);
     }
     const auto left = settle(balances, units, OverageBehavior::cap);
     int touched = 0;
@@ -11375,7 +12428,7 @@ bool use(Account& account, const std::string& feature, const std::string& entity
 
 // Everything that an event of that name uses.
 void use_event(Account& account, const std::string& name, const std::string& entity, const Decimal& units) {
-    for (const auto& feature : account.plan.features) {
+    for (const auto& feature : account.plans.features) {
         if (std::find(feature.names.begin(), feature.names.end(), name) != feature.names.end()) use(account, feature.id, entity, units);
     }
 }
@@ -11388,9 +12441,9 @@ struct Use {
     Measured row;
 };
 
-std::vector<Use> uses_of(const Plan& plan, const std::set<std::string>& features, const AggregateQuery& query, UsageSource& source) {
+std::vector<Use> uses_of(const Plans& plans, const std::set<std::string>& features, const AggregateQuery& query, UsageSource& source) {
     std::vector<Use> list;
-    for (const auto& feature : plan.features) {
+    for (const auto& feature : plans.features) {
         if (!features.contains(feature.id)) continue;
         for (const auto& name : feature.names) {
             for (auto& row : source.measure(feature_metric(name), query)) {
@@ -11416,11 +12469,11 @@ void take_use(Account& account, const Use& used, AggregateQuery query, UsageSour
 }
 
 // The features whose use may touch the same balances: those that share a credit system, directly or through others.
-std::set<std::string> related(const Plan& plan, const std::string& feature) {
+std::set<std::string> related(const Plans& plans, const std::string& feature) {
     std::set<std::string> all{feature};
     for (std::size_t before = 0; before != all.size();) {
         before = all.size();
-        for (const auto& system : plan.features) {
+        for (const auto& system : plans.features) {
             std::set<std::string> members{system.id};
             for (const auto& [member, cost] : system.system.costs) members.insert(member);
             const bool touches = std::any_of(members.begin(), members.end(), [&](const auto& member) { return all.contains(member); });
@@ -11442,8 +12495,9 @@ bool concerns(const Course& course, const Holding& holding) { return course.feat
 // The balances that are followed, and such as entities may have that the log has yet to name.
 std::vector<Holding> followed(const Account& account, const Course& course) {
     auto list = account.holdings;
-    for (const auto& item : account.plan.items) {
-        if (account.own && item.per_entity) list.push_back({&item, {}, *account.own, {}});
+    for (const auto& item : account.plans.items) {
+        const auto own = account.own.find(item.plan);
+        if (own != account.own.end() && !item.entity_feature.empty()) list.push_back({&item, {}, own->second, {}});
     }
     std::erase_if(list, [&](const Holding& holding) { return !concerns(course, holding); });
     return list;
@@ -11452,10 +12506,11 @@ std::vector<Holding> followed(const Account& account, const Course& course) {
 // All that was used in a stretch of time without resets.
 void spend(Account& account, const Course& course, const Period& period, UsageSource& source) {
     auto query = customer_query(account.customer, course.alone ? account.entity : "", period);
-    const bool entities = std::any_of(account.plan.items.begin(), account.plan.items.end(), [](const auto& item) { return item.per_entity; }) ||
-                          std::any_of(account.holdings.begin(), account.holdings.end(), [](const auto& holding) { return !holding.entity.empty(); });
+    const bool entities =
+        std::any_of(account.plans.items.begin(), account.plans.items.end(), [](const auto& item) { return !item.entity_feature.empty(); }) ||
+        std::any_of(account.holdings.begin(), account.holdings.end(), [](const auto& holding) { return !holding.entity.empty(); });
     if (entities && !course.alone) query.group_by = {"subscription"};
-    const auto uses = uses_of(account.plan, course.features, query, source);
+    const auto uses = uses_of(account.plans, course.features, query, source);
     for (const auto& used : uses) {
         if (!used.entity.empty()) open_entity(account, used.entity);
     }
@@ -11495,15 +12550,13 @@ void refill(Account& account, const Course& course, Timestamp at) {
     }
 }
 
-// The month of the first use; the beginning of time when there is none.
+// The month of the first use; now when there is none.
 Timestamp first_use(const Account& account, const Course& course, UsageSource& source) {
     auto query = customer_query(account.customer, course.alone ? account.entity : "", {});
     query.bin = Bin::month;
-    std::optional<Timestamp> first;
-    for (const auto& used : uses_of(account.plan, course.features, query, source)) {
-        if (used.row.bin) first = std::min(first.value_or(*used.row.bin), *used.row.bin);
-    }
-    return first.value_or(Timestamp::min());
+    Timestamp first = course.now;
+    for (const auto& used : uses_of(account.plans, course.features, query, source)) first = std::min(first, used.row.bin.value());
+    return first;
 }
 
 // Brings the balances up to now: what was used from reset to reset.
@@ -11558,11 +12611,11 @@ Fee fee_of(const Account& account, const PlanItem& item, const Period& period, c
     fee.metric = feature_metric(item.feature).code;
     fee.customer = account.customer;
     fee.subscription = account.entity;
-    fee.currency = account.plan.currency;
+    fee.currency = account.plans.currency;
     fee.units = taken.units;
     fee.events = taken.events;
     fee.amount = priced.amount;
-    fee.amount_cents = minor_units(priced.amount, account.plan.currency);
+    fee.amount_cents = minor_units(priced.amount, account.plans.currency);
     fee.unit_amount = quotient(priced.amount, taken.units);
     fee.period = period;
     fee.lines = std::move(priced.lines);
@@ -11578,28 +12631,29 @@ Fees sum_up(std::vector<Fee> list, const std::string& currency) {
 // Balances that share no feature are followed apart: their resets do not cut each other's time.
 void follow_all(Account& account, Timestamp now, bool alone, UsageSource& source) {
     std::set<std::string> seen;
-    for (const auto& item : account.plan.items) {
+    for (const auto& item : account.plans.items) {
         if (seen.contains(item.feature)) continue;
-        const Course course{related(account.plan, item.feature), now, alone};
+        const Course course{related(account.plans, item.feature), now, alone};
         follow(account, course, source);
         seen.insert(course.features.begin(), course.features.end());
     }
 }
 
-std::set<std::string> all_features(const Plan& plan) {
+std::set<std::string> all_features(const Plans& plans) {
     std::set<std::string> all;
-    for (const auto& feature : plan.features) all.insert(feature.id);
+    for (const auto& feature : plans.features) all.insert(feature.id);
     return all;
 }
 
 // Of the period asked for, in which nothing is reset; else of every item's billing cycle around now, as far as it has come.
-Fees Plan::usage(const UsageQuery& asked, Timestamp now, UsageSource& source) const {
+Fees Plans::usage(const UsageQuery& asked, Timestamp now, UsageSource& usage_source) const {
     auto account = open_account(*this, asked.customer, asked.subscription, now);
     const bool alone = !asked.subscription.empty();
+    if (alone) std::erase_if(account.holdings, [&](const Holding& holding) { return !visible(holding, asked.subscription); });
     if (asked.period) {
-        spend(account, {all_features(*this), now, alone}, *asked.period, source);
+        spend(account, {all_features(*this), now, alone}, *asked.period, usage_source);
     } else {
-        follow_all(account, now, alone, source);
+        follow_all(account, now, alone, usage_source);
     }
     std::vector<Fee> list;
     for (const auto& item : items) {
@@ -11612,15 +12666,24 @@ Fees Plan::usage(const UsageQuery& asked, Timestamp now, UsageSource& source) co
     return sum_up(std::move(list), currency);
 }
 
+// That of the first item that is billed by the period.
+Period Plans::period_around(const UsageQuery& query, Timestamp at) const {
+    const auto account = open_account(*this, query.customer, query.subscription, at);
+    for (const Holding& holding : account.holdings) {
+        if (holding.item->billed) return holding.around(holding.item->billed, at);
+    }
+    return this_month(at);
+}
+
 // What the event adds to the bill of the cycle under way.
-Fees Plan::estimate_fees(const Event& event, Timestamp now, UsageSource& source) const {
+Fees Plans::estimate_fees(const Event& event, Timestamp now, UsageSource& usage_source) const {
     auto before = open_account(*this, event.customer, event.subscription, now);
     std::set<std::string> used;
     for (const auto& feature : features) {
         if (std::find(feature.names.begin(), feature.names.end(), event.name) != feature.names.end()) used.merge(related(*this, feature.id));
     }
     if (used.empty()) throw Error(ErrorCode::not_found, "name", "no feature is used by events named " + event.name);
-    follow(before, {used, now}, source);
+    follow(before, {used, now}, usage_source);
     auto after = before;
     use_event(after, event.name, event.subscription, event.value.value_or(Decimal(1)));
     std::vector<Fee> list;
@@ -11633,7 +12696,7 @@ Fees Plan::estimate_fees(const Event& event, Timestamp now, UsageSource& source)
     return sum_up(std::move(list), currency);
 }
 
-Fee Plan::price(std::string_view charge, const Decimal& units, std::int64_t events) const {
+Fee Plans::price(std::string_view charge, const Decimal& units, std::int64_t events) const {
     const Account nobody{*this, {}, {}};
     for (const auto& item : items) {
         if (item.flag || item.feature != charge) continue;
@@ -11691,6 +12754,13 @@ bool holds_for(const UsageLimit& limit, const json& properties) {
                        [&](const auto& wanted) { return property_text(properties, wanted.first) == wanted.second; });
 }
 
+// Where the cycles of the feature's balances are counted from, when that is known.
+std::optional<Timestamp> anchor_of(const Account& account, const std::string& feature, const std::string& entity) {
+    const auto found = std::find_if(account.holdings.begin(), account.holdings.end(),
+                                    [&](const Holding& each) { return each.item->feature == feature && visible(each, entity); });
+    return found == account.holdings.end() ? std::nullopt : found->subscription.anchor;
+}
+
 // What is left of the usage limits of a feature that hold for the event; nothing without such limits (7.8).
 std::optional<Decimal> headroom(const Account& account, const std::string& feature, const Event& event, Timestamp now, UsageSource& source) {
     const auto* limits = account.control(&Controls::usage_limits, feature, event.subscription);
@@ -11700,12 +12770,12 @@ std::optional<Decimal> headroom(const Account& account, const std::string& featu
     std::optional<Decimal> least;
     for (const auto& limit : *limits) {
         if (!limit.enabled || !holds_for(limit, event.properties)) continue;
-        const auto anchor = limit.utc || !account.own ? std::nullopt : account.own->anchor;
+        const auto anchor = limit.utc ? std::nullopt : anchor_of(account, feature, event.subscription);
         auto query = customer_query(account.customer, own ? event.subscription : "", usage_window(limit.interval, now, anchor).value_or(Period()));
         for (const auto& [property, text] : limit.properties) query.filter.parts.push_back(Filter::equals(property_field(property), text));
         Decimal left = limit.limit;
-        for (const auto& [member, cost] : costs_of(account.plan.feature(feature))) {
-            for (const auto& used : uses_of(account.plan, {member}, query, source)) left -= used.row.value * cost;
+        for (const auto& [member, cost] : costs_of(account.plans.feature(feature))) {
+            for (const auto& used : uses_of(account.plans, {member}, query, source)) left -= used.row.value * cost;
         }
         least = std::min(least.value_or(left), at_least_zero(left));
     }
@@ -11720,7 +12790,7 @@ std::string answering(const Account& account, const Event& event, const Decimal&
         return position.held && allowed(position.standing, required);  // in the feature's units, also for credits
     };
     std::vector<std::string> systems, owned;
-    for (const auto& feature : account.plan.features) {
+    for (const auto& feature : account.plans.features) {
         if (feature.system.costs.contains(event.name)) systems.push_back(feature.id);
     }
     for (const auto& system : systems) {
@@ -11736,20 +12806,20 @@ std::string answering(const Account& account, const Event& event, const Decimal&
 
 std::optional<Decimal> lesser(const std::optional<Decimal>& a, const std::optional<Decimal>& b) { return a && b ? std::min(*a, *b) : a ? a : b; }
 
-Check Plan::check(const Event& event, Timestamp now, UsageSource& source) const {
+Check Plans::check(const Event& event, Timestamp now, UsageSource& usage_source) const {
     if (!knows_feature(event.name)) throw Error(ErrorCode::not_found, "name", "feature_not_found");
     const auto units = event.value.value_or(Decimal(1));
     auto account = open_account(*this, event.customer, event.subscription, now);
-    follow(account, {related(*this, event.name), now}, source);
-    const auto feature = answering(account, event, units, now, source);
+    follow(account, {related(*this, event.name), now}, usage_source);
+    const auto feature = answering(account, event, units, now, usage_source);
     auto position = position_of(account, feature, event.subscription, now);
     auto& standing = position.standing;
-    standing.headroom = headroom(account, feature, event, now, source);
+    standing.headroom = headroom(account, feature, event, now, usage_source);
     Check check{.feature = feature, .required = units};
     if (feature != event.name) {
         const auto& system = this->feature(feature).system;
         check.required = credits(system, event.name, units);
-        const auto members = headroom(account, event.name, event, now, source);
+        const auto members = headroom(account, event.name, event, now, usage_source);
         if (members) standing.headroom = lesser(standing.headroom, credits(system, event.name, *members));
     }
     check.allowed = position.flag || (position.held && allowed(standing, check.required));
@@ -11770,41 +12840,48 @@ Check Plan::check(const Event& event, Timestamp now, UsageSource& source) const 
 // ---- from the catalogue ----
 
 // Features that are only named, by an item or a credit system, are metered ones without more.
-void complete(Plan& plan) {
+void complete(Plans& plans) {
     std::set<std::string> named;
-    for (const auto& item : plan.items) named.insert(item.feature);
-    for (const auto& feature : plan.features) {
+    for (const auto& item : plans.items) named.insert(item.feature);
+    for (const auto& feature : plans.features) {
         for (const auto& [member, cost] : feature.system.costs) named.insert(member);
     }
-    for (const auto& feature : plan.features) named.erase(feature.id);
-    for (const auto& id : named) plan.features.push_back({id, false, {id}, {}});
-    for (auto& item : plan.items) item.flag = plan.feature(item.feature).flag;
+    for (const auto& feature : plans.features) named.erase(feature.id);
+    for (const auto& id : named) plans.features.push_back({id, false, {id}, {}});
+    for (auto& item : plans.items) item.flag = plans.feature(item.feature).flag;
+}
+
+void read_plan(Plans& plans, const Node& at) {
+    const auto id = at.required_text("id");
+    if (plans.controls.contains(id)) throw Error(ErrorCode::bad_value, at.path("id"), "is there twice");
+    plans.controls[id] = read_controls(at);
+    if (at.list("items").empty()) at.refuse("has no items");
+    for (const auto& each : at.list("items")) plans.items.push_back(read_plan_item(each, at, plans.currency));
 }
 
 std::shared_ptr<const Book::Impl> load(const json& catalogue) {
     const Node root(catalogue);
-    const auto at = root.object("plan");
-    auto plan = std::make_shared<Plan>();
-    plan->vendor = "autumn";
-    plan->code = at.required_text("id");
-    plan->source = catalogue;
-    plan->currency = root.text("currency", "usd");
+    const auto list = root.list("plans");
+    auto plans = std::make_shared<Plans>();
+    plans->vendor = "autumn";
+    plans->source = catalogue;
+    plans->currency = root.text("currency", "usd");
+    if (list.empty() || root.find("plan")) read_plan(*plans, root.object("plan"));
+    for (const auto& each : list) read_plan(*plans, each);
+    plans->code = root.text("id", plans->items.front().plan);
     std::set<std::string> ids, names;
     for (const auto& each : root.list("features")) {
-        plan->features.push_back(read_feature(each));
-        if (!ids.insert(plan->features.back().id).second) throw Error(ErrorCode::bad_value, each.path("id"), "is there twice");
+        plans->features.push_back(read_feature(each));
+        if (!ids.insert(plans->features.back().id).second) throw Error(ErrorCode::bad_value, each.path("id"), "is there twice");
     }
-    for (const auto& each : at.list("items")) plan->items.push_back(read_plan_item(each, plan->currency));
-    if (plan->items.empty()) at.refuse("has no items");
-    plan->controls = read_controls(at);
-    if (root.find("customers")) plan->customers.emplace();
-    for (const auto& each : root.list("customers")) plan->customers->push_back(read_holder(each, plan->code));
-    complete(*plan);
-    for (const auto& feature : plan->features) {
+    if (root.find("customers")) plans->customers.emplace();
+    for (const auto& each : root.list("customers")) plans->customers->push_back(read_holder(each));
+    complete(*plans);
+    for (const auto& feature : plans->features) {
         if (!feature.flag) names.insert(feature.names.begin(), feature.names.end());
     }
-    for (const auto& name : names) plan->metrics.push_back(feature_metric(name));
-    return plan;
+    for (const auto& name : names) plans->metrics.push_back(feature_metric(name));
+    return plans;
 }
 
 }  // namespace autumn
@@ -11829,33 +12906,6 @@ constexpr Coercion exact_text{.missing = {no_such, {Meeting::empty, Meeting::emp
                               .text = {as_written, as_written},
                               .structure = {no_such, as_written}};
 
-struct AnalyticsQuestion {
-    std::string customer{}, entity{};
-    std::vector<std::string> features{};  // names of events
-    std::string group_by{};               // a field; empty: no groups
-    Filter filter{};
-    Bin bin = Bin::day;
-    Ranges ranges{};
-    Timestamp now{};             // bins after it are left out
-    std::size_t max_groups = 9;  // in each bin, for each feature
-};
-
-struct AnalyticsBin {
-    Timestamp start{};
-    std::map<std::string, Decimal> values{};                          // by feature
-    std::map<std::string, std::map<std::string, Decimal>> grouped{};  // by feature, then group
-};
-
-struct AnalyticsTotal {
-    std::int64_t count = 0;
-    Decimal sum{};
-};
-
-struct Analytics {
-    std::vector<AnalyticsBin> list;
-    std::map<std::string, AnalyticsTotal> totals;  // of the features that have events
-};
-
 constexpr std::string_view other_groups = "AUTUMN_RESERVED";
 
 // The hours whose beginning belongs to the range: an event counts with its hour (aggregate_simple.pipe:30).
@@ -11864,106 +12914,146 @@ Period whole_hours(const Range& range) {
     return {from == range.from ? from : from + std::chrono::hours(1), cut(range.to, micros_per_hour) + std::chrono::hours(1)};
 }
 
-std::vector<Measured> measured(const AnalyticsQuestion& question, const std::string& feature, AggregateQuery query, UsageSource& source) {
-    if (query.period.from >= query.period.to) return {};
-    query.customer = question.customer;
-    query.subscription = question.entity;
-    query.filter = question.filter;
-    return source.measure(feature_metric(feature), query);
+// What the vendor's question cannot say (eventsAggregateParams.ts:5).
+void check_analytics(const AnalyticsQuery& asked, std::span<const Metric> metrics) {
+    const auto adds_up = [](const Metric& each) { return each.aggregation == Aggregation::sum || each.aggregation == Aggregation::count; };
+    if (asked.metrics.empty()) refuse("metrics", "are required");
+    if (!std::all_of(metrics.begin(), metrics.end(), adds_up)) refuse("metrics", "must be sums or counts");
+    if (asked.bin != Bin::none && asked.bin != Bin::hour && asked.bin != Bin::day && asked.bin != Bin::week && asked.bin != Bin::month)
+        refuse("bin", "must be an hour, day, week or month");
+    if (asked.group_by.size() > 1) refuse("group_by", "must be one field");
+    if (asked.top < 0 || asked.top > 250) refuse("top", "must be from 1 to 250, or 0 for 9");
+    if (!asked.time_zone.empty() && asked.time_zone != "UTC") refuse("time_zone", "must be UTC");
+    if (asked.week_start != std::chrono::Monday) refuse("week_start", "must be a Monday");
+    if (asked.billing_anchor) refuse("billing_anchor", "is not known to these rules");
 }
 
-// Totals take every event, grouped or not; with a filter they go by the moment, not the hour (getCountAndSum.ts:166).
-std::map<std::string, AnalyticsTotal> totals(const AnalyticsQuestion& question, UsageSource& source) {
-    const Range& range = question.ranges.total;
-    AggregateQuery query;
-    query.period = question.filter.empty() ? whole_hours(range) : Period{range.from, range.to + std::chrono::microseconds(1)};
-    std::map<std::string, AnalyticsTotal> found;
-    for (const auto& feature : question.features) {
-        for (const auto& row : measured(question, feature, query, source)) {
-            if (row.events > 0) found[feature] = {row.events, row.value.round(10, Rounding::half_up)};
-        }
-    }
-    return found;
+// The period's end, which does not belong to it, is the vendor's one moment later.
+Ranges ranges_of(const AnalyticsQuery& asked, Bin bin, Timestamp now) {
+    if (!asked.period) return named_ranges(asked.range, bin, now, asked.billing_cycle);
+    check_period(*asked.period);
+    return custom_ranges(asked.period->from, asked.period->to - std::chrono::microseconds(1));
 }
+
+// Bins that begin after now are left out, which no event can be in.
+std::vector<Timestamp> bins_until(Timestamp now, const Range& range, Bin bin, std::size_t metrics) {
+    const BinGrid grid = list_bins(range, bin, {});
+    if (grid.count() > static_cast<std::int64_t>(limits::aggregate_rows / metrics))
+        throw Error(ErrorCode::too_large, "bin", "the answer has more than " + std::to_string(limits::aggregate_rows) + " points");
+    std::vector<Timestamp> starts;
+    for (std::int64_t i = 0; i < grid.count() && grid.start(i) <= now; ++i) starts.push_back(grid.start(i));
+    return starts;
+}
+
+struct Cell {
+    Decimal usage;
+    std::int64_t events = 0;
+    void add(const Decimal& value, std::int64_t count) { usage += value, events += count; }
+};
+
+// Of one bin, by group: the rest last, and one without a name where nothing is grouped.
+using GroupKey = std::pair<bool, std::string>;
+using Cells = std::map<GroupKey, Cell>;
 
 // The greatest groups of a bin keep their names, the rest goes together (aggregate_groupable.pipe:238).
-std::map<std::string, Decimal> top_groups(const std::map<std::string, Decimal>& groups, std::size_t most) {
-    std::vector<std::pair<std::string, Decimal>> order(groups.begin(), groups.end());
-    std::stable_sort(order.begin(), order.end(), [](const auto& a, const auto& b) { return a.second > b.second; });
-    std::map<std::string, Decimal> top;
-    for (std::size_t i = 0; i < order.size(); ++i) top[i < most ? order[i].first : std::string(other_groups)] += order[i].second;
+Cells top_cells(const Cells& cells, std::size_t most) {
+    std::vector<std::pair<GroupKey, Cell>> order(cells.begin(), cells.end());
+    std::stable_sort(order.begin(), order.end(), [](const auto& a, const auto& b) { return a.second.usage > b.second.usage; });
+    Cells top;
+    for (std::size_t i = 0; i < order.size(); ++i)
+        top[i < most ? order[i].first : GroupKey(true, "")].add(order[i].second.usage, order[i].second.events);
     return top;
 }
 
-// What the groups of a feature come to.
-std::map<std::string, Decimal> sums_of_groups(const std::map<std::string, std::map<std::string, Decimal>>& grouped) {
-    std::map<std::string, Decimal> sums;
-    for (const auto& [feature, groups] : grouped) {
-        for (const auto& [group, value] : groups) sums[feature] += value;
-    }
-    return sums;
-}
-
-// Every bin lists all groups of all bins; without any group there are no bins.
-void fill_groups(std::vector<AnalyticsBin>& list, const std::vector<std::string>& features) {
-    std::set<std::string> names;
-    for (const auto& bin : list) {
-        for (const auto& [feature, groups] : bin.grouped) {
-            for (const auto& [group, value] : groups) names.insert(group);
-        }
-    }
-    if (names.empty()) list.clear();
-    if (list.size() * features.size() * names.size() > limits::aggregate_rows) throw Error(ErrorCode::too_large, "group_by", "has too many groups");
-    for (auto& bin : list) {
-        for (const auto& feature : features) {
-            for (const auto& name : names) bin.grouped[feature].try_emplace(name);
-        }
-        bin.values = sums_of_groups(bin.grouped);
-    }
-}
-
-// The bins of the list, without values.
-std::vector<AnalyticsBin> empty_bins(const AnalyticsQuestion& question) {
-    const BinGrid grid = list_bins(question.ranges.list, question.bin, {});
-    if (grid.count() > static_cast<std::int64_t>(limits::aggregate_rows / question.features.size()))
-        throw Error(ErrorCode::too_large, "bin", "the period has more than " + std::to_string(limits::aggregate_rows) + " bins and features");
-    std::vector<AnalyticsBin> list;
-    for (std::int64_t i = 0; i < grid.count() && grid.start(i) <= question.now; ++i) {
-        list.push_back({grid.start(i)});
-        for (const auto& feature : question.features) list.back().values[feature] = {};
-    }
-    return list;
-}
-
-// Puts what was measured into the bins.
-void add_rows(std::vector<AnalyticsBin>& list, const std::string& feature, std::span<const Measured> rows) {
+// What the metric comes to in every bin. Events without a group, or of one without a name, are in none.
+std::vector<Cells> cells_of(const std::vector<Measured>& rows, const std::vector<Timestamp>& bins) {
+    std::vector<Cells> cells(bins.size());
     for (const auto& row : rows) {
-        const auto bin =
-            std::lower_bound(list.begin(), list.end(), *row.bin, [](const AnalyticsBin& each, Timestamp start) { return each.start < start; });
-        if (bin == list.end() || bin->start != *row.bin) continue;
-        if (row.group.empty()) {
-            bin->values[feature] += row.value;
-        } else if (!row.group[0].value_or("").empty()) {
-            bin->grouped[feature][*row.group[0]] += row.value;
-        }
+        const auto bin = std::lower_bound(bins.begin(), bins.end(), *row.bin);
+        if (bin == bins.end() || *bin != *row.bin) continue;
+        const auto name = row.group.empty() ? "" : row.group[0].value_or("");
+        if (row.group.empty() || !name.empty()) cells[static_cast<std::size_t>(bin - bins.begin())][{false, name}].add(row.value, row.events);
     }
+    return cells;
 }
 
-// One question to the source for each feature, and one for its total.
-[[maybe_unused]] Analytics analytics(const AnalyticsQuestion& question, UsageSource& source) {
-    Analytics answer{empty_bins(question), totals(question, source)};
+Decimal shown(const Decimal& value) { return value.round(10, Rounding::half_up); }
+
+AnalyticsItem item_of(const std::string& metric, const GroupKey& key, bool grouped, const std::vector<Cells>& cells,
+                      const std::vector<Timestamp>& bins) {
+    AnalyticsItem item{.metric = metric, .rest = key.first};
+    if (grouped) item.group = {key.first ? std::nullopt : std::optional(key.second)};
+    if (key.first) item.vendor = {{"group", other_groups}};
+    Decimal usage;
+    for (std::size_t i = 0; i < bins.size(); ++i) {
+        const auto found = cells[i].find(key);
+        const Cell cell = found == cells[i].end() ? Cell() : found->second;
+        item.points.push_back({.start = bins[i], .usage = shown(cell.usage), .events = cell.events});
+        usage += cell.usage;
+        item.events += cell.events;
+    }
+    item.usage = shown(usage);
+    return item;
+}
+
+// Every item has a point for every bin, and every metric an item for every group of any of them; without groups there is no item.
+std::vector<AnalyticsItem> items_of(const std::vector<std::string>& metrics, const std::vector<std::vector<Cells>>& cells,
+                                    const std::vector<Timestamp>& bins, bool grouped) {
+    std::set<GroupKey> keys;
+    if (!grouped) keys.emplace(false, "");
+    for (const auto& of_metric : cells) {
+        for (const auto& of_bin : of_metric) {
+            for (const auto& [key, cell] : of_bin) keys.insert(key);
+        }
+    }
+    if (metrics.size() * bins.size() * keys.size() > limits::aggregate_rows)
+        throw Error(ErrorCode::too_large, "group_by", "the answer has more than " + std::to_string(limits::aggregate_rows) + " points");
+    std::vector<AnalyticsItem> items;
+    for (std::size_t i = 0; i < metrics.size(); ++i) {
+        for (const auto& key : keys) items.push_back(item_of(metrics[i], key, grouped, cells[i], bins));
+    }
+    return items;
+}
+
+// Of the metrics that have events, grouped or not. With a filter they go by the moment, not the hour, and their period may begin before the
+// list's (getCountAndSum.ts:79 and 166).
+std::vector<AnalyticsTotal> totals_of(std::span<const Metric> metrics, AggregateQuery query, const Range& range, UsageSource& source) {
+    query.period = query.filter.empty() ? whole_hours(range) : Period{range.from, range.to + std::chrono::microseconds(1)};
+    std::vector<AnalyticsTotal> totals;
+    if (query.period.from >= query.period.to) return totals;
+    for (const auto& metric : metrics) {
+        const auto row = source.measure(metric, query).at(0);
+        if (row.events > 0) totals.push_back({metric.code, shown(row.value), row.events});
+    }
+    return totals;
+}
+
+// events.aggregate: one question to the source for each metric's bins, and one for its total. `metrics` are those asked for.
+Analytics analytics(const AnalyticsQuery& asked, std::span<const Metric> metrics, Timestamp now, UsageSource& source) {
+    check_analytics(asked, metrics);
+    const Bin bin = asked.bin == Bin::none ? Bin::day : asked.bin;
+    const auto ranges = ranges_of(asked, bin, now);
+    const auto bins = bins_until(now, ranges.list, bin, metrics.size());
     AggregateQuery query;
-    query.period = whole_hours(question.ranges.list);
-    query.bin = question.bin;
-    if (!question.group_by.empty()) query.group_by = {question.group_by};
-    for (const auto& feature : question.features) add_rows(answer.list, feature, measured(question, feature, query, source));
-    for (auto& bin : answer.list) {
-        for (auto& [feature, groups] : bin.grouped) groups = top_groups(groups, question.max_groups);
+    query.customer = asked.customer;
+    query.subscription = asked.subscription;
+    query.filter = asked.filter;
+    if (!asked.sources.empty()) query.filter = Filter::all({query.filter, Filter::where("source", Operator::in, asked.sources)});
+    Analytics answer;
+    answer.period = {ranges.list.from, ranges.list.to + std::chrono::microseconds(1)};
+    answer.totals = totals_of(metrics, query, ranges.total, source);
+    query.period = whole_hours(ranges.list);
+    query.bin = bin;
+    query.group_by = asked.group_by;
+    std::vector<std::vector<Cells>> cells;
+    for (const auto& metric : metrics) {
+        cells.push_back(cells_of(query.period.from < query.period.to ? source.measure(metric, query) : std::vector<Measured>(), bins));
+        if (asked.group_by.empty()) continue;
+        for (auto& each : cells.back()) each = top_cells(each, static_cast<std::size_t>(asked.top == 0 ? 9 : asked.top));
     }
-    if (!question.group_by.empty()) fill_groups(answer.list, question.features);
-    for (auto& bin : answer.list) {
-        for (auto& [feature, value] : bin.values) value = value.round(10, Rounding::half_up);
-    }
+    std::vector<std::string> codes;
+    for (const auto& metric : metrics) codes.push_back(metric.code);
+    answer.items = items_of(codes, cells, bins, !asked.group_by.empty());
     return answer;
 }
 
@@ -11993,67 +13083,9 @@ private:
     std::pair<std::int64_t, std::int64_t> last_place_;
 };
 
-// --- Lago: its aggregations over events (dossier 4.2, 4.4, 4.7) ---
+// --- Lago: how it divides ---
 
 namespace lago {
-
-// Both ends of the period belong to it. Ignored entries take out the events that match all of one.
-struct Question {
-    Kind kind = Kind::count;
-    std::string property{};
-    bool recurring = false, prorated = false;
-    Timestamp from{}, to{};
-    std::int64_t last_sequence = std::numeric_limits<std::int64_t>::max();  // of events at `to` those after it are out (postgres_store.rb:442)
-    int days = 0;                                                           // of the full billing period
-    Decimal initial{};
-    Values matching{};
-    std::vector<Values> ignored{};
-};
-
-// The number in a property, when its text is plainly one (postgres_store.rb:508).
-std::optional<Decimal> numeric(const Event& event, const std::string& property) {
-    std::string keep;
-    const Scalar value = scalar_of_member(event.properties, property, keep);
-    return value.kind == Scalar::Kind::text && !plain_number(value.text) ? std::nullopt : scalar_number(value);
-}
-
-// The events that take part, by time (postgres_store.rb:6). A recurring sum or unique count looks at all of the past.
-[[maybe_unused]] std::vector<const Event*> in_scope(const Question& question, std::span<const Event> events) {
-    constexpr std::int64_t millisecond = 1000;
-    const bool past = question.recurring && (question.kind == Kind::sum || question.kind == Kind::unique_count);
-    const bool numbers = question.kind != Kind::count && question.kind != Kind::unique_count;
-    std::vector<const Event*> scope;
-    for (const Event& event : events) {
-        if (std::pair(*event.timestamp, event.sequence) > std::pair(question.to, question.last_sequence)) continue;
-        if (!past && *event.timestamp < cut(question.from, millisecond)) continue;
-        if (numbers && !numeric(event, question.property)) continue;
-        if (!matches(question.matching, event.properties)) continue;
-        const auto ignores = [&](const Values& entry) { return is_ignored(entry, event.properties); };
-        if (std::none_of(question.ignored.begin(), question.ignored.end(), ignores)) scope.push_back(&event);
-    }
-    std::stable_sort(scope.begin(), scope.end(), [](const Event* a, const Event* b) { return *a->timestamp < *b->timestamp; });
-    return scope;
-}
-
-Fold folded(const Question& question, const std::vector<const Event*>& scope) {
-    Fold fold;
-    for (const Event* event : scope) fold.add(*numeric(*event, question.property), event->timestamp->micros(), event->sequence);
-    return fold;
-}
-
-// Each value begins as removed; an add after anything else is +1, anything else after an add -1 (unique_count_query.rb:12).
-std::map<std::optional<std::string>, int> active_values(const Question& question, const std::vector<const Event*>& scope) {
-    std::map<std::optional<std::string>, std::pair<std::string, int>> states;
-    for (const Event* event : scope) {
-        auto& [last, sum] = states.try_emplace(property_text(event->properties, question.property), "remove", 0).first->second;
-        const std::string operation = property_text(event->properties, "operation_type").value_or("add");
-        if (operation != last) sum += operation == "add" ? 1 : -1;
-        last = operation;
-    }
-    std::map<std::optional<std::string>, int> active;
-    for (const auto& [value, state] : states) active.emplace(value, state.second);
-    return active;
-}
 
 // A division as PostgreSQL's numeric does it: with at least 16 significant digits, counted in groups of four.
 Decimal postgres_quotient(const Decimal& a, const Decimal& b) {
@@ -12068,308 +13100,144 @@ Decimal postgres_quotient(const Decimal& a, const Decimal& b) {
     return Decimal::divide(a, b, std::clamp(16 - 4 * difference, std::max(a.scale(), b.scale()), Decimal::max_scale), Rounding::half_up);
 }
 
-// What stands, for the seconds it stands, in shares of the full billing period (weighted_sum_query.rb:12).
-Decimal weighted_sum(const Question& question, const std::vector<const Event*>& scope) {
-    const Timestamp end = cut(question.to + std::chrono::microseconds(micros_per_second - 1), micros_per_second);
-    const Decimal whole = Decimal(question.days) * 86400;
-    Decimal standing = question.initial, total;
-    Timestamp since = question.from;
-    const auto stand_until = [&](Timestamp time) {
-        if (time > since) total += postgres_quotient(standing * Decimal::scaled((time - since).count(), 6), whole);
-        since = std::max(since, time);
-    };
-    for (const Event* event : scope) {
-        stand_until(*event->timestamp);
-        standing += *numeric(*event, question.property);
-    }
-    stand_until(end);
-    return total.round(20, Rounding::ceil);
-}
-
-// Units times the days they count for: what was there before the period for all of its days, each event of the period from its own day on
-// (sum_service.rb:164).
-Decimal unit_days(const Question& question, const std::vector<const Event*>& scope) {
-    const auto days_from = [&](Timestamp time) {
-        return floor_divide(question.to.micros(), micros_per_day) - floor_divide(std::max(time, question.from).micros(), micros_per_day) + 1;
-    };
-    Decimal total;
-    for (const Event* event : scope) total += *numeric(*event, question.property) * days_from(*event->timestamp);
-    return total;
-}
-
-// The days for which a value was there, whole and with the first and the last. What is removed and added again in one day was never away
-// (unique_count_query.rb).
-class DaysPresent {
-public:
-    DaysPresent(Timestamp from, Timestamp to) : from_(day_of(from)), to_(day_of(to)) {}
-
-    void add(Timestamp time) {
-        if (present_) return;
-        if (!until_ || *until_ != day_of(time)) {
-            close();
-            since_ = day_of(time);
-        }
-        present_ = true;
-    }
-    void remove(Timestamp time) {
-        if (present_) until_ = day_of(time);
-        present_ = false;
-    }
-    std::int64_t days() {
-        if (present_) until_ = to_;
-        present_ = false;
-        close();
-        return days_;
-    }
-
-private:
-    static std::int64_t day_of(Timestamp time) { return floor_divide(time.micros(), micros_per_day); }
-    void close() {
-        if (until_) days_ += std::max<std::int64_t>(0, std::min(*until_, to_) - std::max(since_, from_) + 1);
-        until_.reset();
-    }
-    std::int64_t from_, to_, since_ = 0, days_ = 0;
-    std::optional<std::int64_t> until_;
-    bool present_ = false;
-};
-
-std::int64_t value_days(const Question& question, const std::vector<const Event*>& scope) {
-    std::map<std::optional<std::string>, DaysPresent> values;
-    for (const Event* event : scope) {
-        const auto value = property_text(event->properties, question.property);
-        DaysPresent& present = values.try_emplace(value, question.from, question.to).first->second;
-        const bool adds = property_text(event->properties, "operation_type").value_or("add") == "add";
-        adds ? present.add(*event->timestamp) : present.remove(*event->timestamp);
-    }
-    std::int64_t total = 0;
-    for (auto& [value, present] : values) total += present.days();
-    return total;
-}
-
-// The value of a metric over the events in its scope, before the metric's own rounding.
-[[maybe_unused]] Decimal aggregated(const Question& question, const std::vector<const Event*>& scope) {
-    switch (question.kind) {
-        case Kind::sum:
-            if (!question.prorated) return folded(question, scope).sum();
-            return Decimal::divide(unit_days(question, scope), question.days, 5, Rounding::ceil);
-        case Kind::max:
-            return folded(question, scope).most();
-        case Kind::latest:
-            return std::max(folded(question, scope).latest(), Decimal());  // latest_service.rb: never negative
-        case Kind::weighted_sum:
-            return weighted_sum(question, scope);
-        case Kind::unique_count: {
-            if (question.prorated) return Decimal::divide(value_days(question, scope), question.days, 5, Rounding::ceil);
-            Decimal sum;
-            for (const auto& [value, active] : active_values(question, scope)) sum += active;
-            return sum;
-        }
-        default:
-            return scope.size();
-    }
-}
-
-// By the texts of several properties; a missing and an empty one are the same group, of nothing.
-[[maybe_unused]] std::map<std::vector<std::optional<std::string>>, std::vector<const Event*>> by_group(const std::vector<std::string>& keys,
-                                                                                                       const std::vector<const Event*>& scope) {
-    std::map<std::vector<std::optional<std::string>>, std::vector<const Event*>> groups;
-    for (const Event* event : scope) {
-        std::vector<std::optional<std::string>> group;
-        for (const auto& key : keys) {
-            const auto text = property_text(event->properties, key);
-            group.push_back(text && !text->empty() ? text : std::nullopt);
-        }
-        groups[group].push_back(event);
-    }
-    if (groups.empty()) groups.emplace(std::vector<std::optional<std::string>>(keys.size()), std::vector<const Event*>{});
-    return groups;
-}
-
 }  // namespace lago
 
-// --- Polar: its three evaluators of filters, and meter quantities (dossier 6 to 8) ---
+// --- Polar: meter quantities and customer meters (dossier 8 and 10.3) ---
 
 namespace polar {
 
-using enum Meeting;
-
-constexpr std::array<Meeting, 3> never_any{never, never, never}, text_any{text, text, text}, empty_any{empty, empty, empty};
-
-// One evaluator: metadata by a table, and how a time becomes whole seconds.
-struct Evaluator {
-    Coercion metadata;
-    Rounding seconds;
-};
-
-// Quantities and balances (filter.py:52).
-constexpr Evaluator postgres{{.missing = {never_any, never_any},
-                              .boolean = {{number, never, never}, text_any},
-                              .number = {{number, number, never}, text_any},
-                              .text = {text_any, text_any},
-                              .structure = {never_any, text_any},
-                              .asked_booleans = {"f", "t"}},
-                             Rounding::half_up};
-
-// What a meter bills (filter.py:127).
-[[maybe_unused]] constexpr Evaluator billing{{.missing = {never_any, never_any},
-                                              .boolean = {{number, number, differ}, text_any},
-                                              .number = {{number, number, differ}, text_any},
-                                              .text = {{differ, differ, text}, text_any},
-                                              .structure = {{differ, differ, differ}, text_any},
-                                              .stored_booleans = {"False", "True"},
-                                              .asked_booleans = {"False", "True"}},
-                                             Rounding::down};
-
-// Lists of events (tinybird/service.py:722).
-[[maybe_unused]] constexpr Evaluator clickhouse{{.missing = {{zero, zero, empty}, empty_any},
-                                                 .boolean = {{zero, zero, empty}, empty_any},
-                                                 .number = {{number, number, empty}, empty_any},
-                                                 .text = {{zero, zero, text}, text_any},
-                                                 .structure = {{zero, zero, empty}, empty_any}},
-                                                Rounding::down};
-
-// name and source meet texts alone, timestamp numbers alone, in every evaluator.
-constexpr Coercion built_in{.missing = {never_any, never_any},
-                            .boolean = {never_any, never_any},
-                            .number = {{never, number, never}, {never, text, never}},
-                            .text = {{never, never, text}, {never, never, text}},
-                            .structure = {never_any, never_any}};
-
-// The metadata parameter of a question compares texts (kit/metadata.py:138).
-constexpr Coercion parameter{.missing = {never_any, never_any},
-                             .boolean = {text_any, text_any},
-                             .number = {text_any, text_any},
-                             .text = {text_any, text_any},
-                             .structure = {text_any, text_any}};
-
-bool is_metadata(std::string_view field) { return field.starts_with("properties."); }
-
-Scalar field_of(const Event& event, std::string_view field, Rounding seconds, std::string& keep) {
-    if (is_metadata(field)) return scalar_at(event.properties, field.substr(property_field("").size()), keep);
-    if (field == "timestamp") return {Scalar::Kind::number, false, event.timestamp.value_or(Timestamp()).unix_seconds().round(0, seconds), {}};
-    return {Scalar::Kind::text, false, {}, field == "name" ? event.name : event.source};
-}
-
-bool matches(const Evaluator& evaluator, const Filter& filter, const Event& event) {
-    const auto each = [&](const Filter& part) { return matches(evaluator, part, event); };
-    if (filter.kind == Filter::Kind::all) return std::all_of(filter.parts.begin(), filter.parts.end(), each);
-    if (filter.kind == Filter::Kind::any) return std::any_of(filter.parts.begin(), filter.parts.end(), each);
-    std::string keep;
-    const Scalar value = field_of(event, filter.field, evaluator.seconds, keep);
-    if (filter.op == Operator::exists) return value.absent() != filter.value.get<bool>();
-    return meets(is_metadata(filter.field) ? evaluator.metadata : built_in, filter.op, value, make_operand(filter.value, filter.field));
-}
-
-struct Measure {
-    Function function = Function::count;
-    std::string property{};  // as Polar writes it; a leading "metadata." is dropped once
-};
-
-bool is_timestamp(const Measure& measure) { return measure.property == "timestamp"; }
-
-// Polar's numbers are doubles. Only JSON numbers take part, and the time as seconds; of a unique count every value, numbered by what it is.
-class Values {
-public:
-    explicit Values(const Measure& measure) : measure_(measure) {
-        constexpr std::string_view prefix = "metadata.";
-        if (measure_.property.starts_with(prefix)) measure_.property.erase(0, prefix.size());
+// For every key of the metadata parameter one of its texts.
+Filter parameter_filter(const json& metadata) {
+    if (!metadata.is_object()) refuse("metadata", "must be an object");
+    std::vector<Filter> parts;
+    for (const auto& [key, value] : metadata.items()) {
+        const json texts = value.is_array() ? value : json::array({value});
+        const bool fits = std::all_of(texts.begin(), texts.end(), [](const json& text) { return text.is_string(); });
+        if (key.empty() || !fits) refuse("metadata." + key, "must be a text or a list of texts");
+        parts.push_back(Filter::where(property_field(key), Operator::in, texts));
     }
-
-    std::optional<double> of(const Event& event) {
-        std::string keep;
-        if (measure_.function == Function::count) return 1;
-        if (measure_.function == Function::unique) {
-            const Scalar value = scalar_at(event.properties, measure_.property, keep);
-            if (value.kind == Scalar::Kind::missing) return std::nullopt;
-            const std::string identity = std::to_string(static_cast<int>(value.kind)) + scalar_text(value);
-            return static_cast<double>(known_.try_emplace(identity, known_.size()).first->second);
-        }
-        if (measure_.property == "name" || measure_.property == "source") return std::nullopt;
-        const std::string field = is_timestamp(measure_) ? measure_.property : property_field(measure_.property);
-        const Scalar value = field_of(event, field, postgres.seconds, keep);
-        return value.kind == Scalar::Kind::number ? std::optional(value.number.to_double()) : std::nullopt;
-    }
-
-private:
-    Measure measure_;
-    std::unordered_map<std::string, std::size_t> known_;
-};
-
-double aggregated(const Measure& measure, std::span<const Event> events) {
-    Values values(measure);
-    std::vector<double> found;
-    for (const Event& event : events) {
-        if (const auto value = values.of(event)) found.push_back(*value);
-    }
-    return aggregated(measure.function, found);
+    return Filter::all(std::move(parts));
 }
 
-// Whether an event takes part: for billing, a unique count takes all, and so does a text field (7).
-[[maybe_unused]] bool takes_part(const Measure& measure, const Event& event, bool for_billing) {
-    if (measure.function == Function::unique) return true;
-    const bool text_field = measure.property == "name" || measure.property == "source";
-    return (for_billing && text_field) || Values(measure).of(event).has_value();
+// A question about any of these customers; about all when there are none.
+AggregateQuery of_customers(const std::vector<std::string>& customers) {
+    AggregateQuery query;
+    if (customers.size() == 1) query.customer = customers.front();
+    if (customers.size() > 1) query.filter = Filter::where("customer", Operator::in, customers);
+    return query;
 }
 
-struct Quantities {
-    std::vector<std::pair<Timestamp, double>> rows;
-    double total = 0;
-};
+// The rows of a bin, one for each customer or one for all, as one value.
+Decimal quantity(std::span<const Measured> rows, const std::optional<Aggregation>& over_customers) {
+    if (!over_customers) return rows.front().value;
+    std::vector<Decimal> values;
+    for (const auto& row : rows) values.push_back(row.value);
+    return folded(*over_customers, values);
+}
+
+std::map<Timestamp, Decimal> quantities_by_bin(const Metric& metric, AggregateQuery asked, const std::optional<Aggregation>& over_customers,
+                                               UsageSource& usage) {
+    if (over_customers) asked.group_by = {"customer"};
+    const auto rows = usage.measure(metric, asked);
+    std::map<Timestamp, Decimal> found;
+    for (auto begin = rows.begin(); begin != rows.end();) {
+        const auto end = std::find_if(begin, rows.end(), [&](const Measured& row) { return row.bin != begin->bin; });
+        found[*begin->bin] = quantity({begin, end}, over_customers);
+        begin = end;
+    }
+    return found;
+}
 
 // The total of the rows that have events; an average or unique count is one over all events, whatever their time (service.py:360).
-double total_of(const Measure& measure, std::span<const Event> events, const std::vector<double>& rows) {
-    if (is_summable(measure.function)) return aggregated(Function::sum, rows);
-    const bool over_rows = measure.function == Function::max || measure.function == Function::min;
-    return over_rows ? aggregated(measure.function, rows) : aggregated(measure, events);
+Decimal total_of(const Metric& metric, AggregateQuery asked, const std::vector<Decimal>& rows, UsageSource& usage) {
+    if (is_summable(metric.aggregation)) return folded(Aggregation::sum, rows);
+    if (metric.aggregation == Aggregation::max || metric.aggregation == Aggregation::min) return folded(metric.aggregation, rows);
+    asked.bin = Bin::none;
+    asked.period = {};
+    return usage.measure(metric, asked).front().value;
 }
 
-// First each customer's value, then `over_customers` of these.
-double quantity(const Measure& measure, const std::optional<Function>& over_customers, std::span<const Event> events) {
-    if (!over_customers) return aggregated(measure, events);
-    std::map<std::string_view, std::vector<Event>> customers;
-    for (const Event& event : events) customers[event.customer].push_back(event);
-    std::vector<double> values;
-    for (const auto& [customer, own] : customers) values.push_back(aggregated(measure, own));
-    return aggregated(*over_customers, values);
-}
-
-// Meter quantities over events that meet the meter's filter. A row stands for the whole bin it falls into, also before the start.
-[[maybe_unused]] Quantities quantities(const Measure& measure, const std::optional<Function>& over_customers, std::span<const Event> events,
-                                       Timestamp start, Timestamp end, const Interval& interval, const std::string& time_zone) {
-    Bins bins({.bin = interval.bin, .time_zone = time_zone});
-    std::map<Timestamp, std::vector<Event>> by_bin;
-    for (const Event& event : events) by_bin[bins.around(event.timestamp.value_or(Timestamp())).from].push_back(event);
+// A row stands for the whole bin it falls into, also before the start.
+Quantities quantities(Metric metric, const QuantitiesQuery& query, UsageSource& usage) {
+    if (!is_function(metric.aggregation)) refuse("meter", "has an aggregation that Polar does not know");
+    if (query.over_customers && !is_function(*query.over_customers)) refuse("over_customers", "is not one of Polar's functions");
+    const auto times = quantity_rows(query.start, query.end, interval_of(query.interval), Zone(query.time_zone));
+    metric.rules = "polar";
+    Bins bins({.bin = query.interval, .time_zone = query.time_zone});
+    AggregateQuery asked = of_customers(query.customers);
+    asked.period = {bins.around(times.front()).from, bins.around(times.back()).to};
+    asked.bin = query.interval;
+    asked.time_zone = query.time_zone;
+    asked.filter = Filter::all({std::move(asked.filter), parameter_filter(query.metadata)});
+    const auto by_bin = quantities_by_bin(metric, asked, query.over_customers, usage);
     Quantities answer;
-    std::vector<double> with_events;
-    for (const Timestamp row : quantity_rows(start, end, interval, Zone(time_zone))) {
-        const auto found = by_bin.find(bins.around(row).from);
-        answer.rows.emplace_back(row, found == by_bin.end() ? 0 : quantity(measure, over_customers, found->second));
-        if (found != by_bin.end()) with_events.push_back(answer.rows.back().second);
+    std::vector<Decimal> with_events;
+    for (const Timestamp time : times) {
+        const auto found = by_bin.find(bins.around(time).from);
+        answer.rows.push_back({time, found == by_bin.end() ? Decimal() : found->second});
+        if (found != by_bin.end()) with_events.push_back(found->second);
     }
-    answer.total = total_of(measure, events, with_events);
+    answer.total = total_of(metric, asked, with_events, usage);
     return answer;
 }
 
-// Whether an event meets the metadata parameter: for every key one of its texts.
-[[maybe_unused]] bool meets_parameter(const json& wanted, const Event& event) {
-    return std::all_of(wanted.items().begin(), wanted.items().end(), [&](const auto& item) {
-        std::string keep;
-        const json& list = item.value();
-        const Scalar value = scalar_of_member(event.properties, item.key(), keep);
-        return std::any_of(list.begin(), list.end(),
-                           [&](const json& text) { return meets(parameter, Operator::eq, value, make_operand(text, item.key())); });
-    });
+// Since the last reset. At the next one usage eats what does not roll over first (customer_meter/service.py:194).
+CustomerMeter customer_meter(const std::string& id, Metric metric, const std::vector<std::string>& customers, UsageSource& usage) {
+    if (customers.empty()) refuse("customers", "is empty");
+    metric.rules = "polar";
+    AggregateQuery asked = of_customers(customers);
+    const auto reset = usage.measure(system_metric("meter.reset", id, Aggregation::max, "timestamp"), asked).front();
+    if (reset.events > 0) asked.period.from = Timestamp::from_unix(reset.value);
+    const auto credited = [&](const Filter& which) {
+        auto query = asked;
+        query.filter = Filter::all({asked.filter, which});
+        return credited_units(id, query, usage).value_or(Decimal());
+    };
+    CustomerMeter answer;
+    answer.consumed = usage.measure(metric, of_users(asked)).front().value;
+    answer.credited = credited({});
+    answer.balance = double_sum(answer.credited, -answer.consumed);
+    const Decimal rolling = credited(Filter::equals("properties.rollover", true));
+    const Decimal left = credited(Filter::where("properties.rollover", Operator::ne, true)) + rolling - answer.consumed;
+    answer.rollover = at_least_zero(std::min(left.round(0, Rounding::down), rolling));
+    return answer;
 }
 
 }  // namespace polar
 
+// --- OpenMeter: its meters are metrics, under these rules ---
+
+namespace openmeter {
+
+// ClickHouse's JSON_VALUE makes a text of every property, an empty one where there is none; all filters compare texts (meter_query.go:351).
+constexpr Coercion json_value{.missing = {empty_any, empty_any},
+                              .boolean = {text_any, text_any},
+                              .number = {text_any, text_any},
+                              .text = {text_any, text_any},
+                              .structure = {empty_any, empty_any},
+                              .null = "null"};
+
+// A null is no value of a unique count, nor is the text that it is written as (meter_query.go:193).
+constexpr Rules rules{.name = "openmeter",
+                      .filter = {.properties = &json_value},
+                      .numbers = {.text = NumberRules::Text::number, .missing = {}},
+                      .groups = Blank::written,
+                      .values = Blank::written,
+                      .uncounted = "null",
+                      .keeps_absent = true};
+
+}  // namespace openmeter
+
 // ---- rules by name ----
 
-constexpr std::array<Rules, 8> all_rules{{
+constexpr std::array<Rules, 9> all_rules{{
     {.name = ""},
     {.name = "lago",
-     .groups = Blank::missing,
+     .filter = {.properties = &lago::text_filter},
      .counts_absent = true,
+     .words_apart = true,
+     .latest_not_negative = true,  // latest_service.rb
+     .weighting = Weighting::pieces,
      .quotient = lago::postgres_quotient,
      .weighted_rounding = RoundTo{Rounding::ceil, 20}},
     flexprice::metered_rules,
@@ -12385,19 +13253,11 @@ constexpr std::array<Rules, 8> all_rules{{
      .carrying = Carrying::added,
      .week_start = std::chrono::Sunday,
      .month_end = MonthEnd::overflow},
-    {.name = "polar",
-     .filter = {&polar::postgres.metadata, &polar::built_in, polar::postgres.seconds},
-     .numbers = {.text = NumberRules::Text::none, .missing = {}},
-     .typed_values = true},
-    {.name = "polar_billing",
-     .filter = {&polar::billing.metadata, &polar::built_in, polar::billing.seconds},
-     .numbers = {.text = NumberRules::Text::none, .missing = {}},
-     .typed_values = true},
-    {.name = "polar_events",
-     .filter = {&polar::clickhouse.metadata, &polar::built_in, polar::clickhouse.seconds},
-     .numbers = {.text = NumberRules::Text::none, .missing = {}},
-     .typed_values = true},
+    polar::rules("polar", polar::postgres),
+    polar::rules("polar_billing", polar::billing),
+    polar::rules("polar_events", polar::clickhouse),
     {.name = "autumn", .filter = {.properties = &autumn::exact_text}, .numbers = {.missing = 1}},
+    openmeter::rules,
 }};
 
 const Rules& rules_named(std::string_view name) {
@@ -12459,7 +13319,9 @@ void add_items(std::vector<AnalyticsItem> items, bool drops_unused, Analytics& a
     }
 }
 
-Analytics metered_analytics(const AnalyticsQuery& query, const AnalyticsRules& rules, const AnalyticsSource& source) {
+Analytics metered_analytics(const AnalyticsQuery& asked, const AnalyticsRules& rules, const AnalyticsSource& source) {
+    AnalyticsQuery query = asked;
+    if (!query.period) query.period = query.range.empty() ? Period() : named_period(query.range, source.now, query.billing_cycle);
     Analytics answer{.period = *query.period};
     for (Metric metric : source.metrics) {
         // What is added to a value from before the period is in no analytics (FlexPrice, 6.5).
@@ -12471,8 +13333,13 @@ Analytics metered_analytics(const AnalyticsQuery& query, const AnalyticsRules& r
     return answer;
 }
 
-constexpr std::array<AnalyticsRules, 2> analytics_rules{
-    {{"", "", std::chrono::Monday, false, metered_analytics}, {"flexprice", "7d", std::chrono::Sunday, true, metered_analytics}}};
+Analytics autumn_analytics(const AnalyticsQuery& query, const AnalyticsRules&, const AnalyticsSource& source) {
+    return autumn::analytics(query, source.metrics, source.now, source.usage);
+}
+
+constexpr std::array<AnalyticsRules, 3> analytics_rules{{{"", "", std::chrono::Monday, false, metered_analytics},
+                                                         {"flexprice", "7d", std::chrono::Sunday, true, metered_analytics},
+                                                         {"autumn", "1bc", std::chrono::Monday, false, autumn_analytics}}};
 
 const AnalyticsRules& analytics_rules_named(std::string_view name) {
     const auto rules = std::find_if(analytics_rules.begin(), analytics_rules.end(), [&](const AnalyticsRules& each) { return each.name == name; });
@@ -12483,8 +13350,7 @@ const AnalyticsRules& analytics_rules_named(std::string_view name) {
 Analytics analytics(AnalyticsQuery query, const AnalyticsSource& source) {
     const AnalyticsRules& rules = analytics_rules_named(query.rules);
     if (query.period && !query.range.empty()) refuse("range", "does not go with a period");
-    const std::string range(query.range.empty() ? rules.range : query.range);
-    if (!query.period) query.period = range.empty() ? Period() : named_period(range, source.now, query.billing_cycle);
+    if (!query.period && query.range.empty()) query.range = rules.range;
     if (!query.week_start) query.week_start = rules.week_start;
     return rules.answer(query, rules, source);
 }
@@ -14928,6 +15794,7 @@ std::int64_t& ImportReport::count(ReceiptStatus status) noexcept {
         case ReceiptStatus::conflict:
             return conflicts;
         case ReceiptStatus::refused:
+        case ReceiptStatus::over_limit:
             break;
     }
     return refused;
@@ -15137,13 +16004,11 @@ std::uint64_t system_random() {
     return engine();
 }
 
-// What books ask, answered from a snapshot of the log.
-class StoreUsage final : public UsageSource {
+// What books ask, answered from the log.
+class LogUsage : public UsageSource {
 public:
-    explicit StoreUsage(const Reader& reader) : reader_(reader) {}
-
     std::vector<Measured> measure(const Metric& metric, const AggregateQuery& query) override {
-        auto rows = meter::measure(reader_, metric, rules_named(metric.rules), query);
+        auto rows = rows_of(metric, query);
         if (rows.empty() && query.group_by.empty() && query.bin == Bin::none) rows.push_back({{}, {}, {}, 0, false, false});
         return rows;
     }
@@ -15152,16 +16017,17 @@ public:
     std::vector<EventStep> steps(const Metric& metric, const AggregateQuery& query, std::size_t limit, const std::optional<Decimal>& until) override {
         std::vector<EventStep> found;
         Decimal sum;
-        for (const Step& step : ordered_steps(reader_, {metric, rules_named(metric.rules), query})) {
+        const StepAccumulator accumulator = stepped(reader(), {metric, rules_named(metric.rules), query});
+        for (const Step& step : accumulator.steps()) {
             if (found.size() >= limit || (until && sum > *until)) break;
-            found.push_back({Timestamp(step.place.time), step.place.sequence, step.value});
+            found.push_back({Timestamp(step.place.time), step.place.sequence, step.value, step.item});
             sum += step.value;
         }
         return found;
     }
 
     Event event(std::int64_t sequence) override {
-        auto found = event_at(reader_, sequence);
+        auto found = event_at(reader(), sequence);
         if (!found) damaged("log");
         return std::move(*found);
     }
@@ -15170,12 +16036,39 @@ public:
         Metric cents = metric;
         cents.aggregation = Aggregation::sum;
         cents.property = fields::cents;
-        const auto rows = meter::measure(reader_, cents, rules_named(metric.rules), query);
+        const auto rows = rows_of(cents, query);
         return rows.empty() ? Decimal() : rows[0].value;
     }
 
+protected:
+    virtual Reader reader() = 0;
+    virtual std::vector<Measured> rows_of(const Metric& metric, const AggregateQuery& query) {
+        return meter::measure(reader(), metric, rules_named(metric.rules), query);
+    }
+};
+
+// From a snapshot.
+class StoreUsage final : public LogUsage {
+public:
+    explicit StoreUsage(const Reader& reader) : reader_(reader) {}
+
 private:
+    Reader reader() override { return reader_; }
     const Reader& reader_;
+};
+
+// Inside the transaction that records an event.
+class GrowingUsage final : public LogUsage {
+public:
+    GrowingUsage(GrowingLog& log, RunningTotals& totals) : log_(log), totals_(totals) {}
+
+private:
+    Reader reader() override { return log_.whole(); }
+    std::vector<Measured> rows_of(const Metric& metric, const AggregateQuery& query) override {
+        return totals_.measure(log_, metric, rules_named(metric.rules), query);
+    }
+    GrowingLog& log_;
+    RunningTotals& totals_;
 };
 
 // ---- books in force: which version of which book prices what, and when ----
@@ -15216,10 +16109,11 @@ private:
 
 using Versions = std::vector<const BookVersion*>;
 
-// The versions that know the subscription or customer, those of one book together.
-std::vector<Versions> serving(const Books& books, const UsageQuery& query) {
+// The versions, of that code if any, that know the subscription or customer, those of one book together.
+std::vector<Versions> serving(const Books& books, const UsageQuery& query, const std::string& code = {}) {
     std::vector<Versions> found;
     for (const BookVersion& each : books) {
+        if (!code.empty() && each.book.code() != code) continue;
         if (!each.book.impl().serves(query.subscription, query.customer)) continue;
         const auto same = [&](const Book& other) { return other.vendor() == each.book.vendor() && other.code() == each.book.code(); };
         if (found.empty() || !same(found.back()[0]->book)) found.emplace_back();
@@ -15229,11 +16123,11 @@ std::vector<Versions> serving(const Books& books, const UsageQuery& query) {
 }
 
 // Those of the first book.
-Versions versions_for(const Books& books, const UsageQuery& query) {
-    auto found = serving(books, query);
-    if (found.empty())
-        throw Error(ErrorCode::not_found, query.subscription.empty() ? "customer" : "subscription", "no book that is loaded prices it");
-    return std::move(found.front());
+Versions versions_for(const Books& books, const UsageQuery& query, const std::string& code = {}) {
+    auto found = serving(books, query, code);
+    if (!found.empty()) return std::move(found.front());
+    if (!code.empty()) throw Error(ErrorCode::not_found, "book", "there is no " + quote(code) + " that prices this");
+    throw Error(ErrorCode::not_found, query.subscription.empty() ? "customer" : "subscription", "no book that is loaded prices it");
 }
 
 struct InForce {
@@ -15275,15 +16169,15 @@ std::vector<const Book::Impl*> books_now(const Books& books, Timestamp now) {
     throw Error(ErrorCode::not_found, "book", quote(first.book.code()) + " takes effect only at " + first.effective_from.to_string());
 }
 
-const Book::Impl& book_at(const Books& books, const UsageQuery& query, Timestamp at) {
-    const auto versions = versions_for(books, query);
+const Book::Impl& book_at(std::span<const BookVersion* const> versions, const UsageQuery& query, Timestamp at) {
     const auto found = in_force(versions, query, at);
     if (!found) throw_not_yet(*versions.front());
     return *found->book;
 }
 
 const Book::Impl& book_at(const Books& books, const Event& event, Timestamp at) {
-    return book_at(books, UsageQuery{.subscription = event.subscription, .customer = event.customer}, at);
+    const UsageQuery query{.subscription = event.subscription, .customer = event.customer};
+    return book_at(versions_for(books, query), query, at);
 }
 
 // The book for a question about a period, and the question as far as the book has been in force.
@@ -15313,8 +16207,7 @@ void add_fees(Fees& sum, Fees more) {
 
 // What `ask(book, query)` answers for each subscription that the question is about, by the version that prices it.
 template <class Ask>
-Fees ask_books(const Books& books, UsageQuery query, Timestamp now, Ask&& ask) {
-    const auto versions = versions_for(books, query);
+Fees ask_books(std::span<const BookVersion* const> versions, UsageQuery query, Timestamp now, Ask&& ask) {
     if (versions.size() == 1 && versions[0]->effective_from == Timestamp::min()) return ask(versions[0]->book.impl(), query);
     Fees fees;
     for (const std::string& subscription : versions.back()->book.impl().subscriptions_of(query, now)) {
@@ -15346,6 +16239,324 @@ Check check_books(const Books& books, const Event& event, Timestamp now, UsageSo
     if (served) throw Error(ErrorCode::not_found, "name", "no book with balances knows the feature " + event.name);
     if (without.empty()) throw Error(ErrorCode::not_found, "customer", "no book that is loaded has it");
     throw Error(ErrorCode::unsupported, "customer", "is priced by a book of " + without + ", which has no balances; Autumn's have");
+}
+
+// ---- limits on what is recorded ----
+
+void check_limit(const Limit& limit) {
+    check_question("limit.metric", limit.metric);
+    check_question("limit.book", limit.book);
+    if (limit.units.has_value() == limit.cents.has_value()) refuse("limit", "needs either units or cents");
+    if (limit.units && limit.metric.empty()) refuse("limit.metric", "is needed for a limit in units");
+    if (limit.units && limit.units->is_negative()) refuse("limit.units", "must not be negative");
+    if (limit.cents && limit.cents->is_negative()) refuse("limit.cents", "must not be negative");
+    if (limit.cents && limit.scope == LimitScope::all) refuse("limit.scope", "cannot be all for a fee: books price a subscription or a customer");
+    if (limit.period && limit.period->from >= limit.period->to) refuse("limit.period", "ends before it begins");
+}
+
+// Whose usage it is must be known.
+void check_owner(const Draft& draft, const Limit& limit) {
+    if (limit.scope == LimitScope::customer && draft.customer.empty()) refuse("customer", "is needed: the limit is a customer's");
+    if (limit.scope == LimitScope::subscription && draft.subscription.empty()) refuse("subscription", "is needed: the limit is a subscription's");
+}
+
+// What a limit asks about one event.
+struct LimitQuestion {
+    const Limit* limit = nullptr;
+    Timestamp time{};
+    UsageQuery usage{};  // of a limit in cents
+    Metric metric{};     // of a limit in units, as the rest
+    AggregateQuery units{};
+};
+
+// Holds every event against the limits.
+class Guard final : public Gate {
+public:
+    Guard(GrowingLog& log, RunningTotals& totals, std::span<const Limit> limits, std::shared_ptr<const Books> books, Timestamp now)
+        : log_(log), usage_(log, totals), limits_(limits), books_(std::move(books)), now_(now) {}
+
+    void before(const Draft& draft, Timestamp time, std::int64_t last, Receipt& receipt) override {
+        log_.move_to(last);
+        questions_.clear();
+        for (const Limit& limit : limits_) {
+            LimitCheck check;
+            questions_.push_back(question_of(limit, draft, time, check.period));
+            check.limit = limit.units ? *limit.units : *limit.cents;
+            check.before = ask(questions_.back());
+            receipt.limits.push_back(std::move(check));
+        }
+    }
+
+    bool stays(Receipt& receipt) override {
+        log_.add_event();
+        bool stays = true;
+        for (std::size_t i = 0; i < limits_.size(); ++i) {
+            LimitCheck& check = receipt.limits[i];
+            check.after = ask(questions_[i]);
+            check.over = check.after > check.limit && check.after > check.before;
+            if (!check.over || limits_[i].soft) continue;
+            if (stays) name_limit(i, check, receipt);
+            stays = false;
+        }
+        return stays;
+    }
+
+private:
+    LimitQuestion question_of(const Limit& limit, const Draft& draft, Timestamp time, Period& period) const {
+        LimitQuestion question{&limit, time, {}, {}, {}};
+        UsageQuery& usage = question.usage;
+        if (limit.scope != LimitScope::all) usage.customer = draft.customer;
+        if (limit.scope == LimitScope::subscription) usage.subscription = draft.subscription;
+        usage.period = limit.period;
+        period = limit.period ? *limit.period : billing_period(limit, usage, time);
+        if (!limit.units) return question;
+        question.metric = metric_named(limit.metric);
+        question.units.customer = limit.scope == LimitScope::customer ? usage.customer : std::string();
+        question.units.subscription = usage.subscription;
+        question.units.period = period;
+        return question;
+    }
+
+    // The book's around the event; a limit in units needs no book, and has the calendar month then.
+    Period billing_period(const Limit& limit, const UsageQuery& query, Timestamp time) const {
+        const auto found = serving(*books_, query, limit.book);
+        const auto current = found.empty() ? std::nullopt : in_force(found.front(), query, time);
+        if (current) return current->book->period_around(query, time);
+        if (limit.units && limit.book.empty()) return this_month(time);
+        return book_at(versions_for(*books_, query, limit.book), query, time).period_around(query, time);
+    }
+
+    const Metric& metric_named(const std::string& code) const {
+        const auto known = metrics_.find(code);
+        return known != metrics_.end() ? known->second : metrics_.emplace(code, find_metric(log_.db, code, now_)).first->second;
+    }
+
+    Decimal ask(const LimitQuestion& question) {
+        const Limit& limit = *question.limit;
+        if (limit.units) return usage_.measure(question.metric, question.units).at(0).value;
+        const auto price = [&](const Book::Impl& book, const UsageQuery& asked) {
+            return book.usage(asked, moment_of(book, asked, question.time), usage_);
+        };
+        const Fees fees = ask_books(versions_for(*books_, question.usage, limit.book), question.usage, question.time, price);
+        Decimal cents;
+        for (const Fee& fee : fees.fees) {
+            if (limit.metric.empty() || fee.metric == limit.metric) cents += fee.amount_cents;
+        }
+        return cents;
+    }
+
+    // Balances are followed up to a moment. All of the period is to count, whatever order its events come in.
+    static Timestamp moment_of(const Book::Impl& book, const UsageQuery& query, Timestamp time) {
+        return book.has_balances() ? book.period_around(query, time).to - std::chrono::microseconds(1) : time;
+    }
+
+    void name_limit(std::size_t i, const LimitCheck& check, Receipt& receipt) const {
+        const Limit& limit = limits_[i];
+        receipt.field = "limits[" + std::to_string(i) + "]." + (limit.units ? "units" : "cents");
+        receipt.reason = "would be " + check.after.to_string() + (limit.metric.empty() ? "" : " of " + quote(limit.metric)) + ", and at most " +
+                         check.limit.to_string() + " may be";
+    }
+
+    GrowingLog& log_;
+    GrowingUsage usage_;
+    std::span<const Limit> limits_;
+    std::shared_ptr<const Books> books_;
+    Timestamp now_;
+    std::vector<LimitQuestion> questions_;
+    mutable std::map<std::string, Metric> metrics_;
+};
+
+// ---- a dry run: the same log under two books ----
+
+// What is asked about one customer after the other is measured once for all of them, grouped by customer.
+class SharedUsage final : public LogUsage {
+public:
+    explicit SharedUsage(const Reader& reader) : reader_(reader) {}
+
+private:
+    using ByOwner = std::map<std::string, std::vector<Measured>>;
+    struct Shared {
+        std::optional<ByOwner> owners{};
+        bool refused = false;
+    };
+    Reader reader() override { return reader_; }
+    std::vector<Measured> rows_of(const Metric& metric, const AggregateQuery& query) override {
+        const bool one_owner = query.customer.empty() != query.subscription.empty();
+        if (!one_owner || query.top != 0 || query.fill) return LogUsage::rows_of(metric, query);
+        const std::string field = query.customer.empty() ? "subscription" : "customer";
+        AggregateQuery everyone = query;
+        const std::string owner = std::exchange(query.customer.empty() ? everyone.subscription : everyone.customer, {});
+        everyone.group_by.insert(everyone.group_by.begin(), field);
+        const auto [known, first] = answers_.try_emplace(question_key(metric, everyone));
+        Shared& shared = known->second;
+        if (!first && !shared.owners && !shared.refused) share(shared, metric, everyone);
+        if (!shared.owners) return LogUsage::rows_of(metric, query);  // also at first, as perhaps nobody else is asked about
+        const auto rows = shared.owners->find(owner);
+        return rows == shared.owners->end() ? std::vector<Measured>() : rows->second;
+    }
+    // One customer's numbers that cannot be added up, or too many groups, must not stand in the way of the others.
+    void share(Shared& shared, const Metric& metric, const AggregateQuery& everyone) {
+        try {
+            shared.owners = by_owner(LogUsage::rows_of(metric, everyone));
+        } catch (const Error& error) {
+            if (error.code() != ErrorCode::overflow && error.code() != ErrorCode::too_large) throw;
+            shared.refused = true;
+        }
+    }
+    static ByOwner by_owner(std::vector<Measured> rows) {
+        ByOwner owners;
+        for (Measured& row : rows) {
+            const auto owner = std::exchange(row.group.front(), {});
+            row.group.erase(row.group.begin());
+            if (owner) owners[*owner].push_back(std::move(row));
+        }
+        return owners;
+    }
+    const Reader& reader_;
+    std::map<std::string, Shared> answers_;
+};
+
+// Who has events in the period: each customer with its subscriptions. A subscription belongs to the first customer it comes with; the customer
+// is empty where none does.
+std::map<std::string, std::set<std::string>> owners_of(const Reader& reader, const Period& period) {
+    ScanQuestion question;
+    question.from = period.from.micros();
+    question.to = period.to.micros();
+    const std::size_t customer = question.key(fields::customer), subscription = question.key(fields::subscription);
+    std::set<std::pair<std::int64_t, std::int64_t>> pairs;
+    for (const Source& source : sources(reader, question)) {
+        const Batch batch = load(reader, source, question);
+        std::pair<std::int64_t, std::int64_t> last{-1, -1};
+        if (batch.rows > 0) {
+            each_row(batch, [&](std::size_t row) {
+                const std::pair met{batch.columns[customer].cells[row], batch.columns[subscription].cells[row]};
+                if (met != last) pairs.insert(last = met);
+            });
+        }
+    }
+    std::map<std::string, std::string> customers;  // of each subscription
+    std::map<std::string, std::set<std::string>> owners;
+    for (const auto& [a, b] : pairs) {
+        const std::string name = a == 0 ? std::string() : text_of(reader, a);
+        if (!name.empty()) owners[name];
+        if (b == 0) continue;
+        std::string& known = customers[text_of(reader, b)];
+        if (known.empty() || (!name.empty() && name < known)) known = name;
+    }
+    for (const auto& [id, name] : customers) owners[name].insert(id);
+    return owners;
+}
+
+// What two metrics have in common that measure the same, whatever the vendors call it.
+std::string measured_by(const Book& book, const std::string& code) {
+    const auto metrics = book.metrics();
+    const auto known = std::find_if(metrics.begin(), metrics.end(), [&](const Metric& metric) { return metric.code == code; });
+    if (known == metrics.end()) return code;
+    Metric same = *known;
+    same.event = same.event.empty() ? same.code : same.event;
+    same.property = same.property.empty() ? same.property : column_key(same.property);
+    same.rounding.reset();
+    same.rules.clear();
+    return metric_definition(same).dump();
+}
+
+// One of the two books.
+class Side {
+public:
+    Side(const Book& book, const Period& period, bool closing, Timestamp now, UsageSource& usage)
+        : book_(book), query_{.subscription = {}, .customer = {}, .period = period, .closing = closing}, now_(now), usage_(usage) {}
+
+    // The fees of a customer, or of a subscription without one; nothing when the book does not price it.
+    ComparedFees fees(const std::string& customer, const std::set<std::string>& subscriptions, std::map<std::string, PricedMetric>& metrics) {
+        ComparedFees answer;
+        try {
+            for (const UsageQuery& query : queries(customer, subscriptions)) {
+                const Fees fees = book_.impl().usage(query, now_, usage_);
+                if (!fees.currency.empty()) currency = fees.currency, subunits = fees.subunits;
+                answer.cents = answer.cents.value_or(0) + fees.amount_cents;
+                for (const Fee& fee : fees.fees) add(fee, metrics);
+            }
+        } catch (const Error& error) {
+            if (error.code() == ErrorCode::corrupt || error.code() == ErrorCode::io) throw;
+            answer = {{}, error.what()};
+            metrics.clear();
+        }
+        return answer;
+    }
+
+    std::string currency{};
+    int subunits = 100;
+
+private:
+    std::vector<UsageQuery> queries(const std::string& customer, const std::set<std::string>& subscriptions) const {
+        UsageQuery query = query_;
+        query.customer = customer;
+        if (book_.impl().prices_customer(customer)) return {query};
+        std::vector<UsageQuery> list;
+        for (const std::string& subscription : subscriptions) {
+            if (!book_.impl().serves(subscription, customer)) continue;
+            query.subscription = subscription;
+            query.customer.clear();
+            list.push_back(query);
+        }
+        return list;
+    }
+    void add(const Fee& fee, std::map<std::string, PricedMetric>& metrics) {
+        const auto [known, fresh] = keys_.try_emplace(fee.metric);
+        if (fresh) known->second = measured_by(book_, fee.metric);
+        PricedMetric& metric = metrics[known->second];
+        metric.metric = fee.metric;
+        metric.units += fee.units;
+        metric.cents += fee.amount_cents;
+    }
+    const Book& book_;
+    UsageQuery query_;
+    Timestamp now_;
+    UsageSource& usage_;
+    std::map<std::string, std::string> keys_{};
+};
+
+CustomerComparison compare_customer(Side& a, Side& b, const std::string& customer, const std::set<std::string>& subscriptions) {
+    CustomerComparison row;
+    row.customer = customer;
+    if (customer.empty()) row.subscription = *subscriptions.begin();
+    std::map<std::string, PricedMetric> of_a, of_b;
+    row.a = a.fees(customer, subscriptions, of_a);
+    row.b = b.fees(customer, subscriptions, of_b);
+    if (!a.currency.empty() && !b.currency.empty() && a.currency != b.currency)
+        refuse("currency", "is " + a.currency + " in the one book and " + b.currency + " in the other");
+    for (auto& [key, metric] : of_a) {
+        MetricComparison& one = row.metrics.emplace_back();
+        one.a = std::move(metric);
+        if (const auto same = of_b.extract(key); !same.empty()) one.b = std::move(same.mapped());
+    }
+    for (auto& [key, metric] : of_b) row.metrics.push_back({{}, std::move(metric)});
+    return row;
+}
+
+void add_to(Comparison& answer, CustomerComparison row) {
+    answer.a += row.a.cents.value_or(0);
+    answer.b += row.b.cents.value_or(0);
+    if (!row.a.problem.empty() || !row.b.problem.empty()) ++answer.problems;
+    answer.customers.push_back(std::move(row));
+}
+
+Comparison compare_books(const Reader& reader, const Book& a, const Book& b, const Period& period, bool closing, Timestamp now) {
+    SharedUsage usage(reader);
+    Side one(a, period, closing, now, usage), other(b, period, closing, now, usage);
+    Comparison answer;
+    answer.period = period;
+    for (const auto& [customer, subscriptions] : owners_of(reader, period)) {
+        if (!customer.empty()) {
+            add_to(answer, compare_customer(one, other, customer, subscriptions));
+            continue;
+        }
+        for (const std::string& subscription : subscriptions) add_to(answer, compare_customer(one, other, {}, {subscription}));
+    }
+    const Side& priced = one.currency.empty() ? other : one;
+    answer.currency = priced.currency;
+    answer.subunits = priced.subunits;
+    return answer;
 }
 
 }  // namespace
@@ -15390,8 +16601,8 @@ struct Meter::Impl {
         return next;
     }
 
-    // Gives ids to drafts without one, and stores them all.
-    void append(Drafts& drafts) {
+    // Gives ids to drafts without one, and stores them all, or those that the limits let in.
+    void append(Drafts& drafts, std::span<const Limit> limits = {}) {
         const Timestamp now = options.clock();
         if (now < Timestamp::min() || now > Timestamp::max()) refuse("clock", "is outside the years 1 to 9999");
         for (Draft& draft : drafts.accepted) {
@@ -15400,12 +16611,33 @@ struct Meter::Impl {
             drafts.receipts[draft.receipt].id = draft.id;
         }
         if (drafts.accepted.empty()) return;
-        store.append(drafts, now);
+        if (limits.empty()) {
+            store.append(drafts, now);
+        } else {
+            append_guarded(drafts, limits, now);
+        }
         delivery.recorded(static_cast<std::int64_t>(drafts.accepted.size()), static_cast<std::int64_t>(drafts.json_text.size()));
+    }
+
+    void append_guarded(Drafts& drafts, std::span<const Limit> limits, Timestamp now) {
+        store.append(drafts, now, [&](Connection& db, ScanMemory& columns, std::uint64_t rollbacks, auto&& append) {
+            GrowingLog log(db, columns, rollbacks);
+            Guard guard(log, totals, limits, shelf.books(db), now);
+            append(guard);
+        });
     }
 
     static void check_batch(std::size_t events) {
         if (events > limits::batch_events) throw Error(ErrorCode::too_large, "events", "are more than " + std::to_string(limits::batch_events));
+    }
+
+    Metric polar_metric(const std::string& meter) const {
+        try {
+            return metric(polar::metric_code(meter));
+        } catch (const Error& error) {
+            if (error.code() != ErrorCode::not_found) throw;
+            throw Error(ErrorCode::not_found, "meter", quote(meter) + " is in no Polar book that is loaded");
+        }
     }
 
     Metric metric(const std::string& code) const {
@@ -15462,7 +16694,8 @@ struct Meter::Impl {
     std::atomic<std::uint64_t> last_moment{0};
     Store store;
     Shelf shelf;
-    Delivery delivery;  // after the store: it goes first
+    RunningTotals totals;  // used in write transactions only
+    Delivery delivery;     // after the store: it goes first
 };
 
 Meter::Meter(MeterOptions options) : impl_(std::make_unique<Impl>(std::move(options))) {}
@@ -15483,6 +16716,28 @@ std::vector<Receipt> Meter::record(std::span<const Event> events) {
     drafts.receipts.reserve(events.size());
     for (const Event& event : events) add_draft(drafts, [&](Draft& draft) { draft_event(drafts, draft, event); });
     impl_->append(drafts);
+    return std::move(drafts.receipts);
+}
+
+Receipt Meter::record(const Event& event, const Limit& limit) {
+    check_limit(limit);
+    Drafts drafts = draft_one(event);
+    check_owner(drafts.accepted[0], limit);
+    impl_->append(drafts, std::span(&limit, 1));
+    return std::move(drafts.receipts[0]);
+}
+
+std::vector<Receipt> Meter::record(std::span<const Event> events, std::span<const Limit> limits) {
+    Impl::check_batch(events.size());
+    for (const Limit& limit : limits) check_limit(limit);
+    Drafts drafts;
+    for (const Event& event : events) {
+        add_draft(drafts, [&](Draft& draft) {
+            draft_event(drafts, draft, event);
+            for (const Limit& limit : limits) check_owner(draft, limit);
+        });
+    }
+    impl_->append(drafts, limits);
     return std::move(drafts.receipts);
 }
 
@@ -15556,6 +16811,24 @@ std::vector<Metric> Meter::metrics() const {
 
 Aggregate Meter::aggregate(const AggregateQuery& query) const { return aggregate(impl_->metric(query.metric), query); }
 
+Quantities Meter::quantities(const QuantitiesQuery& query) const { return quantities(impl_->polar_metric(query.meter), query); }
+
+Quantities Meter::quantities(const Metric& metric, const QuantitiesQuery& query) const {
+    check_metric(metric);
+    return impl_->store.scan([&](const Reader& reader) {
+        StoreUsage usage(reader);
+        return polar::quantities(metric, query, usage);
+    });
+}
+
+CustomerMeter Meter::customer_meter(const std::string& meter, const std::vector<std::string>& customers) const {
+    const Metric metric = impl_->polar_metric(meter);
+    return impl_->store.scan([&](const Reader& reader) {
+        StoreUsage usage(reader);
+        return polar::customer_meter(meter, metric, customers, usage);
+    });
+}
+
 Aggregate Meter::aggregate(const Metric& metric, const AggregateQuery& query) const {
     check_metric(metric);
     const Rules& rules = rules_named(metric.rules);
@@ -15565,6 +16838,12 @@ Aggregate Meter::aggregate(const Metric& metric, const AggregateQuery& query) co
             answer.rows.push_back({row.bin, std::move(row.group), row.value, row.events, row.rest});
         return answer;
     });
+}
+
+ActiveValues Meter::active_values(const ActiveQuery& query) const {
+    const Metric metric = impl_->metric(query.metric);
+    check_active(metric, query);
+    return impl_->store.scan([&](const Reader& reader) { return active_page(reader, metric, rules_named(metric.rules), query); });
 }
 
 Analytics Meter::analytics(const AnalyticsQuery& query) const {
@@ -15643,15 +16922,22 @@ Fees Meter::advance_fees(std::string_view id) const {
 Fees Meter::advance_fees(const UsageQuery& query) const {
     return impl_->price([&](const Books& books, UsageSource& usage) {
         const Timestamp now = impl_->options.clock();
-        return ask_books(books, query, now, [&](const Book::Impl& book, const UsageQuery& asked) { return book.advance_fees(asked, now, usage); });
+        return ask_books(versions_for(books, query), query, now,
+                         [&](const Book::Impl& book, const UsageQuery& asked) { return book.advance_fees(asked, now, usage); });
     });
 }
 
 Fees Meter::usage(const UsageQuery& query) const {
     return impl_->price([&](const Books& books, UsageSource& usage) {
         const Timestamp now = impl_->options.clock();
-        return ask_books(books, query, now, [&](const Book::Impl& book, const UsageQuery& asked) { return book.usage(asked, now, usage); });
+        return ask_books(versions_for(books, query), query, now,
+                         [&](const Book::Impl& book, const UsageQuery& asked) { return book.usage(asked, now, usage); });
     });
+}
+
+Comparison Meter::compare(const Book& a, const Book& b, const Period& period, bool closing) const {
+    check_period(period);
+    return impl_->store.scan([&](const Reader& reader) { return compare_books(reader, a, b, period, closing, impl_->options.clock()); });
 }
 
 Check Meter::check(const Event& event) const {

@@ -310,9 +310,9 @@ TEST_CASE("Bins that begin on the day of billing", "[time]") {
           Edges{"2026-01-15T10:30:00Z", "2026-02-15T10:30:00Z", "2026-03-15T10:30:00Z", "2026-04-15T10:30:00Z", "2026-05-15T10:30:00Z"});
     CHECK(edges(period("2026-01-31", "2026-05-01"), {.bin = Bin::quarter, .time_zone = "+01:00", .anchor = Timestamp::parse("2025-11-29T23:00Z")}) ==
           Edges{"2025-11-29T23:00:00Z", "2026-02-27T23:00:00Z", "2026-05-29T23:00:00Z"});
-    CHECK(thrown([] { BinGrid({}, {.bin = Bin::day, .anchor = Timestamp()}); }) == bad("anchor"));
-    CHECK(thrown([] { BinGrid({}, {.bin = Bin::hour, .anchor = Timestamp()}); }) == bad("anchor"));
-    CHECK(thrown([] { BinGrid({}, {.bin = Bin::month, .anchor = Period{}.to}); }) == bad("anchor"));
+    CHECK(thrown([] { BinGrid({}, {.bin = Bin::day, .anchor = Timestamp()}); }) == bad("billing_anchor"));
+    CHECK(thrown([] { BinGrid({}, {.bin = Bin::hour, .anchor = Timestamp()}); }) == bad("billing_anchor"));
+    CHECK(thrown([] { BinGrid({}, {.bin = Bin::month, .anchor = Period{}.to}); }) == bad("billing_anchor"));
 }
 
 TEST_CASE("Bins at the edges", "[time]") {

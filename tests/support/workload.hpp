@@ -64,7 +64,8 @@ struct ModelEvent {
 /// Makes events with everything in them that is awkward: values of mixed kinds under one name, nested paths, texts that are numbers.
 class Workload {
 public:
-    explicit Workload(std::uint64_t seed, int extra_properties = 0) : random_(seed), extra_properties_(extra_properties) {}
+    explicit Workload(std::uint64_t seed, int extra_properties = 0, Timestamp start = Timestamp::from_civil(2026, 1, 20), int days = 40)
+        : random_(seed), extra_properties_(extra_properties), start_(start.micros()), quarter_hours_(static_cast<std::size_t>(days) * 24 * 4) {}
 
     std::size_t pick(std::size_t count) { return static_cast<std::size_t>(random_() % count); }
     bool chance(unsigned percent) { return random_() % 100 < percent; }
@@ -159,12 +160,11 @@ private:
         }
         return text;
     }
-    // Forty days, in steps coarse enough that some events share their time; a few long before 1970.
+    // In steps coarse enough that some events share their time; a few long before 1970.
     std::int64_t time() {
-        constexpr std::int64_t hour = 3'600'000'000;
-        const std::int64_t start = Timestamp::parse("2026-01-20T00:00:00Z").micros();
+        constexpr std::int64_t quarter_hour = 900'000'000;
         if (chance(2)) return Timestamp::parse("1950-06-30T23:59:59.999999Z").micros();
-        return start + static_cast<std::int64_t>(random_() % (40 * 24 * 4)) * (hour / 4) + (chance(20) ? 1 : 0);
+        return start_ + static_cast<std::int64_t>(pick(quarter_hours_)) * quarter_hour + (chance(20) ? 1 : 0);
     }
     std::string number() {
         switch (pick(9)) {
@@ -220,6 +220,11 @@ private:
         if (chance(20)) member(out, event, "name", "name");
         if (chance(20)) member(out, event, "dotted.key", "dotted.key");
         if (chance(20)) member(out, event, "list", "list");
+        if (chance(40)) {
+            const std::string word = among({"add", "remove", "remove", "Add"});
+            out += (out.empty() ? "" : ",") + ("\"operation_type\":\"" + word + "\"");
+            event.properties["operation_type"] = {Value::Kind::text, false, {}, word};
+        }
         if (chance(60)) {
             if (chance(80)) member(inner, event, "region", "nested.region");
             if (chance(50)) {
@@ -264,6 +269,8 @@ private:
 
     std::mt19937_64 random_;
     int extra_properties_;
+    std::int64_t start_;
+    std::size_t quarter_hours_;
     int made_ = 0;
 };
 
