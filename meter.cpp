@@ -5719,9 +5719,11 @@ public:
     Numbers(const std::string& property, const NumberRules& rules, ScanQuestion& question, const std::optional<Decimal>& multiplier = {})
         : rules_(rules), multiplier_(multiplier), is_time_(column_key(property) == fields::time), column_(question.key(column_key(property))) {
         if (!multiplier_) return;
-        const auto factor = (*multiplier_ * Decimal("1e" + std::to_string(multiplier_->scale()))).to_int64();
-        factor_ = factor.value_or(1);
-        most_ = factor && *factor > 0 ? std::numeric_limits<std::int64_t>::max() / *factor : -1;
+        const Words digits = DecimalParts::coefficient(*multiplier_);
+        constexpr std::int64_t most = std::numeric_limits<std::int64_t>::max();
+        if (multiplier_->is_negative() || digits.high != 0 || digits.low == 0 || digits.low > static_cast<std::uint64_t>(most)) return;
+        factor_ = static_cast<std::int64_t>(digits.low);
+        most_ = most / factor_;
     }
 
     // Decimals of what small() is told; times are Unix seconds.
@@ -5775,8 +5777,8 @@ private:
         return rules_.text == NumberRules::Text::number || (rules_.text == NumberRules::Text::plain && plain_number(text));
     }
     NumberRules rules_;
-    std::optional<Decimal> multiplier_;   // of each
-    std::int64_t factor_ = 1, most_ = 0;  // the multiplier's digits, and the greatest cell that may be multiplied by them; -1: none
+    std::optional<Decimal> multiplier_;    // of each
+    std::int64_t factor_ = 1, most_ = -1;  // the multiplier's digits, and the greatest cell that may be multiplied by them; -1: none
     bool is_time_;
     std::size_t column_;
     std::vector<std::optional<std::optional<Decimal>>> words_;
@@ -10511,14 +10513,13 @@ constexpr std::array<Meeting, 3> as_text{Meeting::text, Meeting::text, Meeting::
 
 // A number as Go's %v writes it: of a float64, from a million up and below a ten-thousandth with an exponent (6.3).
 std::string go_text(const Decimal& number) {
-    const Decimal rounded = Decimal::from_double(number.to_double());
-    std::string digits = (rounded.abs() * Decimal("1e" + std::to_string(rounded.scale()))).to_string();
-    const int exponent = static_cast<int>(digits.size()) - 1 - rounded.scale();
-    if (rounded.is_zero() || (exponent >= -4 && exponent < 6)) return rounded.to_string();
-    while (digits.size() > 1 && digits.back() == '0') digits.pop_back();
-    if (digits.size() > 1) digits.insert(1, ".");
-    const std::string places = std::to_string(std::abs(exponent));
-    return (rounded.is_negative() ? "-" : "") + digits + (exponent < 0 ? "e-" : "e+") + (places.size() < 2 ? "0" : "") + places;
+    std::array<char, 32> text{};
+    const auto written = [&](std::chars_format format) {
+        return std::string(text.data(), std::to_chars(text.data(), text.data() + text.size(), number.to_double(), format).ptr);
+    };
+    const std::string scientific = written(std::chars_format::scientific);
+    const int exponent = std::stoi(scientific.substr(scientific.find('e') + 1));
+    return exponent < -4 || exponent >= 6 ? scientific : written(std::chars_format::fixed);
 }
 
 // Property filters of a question read a missing property as "" (4.8); those of a meter do not.
@@ -10681,8 +10682,8 @@ std::vector<Decimal> values_of(const Metric& metric, const std::vector<Part>& pa
 struct Use {
     AggregateQuery query;                                      // whose, and when
     std::vector<Part> parts;                                   // buckets, or the whole
-    std::vector<Part> stretches;                               // days or months of an entitlement of its own
-    Decimal before;                                            // NEVER: what came before the period in the subscription; the parts are all since then
+    std::vector<Part> stretches;                               // days or months of an entitlement, or all since the subscription began
+    Decimal before;                                            // of one that never begins anew: since the subscription began, up to the period
     std::vector<std::pair<Period, std::vector<Part>>> grants;  // what was used in the time of each grant
 };
 
@@ -10748,7 +10749,10 @@ std::vector<Window> windows_of(const Item& item, const Use& use, Timestamp now) 
     if (elapsed.from >= elapsed.to || elapsed.from == Period().from) return windows;
     auto options = commitment_windows(item.metric.bucket, elapsed, use.query.billing_anchor);
     options.time_zone = use.query.time_zone;
-    return item.terms.filled(std::move(windows), BinGrid(elapsed, options));
+    const BinGrid grid(elapsed, options);
+    if (grid.count() > static_cast<std::int64_t>(limits::aggregate_rows))
+        throw Error(ErrorCode::too_large, "period", "has more than " + std::to_string(limits::aggregate_rows) + " windows of a commitment");
+    return item.terms.filled(std::move(windows), grid);
 }
 
 Priced commit_use(const Item& item, const Use& use, Priced priced, Timestamp now, Committed& committed) {
@@ -10899,6 +10903,14 @@ Fees sum_up(const Catalogue& book, std::vector<Fee> list) {
     return fees;
 }
 
+Fee fee_for(const Subscription& subscription, const Period& period, std::int64_t events, Fee fee) {
+    fee.customer = subscription.customer;
+    fee.subscription = subscription.id;
+    fee.period = period;
+    fee.events = events;
+    return fee;
+}
+
 // Events of a customer are used by all subscriptions it has; the events name none (dossier 6.5).
 AggregateQuery query_of(const Catalogue& book, const Subscription& subscription, const Item& item, const Period& period) {
     AggregateQuery query;
@@ -10936,11 +10948,8 @@ Fee line_of(const Catalogue& book, const Subscription& subscription, const Item&
         priced = commit_use(item, use, std::move(priced), now, committed);
         round_to(priced, rounded(priced.amount, book.currency));
     }
-    auto fee = fee_of(book, item.charge, item.metric.code, total(values_of(item.metric, use.parts)), std::move(priced));
-    fee.customer = subscription.customer;
-    fee.subscription = subscription.id;
-    fee.events = events_of(use.parts);
-    fee.period = use.query.period;
+    auto fee = fee_for(subscription, use.query.period, events_of(use.parts),
+                       fee_of(book, item.charge, item.metric.code, total(values_of(item.metric, use.parts)), std::move(priced)));
     fee.vendor = commitment_json(item, committed);
     return fee;
 }
@@ -10952,7 +10961,6 @@ struct Charge {
     const Item* item;
     Use use;
     Priced priced;
-    Decimal units() const { return total(values_of(item->metric, use.parts)); }
 };
 
 std::vector<Charge> charges_of(const Catalogue& book, const Subscription& subscription, const Period& period, UsageSource& usage) {
@@ -10968,14 +10976,10 @@ std::vector<Charge> charges_of(const Catalogue& book, const Subscription& subscr
     return charges;
 }
 
-Fee extra_fee(const Catalogue& book, const Subscription& subscription, const Period& period, std::string charge, FeeLine line) {
+Fee extra_fee(const Catalogue& book, const Subscription& subscription, const Period& period, const char* charge, FeeLine line) {
     Priced priced;
     priced.add(std::move(line));
-    auto fee = fee_of(book, std::move(charge), "", 1, std::move(priced));
-    fee.customer = subscription.customer;
-    fee.subscription = subscription.id;
-    fee.period = period;
-    return fee;
+    return fee_for(subscription, period, 0, fee_of(book, charge, "", 1, std::move(priced)));
 }
 
 FeeLine overage_line(const Decimal& money, const Decimal& factor) {
@@ -10986,7 +10990,7 @@ FeeLine overage_line(const Decimal& money, const Decimal& factor) {
 void split_charge(const Catalogue& book, const Subscription& subscription, const Charge& charge, Decimal& left, Timestamp now,
                   std::vector<Fee>& fees) {
     const auto& item = *charge.item;
-    const auto cost = charge.priced.amount, units = charge.units();
+    const auto cost = charge.priced.amount, units = billable(item, charge.use);
     const auto unit = item.price().model == Model::flat ? item.price().amount : divided(cost, units);
     const auto covered = divided(left, unit).round(0, Rounding::floor);
     const bool splits = left > 0;
@@ -11079,48 +11083,47 @@ Fees Catalogue::usage(const UsageQuery& query, Timestamp now, UsageSource& usage
     return sum_up(*this, std::move(list));
 }
 
-// What the event adds to the bill of the billing period, up to now; not rounded, so that small prices are seen.
-Fees Catalogue::estimate_fees(const Event& event, Timestamp now, UsageSource& usage_source) const {
-    if (event.customer.empty() && !lists_subscriptions) throw Error(ErrorCode::bad_value, "customer", "is required");
+// price(subscription, item) of every item that measures the event now.
+template <class PriceItem>
+Fees price_event(const Catalogue& book, const Event& event, Timestamp now, PriceItem&& price) {
+    if (event.customer.empty() && !book.lists_subscriptions) throw Error(ErrorCode::bad_value, "customer", "is required");
     std::vector<Fee> list;
-    for (const auto& subscription : chosen(event.subscription, event.customer)) {
+    for (const auto& subscription : book.chosen(event.subscription, event.customer)) {
+        if (!subscription.active.contains(now)) continue;
         for (const auto& item : subscription.items) {
-            if (!measures(item.metric, event) || !subscription.active.contains(now) || !item.active.contains(now)) continue;
-            const auto query = query_of(*this, subscription, item, {subscription.period(now).from, now + std::chrono::microseconds(1)});
-            auto use = measure(item, subscription, query, usage_source);
-            const auto priced = [&] {
-                Committed committed;
-                return commit_use(item, use, price_use(item, use), now, committed);
-            };
-            const auto units = total(values_of(item.metric, use.parts));
-            const auto before = priced();
-            add_event(item, subscription, event, now, usage_source, use);
-            list.push_back(
-                fee_of(*this, item.charge, item.metric.code, total(values_of(item.metric, use.parts)) - units, difference(priced(), before)));
-            list.back().customer = subscription.customer;
-            list.back().subscription = subscription.id;
-            list.back().period = query.period;
-            list.back().events = 1;
+            if (item.active.contains(now) && measures(item.metric, event)) list.push_back(price(subscription, item));
         }
     }
-    if (list.empty()) throw Error(ErrorCode::not_found, "name", "no price measures events named " + event.name);
-    return sum_up(*this, std::move(list));
+    return sum_up(book, std::move(list));
+}
+
+// What the event adds to the bill of the billing period, up to now; not rounded, so that small prices are seen, and without the subscription's
+// commitment, which is for all items.
+Fees Catalogue::estimate_fees(const Event& event, Timestamp now, UsageSource& usage_source) const {
+    auto fees = price_event(*this, event, now, [&](const Subscription& subscription, const Item& item) {
+        const auto query = query_of(*this, subscription, item, {subscription.period(now).from, now + std::chrono::microseconds(1)});
+        auto use = flexprice::measure(item, subscription, query, usage_source);
+        const auto units = [&] { return total(values_of(item.metric, use.parts)); };
+        const auto priced = [&] {
+            Committed committed;
+            return commit_use(item, use, price_use(item, use), now, committed);
+        };
+        const auto units_before = units();
+        const auto before = priced();
+        add_event(item, subscription, event, now, usage_source, use);
+        return fee_for(subscription, query.period, 1,
+                       fee_of(*this, item.charge, item.metric.code, units() - units_before, difference(priced(), before)));
+    });
+    if (fees.fees.empty()) throw Error(ErrorCode::not_found, "name", "no price measures events named " + event.name);
+    return fees;
 }
 
 Fees Catalogue::estimate_instant_fees(const Event& event, Timestamp now) const {
-    std::vector<Fee> list;
-    for (const auto& subscription : chosen(event.subscription, event.customer)) {
-        for (const auto& item : subscription.items) {
-            if (!measures(item.metric, event) || !subscription.active.contains(now) || !item.active.contains(now)) continue;
-            const auto units = quantity_of(item.metric, event);
-            list.push_back(fee_of(*this, item.charge, item.metric.code, units, price_units(item.price(), units)));
-            list.back().customer = subscription.customer;
-            list.back().subscription = subscription.id;
-            list.back().period = subscription.period(now);
-            list.back().events = 1;
-        }
-    }
-    return sum_up(*this, std::move(list));
+    return price_event(*this, event, now, [&](const Subscription& subscription, const Item& item) {
+        const auto units = quantity_of(item.metric, event);
+        return fee_for(subscription, subscription.period(now), 1,
+                       fee_of(*this, item.charge, item.metric.code, units, price_units(item.price(), units)));
+    });
 }
 
 json breakup_json(const Price& price, const Decimal& units) {
@@ -11455,6 +11458,7 @@ std::optional<std::vector<AnalyticsItem>> Catalogue::analytics(const Metric& met
             }
         }
     }
+    if (list.empty() && query.rules != "flexprice") return std::nullopt;  // FlexPrice does not show what the subscription does not price
     return list;
 }
 
