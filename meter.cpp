@@ -11798,6 +11798,13 @@ struct Plan final : Book::Impl {
         const auto* subscription = lists_subscriptions ? find(query.subscription, query.customer, {}) : nullptr;
         return subscription ? polar::period_around(*subscription, at) : this_month(at);
     }
+    std::vector<std::string> charge_names(const std::string& metric) const override {
+        std::vector<std::string> names;
+        for (const auto& charge : charges) {
+            if (charge.meter && charge.meter->metric.code == metric) names.push_back(charge.name);
+        }
+        return names;
+    }
     Fees usage(const UsageQuery& query, Timestamp now, UsageSource& usage) const override;
     Fees estimate_fees(const Event& event, Timestamp now, UsageSource& usage) const override;
     Fee price(std::string_view charge, const Decimal& units, std::int64_t events) const override;
