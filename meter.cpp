@@ -7,7 +7,7 @@
 //    2 time       timestamps, periods, bins           8 books       how each vendor measures and prices
 //    3 values     JSON text, paths, filters           9 wire        requests, answers and rules of each vendor
 //    4 store      SQLite: schema, log, segments      10 delivery    cursors, batches, waiting, parking
-//    5 reading    find, list, names                  11 transport   libcurl (optional)
+//    5 reading    find, list, names, rates           11 transport   libcurl (optional)
 //    6 measuring  scan, aggregate                    12 Meter       the facade: locks, threads, wiring
 
 #include "meter.hpp"
@@ -1947,9 +1947,10 @@ enum class Meeting : std::uint8_t {
 // One evaluator's rules as a table: what is stored meets a boolean, a number, a text.
 struct Coercion {
     struct Row {
-        std::array<Meeting, 3> compared{}, searched{};  // searched: by contains and not_contains
+        std::array<Meeting, 3> compared{}, searched{};  // searched: by contains and like
     };
-    Row missing{}, boolean{}, number{}, text{}, structure{};  // null is missing
+    Row missing{}, boolean{}, number{}, text{}, structure{};
+    std::string_view null{};  // the text that null is; missing when empty
     std::array<std::string_view, 2> stored_booleans{"false", "true"}, asked_booleans{"false", "true"};
     std::string (*stored_number)(const Decimal&) = nullptr;  // its text, where that is not the plain one
 
@@ -1968,6 +1969,10 @@ struct Coercion {
         }
     }
 };
+
+// Of whatever type it is compared with.
+constexpr std::array<Meeting, 3> never_any{Meeting::never, Meeting::never, Meeting::never}, text_any{Meeting::text, Meeting::text, Meeting::text},
+    empty_any{Meeting::empty, Meeting::empty, Meeting::empty};
 
 // How an evaluator reads the fields of an event in a filter; where it has no table the rules of Filter hold.
 struct FilterRules {
@@ -1995,10 +2000,12 @@ bool satisfies(Operator op, std::strong_ordering order) {
     }
 }
 
-// One value against another, by an evaluator's rules. Not for in, not_in, like, not_like and exists.
+// One value against another, by an evaluator's rules. Not for in, not_in and exists.
 bool meets(const Coercion& rules, Operator op, const Scalar& value, const Operand& asked) {
-    const bool contains = op == Operator::contains, searched = contains || op == Operator::not_contains;
+    const bool matched = op == Operator::like || op == Operator::not_like;
+    const bool searched = matched || op == Operator::contains || op == Operator::not_contains;
     const std::size_t column = asked.kind == Scalar::Kind::boolean ? 0 : asked.kind == Scalar::Kind::number ? 1 : 2;
+    if (value.kind == Scalar::Kind::null && !rules.null.empty()) return meets(rules, op, {Scalar::Kind::text, false, {}, rules.null}, asked);
     const Coercion::Row& row = rules.row(value.kind);
     const Meeting meeting = (searched ? row.searched : row.compared)[column];
     const auto number_of = [](bool is_boolean, bool boolean, const Decimal& number) { return is_boolean ? Decimal(boolean ? 1 : 0) : number; };
@@ -2021,8 +2028,9 @@ bool meets(const Coercion& rules, Operator op, const Scalar& value, const Operan
                                 : value.kind == Scalar::Kind::number && rules.stored_number ? rules.stored_number(value.number)
                                                                                             : scalar_text(value);
     const std::string stored = meeting == Meeting::empty ? "" : written;
-    if (searched) return (stored.find(wanted) != std::string::npos) == contains;
-    return satisfies(op, stored <=> wanted);
+    if (!searched) return satisfies(op, stored <=> wanted);
+    const bool found = matched ? like(stored, wanted) : stored.find(wanted) != std::string::npos;
+    return found == (op == Operator::like || op == Operator::contains);
 }
 
 // A clause against one value: in and not_in are eq and ne to each of a list.
@@ -4766,7 +4774,7 @@ void Store::drop_dead_runs() {
 }  // namespace
 
 // =============================================================================================
-// 5 reading: find, list, names. Uses 1-4.
+// 5 reading: find, list, names and sources, rates. Uses 1-4.
 // =============================================================================================
 
 namespace {
@@ -4785,7 +4793,20 @@ void check_question(std::string_view field, std::string_view text) {
     if (const char* fault = text_fault(text)) refuse(std::string(field), fault);
 }
 
+// An offset or limit as a number of things in memory, also where there is room for less.
+std::size_t count_of(std::int64_t things) {
+    return static_cast<std::size_t>(std::min<std::int64_t>(things, std::numeric_limits<std::ptrdiff_t>::max() / 2));
+}
+
 [[noreturn]] void bad_cursor(const char* reason = "was not made by list()") { throw Error(ErrorCode::bad_cursor, "cursor", reason); }
+
+void check_sort(const std::vector<SortKey>& sort) {
+    if (sort.size() > limits::sort_keys) refuse("sort", "has more than " + std::to_string(limits::sort_keys) + " keys");
+    for (const SortKey& key : sort) {
+        if (key.field.empty()) refuse("sort", "names no field");
+        check_question("sort", key.field);
+    }
+}
 
 void check_list(const ListQuery& query) {
     check_paging(query.limit, query.offset);
@@ -4796,11 +4817,7 @@ void check_list(const ListQuery& query) {
     for (const auto& [field, texts] : {std::pair{"names", &query.names}, std::pair{"sources", &query.sources}, std::pair{"ids", &query.ids}}) {
         for (const std::string& text : *texts) check_question(field, text);
     }
-    if (query.sort.size() > limits::sort_keys) refuse("sort", "has more than " + std::to_string(limits::sort_keys) + " keys");
-    for (const SortKey& key : query.sort) {
-        if (key.field.empty()) refuse("sort", "names no field");
-        check_question("sort", key.field);
-    }
+    check_sort(query.sort);
 }
 
 // The question's conditions on names and the customer as the scan takes them; nothing when one of them is not in the log at all.
@@ -5178,7 +5195,7 @@ std::optional<Rank> list_start(const ListQuery& query) {
 
 Page list_page(const Reader& reader, const ListQuery& query, const std::vector<std::int64_t>* rows) {
     // One more than the page holds tells whether there is a next one.
-    const auto offset = static_cast<std::size_t>(query.offset), limit = static_cast<std::size_t>(query.limit);
+    const std::size_t offset = count_of(query.offset), limit = count_of(query.limit);
     Listing listing = list_ranks(reader, query, rows, offset + limit + 1, list_start(query));
     Page page;
     if (query.count) page.total = listing.total;
@@ -5247,6 +5264,7 @@ void check_names(const NamesQuery& query) {
     check_filter(query.filter);
     check_question("customer", query.customer);
     check_question("text", query.text);
+    check_sort(query.sort);
     for (const SortKey& key : query.sort) {
         constexpr std::array<std::string_view, 5> known{"name", "source", "occurrences", "first_seen", "last_seen"};
         if (std::find(known.begin(), known.end(), key.field) == known.end()) refuse("sort", "names are not sorted by \"" + key.field + "\"");
@@ -5276,8 +5294,7 @@ NameList names_page(const Reader& reader, const NamesQuery& query, NameKeys keys
         }
         return std::tie(a.name, a.source) < std::tie(b.name, b.source);
     });
-    const auto begin = std::min(found.size(), static_cast<std::size_t>(query.offset));
-    const auto end = std::min(found.size(), begin + static_cast<std::size_t>(query.limit));
+    const std::size_t begin = std::min(found.size(), count_of(query.offset)), end = std::min(found.size(), begin + count_of(query.limit));
     NameList list{{}, static_cast<std::int64_t>(found.size())};
     std::move(found.begin() + static_cast<std::ptrdiff_t>(begin), found.begin() + static_cast<std::ptrdiff_t>(end), std::back_inserter(list.rows));
     return list;
@@ -5307,6 +5324,7 @@ Monitoring count_windows(const Reader& reader, const Period& period, const BinOp
             ++answer.events;
             if (answer.windows.empty()) continue;
             const Timestamp at(checked_time(batch.columns[time].cells[row], "columns.time"));
+            if (!period.contains(at)) damaged("columns.time");  // the segment says that all are
             ++answer.windows[static_cast<std::size_t>(grid.index(at, hint))].events;
         }
     }
@@ -5339,6 +5357,7 @@ enum class Blank : std::uint8_t {
     apart,    // "" is a text like others
     missing,  // "" is as good as missing
     text,     // what is missing is ""
+    written,  // likewise, and so are lists and objects; null is "null"
 };
 
 // To 32 significant digits, more than any vendor keeps.
@@ -5364,6 +5383,7 @@ struct Rules {
     NumberRules numbers{};
     Blank groups = Blank::apart, values = Blank::apart;  // of group_by; of what is counted by unique_count and active_count
     std::optional<Blank> values_in_parts{};              // likewise, in answers with bins or groups
+    std::string_view uncounted{};                        // a text that is none of those counted
     bool counts_absent = false;                          // an absent value is one more, too
     bool keeps_absent = false;                           // an absent value is none, but its event takes part
     bool typed_values = false;                           // the text "1" and the number 1 are two values, null is one
@@ -5459,18 +5479,20 @@ constexpr std::uint32_t no_value = 0;  // the row lacks the field
 // The values that a column takes, as text, numbered from 1 over all batches of a question.
 class Values {
 public:
-    explicit Values(Blank blank = Blank::apart, bool typed = false, bool times = false) : blank_(blank), typed_(typed), times_(times) {}
+    explicit Values(Blank blank = Blank::apart, bool times = false) : blank_(blank), times_(times) {}
+    Values(const Rules& rules, Blank blank) : blank_(blank), typed_(rules.typed_values), uncounted_(rules.uncounted) {}
 
     // The number of every row's value.
     const std::vector<std::uint32_t>& number(Connection& db, const Column& column, const Batch& batch) {
-        rows_.assign(batch.rows, blank_ == Blank::text ? text("") : no_value);
+        const bool written = blank_ == Blank::written;
+        rows_.assign(batch.rows, written || blank_ == Blank::text ? text("") : no_value);
         words_.assign(column.words.size(), unknown);
         std::int64_t last_cell = -1;
         std::uint32_t last = no_value;
         for (std::size_t row = 0; row < batch.rows; ++row) {
             if (!batch.mask.empty() && !batch.mask[row]) continue;
             const CellKind kind = column.kind(row);
-            if (kind == CellKind::missing || (kind == CellKind::null && !typed_)) continue;
+            if (kind == CellKind::missing || (kind == CellKind::null && !typed_ && !written) || (kind == CellKind::json && written)) continue;
             const std::int64_t cell = column.cells[row];
             if (kind == CellKind::interned) {
                 if (cell != last_cell) last = interned(db, cell), last_cell = cell;
@@ -5481,7 +5503,9 @@ public:
                 if (known == unknown) known = typed_ ? text(marked(kind, word)) : text(word);
                 rows_[row] = known;
             } else {
-                const std::string value = times_ ? Timestamp(cell).to_string() : scalar_text(cell_scalar(column, row));
+                const std::string value = kind == CellKind::null && written ? "null"
+                                          : times_                          ? Timestamp(cell).to_string()
+                                                                            : scalar_text(cell_scalar(column, row));
                 rows_[row] = text(typed_ ? marked(kind, value) : value);
             }
         }
@@ -5492,7 +5516,10 @@ public:
         return std::string(texts_[number - 1].substr(typed_ ? 1 : 0));
     }
 
-    std::uint32_t text(std::string_view value) { return value.empty() && blank_ == Blank::missing ? no_value : texts_.number(value) + 1; }
+    std::uint32_t text(std::string_view value) {
+        const bool none = value.empty() ? blank_ == Blank::missing : value == uncounted_;
+        return none ? no_value : texts_.number(value) + 1;
+    }
 
 private:
     static constexpr std::uint32_t unknown = 0xFFFFFFFF;
@@ -5505,7 +5532,8 @@ private:
         return place->second;
     }
     Blank blank_;
-    bool typed_, times_;
+    bool typed_ = false, times_ = false;
+    std::string_view uncounted_{};
     TextNumbering texts_;
     std::unordered_map<std::int64_t, std::uint32_t> interned_;
     std::vector<std::uint32_t> rows_, words_;
@@ -5538,7 +5566,7 @@ class Slots {
 public:
     Slots(const BinOptions& bins, const Grouping& grouping, ScanQuestion& question)
         : bin_(bins.bin), calendar_(bins), width_(grouping.fields.size()), named_(grouping.named) {
-        if (bin_ != Bin::none) time_ = question.key(fields::time);
+        if (bin_ != Bin::none) time_ = question.key(fields::time), recent_.resize(recent_cells);
         for (const std::string& field : grouping.fields) add_field(field, grouping.blank, question);
         if (!grouping.within.empty()) add_field(grouping.within, grouping.blank, question);
     }
@@ -5593,7 +5621,7 @@ private:
 
     void add_field(const std::string& field, Blank blank, ScanQuestion& question) {
         const std::string key = column_key(field);
-        fields_.push_back({question.key(key), Values(blank, false, key == fields::time)});
+        fields_.push_back({question.key(key), Values(blank, key == fields::time)});
     }
     Group names(std::uint32_t group) const {
         Group names(width_);
@@ -5648,7 +5676,7 @@ private:
         std::uint32_t bin = 0;
     };
     static constexpr std::size_t recent_cells = 4096;
-    std::vector<RecentBin> recent_{recent_cells};
+    std::vector<RecentBin> recent_;
     int cell_bits_ = 0;  // of a time, cut off; known when the first bin is
     Numbering bins_, slots_;
     std::vector<std::uint32_t> group_, slot_;
@@ -5992,7 +6020,7 @@ private:
 class UniqueAccumulator final : public Accumulator {
 public:
     UniqueAccumulator(std::size_t column, const Rules& rules, Blank values)
-        : column_(column), counts_absent_(rules.counts_absent), keeps_absent_(rules.keeps_absent), values_(values, rules.typed_values) {}
+        : column_(column), counts_absent_(rules.counts_absent), keeps_absent_(rules.keeps_absent), values_(rules, values) {}
     Decimal value(std::size_t slot, const Period&) const override { return slot < counts_.size() ? counts_[slot] : 0; }
 
 private:
@@ -6093,7 +6121,7 @@ public:
           words_apart_(rules.words_apart),
           time_(question.key(fields::time)),
           sequence_(question.key(fields::sequence)),
-          items_(rules.values, rules.typed_values) {
+          items_(rules, rules.values) {
         if (metric.aggregation == Aggregation::active_count) action_ = question.key(".operation_type");
         if (items_counted_)
             item_ = question.key(column_key(metric.property));
@@ -6284,7 +6312,7 @@ void check_metric(const Metric& metric) {
 }
 
 // Members that say nothing are not written.
-json to_definition(const Metric& metric) {
+json metric_definition(const Metric& metric) {
     json definition = {{"event", metric.event},
                        {"aggregation", word_of(aggregations, metric.aggregation, "metric.aggregation")},
                        {"property", metric.property},
@@ -6300,7 +6328,7 @@ json to_definition(const Metric& metric) {
     return definition;
 }
 
-Metric from_definition(std::string_view code, const json& tree) {
+Metric defined_metric(std::string_view code, const json& tree) {
     Metric metric{.code = std::string(code), .event = tree.at("event").get<std::string>()};
     metric.aggregation = meaning_of(aggregations, tree.at("aggregation").get<std::string>());
     metric.property = tree.at("property").get<std::string>();
@@ -6319,11 +6347,11 @@ Metric from_definition(std::string_view code, const json& tree) {
 
 // Of the book with that id, or of the app (0). Of one code the metric stored last is in force, as long as its book is.
 void store_metric(Connection& db, const Metric& metric, std::int64_t book = 0) {
-    db.prepared("INSERT OR REPLACE INTO metrics(code, book, definition) VALUES(?, ?, ?)").run(metric.code, book, to_definition(metric).dump());
+    db.prepared("INSERT OR REPLACE INTO metrics(code, book, definition) VALUES(?, ?, ?)").run(metric.code, book, metric_definition(metric).dump());
 }
 
 Metric read_metric(std::string_view code, std::string_view definition) {
-    return from_file("metrics", [&] { return from_definition(code, json::parse(definition)); });
+    return from_file("metrics", [&] { return defined_metric(code, json::parse(definition)); });
 }
 
 // Those in force, one of each code, or that of one code. A version of a book that another has followed is not; one that is still to come
@@ -6719,11 +6747,21 @@ private:
     Stretch event_{};
 };
 
+// Equal for equal questions alone.
+std::string question_key(const Metric& metric, const AggregateQuery& query) {
+    const auto ends = [](const Period& period) { return json{period.from.micros(), period.to.micros()}; };
+    return json{{metric.code, metric_definition(metric)},
+                {query.customer, query.subscription, ends(query.period), query.group_by, query.filter.to_json(), query.top, query.fill},
+                {query.bin, query.time_zone, query.week_start.c_encoding(), query.billing_anchor.value_or(Timestamp::min()).micros()},
+                query.billing_period ? ends(*query.billing_period) : json()}
+        .dump();
+}
+
 // How the values of two sets of events make that of both; nothing where it takes the events themselves.
 using Join = Decimal (*)(const Decimal&, const Decimal&);
 
 Join join_of(const Metric& metric, const Rules& rules, const AggregateQuery& query) {
-    if (metric.bucket != Bin::none || metric.rounding || rules.not_negative || query.bin != Bin::none || query.top != 0) return nullptr;
+    if (metric.bucket != Bin::none || metric.rounding || rules.not_negative || rules.add || query.bin != Bin::none || query.top != 0) return nullptr;
     switch (metric.aggregation) {
         case Aggregation::count:
         case Aggregation::sum:
@@ -6774,7 +6812,7 @@ private:
     // As of log.last.
     std::vector<Measured> current(GrowingLog& log, const Metric& metric, const Rules& rules, const AggregateQuery& query, Join join) {
         forget_if_changed(log);
-        const std::string key = key_of(metric, query);
+        const std::string key = question_key(metric, query);
         const auto known = totals_.find(key);
         Total total = known == totals_.end() || log.last - known->second.through > most_events ? Total{} : std::move(known->second);
         if (total.through == 0) {
@@ -6797,11 +6835,6 @@ private:
         since_.reset();
         rollbacks_ = log.rollbacks;
         pruned_ = pruned;
-    }
-    static std::string key_of(const Metric& metric, const AggregateQuery& query) {
-        return json{metric.code,    to_definition(metric), query.customer, query.subscription, query.period.from.micros(), query.period.to.micros(),
-                    query.group_by, query.filter.to_json()}
-            .dump();
     }
     // The events since that may belong to the question; questions that come one after the other mostly need the same.
     const Stretch& since(GrowingLog& log, std::int64_t through, const AggregateQuery& query) {
@@ -7230,7 +7263,7 @@ struct EventStep {
     Timestamp time = {};
     std::int64_t sequence = 0;
     Decimal value = {};
-    std::uint32_t item = 0;  // of a unique count: events with the same are about the same value
+    std::uint32_t item = 0;  // of a unique count: events with the same are about the same value; 0 without the property
 };
 
 // What a book asks of the log. Which events: those of the metric and the query, as in Meter::aggregate.
@@ -9061,14 +9094,14 @@ void add_advance_fees(const Scope& scope, const Group& group, const AdvanceQuest
     query.period.to = std::min(query.period.to, question.period.to);
     AdvanceWalk walk(scope);
     for (const auto& step : usage.steps(metric.metric, query)) {
-        const bool older = step.time < query.period.from;
-        const auto event = older ? Event() : usage.event(step.sequence);
-        if (older || (metric.kind != Kind::count && !property_text(event.properties, property_key(metric)))) {
+        if (step.time < query.period.from || (metric.kind == Kind::unique_count && step.item == 0)) {
             walk.pass(step.value);
             continue;
         }
+        const bool wanted = question.wants(step);
+        const auto event = wanted || scope.price().model == Model::dynamic ? usage.event(step.sequence) : Event();
         const auto billed = walk.add(step, event);
-        if (!question.wants(step) || billing_filter(scope.charge, event.properties) != scope.filter) continue;
+        if (!wanted || billing_filter(scope.charge, event.properties) != scope.filter) continue;
         if (fees.size() == limits::advance_fees)
             throw Error(ErrorCode::too_large, "period", "has more than " + std::to_string(limits::advance_fees) + " fees");
         fees.push_back({{step.time, step.sequence}, advance_fee(scope, group, event, billed)});
@@ -9079,14 +9112,17 @@ void add_advance_fees(const Scope& scope, const Group& group, const AdvanceQuest
 
 [[noreturn]] void not_found(const char* field, const char* reason) { throw Error(ErrorCode::not_found, field, reason); }
 
-// The subscription active now, under the plan. A plan without a list of subscriptions takes any, on calendar periods.
-Subscription subscription_at(const Plan& plan, const std::string& id, Timestamp now) {
+// The subscription active at that time, under the plan; of several one without an end (event.rb:43). A plan without a list of subscriptions
+// takes any, on calendar periods.
+Subscription subscription_at(const Plan& plan, const std::string& id, Timestamp time) {
     if (id.empty()) not_found("subscription", "subscription_not_found");
     if (!plan.lists_subscriptions) return {.id = id, .active = {}};
+    const Subscription* found = nullptr;
     for (const auto& each : plan.subscriptions) {
-        if (each.id == id && each.active.contains(now)) return each;
+        if (each.id == id && each.active.contains(time) && (!found || found->active.to < each.active.to)) found = &each;
     }
-    not_found("subscription", "subscription_not_found");
+    if (!found) not_found("subscription", "subscription_not_found");
+    return *found;
 }
 
 // The event's own number for a sum; its property, when present, must be a number (validate_creation_service.rb:83).
@@ -9193,8 +9229,9 @@ Fees Plan::estimate_instant_fees(const Event& event, Timestamp now) const {
 Fees Plan::estimate_fees(const Event& event, Timestamp now, UsageSource& usage_source) const {
     const auto subscription = subscription_at(*this, event.subscription, now);
     const auto known =
-        std::any_of(billable_metrics.begin(), billable_metrics.end(), [&](const auto& each) { return each.metric.code == event.name; });
-    if (!known) not_found("name", "billable_metric_not_found");
+        std::find_if(billable_metrics.begin(), billable_metrics.end(), [&](const auto& each) { return each.metric.code == event.name; });
+    if (known == billable_metrics.end()) not_found("name", "billable_metric_not_found");
+    if (known->kind == Kind::sum || known->kind == Kind::max || known->kind == Kind::latest) summed(*known, event);
     auto period = billing_period(charges_interval, subscription, now);
     const auto whole = period;
     period.to = std::min(period.to, now + std::chrono::microseconds(1));
@@ -11417,8 +11454,6 @@ namespace polar {
 
 using enum Meeting;
 
-constexpr std::array<Meeting, 3> never_any{never, never, never}, text_any{text, text, text}, empty_any{empty, empty, empty};
-
 // One evaluator: metadata by a table, and how a time becomes whole seconds.
 struct Evaluator {
     Coercion metadata;
@@ -11738,10 +11773,14 @@ struct Plan final : Book::Impl {
     std::vector<Subscription> subscriptions;
     bool lists_subscriptions = false;
 
-    // That of the id or, without one, the customer's; nothing when the catalogue lists none.
+    // That of the id or, without one, the customer's earliest; nothing when the catalogue lists none.
     const Subscription* find(const std::string& subscription, const std::string& customer, const std::optional<Timestamp>& active_at) const;
     bool serves(const std::string& subscription, const std::string& customer) const override {
         return lists_subscriptions ? find(subscription, customer, {}) != nullptr : !customer.empty();
+    }
+    Period period_around(const UsageQuery& query, Timestamp at) const override {
+        const auto* subscription = lists_subscriptions ? find(query.subscription, query.customer, {}) : nullptr;
+        return subscription ? polar::period_around(*subscription, at) : this_month(at);
     }
     Fees usage(const UsageQuery& query, Timestamp now, UsageSource& usage) const override;
     Fees estimate_fees(const Event& event, Timestamp now, UsageSource& usage) const override;
@@ -11917,6 +11956,8 @@ std::shared_ptr<const Book::Impl> load(const json& catalogue) {
     }
     book->lists_subscriptions = root.find("subscriptions").has_value();
     for (const auto& at : root.list("subscriptions")) book->subscriptions.push_back(read_subscription(at));
+    std::stable_sort(book->subscriptions.begin(), book->subscriptions.end(),
+                     [](const Subscription& a, const Subscription& b) { return a.active.from < b.active.from; });
     return book;
 }
 
@@ -12172,6 +12213,7 @@ struct Plans final : Book::Impl {
         return !customer.empty() && (!customers || find_holder(*customers, customer));
     }
     bool has_balances() const override { return true; }
+    Period period_around(const UsageQuery& query, Timestamp at) const override;
     bool knows_feature(const std::string& id) const override {
         return std::any_of(features.begin(), features.end(), [&](const Feature& each) { return each.id == id; });
     }
@@ -12634,6 +12676,15 @@ Fees Plans::usage(const UsageQuery& asked, Timestamp now, UsageSource& usage_sou
         list.push_back(fee_of(account, item, period, taken_from(account, item), price_item(account, item)));
     }
     return sum_up(std::move(list), currency);
+}
+
+// That of the first item that is billed by the period.
+Period Plans::period_around(const UsageQuery& query, Timestamp at) const {
+    const auto account = open_account(*this, query.customer, query.subscription, at);
+    for (const Holding& holding : account.holdings) {
+        if (holding.item->billed) return holding.around(holding.item->billed, at);
+    }
+    return this_month(at);
 }
 
 // What the event adds to the bill of the cycle under way.
@@ -13166,9 +13217,32 @@ CustomerMeter customer_meter(const std::string& id, Metric metric, const std::ve
 
 }  // namespace polar
 
+// --- OpenMeter: its meters are metrics, under these rules ---
+
+namespace openmeter {
+
+// ClickHouse's JSON_VALUE makes a text of every property, an empty one where there is none; all filters compare texts (meter_query.go:351).
+constexpr Coercion json_value{.missing = {empty_any, empty_any},
+                              .boolean = {text_any, text_any},
+                              .number = {text_any, text_any},
+                              .text = {text_any, text_any},
+                              .structure = {empty_any, empty_any},
+                              .null = "null"};
+
+// A null is no value of a unique count, nor is the text that it is written as (meter_query.go:193).
+constexpr Rules rules{.name = "openmeter",
+                      .filter = {.properties = &json_value},
+                      .numbers = {.text = NumberRules::Text::number, .missing = {}},
+                      .groups = Blank::written,
+                      .values = Blank::written,
+                      .uncounted = "null",
+                      .keeps_absent = true};
+
+}  // namespace openmeter
+
 // ---- rules by name ----
 
-constexpr std::array<Rules, 8> all_rules{{
+constexpr std::array<Rules, 9> all_rules{{
     {.name = ""},
     {.name = "lago",
      .filter = {.properties = &lago::text_filter},
@@ -13195,6 +13269,7 @@ constexpr std::array<Rules, 8> all_rules{{
     polar::rules("polar_billing", polar::billing),
     polar::rules("polar_events", polar::clickhouse),
     {.name = "autumn", .filter = {.properties = &autumn::exact_text}, .numbers = {.missing = 1}},
+    openmeter::rules,
 }};
 
 const Rules& rules_named(std::string_view name) {
@@ -16254,7 +16329,10 @@ private:
 
     // The book's around the event; a limit in units needs no book, and has the calendar month then.
     Period billing_period(const Limit& limit, const UsageQuery& query, Timestamp time) const {
-        if (limit.units && limit.book.empty() && serving(*books_, query).empty()) return this_month(time);
+        const auto found = serving(*books_, query, limit.book);
+        const auto current = found.empty() ? std::nullopt : in_force(found.front(), query, time);
+        if (current) return current->book->period_around(query, time);
+        if (limit.units && limit.book.empty()) return this_month(time);
         return book_at(versions_for(*books_, query, limit.book), query, time).period_around(query, time);
     }
 
@@ -16266,13 +16344,20 @@ private:
     Decimal ask(const LimitQuestion& question) {
         const Limit& limit = *question.limit;
         if (limit.units) return usage_.measure(question.metric, question.units).at(0).value;
-        const Fees fees = ask_books(versions_for(*books_, question.usage, limit.book), question.usage, question.time,
-                                    [&](const Book::Impl& book, const UsageQuery& asked) { return book.usage(asked, question.time, usage_); });
+        const auto price = [&](const Book::Impl& book, const UsageQuery& asked) {
+            return book.usage(asked, moment_of(book, asked, question.time), usage_);
+        };
+        const Fees fees = ask_books(versions_for(*books_, question.usage, limit.book), question.usage, question.time, price);
         Decimal cents;
         for (const Fee& fee : fees.fees) {
             if (limit.metric.empty() || fee.metric == limit.metric) cents += fee.amount_cents;
         }
         return cents;
+    }
+
+    // Balances are followed up to a moment. All of the period is to count, whatever order its events come in.
+    static Timestamp moment_of(const Book::Impl& book, const UsageQuery& query, Timestamp time) {
+        return book.has_balances() ? book.period_around(query, time).to - std::chrono::microseconds(1) : time;
     }
 
     void name_limit(std::size_t i, const LimitCheck& check, Receipt& receipt) const {
@@ -16306,56 +16391,36 @@ private:
     };
     Reader reader() override { return reader_; }
     std::vector<Measured> rows_of(const Metric& metric, const AggregateQuery& query) override {
-        const bool both = !query.customer.empty() && !query.subscription.empty(), none = query.customer.empty() && query.subscription.empty();
-        if (both || none || query.top != 0) return LogUsage::rows_of(metric, query);
-        const std::string field = query.customer.empty() ? "subscription" : "customer",
-                          &owner = query.customer.empty() ? query.subscription : query.customer;
-        const auto [known, first] = answers_.try_emplace(key_of(metric, query, field));
+        const bool one_owner = query.customer.empty() != query.subscription.empty();
+        if (!one_owner || query.top != 0 || query.fill) return LogUsage::rows_of(metric, query);
+        const std::string field = query.customer.empty() ? "subscription" : "customer";
+        AggregateQuery everyone = query;
+        const std::string owner = std::exchange(query.customer.empty() ? everyone.subscription : everyone.customer, {});
+        everyone.group_by.insert(everyone.group_by.begin(), field);
+        const auto [known, first] = answers_.try_emplace(question_key(metric, everyone));
         Shared& shared = known->second;
-        if (first || shared.refused) return LogUsage::rows_of(metric, query);  // at first, as perhaps nobody else is asked about it
-        if (!shared.owners) share(shared, metric, query, field);
-        if (!shared.owners) return LogUsage::rows_of(metric, query);
+        if (!first && !shared.owners && !shared.refused) share(shared, metric, everyone);
+        if (!shared.owners) return LogUsage::rows_of(metric, query);  // also at first, as perhaps nobody else is asked about
         const auto rows = shared.owners->find(owner);
         return rows == shared.owners->end() ? std::vector<Measured>() : rows->second;
     }
     // One customer's numbers that cannot be added up, or too many groups, must not stand in the way of the others.
-    void share(Shared& shared, const Metric& metric, const AggregateQuery& query, const std::string& field) {
+    void share(Shared& shared, const Metric& metric, const AggregateQuery& everyone) {
         try {
-            shared.owners = by_owner(metric, query, field);
+            shared.owners = by_owner(LogUsage::rows_of(metric, everyone));
         } catch (const Error& error) {
             if (error.code() != ErrorCode::overflow && error.code() != ErrorCode::too_large) throw;
             shared.refused = true;
         }
     }
-    ByOwner by_owner(const Metric& metric, AggregateQuery query, const std::string& field) {
-        query.customer.clear();
-        query.subscription.clear();
-        query.group_by.insert(query.group_by.begin(), field);
+    static ByOwner by_owner(std::vector<Measured> rows) {
         ByOwner owners;
-        for (Measured& row : LogUsage::rows_of(metric, query)) {
+        for (Measured& row : rows) {
             const auto owner = std::exchange(row.group.front(), {});
             row.group.erase(row.group.begin());
             if (owner) owners[*owner].push_back(std::move(row));
         }
         return owners;
-    }
-    static std::string key_of(const Metric& metric, const AggregateQuery& query, const std::string& field) {
-        const Period billing = query.billing_period.value_or(query.period);
-        return json{field,
-                    metric.code,
-                    to_definition(metric),
-                    query.period.from.micros(),
-                    query.period.to.micros(),
-                    billing.from.micros(),
-                    billing.to.micros(),
-                    query.bin,
-                    query.time_zone,
-                    query.week_start.c_encoding(),
-                    query.fill,
-                    query.billing_anchor.value_or(Timestamp::min()).micros(),
-                    query.group_by,
-                    query.filter.to_json()}
-            .dump();
     }
     const Reader& reader_;
     std::map<std::string, Shared> answers_;
@@ -16402,7 +16467,7 @@ std::string measured_by(const Book& book, const std::string& code) {
     same.property = same.property.empty() ? same.property : column_key(same.property);
     same.rounding.reset();
     same.rules.clear();
-    return to_definition(same).dump();
+    return metric_definition(same).dump();
 }
 
 // One of the two books.
@@ -16576,6 +16641,15 @@ struct Meter::Impl {
         if (events > limits::batch_events) throw Error(ErrorCode::too_large, "events", "are more than " + std::to_string(limits::batch_events));
     }
 
+    Metric polar_metric(const std::string& meter) const {
+        try {
+            return metric(polar::metric_code(meter));
+        } catch (const Error& error) {
+            if (error.code() != ErrorCode::not_found) throw;
+            throw Error(ErrorCode::not_found, "meter", quote(meter) + " is in no Polar book that is loaded");
+        }
+    }
+
     Metric metric(const std::string& code) const {
         return store.read([&](Connection& db) { return find_metric(db, code, options.clock()); });
     }
@@ -16747,7 +16821,7 @@ std::vector<Metric> Meter::metrics() const {
 
 Aggregate Meter::aggregate(const AggregateQuery& query) const { return aggregate(impl_->metric(query.metric), query); }
 
-Quantities Meter::quantities(const QuantitiesQuery& query) const { return quantities(impl_->metric(polar::metric_code(query.meter)), query); }
+Quantities Meter::quantities(const QuantitiesQuery& query) const { return quantities(impl_->polar_metric(query.meter), query); }
 
 Quantities Meter::quantities(const Metric& metric, const QuantitiesQuery& query) const {
     check_metric(metric);
@@ -16758,7 +16832,7 @@ Quantities Meter::quantities(const Metric& metric, const QuantitiesQuery& query)
 }
 
 CustomerMeter Meter::customer_meter(const std::string& meter, const std::vector<std::string>& customers) const {
-    const Metric metric = impl_->metric(polar::metric_code(meter));
+    const Metric metric = impl_->polar_metric(meter);
     return impl_->store.scan([&](const Reader& reader) {
         StoreUsage usage(reader);
         return polar::customer_meter(meter, metric, customers, usage);

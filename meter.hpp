@@ -226,7 +226,7 @@ inline constexpr std::size_t json_depth = 32;
 inline constexpr std::size_t extra_bytes = 65536;       ///< notice and extensions together, as JSON text
 inline constexpr std::size_t batch_events = 100000;     ///< in one call of record()
 inline constexpr std::size_t page_events = 1000;        ///< ListQuery::limit
-inline constexpr std::size_t sort_keys = 8;             ///< ListQuery::sort
+inline constexpr std::size_t sort_keys = 8;             ///< ListQuery::sort, NamesQuery::sort
 inline constexpr std::size_t advance_fees = 10000;      ///< in one answer of advance_fees()
 inline constexpr std::size_t aggregate_rows = 1000000;  ///< bins x groups of one answer
 inline constexpr std::size_t carried_bins = 1000;       ///< of a recurring metric, each of which is a question of its own
@@ -304,10 +304,10 @@ enum class Operator { eq, ne, gt, gte, lt, lte, in, not_in, contains, not_contai
 
 /// A condition on events: a tree of all (and), any (or) and clauses on one field each.
 /// Fields: id, name, source, customer, subscription, timestamp, value, or the path of a property ("model", "request.region");
-/// "properties.name" is the property even where a field has that name.
+/// "properties.name" is the property even where a field has that name; a key with a dot in it is taken for a path.
 /// Numbers compare as decimals, texts as texts (a number and a text holding a number are equal), timestamps as instants; a missing
 /// property, like null, satisfies only ne, not_in, not_contains, not_like and exists false. So does an object with members, but that it satisfies
-/// exists true and not false: name its members' paths instead.
+/// exists true and not false: name its members' paths instead. contains looks into what a value is written as.
 struct Filter {
     enum class Kind { all, any, clause };
     Kind kind = Kind::all;
@@ -367,7 +367,9 @@ struct Metric {
     std::string bucket_group = {};
     /// Whose rules say what a value counts as where types differ, what an average or weighted sum is rounded to, and how filters compare:
     /// meter's own as written here when empty, else "lago", "flexprice" (metered usage, as billed), "flexprice_events" (its usage queries),
-    /// "polar" (quantities), "polar_billing", "polar_events" (its lists) or "autumn".
+    /// "polar" (quantities), "polar_billing", "polar_events" (its lists), "autumn" or "openmeter". An OpenMeter meter is a metric: its value property
+    /// "$.usage.tokens" is the property "usage.tokens", as are the paths of its groups; its subject is the customer. (OpenMeter keeps
+    /// whole seconds and answers doubles; here times and numbers are exact.)
     std::string rules = {};
     bool every_event = false;  ///< events of any name are measured, also when there is a code; `event` is empty then
 };
@@ -401,7 +403,7 @@ struct ListQuery {
     std::int64_t limit = 100;  ///< 1 to limits::page_events
     std::int64_t offset = 0;   ///< of the events after the cursor, if there is one
     bool count = false;        ///< also count all that match, before the cursor too
-    Cursor after = {};         ///< go on after that page; everything else but limit, offset and count must be as it was there
+    Cursor after = {};         ///< go on after that page, with the question it answered; only limit, offset and count may differ
 };
 
 struct Page {

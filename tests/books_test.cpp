@@ -74,6 +74,12 @@ TEST_CASE("estimates answer errors as Lago does, in its order", "[lago]") {
     CHECK(reason(event("calls", {}, "2026-03-05T00:00:00Z", "sub_1")) == "subscription_not_found");
     CHECK(reason(event("unknown", {}, "2026-03-05T00:00:00Z", "sub_2")) == "billable_metric_not_found");
     CHECK(reason(event("calls", {}, "2026-03-05T00:00:00Z", "sub_2")) == "does_not_match_an_instant_charge");
+    source["billable_metrics"].push_back({{"code", "peak"}, {"aggregation_type", "max_agg"}, {"field_name", "value"}});
+    const auto peak = Book::lago(source);
+    CHECK_THROWS_WITH(peak.impl().estimate_fees(event("peak", {{"value", "x"}}, "2026-03-05T00:00:00Z", "sub_2"), march_10, usage),
+                      "properties.value: value_is_not_valid_number");
+    CHECK_THROWS_WITH(peak.impl().estimate_fees(event("peak", {{"value", "7"}}, "2026-03-05T00:00:00Z", "sub_2"), march_10, usage),
+                      "name: does_not_match_an_instant_charge");
 }
 
 TEST_CASE("a sum's property must be a number when estimated", "[lago]") {
@@ -910,16 +916,6 @@ Book book_of_functions() {
     return polar_book(meters, prices);
 }
 
-template <class Call>
-std::string refused_because(Call&& call) {
-    try {
-        call();
-    } catch (const Error& error) {
-        return error.what();
-    }
-    return "accepted";
-}
-
 }  // namespace
 
 TEST_CASE("Polar's meters measure with every function, filters that name no event included", "[polar]") {
@@ -991,8 +987,8 @@ TEST_CASE("Polar's values count by their JSON type", "[polar]") {
         CHECK(row(Aggregation::max, "timestamp").value == Timestamp::parse("2026-03-06T00:00:01Z").unix_seconds());
     }
     CHECK(m.aggregate({.aggregation = Aggregation::max, .property = "name", .rules = "polar"}, {}).rows.empty());
-    CHECK(refused_because([&] { m.aggregate({.event = "e", .every_event = true}, {}); }) ==
-          "metric.event: has no meaning for a metric of every event");
+    CHECK(refusal([&] { m.aggregate({.event = "e", .every_event = true}, {}); }) ==
+          "bad_value metric.event: has no meaning for a metric of every event");
 }
 
 TEST_CASE("Polar bills what users did, by the credits that are known", "[polar]") {
@@ -1020,7 +1016,7 @@ TEST_CASE("Polar bills what users did, by the credits that are known", "[polar]"
     CHECK(m.aggregate({.metric = "polar:m"}).rows.at(0).value == 5);
     CHECK(m.aggregate({.metric = "polar:users"}).rows.at(0).value == 3);
     CHECK(book.price("m", 3).amount_cents == 200);
-    CHECK(refused_because([&] { m.estimate_fees(own); }) == "name: no price measures this event named \"meter.credited\"");
+    CHECK(refusal([&] { m.estimate_fees(own); }) == "not_found name: no price measures this event named \"meter.credited\"");
 }
 
 TEST_CASE("a customer's Polar meter stands since its last reset", "[polar]") {
@@ -1054,8 +1050,8 @@ TEST_CASE("a customer's Polar meter stands since its last reset", "[polar]") {
     happens("use", "acme", {{"n", 30}});
     CHECK(shown({"acme", "7f3c"}) == "30 10 -20 19");
     CHECK(shown({"nobody"}) == "0 0 0 0");
-    CHECK(refused_because([&] { m.customer_meter("m", {}); }) == "customers: is empty");
-    CHECK(refused_because([&] { m.customer_meter("x", {"acme"}); }) == "metric: \"polar:x\" is not defined");
+    CHECK(refusal([&] { m.customer_meter("m", {}); }) == "bad_value customers: is empty");
+    CHECK(refusal([&] { m.customer_meter("x", {"acme"}); }) == "not_found meter: \"x\" is in no Polar book that is loaded");
 }
 
 TEST_CASE("Polar bills by the subscription's own periods, and what was bought of seats and units", "[polar]") {
@@ -1097,19 +1093,19 @@ TEST_CASE("Polar bills by the subscription's own periods, and what was bought of
     CHECK(m.estimate_fees(customer_event("e", json::object())).fees.at(0).amount_cents == 100);
     const auto book = Book::polar(source);
     CHECK(book.price("seats", 4).amount_cents == 4000);
-    CHECK(refused_because([&] { m.usage({.customer = "other"}); }) == "customer: no book that is loaded prices it");
+    CHECK(refusal([&] { m.usage({.customer = "other"}); }) == "not_found customer: no book that is loaded prices it");
     const auto refused = [&](const char* field, json value) {
         json changed = source;
         changed["subscriptions"][0][field] = std::move(value);
-        return refused_because([&] { Book::polar(changed); });
+        return refusal([&] { Book::polar(changed); });
     };
-    CHECK(refused("current_period_start", nullptr) == "subscriptions[0].current_period_start: is required");
-    CHECK(refused("current_period_end", "2026-02-28T12:00:00Z") == "subscriptions[0].current_period_end: ends before it begins");
-    CHECK(refused("recurring_interval", "fortnight") == "subscriptions[0].recurring_interval: is not known: fortnight");
-    CHECK(refused("recurring_interval_count", 0) == "subscriptions[0].recurring_interval_count: must be from 1 to 999");
-    CHECK(refused("customer", {{"id", "x"}}) == "subscriptions[0].customer.external_id: is required");
+    CHECK(refused("current_period_start", nullptr) == "bad_value subscriptions[0].current_period_start: is required");
+    CHECK(refused("current_period_end", "2026-02-28T12:00:00Z") == "bad_value subscriptions[0].current_period_end: ends before it begins");
+    CHECK(refused("recurring_interval", "fortnight") == "bad_value subscriptions[0].recurring_interval: is not known: fortnight");
+    CHECK(refused("recurring_interval_count", 0) == "bad_value subscriptions[0].recurring_interval_count: must be from 1 to 999");
+    CHECK(refused("customer", {{"id", "x"}}) == "bad_value subscriptions[0].customer.external_id: is required");
     source["product"]["prices"][2]["seat_tiers"]["tiers"][1]["min_seats"] = 6;
-    CHECK(refused_because([&] { Book::polar(source); }) == "product.prices[2].seat_tiers.tiers[1].min_seats: gap");
+    CHECK(refusal([&] { Book::polar(source); }) == "bad_value product.prices[2].seat_tiers.tiers[1].min_seats: gap");
 }
 
 TEST_CASE("Polar's periods go on by the subscription's interval, before and after the current one", "[polar]") {
@@ -1163,24 +1159,24 @@ TEST_CASE("meter quantities through the face", "[polar]") {
     const auto own = m.quantities({.aggregation = Aggregation::max, .property = "n"}, days);
     CHECK((own.rows.at(0).quantity == Decimal("2.5") && own.total == 4));
 
-    const auto refused = [&](auto&& change) { return refused_because([&] { m.quantities(with(change)); }); };
-    CHECK(refused([](auto& q) { q.interval = Bin::minute; }) == "interval: must be hour, day, week, month or year");
-    CHECK(refused([](auto& q) { q.start = Timestamp::parse("2022-12-31T23:59:59Z"); }) == "start: must not be before 2023-01-01");
-    CHECK(refused([](auto& q) { q.end = q.start - std::chrono::seconds(1); }) == "end: is before the start");
-    CHECK(refused([](auto& q) { q.time_zone = "Mars/Base"; }).starts_with("time_zone: "));
-    CHECK(refused([](auto& q) { q.metadata = "lite"; }) == "metadata: must be an object");
-    CHECK(refused([](auto& q) { q.metadata = {{"model", {1}}}; }) == "metadata.model: must be a text or a list of texts");
-    CHECK(refused([](auto& q) { q.over_customers = Aggregation::latest; }) == "over_customers: is not one of Polar's functions");
-    CHECK(refused([](auto& q) { q.meter = "none"; }) == "metric: \"polar:none\" is not defined");
-    CHECK(refused_because([&] { m.quantities({.aggregation = Aggregation::latest, .property = "n"}, days); }) ==
-          "meter: has an aggregation that Polar does not know");
+    const auto refused = [&](auto&& change) { return refusal([&] { m.quantities(with(change)); }); };
+    CHECK(refused([](auto& q) { q.interval = Bin::minute; }) == "bad_value interval: must be hour, day, week, month or year");
+    CHECK(refused([](auto& q) { q.start = Timestamp::parse("2022-12-31T23:59:59Z"); }) == "bad_value start: must not be before 2023-01-01");
+    CHECK(refused([](auto& q) { q.end = q.start - std::chrono::seconds(1); }) == "bad_value end: is before the start");
+    CHECK(refused([](auto& q) { q.time_zone = "Mars/Base"; }).starts_with("bad_value time_zone: "));
+    CHECK(refused([](auto& q) { q.metadata = "lite"; }) == "bad_value metadata: must be an object");
+    CHECK(refused([](auto& q) { q.metadata = {{"model", {1}}}; }) == "bad_value metadata.model: must be a text or a list of texts");
+    CHECK(refused([](auto& q) { q.over_customers = Aggregation::latest; }) == "bad_value over_customers: is not one of Polar's functions");
+    CHECK(refused([](auto& q) { q.meter = "none"; }) == "not_found meter: \"none\" is in no Polar book that is loaded");
+    CHECK(refusal([&] { m.quantities({.aggregation = Aggregation::latest, .property = "n"}, days); }) ==
+          "bad_value meter: has an aggregation that Polar does not know");
 }
 
 TEST_CASE("Polar's quantities span so many days at most", "[polar]") {
     Meter m;
     const auto accepted = [&](const char* end, Bin interval) {
         const auto from = Timestamp::from_civil(2024, 1, 1);
-        return refused_because([&] { m.quantities(Metric{}, {.start = from, .end = Timestamp::parse(end), .interval = interval}); }) == "accepted";
+        return refusal([&] { m.quantities(Metric{}, {.start = from, .end = Timestamp::parse(end), .interval = interval}); }) == "answered";
     };
     for (const auto& [last, first_refused, interval] :
          {std::tuple{"2024-01-08", "2024-01-09", Bin::hour}, std::tuple{"2025-01-01", "2025-01-02", Bin::day},
@@ -1190,6 +1186,49 @@ TEST_CASE("Polar's quantities span so many days at most", "[polar]") {
         CHECK(accepted(last, interval));
         CHECK_FALSE(accepted(first_refused, interval));
     }
+}
+
+TEST_CASE("OpenMeter's meters are metrics under its rules", "[openmeter]") {
+    const Timestamp start = Timestamp::parse("2026-03-28T22:30:00Z");  // the day of 23 hours begins in Paris half an hour later
+    Meter m;
+    const json values = json::parse(R"([1, "2.5", "1e1", true, "many", null, [1], {"a": 1}, "", "null", "true", -4])");
+    for (std::size_t i = 0; i < values.size(); ++i) {
+        const json group = i % 3 == 0 ? json("eu") : i % 3 == 1 ? json(nullptr) : json(true);
+        m.record({.name = "prompt",
+                  .customer = i < 10 ? "acme" : "zeta",
+                  .timestamp = start + std::chrono::hours(i),
+                  .properties = {{"usage", {{"n", values[i]}}}, {"region", group}}});
+    }
+    m.record({.name = "prompt", .customer = "acme", .timestamp = start + std::chrono::hours(12), .properties = json::object()});
+    const auto asked = [&](Aggregation aggregation, AggregateQuery query) {
+        std::string text;
+        const Metric metric{
+            .event = "prompt", .aggregation = aggregation, .property = aggregation == Aggregation::count ? "" : "usage.n", .rules = "openmeter"};
+        for (const auto& row : m.aggregate(metric, query).rows) {
+            for (const auto& group : row.group) text += group.value_or("-") + " ";
+            text += row.value.to_string() + ", ";
+        }
+        return text;
+    };
+    CHECK(asked(Aggregation::count, {}) == "13, ");
+    CHECK(asked(Aggregation::sum, {}) == "9.5, ");
+    CHECK(asked(Aggregation::average, {}) == "2.375, ");
+    CHECK(asked(Aggregation::min, {}) == "-4, ");
+    CHECK(asked(Aggregation::max, {}) == "10, ");
+    CHECK(asked(Aggregation::latest, {}) == "-4, ");
+    CHECK(asked(Aggregation::unique_count, {}) == "7, ");  // 1, 2.5, 1e1, true, many, "" and -4
+    CHECK(asked(Aggregation::unique_count, {.customer = "zeta"}) == "2, ");
+    CHECK(asked(Aggregation::count, {.group_by = {"region"}}) == " 1, eu 4, null 4, true 4, ");
+    CHECK(asked(Aggregation::sum, {.group_by = {"customer"}}) == "acme 13.5, zeta -4, ");
+    CHECK(asked(Aggregation::count, {.bin = Bin::day, .time_zone = "Europe/Paris"}) == "1, 12, ");
+    CHECK(asked(Aggregation::sum, {.period = {start, start + std::chrono::hours(2)}, .bin = Bin::hour}) == "1, 2.5, ");
+    const auto only = [&](Operator op, json value) { return asked(Aggregation::count, {.filter = Filter::where("region", op, std::move(value))}); };
+    CHECK(only(Operator::eq, "true") == "4, ");
+    CHECK(only(Operator::ne, "eu") == "9, ");
+    CHECK(only(Operator::in, {"eu", ""}) == "5, ");
+    CHECK(only(Operator::eq, "null") == "4, ");
+    CHECK(only(Operator::like, "_u") == "4, ");
+    CHECK(only(Operator::not_like, "%u%") == "1, ");
 }
 
 TEST_CASE("Polar's doubles count at their exact value", "[polar]") {

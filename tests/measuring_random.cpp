@@ -17,13 +17,13 @@ using meter::Error;
 using meter::ErrorCode;
 using meter::Meter;
 using meter::MeterOptions;
-using meter::RoundTo;
 using meter::Rounding;
+using meter::RoundTo;
 
 namespace {
 
 constexpr std::int64_t chunk = 64;
-constexpr std::array all_bins{Bin::minute,  Bin::minutes_15, Bin::minutes_30, Bin::hour, Bin::hours_3, Bin::hours_6,
+constexpr std::array all_bins{Bin::minute,   Bin::minutes_15, Bin::minutes_30, Bin::hour,  Bin::hours_3, Bin::hours_6,
                               Bin::hours_12, Bin::day,        Bin::week,       Bin::month, Bin::quarter, Bin::year};
 
 struct Case {
@@ -99,8 +99,8 @@ public:
         Metric& metric = made.metric;
         AggregateQuery& query = made.query;
         const bool weighted = metric.aggregation == Aggregation::weighted_sum;
-        const bool needs_ends = (weighted && (query.bin == Bin::none || query.top > 0) && metric.bucket == Bin::none) ||
-                                (metric.recurring && query.bin != Bin::none);
+        const bool needs_ends =
+            (weighted && (query.bin == Bin::none || query.top > 0) && metric.bucket == Bin::none) || (metric.recurring && query.bin != Bin::none);
         if (needs_ends || pick(2) == 0) query.period = period();
         if (weighted && pick(4) == 0) query.billing_period = Period{Timestamp::from_civil(2026, 2, 1), Timestamp::from_civil(2026, 6, 1)};
         keep_few_bins(metric, query);
@@ -119,8 +119,10 @@ private:
         if (chance(20)) metric.filter = workload_.filter();
         if (chance(15)) metric.multiplier = Decimal(workload_.among({"2", "-1", "0", "0.001", "2.5"}));
         if (chance(15)) metric.rounding = RoundTo{static_cast<Rounding>(pick(6)), static_cast<int>(pick(6)) - 2};
-        if (chance(20)) metric.recurring = true;
-        else if (chance(20)) metric.bucket = all_bins[pick(all_bins.size())];
+        if (chance(20))
+            metric.recurring = true;
+        else if (chance(20))
+            metric.bucket = all_bins[pick(all_bins.size())];
         if (metric.bucket != Bin::none && chance(40)) metric.bucket_group = workload_.some_field();
         return metric;
     }
@@ -130,7 +132,8 @@ private:
         if (chance(15)) query.subscription = workload_.among(workload_.subscriptions);
         if (chance(70)) query.bin = all_bins[pick(all_bins.size())];
         if (chance(70))
-            query.time_zone = workload_.among({"UTC", "Europe/Paris", "America/New_York", "Australia/Lord_Howe", "Asia/Kathmandu", "+05:30", "-09:00"});
+            query.time_zone =
+                workload_.among({"UTC", "Europe/Paris", "America/New_York", "Australia/Lord_Howe", "Asia/Kathmandu", "+05:30", "-09:00"});
         if (chance(30)) query.week_start = std::chrono::weekday(static_cast<unsigned>(pick(7)));
         if (query.bin >= Bin::month && chance(40))
             query.billing_anchor = Timestamp::from_civil(2025, 1 + static_cast<unsigned>(pick(12)), 28, static_cast<unsigned>(pick(24)), 30) +
@@ -148,19 +151,21 @@ private:
         if (chance(20)) period.to = period.to - std::chrono::microseconds(pick(1'000'000));
         return period.from < period.to ? period : Period{period.from, period.from + std::chrono::microseconds(1)};
     }
-    // What a plain loop can do in the time there is: the limits have tests of their own.
+    // What a plain loop can do in the time there is; the limits have tests of their own.
     static void keep_few_bins(const Metric& metric, AggregateQuery& query) {
-        constexpr std::int64_t most = 700;
-        const bool listed = query.bin != Bin::none && (query.fill || metric.recurring);
-        if (!listed) return;
-        const bool old = query.period.from < Timestamp();  // or open: from 1950 on
-        if (old && query.period.from != Period().from && query.bin < Bin::month) query.period.from = Timestamp::from_civil(2026, 3, 1);
-        if (query.period.from >= query.period.to) query.period.to = query.period.from + std::chrono::hours(30);
-        if (query.period.from == Period().from && query.bin < Bin::month) query.fill = false;
-        if (query.bin <= Bin::minutes_30 && (query.period.to - query.period.from) / std::chrono::minutes(1) > most)
-            query.period.to = query.period.from + std::chrono::minutes(metric.recurring ? 60 : most);
-        if (query.bin < Bin::day && (query.period.to - query.period.from) / std::chrono::hours(1) > most / 3)
-            query.period.to = query.period.from + std::chrono::hours(most / 3);
+        const bool carried = metric.recurring && query.bin != Bin::none;
+        if (query.bin >= Bin::month || !(query.fill || carried)) return;
+        Period& period = query.period;
+        if (period.from == Period().from) {
+            query.fill = false;  // from 1950 on
+            return;
+        }
+        if (period.from < Timestamp()) period.from = Timestamp::from_civil(2026, 3, 1);
+        const auto most = (query.bin <= Bin::minutes_30 ? std::chrono::hours(2)
+                           : query.bin < Bin::day       ? std::chrono::hours(72)
+                                                        : std::chrono::hours(2000)) *
+                          (carried ? 1 : 4);
+        if (period.to - period.from > most || period.to <= period.from) period.to = period.from + most;
     }
 
     std::mt19937_64 random_;
@@ -214,11 +219,11 @@ private:
     }
     void drop_members() {
         const std::vector<std::function<void(Case&)>> cuts{
-            [](Case& c) { c.query.filter = {}; },         [](Case& c) { c.metric.filter = {}; },   [](Case& c) { c.query.customer = {}; },
-            [](Case& c) { c.query.subscription = {}; },   [](Case& c) { c.query.period = {}; },    [](Case& c) { c.query.top = 0; },
-            [](Case& c) { c.query.fill = false; },        [](Case& c) { c.query.time_zone = {}; }, [](Case& c) { c.query.billing_anchor = {}; },
-            [](Case& c) { c.query.billing_period = {}; }, [](Case& c) { c.query.group_by = {}; },  [](Case& c) { c.query.bin = Bin::none; },
-            [](Case& c) { c.metric.multiplier = {}; },    [](Case& c) { c.metric.rounding = {}; }, [](Case& c) { c.metric.recurring = false; },
+            [](Case& c) { c.query.filter = {}; },         [](Case& c) { c.metric.filter = {}; },       [](Case& c) { c.query.customer = {}; },
+            [](Case& c) { c.query.subscription = {}; },   [](Case& c) { c.query.period = {}; },        [](Case& c) { c.query.top = 0; },
+            [](Case& c) { c.query.fill = false; },        [](Case& c) { c.query.time_zone = {}; },     [](Case& c) { c.query.billing_anchor = {}; },
+            [](Case& c) { c.query.billing_period = {}; }, [](Case& c) { c.query.group_by = {}; },      [](Case& c) { c.query.bin = Bin::none; },
+            [](Case& c) { c.metric.multiplier = {}; },    [](Case& c) { c.metric.rounding = {}; },     [](Case& c) { c.metric.recurring = false; },
             [](Case& c) { c.metric.bucket_group = {}; },  [](Case& c) { c.metric.bucket = Bin::none; }};
         for (const auto& cut : cuts) {
             Case fewer = test_;
@@ -288,7 +293,7 @@ bool run(std::uint64_t seed, int cases) {
     // Around the days when clocks are moved. One database in eight has more properties than a segment takes columns for.
     Workload workload(seed, seed % 8 == 0 ? 3000 : 0, Timestamp::from_civil(2026, 3, 1), 45);
     std::vector<ModelEvent> events;
-    for (std::size_t count = 40 + workload.pick(360); count > 0; --count) {
+    for (std::size_t count = 30 + workload.pick(220); count > 0; --count) {
         events.push_back(workload.event());
         events.back().sequence = static_cast<std::int64_t>(events.size());
     }

@@ -240,12 +240,12 @@ TEST_CASE("A billing period is priced by the version in effect when it begins") 
     m.load(Book::lago(lago_plan("basic", "2")), at("2026-02-01T00:00:00Z"));
     m.load(Book::lago(lago_plan("basic", "3")), at("2026-03-15T00:00:00Z"));
     m.load(Book::lago(lago_plan("basic", "4")), at("2026-03-20T00:00:00Z"));
-    for (const char* day : {"2026-01-05", "2026-02-05", "2026-03-05", "2026-03-25", "2026-04-05"}) m.record(tokens(10, std::string(day) + "T00:00:00Z"));
+    for (const char* day : {"2026-01-05", "2026-02-05", "2026-03-05", "2026-03-25", "2026-04-05"})
+        m.record(tokens(10, std::string(day) + "T00:00:00Z"));
     const UsageQuery now{.subscription = "sub_1"};
-    const std::vector<std::pair<std::string, int>> expected{{"2026-01-20T00:00:00Z", 1000},        {"2026-01-31T23:59:59Z", 1000},
-                                                            {"2026-02-01T00:00:00Z", 2000},        {"2026-03-01T00:00:00Z", 4000},
-                                                            {"2026-03-15T00:00:00Z", 4000},        {"2026-03-31T23:59:59.999999Z", 4000},
-                                                            {"2026-04-01T00:00:00Z", 4000}};
+    const std::vector<std::pair<std::string, int>> expected{
+        {"2026-01-20T00:00:00Z", 1000}, {"2026-01-31T23:59:59Z", 1000},        {"2026-02-01T00:00:00Z", 2000}, {"2026-03-01T00:00:00Z", 4000},
+        {"2026-03-15T00:00:00Z", 4000}, {"2026-03-31T23:59:59.999999Z", 4000}, {"2026-04-01T00:00:00Z", 4000}};
     for (const auto& [time, amount] : expected) {
         c.set(time);
         CAPTURE(time);
@@ -329,12 +329,8 @@ TEST_CASE("Books are listed, replaced and removed by version") {
     CHECK(shown(m.books()) == "flexprice/flexprice lago/a lago/b@2026-02-01T00:00:00Z ");
     m.remove_book("lago", "b");
     CHECK(shown(m.books()) == "flexprice/flexprice lago/a ");
-    for (const auto& [vendor, code, moment] :
-         std::vector<std::tuple<std::string, std::string, std::optional<Timestamp>>>{{"lago", "b", {}},
-                                                                                     {"polar", "a", {}},
-                                                                                     {"lago", "", {}},
-                                                                                     {"lago", "a", at("2026-01-01T00:00:00Z")},
-                                                                                     {"lago", "a'--", {}}}) {
+    for (const auto& [vendor, code, moment] : std::vector<std::tuple<std::string, std::string, std::optional<Timestamp>>>{
+             {"lago", "b", {}}, {"polar", "a", {}}, {"lago", "", {}}, {"lago", "a", at("2026-01-01T00:00:00Z")}, {"lago", "a'--", {}}}) {
         const auto error = error_of([&, v = vendor, k = code, t = moment] { m.remove_book(v, k, t); });
         CHECK(error.code() == ErrorCode::not_found);
         CHECK(error.field() == "book");
@@ -427,6 +423,7 @@ TEST_CASE("A change of the books by another Meter counts at once, whoever asks f
 namespace {
 
 const std::string noon = "2026-03-20T12:00:00Z";
+const Period march = month("2026-03-01T00:00:00Z", "2026-04-01T00:00:00Z");
 
 struct Limited : Clocked {
     explicit Limited(const std::string& path = ":memory:", std::int64_t chunk = 65536) : Clocked(noon, path, chunk) {
@@ -509,13 +506,19 @@ TEST_CASE("An id that is in the log is answered as ever, whatever the limit") {
 TEST_CASE("Of a batch the first that fit are stored, each judged after those before it") {
     Limited c;
     Meter& m = c.meter;
-    const std::vector<Limit> limits{{.metric = "tokens", .units = 100}, {.metric = "tokens", .units = 30, .scope = LimitScope::subscription, .soft = true}};
-    const std::vector<Event> events{used(60, "a"), used(60, "b"), used(20, "a"), used(40, "c"), used(1, "d"), {.name = "", .customer = "acme"},
+    const std::vector<Limit> limits{{.metric = "tokens", .units = 100},
+                                    {.metric = "tokens", .units = 30, .scope = LimitScope::subscription, .soft = true}};
+    const std::vector<Event> events{used(60, "a"),
+                                    used(60, "b"),
+                                    used(20, "a"),
+                                    used(40, "c"),
+                                    used(1, "d"),
+                                    {.name = "", .customer = "acme"},
                                     {.name = "tokens", .customer = "acme"}};
     std::vector<std::string> answers;
     for (const Receipt& receipt : m.record(events, limits)) answers.push_back(shown(receipt));
-    CHECK(answers == std::vector<std::string>{"stored 0->60/100 0->60/30!", "over 60->120/100! 60->120/30!", "conflict", "stored 60->100/100 60->100/30!",
-                                              "over 100->101/100! 100->101/30!", "refused", "refused"});
+    CHECK(answers == std::vector<std::string>{"stored 0->60/100 0->60/30!", "over 60->120/100! 60->120/30!", "conflict",
+                                              "stored 60->100/100 60->100/30!", "over 100->101/100! 100->101/30!", "refused", "refused"});
     CHECK(count_all(m) == 2);
     CHECK(m.record(std::span<const Event>(), limits).empty());
     CHECK(shown(m.record(std::span<const Event>(&events[4], 1), {}).at(0)) == "stored");
@@ -582,6 +585,44 @@ TEST_CASE("A limit in money holds the fees of the period under a book") {
     CHECK(shown(m.record(tokens(1, "2026-04-02T00:00:00Z"), flexprice)) == "over 100->200/121!");
 }
 
+TEST_CASE("A limit in money holds under every vendor's book, whatever order the events come in") {
+    const std::vector<Book> books{
+        Book::lago(lago_plan("one", "0.1")), Book::flexprice(flexprice_prices("0.1")),
+        Book::polar(
+            {{"product",
+              {{"id", "pro"},
+               {"prices", {{{"id", "p1"}, {"amount_type", "metered_unit"}, {"meter_id", "m1"}, {"unit_amount", "10"}, {"price_currency", "eur"}}}}}},
+             {"meters",
+              {{{"id", "m1"},
+                {"filter", {{"conjunction", "and"}, {"clauses", {{{"property", "name"}, {"operator", "eq"}, {"value", "tokens"}}}}}},
+                {"aggregation", {{"func", "sum"}, {"property", "tokens"}}}}}}}),
+        Book::autumn(
+            {{"plan",
+              {{"id", "pro"},
+               {"items", {{{"feature_id", "tokens"}, {"price", {{"amount", "0.1"}, {"interval", "month"}, {"billing_method", "usage_based"}}}}}}}},
+             {"features", {{{"id", "tokens"}, {"type", "metered"}, {"consumable", true}}}}})};
+    for (const Book& book : books) {
+        CAPTURE(book.vendor());
+        Clocked c(noon);
+        c.meter.load(book);
+        const Limit limit{.cents = 100, .scope = book.vendor() == "lago" ? LimitScope::subscription : LimitScope::customer};
+        const auto record = [&](const char* day, int count) {
+            Event event = tokens(count, std::string("2026-03-") + day + "T12:00:00Z");
+            event.value = count;
+            return shown(c.meter.record(event, limit));
+        };
+        CHECK(record("20", 4) == "stored 0->40/100");
+        CHECK(record("05", 4) == "stored 40->80/100");
+        CHECK(record("10", 3) == "over 80->110/100!");
+        CHECK(record("01", 2) == "stored 80->100/100");
+        CHECK(record("31", 1) == "over 100->110/100!");
+        Event april = tokens(10, "2026-04-01T00:00:00Z");
+        april.value = 10;
+        CHECK(shown(c.meter.record(april, limit)) == "stored 0->100/100");
+        CHECK(cents(c.meter, {.subscription = book.vendor() == "lago" ? "sub_1" : "", .customer = "acme", .period = march}) == 100);
+    }
+}
+
 TEST_CASE("A limit that cannot be is refused by name, and nothing is stored") {
     Limited c;
     Meter& m = c.meter;
@@ -603,7 +644,9 @@ TEST_CASE("A limit that cannot be is refused by name, and nothing is stored") {
     for (const auto& [limit, words] : bad) {
         CAPTURE(words);
         CHECK(error_of([&, l = limit] { m.record(used(1), l); }).what() == words);
-        CHECK(error_of([&, l = limit] { m.record(std::vector<Event>{used(1)}, std::vector<Limit>{{.metric = "tokens", .units = 5}, l}); }).what() == words);
+        CHECK(error_of([&, l = limit] {
+                  m.record(std::vector<Event>{used(1)}, std::vector<Limit>{{.metric = "tokens", .units = 5}, l});
+              }).what() == words);
     }
     for (const std::string& text : {std::string("a\0b", 3), std::string("\xff")}) {
         CHECK(error_of([&] { m.record(used(1), {.metric = text, .units = 1}); }).field() == "limit.metric");
@@ -620,8 +663,7 @@ TEST_CASE("A limit that cannot be is refused by name, and nothing is stored") {
     CHECK(m.record_json(line).at(0).status == ReceiptStatus::stored);
     CHECK(error_of([&] { m.record(used(1), {.metric = "tokens", .units = 1}); }).code() == ErrorCode::overflow);
     CHECK(count_all(m) == 1);
-    CHECK(shown(m.record(used(-1), {.metric = "tokens", .units = 1})) ==
-          "stored " + huge + "->" + (Decimal(huge) - 1).to_string() + "/1");
+    CHECK(shown(m.record(used(-1), {.metric = "tokens", .units = 1})) == "stored " + huge + "->" + (Decimal(huge) - 1).to_string() + "/1");
 }
 
 TEST_CASE("What a limit sees is what aggregate() and usage() answer, whatever the metric, sealed or not, in one Meter or two") {
@@ -632,17 +674,21 @@ TEST_CASE("What a limit sees is what aggregate() and usage() answer, whatever th
     Scratch scratch;
     Limited c(scratch.path(), 64);
     Clocked other(noon, scratch.path(), 64);
-    const std::vector<Metric> metrics{{.code = "n", .event = "tokens"},
-                                      {.code = "tokens", .aggregation = Aggregation::sum, .property = "tokens"},
-                                      {.code = "double", .event = "tokens", .aggregation = Aggregation::sum, .property = "tokens",
-                                       .filter = Filter::equals("model", "m1"), .multiplier = Decimal("2.5")},
-                                      {.code = "most", .event = "tokens", .aggregation = Aggregation::max, .property = "tokens"},
-                                      {.code = "least", .event = "tokens", .aggregation = Aggregation::min, .property = "tokens"},
-                                      {.code = "kinds", .event = "tokens", .aggregation = Aggregation::unique_count, .property = "tokens"},
-                                      {.code = "mean", .event = "tokens", .aggregation = Aggregation::average, .property = "tokens"},
-                                      {.code = "last", .event = "tokens", .aggregation = Aggregation::latest, .property = "tokens"},
-                                      {.code = "rounded", .event = "tokens", .aggregation = Aggregation::sum, .property = "tokens",
-                                       .rounding = RoundTo{Rounding::half_up, -1}}};
+    const std::vector<Metric> metrics{
+        {.code = "n", .event = "tokens"},
+        {.code = "tokens", .aggregation = Aggregation::sum, .property = "tokens"},
+        {.code = "double",
+         .event = "tokens",
+         .aggregation = Aggregation::sum,
+         .property = "tokens",
+         .filter = Filter::equals("model", "m1"),
+         .multiplier = Decimal("2.5")},
+        {.code = "most", .event = "tokens", .aggregation = Aggregation::max, .property = "tokens"},
+        {.code = "least", .event = "tokens", .aggregation = Aggregation::min, .property = "tokens"},
+        {.code = "kinds", .event = "tokens", .aggregation = Aggregation::unique_count, .property = "tokens"},
+        {.code = "mean", .event = "tokens", .aggregation = Aggregation::average, .property = "tokens"},
+        {.code = "last", .event = "tokens", .aggregation = Aggregation::latest, .property = "tokens"},
+        {.code = "rounded", .event = "tokens", .aggregation = Aggregation::sum, .property = "tokens", .rounding = RoundTo{Rounding::half_up, -1}}};
     for (const Metric& metric : metrics) c.meter.define(metric);
     json plan = lago_plan("basic", "0.5");
     plan["plan"]["charges"][0]["properties"]["pricing_group_keys"] = {"model"};
@@ -650,7 +696,8 @@ TEST_CASE("What a limit sees is what aggregate() and usage() answer, whatever th
     int stored = 0, over = 0;
     for (int round = 0; round < 600; ++round) {
         Meter& m = pick(4) == 0 ? other.meter : c.meter;
-        Event event = tokens(pick(40) - 5, pick(6) == 0 ? "2026-02-10T00:00:00Z" : noon, "s" + std::to_string(pick(3)), "c" + std::to_string(pick(3)));
+        Event event =
+            tokens(pick(40) - 5, pick(6) == 0 ? "2026-02-10T00:00:00Z" : noon, "s" + std::to_string(pick(3)), "c" + std::to_string(pick(3)));
         event.properties["model"] = "m" + std::to_string(pick(3));
         if (pick(3) == 0) {
             m.record(event);
@@ -820,16 +867,17 @@ std::vector<std::string> shown(const Comparison& comparison) {
     return lines;
 }
 
-const Period march = month("2026-03-01T00:00:00Z", "2026-04-01T00:00:00Z");
-
 }  // namespace
 
 TEST_CASE("A dry run prices every customer with events under both books") {
     Clocked c(noon, ":memory:", 64);
     Meter& m = c.meter;
     for (int i = 0; i < 40; ++i) m.record({tokens(1, noon, "s1", "acme"), tokens(2, noon, "s2", "acme"), tokens(3, noon, "s3", "zeta")});
-    m.record({tokens(7, noon, "lonely", ""), tokens(9, noon, "", "plain"), tokens(5, "2026-04-01T00:00:00Z", "s9", "later"),
-              tokens(5, noon, "s1", ""), {.name = "other", .customer = "idle", .timestamp = at(noon)}});
+    m.record({tokens(7, noon, "lonely", ""),
+              tokens(9, noon, "", "plain"),
+              tokens(5, "2026-04-01T00:00:00Z", "s9", "later"),
+              tokens(5, noon, "s1", ""),
+              {.name = "other", .customer = "idle", .timestamp = at(noon)}});
     const Book lago = Book::lago(lago_plan("basic", "0.02")), flexprice = Book::flexprice(flexprice_prices("0.03"));
     const Comparison all = m.compare(lago, flexprice, march);
     CHECK(shown(all) == std::vector<std::string>{
@@ -862,7 +910,9 @@ TEST_CASE("A dry run prices every customer with events under both books") {
 TEST_CASE("A dry run shows metrics that only one book prices, and a book's own list of subscriptions") {
     Clocked c(noon);
     Meter& m = c.meter;
-    m.record({tokens(4, noon, "s1", "acme"), tokens(4, noon, "s2", "acme"), tokens(4, noon, "s3", "zeta"),
+    m.record({tokens(4, noon, "s1", "acme"),
+              tokens(4, noon, "s2", "acme"),
+              tokens(4, noon, "s3", "zeta"),
               {.name = "call", .customer = "acme", .subscription = "s1", .timestamp = at(noon)}});
     json one = lago_plan("one", "1"), two = lago_plan("two", "2");
     two["billable_metrics"].push_back({{"code", "calls"}, {"aggregation_type", "count_agg"}});
@@ -880,8 +930,9 @@ TEST_CASE("Fees that cannot be computed are named beside their customer and do n
     Clocked c(noon);
     Meter& m = c.meter;
     m.record({tokens(4, noon, "s1", "acme"), tokens(6, noon, "s2", "zeta")});
-    const std::string line = R"({"name": "tokens", "customer": "huge", "subscription": "s3", "timestamp": "2026-03-20T12:00:00Z", "properties": {"tokens": )" +
-                             std::string(38, '9') + "}}";
+    const std::string line =
+        R"({"name": "tokens", "customer": "huge", "subscription": "s3", "timestamp": "2026-03-20T12:00:00Z", "properties": {"tokens": )" +
+        std::string(38, '9') + "}}";
     REQUIRE(m.record_json(line + "\n" + line).at(1).status == ReceiptStatus::stored);
     const Comparison all = m.compare(Book::lago(lago_plan("one", "1")), Book::flexprice(flexprice_prices("2")), march);
     CHECK(shown(all) == std::vector<std::string>{"acme: 400 | 800 [tokens 4 400 | flexprice:m1 4 800]", "huge: ? | ?",

@@ -471,6 +471,7 @@ TEST_CASE("What cannot be asked about names is refused") {
                                                                 {{.filter = Filter::equals("", 1)}, "filter.field"},
                                                                 {{.sort = {{"timestamp"}}}, "sort"},
                                                                 {{.sort = {{""}}}, "sort"},
+                                                                {{.sort = std::vector<SortKey>(limits::sort_keys + 1, {"name"})}, "sort"},
                                                                 {{.limit = 0}, "limit"},
                                                                 {{.limit = 1001}, "limit"},
                                                                 {{.offset = -1}, "offset"}};

@@ -48,6 +48,7 @@ std::vector<Measurement> storage_measurements(Fixtures& fixtures);
 std::vector<Measurement> question_measurements(Fixtures& fixtures);
 std::vector<Measurement> page_measurements(Fixtures& fixtures);
 std::vector<Measurement> acknowledge_measurements(Fixtures& fixtures);
+std::vector<Measurement> delivery_measurements(Fixtures& fixtures);
 std::vector<Measurement> fee_measurements(Fixtures& fixtures);
 // What run_child may be asked to do; 0 when done.
 int storage_child(const std::vector<std::string>& arguments);

@@ -151,14 +151,17 @@ public:
     Period around(std::int64_t time) const {
         if (bin_ == Bin::none) return {};
         const auto after = known_.upper_bound(time);
-        if (after != known_.begin() && std::prev(after)->second > time) return {Timestamp(std::prev(after)->first), Timestamp(std::prev(after)->second)};
+        if (after != known_.begin() && std::prev(after)->second > time)
+            return {Timestamp(std::prev(after)->first), Timestamp(std::prev(after)->second)};
         const std::int64_t from = begin(time);
         return {Timestamp(from), Timestamp(known_[from] = end(time))};
     }
 
 private:
     std::int64_t begin(std::int64_t time) const { return length_ > 0 && length_ <= hour ? zone_.aligned(time, length_) : start(step_at(time)); }
-    std::int64_t end(std::int64_t time) const { return length_ > 0 && length_ <= hour ? zone_.aligned_end(begin(time), length_) : start(step_at(time) + 1); }
+    std::int64_t end(std::int64_t time) const {
+        return length_ > 0 && length_ <= hour ? zone_.aligned_end(begin(time), length_) : start(step_at(time) + 1);
+    }
     std::int64_t start(std::int64_t step) const { return zone_.first_at(edge(step)); }
     std::int64_t step_at(std::int64_t time) const {
         std::int64_t step = (time - first_) / (months_ > 0 ? months_ * 30 * day : length_);
@@ -217,8 +220,9 @@ inline PlainValue plain_value(const Metric& metric, const Events& all, const Per
     Events events;
     const bool items = metric.aggregation == Aggregation::unique_count || metric.aggregation == Aggregation::active_count;
     for (const ModelEvent* event : all) {
-        const bool counts = metric.aggregation == Aggregation::count ||
-                            (items ? metric.property == "timestamp" || !event->field(metric.property).absent() : number_of(*event, metric.property).has_value());
+        const bool counts =
+            metric.aggregation == Aggregation::count ||
+            (items ? metric.property == "timestamp" || !event->field(metric.property).absent() : number_of(*event, metric.property).has_value());
         if (counts) events.push_back(event);
     }
     PlainValue answer{{}, static_cast<std::int64_t>(events.size())};
@@ -257,13 +261,15 @@ inline PlainValue plain_value(const Metric& metric, const Events& all, const Per
 class PlainMeasure {
 public:
     PlainMeasure(const std::vector<ModelEvent>& events, const Metric& metric, const AggregateQuery& query)
-        : metric_(metric), query_(query), zone_(PlainZone::named(query.time_zone)), bins_(query.bin, zone_, query.week_start.iso_encoding(), query.billing_anchor) {
+        : metric_(metric),
+          query_(query),
+          zone_(PlainZone::named(query.time_zone)),
+          bins_(query.bin, zone_, query.week_start.iso_encoding(), query.billing_anchor) {
         for (const ModelEvent& event : events) {
             if (takes_part(event)) events_.push_back(&event);
         }
-        std::sort(events_.begin(), events_.end(), [](const ModelEvent* a, const ModelEvent* b) {
-            return std::tie(a->time, a->sequence) < std::tie(b->time, b->sequence);
-        });
+        std::sort(events_.begin(), events_.end(),
+                  [](const ModelEvent* a, const ModelEvent* b) { return std::tie(a->time, a->sequence) < std::tie(b->time, b->sequence); });
     }
 
     Aggregate answer() {
@@ -284,8 +290,7 @@ private:
     bool takes_part(const ModelEvent& event) const {
         const std::string& name = metric_.event.empty() ? metric_.code : metric_.event;
         return (name.empty() || event.name == name) && Timestamp(event.time) < query_.period.to &&
-               (metric_.recurring || Timestamp(event.time) >= query_.period.from) &&
-               (query_.customer.empty() || event.customer == query_.customer) &&
+               (metric_.recurring || Timestamp(event.time) >= query_.period.from) && (query_.customer.empty() || event.customer == query_.customer) &&
                (query_.subscription.empty() || event.subscription == query_.subscription) && holds(event, query_.filter) &&
                holds(event, metric_.filter);
     }
@@ -383,7 +388,8 @@ private:
     void find_named() {
         std::vector<std::pair<Decimal, PlainGroup>> totals;
         for (const auto& [key, value] : measured(false)) totals.emplace_back(value.value, std::get<2>(key));
-        std::sort(totals.begin(), totals.end(), [](const auto& a, const auto& b) { return a.first != b.first ? a.first > b.first : a.second < b.second; });
+        std::sort(totals.begin(), totals.end(),
+                  [](const auto& a, const auto& b) { return a.first != b.first ? a.first > b.first : a.second < b.second; });
         if (totals.size() > static_cast<std::size_t>(query_.top)) totals.resize(static_cast<std::size_t>(query_.top));
         named_.emplace();
         for (auto& total : totals) named_->insert(std::move(total.second));
