@@ -12268,20 +12268,20 @@ Metric feature_metric(const std::string& feature) {
 struct Holding {
     const PlanItem* item;
     std::string entity;  // empty: the customer's
-    Subscription subscription;
+    const Subscription* subscription;
     Balance state;
     Decimal used = {};        // since the last reset, in the item's units
     std::int64_t events = 0;  // that used it
 
     std::optional<Cycle> cycle(std::optional<Stride> stride) const {
         if (!stride) return {};
-        return Cycle(*stride, subscription.anchor.value_or(calendar_anchor(*stride)).micros(), Zone({}));
+        return Cycle(*stride, subscription->anchor.value_or(calendar_anchor(*stride)).micros(), Zone({}));
     }
     // The time since the last reset; all time since the start when there are none.
     Period around(std::optional<Stride> stride, Timestamp now) const {
         const auto cycle = this->cycle(stride);
         Period period = cycle ? cycle->around(now) : Period{};
-        if (subscription.started) period.from = std::max(period.from, *subscription.started);
+        if (subscription->started) period.from = std::max(period.from, *subscription->started);
         return period;
     }
 };
@@ -12290,10 +12290,11 @@ struct Holding {
 struct Account {
     const Plans& plans;
     std::string customer, entity;
-    const Holder* holder = nullptr;                // the customer in the catalogue
-    std::map<std::string, Subscription> own = {};  // the customer's, by plan
-    Controls inherited = {};                       // from these plans
+    const Holder* holder = nullptr;                       // the customer in the catalogue
+    std::map<std::string, const Subscription*> own = {};  // the customer's, by plan
+    Controls inherited = {};                              // from these plans
     std::vector<Holding> holdings = {};
+    std::set<std::string> entities = {};  // those whose balances are among them
 
     // What the entity says goes before what the customer says, and that before the plan (7.6).
     template <class Value>
@@ -12325,7 +12326,7 @@ std::optional<Decimal> spend_limit(const Account& account, const std::string& fe
 }
 
 void add_holding(Account& account, const PlanItem& item, const std::string& entity, const Subscription& subscription) {
-    Holding holding{&item, entity, subscription, {}};
+    Holding holding{&item, entity, &subscription, {}};
     holding.state.id = item.feature;
     const auto packs = prepaid_packs(item.item, bought_units(item, subscription));
     holding.state.starting = holding.state.balance = starting_balance(item.item, packs, subscription.products);
@@ -12346,24 +12347,26 @@ void set_floors(Account& account) {
 
 // An entity's balances of the items that are granted to each entity of its kind; of all kinds when it is not told.
 void open_entity(Account& account, const std::string& entity) {
+    if (!account.entities.insert(entity).second) return;
     const Holder* part = account.holder ? find_holder(account.holder->entities, entity) : nullptr;
     for (const auto& item : account.plans.items) {
         const auto own = account.own.find(item.plan);
         if (own == account.own.end() || item.entity_feature.empty()) continue;
-        if (part && !part->feature.empty() && part->feature != item.entity_feature) continue;
-        const auto same = [&](const Holding& holding) { return holding.item == &item && holding.entity == entity; };
-        if (std::none_of(account.holdings.begin(), account.holdings.end(), same)) add_holding(account, item, entity, own->second);
+        if (!part || part->feature.empty() || part->feature == item.entity_feature) add_holding(account, item, entity, *own->second);
     }
-    set_floors(account);
 }
 
 // The subscriptions that the customer has at a moment, and what their plans say.
 void open_plans(Account& account, Timestamp now) {
-    for (const auto& item : account.plans.items) {
-        if (!account.plans.customers) account.own[item.plan];
+    static const Subscription anyone;
+    if (!account.plans.customers) {
+        for (const auto& item : account.plans.items) account.own[item.plan] = &anyone;
     }
-    if (account.holder) account.own = account.holder->subscriptions;
-    std::erase_if(account.own, [&](const auto& each) { return !each.second.active(now); });
+    if (account.holder) {
+        for (const auto& [plan, subscription] : account.holder->subscriptions) {
+            if (subscription.active(now)) account.own[plan] = &subscription;
+        }
+    }
     for (const auto& [plan, subscription] : account.own) {
         const auto controls = account.plans.controls.find(plan);
         if (controls != account.plans.controls.end()) add_controls(account.inherited, controls->second);
@@ -12377,7 +12380,7 @@ Account open_account(const Plans& plans, const std::string& customer, const std:
     open_plans(account, now);
     for (const auto& item : plans.items) {
         const auto own = account.own.find(item.plan);
-        if (own != account.own.end() && item.entity_feature.empty()) add_holding(account, item, {}, own->second);
+        if (own != account.own.end() && item.entity_feature.empty()) add_holding(account, item, {}, *own->second);
     }
     if (!entity.empty()) open_entity(account, entity);
     if (account.holder) {
@@ -12420,33 +12423,48 @@ std::vector<std::size_t> payers(const Account& account, const std::string& featu
     return order;
 }
 
-// Takes what `events` events used off the balances, as far as they reach. Answers whether one balance covered all of it, or there is none: only
-// then does it come to the same to take several events together.
-bool use(Account& account, const std::string& feature, const std::string& entity, const Decimal& units, std::int64_t events = 1) {
+// What a use takes off the balances, as far as they reach.
+struct Takings {
+    struct One {
+        std::size_t holding;
+        Decimal units, left;
+    };
+    std::vector<One> list;
+    bool whole = true;  // one balance covers all of it, or there is none
+};
+
+Takings takings_of(const Account& account, const std::string& feature, const std::string& entity, const Decimal& units) {
     const auto order = payers(account, feature, entity);
     std::vector<Balance> balances;
     for (const auto i : order) {
         balances.push_back(account.holdings[i].state);
         balances.back().cost = *cost_of(account.plans, *account.holdings[i].item, feature);
     }
-    const auto left = settle(balances, units, OverageBehavior::cap);
-    int touched = 0;
+    const auto uncovered = settle(balances, units, OverageBehavior::cap);
+    Takings takings;
     for (std::size_t i = 0; i < order.size(); ++i) {
-        auto& holding = account.holdings[order[i]];
-        const auto taken = holding.state.unlimited && i == 0 ? units * balances[i].cost : holding.state.balance - balances[i].balance;
-        holding.state.balance = balances[i].balance;
-        if (taken.is_zero()) continue;
-        holding.used += taken;
-        holding.events += events;
-        ++touched;
+        const auto& state = account.holdings[order[i]].state;
+        const auto taken = state.unlimited && i == 0 ? units * balances[i].cost : state.balance - balances[i].balance;
+        if (!taken.is_zero()) takings.list.push_back({order[i], taken, balances[i].balance});
     }
-    return order.empty() || (left.is_zero() && touched <= 1);
+    takings.whole = order.empty() || (uncovered.is_zero() && takings.list.size() <= 1);
+    return takings;
+}
+
+void apply(Account& account, const Takings& takings, std::int64_t events) {
+    for (const auto& one : takings.list) {
+        auto& holding = account.holdings[one.holding];
+        holding.state.balance = one.left;
+        holding.used += one.units;
+        holding.events += events;
+    }
 }
 
 // Everything that an event of that name uses.
 void use_event(Account& account, const std::string& name, const std::string& entity, const Decimal& units) {
     for (const auto& feature : account.plans.features) {
-        if (std::find(feature.names.begin(), feature.names.end(), name) != feature.names.end()) use(account, feature.id, entity, units);
+        if (std::find(feature.names.begin(), feature.names.end(), name) != feature.names.end())
+            apply(account, takings_of(account, feature.id, entity, units), 1);
     }
 }
 
@@ -12472,19 +12490,6 @@ std::vector<Use> uses_of(const Plans& plans, const std::set<std::string>& featur
     return list;
 }
 
-// All at once where that comes to the same, else event by event: with refunds, or when a balance ends.
-void take_use(Account& account, const Use& used, AggregateQuery query, UsageSource& source) {
-    const auto before = account.holdings;
-    if (use(account, used.feature, used.entity, used.row.value, used.row.events) && !used.row.falls) return;
-    account.holdings = before;
-    const bool nobody = !query.group_by.empty() && used.entity.empty();
-    query.group_by.clear();
-    query.subscription = used.entity;
-    if (nobody) query.filter = Filter::where("subscription", Operator::exists, false);
-    for (const auto& step : source.steps(feature_metric(used.name), query, std::numeric_limits<std::size_t>::max(), {}))
-        use(account, used.feature, used.entity, step.value);
-}
-
 // The features whose use may touch the same balances: those that share a credit system, directly or through others.
 std::set<std::string> related(const Plans& plans, const std::string& feature) {
     std::set<std::string> all{feature};
@@ -12500,11 +12505,12 @@ std::set<std::string> related(const Plans& plans, const std::string& feature) {
     return all;
 }
 
-// What is to be followed: the use of these features, until now. `alone`: by the account's entity alone.
+// What is to be followed: the use of these features, until now.
 struct Course {
     std::set<std::string> features;
     Timestamp now;
-    bool alone = false;
+    bool alone = false;   // by the account's entity alone
+    bool counts = false;  // also how many events took something off each balance
 };
 
 bool concerns(const Course& course, const Holding& holding) { return course.features.contains(holding.item->feature); }
@@ -12520,6 +12526,17 @@ std::vector<Holding> followed(const Account& account, const Course& course) {
     return list;
 }
 
+// All at once where that comes to the same, else event by event: with refunds, and when a balance ends its events are to be counted.
+void take_use(Account& account, const Course& course, const Use& used, AggregateQuery query, UsageSource& source) {
+    const auto takings = takings_of(account, used.feature, used.entity, used.row.value);
+    if (!used.row.falls && (takings.whole || !course.counts)) return apply(account, takings, used.row.events);
+    if (!query.group_by.empty() && used.entity.empty()) query.filter = Filter::where("subscription", Operator::exists, false);
+    query.group_by.clear();
+    query.subscription = used.entity;
+    for (const auto& step : source.steps(feature_metric(used.name), query, std::numeric_limits<std::size_t>::max(), {}))
+        apply(account, takings_of(account, used.feature, used.entity, step.value), 1);
+}
+
 // All that was used in a stretch of time without resets.
 void spend(Account& account, const Course& course, const Period& period, UsageSource& source) {
     auto query = customer_query(account.customer, course.alone ? account.entity : "", period);
@@ -12531,7 +12548,8 @@ void spend(Account& account, const Course& course, const Period& period, UsageSo
     for (const auto& used : uses) {
         if (!used.entity.empty()) open_entity(account, used.entity);
     }
-    for (const auto& used : uses) take_use(account, used, query, source);
+    set_floors(account);
+    for (const auto& used : uses) take_use(account, course, used, query, source);
 }
 
 // Where the history begins that today's balances follow from: with the oldest of the current cycles.
@@ -12615,7 +12633,7 @@ Priced price_item(const Account& account, const PlanItem& item) {
         if (holding.item != &item) continue;
         usages.push_back(item.item.included - holding.state.balance);
         if (!item.item.prepaid) continue;
-        for (auto& line : price_prepaid(item.item, bought_units(item, holding.subscription)).lines) prepaid.add(std::move(line));
+        for (auto& line : price_prepaid(item.item, bought_units(item, *holding.subscription)).lines) prepaid.add(std::move(line));
     }
     if (item.item.prepaid) return prepaid;
     const auto* control = account.control(&Controls::spend_limits, item.feature, account.entity);
@@ -12650,7 +12668,7 @@ void follow_all(Account& account, Timestamp now, bool alone, UsageSource& source
     std::set<std::string> seen;
     for (const auto& item : account.plans.items) {
         if (seen.contains(item.feature)) continue;
-        const Course course{related(account.plans, item.feature), now, alone};
+        const Course course{related(account.plans, item.feature), now, alone, true};
         follow(account, course, source);
         seen.insert(course.features.begin(), course.features.end());
     }
@@ -12668,7 +12686,7 @@ Fees Plans::usage(const UsageQuery& asked, Timestamp now, UsageSource& usage_sou
     const bool alone = !asked.subscription.empty();
     if (alone) std::erase_if(account.holdings, [&](const Holding& holding) { return !visible(holding, asked.subscription); });
     if (asked.period) {
-        spend(account, {all_features(*this), now, alone}, *asked.period, usage_source);
+        spend(account, {all_features(*this), now, alone, true}, *asked.period, usage_source);
     } else {
         follow_all(account, now, alone, usage_source);
     }
@@ -12775,7 +12793,7 @@ bool holds_for(const UsageLimit& limit, const json& properties) {
 std::optional<Timestamp> anchor_of(const Account& account, const std::string& feature, const std::string& entity) {
     const auto found = std::find_if(account.holdings.begin(), account.holdings.end(),
                                     [&](const Holding& each) { return each.item->feature == feature && visible(each, entity); });
-    return found == account.holdings.end() ? std::nullopt : found->subscription.anchor;
+    return found == account.holdings.end() ? std::nullopt : found->subscription->anchor;
 }
 
 // What is left of the usage limits of a feature that hold for the event; nothing without such limits (7.8).
