@@ -5326,6 +5326,7 @@ public:
     // The number of every row's value.
     const std::vector<std::uint32_t>& number(Connection& db, const Column& column, const Batch& batch) {
         rows_.assign(batch.rows, blank_ == Blank::text ? text("") : no_value);
+        if (batch.mask.empty() && column.all(CellKind::interned)) return number_interned(db, column.cells);
         words_.assign(column.words.size(), unknown);
         std::int64_t last_cell = -1;
         std::uint32_t last = no_value;
@@ -5359,6 +5360,15 @@ private:
     static constexpr std::uint32_t unknown = 0xFFFFFFFF;
     static std::string marked(CellKind kind, std::string_view value) {
         return static_cast<char>('a' + static_cast<int>(kind == CellKind::wide ? CellKind::number : kind)) + std::string(value);
+    }
+    const std::vector<std::uint32_t>& number_interned(Connection& db, const std::vector<std::int64_t>& ids) {
+        std::int64_t last_id = 0;
+        std::uint32_t last = no_value;
+        for (std::size_t row = 0; row < ids.size(); ++row) {
+            if (ids[row] != last_id) last = interned(db, ids[row]), last_id = ids[row];
+            rows_[row] = last;
+        }
+        return rows_;
     }
     std::uint32_t interned(Connection& db, std::int64_t id) {
         const std::uint32_t at = interned_.number(static_cast<std::uint64_t>(id));
@@ -6372,16 +6382,49 @@ std::vector<Measured> rows_of(const Reader& reader, const Question& asked) {
     return rows;
 }
 
-// The groups of the greatest values over the whole period.
-std::set<Group> top_groups(const Reader& reader, Question asked) {
+// Without bins, those of the `top` greatest values first, in order.
+std::vector<Measured> ranked_rows(const Reader& reader, Question asked) {
     asked.bins = {};
     auto rows = rows_of(reader, asked);
-    const auto most = std::min(rows.size(), static_cast<std::size_t>(asked.query.top));
-    std::partial_sort(rows.begin(), rows.begin() + static_cast<std::ptrdiff_t>(most), rows.end(),
+    const auto most = static_cast<std::ptrdiff_t>(std::min(rows.size(), static_cast<std::size_t>(asked.query.top)));
+    std::partial_sort(rows.begin(), rows.begin() + most, rows.end(),
                       [](const Measured& a, const Measured& b) { return a.value != b.value ? a.value > b.value : a.group < b.group; });
-    std::set<Group> groups;
-    for (std::size_t i = 0; i < most; ++i) groups.insert(std::move(rows[i].group));
-    return groups;
+    return rows;
+}
+
+// Whether events measured together come to what their parts come to, added up.
+bool adds_up(const Metric& metric, const Rules& rules) {
+    const bool sums = metric.aggregation == Aggregation::count || metric.aggregation == Aggregation::sum;
+    return sums && !metric.rounding && !rules.not_negative;
+}
+
+// The rows after the first `top` as one.
+void add_up_rest(std::vector<Measured>& rows, std::size_t top) {
+    if (rows.size() <= top) return;
+    Measured rest{{}, Group(rows[0].group.size()), {}, 0, true, false};
+    ExactSum sum;
+    for (std::size_t i = top; i < rows.size(); ++i) {
+        sum.add(rows[i].value);
+        rest.events += rows[i].events;
+        rest.falls = rest.falls || rows[i].falls;
+    }
+    rest.value = sum.result();
+    rows.resize(top);
+    rows.push_back(std::move(rest));
+}
+
+// The question's rows with all groups but the greatest as the rest.
+std::vector<Measured> top_rows(const Reader& reader, Question asked) {
+    auto rows = ranked_rows(reader, asked);
+    const auto top = static_cast<std::size_t>(asked.query.top);
+    if (asked.bins.bin == Bin::none && adds_up(asked.metric, asked.rules)) {
+        add_up_rest(rows, top);
+        return rows;
+    }
+    std::set<Group> named;
+    for (std::size_t i = 0; i < std::min(top, rows.size()); ++i) named.insert(std::move(rows[i].group));
+    asked.named = &named;
+    return rows_of(reader, asked);
 }
 
 // Adds the bins that have no events.
@@ -6410,13 +6453,8 @@ void fill_bins(std::vector<Measured>& rows, const AggregateQuery& query) {
 std::vector<Measured> measure(const Reader& reader, const Metric& metric, const Rules& rules, AggregateQuery query) {
     check_aggregate(metric, rules, query);
     query.period = overlap(query.period, Period());
-    Question asked{metric, rules, query, bins_of(query), nullptr};
-    std::set<Group> named;
-    if (query.top > 0 && !query.group_by.empty()) {
-        named = top_groups(reader, asked);
-        asked.named = &named;
-    }
-    auto rows = rows_of(reader, asked);
+    const Question asked{metric, rules, query, bins_of(query), nullptr};
+    auto rows = query.top > 0 && !query.group_by.empty() ? top_rows(reader, asked) : rows_of(reader, asked);
     if (query.fill && query.bin != Bin::none) fill_bins(rows, query);
     std::sort(rows.begin(), rows.end(),
               [](const Measured& a, const Measured& b) { return std::tie(a.bin, a.rest, a.group) < std::tie(b.bin, b.rest, b.group); });
