@@ -10387,109 +10387,6 @@ Decimal minor_units(const Decimal& amount, const std::string& code) {
 
 }  // namespace autumn
 
-// --- metered items: what the books of FlexPrice, Polar and Autumn are made of ------------------
-
-// Units of one metric, counted over a customer's period and priced as a whole. The functions say how the vendor does each step.
-struct MeteredItem {
-    std::string charge = {}, currency_code = {};
-    Currency currency = {};
-    Metric metric = {};
-    // The quantities that are priced: one, or one for each bucket.
-    std::function<std::vector<Decimal>(const AggregateQuery&, UsageSource&)> count = {};
-    // What the event adds, nothing when the item does not measure it.
-    std::function<std::optional<Decimal>(const Event&, const AggregateQuery&, UsageSource&)> step = {};
-    std::function<Priced(const std::vector<Decimal>&)> price = {};
-    std::function<Decimal(const Decimal&, Currency)> cents = to_cents;
-};
-
-struct MeteredBook final : Book::Impl {
-    std::vector<MeteredItem> items;
-
-    bool serves(const std::string&, const std::string& customer) const override { return !customer.empty(); }
-    std::vector<std::string> charge_names(const std::string& metric) const override {
-        std::vector<std::string> names;
-        for (const auto& item : items) {
-            if (item.metric.code == metric) names.push_back(item.charge);
-        }
-        return names;
-    }
-    Fees usage(const UsageQuery& query, Timestamp now, UsageSource& usage) const override;
-    Fees estimate_fees(const Event& event, Timestamp now, UsageSource& usage) const override;
-    Fee price(std::string_view charge, const Decimal& units, std::int64_t events) const override;
-};
-
-Decimal total(const std::vector<Decimal>& quantities) {
-    Decimal sum;
-    for (const auto& quantity : quantities) sum += quantity;
-    return sum;
-}
-
-Fee item_fee(const MeteredItem& item, const AggregateQuery& query, const Decimal& units, Priced priced) {
-    Fee fee;
-    fee.charge = item.charge;
-    fee.metric = item.metric.code;
-    fee.customer = query.customer;
-    fee.subscription = query.subscription;
-    fee.currency = item.currency_code;
-    fee.units = units;
-    fee.amount = priced.amount;
-    fee.amount_cents = item.cents(priced.amount, item.currency);
-    fee.unit_amount = quotient(priced.amount, units);
-    fee.period = query.period;
-    fee.lines = std::move(priced.lines);
-    return fee;
-}
-
-Fees sum_up(std::vector<Fee> list, const MeteredItem& item) {
-    Fees fees{.fees = std::move(list), .currency = item.currency_code, .subunits = item.currency.subunits, .amount_cents = {}};
-    for (const auto& fee : fees.fees) fees.amount_cents += fee.amount_cents;
-    return fees;
-}
-
-AggregateQuery customer_query(const std::string& customer, const std::string& subscription, const Period& period) {
-    if (customer.empty()) throw Error(ErrorCode::bad_value, "customer", "is required");
-    AggregateQuery query;
-    query.customer = customer;
-    query.subscription = subscription;
-    query.period = period;
-    return query;
-}
-
-Fees MeteredBook::usage(const UsageQuery& asked, Timestamp now, UsageSource& usage_source) const {
-    const auto query = customer_query(asked.customer, asked.subscription, asked.period.value_or(this_month(now)));
-    std::vector<Fee> list;
-    for (const auto& item : items) {
-        const auto quantities = item.count(query, usage_source);
-        list.push_back(item_fee(item, query, total(quantities), item.price(quantities)));
-    }
-    return sum_up(std::move(list), items.front());
-}
-
-// What the event adds to the bill of the calendar month, up to now.
-Fees MeteredBook::estimate_fees(const Event& event, Timestamp now, UsageSource& usage_source) const {
-    const auto query = customer_query(event.customer, event.subscription, {this_month(now).from, now + std::chrono::microseconds(1)});
-    std::vector<Fee> list;
-    for (const auto& item : items) {
-        const auto step = item.step(event, query, usage_source);
-        if (!step) continue;
-        auto quantities = item.count(query, usage_source);
-        const auto before = item.price(quantities);
-        if (quantities.empty()) quantities.emplace_back();
-        quantities.back() += *step;
-        list.push_back(item_fee(item, query, *step, difference(item.price(quantities), before)));
-        list.back().events = 1;
-    }
-    if (list.empty()) throw Error(ErrorCode::not_found, "name", "no price measures events named " + event.name);
-    return sum_up(std::move(list), items.front());
-}
-
-Fee MeteredBook::price(std::string_view charge, const Decimal& units, std::int64_t) const {
-    for (const auto& item : items) {
-        if (item.charge == charge) return item_fee(item, {}, units, item.price({units}));
-    }
-    throw Error(ErrorCode::not_found, "charge", "charge_not_found");
-}
-
 // --- FlexPrice: the book of prices and meters ---
 
 namespace flexprice {
@@ -10628,6 +10525,12 @@ struct Subscription {
 };
 
 // --- what is billed of a meter ---
+
+Decimal total(const std::vector<Decimal>& quantities) {
+    Decimal sum;
+    for (const auto& quantity : quantities) sum += quantity;
+    return sum;
+}
 
 // What came together in one bucket, day or month, or in all of a period: a sum for an average.
 struct Part {
@@ -11791,6 +11694,13 @@ struct Plan final : Book::Impl {
     Fees usage(const UsageQuery& query, Timestamp now, UsageSource& usage) const override;
     Fees estimate_fees(const Event& event, Timestamp now, UsageSource& usage) const override;
     Fee price(std::string_view charge, const Decimal& units, std::int64_t events) const override;
+    std::vector<std::string> charge_names(const std::string& metric) const override {
+        std::vector<std::string> names;
+        for (const auto& each : charges) {
+            if (!each.tiers && each.meter.metric.code == metric) names.push_back(each.name);
+        }
+        return names;
+    }
 };
 
 const Subscription* Plan::find(const std::string& subscription, const std::string& customer, const std::optional<Timestamp>& active_at) const {
@@ -12241,6 +12151,15 @@ struct Plans final : Book::Impl {
 };
 
 // ---- accounts: the balances of a customer, and what the log's events took from them ----
+
+AggregateQuery customer_query(const std::string& customer, const std::string& subscription, const Period& period) {
+    if (customer.empty()) throw Error(ErrorCode::bad_value, "customer", "is required");
+    AggregateQuery query;
+    query.customer = customer;
+    query.subscription = subscription;
+    query.period = period;
+    return query;
+}
 
 // An event counts its value, 1 when it has none: the rules of that name say so.
 Metric feature_metric(const std::string& feature) {
