@@ -10477,23 +10477,6 @@ Decimal minor_units(const Decimal& amount, const std::string& code) {
 
 }  // namespace autumn
 
-// --- what several books share ---------------------------------------------------------------------
-
-Decimal total(const std::vector<Decimal>& quantities) {
-    Decimal sum;
-    for (const auto& quantity : quantities) sum += quantity;
-    return sum;
-}
-
-AggregateQuery customer_query(const std::string& customer, const std::string& subscription, const Period& period) {
-    if (customer.empty()) throw Error(ErrorCode::bad_value, "customer", "is required");
-    AggregateQuery query;
-    query.customer = customer;
-    query.subscription = subscription;
-    query.period = period;
-    return query;
-}
-
 // --- FlexPrice: the book of prices and meters ---
 
 namespace flexprice {
@@ -10632,6 +10615,12 @@ struct Subscription {
 };
 
 // --- what is billed of a meter ---
+
+Decimal total(const std::vector<Decimal>& quantities) {
+    Decimal sum;
+    for (const auto& quantity : quantities) sum += quantity;
+    return sum;
+}
 
 // What came together in one bucket, day or month, or in all of a period: a sum for an average.
 struct Part {
@@ -11790,16 +11779,16 @@ struct Plan final : Book::Impl {
         const auto* subscription = lists_subscriptions ? find(query.subscription, query.customer, {}) : nullptr;
         return subscription ? polar::period_around(*subscription, at) : this_month(at);
     }
-    std::vector<std::string> charge_names(const std::string& metric) const override {
-        std::vector<std::string> names;
-        for (const auto& charge : charges) {
-            if (charge.bought == nullptr && charge.meter.metric.code == metric) names.push_back(charge.name);
-        }
-        return names;
-    }
     Fees usage(const UsageQuery& query, Timestamp now, UsageSource& usage) const override;
     Fees estimate_fees(const Event& event, Timestamp now, UsageSource& usage) const override;
     Fee price(std::string_view charge, const Decimal& units, std::int64_t events) const override;
+    std::vector<std::string> charge_names(const std::string& metric) const override {
+        std::vector<std::string> names;
+        for (const auto& each : charges) {
+            if (!each.tiers && each.meter.metric.code == metric) names.push_back(each.name);
+        }
+        return names;
+    }
 };
 
 const Subscription* Plan::find(const std::string& subscription, const std::string& customer, const std::optional<Timestamp>& active_at) const {
@@ -12250,6 +12239,15 @@ struct Plans final : Book::Impl {
 };
 
 // ---- accounts: the balances of a customer, and what the log's events took from them ----
+
+AggregateQuery customer_query(const std::string& customer, const std::string& subscription, const Period& period) {
+    if (customer.empty()) throw Error(ErrorCode::bad_value, "customer", "is required");
+    AggregateQuery query;
+    query.customer = customer;
+    query.subscription = subscription;
+    query.period = period;
+    return query;
+}
 
 // An event counts its value, 1 when it has none: the rules of that name say so.
 Metric feature_metric(const std::string& feature) {
