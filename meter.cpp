@@ -6411,9 +6411,11 @@ Period overlap(const Period& a, const Period& b) { return {std::max(a.from, b.fr
 
 bool has_two_ends(const Period& period) { return period.from > Period().from && period.to < Period().to; }
 
+// Where months run over, no other bins look at the anchor.
 BinOptions bins_of(const AggregateQuery& query, const Rules& rules) {
-    const bool runs_over = query.billing_anchor && rules.month_end == MonthEnd::overflow;
-    const auto anchor = runs_over ? Zone(query.time_zone).to_utc(midnight(date_of(*query.billing_anchor)).micros()) : query.billing_anchor;
+    auto anchor = query.billing_anchor;
+    if (rules.month_end == MonthEnd::overflow && query.bin != Bin::month) anchor.reset();
+    if (rules.month_end == MonthEnd::overflow && anchor) anchor = Zone(query.time_zone).to_utc(midnight(date_of(*anchor)).micros());
     return {query.bin, query.time_zone, query.week_start, anchor, rules.month_end};
 }
 
@@ -6542,9 +6544,11 @@ std::vector<Measured> bucketed_rows(const Reader& reader, Question asked) {
     const Metric& metric = asked.metric;
     const bool binned = asked.bins.bin != Bin::none, of_months = stride_of(metric.bucket).months > 0;
     Bins outer(asked.bins);
-    asked.bins.bin = metric.bucket;
-    asked.bins.week_start = asked.rules.week_start;
-    if (!of_months) asked.bins.anchor = {};
+    AggregateQuery inner = asked.query;
+    inner.bin = metric.bucket;
+    inner.week_start = asked.rules.week_start;
+    if (!of_months) inner.billing_anchor.reset();
+    asked.bins = bins_of(inner, asked.rules);
     std::map<RowKey, Measured> sums;
     for (Measured& bucket : scanned_rows(reader, asked)) {
         bucket.bin = binned ? std::optional(outer.around(*bucket.bin).from) : std::nullopt;
@@ -7273,7 +7277,7 @@ struct EventStep {
     Timestamp time = {};
     std::int64_t sequence = 0;
     Decimal value = {};
-    std::uint32_t item = 0;  // of a unique count: events with the same are about the same value
+    std::uint32_t item = 0;  // of a unique count: events with the same are about the same value; 0 without the property
 };
 
 // What a book asks of the log. Which events: those of the metric and the query, as in Meter::aggregate.
@@ -9104,14 +9108,14 @@ void add_advance_fees(const Scope& scope, const Group& group, const AdvanceQuest
     query.period.to = std::min(query.period.to, question.period.to);
     AdvanceWalk walk(scope);
     for (const auto& step : usage.steps(metric.metric, query)) {
-        const bool older = step.time < query.period.from;
-        const auto event = older ? Event() : usage.event(step.sequence);
-        if (older || (metric.kind != Kind::count && !property_text(event.properties, property_key(metric)))) {
+        if (step.time < query.period.from || (metric.kind == Kind::unique_count && step.item == 0)) {
             walk.pass(step.value);
             continue;
         }
+        const bool wanted = question.wants(step);
+        const auto event = wanted || scope.price().model == Model::dynamic ? usage.event(step.sequence) : Event();
         const auto billed = walk.add(step, event);
-        if (!question.wants(step) || billing_filter(scope.charge, event.properties) != scope.filter) continue;
+        if (!wanted || billing_filter(scope.charge, event.properties) != scope.filter) continue;
         if (fees.size() == limits::advance_fees)
             throw Error(ErrorCode::too_large, "period", "has more than " + std::to_string(limits::advance_fees) + " fees");
         fees.push_back({{step.time, step.sequence}, advance_fee(scope, group, event, billed)});
@@ -9122,14 +9126,17 @@ void add_advance_fees(const Scope& scope, const Group& group, const AdvanceQuest
 
 [[noreturn]] void not_found(const char* field, const char* reason) { throw Error(ErrorCode::not_found, field, reason); }
 
-// The subscription active now, under the plan. A plan without a list of subscriptions takes any, on calendar periods.
-Subscription subscription_at(const Plan& plan, const std::string& id, Timestamp now) {
+// The subscription active at that time, under the plan; of several one without an end (event.rb:43). A plan without a list of subscriptions
+// takes any, on calendar periods.
+Subscription subscription_at(const Plan& plan, const std::string& id, Timestamp time) {
     if (id.empty()) not_found("subscription", "subscription_not_found");
     if (!plan.lists_subscriptions) return {.id = id, .active = {}};
+    const Subscription* found = nullptr;
     for (const auto& each : plan.subscriptions) {
-        if (each.id == id && each.active.contains(now)) return each;
+        if (each.id == id && each.active.contains(time) && (!found || found->active.to < each.active.to)) found = &each;
     }
-    not_found("subscription", "subscription_not_found");
+    if (!found) not_found("subscription", "subscription_not_found");
+    return *found;
 }
 
 // The event's own number for a sum; its property, when present, must be a number (validate_creation_service.rb:83).
@@ -9236,8 +9243,9 @@ Fees Plan::estimate_instant_fees(const Event& event, Timestamp now) const {
 Fees Plan::estimate_fees(const Event& event, Timestamp now, UsageSource& usage_source) const {
     const auto subscription = subscription_at(*this, event.subscription, now);
     const auto known =
-        std::any_of(billable_metrics.begin(), billable_metrics.end(), [&](const auto& each) { return each.metric.code == event.name; });
-    if (!known) not_found("name", "billable_metric_not_found");
+        std::find_if(billable_metrics.begin(), billable_metrics.end(), [&](const auto& each) { return each.metric.code == event.name; });
+    if (known == billable_metrics.end()) not_found("name", "billable_metric_not_found");
+    if (known->kind == Kind::sum || known->kind == Kind::max || known->kind == Kind::latest) summed(*known, event);
     auto period = billing_period(charges_interval, subscription, now);
     const auto whole = period;
     period.to = std::min(period.to, now + std::chrono::microseconds(1));
@@ -9766,7 +9774,9 @@ Entitlement read_entitlement(const Node& at, std::string_view billing_period) {
     const auto word = at.text("usage_reset_period");
     const auto row = std::find_if(resets.begin(), resets.end(), [&](const auto& each) { return each.first == word; });
     const bool apart = row != resets.end() && word != billing_period;
-    return {at.flag("is_enabled"), at.decimal("usage_limit"), apart ? row->second : Reset::period};
+    Entitlement entitlement{at.flag("is_enabled"), {}, apart ? row->second : Reset::period};
+    if (at.find("usage_limit")) entitlement.limit = at_least(at, "usage_limit", 0);
+    return entitlement;
 }
 
 // Units, or the money for them, that cost nothing in a time of their own.
@@ -9810,8 +9820,8 @@ struct Committed {
 // A commitment's quantity is worth what the price asks for it. A missing factor makes overage free.
 Commitment read_commitment(const Node& at, const Price& price) {
     const bool by_quantity = at.text("type", at.text("commitment_type")) == "quantity";
-    const auto value = at.decimal(by_quantity ? "quantity" : "amount").value_or(at.decimal("commitment_value").value_or(Decimal()));
-    return {by_quantity ? price_units(price, value).amount : value, at.decimal("overage_factor").value_or(Decimal()), at.flag("true_up_enabled")};
+    const auto value = at_least(at, by_quantity ? "quantity" : "amount", 0, at_least(at, "commitment_value", 0, 0));
+    return {by_quantity ? price_units(price, value).amount : value, at_least(at, "overage_factor", 0, 0), at.flag("true_up_enabled")};
 }
 
 Committed commit(const Commitment& commitment, const Decimal& cost) {
@@ -11233,10 +11243,10 @@ Item read_item(const Node& at, const std::vector<Meter>& meters) {
 
 // The terms of a line item, over those of its price.
 void read_terms(const Node& at, const std::map<std::string, Price>& prices, Item& item) {
-    const auto amount = at.decimal("commitment_amount"), quantity = at.decimal("commitment_quantity");
-    if (amount || quantity) {
-        const auto worth = quantity ? price_units(item.price(), *quantity).amount : *amount;
-        item.terms.commitment = Commitment{worth, at.decimal("commitment_overage_factor").value_or(Decimal()), at.flag("commitment_true_up_enabled")};
+    const auto amount = at_least(at, "commitment_amount", 0, 0), quantity = at_least(at, "commitment_quantity", 0, 0);
+    if (!amount.is_zero() || !quantity.is_zero()) {
+        const auto worth = quantity.is_zero() ? amount : price_units(item.price(), quantity).amount;
+        item.terms.commitment = Commitment{worth, at_least(at, "commitment_overage_factor", 0, 0), at.flag("commitment_true_up_enabled")};
     }
     item.windowed = at.flag("commitment_windowed", item.windowed);
     for (const auto& bucket : at.list("commitment_time_buckets")) item.terms.buckets.push_back(read_time_bucket(bucket, prices));
@@ -11267,14 +11277,14 @@ std::optional<Subscription> read_subscription(const Node& at, const std::vector<
     Subscription subscription{.id = at.required_text("id"), .customer = {}, .active = read_period(at, "start_date", "end_date"), .starts = starts};
     subscription.customer = at.find("customer") ? at.object("customer").required_text("external_id") : at.required_text("external_customer_id");
     if (status == "cancelled") subscription.active.to = std::min(subscription.active.to, at.time("cancelled_at").value_or(subscription.active.to));
-    const auto count = at.decimal("billing_period_count").value_or(Decimal(1)).to_int64().value_or(0);
+    const auto count = at_least(at, "billing_period_count", 1, 1).to_int64().value_or(0);
+    if (count < 1 || count > 1000) throw Error(ErrorCode::bad_value, at.path("billing_period_count"), "must be a whole number from 1 to 1000");
     subscription.cycle = repeated(at.choice("billing_period", billing_periods), count);
     subscription.anchor = at.time("billing_anchor");
     if (!subscription.anchor) subscription.anchor = at.time("start_date");
     subscription.items = at.find("line_items") ? read_line_items(at, items, prices) : items;
     subscription.coupons = read_coupons(at, "");
-    const Commitment commitment{at.decimal("commitment_amount").value_or(Decimal()), at.decimal("overage_factor").value_or(Decimal()),
-                                at.flag("enable_true_up")};
+    const Commitment commitment{at_least(at, "commitment_amount", 0, 0), at_least(at, "overage_factor", 0, 0), at.flag("enable_true_up")};
     if (commitment.amount > 0 && commitment.overage_factor > 1) subscription.commitment = commitment;
     const auto duration = at.text("commitment_duration");
     if (!duration.empty() && duration != at.text("billing_period")) subscription.commitment_cycle = at.choice("commitment_duration", billing_periods);
@@ -13321,7 +13331,9 @@ Analytics metered_analytics(const AnalyticsQuery& asked, const AnalyticsRules& r
     AnalyticsQuery query = asked;
     if (!query.period) query.period = query.range.empty() ? Period() : named_period(query.range, source.now, query.billing_cycle);
     Analytics answer{.period = *query.period};
-    for (const Metric& metric : source.metrics) {
+    for (Metric metric : source.metrics) {
+        // What is added to a value from before the period is in no analytics (FlexPrice, 6.5).
+        if (rules_named(metric.rules).carrying == Carrying::added) metric.recurring = false;
         add_items(items_of(metric, query, source), rules.drops_unused, answer);
         answer.totals.push_back(measured_total(metric, query, source.usage));
         if (answer.items.size() > limits::aggregate_rows) Slots::throw_too_many_rows();
@@ -16330,14 +16342,19 @@ private:
     Decimal ask(const LimitQuestion& question) {
         const Limit& limit = *question.limit;
         if (limit.units) return usage_.measure(question.metric, question.units).at(0).value;
+        bool known = limit.metric.empty();
         const auto price = [&](const Book::Impl& book, const UsageQuery& asked) {
+            for (const Metric& metric : book.metrics) known = known || metric.code == limit.metric;
             return book.usage(asked, moment_of(book, asked, question.time), usage_);
         };
         const Fees fees = ask_books(versions_for(*books_, question.usage, limit.book), question.usage, question.time, price);
         Decimal cents;
         for (const Fee& fee : fees.fees) {
-            if (limit.metric.empty() || fee.metric == limit.metric) cents += fee.amount_cents;
+            if (!limit.metric.empty() && fee.metric != limit.metric) continue;
+            cents += fee.amount_cents;
+            known = true;
         }
+        if (!known) throw Error(ErrorCode::not_found, "metric", quote(limit.metric) + " is not in the book");
         return cents;
     }
 

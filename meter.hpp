@@ -268,7 +268,7 @@ enum class ReceiptStatus {
 
 enum class LimitScope {
     customer,      ///< what the event's customer has used, whatever the subscription
-    subscription,  ///< what its subscription has used
+    subscription,  ///< what its subscription has used; what Lago's plans without a list of subscriptions price
     all,           ///< what all have used together; for units only
 };
 
@@ -359,10 +359,10 @@ struct Metric {
     std::optional<Decimal> multiplier = {};  ///< the result times this
     std::optional<RoundTo> rounding = {};    ///< of the result, after all else
     /// What came before the period counts too: a value stands until it is changed. With bins each shows what stands at its end; at most
-    /// limits::carried_bins.
+    /// limits::carried_bins. By FlexPrice's rules what came before is measured by itself and added, but not to bins (reset_usage NEVER).
     bool recurring = false;
     /// Measured in each bin of this size (and for each value of bucket_group, when given); the result is the sum of these. A bucket belongs to
-    /// the bin in which it begins. Not for recurring metrics.
+    /// the bin in which it begins. Not for recurring metrics, but by FlexPrice's rules.
     Bin bucket = Bin::none;
     std::string bucket_group = {};
     /// Whose rules say what a value counts as where types differ, what an average or weighted sum is rounded to, and how filters compare:
@@ -470,7 +470,8 @@ struct Aggregate {
     std::vector<AggregateRow> rows = {};
 };
 
-/// Usage of several metrics at once, and what it costs where a book that is loaded prices them.
+/// Usage of several metrics at once, and what it costs where a book that is loaded prices them: the first that has the customer, or subscription,
+/// in the version in force now. Prices are for all that is asked about; an open period is no billing period.
 struct AnalyticsQuery {
     std::vector<std::string> metrics = {};  ///< their codes; all that are declared or loaded when empty
     std::string customer = {}, subscription = {};
@@ -605,8 +606,15 @@ public:
     /// weighted sums with bounds per transaction are refused as unsupported; such metrics may be listed.
     static Book lago(const json& catalogue);
 
-    /// {"meters": [...], "prices": [...]} as FlexPrice's API shows them; the usage prices, COUNT, SUM, SUM_WITH_MULTIPLIER and
-    /// COUNT_UNIQUE meters. A price may carry "entitlement" and "commitment". Periods are calendar months, UTC.
+    /// {"meters": [...], "prices": [...]} as FlexPrice's API shows them; meters of every kind but expressions, with buckets, groups, filters and
+    /// reset_usage. A price may carry "entitlement" (begun anew by billing period, DAILY, MONTHLY or NEVER), "grants" [{"measure", "quota",
+    /// "start_date", "end_date"}], "commitment" (also for each bucket: "windowed") and "commitment_time_buckets". With "subscriptions": [{"id",
+    /// "external_customer_id", "start_date", "end_date", "subscription_status", "cancelled_at", "billing_period", "billing_period_count",
+    /// "billing_anchor", "line_items", "commitment_amount", "overage_factor", "enable_true_up", "commitment_duration",
+    /// "coupon_associations"}] only these customers have prices, in their billing periods, those of line items on their terms; without that list any
+    /// customer has all, in calendar months, UTC. usage() is what an invoice lists for usage, each line rounded to the currency, before coupons;
+    /// estimate_fees() is not rounded. FIXED prices are for price() alone. FlexPrice counts some copies of an id twice (dossier 2.6); here an id is
+    /// one event.
     static Book flexprice(const json& catalogue);
     /// {"product": {"id", "prices": [...], "benefits": [...]}, "meters": [...]} as Polar's API shows them, optionally with "subscriptions":
     /// [{"id", "customer": {"external_id"}, "current_period_start", "current_period_end", "recurring_interval",
@@ -1101,7 +1109,7 @@ public:
     /// Keeps a version of a book in the database, in place of the one of the same vendor, code and moment; its metrics become known to
     /// aggregate(), in place of others of their codes. A billing period is priced by one version, that in effect when it begins: a version
     /// that takes effect within a period follows when that ends. The first one of all has no say before it takes effect: it prices the rest
-    /// of that period. Estimates and limits go by the version of the billing period they are made in; a UsageQuery::period by the version of
+    /// of that period, though an estimate in it counts what came before. Estimates and limits go by the version of the billing period they are made in; a UsageQuery::period by the version of
     /// the moment it begins. Throws bad_value for a moment outside Timestamp::min() (always) to max().
     void load(const Book& book, Timestamp effective_from = Timestamp::min());
     /// Removes that version, or all of them, and the metrics that came with it; where such a metric had taken the place of another of its

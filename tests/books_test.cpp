@@ -74,6 +74,12 @@ TEST_CASE("estimates answer errors as Lago does, in its order", "[lago]") {
     CHECK(reason(event("calls", {}, "2026-03-05T00:00:00Z", "sub_1")) == "subscription_not_found");
     CHECK(reason(event("unknown", {}, "2026-03-05T00:00:00Z", "sub_2")) == "billable_metric_not_found");
     CHECK(reason(event("calls", {}, "2026-03-05T00:00:00Z", "sub_2")) == "does_not_match_an_instant_charge");
+    source["billable_metrics"].push_back({{"code", "peak"}, {"aggregation_type", "max_agg"}, {"field_name", "value"}});
+    const auto peak = Book::lago(source);
+    CHECK_THROWS_WITH(peak.impl().estimate_fees(event("peak", {{"value", "x"}}, "2026-03-05T00:00:00Z", "sub_2"), march_10, usage),
+                      "properties.value: value_is_not_valid_number");
+    CHECK_THROWS_WITH(peak.impl().estimate_fees(event("peak", {{"value", "7"}}, "2026-03-05T00:00:00Z", "sub_2"), march_10, usage),
+                      "name: does_not_match_an_instant_charge");
 }
 
 TEST_CASE("a sum's property must be a number when estimated", "[lago]") {

@@ -575,7 +575,9 @@ TEST_CASE("A limit in money holds the fees of the period under a book") {
     CHECK(cents(m, {.subscription = "sub_1", .customer = "acme"}) == 120);  // FlexPrice comes first; the limit named the other
     const Limit flexprice{.cents = 121};
     CHECK(shown(m.record(used(1), flexprice)) == "over 120->130/121!");
-    CHECK(shown(m.record(used(1), {.metric = "other", .cents = 0})) == "stored 0->0/0");
+    CHECK(error_of([&] { m.record(used(1), {.metric = "tokens", .cents = 0}); }).what() == std::string("metric: \"tokens\" is not in the book"));
+    CHECK(shown(m.record(used(1), {.metric = "tokens", .cents = 5000, .scope = LimitScope::subscription, .book = "tiers"})) ==
+          "stored 1300->1350/5000");
     CHECK(shown(m.record(used(1), {.metric = "flexprice:m1", .cents = 140})) == "stored 130->140/140");
     CHECK(cents(m, {.customer = "acme"}) == 140);
     // Each version of the book prices its own periods.
