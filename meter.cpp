@@ -11803,7 +11803,7 @@ struct Plan final : Book::Impl {
     std::vector<std::string> charge_names(const std::string& metric) const override {
         std::vector<std::string> names;
         for (const auto& charge : charges) {
-            if (charge.meter && charge.meter->metric.code == metric) names.push_back(charge.name);
+            if (!charge.tiers && charge.meter.metric.code == metric) names.push_back(charge.name);
         }
         return names;
     }
