@@ -5494,6 +5494,7 @@ public:
     const std::vector<std::uint32_t>& number(Connection& db, const Column& column, const Batch& batch) {
         const bool written = blank_ == Blank::written;
         rows_.assign(batch.rows, written || blank_ == Blank::text ? text("") : no_value);
+        if (batch.mask.empty() && column.all(CellKind::interned)) return number_interned(db, column.cells);
         words_.assign(column.words.size(), unknown);
         std::int64_t last_cell = -1;
         std::uint32_t last = no_value;
@@ -5534,17 +5535,26 @@ private:
     static std::string marked(CellKind kind, std::string_view value) {
         return static_cast<char>('a' + static_cast<int>(kind == CellKind::wide ? CellKind::number : kind)) + std::string(value);
     }
+    const std::vector<std::uint32_t>& number_interned(Connection& db, const std::vector<std::int64_t>& ids) {
+        std::int64_t last_id = 0;
+        std::uint32_t last = no_value;
+        for (std::size_t row = 0; row < ids.size(); ++row) {
+            if (ids[row] != last_id) last = interned(db, ids[row]), last_id = ids[row];
+            rows_[row] = last;
+        }
+        return rows_;
+    }
     std::uint32_t interned(Connection& db, std::int64_t id) {
-        const auto [place, fresh] = interned_.try_emplace(id, no_value);
-        if (fresh) place->second = text(text_of(db, id));
-        return place->second;
+        const std::uint32_t at = interned_.number(static_cast<std::uint64_t>(id));
+        if (at == interned_texts_.size()) interned_texts_.push_back(text(text_of(db, id)));
+        return interned_texts_[at];
     }
     Blank blank_;
     bool typed_ = false, times_ = false;
     std::string_view uncounted_{};
     TextNumbering texts_;
-    std::unordered_map<std::int64_t, std::uint32_t> interned_;
-    std::vector<std::uint32_t> rows_, words_;
+    Numbering interned_;
+    std::vector<std::uint32_t> interned_texts_, rows_, words_;
 };
 
 // ---- from rows to the rows of an answer ----
@@ -5605,7 +5615,7 @@ public:
         const std::uint64_t key = slots_.keys()[slot];
         if (bin_ != Bin::none) row.bin = Timestamp(static_cast<std::int64_t>(bins_.keys()[key & 0xFFFFFFFF]));
         auto group = static_cast<std::uint32_t>(key >> 32);
-        if (fields_.size() > width_) group = static_cast<std::uint32_t>(fields_[width_].combinations.keys()[group] >> 32);
+        if (fields_.size() > width_ && width_ > 0) group = static_cast<std::uint32_t>(fields_[width_].combinations.keys()[group] >> 32);
         row.rest = group == rest;
         row.group = row.rest ? Group(width_) : names(group);
         return row;
@@ -5624,7 +5634,7 @@ private:
     struct Field {
         std::size_t column;
         Values values;
-        Numbering combinations{};  // of the fields before it and this one
+        Numbering combinations{};  // of the fields before it and this one; not of the first
     };
 
     void add_field(const std::string& field, Blank blank, ScanQuestion& question) {
@@ -5633,11 +5643,13 @@ private:
     }
     Group names(std::uint32_t group) const {
         Group names(width_);
-        for (std::size_t i = width_; i-- > 0;) {
+        if (names.empty()) return names;
+        for (std::size_t i = width_; --i > 0;) {
             const std::uint64_t pair = fields_[i].combinations.keys()[group];
             names[i] = fields_[i].values.name(static_cast<std::uint32_t>(pair));
             group = static_cast<std::uint32_t>(pair >> 32);
         }
+        names[0] = fields_[0].values.name(group);
         return names;
     }
     void put_rest_together() {
@@ -5661,8 +5673,13 @@ private:
     }
     // group_ so far, with some more fields.
     void combine(std::size_t first, std::size_t last, Connection& db, const Batch& batch) {
-        for (std::size_t i = first; i < last; ++i)
-            combine(fields_[i].values.number(db, batch.columns[fields_[i].column], batch), fields_[i].combinations);
+        for (std::size_t i = first; i < last; ++i) {
+            const auto& values = fields_[i].values.number(db, batch.columns[fields_[i].column], batch);
+            if (i == 0)
+                group_ = values;
+            else
+                combine(values, fields_[i].combinations);
+        }
     }
     void combine(const std::vector<std::uint32_t>& values, Numbering& numbering) {
         std::uint64_t last_key = ~std::uint64_t{0};
@@ -5786,9 +5803,18 @@ private:
 
 // ---- accumulators: what becomes of the rows of a slot ----
 
+constexpr std::uint64_t magnitude(std::int64_t value) noexcept {
+    return value < 0 ? 0 - static_cast<std::uint64_t>(value) : static_cast<std::uint64_t>(value);
+}
+
 // A sum of 64-bit integers in 128 bits, two's complement: no order of adding overflows it.
 struct WideSum {
     std::uint64_t low = 0, high = 0;
+    void add_product(std::int64_t a, std::int64_t b) noexcept {
+        const Words sum{high, low}, product = multiply(magnitude(a), magnitude(b));
+        const Words result = (a < 0) == (b < 0) ? meter::add(sum, product) : subtract(sum, product);
+        high = result.high, low = result.low;
+    }
     void add(std::int64_t value) noexcept {
         const auto bits = static_cast<std::uint64_t>(value);
         low += bits;
@@ -5806,10 +5832,9 @@ struct WideSum {
 class ExactSum {
 public:
     void add(const Decimal& value, std::int64_t times = 1) {
-        const auto factor = static_cast<std::uint64_t>(times);
         Wide units = widen(DecimalParts::coefficient(value));
         multiply_by_power(units, Decimal::max_scale - value.scale());
-        if (times != 1) units = multiply(units, widen({0, times < 0 ? 0 - factor : factor}));
+        if (times != 1) units = multiply(units, widen({0, magnitude(times)}));
         add_to(value.is_negative() == (times < 0) ? given_ : taken_, units);
     }
     // Throws overflow when the sum is not a Decimal.
@@ -6068,10 +6093,17 @@ public:
     }
     Decimal value(std::size_t slot, const Period& stretch) const override {
         const Period whole = whole_.value_or(stretch);
-        const std::int64_t length = units(whole.to.micros()) - units(whole.from.micros());
+        const std::int64_t end = units((remaining_ ? whole : stretch).to.micros()), length = units(whole.to.micros()) - units(whole.from.micros());
         if (length <= 0) return {};
-        ExactSum sum = sums_[slot].negative_moment;
-        sum.add(sums_[slot].amount.result(), units((remaining_ ? whole : stretch).to.micros()));
+        const auto other = others_.find(slot);
+        ExactSum sum = other == others_.end() ? ExactSum() : other->second.negative_moment;
+        if (other != others_.end()) sum.add(other->second.amount.result(), end);
+        for (const auto& [scale, sums] : sums_) {
+            if (slot >= sums.size()) continue;
+            sum.add(sums[slot].amount.at_scale(scale), end);
+            sum.add(sums[slot].high_moment.at_scale(scale), -(std::int64_t{1} << 32));
+            sum.add(sums[slot].low_moment.at_scale(scale), -1);
+        }
         return rules_.quotient(sum.result(), length);
     }
     bool falls(std::size_t) const override { return true; }
@@ -6079,18 +6111,31 @@ public:
 private:
     std::int64_t units(std::int64_t micros) const { return remaining_ ? floor_divide(micros, micros_per_second) : micros; }
     void take(Connection&, const Batch& batch, const std::vector<std::uint32_t>& slots, std::size_t count) override {
-        sums_.resize(std::max(count, sums_.size()));
-        const int scale = numbers_.scale(batch);
-        const auto weigh = [&](std::size_t row, const Decimal& number) {
-            Sums& sums = sums_[slots[row]];
-            sums.amount.add(number);
-            sums.negative_moment.add(number, -units(std::max(batch.columns[time_].cells[row], first_)));
+        std::vector<Sums>& sums = sums_[numbers_.scale(batch)];
+        sums.resize(std::max(count, sums.size()));
+        const auto time_of = [&](std::size_t row) {
             ++events_[slots[row]];
+            return units(std::max(batch.columns[time_].cells[row], first_));
         };
         numbers_.each(
-            batch, [&](std::size_t row, std::int64_t cell) { weigh(row, Decimal::scaled(cell, scale)); }, weigh);
+            batch,
+            [&](std::size_t row, std::int64_t cell) {
+                const std::int64_t time = time_of(row);
+                sums[slots[row]].amount.add(cell);
+                sums[slots[row]].high_moment.add_product(cell, time >> 32);
+                sums[slots[row]].low_moment.add_product(cell, time & 0xFFFFFFFF);
+            },
+            [&](std::size_t row, const Decimal& number) {
+                Others& others = others_[slots[row]];
+                others.amount.add(number);
+                others.negative_moment.add(number, -time_of(row));
+            });
     }
+    // The time's halves apart, so that 128 bits hold the sum of a billion products.
     struct Sums {
+        WideSum amount{}, high_moment{}, low_moment{};
+    };
+    struct Others {
         ExactSum amount{}, negative_moment{};
     };
     Numbers numbers_;
@@ -6099,7 +6144,8 @@ private:
     std::optional<Period> whole_;
     std::int64_t first_ = std::numeric_limits<std::int64_t>::min();
     std::size_t time_;
-    std::vector<Sums> sums_;
+    std::map<int, std::vector<Sums>> sums_;  // as in SumAccumulator
+    std::unordered_map<std::size_t, Others> others_;
 };
 
 // ---- steps: what each event adds to a metric, where their order counts ----
@@ -6114,9 +6160,12 @@ struct Step {
 // A value's first add counts 1, a repeated action nothing, whatever follows an add -1; each value begins as removed
 // (lago-api, unique_count_query.rb:12-37).
 void count_items(std::vector<Step>& steps, std::uint32_t add, std::uint32_t remove) {
-    std::map<std::pair<std::uint32_t, std::uint32_t>, std::uint32_t> last;
+    Numbering items;
+    std::vector<std::uint32_t> last;
     for (Step& step : steps) {
-        std::uint32_t& before = last.try_emplace({step.slot, step.item}, remove).first->second;
+        const std::uint32_t item = items.number(pair_key(step.slot, step.item));
+        if (item == last.size()) last.push_back(remove);
+        std::uint32_t& before = last[item];
         step.value = step.action == before ? 0 : step.action == add ? 1 : -1;
         before = step.action;
     }
@@ -6623,16 +6672,49 @@ std::vector<Measured> rows_of(const Reader& reader, const Question& asked) {
     return rows;
 }
 
-// The groups of the greatest values over the whole period.
-std::set<Group> top_groups(const Reader& reader, Question asked) {
+// Without bins, those of the `top` greatest values first, in order.
+std::vector<Measured> ranked_rows(const Reader& reader, Question asked) {
     asked.bins = {};
     auto rows = rows_of(reader, asked);
-    const auto most = std::min(rows.size(), static_cast<std::size_t>(asked.query.top));
-    std::partial_sort(rows.begin(), rows.begin() + static_cast<std::ptrdiff_t>(most), rows.end(),
+    const auto most = static_cast<std::ptrdiff_t>(std::min(rows.size(), static_cast<std::size_t>(asked.query.top)));
+    std::partial_sort(rows.begin(), rows.begin() + most, rows.end(),
                       [](const Measured& a, const Measured& b) { return a.value != b.value ? a.value > b.value : a.group < b.group; });
-    std::set<Group> groups;
-    for (std::size_t i = 0; i < most; ++i) groups.insert(std::move(rows[i].group));
-    return groups;
+    return rows;
+}
+
+// Whether events measured together come to what their parts come to, added up.
+bool adds_up(const Metric& metric, const Rules& rules) {
+    const bool sums = metric.aggregation == Aggregation::count || metric.aggregation == Aggregation::sum;
+    return sums && !metric.rounding && !rules.not_negative;
+}
+
+// The rows after the first `top` as one.
+void add_up_rest(std::vector<Measured>& rows, std::size_t top) {
+    if (rows.size() <= top) return;
+    Measured rest{{}, Group(rows[0].group.size()), {}, 0, true, false};
+    ExactSum sum;
+    for (std::size_t i = top; i < rows.size(); ++i) {
+        sum.add(rows[i].value);
+        rest.events += rows[i].events;
+        rest.falls = rest.falls || rows[i].falls;
+    }
+    rest.value = sum.result();
+    rows.resize(top);
+    rows.push_back(std::move(rest));
+}
+
+// The question's rows with all groups but the greatest as the rest.
+std::vector<Measured> top_rows(const Reader& reader, Question asked) {
+    auto rows = ranked_rows(reader, asked);
+    const auto top = static_cast<std::size_t>(asked.query.top);
+    if (asked.bins.bin == Bin::none && adds_up(asked.metric, asked.rules)) {
+        add_up_rest(rows, top);
+        return rows;
+    }
+    std::set<Group> named;
+    for (std::size_t i = 0; i < std::min(top, rows.size()); ++i) named.insert(std::move(rows[i].group));
+    asked.named = &named;
+    return rows_of(reader, asked);
 }
 
 // Adds the bins that have no events.
@@ -6662,13 +6744,8 @@ std::vector<Measured> measure(const Reader& reader, const Metric& metric, const 
     check_aggregate(metric, rules, query);
     query.period = overlap(query.period, Period());
     if (rules.whole_seconds) query.period = {cut(query.period.from, micros_per_second), cut(query.period.to, micros_per_second)};
-    Question asked{metric, rules, query, bins_of(query, rules), nullptr};
-    std::set<Group> named;
-    if (query.top > 0 && !query.group_by.empty()) {
-        named = top_groups(reader, asked);
-        asked.named = &named;
-    }
-    auto rows = rows_of(reader, asked);
+    const Question asked{metric, rules, query, bins_of(query, rules), nullptr};
+    auto rows = query.top > 0 && !query.group_by.empty() ? top_rows(reader, asked) : rows_of(reader, asked);
     if (query.fill && query.bin != Bin::none) fill_bins(rows, query, asked.bins);
     std::sort(rows.begin(), rows.end(),
               [](const Measured& a, const Measured& b) { return std::tie(a.bin, a.rest, a.group) < std::tie(b.bin, b.rest, b.group); });
@@ -10401,63 +10478,12 @@ Decimal minor_units(const Decimal& amount, const std::string& code) {
 
 }  // namespace autumn
 
-// --- metered items: what the books of FlexPrice, Polar and Autumn are made of ------------------
-
-// Units of one metric, counted over a customer's period and priced as a whole. The functions say how the vendor does each step.
-struct MeteredItem {
-    std::string charge = {}, currency_code = {};
-    Currency currency = {};
-    Metric metric = {};
-    // The quantities that are priced: one, or one for each bucket.
-    std::function<std::vector<Decimal>(const AggregateQuery&, UsageSource&)> count = {};
-    // What the event adds, nothing when the item does not measure it.
-    std::function<std::optional<Decimal>(const Event&, const AggregateQuery&, UsageSource&)> step = {};
-    std::function<Priced(const std::vector<Decimal>&)> price = {};
-    std::function<Decimal(const Decimal&, Currency)> cents = to_cents;
-};
-
-struct MeteredBook final : Book::Impl {
-    std::vector<MeteredItem> items;
-
-    bool serves(const std::string&, const std::string& customer) const override { return !customer.empty(); }
-    std::vector<std::string> charge_names(const std::string& metric) const override {
-        std::vector<std::string> names;
-        for (const auto& item : items) {
-            if (item.metric.code == metric) names.push_back(item.charge);
-        }
-        return names;
-    }
-    Fees usage(const UsageQuery& query, Timestamp now, UsageSource& usage) const override;
-    Fees estimate_fees(const Event& event, Timestamp now, UsageSource& usage) const override;
-    Fee price(std::string_view charge, const Decimal& units, std::int64_t events) const override;
-};
+// --- what several books share ---------------------------------------------------------------------
 
 Decimal total(const std::vector<Decimal>& quantities) {
     Decimal sum;
     for (const auto& quantity : quantities) sum += quantity;
     return sum;
-}
-
-Fee item_fee(const MeteredItem& item, const AggregateQuery& query, const Decimal& units, Priced priced) {
-    Fee fee;
-    fee.charge = item.charge;
-    fee.metric = item.metric.code;
-    fee.customer = query.customer;
-    fee.subscription = query.subscription;
-    fee.currency = item.currency_code;
-    fee.units = units;
-    fee.amount = priced.amount;
-    fee.amount_cents = item.cents(priced.amount, item.currency);
-    fee.unit_amount = quotient(priced.amount, units);
-    fee.period = query.period;
-    fee.lines = std::move(priced.lines);
-    return fee;
-}
-
-Fees sum_up(std::vector<Fee> list, const MeteredItem& item) {
-    Fees fees{.fees = std::move(list), .currency = item.currency_code, .subunits = item.currency.subunits, .amount_cents = {}};
-    for (const auto& fee : fees.fees) fees.amount_cents += fee.amount_cents;
-    return fees;
 }
 
 AggregateQuery customer_query(const std::string& customer, const std::string& subscription, const Period& period) {
@@ -10467,41 +10493,6 @@ AggregateQuery customer_query(const std::string& customer, const std::string& su
     query.subscription = subscription;
     query.period = period;
     return query;
-}
-
-Fees MeteredBook::usage(const UsageQuery& asked, Timestamp now, UsageSource& usage_source) const {
-    const auto query = customer_query(asked.customer, asked.subscription, asked.period.value_or(this_month(now)));
-    std::vector<Fee> list;
-    for (const auto& item : items) {
-        const auto quantities = item.count(query, usage_source);
-        list.push_back(item_fee(item, query, total(quantities), item.price(quantities)));
-    }
-    return sum_up(std::move(list), items.front());
-}
-
-// What the event adds to the bill of the calendar month, up to now.
-Fees MeteredBook::estimate_fees(const Event& event, Timestamp now, UsageSource& usage_source) const {
-    const auto query = customer_query(event.customer, event.subscription, {this_month(now).from, now + std::chrono::microseconds(1)});
-    std::vector<Fee> list;
-    for (const auto& item : items) {
-        const auto step = item.step(event, query, usage_source);
-        if (!step) continue;
-        auto quantities = item.count(query, usage_source);
-        const auto before = item.price(quantities);
-        if (quantities.empty()) quantities.emplace_back();
-        quantities.back() += *step;
-        list.push_back(item_fee(item, query, *step, difference(item.price(quantities), before)));
-        list.back().events = 1;
-    }
-    if (list.empty()) throw Error(ErrorCode::not_found, "name", "no price measures events named " + event.name);
-    return sum_up(std::move(list), items.front());
-}
-
-Fee MeteredBook::price(std::string_view charge, const Decimal& units, std::int64_t) const {
-    for (const auto& item : items) {
-        if (item.charge == charge) return item_fee(item, {}, units, item.price({units}));
-    }
-    throw Error(ErrorCode::not_found, "charge", "charge_not_found");
 }
 
 // --- FlexPrice: the book of prices and meters ---
@@ -11803,7 +11794,7 @@ struct Plan final : Book::Impl {
     std::vector<std::string> charge_names(const std::string& metric) const override {
         std::vector<std::string> names;
         for (const auto& charge : charges) {
-            if (!charge.tiers && charge.meter.metric.code == metric) names.push_back(charge.name);
+            if (charge.bought == nullptr && charge.meter.metric.code == metric) names.push_back(charge.name);
         }
         return names;
     }
