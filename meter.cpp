@@ -6852,10 +6852,12 @@ std::string question_key(const Metric& metric, const AggregateQuery& query) {
 using Join = Decimal (*)(const Decimal&, const Decimal&);
 
 Join join_of(const Metric& metric, const Rules& rules, const AggregateQuery& query) {
-    if (metric.bucket != Bin::none || metric.rounding || rules.not_negative || rules.add || query.bin != Bin::none || query.top != 0) return nullptr;
+    if (metric.bucket != Bin::none || metric.rounding || rules.not_negative || query.bin != Bin::none || query.top != 0) return nullptr;
     switch (metric.aggregation) {
-        case Aggregation::count:
         case Aggregation::sum:
+            if (rules.add) return nullptr;
+            [[fallthrough]];
+        case Aggregation::count:
             return [](const Decimal& a, const Decimal& b) { return a + b; };
         case Aggregation::min:
             return metric.multiplier ? nullptr : Join([](const Decimal& a, const Decimal& b) { return std::min(a, b); });
