@@ -5934,7 +5934,7 @@ private:
     std::optional<Period> whole_;
     std::int64_t first_ = std::numeric_limits<std::int64_t>::min();
     std::size_t time_;
-    std::map<int, std::vector<Sums>> sums_;         // as in SumAccumulator
+    std::map<int, std::vector<Sums>> sums_;  // as in SumAccumulator
     std::unordered_map<std::size_t, Others> others_;
 };
 
