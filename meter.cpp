@@ -7,7 +7,7 @@
 //    2 time       timestamps, periods, bins           8 books       how each vendor measures and prices
 //    3 values     JSON text, paths, filters           9 wire        requests, answers and rules of each vendor
 //    4 store      SQLite: schema, log, segments      10 delivery    cursors, batches, waiting, parking
-//    5 reading    find, list, names                  11 transport   libcurl (optional)
+//    5 reading    find, list, names, rates           11 transport   libcurl (optional)
 //    6 measuring  scan, aggregate                    12 Meter       the facade: locks, threads, wiring
 
 #include "meter.hpp"
@@ -1915,9 +1915,11 @@ Clause make_clause(const Filter& filter) {
     }
     if (filter.op == Operator::exists && !filter.value.is_boolean()) refuse(where, "takes true or false");
     clause.operands.push_back(make_operand(filter.value, where));
-    const bool text_only =
-        filter.op == Operator::contains || filter.op == Operator::not_contains || filter.op == Operator::like || filter.op == Operator::not_like;
-    if (text_only && clause.operands[0].kind != Scalar::Kind::text) refuse(where, "takes a text");
+    const Scalar::Kind kind = clause.operands[0].kind;
+    const bool searches = filter.op == Operator::contains || filter.op == Operator::not_contains;
+    const bool matches = filter.op == Operator::like || filter.op == Operator::not_like;
+    if (matches && kind != Scalar::Kind::text) refuse(where, "takes a text");
+    if (searches && kind == Scalar::Kind::null) refuse(where, "takes a text, number or boolean");
     return clause;
 }
 
@@ -1945,10 +1947,12 @@ enum class Meeting : std::uint8_t {
 // One evaluator's rules as a table: what is stored meets a boolean, a number, a text.
 struct Coercion {
     struct Row {
-        std::array<Meeting, 3> compared{}, searched{};  // searched: by contains and not_contains
+        std::array<Meeting, 3> compared{}, searched{};  // searched: by contains and like
     };
-    Row missing{}, boolean{}, number{}, text{}, structure{};  // null is missing
+    Row missing{}, boolean{}, number{}, text{}, structure{};
+    std::string_view null{};  // the text that null is; missing when empty
     std::array<std::string_view, 2> stored_booleans{"false", "true"}, asked_booleans{"false", "true"};
+    std::string (*stored_number)(const Decimal&) = nullptr;  // its text, where that is not the plain one
 
     const Row& row(Scalar::Kind kind) const {
         switch (kind) {
@@ -1965,6 +1969,10 @@ struct Coercion {
         }
     }
 };
+
+// Of whatever type it is compared with.
+constexpr std::array<Meeting, 3> never_any{Meeting::never, Meeting::never, Meeting::never}, text_any{Meeting::text, Meeting::text, Meeting::text},
+    empty_any{Meeting::empty, Meeting::empty, Meeting::empty};
 
 // How an evaluator reads the fields of an event in a filter; where it has no table the rules of Filter hold.
 struct FilterRules {
@@ -1992,10 +2000,12 @@ bool satisfies(Operator op, std::strong_ordering order) {
     }
 }
 
-// One value against another, by an evaluator's rules. Not for in, not_in, like, not_like and exists.
+// One value against another, by an evaluator's rules. Not for in, not_in and exists.
 bool meets(const Coercion& rules, Operator op, const Scalar& value, const Operand& asked) {
-    const bool contains = op == Operator::contains, searched = contains || op == Operator::not_contains;
+    const bool matched = op == Operator::like || op == Operator::not_like;
+    const bool searched = matched || op == Operator::contains || op == Operator::not_contains;
     const std::size_t column = asked.kind == Scalar::Kind::boolean ? 0 : asked.kind == Scalar::Kind::number ? 1 : 2;
+    if (value.kind == Scalar::Kind::null && !rules.null.empty()) return meets(rules, op, {Scalar::Kind::text, false, {}, rules.null}, asked);
     const Coercion::Row& row = rules.row(value.kind);
     const Meeting meeting = (searched ? row.searched : row.compared)[column];
     const auto number_of = [](bool is_boolean, bool boolean, const Decimal& number) { return is_boolean ? Decimal(boolean ? 1 : 0) : number; };
@@ -2014,10 +2024,13 @@ bool meets(const Coercion& rules, Operator op, const Scalar& value, const Operan
             break;
     }
     const std::string wanted = column == 0 ? std::string(rules.asked_booleans[asked.boolean ? 1 : 0]) : asked.text;
-    const std::string written = value.kind == Scalar::Kind::boolean ? std::string(rules.stored_booleans[value.boolean ? 1 : 0]) : scalar_text(value);
+    const std::string written = value.kind == Scalar::Kind::boolean ? std::string(rules.stored_booleans[value.boolean ? 1 : 0])
+                                : value.kind == Scalar::Kind::number && rules.stored_number ? rules.stored_number(value.number)
+                                                                                            : scalar_text(value);
     const std::string stored = meeting == Meeting::empty ? "" : written;
-    if (searched) return (stored.find(wanted) != std::string::npos) == contains;
-    return satisfies(op, stored <=> wanted);
+    if (!searched) return satisfies(op, stored <=> wanted);
+    const bool found = matched ? like(stored, wanted) : stored.find(wanted) != std::string::npos;
+    return found == (op == Operator::like || op == Operator::contains);
 }
 
 // A clause against one value: in and not_in are eq and ne to each of a list.
@@ -2880,6 +2893,7 @@ public:
         return id;
     }
     void forget() { ids_.clear(); }
+    std::size_t size() const noexcept { return ids_.size(); }
 
 private:
     static constexpr std::size_t max_remembered = 32768;
@@ -2966,11 +2980,13 @@ struct LogMemory {
     explicit LogMemory(std::size_t index_bytes) : ids(index_bytes) {}
     Interner texts{};
     IdIndex ids;
-    std::int64_t last = 0;  // sequence
+    std::int64_t last = 0;        // sequence
+    std::uint64_t rollbacks = 0;  // how often what was remembered had to be forgotten
     void forget() {
         texts.forget();
         ids.forget();
         data_version_ = never;
+        ++rollbacks;
     }
     // Takes in what other connections have written since our last transaction; SQLite says whether there was anything.
     void refresh(Connection& db) {
@@ -2988,26 +3004,67 @@ private:
     std::int64_t data_version_ = never;
 };
 
-// Stores the accepted drafts, each unless its id is in the log already, and completes the receipts. Inside a transaction.
+// Decides whether a new event may stay in the log, and writes into its receipt what it found.
+class Gate {
+public:
+    virtual ~Gate() = default;
+    // Before the event is inserted; `last` is the end of the log.
+    virtual void before(const Draft& draft, Timestamp time, std::int64_t last, Receipt& receipt) = 0;
+    // With the event inserted behind `last`.
+    virtual bool stays(Receipt& receipt) = 0;
+};
+
+// Undoes what was done since, unless it is kept. Inside a transaction.
+class Savepoint {
+public:
+    explicit Savepoint(Connection& db) : db_(db) { db_.prepared("SAVEPOINT event").run(); }
+    Savepoint(const Savepoint&) = delete;
+    Savepoint& operator=(const Savepoint&) = delete;
+    ~Savepoint() {
+        if (!open_) return;
+        try {
+            db_.prepared("ROLLBACK TO event").run();
+            db_.prepared("RELEASE event").run();
+        } catch (const SQLite::Exception&) {  // then the transaction is gone, too
+        }
+    }
+    void keep() {
+        db_.prepared("RELEASE event").run();
+        open_ = false;
+    }
+
+private:
+    Connection& db_;
+    bool open_ = true;
+};
+
+// Stores the accepted drafts, each unless its id is in the log already or the gate does not let it stay, and completes the receipts. Inside a
+// transaction.
 class LogAppend {
 public:
-    LogAppend(Connection& db, LogMemory& memory, Drafts& drafts, Timestamp now)
-        : db_(db), memory_(memory), drafts_(drafts), now_(now), insert_(db.prepared("INSERT INTO log VALUES(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)")) {}
+    LogAppend(Connection& db, LogMemory& memory, Drafts& drafts, Timestamp now, Gate* gate = nullptr)
+        : db_(db),
+          memory_(memory),
+          drafts_(drafts),
+          now_(now),
+          gate_(gate),
+          insert_(db.prepared("INSERT INTO log VALUES(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)")) {}
 
     void run() {
         memory_.refresh(db_);
         for (const Draft& draft : drafts_.accepted) {
             Receipt& receipt = drafts_.receipts[draft.receipt];
-            receipt.field.clear(), receipt.reason.clear();  // of an attempt that was rolled back
+            receipt.field.clear(), receipt.reason.clear(), receipt.limits.clear();  // of an attempt that was rolled back
             const PackedId id = pack_id(draft.id);
             const std::uint64_t hash = id_hash(id);
             if (const std::int64_t earlier = memory_.ids.find(db_, id, hash); earlier != 0) {
                 compare(draft, earlier, receipt);
                 continue;
             }
-            receipt.sequence = ++memory_.last;
+            if (gate_ != nullptr && !insert_through_gate(draft, id, receipt)) continue;
+            if (gate_ == nullptr) insert(draft, id);
+            receipt.sequence = memory_.last;
             receipt.status = ReceiptStatus::stored;
-            insert(draft, id);
             memory_.ids.add(hash, memory_.last);
         }
     }
@@ -3021,7 +3078,24 @@ private:
         receipt.sequence = earlier;
         if (!same) receipt.field = "id", receipt.reason = "is in the log with other content";
     }
+    bool insert_through_gate(const Draft& draft, const PackedId& id, Receipt& receipt) {
+        gate_->before(draft, draft.timestamp.value_or(now_), memory_.last, receipt);
+        const std::size_t texts = memory_.texts.size();
+        Savepoint savepoint(db_);
+        insert(draft, id);
+        const bool stays = gate_->stays(receipt);
+        if (stays) {
+            savepoint.keep();
+        } else {
+            receipt.status = ReceiptStatus::over_limit;
+            receipt.sequence = 0;
+            --memory_.last;
+            if (memory_.texts.size() != texts) memory_.texts.forget();
+        }
+        return stays;
+    }
     void insert(const Draft& draft, const PackedId& id) {
+        ++memory_.last;
         const std::int64_t time = draft.timestamp.value_or(now_).micros();
         const std::int64_t name = memory_.texts.intern(db_, draft.name);
         const auto customer = intern(draft.customer), subscription = intern(draft.subscription), source = intern(draft.source);
@@ -3043,6 +3117,7 @@ private:
     LogMemory& memory_;
     Drafts& drafts_;
     Timestamp now_;
+    Gate* gate_;
     Prepared insert_;
 };
 
@@ -3429,14 +3504,20 @@ private:
 
 using Parts = std::map<std::int64_t, Part>;  // by name
 
-// Calls `use(row)` for the rows after `first` up to `last`, in order; what is wrong with a row is told with its sequence. Columns:
-// sequence, timestamp, name, customer, subscription, source, value, properties, extra, id, timestamp + delay.
+// The events after `first` up to `last`, or those of them that are wanted, taken apart.
+struct Stretch {
+    std::int64_t first = 0, last = 0;
+    Parts parts{};
+};
+
+// Calls `use(row)` for each row that the query answers; what is wrong with a row is told with its sequence. Columns: sequence, timestamp, name,
+// customer, subscription, source, value, properties, extra, id, timestamp + delay.
+#define METER_LOG_ROWS                                                                                                            \
+    "SELECT sequence, timestamp, name, customer, subscription, source, value, properties, extra, id, timestamp + delay FROM log " \
+    "WHERE sequence > ?1 AND sequence <= ?2 "
+
 template <class Use>
-void each_log_row(Connection& db, std::int64_t first, std::int64_t last, Use&& use) {
-    const Prepared row = db.prepared(
-        "SELECT sequence, timestamp, name, customer, subscription, source, value, properties, extra, id, timestamp + delay FROM log "
-        "WHERE sequence > ? AND sequence <= ? ORDER BY sequence");
-    row.bind(first, last);
+void each_row_of(const Prepared& row, Use&& use) {
     while (row.row()) {
         try {
             use(row);
@@ -3444,6 +3525,14 @@ void each_log_row(Connection& db, std::int64_t first, std::int64_t last, Use&& u
             throw Error(ErrorCode::corrupt, "log row " + std::to_string(row.integer(0)), error.reason());
         }
     }
+}
+
+// The rows after `first` up to `last`, in order.
+template <class Use>
+void each_log_row(Connection& db, std::int64_t first, std::int64_t last, Use&& use) {
+    const Prepared row = db.prepared(METER_LOG_ROWS "ORDER BY sequence");
+    row.bind(first, last);
+    each_row_of(row, use);
 }
 
 void add_row(Part& part, const Prepared& row) {
@@ -3456,6 +3545,16 @@ void read_parts(Connection& db, std::int64_t first, std::int64_t last, std::opti
     each_log_row(db, first, last, [&](const Prepared& row) {
         if (!name || row.integer(2) == *name) add_row(parts.try_emplace(row.integer(2), only).first->second, row);
     });
+}
+
+// Takes those of one customer and subscription apart; of all, where there is none.
+Stretch read_stretch(Connection& db, std::int64_t first, std::int64_t last, std::optional<std::int64_t> customer,
+                     std::optional<std::int64_t> subscription) {
+    Stretch stretch{first, last, {}};
+    const Prepared row = db.prepared(METER_LOG_ROWS "AND (?3 IS NULL OR customer = ?3) AND (?4 IS NULL OR subscription = ?4) ORDER BY sequence");
+    row.bind(first, last, customer, subscription);
+    each_row_of(row, [&](const Prepared& each) { add_row(stretch.parts[each.integer(2)], each); });
+    return stretch;
 }
 
 // ---- sealed segments ----
@@ -3629,12 +3728,14 @@ struct Source {
     std::int64_t name = 0, rows = 0, first_time = 0, last_time = 0;
     const SegmentInfo* segment = nullptr;
     const Part* part = nullptr;
+    std::int64_t first = 0, last = 0;  // where in the log the part comes from
 };
 
 // What the reading side remembers between snapshots: the list of segments, and the unsealed tail taken apart.
 class ScanMemory {
 public:
-    void refresh(Connection& db) {
+    // Up to `through`, of what is in the log.
+    void refresh(Connection& db, std::int64_t through = std::numeric_limits<std::int64_t>::max()) {
         if (const std::int64_t generation = meta(db, "generation"); generation != generation_) {
             load_segments(db);
             if (const std::int64_t sealed = meta(db, "sealed"); sealed != tail_first_) {
@@ -3643,7 +3744,7 @@ public:
             }
             generation_ = generation;
         }
-        const std::int64_t last = last_sequence(db);
+        const std::int64_t last = std::min(last_sequence(db), through);
         if (last < tail_last_) {  // rows taken in were rolled back since, as only a memory database can show them
             tail_.clear();
             tail_last_ = tail_first_;
@@ -3692,6 +3793,7 @@ private:
 struct Reader {
     Connection& db;
     ScanMemory& memory;
+    const Stretch* more = nullptr;  // events beyond what is remembered
     operator Connection&() const noexcept { return db; }
 };
 
@@ -3703,20 +3805,24 @@ std::string text_of(Connection& db, std::int64_t id) {
     return row.row() ? std::string(row.text(0)) : std::string();
 }
 
-std::vector<Source> part_sources(const Parts& parts, const ScanQuestion& question) {
+std::vector<Source> part_sources(const Parts& parts, const ScanQuestion& question, std::int64_t sequence_first = 0, std::int64_t sequence_last = 0) {
     std::vector<Source> found;
     for (const auto& [name, part] : parts) {
         const auto [first, last] = std::minmax_element(part.times().begin(), part.times().end());
-        if (question.wants(name, *first, *last)) found.push_back({name, static_cast<std::int64_t>(part.rows()), *first, *last, nullptr, &part});
+        if (question.wants(name, *first, *last))
+            found.push_back({name, static_cast<std::int64_t>(part.rows()), *first, *last, nullptr, &part, sequence_first, sequence_last});
     }
     return found;
 }
 
 std::vector<Source> sources(const Reader& reader, const ScanQuestion& question) {
-    std::vector<Source> found = part_sources(reader.memory.tail(), question);
+    std::vector<Source> found = part_sources(reader.memory.tail(), question, reader.memory.tail_first(), reader.memory.tail_last());
+    if (reader.more != nullptr) {
+        for (const Source& source : part_sources(reader.more->parts, question, reader.more->first, reader.more->last)) found.push_back(source);
+    }
     for (const SegmentInfo& segment : reader.memory.segments()) {
         if (question.wants(segment.name, segment.first_time, segment.last_time)) {
-            found.push_back({segment.name, segment.rows, segment.first_time, segment.last_time, &segment, nullptr});
+            found.push_back({segment.name, segment.rows, segment.first_time, segment.last_time, &segment, nullptr, 0, 0});
         }
     }
     return found;
@@ -3879,8 +3985,8 @@ Batch load(const Reader& reader, const Source& source, const ScanQuestion& quest
     std::optional<SegmentReader> segment;
     const Part* part = source.part;
     const auto rebuild = [&] {  // what could not take all properties, again from the log, with those asked for
-        const std::int64_t first = source.segment ? source.segment->chunk_first : reader.memory.tail_first();
-        const std::int64_t last = source.segment ? source.segment->chunk_last : reader.memory.tail_last();
+        const std::int64_t first = source.segment ? source.segment->chunk_first : source.first;
+        const std::int64_t last = source.segment ? source.segment->chunk_last : source.last;
         read_parts(reader.db, first, last, source.name, batch.rebuilt, question.keys);
         part = &batch.rebuilt.at(source.name);
     };
@@ -4295,11 +4401,16 @@ public:
     }
 
     void append(Drafts& drafts, Timestamp now) {
-        const std::int64_t unsealed = write([&](Connection& db) {
-            LogAppend(db, memory_, drafts, now).run();
-            return memory_.last - memory_.ids.sealed();
+        append_by([&](Connection& db) { LogAppend(db, memory_, drafts, now).run(); });
+    }
+
+    // As above, each event through a gate: `with_gate(db, columns, rollbacks, append)` makes one and calls append(gate). The columns are those of
+    // the log as this transaction sees it, not refreshed yet; what is known of the log from before another number of rollbacks is not so.
+    template <class WithGate>
+    void append(Drafts& drafts, Timestamp now, WithGate&& with_gate) {
+        append_by([&](Connection& db) {
+            with_gate(db, written_, memory_.rollbacks, [&](Gate& gate) { LogAppend(db, memory_, drafts, now, &gate).run(); });
         });
-        if (unsealed >= options_.chunk_events) wake();
     }
 
     // The sequence of an id, 0 when it is not in the log.
@@ -4382,6 +4493,14 @@ public:
     }
 
 private:
+    template <class Append>
+    void append_by(Append&& append) {
+        const std::int64_t unsealed = write([&](Connection& db) {
+            append(db);
+            return memory_.last - memory_.ids.sealed();
+        });
+        if (unsealed >= options_.chunk_events) wake();
+    }
     std::unique_ptr<Connection> open() const;
     void prepare(Connection& db) const;
     void migrate(Connection& db) const;
@@ -4407,7 +4526,8 @@ private:
     bool in_memory_;
     mutable std::mutex writer_mutex_, reader_mutex_;
     std::unique_ptr<Connection> writer_, reader_, keeper_;
-    LogMemory memory_;            // under writer_mutex_
+    LogMemory memory_;  // under writer_mutex_, as what it wrote is
+    ScanMemory written_;
     mutable ScanMemory scanned_;  // under the reader's mutex
 
     std::mutex queue_mutex_;
@@ -4506,6 +4626,7 @@ void Store::run_group(std::span<Job* const> group) {
             return true;
         } catch (...) {
             memory_.forget();
+            written_ = {};
             if (jobs.size() == 1) jobs[0]->error = std::current_exception();
             return false;
         }
@@ -4653,7 +4774,7 @@ void Store::drop_dead_runs() {
 }  // namespace
 
 // =============================================================================================
-// 5 reading: find, list, names. Uses 1-4.
+// 5 reading: find, list, names and sources, rates. Uses 1-4.
 // =============================================================================================
 
 namespace {
@@ -4672,7 +4793,20 @@ void check_question(std::string_view field, std::string_view text) {
     if (const char* fault = text_fault(text)) refuse(std::string(field), fault);
 }
 
+// An offset or limit as a number of things in memory, also where there is room for less.
+std::size_t count_of(std::int64_t things) {
+    return static_cast<std::size_t>(std::min<std::int64_t>(things, std::numeric_limits<std::ptrdiff_t>::max() / 2));
+}
+
 [[noreturn]] void bad_cursor(const char* reason = "was not made by list()") { throw Error(ErrorCode::bad_cursor, "cursor", reason); }
+
+void check_sort(const std::vector<SortKey>& sort) {
+    if (sort.size() > limits::sort_keys) refuse("sort", "has more than " + std::to_string(limits::sort_keys) + " keys");
+    for (const SortKey& key : sort) {
+        if (key.field.empty()) refuse("sort", "names no field");
+        check_question("sort", key.field);
+    }
+}
 
 void check_list(const ListQuery& query) {
     check_paging(query.limit, query.offset);
@@ -4683,11 +4817,7 @@ void check_list(const ListQuery& query) {
     for (const auto& [field, texts] : {std::pair{"names", &query.names}, std::pair{"sources", &query.sources}, std::pair{"ids", &query.ids}}) {
         for (const std::string& text : *texts) check_question(field, text);
     }
-    if (query.sort.size() > limits::sort_keys) refuse("sort", "has more than " + std::to_string(limits::sort_keys) + " keys");
-    for (const SortKey& key : query.sort) {
-        if (key.field.empty()) refuse("sort", "names no field");
-        check_question("sort", key.field);
-    }
+    check_sort(query.sort);
 }
 
 // The question's conditions on names and the customer as the scan takes them; nothing when one of them is not in the log at all.
@@ -4887,20 +5017,26 @@ private:
     std::vector<Rank> heap_{};
 };
 
+std::int64_t matching_rows(const Batch& batch) {
+    return batch.mask.empty() ? static_cast<std::int64_t>(batch.rows)
+                              : std::count_if(batch.mask.begin(), batch.mask.end(), [](auto m) { return m != 0; });
+}
+
 struct Listing {
     std::vector<Rank> ranks{};
     std::int64_t total = 0;
 };
 
 // The ranks of up to `keep` rows that match, in order; of the given rows when the question names ids, else of the whole log.
-Listing list_ranks(const Reader& reader, const ListQuery& query, const std::vector<std::int64_t>* rows, std::size_t keep,
+Listing list_ranks(const Reader& reader, const ListQuery& query, const FilterRules& rules, const std::vector<std::int64_t>* rows, std::size_t keep,
                    const std::optional<Rank>& start) {
     Listing listing;
     auto question = scan_question(reader, query.names, query.customer, query.subscription, query.period);
     if (!question) return listing;
+    const Condition condition(list_filter(query), *question, rules);
+    const ScanQuestion counted = *question;  // of what can only be counted, columns to sort by need not be read
     ListOrder order(reader, query.sort, *question);
     if (start && start->cells.size() != order.cells()) bad_cursor();
-    const Condition condition(list_filter(query), *question);
     Parts parts;
     for (const std::int64_t row : rows ? *rows : std::vector<std::int64_t>()) read_parts(reader, row - 1, row, {}, parts, question->keys);
     std::vector<Source> found = rows ? part_sources(parts, *question) : sources(reader, *question);
@@ -4911,13 +5047,13 @@ Listing list_ranks(const Reader& reader, const ListQuery& query, const std::vect
     for (const Source& source : found) {
         const bool excluded = top.excludes(source.first_time, source.last_time);
         if (excluded && !query.count) continue;
-        Batch batch = load(reader, source, *question);
+        Batch batch = load(reader, source, excluded ? counted : *question);
         if (batch.rows == 0) continue;
         condition.apply(reader, batch);
+        listing.total += matching_rows(batch);
+        if (excluded) continue;
         for (std::size_t row = 0; row < batch.rows; ++row) {
-            if (!batch.mask.empty() && !batch.mask[row]) continue;
-            ++listing.total;
-            if (!excluded) top.add(order.row(batch, row));
+            if (batch.mask.empty() || batch.mask[row]) top.add(order.row(batch, row));
         }
     }
     listing.ranks = std::move(top).sorted();
@@ -4990,8 +5126,15 @@ SortCell<std::string> cell_from(const json& tree) {
 json question_json(const ListQuery& query) {
     json sort = json::array();
     for (const SortKey& key : query.sort) sort.push_back({key.field, key.descending});
-    return {{"customer", query.customer}, {"subscription", query.subscription}, {"names", query.names},           {"sources", query.sources},
-            {"ids", query.ids},           {"from", query.period.from.micros()}, {"to", query.period.to.micros()}, {"filter", query.filter.to_json()},
+    return {{"customer", query.customer},
+            {"subscription", query.subscription},
+            {"names", query.names},
+            {"sources", query.sources},
+            {"ids", query.ids},
+            {"from", query.period.from.micros()},
+            {"to", query.period.to.micros()},
+            {"filter", query.filter.to_json()},
+            {"rules", query.rules},
             {"sort", std::move(sort)}};
 }
 
@@ -5004,6 +5147,7 @@ ListQuery question_from(const json& tree) {
     query.ids = tree.at("ids").get<std::vector<std::string>>();
     query.period = {Timestamp(tree.at("from").get<std::int64_t>()), Timestamp(tree.at("to").get<std::int64_t>())};
     query.filter = Filter::from_json(tree.at("filter"));
+    query.rules = tree.at("rules").get<std::string>();
     for (const json& key : tree.at("sort")) query.sort.push_back({key.at(0).get<std::string>(), key.at(1).get<bool>()});
     return query;
 }
@@ -5057,10 +5201,10 @@ std::optional<Rank> list_start(const ListQuery& query) {
     });
 }
 
-Page list_page(const Reader& reader, const ListQuery& query, const std::vector<std::int64_t>* rows) {
+Page list_page(const Reader& reader, const ListQuery& query, const FilterRules& rules, const std::vector<std::int64_t>* rows) {
     // One more than the page holds tells whether there is a next one.
-    const auto offset = static_cast<std::size_t>(query.offset), limit = static_cast<std::size_t>(query.limit);
-    Listing listing = list_ranks(reader, query, rows, offset + limit + 1, list_start(query));
+    const std::size_t offset = count_of(query.offset), limit = count_of(query.limit);
+    Listing listing = list_ranks(reader, query, rules, rows, offset + limit + 1, list_start(query));
     Page page;
     if (query.count) page.total = listing.total;
     for (std::size_t i = offset; i < listing.ranks.size() && page.events.size() < limit; ++i) {
@@ -5128,6 +5272,7 @@ void check_names(const NamesQuery& query) {
     check_filter(query.filter);
     check_question("customer", query.customer);
     check_question("text", query.text);
+    check_sort(query.sort);
     for (const SortKey& key : query.sort) {
         constexpr std::array<std::string_view, 5> known{"name", "source", "occurrences", "first_seen", "last_seen"};
         if (std::find(known.begin(), known.end(), key.field) == known.end()) refuse("sort", "names are not sorted by \"" + key.field + "\"");
@@ -5157,8 +5302,7 @@ NameList names_page(const Reader& reader, const NamesQuery& query, NameKeys keys
         }
         return std::tie(a.name, a.source) < std::tie(b.name, b.source);
     });
-    const auto begin = std::min(found.size(), static_cast<std::size_t>(query.offset));
-    const auto end = std::min(found.size(), begin + static_cast<std::size_t>(query.limit));
+    const std::size_t begin = std::min(found.size(), count_of(query.offset)), end = std::min(found.size(), begin + count_of(query.limit));
     NameList list{{}, static_cast<std::int64_t>(found.size())};
     std::move(found.begin() + static_cast<std::ptrdiff_t>(begin), found.begin() + static_cast<std::ptrdiff_t>(end), std::back_inserter(list.rows));
     return list;
@@ -5171,6 +5315,8 @@ Monitoring count_windows(const Reader& reader, const Period& period, const BinOp
     Monitoring answer;
     answer.period = period;
     const BinGrid grid(period, options);
+    if (grid.count() > static_cast<std::int64_t>(limits::aggregate_rows))
+        throw Error(ErrorCode::too_large, "bin", "the period has more than " + std::to_string(limits::aggregate_rows) + " windows");
     if (options.bin != Bin::none) {
         for (std::int64_t i = 0; i < grid.count(); ++i) answer.windows.push_back({grid.start(i), 0});
     }
@@ -5186,6 +5332,7 @@ Monitoring count_windows(const Reader& reader, const Period& period, const BinOp
             ++answer.events;
             if (answer.windows.empty()) continue;
             const Timestamp at(checked_time(batch.columns[time].cells[row], "columns.time"));
+            if (!period.contains(at)) damaged("columns.time");  // the segment says that all are
             ++answer.windows[static_cast<std::size_t>(grid.index(at, hint))].events;
         }
     }
@@ -5209,6 +5356,8 @@ struct NumberRules {
     bool zero = false;                         // what is no number counts as 0; else the event takes no part
     std::optional<std::int64_t> missing = {};  // what a missing one counts as, when not as other things that are no number
     bool not_negative = false;                 // numbers below 0 count as 0, one by one
+    std::optional<Rounding> seconds = {};      // times are whole Unix seconds
+    std::optional<int> decimals = {};          // finer ones are cut off, one by one
 };
 
 // What becomes of a text of no characters, and of a value that is not there.
@@ -5216,6 +5365,7 @@ enum class Blank : std::uint8_t {
     apart,    // "" is a text like others
     missing,  // "" is as good as missing
     text,     // what is missing is ""
+    written,  // likewise, and so are lists and objects; null is "null"
 };
 
 // To 32 significant digits, more than any vendor keeps.
@@ -5225,22 +5375,38 @@ enum class Weighting : std::uint8_t {
     standing,   // what stands, for the time it stands
     pieces,     // likewise, but each piece of time is divided by itself, and a stretch ends with the second (Lago)
     remaining,  // each number for the time that was left from it to the end of the question, in whole seconds
+    none,       // a weighted sum is a sum
+};
+
+// What a recurring metric makes of the time before the period.
+enum class Carrying : std::uint8_t {
+    measured,  // it is measured with the period, and each bin shows what stands at its end
+    added,     // it is measured alone and added, but not to bins
 };
 
 struct Rules {
     std::string_view name{};
-    FilterRules filter{};
+    FilterRules filter{};                       // of metrics
+    std::optional<FilterRules> asked_filter{};  // of questions, where they differ
     NumberRules numbers{};
     Blank groups = Blank::apart, values = Blank::apart;  // of group_by; of what is counted by unique_count and active_count
+    std::optional<Blank> values_in_parts{};              // likewise, in answers with bins or groups
+    std::string_view uncounted{};                        // a text that is none of those counted
     bool counts_absent = false;                          // an absent value is one more, too
+    bool keeps_absent = false;                           // an absent value is none, but its event takes part
     bool typed_values = false;                           // the text "1" and the number 1 are two values, null is one
     bool words_apart = false;                            // any word but "add" takes one off whenever another stood before it, also a word like it
     bool not_negative = false;                           // no result is below 0; those of buckets neither
+    bool latest_not_negative = false;                    // nor is a latest number
+    bool multiplied_each = false;                        // a multiplier is for each number, not for the result
+    bool whole_seconds = false;                          // both ends of a period are cut to their second
     Weighting weighting = Weighting::standing;
+    Carrying carrying = Carrying::measured;
     Decimal (*quotient)(const Decimal&, const Decimal&) = exact_share;  // of averages and weighted sums
+    Decimal (*add)(const Decimal&, const Decimal&) = nullptr;           // of sums and averages, by time, then sequence; exactly when absent
     std::optional<RoundTo> weighted_rounding{};
     std::chrono::weekday week_start = std::chrono::Monday;  // of buckets
-    MonthEnd month_end = MonthEnd::clamp;                   // likewise, where there is a billing anchor
+    MonthEnd month_end = MonthEnd::clamp;  // of months that have a billing anchor; where they run over, its time of day has no meaning
 };
 
 // Keys -> 0, 1, 2, ... in the order they are met. Open addressing; groups, rows of an answer and distinct values are all numbered by it.
@@ -5321,11 +5487,13 @@ constexpr std::uint32_t no_value = 0;  // the row lacks the field
 // The values that a column takes, as text, numbered from 1 over all batches of a question.
 class Values {
 public:
-    explicit Values(Blank blank = Blank::apart, bool typed = false, bool times = false) : blank_(blank), typed_(typed), times_(times) {}
+    explicit Values(Blank blank = Blank::apart, bool times = false) : blank_(blank), times_(times) {}
+    Values(const Rules& rules, Blank blank) : blank_(blank), typed_(rules.typed_values), uncounted_(rules.uncounted) {}
 
     // The number of every row's value.
     const std::vector<std::uint32_t>& number(Connection& db, const Column& column, const Batch& batch) {
-        rows_.assign(batch.rows, blank_ == Blank::text ? text("") : no_value);
+        const bool written = blank_ == Blank::written;
+        rows_.assign(batch.rows, written || blank_ == Blank::text ? text("") : no_value);
         if (batch.mask.empty() && column.all(CellKind::interned)) return number_interned(db, column.cells);
         words_.assign(column.words.size(), unknown);
         std::int64_t last_cell = -1;
@@ -5333,7 +5501,7 @@ public:
         for (std::size_t row = 0; row < batch.rows; ++row) {
             if (!batch.mask.empty() && !batch.mask[row]) continue;
             const CellKind kind = column.kind(row);
-            if (kind == CellKind::missing || (kind == CellKind::null && !typed_)) continue;
+            if (kind == CellKind::missing || (kind == CellKind::null && !typed_ && !written) || (kind == CellKind::json && written)) continue;
             const std::int64_t cell = column.cells[row];
             if (kind == CellKind::interned) {
                 if (cell != last_cell) last = interned(db, cell), last_cell = cell;
@@ -5344,17 +5512,23 @@ public:
                 if (known == unknown) known = typed_ ? text(marked(kind, word)) : text(word);
                 rows_[row] = known;
             } else {
-                const std::string value = times_ ? Timestamp(cell).to_string() : scalar_text(cell_scalar(column, row));
+                const std::string value = kind == CellKind::null && written ? "null"
+                                          : times_                          ? Timestamp(cell).to_string()
+                                                                            : scalar_text(cell_scalar(column, row));
                 rows_[row] = text(typed_ ? marked(kind, value) : value);
             }
         }
         return rows_;
     }
     std::optional<std::string> name(std::uint32_t number) const {
-        return number == no_value ? std::nullopt : std::optional<std::string>(texts_[number - 1]);
+        if (number == no_value) return std::nullopt;
+        return std::string(texts_[number - 1].substr(typed_ ? 1 : 0));
     }
 
-    std::uint32_t text(std::string_view value) { return value.empty() && blank_ == Blank::missing ? no_value : texts_.number(value) + 1; }
+    std::uint32_t text(std::string_view value) {
+        const bool none = value.empty() ? blank_ == Blank::missing : value == uncounted_;
+        return none ? no_value : texts_.number(value) + 1;
+    }
 
 private:
     static constexpr std::uint32_t unknown = 0xFFFFFFFF;
@@ -5376,7 +5550,8 @@ private:
         return interned_texts_[at];
     }
     Blank blank_;
-    bool typed_, times_;
+    bool typed_ = false, times_ = false;
+    std::string_view uncounted_{};
     TextNumbering texts_;
     Numbering interned_;
     std::vector<std::uint32_t> interned_texts_, rows_, words_;
@@ -5464,7 +5639,7 @@ private:
 
     void add_field(const std::string& field, Blank blank, ScanQuestion& question) {
         const std::string key = column_key(field);
-        fields_.push_back({question.key(key), Values(blank, false, key == fields::time)});
+        fields_.push_back({question.key(key), Values(blank, key == fields::time)});
     }
     Group names(std::uint32_t group) const {
         Group names(width_);
@@ -5558,11 +5733,16 @@ bool plain_number(std::string_view text) noexcept {
 // What a column's cells count as, batch after batch.
 class Numbers {
 public:
-    Numbers(const std::string& property, const NumberRules& rules, ScanQuestion& question)
-        : rules_(rules), is_time_(column_key(property) == fields::time), column_(question.key(column_key(property))) {}
+    Numbers(const std::string& property, const NumberRules& rules, ScanQuestion& question, const std::optional<Decimal>& multiplier = {})
+        : rules_(rules), multiplier_(multiplier), is_time_(column_key(property) == fields::time), column_(question.key(column_key(property))) {
+        if (!multiplier_) return;
+        const auto factor = (*multiplier_ * Decimal("1e" + std::to_string(multiplier_->scale()))).to_int64();
+        factor_ = factor.value_or(1);
+        most_ = factor && *factor > 0 ? std::numeric_limits<std::int64_t>::max() / *factor : -1;
+    }
 
     // Decimals of what small() is told; times are Unix seconds.
-    int scale(const Batch& batch) const { return is_time_ ? 6 : batch.columns[column_].scale; }
+    int scale(const Batch& batch) const { return column_scale(batch) + (multiplier_ ? multiplier_->scale() : 0); }
 
     // Calls small(row, cell) for numbers at the column's scale, other(row, number) for other ones, nothing for what does not count.
     template <class Small, class Other>
@@ -5570,11 +5750,15 @@ public:
         const Column& column = batch.columns[column_];
         if (column.all(CellKind::missing) && !rules_.zero && !rules_.missing) return;
         words_.assign(column.words.size(), std::nullopt);
+        const bool cut_off = rules_.decimals && scale(batch) > *rules_.decimals;
         each_row(batch, [&](std::size_t row) {
-            if (column.kind(row) == CellKind::number) {
-                small(row, rules_.not_negative ? std::max<std::int64_t>(0, column.cells[row]) : column.cells[row]);
+            if (column.kind(row) == CellKind::number && !cut_off && within(cell_of(column, row))) {
+                const std::int64_t cell = cell_of(column, row) * factor_;
+                small(row, rules_.not_negative ? std::max<std::int64_t>(0, cell) : cell);
+            } else if (column.kind(row) == CellKind::number) {
+                other(row, counted(Decimal::scaled(cell_of(column, row), column_scale(batch))));
             } else if (const auto number = other_number(column, row)) {
-                other(row, rules_.not_negative ? std::max(Decimal(), *number) : *number);
+                other(row, counted(*number));
             } else if (column.kind(row) == CellKind::missing && rules_.missing) {
                 other(row, Decimal(*rules_.missing));
             } else if (rules_.zero) {
@@ -5584,6 +5768,17 @@ public:
     }
 
 private:
+    int column_scale(const Batch& batch) const { return !is_time_ ? batch.columns[column_].scale : rules_.seconds ? 0 : 6; }
+    std::int64_t cell_of(const Column& column, std::size_t row) const {
+        return is_time_ && rules_.seconds ? whole_seconds(column.cells[row]) : column.cells[row];
+    }
+    // Whether the cell times the factor is a cell.
+    bool within(std::int64_t cell) const { return !multiplier_ || (cell <= most_ && cell >= -most_); }
+    Decimal counted(Decimal number) const {
+        if (multiplier_) number *= *multiplier_;
+        if (rules_.decimals) number = number.round(*rules_.decimals, Rounding::down);
+        return rules_.not_negative ? std::max(Decimal(), number) : number;
+    }
     // Texts and wide numbers; each distinct one is parsed once.
     std::optional<Decimal> other_number(const Column& column, std::size_t row) {
         if (column.kind(row) != CellKind::text && column.kind(row) != CellKind::wide) return std::nullopt;
@@ -5592,10 +5787,13 @@ private:
         if (!known) known = column.kind(row) == CellKind::wide || counts(text) ? Decimal::parse(text) : std::nullopt;
         return *known;
     }
+    std::int64_t whole_seconds(std::int64_t micros) const { return Decimal::scaled(micros, 6).round(0, *rules_.seconds).to_int64().value(); }
     bool counts(std::string_view text) const {
         return rules_.text == NumberRules::Text::number || (rules_.text == NumberRules::Text::plain && plain_number(text));
     }
     NumberRules rules_;
+    std::optional<Decimal> multiplier_;   // of each
+    std::int64_t factor_ = 1, most_ = 0;  // the multiplier's digits, and the greatest cell that may be multiplied by them; -1: none
     bool is_time_;
     std::size_t column_;
     std::vector<std::optional<std::optional<Decimal>>> words_;
@@ -5672,6 +5870,7 @@ public:
     // What the slot's rows come to. `stretch` is its part of the question's period.
     virtual Decimal value(std::size_t slot, const Period& stretch) const = 0;
     virtual bool falls(std::size_t) const { return false; }                // whether an event may have lowered the value
+    virtual bool exact_in_binary() const { return true; }                  // whether sums of doubles, in any order, come to the same
     std::int64_t events(std::size_t slot) const { return events_[slot]; }  // how many took part
 
 protected:
@@ -5710,6 +5909,14 @@ public:
         return safe ? sum : exact.result();
     }
     bool falls(std::size_t slot) const override { return falls_.contains(slot); }
+    bool exact_in_binary() const override {
+        constexpr std::int64_t largest = std::int64_t{1} << 53;
+        if (!others_.empty() || !falls_.empty() || (!sums_.empty() && sums_.rbegin()->first > 0)) return false;
+        for (std::size_t slot = 0; slot < events_.size(); ++slot) {
+            if (SumAccumulator::value(slot, {}) > largest) return false;
+        }
+        return true;
+    }
 
 private:
     void take(Connection&, const Batch& batch, const std::vector<std::uint32_t>& slots, std::size_t count) override {
@@ -5845,8 +6052,8 @@ private:
 // Distinct values.
 class UniqueAccumulator final : public Accumulator {
 public:
-    UniqueAccumulator(std::size_t column, const Rules& rules)
-        : column_(column), counts_absent_(rules.counts_absent), values_(rules.values, rules.typed_values) {}
+    UniqueAccumulator(std::size_t column, const Rules& rules, Blank values)
+        : column_(column), counts_absent_(rules.counts_absent), keeps_absent_(rules.keeps_absent), values_(rules, values) {}
     Decimal value(std::size_t slot, const Period&) const override { return slot < counts_.size() ? counts_[slot] : 0; }
 
 private:
@@ -5854,14 +6061,15 @@ private:
         counts_.resize(count);
         const std::vector<std::uint32_t>& values = values_.number(db, batch.columns[column_], batch);
         each_row(batch, [&](std::size_t row) {
-            if (values[row] == no_value && !counts_absent_) return;
-            ++events_[slots[row]];
+            const bool counts = values[row] != no_value || counts_absent_;
+            if (counts || keeps_absent_) ++events_[slots[row]];
+            if (!counts) return;
             const std::size_t before = seen_.keys().size();
             if (seen_.number(pair_key(slots[row], values[row])) == before) ++counts_[slots[row]];
         });
     }
     std::size_t column_;
-    bool counts_absent_;
+    bool counts_absent_, keeps_absent_;
     Values values_;
     Numbering seen_;
     std::vector<std::int64_t> counts_;
@@ -5970,7 +6178,7 @@ public:
           words_apart_(rules.words_apart),
           time_(question.key(fields::time)),
           sequence_(question.key(fields::sequence)),
-          items_(rules.values, rules.typed_values) {
+          items_(rules, rules.values) {
         if (metric.aggregation == Aggregation::active_count) action_ = question.key(".operation_type");
         if (items_counted_)
             item_ = question.key(column_key(metric.property));
@@ -5980,6 +6188,7 @@ public:
 
     // By time; of equal times by sequence.
     const std::vector<Step>& steps() const { return steps_; }
+    std::optional<std::string> item_name(std::uint32_t item) const { return items_.name(item); }
 
     void finish() override {
         std::sort(steps_.begin(), steps_.end(), [](const Step& a, const Step& b) { return a.place < b.place; });
@@ -6026,6 +6235,26 @@ private:
     std::vector<Step> steps_;
     std::vector<Decimal> sums_;
     std::unordered_set<std::size_t> falls_;
+};
+
+// Sums and averages by rules that add in their own way, event after event.
+class OrderedSumAccumulator final : public StepAccumulator {
+public:
+    OrderedSumAccumulator(const Metric& metric, const Rules& rules, ScanQuestion& question)
+        : StepAccumulator(metric, rules, question), averages_(metric.aggregation == Aggregation::average), rules_(rules) {}
+    void finish() override {
+        StepAccumulator::finish();
+        ordered_.resize(events_.size());
+        for (const Step& step : steps()) ordered_[step.slot] = rules_.add(ordered_[step.slot], step.value);
+    }
+    Decimal value(std::size_t slot, const Period&) const override {
+        return averages_ ? rules_.quotient(ordered_[slot], events_[slot]) : ordered_[slot];
+    }
+
+private:
+    bool averages_;
+    const Rules& rules_;
+    std::vector<Decimal> ordered_;
 };
 
 // What stands, for the time it stands, each piece of time as a share of the whole by itself; a stretch ends with the second. What came before
@@ -6129,7 +6358,7 @@ void check_metric(const Metric& metric) {
     if (metric.rounding) word_of(roundings, metric.rounding->mode, "metric.rounding");
     if (metric.rounding && (metric.rounding->scale < -Decimal::max_digits || metric.rounding->scale > Decimal::max_digits))
         refuse("metric.rounding", "must be from -38 to 38 decimals");
-    if (metric.recurring && metric.bucket != Bin::none) refuse("metric.bucket", "has no meaning for a recurring metric");
+    if (metric.every_event && !metric.event.empty()) refuse("metric.event", "has no meaning for a metric of every event");
     if (metric.bucket == Bin::none && !metric.bucket_group.empty()) refuse("metric.bucket_group", "needs a bucket");
     check_question("metric.code", metric.code);
     check_question("metric.event", metric.event);
@@ -6148,6 +6377,7 @@ json metric_definition(const Metric& metric) {
     if (metric.multiplier) definition["multiplier"] = metric.multiplier->to_string();
     if (metric.rounding)
         definition["rounding"] = {{"mode", word_of(roundings, metric.rounding->mode, "metric.rounding")}, {"scale", metric.rounding->scale}};
+    if (metric.every_event) definition["every_event"] = true;
     if (metric.recurring) definition["recurring"] = true;
     if (metric.bucket != Bin::none) definition["bucket"] = word_of(bin_words, metric.bucket, "metric.bucket");
     if (!metric.bucket_group.empty()) definition["bucket_group"] = metric.bucket_group;
@@ -6163,6 +6393,7 @@ Metric defined_metric(std::string_view code, const json& tree) {
     if (tree.contains("multiplier")) metric.multiplier = Decimal(tree.at("multiplier").get<std::string>());
     if (const auto rounding = tree.find("rounding"); rounding != tree.end())
         metric.rounding = RoundTo{meaning_of(roundings, rounding->at("mode").get<std::string>()), rounding->at("scale").get<int>()};
+    metric.every_event = tree.value("every_event", false);
     metric.recurring = tree.value("recurring", false);
     metric.bucket = meaning_of(bin_words, tree.value("bucket", "none"));
     metric.bucket_group = tree.value("bucket_group", "");
@@ -6220,13 +6451,25 @@ struct Question {
     const std::set<Group>* named = nullptr;  // the groups that keep their names; all when absent
 };
 
-BinOptions bins_of(const AggregateQuery& query) { return {query.bin, query.time_zone, query.week_start, query.billing_anchor}; }
+void check_carrying(const Metric& metric, const Rules& rules) {
+    if (metric.recurring && metric.bucket != Bin::none && rules.carrying == Carrying::measured)
+        refuse("metric.bucket", "has no meaning for a recurring metric");
+}
 
 Period overlap(const Period& a, const Period& b) { return {std::max(a.from, b.from), std::min(a.to, b.to)}; }
 
 bool has_two_ends(const Period& period) { return period.from > Period().from && period.to < Period().to; }
 
+// Where months run over, no other bins look at the anchor.
+BinOptions bins_of(const AggregateQuery& query, const Rules& rules) {
+    auto anchor = query.billing_anchor;
+    if (rules.month_end == MonthEnd::overflow && query.bin != Bin::month) anchor.reset();
+    if (rules.month_end == MonthEnd::overflow && anchor) anchor = Zone(query.time_zone).to_utc(midnight(date_of(*anchor)).micros());
+    return {query.bin, query.time_zone, query.week_start, anchor, rules.month_end};
+}
+
 void check_aggregate(const Metric& metric, const Rules& rules, const AggregateQuery& query) {
+    check_carrying(metric, rules);
     check_period(overlap(query.period, Period()));
     check_filter(query.filter);
     check_question("customer", query.customer);
@@ -6241,8 +6484,9 @@ void check_aggregate(const Metric& metric, const Rules& rules, const AggregateQu
     if (billing && !has_two_ends(*billing)) refuse("billing_period", "must have two ends");
     if (has_two_ends(query.period)) return;
     const bool in_bins = query.bin != Bin::none;
-    if (metric.recurring && in_bins) refuse("period", "must have two ends for the bins of a recurring metric");
-    if (metric.aggregation != Aggregation::weighted_sum) return;
+    if (metric.recurring && rules.carrying == Carrying::measured && in_bins)
+        refuse("period", "must have two ends for the bins of a recurring metric");
+    if (metric.aggregation != Aggregation::weighted_sum || rules.weighting == Weighting::none) return;
     const bool of_bins = (in_bins && query.top == 0) || metric.bucket != Bin::none;
     const bool of_billing = rules.weighting == Weighting::remaining && billing;
     if (!(rules.weighting == Weighting::remaining ? of_billing : of_bins)) refuse("period", "must have two ends for a weighted sum");
@@ -6254,12 +6498,12 @@ public:
     // Nothing is found when the log knows no such name, customer or subscription.
     MetricScan(const Reader& reader, const Question& asked) : reader_(reader) {
         const Metric& metric = asked.metric;
-        const std::string& name = metric.event.empty() ? metric.code : metric.event;
+        const std::string& name = metric.every_event ? std::string() : metric.event.empty() ? metric.code : metric.event;
         const Period period{metric.recurring ? Period().from : asked.query.period.from, asked.query.period.to};
         auto found = scan_question(reader, std::span(&name, name.empty() ? 0 : 1), asked.query.customer, asked.query.subscription, period);
         empty_ = !found;
         if (found) question = std::move(*found);
-        conditions_.emplace_back(asked.query.filter, question, asked.rules.filter);
+        conditions_.emplace_back(asked.query.filter, question, asked.rules.asked_filter.value_or(asked.rules.filter));
         conditions_.emplace_back(metric.filter, question, asked.rules.filter);
     }
     template <class Use>
@@ -6280,9 +6524,17 @@ private:
     std::vector<Condition> conditions_{};
 };
 
+// Else the multiplier is the result's.
+bool multiplied_each(const Metric& metric, const Rules& rules) {
+    const auto counts = {Aggregation::count, Aggregation::unique_count, Aggregation::active_count};
+    return rules.multiplied_each && std::find(counts.begin(), counts.end(), metric.aggregation) == counts.end();
+}
+
 std::unique_ptr<Accumulator> make_accumulator(const Question& asked, ScanQuestion& question) {
     const auto& [metric, rules, query, bins, named] = asked;
-    const auto numbers = [&] { return Numbers(asked.metric.property, asked.rules.numbers, question); };
+    const auto multiplier = multiplied_each(asked.metric, asked.rules) ? asked.metric.multiplier : std::nullopt;
+    const auto numbers = [&] { return Numbers(asked.metric.property, asked.rules.numbers, question, multiplier); };
+    const bool in_parts = asked.bins.bin != Bin::none || !asked.query.group_by.empty();
     switch (metric.aggregation) {
         case Aggregation::count:
             return std::make_unique<CountAccumulator>();
@@ -6294,33 +6546,39 @@ std::unique_ptr<Accumulator> make_accumulator(const Question& asked, ScanQuestio
         case Aggregation::max:
             return std::make_unique<ExtremeAccumulator>(numbers(), metric.aggregation == Aggregation::max);
         case Aggregation::unique_count:
-            return std::make_unique<UniqueAccumulator>(question.key(column_key(metric.property)), rules);
+            return std::make_unique<UniqueAccumulator>(question.key(column_key(metric.property)), rules,
+                                                       in_parts ? asked.rules.values_in_parts.value_or(asked.rules.values) : asked.rules.values);
         case Aggregation::active_count:
             return std::make_unique<StepAccumulator>(metric, rules, question);
         case Aggregation::latest:
             return std::make_unique<LatestAccumulator>(numbers(), question);
         case Aggregation::weighted_sum:
+            if (rules.weighting == Weighting::none) return std::make_unique<SumAccumulator>(numbers());
             if (rules.weighting == Weighting::pieces) return std::make_unique<PiecesAccumulator>(metric, rules, query.billing_period, question);
             return std::make_unique<WeightedAccumulator>(numbers(), rules, query, question);
     }
     refuse("metric.aggregation", "is not one of the aggregations");
 }
 
-std::vector<Measured> scanned_rows(const Reader& reader, const Question& asked) {
+// Rules that add in their own way are asked, `ordered`, only when exact sums are not the same.
+std::vector<Measured> scanned_rows(const Reader& reader, const Question& asked, bool ordered = false) {
     MetricScan scan(reader, asked);
     Slots slots(asked.bins, {asked.query.group_by, asked.rules.groups, asked.named, asked.metric.bucket_group}, scan.question);
-    const std::unique_ptr<Accumulator> accumulator = make_accumulator(asked, scan.question);
+    const std::unique_ptr<Accumulator> accumulator =
+        ordered ? std::make_unique<OrderedSumAccumulator>(asked.metric, asked.rules, scan.question) : make_accumulator(asked, scan.question);
     scan.each([&](const Batch& batch) {
         const auto& places = slots.place(reader, batch);
         accumulator->add(reader, batch, places, slots.size());
     });
     accumulator->finish();
+    if (asked.rules.add && !ordered && !accumulator->exact_in_binary()) return scanned_rows(reader, asked, true);
     std::vector<Measured> rows;
     for (std::size_t slot = 0; slot < slots.size(); ++slot) {
         if (accumulator->events(slot) == 0) continue;
         Measured& row = rows.emplace_back(slots.row(slot));
         row.value = accumulator->value(slot, overlap(slots.bin(row), asked.query.period));
-        if (asked.rules.not_negative) row.value = std::max(row.value, Decimal());
+        const bool latest = asked.metric.aggregation == Aggregation::latest;
+        if (asked.rules.not_negative || (latest && asked.rules.latest_not_negative)) row.value = std::max(row.value, Decimal());
         row.events = accumulator->events(slot);
         row.falls = accumulator->falls(slot);
     }
@@ -6335,8 +6593,11 @@ std::vector<Measured> bucketed_rows(const Reader& reader, Question asked) {
     const Metric& metric = asked.metric;
     const bool binned = asked.bins.bin != Bin::none, of_months = stride_of(metric.bucket).months > 0;
     Bins outer(asked.bins);
-    asked.bins = {metric.bucket, asked.query.time_zone, asked.rules.week_start, of_months ? asked.query.billing_anchor : std::nullopt,
-                  asked.rules.month_end};
+    AggregateQuery inner = asked.query;
+    inner.bin = metric.bucket;
+    inner.week_start = asked.rules.week_start;
+    if (!of_months) inner.billing_anchor.reset();
+    asked.bins = bins_of(inner, asked.rules);
     std::map<RowKey, Measured> sums;
     for (Measured& bucket : scanned_rows(reader, asked)) {
         bucket.bin = binned ? std::optional(outer.around(*bucket.bin).from) : std::nullopt;
@@ -6369,14 +6630,41 @@ std::vector<Measured> carried_rows(const Reader& reader, Question asked) {
     return rows;
 }
 
+// What the period comes to, and what all that came before it does, added.
+std::vector<Measured> added_rows(const Reader& reader, Question asked) {
+    Metric metric = asked.metric;
+    metric.recurring = false;
+    const Question now{metric, asked.rules, asked.query, asked.bins, asked.named};
+    const auto measured = [&](const Question& question) {
+        return metric.bucket != Bin::none ? bucketed_rows(reader, question) : scanned_rows(reader, question);
+    };
+    auto rows = measured(now);
+    if (asked.bins.bin != Bin::none || asked.query.period.from == Period().from) return rows;
+    Question before = now;
+    before.query.period = {Period().from, asked.query.period.from};
+    for (Measured& row : measured(before)) {
+        const auto same = std::find_if(rows.begin(), rows.end(), [&](const Measured& each) { return key_of(each) == key_of(row); });
+        if (same == rows.end()) {
+            rows.push_back(std::move(row));
+        } else {
+            same->value += row.value;
+            same->events += row.events;
+            same->falls = same->falls || row.falls;
+        }
+    }
+    return rows;
+}
+
 // What the question asks for, in no order.
 std::vector<Measured> rows_of(const Reader& reader, const Question& asked) {
     const Metric& metric = asked.metric;
-    auto rows = metric.bucket != Bin::none                        ? bucketed_rows(reader, asked)
+    const bool added = metric.recurring && asked.rules.carrying == Carrying::added;
+    auto rows = added                                             ? added_rows(reader, asked)
+                : metric.bucket != Bin::none                      ? bucketed_rows(reader, asked)
                 : metric.recurring && asked.bins.bin != Bin::none ? carried_rows(reader, asked)
                                                                   : scanned_rows(reader, asked);
     for (Measured& row : rows) {
-        if (metric.multiplier) row.value *= *metric.multiplier;
+        if (metric.multiplier && !multiplied_each(metric, asked.rules)) row.value *= *metric.multiplier;
         if (metric.rounding) row.value = row.value.round(metric.rounding->scale, metric.rounding->mode);
     }
     return rows;
@@ -6395,7 +6683,7 @@ std::vector<Measured> ranked_rows(const Reader& reader, Question asked) {
 // Whether events measured together come to what their parts come to, added up.
 bool adds_up(const Metric& metric, const Rules& rules) {
     const bool sums = metric.aggregation == Aggregation::count || metric.aggregation == Aggregation::sum;
-    return sums && !metric.rounding && !rules.not_negative;
+    return sums && !metric.rounding && !rules.not_negative && rules.add == nullptr;
 }
 
 // The rows after the first `top` as one.
@@ -6428,13 +6716,13 @@ std::vector<Measured> top_rows(const Reader& reader, Question asked) {
 }
 
 // Adds the bins that have no events.
-void fill_bins(std::vector<Measured>& rows, const AggregateQuery& query) {
+void fill_bins(std::vector<Measured>& rows, const AggregateQuery& query, const BinOptions& bins) {
     Period period = query.period;
     const auto [first, last] = std::minmax_element(rows.begin(), rows.end(), [](const Measured& a, const Measured& b) { return a.bin < b.bin; });
     if (rows.empty() && (period.from == Period().from || period.to == Period().to)) return;
     if (period.from == Period().from) period.from = *first->bin;
     if (period.to == Period().to) period.to = *last->bin + std::chrono::microseconds(1);
-    const BinGrid grid(period, bins_of(query));
+    const BinGrid grid(period, bins);
     std::set<std::pair<bool, Group>> groups;
     if (query.group_by.empty()) groups.emplace(false, Group());
     for (const Measured& row : rows) groups.emplace(row.rest, row.group);
@@ -6453,23 +6741,211 @@ void fill_bins(std::vector<Measured>& rows, const AggregateQuery& query) {
 std::vector<Measured> measure(const Reader& reader, const Metric& metric, const Rules& rules, AggregateQuery query) {
     check_aggregate(metric, rules, query);
     query.period = overlap(query.period, Period());
-    const Question asked{metric, rules, query, bins_of(query), nullptr};
+    if (rules.whole_seconds) query.period = {cut(query.period.from, micros_per_second), cut(query.period.to, micros_per_second)};
+    const Question asked{metric, rules, query, bins_of(query, rules), nullptr};
     auto rows = query.top > 0 && !query.group_by.empty() ? top_rows(reader, asked) : rows_of(reader, asked);
-    if (query.fill && query.bin != Bin::none) fill_bins(rows, query);
+    if (query.fill && query.bin != Bin::none) fill_bins(rows, query, asked.bins);
     std::sort(rows.begin(), rows.end(),
               [](const Measured& a, const Measured& b) { return std::tie(a.bin, a.rest, a.group) < std::tie(b.bin, b.rest, b.group); });
     return rows;
 }
 
-// What each event adds to the value, by time, then sequence: a count's 1, a sum's number, what a count of values rises or falls by.
-std::vector<Step> ordered_steps(const Reader& reader, const Question& asked) {
+// What each event adds to the value: a count's 1, a sum's number, what a count of values rises or falls by.
+StepAccumulator stepped(const Reader& reader, const Question& asked) {
     MetricScan scan(reader, asked);
     Slots slots({}, {}, scan.question);
     StepAccumulator accumulator(asked.metric, asked.rules, scan.question);
-    scan.each([&](const Batch& batch) { accumulator.add(reader, batch, slots.place(reader, batch), slots.size()); });
+    scan.each([&](const Batch& batch) {
+        const auto& places = slots.place(reader, batch);
+        accumulator.add(reader, batch, places, slots.size());
+    });
     accumulator.finish();
-    return accumulator.steps();
+    return accumulator;
 }
+
+// ---- values that stand ----
+
+// In order of the value, that of no value first.
+std::vector<ActiveValue> active_values(const Reader& reader, const Question& asked) {
+    struct Standing {
+        Decimal count;
+        Timestamp since;
+    };
+    const StepAccumulator accumulator = stepped(reader, asked);
+    std::unordered_map<std::uint32_t, Standing> items;
+    for (const Step& step : accumulator.steps()) {
+        Standing& item = items[step.item];
+        item.count += step.value;
+        if (step.value > 0) item.since = Timestamp(step.place.time);
+    }
+    std::vector<ActiveValue> values;
+    for (const auto& [item, standing] : items) {
+        if (standing.count > 0) values.push_back({accumulator.item_name(item), standing.since});
+    }
+    std::sort(values.begin(), values.end(), [](const ActiveValue& a, const ActiveValue& b) { return a.value < b.value; });
+    return values;
+}
+
+ActiveValues active_page(const Reader& reader, const Metric& metric, const Rules& rules, const ActiveQuery& query) {
+    AggregateQuery about{.customer = query.customer, .subscription = query.subscription, .period = query.period, .filter = query.filter};
+    auto values = active_values(reader, {metric, rules, std::move(about)});
+    const auto total = static_cast<std::int64_t>(values.size());
+    const auto first = values.begin() + std::min(query.offset, total), last = first + std::min(query.limit, values.end() - first);
+    return {{std::make_move_iterator(first), std::make_move_iterator(last)}, total};
+}
+
+void check_active(const Metric& metric, const ActiveQuery& query) {
+    if (metric.aggregation != Aggregation::active_count && metric.aggregation != Aggregation::unique_count) refuse("metric", "does not count values");
+    check_paging(query.limit, query.offset);
+    check_period(query.period);
+    check_filter(query.filter);
+    check_question("customer", query.customer);
+    check_question("subscription", query.subscription);
+}
+
+// ---- running totals: answers that are kept up with the log, for those who ask at every event ----
+
+// The log as a transaction sees it up to `last`, and after that the one event that is being decided about, if any.
+class GrowingLog {
+public:
+    GrowingLog(Connection& connection, ScanMemory& memory, std::uint64_t rolled_back) : db(connection), rollbacks(rolled_back), memory_(memory) {}
+    void move_to(std::int64_t end) {
+        last = end;
+        event_ = {};
+    }
+    void add_event() { event_ = read_stretch(db, last, last + 1, {}, {}); }
+    bool has_event() const noexcept { return !event_.parts.empty(); }
+    // All of it; what is before the event; the event.
+    Reader whole() { return {db, refreshed(), &event_}; }
+    Reader before() { return {db, refreshed(), nullptr}; }
+    Reader event() { return {db, nothing_, &event_}; }
+    // Some of what is before the event, alone.
+    Reader part(const Stretch& stretch) { return {db, nothing_, &stretch}; }
+
+    Connection& db;
+    const std::uint64_t rollbacks;
+    std::int64_t last = 0;
+
+private:
+    ScanMemory& refreshed() {
+        memory_.refresh(db, last);
+        return memory_;
+    }
+    ScanMemory& memory_;
+    ScanMemory nothing_{};
+    Stretch event_{};
+};
+
+// Equal for equal questions alone.
+std::string question_key(const Metric& metric, const AggregateQuery& query) {
+    const auto ends = [](const Period& period) { return json{period.from.micros(), period.to.micros()}; };
+    return json{{metric.code, metric_definition(metric)},
+                {query.customer, query.subscription, ends(query.period), query.group_by, query.filter.to_json(), query.top, query.fill},
+                {query.bin, query.time_zone, query.week_start.c_encoding(), query.billing_anchor.value_or(Timestamp::min()).micros()},
+                query.billing_period ? ends(*query.billing_period) : json()}
+        .dump();
+}
+
+// How the values of two sets of events make that of both; nothing where it takes the events themselves.
+using Join = Decimal (*)(const Decimal&, const Decimal&);
+
+Join join_of(const Metric& metric, const Rules& rules, const AggregateQuery& query) {
+    if (metric.bucket != Bin::none || metric.rounding || rules.not_negative || rules.add || query.bin != Bin::none || query.top != 0) return nullptr;
+    switch (metric.aggregation) {
+        case Aggregation::count:
+        case Aggregation::sum:
+            return [](const Decimal& a, const Decimal& b) { return a + b; };
+        case Aggregation::min:
+            return metric.multiplier ? nullptr : Join([](const Decimal& a, const Decimal& b) { return std::min(a, b); });
+        case Aggregation::max:
+            return metric.multiplier ? nullptr : Join([](const Decimal& a, const Decimal& b) { return std::max(a, b); });
+        default:
+            return nullptr;
+    }
+}
+
+void join_rows(std::vector<Measured>& rows, std::vector<Measured> more, Join join) {
+    for (Measured& row : more) {
+        const auto place =
+            std::lower_bound(rows.begin(), rows.end(), row.group, [](const Measured& each, const Group& group) { return each.group < group; });
+        if (place == rows.end() || place->group != row.group) {
+            rows.insert(place, std::move(row));
+            continue;
+        }
+        place->value = join(place->value, row.value);
+        place->events += row.events;
+        place->falls = place->falls || row.falls;
+    }
+}
+
+// What was measured up to some place of the log is joined with what has come since: that costs the same however long the log is. What cannot be
+// joined is measured anew. Used by one thread at a time.
+class RunningTotals {
+public:
+    std::vector<Measured> measure(GrowingLog& log, const Metric& metric, const Rules& rules, const AggregateQuery& query) {
+        const Join join = join_of(metric, rules, query);
+        if (join == nullptr) return meter::measure(log.whole(), metric, rules, query);
+        std::vector<Measured> rows = current(log, metric, rules, query, join);
+        if (log.has_event()) join_rows(rows, meter::measure(log.event(), metric, rules, query), join);
+        return rows;
+    }
+
+private:
+    static constexpr std::size_t most_totals = 16384, most_rows = 256;  // kept; of one of them
+    static constexpr std::int64_t most_events = 16384;                  // that are joined: reading columns is quicker for more
+    struct Total {
+        std::int64_t through = 0;
+        std::vector<Measured> rows{};
+    };
+
+    // As of log.last.
+    std::vector<Measured> current(GrowingLog& log, const Metric& metric, const Rules& rules, const AggregateQuery& query, Join join) {
+        forget_if_changed(log);
+        const std::string key = question_key(metric, query);
+        const auto known = totals_.find(key);
+        Total total = known == totals_.end() || log.last - known->second.through > most_events ? Total{} : std::move(known->second);
+        if (total.through == 0) {
+            total.rows = meter::measure(log.before(), metric, rules, query);
+        } else if (total.through < log.last) {
+            const Stretch& stretch = since(log, total.through, query);
+            if (!stretch.parts.empty()) join_rows(total.rows, meter::measure(log.part(stretch), metric, rules, query), join);
+        }
+        total.through = log.last;
+        std::vector<Measured> rows = total.rows;
+        if (rows.size() > most_rows || totals_.size() >= most_totals) totals_.clear();
+        if (rows.size() <= most_rows) totals_[key] = std::move(total);
+        return rows;
+    }
+    // A rollback takes back what was counted, retention what was there.
+    void forget_if_changed(GrowingLog& log) {
+        const std::int64_t pruned = meta(log.db, "pruned");
+        if (log.rollbacks == rollbacks_ && pruned == pruned_) return;
+        totals_.clear();
+        since_.reset();
+        rollbacks_ = log.rollbacks;
+        pruned_ = pruned;
+    }
+    // The events since that may belong to the question; questions that come one after the other mostly need the same.
+    const Stretch& since(GrowingLog& log, std::int64_t through, const AggregateQuery& query) {
+        const std::array<std::int64_t, 2> range{through, log.last};
+        if (!since_ || since_->range != range || since_->customer != query.customer || since_->subscription != query.subscription) {
+            const auto id = [&](const std::string& text) { return text.empty() ? std::nullopt : std::optional(text_id(log.db, text)); };
+            since_ =
+                Since{range, query.customer, query.subscription, read_stretch(log.db, through, log.last, id(query.customer), id(query.subscription))};
+        }
+        return since_->stretch;
+    }
+
+    struct Since {
+        std::array<std::int64_t, 2> range{};
+        std::string customer{}, subscription{};
+        Stretch stretch{};
+    };
+    std::unordered_map<std::string, Total> totals_;
+    std::optional<Since> since_;
+    std::uint64_t rollbacks_ = 0;
+    std::int64_t pruned_ = 0;
+};
 
 }  // namespace
 
@@ -6606,8 +7082,8 @@ Decimal to_cents(const Decimal& amount, Currency currency) {
 // --- fees as texts ---------------------------------------------------------------------------
 
 std::string_view step_name(FeeLine::Step step) {
-    static constexpr std::array<std::string_view, 13> names{"units",   "tier",    "package", "percentage", "fixed",      "free",    "given",
-                                                            "minimum", "maximum", "advance", "discount",   "conversion", "rounding"};
+    static constexpr std::array<std::string_view, 14> names{"units",   "tier",    "package", "percentage", "fixed",      "free",     "given",
+                                                            "minimum", "maximum", "advance", "discount",   "conversion", "rounding", "overage"};
     return names[static_cast<std::size_t>(step)];
 }
 
@@ -6662,6 +7138,8 @@ std::string FeeLine::text() const {
             return "up to the minimum";
         case Step::maximum:
             return "down to the maximum";
+        case Step::overage:
+            return units.to_string() + " beyond the commitment x " + rate.to_string();
         case Step::advance:
             return "paid before";
         case Step::discount:
@@ -6792,7 +7270,7 @@ struct Ranges {
 
 // Without a billing cycle its ranges are the last day (aggregate.ts:90). The total of a range of days begins earlier than its list, with
 // the day when bins are days and else with the hour (getCountAndSum.ts:79).
-[[maybe_unused]] Ranges named_ranges(std::string_view name, Bin bin, Timestamp now, const std::optional<BillingCycle>& cycle) {
+Ranges named_ranges(std::string_view name, Bin bin, Timestamp now, const std::optional<BillingCycle>& cycle) {
     const bool days = name.ends_with('h') || name.ends_with('d');
     const Period period = named_period(days || cycle ? name : "24h", cut(now, micros_per_second), cycle);
     const Range list{period.from, period.to};
@@ -6801,13 +7279,13 @@ struct Ranges {
 }
 
 // Milliseconds are cut off at both ends (aggregate.ts:101).
-[[maybe_unused]] Ranges custom_ranges(Timestamp from, Timestamp to) {
+Ranges custom_ranges(Timestamp from, Timestamp to) {
     const Range range{cut(from, micros_per_second), cut(to, micros_per_second)};
     return {range, range};
 }
 
 // The bins of a list. The range's last moment belongs to it, so an end at midnight adds a day (aggregate.ts:142).
-[[maybe_unused]] BinGrid list_bins(const Range& range, Bin bin, std::string time_zone) {
+BinGrid list_bins(const Range& range, Bin bin, std::string time_zone) {
     return BinGrid({range.from, range.to + std::chrono::seconds(1)}, {.bin = bin, .time_zone = std::move(time_zone)});
 }
 
@@ -6821,26 +7299,9 @@ constexpr std::pair<std::string_view, Bin> window_sizes[] = {
     {"6HOUR", Bin::hours_6}, {"12HOUR", Bin::hours_12},  {"DAY", Bin::day},          {"WEEK", Bin::week}, {"MONTH", Bin::month},
 };
 
-// A name that is none of them counts as a day (aggregators.go:188).
-Bin window_of(std::string_view size) {
-    const auto row = std::find_if(std::begin(window_sizes), std::end(window_sizes), [&](const auto& each) { return each.first == size; });
-    return row == std::end(window_sizes) ? Bin::day : row->second;
-}
-
-// The windows of events: weeks from Sunday; months from midnight of the anchor's day, which runs over into the next month where a month is too
-// short for it (aggregators.go:183 and 214).
-[[maybe_unused]] BinOptions event_windows(std::string_view size, std::string time_zone, const std::optional<Timestamp>& anchor) {
-    BinOptions windows{.bin = window_of(size), .time_zone = std::move(time_zone), .week_start = std::chrono::Sunday};
-    if (windows.bin != Bin::month || !anchor) return windows;
-    const Zone zone(windows.time_zone);
-    windows.anchor = zone.to_utc(midnight(date_of(*anchor)).micros());
-    windows.month_end = MonthEnd::overflow;
-    return windows;
-}
-
 // The windows of commitments: weeks from Monday; months from the anchor or the period's beginning, clamped (billing_commitment.go:50-101).
-[[maybe_unused]] BinOptions commitment_windows(std::string_view size, const Period& period, const std::optional<Timestamp>& anchor) {
-    BinOptions windows{.bin = window_of(size)};
+BinOptions commitment_windows(Bin bin, const Period& period, const std::optional<Timestamp>& anchor) {
+    BinOptions windows{.bin = bin};
     if (windows.bin == Bin::month) windows.anchor = anchor.value_or(period.from);
     return windows;
 }
@@ -6851,28 +7312,30 @@ namespace polar {
 
 // Intervals of meter quantities, and how many days a question may span at most (time_queries.py:46).
 struct Interval {
-    std::string_view name;
     Bin bin;
     Stride stride;
     int most_days;
 };
 
 constexpr Interval intervals[] = {
-    {"hour", Bin::hour, {0, micros_per_hour}, 7}, {"day", Bin::day, {0, micros_per_day}, 366}, {"week", Bin::week, {0, 7 * micros_per_day}, 371},
-    {"month", Bin::month, {1, 0}, 1460},          {"year", Bin::year, {12, 0}, 3650},
+    {Bin::hour, {0, micros_per_hour}, 7}, {Bin::day, {0, micros_per_day}, 366}, {Bin::week, {0, 7 * micros_per_day}, 371},
+    {Bin::month, {1, 0}, 1460},           {Bin::year, {12, 0}, 3650},
 };
 
-[[maybe_unused]] const Interval& interval_named(std::string_view name) {
-    const auto row = std::find_if(std::begin(intervals), std::end(intervals), [&](const auto& each) { return each.name == name; });
-    if (row == std::end(intervals)) throw Error(ErrorCode::bad_value, "interval", quote(name) + " is not an interval");
+const Interval& interval_of(Bin bin) {
+    const auto row = std::find_if(std::begin(intervals), std::end(intervals), [&](const Interval& each) { return each.bin == bin; });
+    if (row == std::end(intervals)) refuse("interval", "must be hour, day, week, month or year");
     return *row;
 }
 
 // The moments that have a row in the answer: the start, and on by one interval each, on the zone's clock, until the end has passed. Each is
 // counted from the one before, so a 31st that a short month moved stays where it is. (generate_series in time_queries.py:32)
-[[maybe_unused]] std::vector<Timestamp> quantity_rows(Timestamp start, Timestamp end, const Interval& interval, const Zone& zone) {
-    if (start > end) throw Error(ErrorCode::bad_value, "end", "is before the start");
-    if (end - start > std::chrono::days(interval.most_days)) throw Error(ErrorCode::bad_value, "interval", "is too small for so long a time");
+std::vector<Timestamp> quantity_rows(Timestamp start, Timestamp end, const Interval& interval, const Zone& zone) {
+    if (start < Timestamp::from_civil(2023, 1, 1)) refuse("start", "must not be before 2023-01-01");
+    if (start > end) refuse("end", "is before the start");
+    if (cut(end, micros_per_day) - cut(start, micros_per_day) > std::chrono::days(interval.most_days)) {
+        refuse("interval", "is too small for so long a time");
+    }
     std::vector<Timestamp> rows;
     for (Timestamp row = start; row <= end;) {
         rows.push_back(row);
@@ -6884,11 +7347,12 @@ constexpr Interval intervals[] = {
 }  // namespace polar
 }  // namespace
 
-// What one event adds to a value: a count's 1, a sum's number, a unique count's 1, 0 or -1.
+// What one event adds to a value: a count's 1, the number of a sum (or maximum), a unique count's 1, 0 or -1.
 struct EventStep {
     Timestamp time = {};
     std::int64_t sequence = 0;
     Decimal value = {};
+    std::uint32_t item = 0;  // of a unique count: events with the same are about the same value; 0 without the property
 };
 
 // What a book asks of the log. Which events: those of the metric and the query, as in Meter::aggregate.
@@ -6922,6 +7386,8 @@ struct Book::Impl {
     virtual Period period_around(const UsageQuery&, Timestamp at) const { return this_month(at); }
     // The subscriptions that the question is about, each of which has a period of its own; an empty one stands for all.
     virtual std::vector<std::string> subscriptions_of(const UsageQuery& query, Timestamp) const { return {query.subscription}; }
+    // Whether it can price a customer as a whole, though events name subscriptions.
+    virtual bool prices_customer(const std::string& customer) const { return serves({}, customer); }
     virtual Fees estimate_fees(const Event& event, Timestamp now, UsageSource& usage) const = 0;
     // The event priced alone, without what came before it; no fees when it meets no charge that is priced so.
     virtual Fees estimate_instant_fees(const Event&, Timestamp) const {
@@ -6937,6 +7403,15 @@ struct Book::Impl {
     // Whether the vendor has balances, which check() answers for, and whether the book knows such a feature.
     virtual bool has_balances() const { return false; }
     virtual bool knows_feature(const std::string&) const { return false; }
+    // The names under which price() knows what it asks for a metric.
+    virtual std::vector<std::string> charge_names(const std::string&) const { return {}; }
+    // Its part of an analytics answer; nothing when it does not price the metric. By default what price() says of each charge.
+    virtual std::optional<std::vector<AnalyticsItem>> analytics(const Metric& metric, const AnalyticsQuery& query, Timestamp now,
+                                                                UsageSource& usage) const;
+    // Each event priced alone; nothing for those it does not price.
+    virtual std::vector<std::optional<Decimal>> event_costs(std::span<const std::optional<Event>> events) const {
+        return std::vector<std::optional<Decimal>>(events.size());
+    }
     // Whether the event's units may be used now.
     virtual Check check(const Event&, Timestamp, UsageSource&) const {
         throw Error(ErrorCode::unsupported, "customer", "is priced by a book of " + vendor + ", which has no balances");
@@ -7073,6 +7548,76 @@ std::chrono::sys_days day_in(std::chrono::year_month month, std::chrono::day day
 // How Filter, Metric and AggregateQuery name the property of that key.
 std::string property_field(const std::string& key) { return "properties." + key; }
 
+// ---- analytics: what every vendor's answer is made of ----
+
+// An AnalyticsQuery always has a period and a first day of the week from here on.
+AggregateQuery aggregate_query(const AnalyticsQuery& asked) {
+    AggregateQuery query;
+    query.customer = asked.customer;
+    query.subscription = asked.subscription;
+    query.period = asked.period.value();
+    query.time_zone = asked.time_zone;
+    query.week_start = asked.week_start.value();
+    query.billing_anchor = asked.billing_anchor;
+    query.fill = asked.fill;
+    query.group_by = asked.group_by;
+    query.top = asked.top;
+    query.filter = asked.filter;
+    if (!asked.sources.empty()) query.filter = Filter::all({asked.filter, Filter::where("source", Operator::in, asked.sources)});
+    return query;
+}
+
+using GroupKey = std::pair<bool, Group>;
+
+// One for each group that has events, in order, with its points; without groups there is always one. Nothing of them is priced yet.
+std::vector<AnalyticsItem> measured_items(const Metric& metric, const AnalyticsQuery& asked, UsageSource& usage) {
+    auto query = aggregate_query(asked);
+    std::vector<AnalyticsItem> items;
+    std::map<GroupKey, std::size_t> places;
+    for (const auto& row : usage.measure(metric, query)) {
+        places[{row.rest, row.group}] = items.size();
+        items.push_back({.metric = metric.code, .group = row.group, .rest = row.rest, .usage = row.value, .events = row.events});
+    }
+    query.bin = asked.bin;
+    if (query.bin == Bin::none) return items;
+    for (const auto& row : usage.measure(metric, query)) {
+        const auto place = places.find({row.rest, row.group});
+        if (place != places.end()) items[place->second].points.push_back({.start = row.bin.value(), .usage = row.value, .events = row.events});
+    }
+    return items;
+}
+
+}  // namespace
+
+std::optional<std::vector<AnalyticsItem>> Book::Impl::analytics(const Metric& metric, const AnalyticsQuery& query, Timestamp,
+                                                                UsageSource& usage) const {
+    const auto names = charge_names(metric.code);
+    if (names.empty()) return std::nullopt;
+    std::vector<AnalyticsItem> list;
+    const auto items = measured_items(metric, query, usage);
+    for (const auto& name : names) {
+        for (auto item : items) {
+            const auto fee = price(name, item.usage, item.events);
+            item.charge = name;
+            item.cost = fee.amount;
+            item.currency = fee.currency;
+            for (auto& point : item.points) point.cost = price(name, point.usage, point.events).amount;
+            list.push_back(std::move(item));
+        }
+    }
+    return list;
+}
+
+namespace {
+
+AnalyticsTotal measured_total(const Metric& metric, const AnalyticsQuery& asked, UsageSource& usage) {
+    auto query = aggregate_query(asked);
+    query.group_by.clear();
+    query.top = 0;
+    const auto row = usage.measure(metric, query).front();
+    return {metric.code, row.value, row.events};
+}
+
 // --- Lago: dossier sections 3 to 9 -----------------------------------------------------------
 
 namespace lago {
@@ -7115,15 +7660,27 @@ constexpr std::array<std::pair<std::string_view, Kind>, 7> kinds{{
 
 struct BillableMetric {
     Kind kind = Kind::count;
-    Metric metric;
+    Metric metric;  // not rounded: fees of single events are not
     std::string id, name, description;
     std::string kind_name;
-    std::optional<Rounding> rounding;
-    int precision = 0;
-    bool recurring = false;
+    std::optional<RoundTo> rounding;
     bool measured = true;                                     // here; a plan may list others as long as no charge needs them
     std::map<std::string, std::vector<std::string>> filters;  // allowed values by key
 };
+
+// As questions see it.
+Metric rounded(const BillableMetric& metric) {
+    auto whole = metric.metric;
+    whole.rounding = metric.rounding;
+    return whole;
+}
+
+// Without what a recurring one carries over.
+Metric in_period(const BillableMetric& metric) {
+    auto period = metric.metric;
+    period.recurring = false;
+    return period;
+}
 
 // The key of the property that is measured.
 std::string property_key(const BillableMetric& metric) { return metric.metric.property.substr(property_field("").size()); }
@@ -7751,26 +8308,38 @@ std::optional<Rounding> read_rounding(const Node& at) {
     return at.choice("rounding_function", functions);
 }
 
-BillableMetric read_metric(const Node& at) {
-    static constexpr std::array<std::pair<Kind, Aggregation>, 3> measured{
-        {{Kind::count, Aggregation::count}, {Kind::sum, Aggregation::sum}, {Kind::unique_count, Aggregation::active_count}}};
-    BillableMetric metric;
-    metric.kind = at.choice("aggregation_type", kinds);
-    metric.kind_name = at.text("aggregation_type");
-    const auto row = std::find_if(measured.begin(), measured.end(), [&](const auto& pair) { return pair.first == metric.kind; });
-    metric.measured = row != measured.end();
-    metric.metric.code = at.required_text("code");
-    if (metric.measured) metric.metric.aggregation = row->second;
-    if (metric.kind != Kind::count && metric.kind != Kind::custom) metric.metric.property = property_field(at.required_text("field_name"));
-    metric.id = at.text("lago_id");
-    metric.name = at.text("name", metric.metric.code);
-    metric.description = at.text("description");
-    metric.rounding = read_rounding(at);
+// How each kind is measured; a custom one by a script of the server's.
+constexpr std::array<std::pair<Kind, Aggregation>, 6> measured_kinds{{{Kind::count, Aggregation::count},
+                                                                      {Kind::sum, Aggregation::sum},
+                                                                      {Kind::max, Aggregation::max},
+                                                                      {Kind::unique_count, Aggregation::active_count},
+                                                                      {Kind::weighted_sum, Aggregation::weighted_sum},
+                                                                      {Kind::latest, Aggregation::latest}}};
+
+int read_precision(const Node& at) {
     const auto precision = at.decimal("rounding_precision").value_or(Decimal());
     if (precision.abs() > Decimal::max_digits || precision.scale() > 0)
         throw Error(ErrorCode::bad_value, at.path("rounding_precision"), "is out of range");
-    metric.precision = static_cast<int>(precision.to_int64().value());
-    metric.recurring = at.flag("recurring");
+    return static_cast<int>(precision.to_int64().value());
+}
+
+BillableMetric read_metric(const Node& at) {
+    BillableMetric metric;
+    metric.kind = at.choice("aggregation_type", kinds);
+    metric.kind_name = at.text("aggregation_type");
+    const auto row = std::find_if(measured_kinds.begin(), measured_kinds.end(), [&](const auto& pair) { return pair.first == metric.kind; });
+    metric.measured = row != measured_kinds.end();
+    metric.metric.code = at.required_text("code");
+    metric.metric.rules = "lago";
+    if (metric.measured) metric.metric.aggregation = row->second;
+    if (metric.kind != Kind::count && metric.kind != Kind::custom) metric.metric.property = property_field(at.required_text("field_name"));
+    metric.metric.recurring = at.flag("recurring");
+    const bool carries = metric.kind != Kind::count && metric.kind != Kind::max && metric.kind != Kind::latest;
+    if (metric.metric.recurring && !carries) throw Error(ErrorCode::bad_value, at.path("recurring"), "not_compatible_with_aggregation_type");
+    metric.id = at.text("lago_id");
+    metric.name = at.text("name", metric.metric.code);
+    metric.description = at.text("description");
+    if (const auto rounding = read_rounding(at)) metric.rounding = RoundTo{*rounding, read_precision(at)};
     for (const auto& filter : at.list("filters")) metric.filters[filter.required_text("key")] = filter.texts("values");
     return metric;
 }
@@ -7784,9 +8353,21 @@ void check_charge(const Node& at, const Charge& charge, const BillableMetric& me
     }
     const bool prorates =
         charge.pay_in_advance ? model == Model::standard : model == Model::standard || model == Model::volume || model == Model::graduated;
-    if (charge.prorated && !(metric.recurring && prorates)) checking.report(at, "prorated", "invalid_billable_metric_or_charge_model");
-    if (model == Model::dynamic && metric.kind != Kind::sum) checking.report(at, "charge_model", "invalid_aggregation_type_or_charge_model");
+    if (charge.prorated && !(metric.metric.recurring && prorates)) checking.report(at, "prorated", "invalid_billable_metric_or_charge_model");
+    if ((model == Model::dynamic && metric.kind != Kind::sum) || (model == Model::custom && metric.kind != Kind::custom)) {
+        checking.report(at, "charge_model", "invalid_aggregation_type_or_charge_model");
+    }
     if (charge.pay_in_advance && !charge.minimum_cents.is_zero()) checking.report(at, "min_amount_cents", "not_compatible_with_pay_in_advance");
+}
+
+// What Lago prices and this library does not.
+void check_measured(const Node& at, const Charge& charge, const BillableMetric& metric) {
+    const auto bounded = [](const Price& price) { return price.minimum || price.maximum; };
+    if (!metric.measured) throw Error(ErrorCode::unsupported, at.path("billable_metric_code"), metric.kind_name + " is not measured here");
+    if (metric.kind != Kind::weighted_sum) return;
+    if (charge.prorated) throw Error(ErrorCode::unsupported, at.path("prorated"), "a weighted sum is not prorated here");
+    if (bounded(charge.price) || std::any_of(charge.filters.begin(), charge.filters.end(), [&](const auto& each) { return bounded(each.price); }))
+        throw Error(ErrorCode::unsupported, at.path("properties"), "bounds per transaction are not known for a weighted sum");
 }
 
 Price read_properties(const Node& at, const ModelRow& row, const Checking& checking) {
@@ -7836,8 +8417,7 @@ Charge read_charge(const Node& at, const std::vector<BillableMetric>& metrics) {
     for (const auto& filter : at.list("filters")) charge.filters.push_back(read_filter(filter, row, metric, checking));
     check_charge(at, charge, metric, checking);
     if (!problems.empty()) throw Error(ErrorCode::bad_value, problems.front().path, problems.front().code);
-    if (!metric.measured) throw Error(ErrorCode::unsupported, at.path("billable_metric_code"), metric.kind_name + " is not measured here");
-    if (charge.prorated && metric.kind != Kind::sum) throw Error(ErrorCode::unsupported, at.path("prorated"), "only sums are prorated here");
+    check_measured(at, charge, metric);
     return charge;
 }
 
@@ -7910,7 +8490,26 @@ Period billing_period(Interval interval, const Subscription& subscription, Times
     return {std::max(period.from, subscription.active.from), std::min(period.to, subscription.active.to)};
 }
 
+// Days on the customer's calendar, the first and the last included.
+int days_in(const Subscription& subscription, const Period& period) {
+    const std::chrono::sys_days first(local_date(subscription, period.from)),
+        last(local_date(subscription, period.to - std::chrono::microseconds(1)));
+    return static_cast<int>((last - first).count()) + 1;
+}
+
+// Days of the whole billing period at that time, also when the subscription covers a part of it.
+int period_days(Interval interval, Subscription subscription, Timestamp time) {
+    subscription.active = {};
+    return days_in(subscription, billing_period(interval, subscription, time));
+}
+
 // --- charge filters (dossier 4.5) ---
+
+// Properties meet the values of filters and groups as texts (postgres_store.rb:461-500).
+constexpr Coercion::Row text_row{{Meeting::text, Meeting::text, Meeting::text}, {Meeting::text, Meeting::text, Meeting::text}};
+constexpr Coercion::Row number_row{{Meeting::text, Meeting::number, Meeting::text}, {Meeting::text, Meeting::text, Meeting::text}};
+constexpr Coercion::Row missing_row{{Meeting::differ, Meeting::differ, Meeting::differ}, {Meeting::differ, Meeting::differ, Meeting::differ}};
+constexpr Coercion text_filter{.missing = missing_row, .boolean = text_row, .number = number_row, .text = text_row, .structure = text_row};
 
 bool holds(const std::vector<std::string>& list, const std::string& value) { return std::find(list.begin(), list.end(), value) != list.end(); }
 
@@ -8028,8 +8627,7 @@ Filter bucket(const Charge& charge, const ChargeFilter* filter) {
 // The events whose property has the value, or has none.
 Filter in_group(const std::string& key, const std::optional<std::string>& value) {
     const auto field = property_field(key);
-    if (value) return Filter::equals(field, *value);
-    return Filter::any({Filter::where(field, Operator::exists, false), Filter::equals(field, nullptr)});
+    return value ? Filter::equals(field, *value) : Filter::where(field, Operator::exists, false);
 }
 
 // The group of an event, to which a missing property and an empty one are the same (postgres_store.rb:488).
@@ -8101,6 +8699,7 @@ struct Plan final : Book::Impl {
             return subscription.empty() ? !customer.empty() && each.customer == customer : each.id == subscription;
         });
     }
+    bool prices_customer(const std::string& customer) const override { return lists_subscriptions && serves({}, customer); }
     Period period_around(const UsageQuery& query, Timestamp at) const override;
     std::vector<std::string> subscriptions_of(const UsageQuery& query, Timestamp now) const override;
     Fees estimate_fees(const Event& event, Timestamp now, UsageSource& usage) const override;
@@ -8109,6 +8708,13 @@ struct Plan final : Book::Impl {
     Fees advance_fees(const UsageQuery& query, Timestamp now, UsageSource& usage) const override;
     Fees usage(const UsageQuery& query, Timestamp now, UsageSource& usage) const override;
     Fee price(std::string_view charge, const Decimal& units, std::int64_t events) const override;
+    std::vector<std::string> charge_names(const std::string& metric) const override {
+        std::vector<std::string> codes;
+        for (const auto& each : charges) {
+            if (billable_metrics[each.metric].metric.code == metric) codes.push_back(each.code);
+        }
+        return codes;
+    }
 };
 
 // One question about one charge: where its units are counted, and how they are priced.
@@ -8121,18 +8727,17 @@ struct Scope {
 
     const Price& price() const { return filter ? filter->price : charge.price; }
     const BillableMetric& metric() const { return plan.billable_metrics[charge.metric]; }
+    // The lower end is cut to milliseconds (base_store.rb:178).
     AggregateQuery query() const {
+        constexpr std::int64_t millisecond = 1000;
         AggregateQuery query;
         query.subscription = subscription.id;
-        query.period = period;
+        query.period = {cut(period.from, millisecond), period.to};
         query.filter = bucket(charge, filter);
+        query.billing_period = {period.from, period.from + std::chrono::days(whole_days())};  // what a weighted sum is a share of
         return query;
     }
-    // A recurring metric carries its value over from all earlier periods (dossier 4.2).
-    AggregateQuery all_query(AggregateQuery query) const {
-        if (metric().recurring) query.period.from = Timestamp::min();
-        return query;
-    }
+    int whole_days() const { return period_days(plan.charges_interval, subscription, period.from); }
 };
 
 using Group = std::vector<std::pair<std::string, std::optional<std::string>>>;
@@ -8178,19 +8783,30 @@ std::vector<EventStep> running_steps(const Scope& scope, const AggregateQuery& q
                                       : usage.steps(metric, query, std::numeric_limits<std::size_t>::max(), price.free_total);
 }
 
+// Each event's value under bounds per transaction: a sum's number; of a maximum its own at the event that reached it first, else nothing
+// (max_service_spec.rb:241).
+BoundedTotal bounded_numbers(const Scope& scope, const AggregateQuery& query, UsageSource& usage) {
+    const auto steps = usage.steps(in_period(scope.metric()), query);
+    const auto highest = std::max_element(steps.begin(), steps.end(), [](const auto& a, const auto& b) { return a.value < b.value; });
+    BoundedTotal bounded;
+    for (auto step = steps.begin(); step != steps.end(); ++step) {
+        const bool counts = scope.metric().kind == Kind::sum || step == highest;
+        bounded.add(scope.price(), counts ? step->value : Decimal());
+    }
+    return bounded;
+}
+
 // What a percentage charge needs besides units: running totals for free units, each event's value for bounds per transaction.
 void measure_percentage(const Scope& scope, const AggregateQuery& query, UsageSource& usage, Quantity& quantity) {
     const auto& price = scope.price();
-    if (scope.metric().kind != Kind::sum) {
+    const auto kind = scope.metric().kind;
+    if (kind == Kind::count || kind == Kind::unique_count) {
         if (has_bounds(price, quantity)) quantity.bounded = bounded_count(price, quantity.units);
         quantity.running = running_count(price, quantity.units);
         return;
     }
-    if (has_bounds(price, quantity)) {
-        auto this_period = query;
-        this_period.period.from = scope.period.from;
-        for (const auto& step : usage.steps(scope.metric().metric, this_period)) quantity.bounded.add(price, step.value);
-    }
+    if (has_bounds(price, quantity)) quantity.bounded = bounded_numbers(scope, query, usage);
+    if (kind != Kind::sum) return;  // others have no running totals
     for (const auto& step : running_steps(scope, query, usage)) run_on(price, quantity.running, step.value);
 }
 
@@ -8206,21 +8822,7 @@ Quantity quantity_of(const Scope& scope, const AggregateQuery& query, UsageSourc
 
 // --- proration: the share of the period that a unit counts for (dossier 4.7) ---
 
-// Days on the customer's calendar, the first and the last included.
-int days_in(const Subscription& subscription, const Period& period) {
-    const std::chrono::sys_days first(local_date(subscription, period.from)),
-        last(local_date(subscription, period.to - std::chrono::microseconds(1)));
-    return static_cast<int>((last - first).count()) + 1;
-}
-
-// Days of the whole billing period, also when the subscription covers a part of it.
-int period_days(const Scope& scope) {
-    auto whole = scope.subscription;
-    whole.active = {};
-    return days_in(whole, billing_period(scope.plan.charges_interval, whole, scope.period.from));
-}
-
-Decimal share_of(const Scope& scope, const Period& period) { return quotient(days_in(scope.subscription, period), period_days(scope)); }
+Decimal share_of(const Scope& scope, const Period& period) { return quotient(days_in(scope.subscription, period), scope.whole_days()); }
 
 // From that time's day to the end of the billing period.
 Decimal share_left(const Scope& scope, Timestamp time) {
@@ -8229,23 +8831,78 @@ Decimal share_left(const Scope& scope, Timestamp time) {
 
 Decimal prorated(const Decimal& units, const Decimal& share) { return (units * share).round(5, Rounding::ceil); }
 
-// What was there before the period, for all of it, then each event for the days from its own to the end.
-std::vector<ProratedEvent> prorated_events(const Scope& scope, AggregateQuery query, UsageSource& usage) {
-    const auto& metric = scope.metric().metric;
-    const auto period = scope.period;
+// The steps of the events of the period. What a recurring unique count had before is not added once more.
+std::vector<EventStep> period_steps(const Scope& scope, const AggregateQuery& query, UsageSource& usage) {
+    if (scope.metric().kind != Kind::unique_count) return usage.steps(in_period(scope.metric()), query);
+    auto steps = usage.steps(scope.metric().metric, query);
+    std::erase_if(steps, [&](const EventStep& step) { return step.time < query.period.from; });
+    return steps;
+}
+
+// Of a sum: what was there before the period, for all of it, then each event for the days from its own to the end (sum_service.rb:164).
+std::vector<ProratedEvent> prorated_numbers(const Scope& scope, const AggregateQuery& query, UsageSource& usage) {
+    auto before = query;
+    before.period = {Timestamp::min(), query.period.from};
+    const auto older = usage.measure(in_period(scope.metric()), before).front().value;
     std::vector<ProratedEvent> events;
-    query.period = {Timestamp::min(), period.from};
-    const auto older = usage.measure(metric, query).front().value;
-    if (older > 0) events.push_back({older, older * share_of(scope, period)});
-    query.period = period;
-    for (const auto& step : usage.steps(metric, query)) events.push_back({step.value, step.value * share_of(scope, {step.time, period.to})});
+    if (!older.is_zero()) events.push_back({older, older * share_of(scope, scope.period)});
+    for (const auto& step : period_steps(scope, query, usage)) {
+        events.push_back({step.value, step.value * share_of(scope, {std::max(step.time, scope.period.from), scope.period.to})});
+    }
     return events;
 }
 
-// The same of a pay-in-advance charge: what its events paid when they came.
-ProratedAdvance prorated_advance(const std::vector<ProratedEvent>& events, bool has_older) {
+// A value of a unique count that was there: from its add to its removal, if there was one.
+struct Presence {
+    EventStep added;
+    std::optional<EventStep> removed = {};
+};
+
+// What is removed and added again in one day was never away (unique_count_query.rb, ignore_remove_events_sql).
+std::vector<Presence> presences(const Subscription& subscription, const std::vector<EventStep>& steps) {
+    std::vector<Presence> list;
+    std::map<std::uint32_t, std::size_t> last;
+    for (const auto& step : steps) {
+        const auto known = last.find(step.item);
+        if (step.value > 0) {
+            auto* before = known == last.end() ? nullptr : &list[known->second];
+            if (before && before->removed && local_date(subscription, before->removed->time) == local_date(subscription, step.time)) {
+                before->removed.reset();
+                continue;
+            }
+            last[step.item] = list.size();
+            list.push_back({step});
+        } else if (step.value < 0 && known != last.end() && !list[known->second].removed) {
+            list[known->second].removed = step;
+        }
+    }
+    return list;
+}
+
+// Of a unique count: each value for the days it was there, then its removal. Grouped, a value that was removed before the period has one day
+// (dossier 4.7).
+std::vector<ProratedEvent> prorated_items(const Scope& scope, const AggregateQuery& query, UsageSource& usage) {
+    const auto day = [&](Timestamp time) { return std::chrono::sys_days(local_date(scope.subscription, time)); };
+    const auto first = day(scope.period.from), last = day(scope.period.to - std::chrono::microseconds(1));
+    const std::chrono::days least(scope.price().group_keys.empty() ? -1 : 0);
+    std::vector<std::pair<std::pair<Timestamp, std::int64_t>, ProratedEvent>> placed;
+    for (const auto& [added, removed] : presences(scope.subscription, usage.steps(scope.metric().metric, query))) {
+        const auto until = removed ? std::min(day(removed->time), last) : last;
+        const auto days = std::max(until - std::max(day(added.time), first), least).count() + 1;
+        if (days == 0) continue;  // nor is its removal one of the period's (prorated_graduated_service.rb)
+        placed.push_back({{added.time, added.sequence}, {1, quotient(days, scope.whole_days())}});
+        if (removed) placed.push_back({{removed->time, removed->sequence}, {-1, 0}});
+    }
+    std::sort(placed.begin(), placed.end(), [](const auto& a, const auto& b) { return a.first < b.first; });
+    std::vector<ProratedEvent> events;
+    for (const auto& each : placed) events.push_back(each.second);
+    return events;
+}
+
+// What the events of a pay-in-advance charge paid when they came.
+ProratedAdvance prorated_advance(const Scope& scope, const AggregateQuery& query, UsageSource& usage) {
     ProratedAdvance advance{};
-    for (std::size_t i = has_older ? 1 : 0; i < events.size(); ++i) advance.add(events[i].full, events[i].share());
+    for (const auto& step : period_steps(scope, query, usage)) advance.add(step.value, share_left(scope, step.time));
     return advance;
 }
 
@@ -8522,18 +9179,18 @@ struct AdvanceQuestion {
 // Over the scope's period, which is a billing period. An event without the property to be counted has no fee (pay_in_advance_service.rb:59).
 void add_advance_fees(const Scope& scope, const Group& group, const AdvanceQuestion& question, UsageSource& usage, std::vector<PlacedFee>& fees) {
     const auto& metric = scope.metric();
-    auto query = scope.all_query(beside(scope.query(), group));
+    auto query = beside(scope.query(), group);
     query.period.to = std::min(query.period.to, question.period.to);
     AdvanceWalk walk(scope);
     for (const auto& step : usage.steps(metric.metric, query)) {
-        const bool older = step.time < scope.period.from;
-        const auto event = older ? Event() : usage.event(step.sequence);
-        if (older || (metric.kind != Kind::count && !property_text(event.properties, property_key(metric)))) {
+        if (step.time < query.period.from || (metric.kind == Kind::unique_count && step.item == 0)) {
             walk.pass(step.value);
             continue;
         }
+        const bool wanted = question.wants(step);
+        const auto event = wanted || scope.price().model == Model::dynamic ? usage.event(step.sequence) : Event();
         const auto billed = walk.add(step, event);
-        if (!question.wants(step) || billing_filter(scope.charge, event.properties) != scope.filter) continue;
+        if (!wanted || billing_filter(scope.charge, event.properties) != scope.filter) continue;
         if (fees.size() == limits::advance_fees)
             throw Error(ErrorCode::too_large, "period", "has more than " + std::to_string(limits::advance_fees) + " fees");
         fees.push_back({{step.time, step.sequence}, advance_fee(scope, group, event, billed)});
@@ -8544,14 +9201,17 @@ void add_advance_fees(const Scope& scope, const Group& group, const AdvanceQuest
 
 [[noreturn]] void not_found(const char* field, const char* reason) { throw Error(ErrorCode::not_found, field, reason); }
 
-// The subscription active now, under the plan. A plan without a list of subscriptions takes any, on calendar periods.
-Subscription subscription_at(const Plan& plan, const std::string& id, Timestamp now) {
+// The subscription active at that time, under the plan; of several one without an end (event.rb:43). A plan without a list of subscriptions
+// takes any, on calendar periods.
+Subscription subscription_at(const Plan& plan, const std::string& id, Timestamp time) {
     if (id.empty()) not_found("subscription", "subscription_not_found");
     if (!plan.lists_subscriptions) return {.id = id, .active = {}};
+    const Subscription* found = nullptr;
     for (const auto& each : plan.subscriptions) {
-        if (each.id == id && each.active.contains(now)) return each;
+        if (each.id == id && each.active.contains(time) && (!found || found->active.to < each.active.to)) found = &each;
     }
-    not_found("subscription", "subscription_not_found");
+    if (!found) not_found("subscription", "subscription_not_found");
+    return *found;
 }
 
 // The event's own number for a sum; its property, when present, must be a number (validate_creation_service.rb:83).
@@ -8575,16 +9235,18 @@ Decimal unique_step(const Scope& scope, const Event& event, AggregateQuery query
     return adds == active ? Decimal() : Decimal(adds ? 1 : -1);
 }
 
-Contribution contribution_of(const Scope& scope, const Event& event, const AggregateQuery& query, UsageSource& usage) {
+// `measured` is what the query comes to without the event.
+Contribution contribution_of(const Scope& scope, const Event& event, const AggregateQuery& query, const Measured& measured, UsageSource& usage) {
     const auto& metric = scope.metric();
     if (metric.kind == Kind::count) return {1, 1};
-    const auto step = metric.kind == Kind::sum ? summed(metric, event) : unique_step(scope, event, scope.all_query(query), usage);
-    const auto measured = usage.measure(metric.metric, query).front();
+    const bool unique = metric.kind == Kind::unique_count, carries = metric.metric.recurring;
+    const auto step = unique ? unique_step(scope, event, query, usage) : summed(metric, event);
+    const auto own = carries ? usage.measure(in_period(metric), query).front() : measured;
     AdvanceState state;
-    if (measured.falls) {
-        for (const auto& each : usage.steps(metric.metric, query)) contribute(state, each.value);
-    } else if (measured.events > 0) {
-        state.current = state.maximum = measured.value;
+    if (own.falls || (unique && carries)) {
+        for (const auto& each : period_steps(scope, query, usage)) contribute(state, each.value);
+    } else if (own.events > 0) {
+        state.current = state.maximum = own.value;
     }
     return contribute(state, step);
 }
@@ -8606,10 +9268,10 @@ Quantity with_event(const Scope& scope, Quantity quantity, const Event& event, c
 Fee estimate(const Scope& scope, const Event& event, Timestamp now, UsageSource& usage) {
     auto group = group_of(scope, event);
     const auto query = beside(scope.query(), group);
-    auto contribution = contribution_of(scope, event, query, usage);
+    const auto measured = usage.measure(scope.metric().metric, query).front();
+    auto contribution = contribution_of(scope, event, query, measured, usage);
     if (scope.charge.prorated) contribution.priced = prorated(contribution.priced, share_left(scope, now));
-    const auto all = scope.all_query(query);
-    const auto before = quantity_of(scope, all, usage, usage.measure(scope.metric().metric, all).front());
+    const auto before = quantity_of(scope, query, usage, measured);
     const auto after = with_event(scope, before, event, contribution);
     auto fee = empty_fee(scope, std::move(group));
     fee.event = event.id;
@@ -8622,7 +9284,7 @@ Fee estimate(const Scope& scope, const Event& event, Timestamp now, UsageSource&
 }
 
 Decimal rounded(const BillableMetric& metric, const Decimal& value) {
-    return metric.rounding ? value.round(metric.precision, *metric.rounding) : value;
+    return metric.rounding ? value.round(metric.rounding->scale, metric.rounding->mode) : value;
 }
 
 // As estimate_instant_fees: standard and percentage charges, the event priced alone, its units rounded as the metric says.
@@ -8656,8 +9318,9 @@ Fees Plan::estimate_instant_fees(const Event& event, Timestamp now) const {
 Fees Plan::estimate_fees(const Event& event, Timestamp now, UsageSource& usage_source) const {
     const auto subscription = subscription_at(*this, event.subscription, now);
     const auto known =
-        std::any_of(billable_metrics.begin(), billable_metrics.end(), [&](const auto& each) { return each.metric.code == event.name; });
-    if (!known) not_found("name", "billable_metric_not_found");
+        std::find_if(billable_metrics.begin(), billable_metrics.end(), [&](const auto& each) { return each.metric.code == event.name; });
+    if (known == billable_metrics.end()) not_found("name", "billable_metric_not_found");
+    if (known->kind == Kind::sum || known->kind == Kind::max || known->kind == Kind::latest) summed(*known, event);
     auto period = billing_period(charges_interval, subscription, now);
     const auto whole = period;
     period.to = std::min(period.to, now + std::chrono::microseconds(1));
@@ -8679,7 +9342,7 @@ Fees Plan::estimate_fees(const Event& event, Timestamp now, UsageSource& usage_s
 Decimal paid_in_advance(const Scope& scope, const AggregateQuery& query, UsageSource& usage, const Measured& measured) {
     if (scope.metric().kind == Kind::count || !measured.falls) return measured.value;
     AdvanceState state;
-    for (const auto& step : usage.steps(scope.metric().metric, query)) contribute(state, step.value);
+    for (const auto& step : period_steps(scope, query, usage)) contribute(state, step.value);
     return state.current ? state.paid(measured.value) : measured.value;
 }
 
@@ -8699,27 +9362,25 @@ struct Counted {
 };
 
 Counted count_prorated(const Scope& scope, const AggregateQuery& query, const Measured& measured, UsageSource& usage) {
-    Counted counted{{.units = {}, .full_units = measured.value, .prorated = true, .events = measured.events}, prorated_events(scope, query, usage)};
-    Decimal sum, full;
-    for (const auto& event : counted.prorated) {
-        sum += event.prorated;
-        full += event.full;
-    }
-    counted.quantity.units = sum.round(5, Rounding::ceil);
+    const bool items = scope.metric().kind == Kind::unique_count;
+    Counted counted{{.units = {}, .full_units = measured.value, .prorated = true, .events = measured.events},
+                    items ? prorated_items(scope, query, usage) : prorated_numbers(scope, query, usage)};
+    auto& units = counted.quantity.units;
     if (scope.charge.pay_in_advance) {
-        auto older = query;
-        older.period = {Timestamp::min(), scope.period.from};
-        const bool has_older = usage.measure(scope.metric().metric, older).front().value > 0;
-        counted.quantity.units = prorated_advance(counted.prorated, has_older).paid(full, share_of(scope, scope.period));
+        units = prorated_advance(scope, query, usage).paid(measured.value, share_of(scope, scope.period));
+    } else {
+        for (const auto& event : counted.prorated) units += event.prorated;
+        units = units.round(5, Rounding::ceil);
     }
-    counted.quantity.units = rounded(scope.metric(), counted.quantity.units);
+    units = rounded(scope.metric(), units);
+    if (items) counted.quantity.events = measured.value.to_int64().value_or(0);
     return counted;
 }
 
 Counted count_period(const Scope& scope, const AggregateQuery& query, Measured measured, UsageSource& usage) {
     if (scope.charge.prorated) return count_prorated(scope, query, measured, usage);
     if (scope.charge.pay_in_advance) measured.value = paid_in_advance(scope, query, usage, measured);
-    return {quantity_of(scope, scope.all_query(query), usage, measured), {}};
+    return {quantity_of(scope, query, usage, measured), {}};
 }
 
 Priced price_counted(const Price& price, const Counted& counted) {
@@ -8743,46 +9404,72 @@ json set_period_amounts(const Scope& scope, const Quantity& quantity, Priced pri
     return pricing_unit;
 }
 
-Fee usage_fee(const Scope& scope, Measured measured, UsageSource& usage) {
-    auto query = scope.query();
+// Units as they stand at the end of the period, beside those that are priced: of a weighted sum all that was added, else the same.
+Decimal total_units(const Scope& scope, const AggregateQuery& query, const Decimal& units, UsageSource& usage) {
+    if (scope.metric().kind != Kind::weighted_sum) return units;
+    auto sum = scope.metric().metric;
+    sum.aggregation = Aggregation::sum;
+    return usage.measure(sum, query).front().value;
+}
+
+// Of a weighted sum those of the period, though what came before them still weighs (weighted_sum_service.rb:13).
+std::int64_t counted_events(const Scope& scope, const AggregateQuery& query, const Measured& measured, UsageSource& usage) {
+    if (scope.metric().kind != Kind::weighted_sum || !scope.metric().metric.recurring) return measured.events;
+    return usage.measure(in_period(scope.metric()), query).front().events;
+}
+
+// One of the groups of a question, and what of it is priced.
+struct CountedGroup {
+    AggregateQuery query;
     Group group;
-    for (std::size_t i = 0; i < measured.group.size(); ++i) {
-        const auto& key = scope.price().group_keys[i];
-        const auto& value = measured.group[i];
-        query.filter.parts.push_back(in_group(key, value));
-        group.emplace_back(key, value && value->empty() ? std::nullopt : value);
+    Measured measured;
+    Counted counted;
+};
+
+// Without events there is one group of nothing (sum_service_spec.rb:938). A missing and an empty value are groups apart, and shown alike.
+std::vector<CountedGroup> count_groups(const Scope& scope, const AggregateQuery& query, UsageSource& usage) {
+    auto grouped = query;
+    const auto& keys = scope.price().group_keys;
+    for (const auto& key : keys) grouped.group_by.push_back(property_field(key));
+    auto rows = usage.measure(scope.metric().metric, grouped);
+    if (rows.empty()) rows.push_back({.group = std::vector<std::optional<std::string>>(keys.size()), .falls = false});
+    std::vector<CountedGroup> groups;
+    for (auto& row : rows) {
+        auto& one = groups.emplace_back(CountedGroup{query, {}, std::move(row), {}});
+        for (std::size_t i = 0; i < keys.size(); ++i) {
+            const auto& value = one.measured.group[i];
+            one.query.filter.parts.push_back(in_group(keys[i], value));
+            one.group.emplace_back(keys[i], value && value->empty() ? std::nullopt : value);
+        }
+        one.measured.value = rounded(scope.metric(), one.measured.value);
+        one.measured.events = counted_events(scope, one.query, one.measured, usage);
+        one.counted = count_period(scope, one.query, one.measured, usage);
     }
-    auto fee = empty_fee(scope, std::move(group));
-    fee.units = measured.value = rounded(scope.metric(), measured.value);
-    const auto counted = count_period(scope, query, measured, usage);
-    auto priced = price_counted(scope.price(), counted);
-    auto details = row_of(scope.price().model).details(scope.price(), counted.quantity, priced);
+    return groups;
+}
+
+Fee usage_fee(const Scope& scope, CountedGroup one, UsageSource& usage) {
+    auto fee = empty_fee(scope, std::move(one.group));
+    fee.units = one.measured.value;
+    const auto& quantity = one.counted.quantity;
+    auto priced = price_counted(scope.price(), one.counted);
+    auto details = row_of(scope.price().model).details(scope.price(), quantity, priced);
     clamp(priced, fee.units);
-    fee.events = counted.quantity.events;
-    auto pricing_unit = set_period_amounts(scope, counted.quantity, std::move(priced), fee);
+    fee.events = quantity.events;
+    auto pricing_unit = set_period_amounts(scope, quantity, std::move(priced), fee);
     fee.vendor = fee_json(scope, fee, std::move(details));
-    fee.vendor["total_aggregated_units"] = ruby_text(measured.value);
+    fee.vendor["total_aggregated_units"] = ruby_text(total_units(scope, one.query, one.measured.value, usage));
     fee.vendor["pricing_unit_details"] = std::move(pricing_unit);
     return fee;
 }
 
-// Without events there is one group of nothing (sum_service_spec.rb:938).
-std::vector<Measured> measured_groups(const Scope& scope, UsageSource& usage) {
-    auto query = scope.all_query(scope.query());
-    const auto& keys = scope.price().group_keys;
-    for (const auto& key : keys) query.group_by.push_back(property_field(key));
-    auto rows = usage.measure(scope.metric().metric, query);
-    if (rows.empty()) rows.push_back({.group = std::vector<std::optional<std::string>>(keys.size()), .value = {}, .events = 0, .falls = false});
-    return rows;
-}
-
 void add_bucket(const Scope& scope, UsageSource& usage, std::vector<Fee>& fees) {
-    for (auto& row : measured_groups(scope, usage)) fees.push_back(usage_fee(scope, std::move(row), usage));
+    for (auto& group : count_groups(scope, scope.query(), usage)) fees.push_back(usage_fee(scope, std::move(group), usage));
 }
 
 // The charge's minimum spending, when its fees stay below it: one more fee of 1 unit.
 void add_true_up(const Scope& scope, const Decimal& used_cents, std::vector<Fee>& fees) {
-    const auto cents = true_up_cents(scope.charge.minimum_cents, used_cents, days_in(scope.subscription, scope.period), period_days(scope));
+    const auto cents = true_up_cents(scope.charge.minimum_cents, used_cents, days_in(scope.subscription, scope.period), scope.whole_days());
     if (cents.is_zero()) return;
     const Decimal subunits(scope.plan.currency.subunits);
     auto fee = empty_fee(scope, {});
@@ -8887,12 +9574,15 @@ std::vector<Period> billing_periods(const Plan& plan, const Subscription& subscr
 
 // To a fee of one event, a missing and an empty value are the same group.
 std::set<Group> advance_groups(const Scope& scope, UsageSource& usage) {
+    const auto& keys = scope.price().group_keys;
+    auto query = scope.query();
+    for (const auto& key : keys) query.group_by.push_back(property_field(key));
     std::set<Group> groups;
-    for (const auto& row : measured_groups(scope, usage)) {
+    for (const auto& row : usage.measure(scope.metric().metric, query)) {
         Group group;
-        for (std::size_t i = 0; i < row.group.size(); ++i) {
+        for (std::size_t i = 0; i < keys.size(); ++i) {
             const auto& value = row.group[i];
-            group.emplace_back(scope.price().group_keys[i], value && value->empty() ? std::nullopt : value);
+            group.emplace_back(keys[i], value && value->empty() ? std::nullopt : value);
         }
         groups.insert(std::move(group));
     }
@@ -8963,7 +9653,7 @@ std::shared_ptr<const Book::Impl> load(const json& catalogue) {
     plan->premium = root.flag("premium", true);
     for (const auto& metric : root.list("billable_metrics")) {
         plan->billable_metrics.push_back(read_metric(metric));
-        if (plan->billable_metrics.back().measured) plan->metrics.push_back(plan->billable_metrics.back().metric);
+        if (plan->billable_metrics.back().measured) plan->metrics.push_back(rounded(plan->billable_metrics.back()));
     }
     for (const auto& charge : at.list("charges")) plan->charges.push_back(read_charge(charge, plan->billable_metrics));
     plan->lists_subscriptions = root.find("subscriptions").has_value();
@@ -9096,7 +9786,7 @@ Priced price_units(const Price& price, const Decimal& units) {
 }
 
 // Buckets of a bucketed meter: each is priced alone, tiers and packages start anew.
-[[maybe_unused]] Priced price_buckets(const Price& price, const std::vector<Decimal>& buckets) {
+Priced price_buckets(const Price& price, const std::vector<Decimal>& buckets) {
     Priced priced;
     for (const auto& units : buckets) {
         for (auto& line : (price.model == Model::tiered ? price_tiers(price, units) : price_units(price, units)).lines) priced.add(std::move(line));
@@ -9110,7 +9800,7 @@ struct Breakup {
     int tier = -1;
 };
 
-[[maybe_unused]] Breakup breakup(const Price& price, const Decimal& units) {
+Breakup breakup(const Price& price, const Decimal& units) {
     Breakup result;
     result.cost = price_units(price, units).amount;
     result.unit_cost = divided(result.cost, units);
@@ -9127,32 +9817,60 @@ struct Breakup {
 }
 
 // A fixed price without a quantity is for its least, or for one (9.11).
-[[maybe_unused]] Decimal fixed_quantity(const Decimal& quantity, const std::optional<Decimal>& least) {
+Decimal fixed_quantity(const Decimal& quantity, const std::optional<Decimal>& least) {
     return quantity.is_zero() ? least.value_or(Decimal(1)) : quantity;
 }
 
 // --- entitlements and grants (9.12) ---
 
-// What is billed of a quantity: what exceeds the limit, each day's for a daily limit.
+// After what an entitlement's limit begins anew.
+enum class Reset { period, day, month, never };
+constexpr std::array<std::pair<std::string_view, Reset>, 3> resets{{{"DAILY", Reset::day}, {"MONTHLY", Reset::month}, {"NEVER", Reset::never}}};
+
+// What is billed of a quantity: what exceeds the limit, each day's or month's where it is theirs.
 struct Entitlement {
     bool enabled = false;
     std::optional<Decimal> limit = {};  // none: everything is free
-    bool daily = false;
+    Reset reset = Reset::period;
 
     Decimal billable(const Decimal& units) const {
         if (!enabled) return units;
         return limit ? at_least_zero(units - *limit) : Decimal();
     }
-    Decimal billable(const std::vector<Decimal>& days) const {
+    Decimal billable(const std::vector<Decimal>& stretches) const {
         Decimal sum;
-        for (const auto& units : days) sum += billable(units);
+        for (const auto& units : stretches) sum += billable(units);
         return sum;
     }
 };
 
-Entitlement read_entitlement(const Node& at) { return {at.flag("is_enabled"), at.decimal("usage_limit"), at.text("usage_reset_period") == "DAILY"}; }
+// Where the limit is begun anew as often as bills are written, or by a word not known, it is the period's (billing_meter_usage.go).
+Entitlement read_entitlement(const Node& at, std::string_view billing_period) {
+    const auto word = at.text("usage_reset_period");
+    const auto row = std::find_if(resets.begin(), resets.end(), [&](const auto& each) { return each.first == word; });
+    const bool apart = row != resets.end() && word != billing_period;
+    Entitlement entitlement{at.flag("is_enabled"), {}, apart ? row->second : Reset::period};
+    if (at.find("usage_limit")) entitlement.limit = at_least(at, "usage_limit", 0);
+    return entitlement;
+}
 
-[[maybe_unused]] Decimal overage(const Decimal& usage, const Decimal& quota) { return at_least_zero(usage - quota); }
+// Units, or the money for them, that cost nothing in a time of their own.
+struct Grant {
+    bool money = false;
+    Decimal quota = {};
+    std::optional<Period> period = {};  // the bill's when absent
+
+    Decimal overage(const Decimal& used) const { return at_least_zero(used - quota); }
+};
+
+Grant read_grant(const Node& at) {
+    static constexpr std::array<std::pair<std::string_view, bool>, 2> measures{{{"quantity", false}, {"amount", true}}};
+    Grant grant{at.choice("measure", measures), at_least(at, "quota", 0), {}};
+    const auto from = at.time("start_date"), to = at.time("end_date");
+    if (from || to) grant.period = {from.value_or(Period().from), to.value_or(Period().to)};
+    if (grant.period && grant.period->from >= grant.period->to) throw Error(ErrorCode::bad_value, at.path("end_date"), "is not after start_date");
+    return grant;
+}
 
 // --- commitments (9.13 to 9.16) ---
 
@@ -9177,8 +9895,8 @@ struct Committed {
 // A commitment's quantity is worth what the price asks for it. A missing factor makes overage free.
 Commitment read_commitment(const Node& at, const Price& price) {
     const bool by_quantity = at.text("type", at.text("commitment_type")) == "quantity";
-    const auto value = at.decimal(by_quantity ? "quantity" : "amount").value_or(at.decimal("commitment_value").value_or(Decimal()));
-    return {by_quantity ? price_units(price, value).amount : value, at.decimal("overage_factor").value_or(Decimal()), at.flag("true_up_enabled")};
+    const auto value = at_least(at, by_quantity ? "quantity" : "amount", 0, at_least(at, "commitment_value", 0, 0));
+    return {by_quantity ? price_units(price, value).amount : value, at_least(at, "overage_factor", 0, 0), at.flag("true_up_enabled")};
 }
 
 Committed commit(const Commitment& commitment, const Decimal& cost) {
@@ -9190,14 +9908,29 @@ Committed commit(const Commitment& commitment, const Decimal& cost) {
     return {cost + missing, cost, {}, missing};
 }
 
-// A commitment longer than the billing period: what earlier invoices used of it is gone (9.16).
-[[maybe_unused]] Committed commit_rest(const Commitment& commitment, const Decimal& used_before, const Decimal& cost) {
+// A commitment longer than the billing period: what earlier periods used of it is gone. Its last period makes up for what is missing (9.16).
+Committed commit_rest(const Commitment& commitment, const Decimal& used_before, const Decimal& cost, bool last_period) {
     const auto within = std::min(cost, at_least_zero(commitment.amount - used_before));
     const auto overage = (cost - within) * commitment.overage_factor;
-    return {within + overage, within, overage, {}};
+    const auto missing = last_period && commitment.true_up ? at_least_zero(commitment.amount - used_before - cost) : Decimal();
+    return {within + overage + missing, within, overage, missing};
 }
 
-// Minutes of the day from which until which a price and commitment of their own hold.
+// What is missing to a commitment, of rounded money (billing_rounding_test.go:273).
+Decimal missing_to(const Decimal& commitment, const Decimal& used, Currency currency) {
+    return at_least_zero(rounded(commitment - rounded(used, currency), currency));
+}
+
+// The lines that make a cost what a commitment charges for it.
+void settle(Priced& priced, const Committed& committed) {
+    const auto beyond = at_least_zero(priced.amount - committed.utilized);
+    if (!committed.true_up.is_zero()) priced.add({.step = Step::minimum, .amount = committed.true_up});
+    if (committed.charge == priced.amount) return;
+    priced.add(
+        {.step = Step::overage, .units = beyond, .rate = divided(committed.overage - beyond, beyond), .amount = committed.charge - priced.amount});
+}
+
+// Minutes of the day, UTC, from which until which a price and commitment of their own hold.
 struct TimeBucket {
     std::string id;
     int from = 0, to = 0;
@@ -9211,12 +9944,17 @@ int read_minute(const Node& at, std::string_view field) {
     const auto text = at.required_text(field);
     if (text.size() != 5 || text[2] != ':') throw Error(ErrorCode::bad_value, at.path(field), "must be a time of day like 09:30");
     const auto hours = Decimal::parse(text.substr(0, 2)), minutes = Decimal::parse(text.substr(3));
-    if (!hours || !minutes || *hours > 24 || *minutes > 59) throw Error(ErrorCode::bad_value, at.path(field), "must be a time of day like 09:30");
+    if (!hours || !minutes || *hours > 24 || *minutes > 59 || hours->is_negative() || minutes->is_negative() || hours->scale() + minutes->scale() > 0)
+        throw Error(ErrorCode::bad_value, at.path(field), "must be a time of day like 09:30");
     return static_cast<int>(hours->to_int64().value() * 60 + minutes->to_int64().value());
 }
 
-[[maybe_unused]] TimeBucket read_time_bucket(const Node& at) {
+// Its price may stand in it, or be one of the catalogue's.
+TimeBucket read_time_bucket(const Node& at, const std::map<std::string, Price>& known = {}) {
     TimeBucket bucket{at.text("id"), read_minute(at, "start"), read_minute(at, "end"), {}, {}};
+    if (bucket.from >= bucket.to) throw Error(ErrorCode::bad_value, at.path("end"), "is not after start");
+    const auto listed = known.find(at.text("price_id"));
+    if (listed != known.end()) bucket.price = listed->second;
     if (at.find("price")) bucket.price = read_price(at.object("price"));
     bucket.commitment = read_commitment(at, bucket.price);
     return bucket;
@@ -9224,8 +9962,10 @@ int read_minute(const Node& at, std::string_view field) {
 
 // One window of a windowed commitment; without a known start no time bucket holds it.
 struct Window {
-    std::optional<int> minute;
+    std::optional<Timestamp> start;
     Decimal units;
+
+    int minute() const { return static_cast<int>((start->micros() - midnight(date_of(*start)).micros()) / micros_per_minute); }
 };
 
 struct WindowedPrice {
@@ -9234,8 +9974,8 @@ struct WindowedPrice {
     std::vector<TimeBucket> buckets;
 
     const TimeBucket* bucket_of(const Window& window) const {
-        if (!window.minute) return nullptr;
-        const auto found = std::find_if(buckets.begin(), buckets.end(), [&](const TimeBucket& bucket) { return bucket.holds(*window.minute); });
+        if (!window.start) return nullptr;
+        const auto found = std::find_if(buckets.begin(), buckets.end(), [&](const TimeBucket& bucket) { return bucket.holds(window.minute()); });
         return found == buckets.end() ? nullptr : &*found;
     }
 
@@ -9245,7 +9985,39 @@ struct WindowedPrice {
         const auto cost = price_units(price, window.units).amount;
         return commitment ? commit(*commitment, cost) : Committed{cost, cost, {}, {}};
     }
+
+    // Whether a window without events has something to make up for.
+    bool fills(const Window& window) const {
+        const auto* bucket = bucket_of(window);
+        return bucket ? bucket->commitment.true_up : commitment && commitment->true_up;
+    }
+
+    // The windows in order, and between them the empty ones of the grid that are charged all the same.
+    std::vector<Window> filled(std::vector<Window> windows, const BinGrid& grid) const {
+        std::set<Timestamp> known;
+        for (const auto& window : windows) known.insert(window.start.value_or(Timestamp()));
+        for (std::int64_t i = 0; i < grid.count(); ++i) {
+            const Window empty{grid.start(i), {}};
+            if (!known.contains(*empty.start) && fills(empty)) windows.push_back(empty);
+        }
+        std::stable_sort(windows.begin(), windows.end(), [](const Window& a, const Window& b) { return a.start < b.start; });
+        return windows;
+    }
 };
+
+// Every window under its commitment.
+Priced price_windows(const WindowedPrice& terms, const std::vector<Window>& windows, Committed& committed) {
+    Priced sum;
+    for (const auto& window : windows) {
+        const auto* bucket = terms.bucket_of(window);
+        auto priced = price_units(bucket ? bucket->price : terms.price, window.units);
+        const auto charge = terms.charge(window);
+        settle(priced, charge);
+        committed += charge;
+        for (auto& line : priced.lines) sum.add(std::move(line));
+    }
+    return sum;
+}
 
 // --- discounts (9.17) ---
 
@@ -9257,7 +10029,7 @@ Decimal percentage_discount(const Decimal& price, const Decimal& percentage, Cur
 }
 
 // One after the other, each on what the one before left.
-[[maybe_unused]] Decimal compound_discount(const Decimal& price, const std::vector<Decimal>& percentages, Currency currency) {
+Decimal compound_discount(const Decimal& price, const std::vector<Decimal>& percentages, Currency currency) {
     auto left = price;
     for (const auto& percentage : percentages) left -= percentage_discount(left, percentage, currency);
     return price - left;
@@ -9312,12 +10084,17 @@ Decimal exact_amount(const Decimal& unit_amount, double units) {
     return -exponent > negligible ? Decimal() : Decimal::divide(product, power_of_two(-exponent), 0, Rounding::half_up);
 }
 
+// Polar's numbers are doubles, added and divided as such.
+Decimal double_sum(const Decimal& a, const Decimal& b) { return Decimal::from_double(a.to_double() + b.to_double()); }
+Decimal double_quotient(const Decimal& a, const Decimal& b) { return Decimal::from_double(a.to_double() / b.to_double()); }
+
 // Units beyond credits at the price, rounded, then capped.
-Priced price_units(const MeteredPrice& price, double consumed, std::int64_t credited) {
-    const double units = std::max(0.0, consumed - static_cast<double>(credited));
+Priced price_units(const MeteredPrice& price, const Decimal& consumed, const Decimal& credited) {
+    const Decimal units = at_least_zero(double_sum(consumed, -credited));
     Priced priced;
-    priced.add(units_line(Decimal::from_double(units), price.unit_amount));
-    round_to(priced, exact_amount(price.unit_amount, units));
+    if (!credited.is_zero()) priced.add(free_line(at_least_zero(std::min(consumed, credited))));
+    priced.add(units_line(units, price.unit_amount));
+    round_to(priced, exact_amount(price.unit_amount, units.to_double()));
     if (price.cap) lower_to(priced, *price.cap);
     return priced;
 }
@@ -9351,43 +10128,38 @@ std::string money(const Decimal& cents, const std::string& code) {
     return symbol + grouped(amount.to_fixed(std::max(currency.decimals, amount.scale())));
 }
 
-[[maybe_unused]] std::string label(const MeteredPrice& price, double consumed, const Priced& priced) {
-    auto text = "(" + grouped(Decimal::from_double(consumed).round(3, Rounding::half_even).to_string()) + " consumed units) \u00d7 " +
-                money(price.unit_amount, price.currency);
+std::string label(const MeteredPrice& price, const Decimal& consumed, const Priced& priced) {
+    auto text =
+        "(" + grouped(consumed.round(3, Rounding::half_even).to_string()) + " consumed units) \u00d7 " + money(price.unit_amount, price.currency);
     if (priced.lines.back().step == FeeLine::Step::maximum) text += " \u2014 Capped at " + money(*price.cap, price.currency);
     return text;
 }
 
-// --- a billing run (10.5) ---
+// --- functions of meters (7) ---
 
-enum class Function { count, sum, max, min, avg, unique };
-constexpr std::array<std::pair<std::string_view, Function>, 6> functions{{{"count", Function::count},
-                                                                          {"sum", Function::sum},
-                                                                          {"max", Function::max},
-                                                                          {"min", Function::min},
-                                                                          {"avg", Function::avg},
-                                                                          {"unique", Function::unique}}};
+constexpr std::array<std::pair<std::string_view, Aggregation>, 6> functions{{{"count", Aggregation::count},
+                                                                             {"sum", Aggregation::sum},
+                                                                             {"max", Aggregation::max},
+                                                                             {"min", Aggregation::min},
+                                                                             {"avg", Aggregation::average},
+                                                                             {"unique", Aggregation::unique_count}}};
 
-// Sums and counts can be split between prices; the other functions hold over all entries only.
-bool is_summable(Function function) { return function == Function::count || function == Function::sum; }
+// Sums and counts may be added up.
+bool is_summable(Aggregation function) { return function == Aggregation::count || function == Aggregation::sum; }
 
-// Over user events; doubles, added in order, as Polar does.
-[[maybe_unused]] double aggregated(Function function, const std::vector<double>& values) {
-    if (function == Function::count) return static_cast<double>(values.size());
-    if (function == Function::unique) return static_cast<double>(std::unordered_set<double>(values.begin(), values.end()).size());
-    if (values.empty()) return 0;
-    if (function == Function::max) return *std::max_element(values.begin(), values.end());
-    if (function == Function::min) return *std::min_element(values.begin(), values.end());
-    double sum = 0;
-    for (const double value : values) sum += value;
-    return function == Function::avg ? sum / static_cast<double>(values.size()) : sum;
+bool is_function(Aggregation function) {
+    return std::any_of(functions.begin(), functions.end(), [&](const auto& row) { return row.second == function; });
 }
 
-// Credits in the order they came; what is taken away never leaves less than none.
-[[maybe_unused]] std::int64_t credited_units(const std::vector<std::int64_t>& credits) {
-    std::int64_t sum = 0;
-    for (const auto units : credits) sum = std::max<std::int64_t>(0, sum + units);
-    return sum;
+// Of values that meters have come to; 0 of none.
+Decimal folded(Aggregation function, const std::vector<Decimal>& values) {
+    if (function == Aggregation::count) return values.size();
+    if (function == Aggregation::unique_count) return std::set<Decimal>(values.begin(), values.end()).size();
+    if (values.empty()) return {};
+    if (function == Aggregation::max) return *std::max_element(values.begin(), values.end());
+    if (function == Aggregation::min) return *std::min_element(values.begin(), values.end());
+    const Decimal sum = std::accumulate(values.begin(), values.end(), Decimal(), double_sum);
+    return function == Aggregation::average ? double_quotient(sum, values.size()) : sum;
 }
 
 // --- tiers of seats and units (11) ---
@@ -9398,7 +10170,7 @@ struct Tiers {
 };
 
 // Sorted by bound, the open tier last. Problems carry pydantic's words.
-[[maybe_unused]] Tiers read_tiers(const Node& at, Problems& problems) {
+Tiers read_tiers(const Node& at, Problems& problems) {
     static constexpr std::array<std::pair<std::string_view, bool>, 2> types{{{"volume", true}, {"graduated", false}}};
     Tiers result{at.choice("type", types, "volume"), {}};
     for (const auto& each : at.list("tiers")) {
@@ -9420,7 +10192,7 @@ struct Tiers {
 }
 
 // Bounds are the last quantity included. A volume needs a tier that holds it; graduated units past the last bound are free.
-[[maybe_unused]] Priced price_tiers(const Tiers& tiers, const Decimal& quantity) {
+Priced price_tiers(const Tiers& tiers, const Decimal& quantity) {
     if (quantity.is_negative()) throw Error(ErrorCode::bad_value, "quantity", "negative");
     if (quantity.is_zero()) return {};
     if (!tiers.volume) return graduated(tiers.tiers, quantity);
@@ -9460,7 +10232,7 @@ struct Item {
 
 // The limits of tiers are in total units to users and beyond the included ones inside (7.2); "inf" stays.
 Decimal internal_limit(const Decimal& limit, const Decimal& included) { return limit > 0 ? limit - included : limit; }
-[[maybe_unused]] Decimal user_limit(const Decimal& limit, const Decimal& included) { return limit > 0 ? limit + included : limit; }
+Decimal user_limit(const Decimal& limit, const Decimal& included) { return limit > 0 ? limit + included : limit; }
 
 std::optional<Decimal> read_limit(const Node& at) {
     const auto found = at.find("to");
@@ -9498,6 +10270,14 @@ Item read_item(const Node& at, bool limits_include_included, const std::string& 
     }
     if (const auto amount = amounts.decimal("amount"); amount && item.tiers.empty()) add_tier(item, {}, *amount, {});
     return item;
+}
+
+// Limits as users write them.
+void show_limits(std::vector<FeeLine>& lines, const Decimal& included) {
+    for (auto& line : lines) {
+        if (line.from) line.from = user_limit(*line.from, included);
+        if (line.to) line.to = user_limit(*line.to, included);
+    }
 }
 
 // To 10 decimals, and with the quantity's sign: a negative quantity gives back what the positive one costs.
@@ -9542,7 +10322,9 @@ Priced price_quantity(const Item& item, const Decimal& included, const Decimal& 
     if (item.tiers.empty()) throw Error(ErrorCode::bad_value, "usage_tiers", "usage_tiers_required");
     const bool negative = quantity.is_negative() && allow_negative;
     const auto units = whole_units(negative ? quantity.abs() : at_least_zero(quantity), item.billing_units);
-    return finished(item.volume ? price_volume(item, included, units) : price_graduated(item, units), negative);
+    auto priced = item.volume ? price_volume(item, included, units) : price_graduated(item, units);
+    show_limits(priced.lines, item.included);
+    return finished(std::move(priced), negative);
 }
 
 // --- prepaid and usage-based items (7.6) ---
@@ -9711,6 +10493,13 @@ struct MeteredBook final : Book::Impl {
     std::vector<MeteredItem> items;
 
     bool serves(const std::string&, const std::string& customer) const override { return !customer.empty(); }
+    std::vector<std::string> charge_names(const std::string& metric) const override {
+        std::vector<std::string> names;
+        for (const auto& item : items) {
+            if (item.metric.code == metric) names.push_back(item.charge);
+        }
+        return names;
+    }
     Fees usage(const UsageQuery& query, Timestamp now, UsageSource& usage) const override;
     Fees estimate_fees(const Event& event, Timestamp now, UsageSource& usage) const override;
     Fee price(std::string_view charge, const Decimal& units, std::int64_t events) const override;
@@ -9788,121 +10577,962 @@ Fee MeteredBook::price(std::string_view charge, const Decimal& units, std::int64
     throw Error(ErrorCode::not_found, "charge", "charge_not_found");
 }
 
-void check_items(const MeteredBook& book, const Node& root) {
-    if (book.items.empty()) root.refuse("has no price by usage");
-    for (const auto& item : book.items) {
-        if (item.currency_code != book.items.front().currency_code) root.refuse("has prices in several currencies");
-    }
-}
-
-std::string number_text(const Event& event, const std::string& property) { return property_text(event.properties, property).value_or(""); }
-
 // --- FlexPrice: the book of prices and meters ---
 
 namespace flexprice {
 
+// --- values and filters (4.8, 6.2, 6.3) ---
+
+constexpr std::array<Meeting, 3> as_text{Meeting::text, Meeting::text, Meeting::text}, as_empty{Meeting::empty, Meeting::empty, Meeting::empty},
+    not_at_all{Meeting::never, Meeting::never, Meeting::never};
+
+// A number as Go's %v writes it: of a float64, from a million up and below a ten-thousandth with an exponent (6.3).
+std::string go_text(const Decimal& number) {
+    const Decimal rounded = Decimal::from_double(number.to_double());
+    std::string digits = (rounded.abs() * Decimal("1e" + std::to_string(rounded.scale()))).to_string();
+    const int exponent = static_cast<int>(digits.size()) - 1 - rounded.scale();
+    if (rounded.is_zero() || (exponent >= -4 && exponent < 6)) return rounded.to_string();
+    while (digits.size() > 1 && digits.back() == '0') digits.pop_back();
+    if (digits.size() > 1) digits.insert(1, ".");
+    const std::string places = std::to_string(std::abs(exponent));
+    return (rounded.is_negative() ? "-" : "") + digits + (exponent < 0 ? "e-" : "e+") + (places.size() < 2 ? "0" : "") + places;
+}
+
+// Property filters of a question read a missing property as "" (4.8); those of a meter do not.
+constexpr Coercion property_filter{.missing = {as_empty, as_empty},
+                                   .boolean = {as_text, as_text},
+                                   .number = {as_text, as_text},
+                                   .text = {as_text, as_text},
+                                   .structure = {as_text, as_text}};
+constexpr Coercion meter_filter{.missing = {not_at_all, not_at_all},
+                                .boolean = {as_text, as_text},
+                                .number = {as_text, as_text},
+                                .text = {as_text, as_text},
+                                .structure = {as_text, as_text},
+                                .stored_number = go_text};
+
+// Of the table meter_usage: dossier 6.2, 6.8; a meter's own windows 5.4, 5.5.
+constexpr Rules metered_rules{.name = "flexprice",
+                              .filter = {.properties = &meter_filter},
+                              .asked_filter = FilterRules{.properties = &property_filter},
+                              .numbers = {.text = NumberRules::Text::number, .zero = true, .missing = {}, .not_negative = true, .decimals = 15},
+                              .groups = Blank::text,
+                              .values = Blank::missing,
+                              .values_in_parts = Blank::text,
+                              .not_negative = true,
+                              .multiplied_each = true,
+                              .whole_seconds = true,
+                              .weighting = Weighting::none,
+                              .carrying = Carrying::added,
+                              .week_start = std::chrono::Sunday,
+                              .month_end = MonthEnd::overflow};
+
+// --- meters ---
+
+constexpr std::array<std::pair<std::string_view, Aggregation>, 8> aggregations{{{"COUNT", Aggregation::count},
+                                                                                {"SUM", Aggregation::sum},
+                                                                                {"AVG", Aggregation::average},
+                                                                                {"MAX", Aggregation::max},
+                                                                                {"LATEST", Aggregation::latest},
+                                                                                {"WEIGHTED_SUM", Aggregation::weighted_sum},
+                                                                                {"COUNT_UNIQUE", Aggregation::unique_count},
+                                                                                {"SUM_WITH_MULTIPLIER", Aggregation::sum}}};
+
 struct Meter {
-    std::string id, event, field;
+    std::string id;
     Metric metric;
-    Decimal multiplier = 1;
-    std::vector<std::pair<std::string, std::vector<std::string>>> filters;
 };
 
-constexpr std::array<std::pair<std::string_view, Aggregation>, 4> aggregations{{{"COUNT", Aggregation::count},
-                                                                                {"SUM", Aggregation::sum},
-                                                                                {"SUM_WITH_MULTIPLIER", Aggregation::sum},
-                                                                                {"COUNT_UNIQUE", Aggregation::unique_count}}};
+// Buckets: of MAX and SUM only, with groups of MAX only (5.13).
+void read_buckets(const Node& aggregation, Metric& metric) {
+    if (aggregation.text("bucket_size").empty()) return;
+    const auto type = aggregation.text("type");
+    if (type != "MAX" && type != "SUM") throw Error(ErrorCode::bad_value, aggregation.path("bucket_size"), "is for MAX and SUM only");
+    metric.bucket = aggregation.choice("bucket_size", window_sizes);
+    const auto group = aggregation.text("group_by");
+    if (group.empty()) return;
+    if (type != "MAX") throw Error(ErrorCode::bad_value, aggregation.path("group_by"), "is for MAX only");
+    metric.bucket_group = property_field(group);
+}
 
 Meter read_meter(const Node& at) {
-    Meter meter{at.required_text("id"), at.required_text("event_name"), {}, {}, 1, {}};
+    static constexpr std::array<std::pair<std::string_view, bool>, 3> carried{{{"", false}, {"BILLING_PERIOD", false}, {"NEVER", true}}};
     const auto aggregation = at.object("aggregation");
-    meter.metric = {
-        .code = "flexprice:" + meter.id, .event = meter.event, .aggregation = aggregation.choice("type", aggregations), .property = {}, .filter = {}};
-    if (meter.metric.aggregation != Aggregation::count) {
-        meter.field = aggregation.required_text("field");
-        meter.metric.property = property_field(meter.field);
+    Meter meter{at.required_text("id"), {.event = at.required_text("event_name"), .rules = "flexprice"}};
+    auto& metric = meter.metric;
+    metric.code = "flexprice:" + meter.id;
+    metric.aggregation = aggregation.choice("type", aggregations);
+    if (!aggregation.text("expression").empty())
+        throw Error(ErrorCode::unsupported, aggregation.path("expression"), "expressions are not evaluated here");
+    if (metric.aggregation != Aggregation::count) metric.property = property_field(aggregation.required_text("field"));
+    if (aggregation.text("type") == "SUM_WITH_MULTIPLIER") {
+        metric.multiplier = aggregation.decimal("multiplier").value_or(Decimal());
+        if (*metric.multiplier <= 0) throw Error(ErrorCode::bad_value, aggregation.path("multiplier"), "must be above 0");
     }
-    if (!aggregation.text("bucket_size").empty())
-        throw Error(ErrorCode::unsupported, aggregation.path("bucket_size"), "bucketed meters are not measured here");
-    if (aggregation.text("type") == "SUM_WITH_MULTIPLIER") meter.multiplier = aggregation.decimal("multiplier").value_or(Decimal(1));
-    if (meter.multiplier <= 0) throw Error(ErrorCode::bad_value, aggregation.path("multiplier"), "must be above 0");
+    read_buckets(aggregation, metric);
+    metric.recurring = at.choice("reset_usage", carried);
     for (const auto& filter : at.list("filters")) {
-        const auto key = filter.required_text("key");
         const auto values = filter.texts("values");
         if (values.empty()) throw Error(ErrorCode::bad_value, filter.path("values"), "must not be empty");
-        meter.filters.emplace_back(key, values);
-        meter.metric.filter.parts.push_back(Filter::where(property_field(key), Operator::in, json(values)));
+        metric.filter.parts.push_back(Filter::where(property_field(filter.required_text("key")), Operator::in, json(values)));
     }
     return meter;
 }
 
-bool measures(const Meter& meter, const Event& event) {
-    return event.name == meter.event && std::all_of(meter.filters.begin(), meter.filters.end(), [&](const auto& filter) {
-               const auto value = property_text(event.properties, filter.first);
-               return value && std::find(filter.second.begin(), filter.second.end(), *value) != filter.second.end();
-           });
+// A percentage off, for a time.
+struct Coupon {
+    Decimal percentage = {};
+    Period active = {};
+};
+
+// A usage price on the terms of one subscription.
+struct Item {
+    std::string id = {}, charge = {};
+    Metric metric = {};
+    WindowedPrice terms = {};
+    bool windowed = false;  // the commitment is for each bucket
+    Entitlement entitlement = {};
+    std::vector<Grant> grants = {};
+    Period active = {};
+    std::vector<Coupon> coupons = {};
+
+    const Price& price() const { return terms.price; }
+    bool bucketed() const { return metric.bucket != Bin::none; }
+    bool commits() const { return terms.commitment || !terms.buckets.empty(); }
+};
+
+struct Subscription {
+    std::string id = {}, customer = {};
+    Period active = {};
+    Stride cycle{1, 0};
+    std::optional<Timestamp> anchor = {};  // without one bills are for calendar months, weeks from the first day of 1970, ...
+    std::vector<Item> items = {};
+    std::optional<Commitment> commitment = {};  // over all items (9.15)
+    std::optional<Stride> commitment_cycle = {};
+    bool starts = true;  // its events have a price from the beginning (7.3): not of one that is paused or cancelled
+    std::vector<Coupon> coupons = {};
+
+    Period period(Timestamp now) const { return overlap(Cycle(cycle, anchor.value_or(Timestamp()).micros(), Zone({})).around(now), active); }
+};
+
+// --- what is billed of a meter ---
+
+// What came together in one bucket, day or month, or in all of a period: a sum for an average.
+struct Part {
+    std::optional<Timestamp> start = {};  // of a bucket, day or month
+    Group group = {};
+    Decimal number = {};
+    std::int64_t events = 0;
+};
+
+// A meter over its period alone, to be measured part by part.
+Metric part_metric(Metric metric) {
+    metric.recurring = false;
+    metric.bucket = Bin::none;
+    metric.bucket_group.clear();
+    if (metric.aggregation == Aggregation::average) metric.aggregation = Aggregation::sum;
+    return metric;
 }
 
-// A negative total counts as none (5.10).
-Decimal counted(const Meter& meter, const AggregateQuery& query, UsageSource& usage) {
-    return at_least_zero(usage.measure(meter.metric, query).front().value * meter.multiplier);
+std::vector<Part> parts_of(const Metric& metric, AggregateQuery query, Bin bin, UsageSource& usage) {
+    query.bin = bin;
+    query.week_start = std::chrono::Sunday;
+    if (bin == metric.bucket && !metric.bucket_group.empty()) query.group_by.push_back(metric.bucket_group);
+    std::vector<Part> parts;
+    for (const auto& row : usage.measure(part_metric(metric), query)) parts.push_back({row.bin, row.group, row.value, row.events});
+    return parts;
 }
 
-std::optional<Decimal> step_of(const Meter& meter, const Event& event, AggregateQuery query, UsageSource& usage) {
-    if (!measures(meter, event)) return {};
-    if (meter.metric.aggregation == Aggregation::count) return Decimal(1);
-    if (meter.metric.aggregation == Aggregation::sum) return Decimal::parse(number_text(event, meter.field)).value_or(Decimal()) * meter.multiplier;
-    query.filter = Filter::all({query.filter, Filter::equals(property_field(meter.field), number_text(event, meter.field))});
-    return usage.measure(meter.metric, query).front().value > 0 ? Decimal() : Decimal(1);
+Decimal value_of(const Metric& metric, const Part& part) {
+    if (metric.aggregation != Aggregation::average) return part.number;
+    return part.events == 0 ? Decimal() : exact_share(part.number, part.events);
 }
 
-// What is left after the entitlement, priced, under the item's own commitment.
-Priced charge(const Price& price, const Entitlement& entitlement, const std::optional<Commitment>& commitment, const Decimal& units) {
-    const auto billable = entitlement.billable(units);
-    auto priced = price_units(price, billable);
-    if (billable != units) priced.lines.insert(priced.lines.begin(), free_line(units - billable));
-    if (!commitment) return priced;
-    const auto committed = commit(*commitment, priced.amount);
-    raise_to(priced, committed.charge);
-    lower_to(priced, committed.charge);
+std::vector<Decimal> values_of(const Metric& metric, const std::vector<Part>& parts) {
+    std::vector<Decimal> values;
+    for (const auto& part : parts) values.push_back(value_of(metric, part));
+    return values;
+}
+
+// Everything that the bill of an item depends on.
+struct Use {
+    AggregateQuery query;                                      // whose, and when
+    std::vector<Part> parts;                                   // buckets, or the whole
+    std::vector<Part> stretches;                               // days or months of an entitlement of its own
+    Decimal before;                                            // NEVER: what came before the period in the subscription; the parts are all since then
+    std::vector<std::pair<Period, std::vector<Part>>> grants;  // what was used in the time of each grant
+};
+
+Bin stretch_of(Reset reset) { return reset == Reset::day ? Bin::day : reset == Reset::month ? Bin::month : Bin::none; }
+
+Use measure(const Item& item, const Subscription& subscription, const AggregateQuery& query, UsageSource& usage) {
+    const auto over = [&](const Period& period) {
+        auto asked = query;
+        asked.period = period;
+        return asked;
+    };
+    Use use{query, parts_of(item.metric, query, item.metric.bucket, usage), {}, {}, {}};
+    for (const auto& grant : item.grants) {
+        const auto period = grant.period.value_or(query.period);
+        use.grants.emplace_back(period, parts_of(item.metric, over(period), Bin::none, usage));
+    }
+    if (!item.entitlement.enabled || item.bucketed()) return use;
+    const auto stretch = stretch_of(item.entitlement.reset);
+    if (stretch != Bin::none) use.stretches = parts_of(item.metric, query, stretch, usage);
+    if (item.entitlement.reset == Reset::never) {
+        use.before = total(values_of(item.metric, parts_of(item.metric, over({subscription.active.from, query.period.from}), Bin::none, usage)));
+        use.stretches = parts_of(item.metric, over({subscription.active.from, query.period.to}), Bin::none, usage);
+    }
+    return use;
+}
+
+Decimal billable(const Item& item, const Use& use) {
+    const auto units = total(values_of(item.metric, use.parts));
+    if (!item.entitlement.enabled || item.entitlement.reset == Reset::period || item.bucketed()) return item.entitlement.billable(units);
+    const auto values = values_of(item.metric, use.stretches);
+    return item.entitlement.reset == Reset::never ? item.entitlement.billable(total(values) - use.before) : item.entitlement.billable(values);
+}
+
+// What grants leave: of units, or money in place of them.
+Priced price_grants(const Item& item, const Use& use) {
+    Decimal units, money;
+    for (std::size_t i = 0; i < item.grants.size(); ++i) {
+        const auto used = total(values_of(item.metric, use.grants.at(i).second));
+        if (item.grants[i].money) money += item.grants[i].overage(price_units(item.price(), used).amount);
+        if (!item.grants[i].money) units += item.grants[i].overage(used);
+    }
+    auto priced = price_units(item.price(), units);
+    if (!money.is_zero()) priced.add({.step = Step::overage, .units = money, .rate = 1, .amount = money});
     return priced;
 }
 
-MeteredItem read_usage_price(const Node& at, const std::vector<Meter>& meters) {
+// Before commitments. What is left of buckets by an entitlement is priced as one quantity (billing_meter_usage.go).
+Priced price_use(const Item& item, const Use& use) {
+    if (!item.grants.empty()) return price_grants(item, use);
+    const auto values = values_of(item.metric, use.parts);
+    const auto units = total(values), left = billable(item, use);
+    if (left == units) return item.bucketed() ? price_buckets(item.price(), values) : price_units(item.price(), units);
+    auto priced = price_units(item.price(), left);
+    priced.lines.insert(priced.lines.begin(), free_line(units - left));
+    return priced;
+}
+
+// The windows up to now that a commitment is for (9.14).
+std::vector<Window> windows_of(const Item& item, const Use& use, Timestamp now) {
+    std::vector<Window> windows;
+    for (const auto& part : use.parts) windows.push_back({part.start, value_of(item.metric, part)});
+    const Period elapsed{use.query.period.from, std::min(use.query.period.to, now)};
+    if (elapsed.from >= elapsed.to || elapsed.from == Period().from) return windows;
+    auto options = commitment_windows(item.metric.bucket, elapsed, use.query.billing_anchor);
+    options.time_zone = use.query.time_zone;
+    return item.terms.filled(std::move(windows), BinGrid(elapsed, options));
+}
+
+Priced commit_use(const Item& item, const Use& use, Priced priced, Timestamp now, Committed& committed) {
+    if (!item.commits()) return priced;
+    if (item.windowed) return price_windows(item.terms, windows_of(item, use, now), committed);
+    if (!item.terms.commitment) return priced;
+    committed = commit(*item.terms.commitment, priced.amount);
+    settle(priced, committed);
+    return priced;
+}
+
+// --- one event more ---
+
+std::string_view property_of(const Metric& metric) { return std::string_view(metric.property).substr(property_field("").size()); }
+
+bool measures(const Metric& metric, const Event& event) {
+    return event.name == metric.event && std::all_of(metric.filter.parts.begin(), metric.filter.parts.end(), [&](const Filter& clause) {
+               std::string keep;
+               const auto path = std::string_view(clause.field).substr(property_field("").size());
+               return meets(meter_filter, make_clause(clause), scalar_at(event.properties, path, keep));
+           });
+}
+
+// What metering notes of the event (6.2).
+Decimal quantity_of(const Metric& metric, const Event& event) {
+    if (metric.aggregation == Aggregation::count) return 1;
+    std::string keep;
+    const auto value = scalar_at(event.properties, property_of(metric), keep);
+    if (metric.aggregation == Aggregation::unique_count) return scalar_text(value).empty() ? 0 : 1;
+    const auto number = scalar_number(value).value_or(Decimal()) * metric.multiplier.value_or(Decimal(1));
+    return at_least_zero(number.round(15, Rounding::down));
+}
+
+// Of a unique count: nothing when the value is there already.
+Decimal step_of(const Metric& metric, const Event& event, AggregateQuery query, UsageSource& usage) {
+    const auto quantity = quantity_of(metric, event);
+    if (metric.aggregation != Aggregation::unique_count || quantity.is_zero()) return quantity;
+    std::string keep;
+    const auto text = scalar_text(scalar_at(event.properties, property_of(metric), keep));
+    query.filter = Filter::all({query.filter, Filter::equals(metric.property, text)});
+    return usage.measure(part_metric(metric), query).front().value > 0 ? Decimal() : quantity;
+}
+
+// Adds the event to the part it falls into, now.
+void add_event(const Metric& metric, const Event& event, AggregateQuery query, Bin bin, Timestamp now, UsageSource& usage, std::vector<Part>& parts) {
+    Group group;
+    if (bin == metric.bucket && !metric.bucket_group.empty()) {
+        std::string keep;
+        group.emplace_back(scalar_text(scalar_at(event.properties, std::string_view(metric.bucket_group).substr(property_field("").size()), keep)));
+    }
+    std::optional<Timestamp> start;
+    if (bin != Bin::none) {
+        query.bin = bin;
+        query.week_start = std::chrono::Sunday;
+        const auto stretch = Bins(bins_of(query, metered_rules)).around(now);
+        start = stretch.from;
+        query.bin = Bin::none;
+        query.period = overlap(query.period, stretch);
+    }
+    const auto found = std::find_if(parts.begin(), parts.end(), [&](const Part& part) { return part.start == start && part.group == group; });
+    Part& part = found == parts.end() ? parts.emplace_back(Part{start, group, {}, 0}) : *found;
+    const auto step = step_of(metric, event, query, usage);
+    ++part.events;
+    if (metric.aggregation == Aggregation::latest)
+        part.number = step;
+    else if (metric.aggregation == Aggregation::max)
+        part.number = std::max(part.number, step);
+    else
+        part.number += step;
+}
+
+void add_event(const Item& item, const Subscription& subscription, const Event& event, Timestamp now, UsageSource& usage, Use& use) {
+    add_event(item.metric, event, use.query, item.metric.bucket, now, usage, use.parts);
+    auto query = use.query;
+    for (auto& [period, parts] : use.grants) {
+        query.period = period;
+        if (period.contains(now)) add_event(item.metric, event, query, Bin::none, now, usage, parts);
+    }
+    if (!item.entitlement.enabled || item.bucketed() || item.entitlement.reset == Reset::period) return;
+    query.period = {item.entitlement.reset == Reset::never ? subscription.active.from : use.query.period.from, use.query.period.to};
+    add_event(item.metric, event, query, stretch_of(item.entitlement.reset), now, usage, use.stretches);
+}
+
+// --- the catalogue ---
+
+struct Fixed {
+    std::string charge;
+    Price price;
+    std::optional<Decimal> least;
+};
+
+struct Catalogue final : Book::Impl {
+    std::vector<Item> items;  // of the prices as they stand in the catalogue
+    std::vector<Fixed> fixed;
+    std::vector<Subscription> subscriptions;
+    bool lists_subscriptions = false;
+    std::string currency_code;
+    Currency currency = {};
+
+    bool serves(const std::string& subscription, const std::string& customer) const override {
+        return lists_subscriptions ? !chosen(subscription, customer).empty() : !customer.empty();
+    }
+    Period period_around(const UsageQuery& query, Timestamp at) const override {
+        const auto list = chosen(query.subscription, query.customer);
+        return list.empty() ? this_month(at) : list.front().period(at);
+    }
+    std::vector<std::string> subscriptions_of(const UsageQuery& query, Timestamp) const override {
+        std::vector<std::string> ids;
+        for (const auto& each : chosen(query.subscription, query.customer)) ids.push_back(each.id);
+        return ids;
+    }
+    Fees usage(const UsageQuery& query, Timestamp now, UsageSource& usage) const override;
+    Fees estimate_fees(const Event& event, Timestamp now, UsageSource& usage) const override;
+    Fees estimate_instant_fees(const Event& event, Timestamp now) const override;
+    Fee price(std::string_view charge, const Decimal& units, std::int64_t events) const override;
+    std::vector<std::optional<Decimal>> event_costs(std::span<const std::optional<Event>> events) const override;
+    std::optional<std::vector<AnalyticsItem>> analytics(const Metric& metric, const AnalyticsQuery& query, Timestamp now,
+                                                        UsageSource& usage) const override;
+
+    // Those of the customer, or the one; without a list one that never began and never ends.
+    std::vector<Subscription> chosen(const std::string& subscription, const std::string& customer) const {
+        std::vector<Subscription> list;
+        for (const auto& each : subscriptions) {
+            const bool named = subscription.empty() || each.id == subscription;
+            if (named && (customer.empty() || each.customer == customer) && !(subscription.empty() && customer.empty())) list.push_back(each);
+        }
+        if (!lists_subscriptions && !customer.empty()) list.push_back({.id = subscription, .customer = customer, .items = items});
+        return list;
+    }
+};
+
+Fee fee_of(const Catalogue& book, const std::string& charge, const std::string& metric, const Decimal& units, Priced priced) {
+    Fee fee;
+    fee.charge = charge;
+    fee.metric = metric;
+    fee.currency = book.currency_code;
+    fee.units = units;
+    fee.amount = priced.amount;
+    fee.amount_cents = to_cents(priced.amount, book.currency);
+    fee.unit_amount = quotient(priced.amount, units);
+    fee.lines = std::move(priced.lines);
+    return fee;
+}
+
+Fees sum_up(const Catalogue& book, std::vector<Fee> list) {
+    Fees fees{.fees = std::move(list), .currency = book.currency_code, .subunits = book.currency.subunits, .amount_cents = {}};
+    for (const auto& fee : fees.fees) fees.amount_cents += fee.amount_cents;
+    return fees;
+}
+
+// Events of a customer are used by all subscriptions it has; the events name none (dossier 6.5).
+AggregateQuery query_of(const Catalogue& book, const Subscription& subscription, const Item& item, const Period& period) {
+    AggregateQuery query;
+    query.customer = subscription.customer;
+    if (!book.lists_subscriptions) query.subscription = subscription.id;
+    query.period = overlap(period, item.active);
+    query.billing_anchor = subscription.anchor;
+    return query;
+}
+
+json commitment_json(const Item& item, const Committed& committed) {
+    if (!item.commits()) return nullptr;
+    const auto of_item = item.terms.commitment.value_or(Commitment());
+    return {{"commitment_info",
+             {{"amount", of_item.amount.to_string()},
+              {"overage_factor", of_item.overage_factor.to_string()},
+              {"true_up_enabled", of_item.true_up},
+              {"is_windowed", item.windowed},
+              {"computed_commitment_utilized_amount", committed.utilized.to_string()},
+              {"computed_overage_amount", committed.overage.to_string()},
+              {"computed_true_up_amount", committed.true_up.to_string()}}}};
+}
+
+std::int64_t events_of(const std::vector<Part>& parts) {
+    std::int64_t events = 0;
+    for (const auto& part : parts) events += part.events;
+    return events;
+}
+
+// A line of a bill: rounded to the currency before its commitment, and after (9.9).
+Fee line_of(const Catalogue& book, const Subscription& subscription, const Item& item, const Use& use, Priced priced, Timestamp now, bool commits) {
+    Committed committed;
+    round_to(priced, rounded(priced.amount, book.currency));
+    if (commits) {
+        priced = commit_use(item, use, std::move(priced), now, committed);
+        round_to(priced, rounded(priced.amount, book.currency));
+    }
+    auto fee = fee_of(book, item.charge, item.metric.code, total(values_of(item.metric, use.parts)), std::move(priced));
+    fee.customer = subscription.customer;
+    fee.subscription = subscription.id;
+    fee.events = events_of(use.parts);
+    fee.period = use.query.period;
+    fee.vendor = commitment_json(item, committed);
+    return fee;
+}
+
+// --- bills ---
+
+// An item's part of a bill before the commitments.
+struct Charge {
+    const Item* item;
+    Use use;
+    Priced priced;
+    Decimal units() const { return total(values_of(item->metric, use.parts)); }
+};
+
+std::vector<Charge> charges_of(const Catalogue& book, const Subscription& subscription, const Period& period, UsageSource& usage) {
+    std::vector<Charge> charges;
+    for (const auto& item : subscription.items) {
+        const auto query = query_of(book, subscription, item, period);
+        if (query.period.from >= query.period.to) continue;
+        auto use = measure(item, subscription, query, usage);
+        auto priced = price_use(item, use);
+        round_to(priced, rounded(priced.amount, book.currency));
+        charges.push_back({&item, std::move(use), std::move(priced)});
+    }
+    return charges;
+}
+
+Fee extra_fee(const Catalogue& book, const Subscription& subscription, const Period& period, std::string charge, FeeLine line) {
+    Priced priced;
+    priced.add(std::move(line));
+    auto fee = fee_of(book, std::move(charge), "", 1, std::move(priced));
+    fee.customer = subscription.customer;
+    fee.subscription = subscription.id;
+    fee.period = period;
+    return fee;
+}
+
+FeeLine overage_line(const Decimal& money, const Decimal& factor) {
+    return {.step = Step::overage, .units = money, .rate = factor, .amount = money * factor};
+}
+
+// A charge that what is left of the subscription's commitment does not cover becomes two; the whole units that still fit pay the plain price.
+void split_charge(const Catalogue& book, const Subscription& subscription, const Charge& charge, Decimal& left, Timestamp now,
+                  std::vector<Fee>& fees) {
+    const auto& item = *charge.item;
+    const auto cost = charge.priced.amount, units = charge.units();
+    const auto unit = item.price().model == Model::flat ? item.price().amount : divided(cost, units);
+    const auto covered = divided(left, unit).round(0, Rounding::floor);
+    const bool splits = left > 0;
+    if (splits) {
+        Priced normal;
+        normal.add(units_line(covered, unit));
+        fees.push_back(line_of(book, subscription, item, charge.use, std::move(normal), now, true));
+        fees.back().units = covered;
+    }
+    Priced beyond;
+    beyond.add(overage_line(splits ? (units - covered) * unit : cost, subscription.commitment->overage_factor));
+    fees.push_back(line_of(book, subscription, item, charge.use, std::move(beyond), now, !splits));
+    if (splits) fees.back().units = units - covered;
+    left = {};
+}
+
+// The commitment of a subscription for each billing period (9.15).
+void add_committed(const Catalogue& book, const Subscription& subscription, const std::vector<Charge>& charges, const Period& period, Timestamp now,
+                   std::vector<Fee>& fees) {
+    auto left = subscription.commitment->amount;
+    bool overage = false;
+    for (const auto& charge : charges) {
+        overage = overage || charge.priced.amount > left;
+        if (charge.priced.amount > left) {
+            split_charge(book, subscription, charge, left, now, fees);
+        } else {
+            left -= charge.priced.amount;
+            fees.push_back(line_of(book, subscription, *charge.item, charge.use, charge.priced, now, true));
+        }
+    }
+    const auto missing = missing_to(subscription.commitment->amount, subscription.commitment->amount - left, book.currency);
+    if (overage || !subscription.commitment->true_up || missing.is_zero()) return;
+    fees.push_back(extra_fee(book, subscription, period, "True Up", {.step = Step::minimum, .amount = missing}));
+}
+
+// What the items came to in the billing periods from one moment to another.
+Decimal base_between(const Catalogue& book, const Subscription& subscription, Timestamp from, Timestamp to, UsageSource& usage) {
+    Decimal base;
+    for (std::size_t periods = 0; from < to; ++periods) {
+        if (periods == limits::carried_bins) throw Error(ErrorCode::too_large, "period", "is too many billing periods into the commitment");
+        const auto period = subscription.period(from);
+        for (const auto& charge : charges_of(book, subscription, {period.from, std::min(period.to, to)}, usage)) base += charge.priced.amount;
+        from = period.to;
+    }
+    return base;
+}
+
+// A commitment over several billing periods, of which this is not the first (9.16).
+void add_cumulative(const Catalogue& book, const Subscription& subscription, std::vector<Charge> charges, const Period& period, const Period& term,
+                    UsageSource& usage, Timestamp now, std::vector<Fee>& fees) {
+    Decimal cost;
+    for (const auto& charge : charges) cost += charge.priced.amount;
+    const auto before = base_between(book, subscription, term.from, period.from, usage);
+    const auto committed = commit_rest(*subscription.commitment, before, cost, period.to >= term.to);
+    for (auto& charge : charges) {
+        lower_to(charge.priced, rounded(divided(charge.priced.amount, cost) * committed.utilized, book.currency));
+        fees.push_back(line_of(book, subscription, *charge.item, charge.use, std::move(charge.priced), now, false));
+    }
+    const auto beyond = cost - committed.utilized;
+    if (!beyond.is_zero())
+        fees.push_back(extra_fee(book, subscription, period, "Overage", overage_line(beyond, subscription.commitment->overage_factor)));
+    if (!committed.true_up.is_zero())
+        fees.push_back(extra_fee(book, subscription, period, "True Up", {.step = Step::minimum, .amount = committed.true_up}));
+}
+
+void add_bill(const Catalogue& book, const Subscription& subscription, const Period& period, Timestamp now, UsageSource& usage,
+              std::vector<Fee>& fees) {
+    auto charges = charges_of(book, subscription, period, usage);
+    if (!subscription.commitment) {
+        for (const auto& charge : charges) fees.push_back(line_of(book, subscription, *charge.item, charge.use, charge.priced, now, true));
+        return;
+    }
+    const auto cycle =
+        Cycle(subscription.commitment_cycle.value_or(subscription.cycle), subscription.anchor.value_or(Timestamp()).micros(), Zone({}));
+    const auto term = overlap(cycle.around(period.from), subscription.active);
+    if (subscription.commitment_cycle && term.from < period.from)
+        add_cumulative(book, subscription, std::move(charges), period, term, usage, now, fees);
+    else
+        add_committed(book, subscription, charges, period, now, fees);
+}
+
+Fees Catalogue::usage(const UsageQuery& query, Timestamp now, UsageSource& usage_source) const {
+    if (query.customer.empty() && (!lists_subscriptions || query.subscription.empty())) throw Error(ErrorCode::bad_value, "customer", "is required");
+    std::vector<Fee> list;
+    for (const auto& subscription : chosen(query.subscription, query.customer)) {
+        if (!query.period && !subscription.active.contains(now)) continue;
+        const auto period = query.period ? overlap(*query.period, subscription.active) : subscription.period(now);
+        if (period.from < period.to) add_bill(*this, subscription, period, now, usage_source, list);
+    }
+    return sum_up(*this, std::move(list));
+}
+
+// What the event adds to the bill of the billing period, up to now; not rounded, so that small prices are seen.
+Fees Catalogue::estimate_fees(const Event& event, Timestamp now, UsageSource& usage_source) const {
+    if (event.customer.empty() && !lists_subscriptions) throw Error(ErrorCode::bad_value, "customer", "is required");
+    std::vector<Fee> list;
+    for (const auto& subscription : chosen(event.subscription, event.customer)) {
+        for (const auto& item : subscription.items) {
+            if (!measures(item.metric, event) || !subscription.active.contains(now) || !item.active.contains(now)) continue;
+            const auto query = query_of(*this, subscription, item, {subscription.period(now).from, now + std::chrono::microseconds(1)});
+            auto use = measure(item, subscription, query, usage_source);
+            const auto priced = [&] {
+                Committed committed;
+                return commit_use(item, use, price_use(item, use), now, committed);
+            };
+            const auto units = total(values_of(item.metric, use.parts));
+            const auto before = priced();
+            add_event(item, subscription, event, now, usage_source, use);
+            list.push_back(
+                fee_of(*this, item.charge, item.metric.code, total(values_of(item.metric, use.parts)) - units, difference(priced(), before)));
+            list.back().customer = subscription.customer;
+            list.back().subscription = subscription.id;
+            list.back().period = query.period;
+            list.back().events = 1;
+        }
+    }
+    if (list.empty()) throw Error(ErrorCode::not_found, "name", "no price measures events named " + event.name);
+    return sum_up(*this, std::move(list));
+}
+
+Fees Catalogue::estimate_instant_fees(const Event& event, Timestamp now) const {
+    std::vector<Fee> list;
+    for (const auto& subscription : chosen(event.subscription, event.customer)) {
+        for (const auto& item : subscription.items) {
+            if (!measures(item.metric, event) || !subscription.active.contains(now) || !item.active.contains(now)) continue;
+            const auto units = quantity_of(item.metric, event);
+            list.push_back(fee_of(*this, item.charge, item.metric.code, units, price_units(item.price(), units)));
+            list.back().customer = subscription.customer;
+            list.back().subscription = subscription.id;
+            list.back().period = subscription.period(now);
+            list.back().events = 1;
+        }
+    }
+    return sum_up(*this, std::move(list));
+}
+
+json breakup_json(const Price& price, const Decimal& units) {
+    const auto parts = breakup(price, units);
+    return {{"final_cost", parts.cost.to_string()},
+            {"effective_unit_cost", parts.unit_cost.to_string()},
+            {"tier_unit_amount", parts.tier_unit_amount.to_string()},
+            {"selected_tier_index", parts.tier}};
+}
+
+Fee Catalogue::price(std::string_view charge, const Decimal& units, std::int64_t) const {
+    for (const auto& each : fixed) {
+        if (each.charge != charge) continue;
+        const auto quantity = fixed_quantity(units, each.least);
+        auto fee = fee_of(*this, each.charge, "", quantity, price_units(each.price, quantity));
+        fee.vendor = breakup_json(each.price, quantity);
+        return fee;
+    }
+    for (const auto& item : items) {
+        if (item.charge != charge) continue;
+        Use use{{}, {{{}, {}, units, 1}}, {{{}, {}, units, 1}}, {}, {}};
+        for (std::size_t i = 0; i < item.grants.size(); ++i) use.grants.push_back({{}, use.parts});
+        Committed committed;
+        auto fee = fee_of(*this, item.charge, item.metric.code, units, commit_use(item, use, price_use(item, use), {}, committed));
+        fee.vendor = breakup_json(item.price(), units);
+        return fee;
+    }
+    throw Error(ErrorCode::not_found, "charge", "charge_not_found");
+}
+
+// Each event priced alone, unrounded, under the first item of the customer that measures it. Which item that is is decided once for each meter,
+// at the time of the first such event (dossier 7.3).
+std::vector<std::optional<Decimal>> Catalogue::event_costs(std::span<const std::optional<Event>> events) const {
+    std::map<std::pair<std::string, std::string>, std::optional<Item>> found;
+    const auto item_at = [&](const std::string& customer, const Metric& metric, Timestamp time) -> std::optional<Item> {
+        for (const auto& subscription : chosen({}, customer)) {
+            if (!subscription.starts || !subscription.active.contains(time)) continue;
+            for (const auto& item : subscription.items) {
+                if (item.metric.code == metric.code && item.active.contains(time)) return item;
+            }
+        }
+        return std::nullopt;
+    };
+    std::vector<std::optional<Decimal>> costs(events.size());
+    for (std::size_t i = 0; i < events.size(); ++i) {
+        const auto metric =
+            !events[i] ? metrics.end() : std::find_if(metrics.begin(), metrics.end(), [&](const Metric& each) { return measures(each, *events[i]); });
+        if (metric == metrics.end()) continue;
+        const auto [place, fresh] = found.try_emplace({events[i]->customer, metric->code});
+        if (fresh) place->second = item_at(events[i]->customer, *metric, events[i]->timestamp.value());
+        if (place->second) costs[i] = price_units(place->second->price(), quantity_of(*metric, *events[i])).amount;
+    }
+    return costs;
+}
+
+// --- the catalogue, read from FlexPrice's JSON ---
+
+constexpr std::array<std::pair<std::string_view, Stride>, 7> billing_periods{{{"", {1, 0}},
+                                                                              {"DAILY", {0, micros_per_day}},
+                                                                              {"WEEKLY", {0, 7 * micros_per_day}},
+                                                                              {"MONTHLY", {1, 0}},
+                                                                              {"QUARTERLY", {3, 0}},
+                                                                              {"HALF_YEARLY", {6, 0}},
+                                                                              {"ANNUAL", {12, 0}}}};
+
+Period read_period(const Node& at, std::string_view from, std::string_view to) {
+    Period period{at.time(from).value_or(Period().from), at.time(to).value_or(Period().to)};
+    if (period.to < period.from) throw Error(ErrorCode::bad_value, at.path(to), "is before " + std::string(from));
+    return period;
+}
+
+// Percentages that are taken off every bill; other coupons do not show in analytics (6.7).
+std::vector<Coupon> read_coupons(const Node& at, const std::string& line_item) {
+    std::vector<Coupon> coupons;
+    for (const auto& each : at.list("coupon_associations")) {
+        const auto coupon = each.object("coupon");
+        const auto cadence = coupon.text("cadence", "forever");
+        if (coupon.text("type") != "percentage" || (cadence != "repeated" && cadence != "forever")) continue;
+        if (each.text("subscription_line_item_id") != line_item) continue;
+        coupons.push_back({at_least(coupon, "percentage_off", 0), read_period(each, "start_date", "end_date")});
+    }
+    return coupons;
+}
+
+// Grants go with plain prices (9.12).
+void check_grants(const Node& at, const Item& item) {
+    if (item.grants.empty()) return;
+    const auto refuse = [&](const char* reason) { throw Error(ErrorCode::bad_value, at.path("grants"), reason); };
+    if (item.price().model == Model::tiered) refuse("are not for tiered prices");
+    if (item.commits()) refuse("do not go with a commitment");
+    for (const auto aggregation : {Aggregation::max, Aggregation::average, Aggregation::latest}) {
+        if (item.metric.aggregation == aggregation) refuse("are not for MAX, AVG and LATEST meters");
+    }
+}
+
+void check_item(const Node& at, const Item& item) {
+    check_grants(at, item);
+    if (item.windowed && !item.bucketed()) throw Error(ErrorCode::bad_value, at.path("commitment_windowed"), "needs a meter with buckets");
+}
+
+Item read_item(const Node& at, const std::vector<Meter>& meters) {
     const auto id = at.required_text("meter_id");
-    const auto found = std::find_if(meters.begin(), meters.end(), [&](const Meter& meter) { return meter.id == id; });
-    if (found == meters.end()) throw Error(ErrorCode::bad_value, at.path("meter_id"), "no such meter: " + id);
-    const auto meter = *found;
-    const auto price = read_price(at);
-    const auto entitlement = at.find("entitlement") ? read_entitlement(at.object("entitlement")) : Entitlement();
-    if (entitlement.daily) throw Error(ErrorCode::unsupported, at.path("entitlement"), "daily limits are not measured here");
-    std::optional<Commitment> commitment;
-    if (at.find("commitment")) commitment = read_commitment(at.object("commitment"), price);
-    MeteredItem item{.charge = at.text("display_name", at.text("id", id)),
-                     .currency_code = price.currency_code,
-                     .currency = price.currency,
-                     .metric = meter.metric};
-    item.count = [meter](const AggregateQuery& query, UsageSource& usage) { return std::vector<Decimal>{counted(meter, query, usage)}; };
-    item.step = [meter](const Event& event, const AggregateQuery& query, UsageSource& usage) { return step_of(meter, event, query, usage); };
-    item.price = [price, entitlement, commitment](const std::vector<Decimal>& units) { return charge(price, entitlement, commitment, total(units)); };
+    const auto meter = std::find_if(meters.begin(), meters.end(), [&](const Meter& each) { return each.id == id; });
+    if (meter == meters.end()) throw Error(ErrorCode::bad_value, at.path("meter_id"), "no such meter: " + id);
+    Item item{
+        .id = at.text("id", id), .charge = at.text("display_name", at.text("id", id)), .metric = meter->metric, .terms = {read_price(at), {}, {}}};
+    if (at.find("entitlement")) item.entitlement = read_entitlement(at.object("entitlement"), at.text("billing_period", "MONTHLY"));
+    for (const auto& grant : at.list("grants")) item.grants.push_back(read_grant(grant));
+    if (at.find("commitment")) {
+        item.terms.commitment = read_commitment(at.object("commitment"), item.price());
+        item.windowed = at.object("commitment").flag("windowed");
+    }
+    item.windowed = item.windowed || at.flag("commitment_windowed");
+    for (const auto& bucket : at.list("commitment_time_buckets")) item.terms.buckets.push_back(read_time_bucket(bucket));
+    check_item(at, item);
     return item;
+}
+
+// The terms of a line item, over those of its price.
+void read_terms(const Node& at, const std::map<std::string, Price>& prices, Item& item) {
+    const auto amount = at_least(at, "commitment_amount", 0, 0), quantity = at_least(at, "commitment_quantity", 0, 0);
+    if (!amount.is_zero() || !quantity.is_zero()) {
+        const auto worth = quantity.is_zero() ? amount : price_units(item.price(), quantity).amount;
+        item.terms.commitment = Commitment{worth, at_least(at, "commitment_overage_factor", 0, 0), at.flag("commitment_true_up_enabled")};
+    }
+    item.windowed = at.flag("commitment_windowed", item.windowed);
+    for (const auto& bucket : at.list("commitment_time_buckets")) item.terms.buckets.push_back(read_time_bucket(bucket, prices));
+    check_item(at, item);
+}
+
+std::vector<Item> read_line_items(const Node& at, const std::vector<Item>& items, const std::map<std::string, Price>& prices) {
+    std::vector<Item> list;
+    for (const auto& each : at.list("line_items")) {
+        if (each.text("price_type", "USAGE") != "USAGE") continue;
+        const auto id = each.required_text("price_id");
+        const auto price = std::find_if(items.begin(), items.end(), [&](const Item& item) { return item.id == id; });
+        if (price == items.end()) throw Error(ErrorCode::bad_value, each.path("price_id"), "no such price by usage: " + id);
+        auto item = *price;
+        item.active = read_period(each, "start_date", "end_date");
+        read_terms(each, prices, item);
+        item.coupons = read_coupons(at, each.text("id"));
+        list.push_back(std::move(item));
+    }
+    return list;
+}
+
+// Those that are billed at all; a cancelled one until it was cancelled.
+std::optional<Subscription> read_subscription(const Node& at, const std::vector<Item>& items, const std::map<std::string, Price>& prices) {
+    const auto status = at.text("subscription_status", "active");
+    const bool starts = status == "active" || status == "trialing";
+    if (!starts && status != "paused" && status != "cancelled") return {};
+    Subscription subscription{.id = at.required_text("id"), .customer = {}, .active = read_period(at, "start_date", "end_date"), .starts = starts};
+    subscription.customer = at.find("customer") ? at.object("customer").required_text("external_id") : at.required_text("external_customer_id");
+    if (status == "cancelled") subscription.active.to = std::min(subscription.active.to, at.time("cancelled_at").value_or(subscription.active.to));
+    const auto count = at_least(at, "billing_period_count", 1, 1).to_int64().value_or(0);
+    if (count < 1 || count > 1000) throw Error(ErrorCode::bad_value, at.path("billing_period_count"), "must be a whole number from 1 to 1000");
+    subscription.cycle = repeated(at.choice("billing_period", billing_periods), count);
+    subscription.anchor = at.time("billing_anchor");
+    if (!subscription.anchor) subscription.anchor = at.time("start_date");
+    subscription.items = at.find("line_items") ? read_line_items(at, items, prices) : items;
+    subscription.coupons = read_coupons(at, "");
+    const Commitment commitment{at_least(at, "commitment_amount", 0, 0), at_least(at, "overage_factor", 0, 0), at.flag("enable_true_up")};
+    if (commitment.amount > 0 && commitment.overage_factor > 1) subscription.commitment = commitment;
+    const auto duration = at.text("commitment_duration");
+    if (!duration.empty() && duration != at.text("billing_period")) subscription.commitment_cycle = at.choice("commitment_duration", billing_periods);
+    return subscription;
+}
+
+void read_prices(const Node& root, const std::vector<Meter>& meters, Catalogue& book, std::map<std::string, Price>& known) {
+    for (const auto& at : root.list("prices")) {
+        const auto price = read_price(at);
+        if (book.currency_code.empty()) book.currency_code = price.currency_code, book.currency = price.currency;
+        if (price.currency_code != book.currency_code) throw Error(ErrorCode::bad_value, at.path("currency"), "differs from that of the first price");
+        known.try_emplace(at.text("id"), price);
+        if (at.text("type", "USAGE") == "USAGE") {
+            book.items.push_back(read_item(at, meters));
+        } else {
+            book.fixed.push_back({at.text("display_name", at.text("id")), price, at.decimal("min_quantity")});
+        }
+    }
+    if (book.items.empty()) root.refuse("has no price by usage");
 }
 
 std::shared_ptr<const Book::Impl> load(const json& catalogue) {
     const Node root(catalogue);
-    auto book = std::make_shared<MeteredBook>();
+    auto book = std::make_shared<Catalogue>();
     book->vendor = "flexprice";
     book->code = root.text("id", root.text("code", "flexprice"));
     book->source = catalogue;
     std::vector<Meter> meters;
     for (const auto& meter : root.list("meters")) meters.push_back(read_meter(meter));
-    for (const auto& price : root.list("prices")) {
-        if (price.text("type", "USAGE") != "USAGE") continue;
-        book->items.push_back(read_usage_price(price, meters));
-        book->metrics.push_back(book->items.back().metric);
+    for (const auto& meter : meters) book->metrics.push_back(meter.metric);
+    std::map<std::string, Price> prices;
+    read_prices(root, meters, *book, prices);
+    book->lists_subscriptions = root.find("subscriptions").has_value();
+    for (const auto& each : root.list("subscriptions")) {
+        if (auto subscription = read_subscription(each, book->items, prices)) book->subscriptions.push_back(std::move(*subscription));
     }
-    check_items(*book, root);
     return book;
+}
+
+// --- analytics (dossier 6.5 to 6.7) ---
+
+// Commitments are for all of an item's usage, so they are left out of what shows a part of it (6.6).
+bool shows_a_part(const AnalyticsQuery& query) { return !query.filter.empty() || !query.sources.empty() || !query.group_by.empty(); }
+
+std::vector<AnalyticsItem> plain_items(const Item& item, const AnalyticsQuery& query, UsageSource& usage) {
+    auto metric = item.metric;
+    metric.recurring = false;
+    auto list = measured_items(metric, query, usage);
+    for (auto& each : list) {
+        each.cost = price_units(item.price(), each.usage).amount;
+        for (auto& point : each.points) point.cost = price_units(item.price(), point.usage).amount;
+        if (!item.terms.commitment || item.windowed || shows_a_part(query)) continue;
+        const auto committed = commit(*item.terms.commitment, each.cost);
+        each.cost = committed.charge;
+        each.vendor = commitment_json(item, committed);
+    }
+    return list;
+}
+
+// What one bucket came to and costs.
+struct PricedBucket {
+    Timestamp start = {};
+    Decimal usage = {}, cost = {};
+    std::int64_t events = 0;
+};
+
+// Wider windows put buckets together: their sum or greatest, and what all of them cost. Buckets stay whole in narrower ones (6.6).
+std::vector<AnalyticsPoint> points_of(const Item& item, const AnalyticsQuery& query, const std::vector<PricedBucket>& buckets) {
+    if (query.bin == Bin::none) return {};
+    auto asked = aggregate_query(query);
+    asked.bin = std::max(query.bin, item.metric.bucket);
+    Bins bins(bins_of(asked, metered_rules));
+    std::map<Timestamp, AnalyticsPoint> points;
+    for (const auto& bucket : buckets) {
+        const auto start = bins.around(bucket.start).from;
+        auto& point = points.try_emplace(start, AnalyticsPoint{.start = start}).first->second;
+        point.usage = item.metric.aggregation == Aggregation::max ? std::max(point.usage, bucket.usage) : point.usage + bucket.usage;
+        point.cost += bucket.cost;
+        point.events += bucket.events;
+    }
+    std::vector<AnalyticsPoint> list;
+    for (auto& [start, point] : points) list.push_back(point);
+    return list;
+}
+
+// Each bucket priced alone, and the sum rounded once.
+AnalyticsItem bucketed_item(const Catalogue& book, const Item& item, const AnalyticsQuery& query, const Use& use, Timestamp now) {
+    AnalyticsItem answer{.metric = item.metric.code, .events = events_of(use.parts)};
+    std::map<Timestamp, std::int64_t> events;
+    for (const auto& part : use.parts) events[part.start.value()] += part.events;
+    std::vector<PricedBucket> buckets;
+    Committed committed;
+    const bool windowed = item.windowed && item.commits() && !shows_a_part(query);
+    std::vector<Window> windows;
+    for (const auto& part : use.parts) windows.push_back({part.start, part.number});
+    if (windowed) windows = windows_of(item, use, now);
+    for (const auto& window : windows) {
+        const auto cost = windowed ? price_windows(item.terms, {window}, committed).amount : price_buckets(item.price(), {window.units}).amount;
+        buckets.push_back({*window.start, window.units, cost, std::exchange(events[*window.start], 0)});
+        answer.usage += window.units;
+        answer.cost += cost;
+    }
+    answer.cost = rounded(answer.cost, book.currency);
+    if (windowed) answer.vendor = commitment_json(item, committed);
+    answer.points = points_of(item, query, buckets);
+    return answer;
+}
+
+std::vector<AnalyticsItem> bucketed_items(const Catalogue& book, const Item& item, const AnalyticsQuery& query, Timestamp now, UsageSource& usage) {
+    if (query.top > 0) throw Error(ErrorCode::bad_value, "top", "has no meaning for the buckets of " + item.metric.code);
+    auto asked = aggregate_query(query);
+    asked.fill = false;
+    std::map<Group, std::vector<Part>> groups;
+    if (query.group_by.empty()) groups[{}];
+    for (auto& part : parts_of(item.metric, asked, item.metric.bucket, usage)) {
+        Group group(part.group.begin(), part.group.begin() + static_cast<std::ptrdiff_t>(query.group_by.size()));
+        groups[std::move(group)].push_back(std::move(part));
+    }
+    std::vector<AnalyticsItem> list;
+    for (auto& [group, parts] : groups) {
+        list.push_back(bucketed_item(book, item, query, {asked, std::move(parts), {}, {}, {}}, now));
+        list.back().group = group;
+    }
+    return list;
+}
+
+std::vector<Decimal> percentages_at(const Item& item, const Subscription& subscription, const std::function<bool(const Period&)>& holds) {
+    std::vector<Decimal> percentages;
+    for (const auto* coupons : {&item.coupons, &subscription.coupons}) {
+        for (const auto& coupon : *coupons) {
+            if (holds(coupon.active)) percentages.push_back(coupon.percentage);
+        }
+    }
+    return percentages;
+}
+
+// A coupon of any part of the time is for all of it; with points, for those in its time (6.7).
+void discount_item(const Catalogue& book, const Item& item, const Subscription& subscription, const Period& period, AnalyticsItem& answer) {
+    if (answer.points.empty()) {
+        const auto overlaps = [&](const Period& active) { return active.from <= period.to && period.from <= active.to; };
+        answer.discount = compound_discount(answer.cost, percentages_at(item, subscription, overlaps), book.currency);
+        return;
+    }
+    for (auto& point : answer.points) {
+        const auto dated = [&](const Period& active) { return active.from <= point.start && point.start <= active.to; };
+        point.discount = compound_discount(point.cost, percentages_at(item, subscription, dated), book.currency);
+        answer.discount += point.discount;
+    }
+}
+
+std::optional<std::vector<AnalyticsItem>> Catalogue::analytics(const Metric& metric, const AnalyticsQuery& query, Timestamp now,
+                                                               UsageSource& usage) const {
+    const auto known = std::any_of(metrics.begin(), metrics.end(), [&](const Metric& each) { return each.code == metric.code; });
+    const auto subscribed = chosen(query.subscription, query.customer);
+    if (!known || subscribed.empty()) return std::nullopt;
+    std::vector<AnalyticsItem> list;
+    for (const auto& subscription : subscribed) {
+        for (const auto& item : subscription.items) {
+            if (item.metric.code != metric.code) continue;
+            auto asked = query;
+            if (lists_subscriptions) asked.subscription.clear();
+            asked.customer = subscription.customer;
+            asked.period = overlap(overlap(*query.period, subscription.active), item.active);
+            if (asked.period->from >= asked.period->to) continue;
+            for (auto& each : item.bucketed() ? bucketed_items(*this, item, asked, now, usage) : plain_items(item, asked, usage)) {
+                each.charge = item.charge;
+                each.currency = currency_code;
+                discount_item(*this, item, subscription, *asked.period, each);
+                list.push_back(std::move(each));
+            }
+        }
+    }
+    return list;
 }
 
 }  // namespace flexprice
@@ -9910,6 +11540,89 @@ std::shared_ptr<const Book::Impl> load(const json& catalogue) {
 // --- Polar: the book of a product and its meters ---
 
 namespace polar {
+
+// --- its three evaluators of filters, which disagree where types differ (6.2) ---
+
+using enum Meeting;
+
+// One evaluator: metadata by a table, and how a time becomes whole seconds.
+struct Evaluator {
+    Coercion metadata;
+    Rounding seconds;
+};
+
+// Quantities and balances (filter.py:52).
+constexpr Evaluator postgres{{.missing = {never_any, never_any},
+                              .boolean = {{number, never, never}, text_any},
+                              .number = {{number, number, never}, text_any},
+                              .text = {text_any, text_any},
+                              .structure = {never_any, text_any},
+                              .asked_booleans = {"f", "t"}},
+                             Rounding::half_up};
+
+// What a meter bills (filter.py:127).
+constexpr Evaluator billing{{.missing = {never_any, never_any},
+                             .boolean = {{number, number, differ}, text_any},
+                             .number = {{number, number, differ}, text_any},
+                             .text = {{differ, differ, text}, text_any},
+                             .structure = {{differ, differ, differ}, text_any},
+                             .stored_booleans = {"False", "True"},
+                             .asked_booleans = {"False", "True"}},
+                            Rounding::down};
+
+// Lists of events (tinybird/service.py:722).
+constexpr Evaluator clickhouse{{.missing = {{zero, zero, empty}, empty_any},
+                                .boolean = {{zero, zero, empty}, empty_any},
+                                .number = {{number, number, empty}, empty_any},
+                                .text = {{zero, zero, text}, text_any},
+                                .structure = {{zero, zero, empty}, empty_any}},
+                               Rounding::down};
+
+// name and source meet texts alone, timestamp numbers alone, in every evaluator.
+constexpr Coercion built_in{.missing = {never_any, never_any},
+                            .boolean = {never_any, never_any},
+                            .number = {{never, number, never}, {never, text, never}},
+                            .text = {{never, never, text}, {never, never, text}},
+                            .structure = {never_any, never_any}};
+
+// What a question asks beside the meter's filter: a text is what the property is written as (kit/metadata.py:138); numbers and booleans, which
+// Polar's parameter does not have, are themselves.
+constexpr Coercion parameter{.missing = {never_any, never_any},
+                             .boolean = {{number, differ, text}, text_any},
+                             .number = {{differ, number, text}, text_any},
+                             .text = {{differ, differ, text}, text_any},
+                             .structure = {{differ, differ, text}, text_any}};
+
+constexpr Rules rules(std::string_view name, const Evaluator& evaluator) {
+    return {.name = name,
+            .filter = {&evaluator.metadata, &built_in, evaluator.seconds},
+            .asked_filter = FilterRules{&parameter, &built_in, evaluator.seconds},
+            .numbers = {.text = NumberRules::Text::none, .missing = {}, .seconds = Rounding::half_up},
+            .keeps_absent = true,
+            .typed_values = true,
+            .quotient = double_quotient,
+            .add = double_sum};
+}
+
+// The field of an event that is not in the log.
+Scalar field_of(const Event& event, std::string_view field, Rounding seconds, std::string& keep) {
+    const std::string prefix = property_field("");
+    if (field.starts_with(prefix)) return scalar_at(event.properties, field.substr(prefix.size()), keep);
+    if (field == "timestamp") return {Scalar::Kind::number, false, event.timestamp.value_or(Timestamp()).unix_seconds().round(0, seconds), {}};
+    const std::string& text = field == "name" ? event.name : event.source;
+    return {text.empty() ? Scalar::Kind::missing : Scalar::Kind::text, false, {}, text};
+}
+
+bool bills(const Filter& filter, const Event& event) {
+    const auto each = [&](const Filter& part) { return bills(part, event); };
+    if (filter.kind == Filter::Kind::all) return std::all_of(filter.parts.begin(), filter.parts.end(), each);
+    if (filter.kind == Filter::Kind::any) return std::any_of(filter.parts.begin(), filter.parts.end(), each);
+    std::string keep;
+    const bool metadata = filter.field.starts_with(property_field(""));
+    return meets(metadata ? billing.metadata : built_in, make_clause(filter), field_of(event, filter.field, billing.seconds, keep));
+}
+
+// --- meters ---
 
 // Text of at most 1000 characters, a 32-bit integer (1.0 is 1) or a boolean (filter.py:31).
 json clause_value(const Node& at) {
@@ -9923,12 +11636,34 @@ json clause_value(const Node& at) {
         return text;
     }
     if (!value->value().is_number()) return value->value().is_boolean() ? value->value() : bad();
-    const auto whole = Decimal::from_json(value->value()).to_int64();
+    const auto whole = at.decimal("value")->to_int64();
     if (!whole || *whole < std::numeric_limits<std::int32_t>::min() || *whole > std::numeric_limits<std::int32_t>::max()) return bad();
     return *whole;
 }
 
-// Clauses in Polar's words; all but their negations need the property (6.2).
+// Events that Polar itself makes have this source; those of all other sources reach Polar as the user's.
+constexpr const char* system_source = "system";
+
+Filter by_users() { return Filter::any({Filter::where("source", Operator::exists, false), Filter::where("source", Operator::ne, system_source)}); }
+
+// Polar knows two sources, "user" and "system".
+Filter source_clause(Operator op, const json& value) {
+    const auto holds = [&](std::string_view source) {
+        return meets(built_in, op, {Scalar::Kind::text, false, {}, source}, make_operand(value, "value"));
+    };
+    const bool user = holds("user"), system = holds(system_source);
+    if (user) return system ? Filter() : by_users();
+    return system ? Filter::equals("source", system_source) : Filter::any({});
+}
+
+// How Filter and Metric name a property; a leading "metadata." is dropped once. Unique counts never read the built-in ones.
+std::string field_named(std::string property, bool built_in_too) {
+    constexpr std::string_view prefix = "metadata.";
+    if (property.starts_with(prefix)) property.erase(0, prefix.size());
+    const bool named = property == "name" || property == "source" || property == "timestamp";
+    return named && built_in_too ? property : property_field(property);
+}
+
 Filter read_clause(const Node& at) {
     static constexpr std::array<std::pair<std::string_view, Operator>, 8> operators{{{"eq", Operator::eq},
                                                                                      {"ne", Operator::ne},
@@ -9938,15 +11673,10 @@ Filter read_clause(const Node& at) {
                                                                                      {"lte", Operator::lte},
                                                                                      {"like", Operator::contains},
                                                                                      {"not_like", Operator::not_contains}}};
-    auto property = at.required_text("property");
+    const auto field = field_named(at.required_text("property"), true);
     const auto op = at.choice("operator", operators);
     const auto value = clause_value(at);
-    if (property.rfind("metadata.", 0) == 0) property = property.substr(std::string_view("metadata.").size());
-    const bool built_in = property == "name" || property == "source" || property == "timestamp";
-    const auto field = built_in ? property : property_field(property);
-    auto clause = Filter::where(field, op, value);
-    if (op != Operator::ne && op != Operator::not_contains) return clause;
-    return Filter::all({Filter::where(field, Operator::exists, true), std::move(clause)});
+    return field == "source" ? source_clause(op, value) : Filter::where(field, op, value);
 }
 
 Filter read_filter(const Node& at, std::size_t depth = 1) {
@@ -9960,11 +11690,13 @@ Filter read_filter(const Node& at, std::size_t depth = 1) {
 
 struct Meter {
     std::string id;
-    Function function = Function::count;
     Metric metric;
 };
 
-// A meter is told by its filter; the clause on the name says which events the metric reads.
+constexpr std::string_view metric_prefix = "polar:";
+std::string metric_code(std::string_view meter) { return std::string(metric_prefix) + std::string(meter); }
+
+// The name that all events of the filter have, if it says so.
 std::string event_name(const Filter& filter) {
     if (filter.kind == Filter::Kind::clause)
         return filter.field == "name" && filter.op == Operator::eq && filter.value.is_string() ? filter.value.get<std::string>() : "";
@@ -9975,35 +11707,103 @@ std::string event_name(const Filter& filter) {
     return "";
 }
 
-Meter read_meter(const Node& at) {
-    Meter meter{at.required_text("id"), {}, {}};
-    const auto aggregation = at.object("aggregation");
-    meter.function = aggregation.choice("func", functions);
-    auto filter = at.find("filter") ? read_filter(at.object("filter")) : Filter();
-    const auto name = event_name(filter);
-    if (name.empty()) throw Error(ErrorCode::unsupported, at.path("filter"), "must have a clause name eq \"...\"");
-    meter.metric = {.code = "polar:" + meter.id, .event = name, .aggregation = Aggregation::count, .property = {}, .filter = std::move(filter)};
-    if (meter.function == Function::count) return meter;
-    if (!is_summable(meter.function) && meter.function != Function::unique) {
-        throw Error(ErrorCode::unsupported, aggregation.path("func"), aggregation.text("func") + " is not measured here");
+Metric read_metric(const Node& aggregation, Filter filter, std::string code) {
+    Metric metric{.code = std::move(code), .event = event_name(filter), .aggregation = aggregation.choice("func", functions)};
+    if (metric.aggregation != Aggregation::count) {
+        metric.property = field_named(aggregation.required_text("property"), metric.aggregation != Aggregation::unique_count);
     }
-    meter.metric.aggregation = meter.function == Function::sum ? Aggregation::sum : Aggregation::unique_count;
-    meter.metric.property = property_field(aggregation.required_text("property"));
-    // Events without the property are no value of their own (7).
-    meter.metric.filter = Filter::all({std::move(meter.metric.filter), Filter::where(meter.metric.property, Operator::exists, true)});
-    return meter;
+    metric.filter = std::move(filter);
+    metric.rules = "polar_billing";
+    metric.every_event = metric.event.empty();
+    return metric;
 }
 
-// Credits that the product's benefits grant of a meter in each cycle.
-std::int64_t granted_units(const Node& product, const std::string& meter) {
-    std::int64_t units = 0;
+Meter read_meter(const Node& at) {
+    const auto id = at.required_text("id");
+    const auto filter = at.find("filter") ? read_filter(at.object("filter")) : Filter();
+    return {id, read_metric(at.object("aggregation"), filter, metric_code(id))};
+}
+
+// --- credits (10.1, 10.2) ---
+
+// What the product's benefits grant of a meter in each cycle.
+Decimal granted_units(const Node& product, const std::string& meter) {
+    Decimal units;
     for (const auto& benefit : product.list("benefits")) {
         if (benefit.text("type") != "meter_credit") continue;
         const auto properties = benefit.object("properties");
-        if (properties.text("meter_id") == meter) units += properties.decimal("units").value_or(Decimal()).to_int64().value_or(0);
+        if (properties.text("meter_id") == meter) units += properties.decimal("units").value_or(Decimal());
     }
     return units;
 }
+
+// Polar's own events of that name about the meter.
+Metric system_metric(const char* name, const std::string& meter, Aggregation aggregation, const char* property) {
+    return {.event = name,
+            .aggregation = aggregation,
+            .property = property,
+            .filter = Filter::all({Filter::equals("source", system_source), Filter::equals("properties.meter_id", meter)})};
+}
+
+// In the order they came; what is taken away never leaves less than none. Nothing when there were none.
+std::optional<Decimal> credited_units(const std::string& meter, const AggregateQuery& query, UsageSource& usage) {
+    const auto metric = system_metric("meter.credited", meter, Aggregation::sum, "properties.units");
+    std::optional<Decimal> credited;
+    for (const auto& step : usage.steps(metric, query)) credited = at_least_zero(credited.value_or(Decimal()) + step.value);
+    return credited;
+}
+
+// --- subscriptions ---
+
+struct Subscription {
+    std::string id, customer;  // events name the customer by its external id
+    Period active, current;
+    Stride stride;
+    Decimal seats, units;
+};
+
+constexpr std::pair<std::string_view, Stride> recurring_intervals[] = {
+    {"day", {0, micros_per_day}}, {"week", {0, 7 * micros_per_day}}, {"month", {1, 0}}, {"year", {12, 0}}};
+
+Subscription read_subscription(const Node& at) {
+    Subscription subscription{.id = at.required_text("id"), .customer = {}, .active = {}, .current = {}, .stride = {}, .seats = {}, .units = {}};
+    subscription.customer = at.object("customer").required_text("external_id");
+    const auto start = at.time("current_period_start");
+    if (!start) throw Error(ErrorCode::bad_value, at.path("current_period_start"), "is required");
+    const auto count = at.decimal("recurring_interval_count").value_or(1).to_int64();
+    if (!count || *count < 1 || *count > 999) throw Error(ErrorCode::bad_value, at.path("recurring_interval_count"), "must be from 1 to 999");
+    subscription.stride = repeated(at.choice("recurring_interval", recurring_intervals, "month"), *count);
+    const Timestamp next = Cycle(subscription.stride, start->micros(), Zone({})).boundary(1);
+    subscription.current = {*start, at.time("current_period_end").value_or(next)};
+    subscription.active = {at.time("started_at").value_or(Timestamp::min()), at.time("ended_at").value_or(Period().to)};
+    for (const auto& [period, field] : {std::pair{&subscription.current, "current_period_end"}, std::pair{&subscription.active, "ended_at"}}) {
+        if (period->from >= period->to) throw Error(ErrorCode::bad_value, at.path(field), "ends before it begins");
+    }
+    subscription.seats = at.decimal("seats").value_or(Decimal());
+    subscription.units = at.decimal("units").value_or(Decimal());
+    return subscription;
+}
+
+// The current period as Polar says; others follow and precede it by the interval.
+Period period_around(const Subscription& subscription, Timestamp now) {
+    const auto& [from, to] = subscription.current;
+    if (subscription.current.contains(now)) return subscription.current;
+    const Timestamp anchor = now < from ? from : to;
+    const Period period = Cycle(subscription.stride, anchor.micros(), Zone({})).around(now);
+    return {std::max(period.from, subscription.active.from), std::min(period.to, subscription.active.to)};
+}
+
+// --- prices ---
+
+struct Charge {
+    std::string name;
+    Currency currency;
+    MeteredPrice price;             // its currency code stands for tiers, too
+    std::optional<Tiers> tiers;     // of seats or units, which are bought; else units are measured
+    Decimal Subscription::*bought;  // of those
+    Meter meter;
+    Decimal granted;
+};
 
 // Currency units, as fees have them, from Polar's cents.
 Priced in_units(Priced priced, Currency currency) {
@@ -10016,55 +11816,243 @@ Priced in_units(Priced priced, Currency currency) {
     return scaled;
 }
 
-std::optional<Decimal> step_of(const Meter& meter, const Event& event, AggregateQuery query, UsageSource& usage) {
-    if (event.name != meter.metric.event) return {};
-    if (meter.function == Function::count) return Decimal(1);
-    const auto text = number_text(event, meter.metric.property.substr(property_field("").size()));
-    if (meter.function == Function::sum) return Decimal::parse(text);
-    query.filter = Filter::all({query.filter, Filter::equals(meter.metric.property, text)});
-    return usage.measure(meter.metric, query).front().value > 0 ? Decimal() : Decimal(1);
+// Seats are sold by tiers of min_seats to max_seats without gaps (11).
+Tiers read_seat_tiers(const Node& at, Problems& problems) {
+    json tiers = json::array();
+    Decimal above;
+    for (const auto& tier : at.list("tiers")) {
+        const auto least = tier.decimal("min_seats");
+        if (!tiers.empty() && least && *least != above + 1) problems.push_back({tier.path("min_seats"), "min_seats", "gap"});
+        tiers.push_back({{"bound", tier.raw("max_seats")}, {"unit_amount", tier.raw("price_per_seat")}});
+        above = tier.decimal("max_seats").value_or(Decimal());
+    }
+    return read_tiers(Node(json{{"type", at.text("seat_tier_type", "volume")}, {"tiers", tiers}}, at.path()), problems);
 }
 
-MeteredItem read_item(const Node& at, const Node& product, const std::vector<Meter>& meters) {
-    const auto id = at.required_text("meter_id");
-    const auto found = std::find_if(meters.begin(), meters.end(), [&](const Meter& meter) { return meter.id == id; });
-    if (found == meters.end()) throw Error(ErrorCode::bad_value, at.path("meter_id"), "no such meter: " + id);
-    const auto meter = *found;
-    const auto price = read_metered(at);
-    const auto credited = granted_units(product, id);
-    const Currency currency = currency_of(price.currency);
-    MeteredItem item{.charge = at.text("id", id), .currency_code = price.currency, .currency = currency, .metric = meter.metric};
-    item.count = [meter](const AggregateQuery& query, UsageSource& usage) {
-        return std::vector<Decimal>{usage.measure(meter.metric, query).front().value};
-    };
-    item.step = [meter](const Event& event, const AggregateQuery& query, UsageSource& usage) { return step_of(meter, event, query, usage); };
-    item.price = [price, credited, currency](const std::vector<Decimal>& units) {
-        return in_units(price_units(price, total(units).to_double(), credited), currency);
-    };
-    return item;
+Charge read_charge(const Node& at, const Node& product, const std::vector<Meter>& meters) {
+    enum class Kind { metered, seats, units };
+    static constexpr std::array<std::pair<std::string_view, Kind>, 3> kinds{
+        {{"metered_unit", Kind::metered}, {"seat_based", Kind::seats}, {"unit_based", Kind::units}}};
+    const auto kind = at.choice("amount_type", kinds, "metered_unit");
+    Charge charge{.name = at.text("id"), .currency = {}, .price = {}, .tiers = {}, .bought = nullptr, .meter = {}, .granted = {}};
+    if (kind == Kind::metered) {
+        charge.price = read_metered(at);
+        const auto id = at.required_text("meter_id");
+        const auto found = std::find_if(meters.begin(), meters.end(), [&](const Meter& meter) { return meter.id == id; });
+        if (found == meters.end()) throw Error(ErrorCode::bad_value, at.path("meter_id"), "no such meter: " + id);
+        charge.meter = *found;
+        charge.granted = granted_units(product, id);
+        if (charge.name.empty()) charge.name = id;
+    } else {
+        Problems problems;
+        charge.price.currency = at.text("price_currency", "usd");
+        charge.bought = kind == Kind::seats ? &Subscription::seats : &Subscription::units;
+        charge.tiers = kind == Kind::seats ? read_seat_tiers(at.object("seat_tiers"), problems) : read_tiers(at.object("tiers"), problems);
+        if (!problems.empty()) throw Error(ErrorCode::bad_value, problems.front().path, problems.front().code);
+        if (charge.name.empty()) charge.name = kind == Kind::seats ? "seats" : "units";
+    }
+    charge.currency = currency_of(charge.price.currency);
+    return charge;
+}
+
+// --- the book ---
+
+struct Plan final : Book::Impl {
+    std::vector<Charge> charges;
+    std::vector<Subscription> subscriptions;
+    bool lists_subscriptions = false;
+
+    // That of the id or, without one, the customer's earliest; nothing when the catalogue lists none.
+    const Subscription* find(const std::string& subscription, const std::string& customer, const std::optional<Timestamp>& active_at) const;
+    bool serves(const std::string& subscription, const std::string& customer) const override {
+        return lists_subscriptions ? find(subscription, customer, {}) != nullptr : !customer.empty();
+    }
+    Period period_around(const UsageQuery& query, Timestamp at) const override {
+        const auto* subscription = lists_subscriptions ? find(query.subscription, query.customer, {}) : nullptr;
+        return subscription ? polar::period_around(*subscription, at) : this_month(at);
+    }
+    Fees usage(const UsageQuery& query, Timestamp now, UsageSource& usage) const override;
+    Fees estimate_fees(const Event& event, Timestamp now, UsageSource& usage) const override;
+    Fee price(std::string_view charge, const Decimal& units, std::int64_t events) const override;
+};
+
+const Subscription* Plan::find(const std::string& subscription, const std::string& customer, const std::optional<Timestamp>& active_at) const {
+    const auto found = std::find_if(subscriptions.begin(), subscriptions.end(), [&](const Subscription& each) {
+        if (active_at && !each.active.contains(*active_at)) return false;
+        if (!subscription.empty()) return each.id == subscription;
+        return each.customer == customer;
+    });
+    return found == subscriptions.end() ? nullptr : &*found;
+}
+
+// Whose usage a bill is about, and when.
+struct Account {
+    const Subscription* subscription;
+    AggregateQuery query;
+};
+
+// Where subscriptions are not listed, a customer is billed by calendar months. Only what users did is billed.
+Account open_account(const Plan& plan, const std::string& subscription, const std::string& customer, Timestamp now) {
+    Account account{plan.lists_subscriptions ? plan.find(subscription, customer, now) : nullptr, {}};
+    if (plan.lists_subscriptions && !account.subscription) throw Error(ErrorCode::not_found, "subscription", "has no period now");
+    if (!account.subscription && customer.empty()) throw Error(ErrorCode::bad_value, "customer", "is required");
+    account.query.customer = account.subscription ? account.subscription->customer : customer;
+    account.query.period = account.subscription ? period_around(*account.subscription, now) : this_month(now);
+    return account;
+}
+
+AggregateQuery of_users(AggregateQuery query) {
+    query.filter = Filter::all({std::move(query.filter), by_users()});
+    return query;
+}
+
+Fee fee_of(const Charge& charge, const Account& account, const Decimal& units, Priced priced) {
+    Fee fee{.charge = charge.name, .metric = charge.meter.metric.code};
+    priced = in_units(std::move(priced), charge.currency);
+    fee.currency = charge.price.currency;
+    fee.units = units;
+    fee.amount = priced.amount;
+    fee.amount_cents = to_cents(priced.amount, charge.currency);
+    fee.unit_amount = quotient(priced.amount, units);
+    fee.pay_in_advance = charge.tiers.has_value();
+    fee.period = account.query.period;
+    fee.lines = std::move(priced.lines);
+    fee.customer = account.query.customer;
+    if (account.subscription) fee.subscription = account.subscription->id;
+    return fee;
+}
+
+Fees summed(const Plan& plan, std::vector<Fee> list) {
+    const auto& first = plan.charges.front();
+    Fees fees{.fees = std::move(list), .currency = first.price.currency, .subunits = first.currency.subunits, .amount_cents = {}};
+    for (const auto& fee : fees.fees) fees.amount_cents += fee.amount_cents;
+    return fees;
+}
+
+// The fee for what a meter has come to, with the words of the invoice (product_price.py:335).
+Fee metered_fee(const Charge& charge, const Account& account, UsageSource& usage) {
+    const auto row = usage.measure(charge.meter.metric, of_users(account.query)).front();
+    const auto credited = credited_units(charge.meter.id, account.query, usage).value_or(charge.granted);
+    const auto priced = price_units(charge.price, row.value, credited);
+    auto fee = fee_of(charge, account, row.value, priced);
+    fee.events = row.events;
+    fee.vendor = {{"label", label(charge.price, row.value, priced)},
+                  {"meter_id", charge.meter.id},
+                  {"consumed_units", row.value.to_string()},
+                  {"credited_units", credited.to_string()},
+                  {"amount", priced.amount.to_string()}};
+    return fee;
+}
+
+Fees Plan::usage(const UsageQuery& asked, Timestamp now, UsageSource& usage_source) const {
+    auto account = open_account(*this, asked.subscription, asked.customer, now);
+    if (asked.period) account.query.period = *asked.period;
+    std::vector<Fee> list;
+    for (const auto& charge : charges) {
+        if (!charge.tiers) {
+            list.push_back(metered_fee(charge, account, usage_source));
+        } else if (account.subscription) {
+            const auto& bought = account.subscription->*charge.bought;
+            list.push_back(fee_of(charge, account, bought, price_tiers(*charge.tiers, bought)));
+        }
+    }
+    return summed(*this, std::move(list));
+}
+
+// Events whose value is this one, by its type and all.
+Filter identity(const std::string& field, const Scalar& value) {
+    if (value.absent()) return Filter::where(field, Operator::exists, false);
+    if (value.kind == Scalar::Kind::boolean) return Filter::equals(field, value.boolean);
+    const auto text = scalar_text(value);
+    const auto number = Decimal::parse(text);
+    const auto as_number = [&](Operator op) { return Filter::where(field, op, json::parse(number->to_string())); };
+    if (value.kind == Scalar::Kind::number) return as_number(Operator::eq);
+    std::vector<Filter> parts{Filter::equals(field, text)};
+    if (number) parts.push_back(as_number(Operator::ne));
+    if (text == "true" || text == "false") parts.push_back(Filter::where(field, Operator::ne, text == "true"));
+    return Filter::all(std::move(parts));
+}
+
+// What the meter comes to with one event more; nothing when it does not measure that.
+std::optional<Decimal> consumed_with(const Metric& metric, const Event& event, const Measured& before, AggregateQuery query, UsageSource& usage) {
+    if (event.source == system_source || !bills(metric.filter, event)) return std::nullopt;
+    if (metric.aggregation == Aggregation::count) return before.value + 1;
+    std::string keep;
+    const auto value = field_of(event, metric.property, Rounding::half_up, keep);
+    if (metric.aggregation == Aggregation::unique_count) {
+        if (value.kind == Scalar::Kind::missing) return before.value;
+        query.filter = Filter::all({std::move(query.filter), identity(metric.property, value)});
+        return usage.measure(metric, query).front().value > 0 ? before.value : before.value + 1;
+    }
+    if (value.kind != Scalar::Kind::number) return std::nullopt;
+    if (metric.aggregation == Aggregation::sum) return double_sum(before.value, value.number);
+    if (before.events == 0) return value.number;
+    if (metric.aggregation == Aggregation::max) return std::max(before.value, value.number);
+    if (metric.aggregation == Aggregation::min) return std::min(before.value, value.number);
+    auto sum = metric;
+    sum.aggregation = Aggregation::sum;
+    return double_quotient(double_sum(usage.measure(sum, query).front().value, value.number), before.events + 1);
+}
+
+// What the event adds to the bill of its period, up to now.
+Fees Plan::estimate_fees(const Event& event, Timestamp now, UsageSource& usage_source) const {
+    auto account = open_account(*this, event.subscription, event.customer, now);
+    account.query.period.to = std::min(account.query.period.to, now + std::chrono::microseconds(1));
+    const auto query = of_users(account.query);
+    auto happening = event;
+    happening.timestamp = event.timestamp.value_or(now);
+    std::vector<Fee> list;
+    for (const auto& charge : charges) {
+        if (charge.tiers) continue;
+        const auto before = usage_source.measure(charge.meter.metric, query).front();
+        const auto after = consumed_with(charge.meter.metric, happening, before, query, usage_source);
+        if (!after) continue;
+        const auto credited = credited_units(charge.meter.id, account.query, usage_source).value_or(charge.granted);
+        const auto added = difference(price_units(charge.price, *after, credited), price_units(charge.price, before.value, credited));
+        list.push_back(fee_of(charge, account, *after - before.value, added));
+        list.back().events = 1;
+    }
+    if (list.empty()) throw Error(ErrorCode::not_found, "name", "no price measures this event named " + quote(event.name));
+    return summed(*this, std::move(list));
+}
+
+Fee Plan::price(std::string_view name, const Decimal& units, std::int64_t) const {
+    const auto charge = std::find_if(charges.begin(), charges.end(), [&](const Charge& each) { return each.name == name; });
+    if (charge == charges.end()) throw Error(ErrorCode::not_found, "charge", "charge_not_found");
+    return fee_of(*charge, {nullptr, {}}, units,
+                  charge->tiers ? price_tiers(*charge->tiers, units) : price_units(charge->price, units, charge->granted));
 }
 
 std::shared_ptr<const Book::Impl> load(const json& catalogue) {
     const Node root(catalogue);
     const auto product = root.object("product");
-    auto book = std::make_shared<MeteredBook>();
+    auto book = std::make_shared<Plan>();
     book->vendor = "polar";
     book->code = product.text("id", product.text("name", "polar"));
     book->source = catalogue;
     std::vector<Meter> meters;
-    for (const auto& meter : root.list("meters")) meters.push_back(read_meter(meter));
-    for (const auto& price : product.list("prices")) {
-        if (price.text("amount_type", "metered_unit") != "metered_unit") continue;
-        book->items.push_back(read_item(price, product, meters));
-        book->metrics.push_back(book->items.back().metric);
+    for (const auto& at : root.list("meters")) {
+        meters.push_back(read_meter(at));
+        book->metrics.push_back(meters.back().metric);
     }
-    check_items(*book, product);
+    for (const auto& price : product.list("prices")) {
+        const auto type = price.text("amount_type");
+        if (type != "fixed" && type != "custom" && type != "free") book->charges.push_back(read_charge(price, product, meters));
+    }
+    if (book->charges.empty()) product.refuse("has no price by usage, seats or units");
+    for (const auto& charge : book->charges) {
+        if (charge.price.currency != book->charges.front().price.currency) product.refuse("has prices in several currencies");
+    }
+    book->lists_subscriptions = root.find("subscriptions").has_value();
+    for (const auto& at : root.list("subscriptions")) book->subscriptions.push_back(read_subscription(at));
+    std::stable_sort(book->subscriptions.begin(), book->subscriptions.end(),
+                     [](const Subscription& a, const Subscription& b) { return a.active.from < b.active.from; });
     return book;
 }
 
 }  // namespace polar
 
-// --- Autumn: the book of a plan, its features and credit systems ---
+// --- Autumn: the book of plans, their features and credit systems ---
 
 namespace autumn {
 
@@ -10087,9 +12075,12 @@ Feature read_feature(const Node& at) {
 
 // One balance that a plan grants. Nothing resets what is granted once, nothing bills again what is sold once.
 struct PlanItem {
+    std::string plan;
+    bool add_on = false;  // the plan comes beside a main one
     std::string feature;
     Item item;
-    bool flag = false, unlimited = false, per_entity = false;
+    bool flag = false, unlimited = false;
+    std::string entity_feature = {};           // granted to each entity of this kind, when not to the customer
     Decimal quantity;                          // bought of a prepaid one, the included units counted
     std::optional<Decimal> max_purchase = {};  // overage at most
     std::optional<Stride> reset = {}, billed = {};
@@ -10132,10 +12123,11 @@ std::optional<Stride> read_interval(const Node& at) {
     return repeated(at.choice("interval", intervals), count);
 }
 
-PlanItem read_plan_item(const Node& at, const std::string& currency) {
-    PlanItem item{.feature = at.required_text("feature_id"), .item = read_amounts(at, currency), .quantity = {}};
+PlanItem read_plan_item(const Node& at, const Node& plan, const std::string& currency) {
+    PlanItem item{.plan = plan.text("id"), .feature = at.required_text("feature_id"), .item = read_amounts(at, currency), .quantity = {}};
+    item.add_on = plan.flag("add_on");
     item.unlimited = at.flag("unlimited");
-    item.per_entity = !at.text("entity_feature_id").empty();
+    item.entity_feature = at.text("entity_feature_id");
     item.quantity = at.decimal("quantity").value_or(item.item.included);
     if (const auto price = at.find("price")) {
         item.billed = price->find("interval") ? read_interval(*price) : stride_of("month");
@@ -10234,23 +12226,63 @@ Controls read_controls(const Node& holder) {
     return controls;
 }
 
+// The stricter of two plans' words (usageLimit.ts:141, spendLimit.ts:41): one that is enabled, then the smaller.
+bool stricter(const SpendLimit& a, const SpendLimit& b) {
+    if (a.enabled != b.enabled) return a.enabled;
+    return a.limit && (!b.limit || (a.percentage == b.percentage && *a.limit < *b.limit));
+}
+
+bool stricter(const UsageLimit& a, const UsageLimit& b) {
+    const auto a_day = [](const UsageLimit& limit) {
+        const auto stride = limit.interval == "lifetime" ? Stride{12000, 0} : stride_of(limit.interval);  // for ever is a thousand years
+        const Decimal days = stride.months % 12 == 0 ? stride.months / 12 * 365 : stride.months * 30;
+        return divided(limit.limit, days + divided(Decimal(stride.micros), Decimal(micros_per_day)));
+    };
+    if (a.enabled != b.enabled) return a.enabled;
+    const auto ours = a_day(a), theirs = a_day(b);
+    return ours < theirs || (ours == theirs && a.utc && !b.utc);
+}
+
+// What several plans say together.
+void add_controls(Controls& all, const Controls& more) {
+    for (const auto& [feature, limit] : more.spend_limits) {
+        const auto [place, fresh] = all.spend_limits.try_emplace(feature, limit);
+        if (!fresh && stricter(limit, place->second)) place->second = limit;
+    }
+    for (const auto& [feature, limits] : more.usage_limits) {
+        for (const auto& limit : limits) {
+            auto& list = all.usage_limits[feature];
+            const auto same = std::find_if(list.begin(), list.end(), [&](const UsageLimit& each) { return each.properties == limit.properties; });
+            if (same == list.end())
+                list.push_back(limit);
+            else if (stricter(limit, *same))
+                *same = limit;
+        }
+    }
+    for (const auto& [feature, allowed] : more.overage_allowed) {
+        const auto [place, fresh] = all.overage_allowed.try_emplace(feature, allowed);
+        place->second = place->second && allowed;
+    }
+}
+
 // A customer, or one of its entities.
 struct Holder {
     std::string id;
-    std::optional<Subscription> subscription = {};  // to the book's plan
+    std::string feature = {};                                // the kind of an entity; empty: not told
+    std::map<std::string, Subscription> subscriptions = {};  // by plan
     Controls controls = {};
     std::vector<Holder> entities = {};
 };
 
-Holder read_holder(const Node& at, const std::string& plan) {
-    Holder holder{at.required_text("id")};
+Holder read_holder(const Node& at) {
+    Holder holder{at.required_text("id"), at.text("feature_id")};
     for (const auto* list : {"subscriptions", "purchases"}) {
         for (const auto& each : at.list(list)) {
-            if (each.text("plan_id") == plan && each.text("status") != "scheduled") holder.subscription = read_subscription(each);
+            if (each.text("status") != "scheduled") holder.subscriptions[each.required_text("plan_id")] = read_subscription(each);
         }
     }
     holder.controls = read_controls(at);
-    for (const auto& entity : at.list("entities")) holder.entities.push_back(read_holder(entity, plan));
+    for (const auto& entity : at.list("entities")) holder.entities.push_back(read_holder(entity));
     return holder;
 }
 
@@ -10259,17 +12291,18 @@ const Holder* find_holder(const std::vector<Holder>& list, const std::string& id
     return found == list.end() ? nullptr : &*found;
 }
 
-struct Plan final : Book::Impl {
+struct Plans final : Book::Impl {
     std::string currency;
     std::vector<Feature> features;
     std::vector<PlanItem> items;
-    Controls controls;
-    std::optional<std::vector<Holder>> customers;  // any customer when absent
+    std::map<std::string, Controls> controls;      // by plan
+    std::optional<std::vector<Holder>> customers;  // when absent any customer, who has all plans
 
     bool serves(const std::string&, const std::string& customer) const override {
         return !customer.empty() && (!customers || find_holder(*customers, customer));
     }
     bool has_balances() const override { return true; }
+    Period period_around(const UsageQuery& query, Timestamp at) const override;
     bool knows_feature(const std::string& id) const override {
         return std::any_of(features.begin(), features.end(), [&](const Feature& each) { return each.id == id; });
     }
@@ -10277,6 +12310,13 @@ struct Plan final : Book::Impl {
     Fees estimate_fees(const Event& event, Timestamp now, UsageSource& source) const override;
     Fee price(std::string_view charge, const Decimal& units, std::int64_t events) const override;
     Check check(const Event& event, Timestamp now, UsageSource& source) const override;
+    std::vector<std::string> charge_names(const std::string& metric) const override {
+        std::set<std::string> names;
+        for (const auto& each : items) {
+            if (!each.flag && metric == "autumn:" + each.feature) names.insert(each.feature);
+        }
+        return {names.begin(), names.end()};
+    }
 
     const Feature& feature(const std::string& id) const {
         return *std::find_if(features.begin(), features.end(), [&](const Feature& each) { return each.id == id; });
@@ -10314,17 +12354,18 @@ struct Holding {
 
 // Who asks, and the balances there are.
 struct Account {
-    const Plan& plan;
+    const Plans& plans;
     std::string customer, entity;
-    const Holder* holder = nullptr;  // the customer in the catalogue
-    const Subscription* own = nullptr;
+    const Holder* holder = nullptr;                // the customer in the catalogue
+    std::map<std::string, Subscription> own = {};  // the customer's, by plan
+    Controls inherited = {};                       // from these plans
     std::vector<Holding> holdings = {};
 
     // What the entity says goes before what the customer says, and that before the plan (7.6).
     template <class Value>
     const Value* control(std::map<std::string, Value> Controls::*which, const std::string& feature, const std::string& of_entity) const {
         const Holder* part = holder ? find_holder(holder->entities, of_entity) : nullptr;
-        for (const Controls* controls : {part ? &part->controls : nullptr, holder ? &holder->controls : nullptr, &plan.controls}) {
+        for (const Controls* controls : {part ? &part->controls : nullptr, holder ? &holder->controls : nullptr, &inherited}) {
             if (!controls) continue;
             if (const auto found = (controls->*which).find(feature); found != (controls->*which).end()) return &found->second;
         }
@@ -10343,7 +12384,8 @@ std::optional<Decimal> spend_limit(const Account& account, const std::string& fe
     if (!control || !control->enabled || !control->limit || !control->percentage) return control && control->enabled ? control->limit : std::nullopt;
     Decimal granted;
     for (const auto& holding : account.holdings) {
-        if (holding.item->feature == feature && (holding.entity.empty() || holding.entity == entity)) granted += holding.state.starting;
+        const bool main = holding.item->feature == feature && !holding.item->add_on;
+        if (main && (holding.entity.empty() || holding.entity == entity)) granted += holding.state.starting;
     }
     return granted.is_zero() ? std::nullopt : std::optional(percent(*control->limit) * granted);
 }
@@ -10368,32 +12410,49 @@ void set_floors(Account& account) {
     }
 }
 
-// An entity's balances of the items that are granted to each entity.
+// An entity's balances of the items that are granted to each entity of its kind; of all kinds when it is not told.
 void open_entity(Account& account, const std::string& entity) {
-    for (const auto& item : account.plan.items) {
+    const Holder* part = account.holder ? find_holder(account.holder->entities, entity) : nullptr;
+    for (const auto& item : account.plans.items) {
+        const auto own = account.own.find(item.plan);
+        if (own == account.own.end() || item.entity_feature.empty()) continue;
+        if (part && !part->feature.empty() && part->feature != item.entity_feature) continue;
         const auto same = [&](const Holding& holding) { return holding.item == &item && holding.entity == entity; };
-        const bool known = std::any_of(account.holdings.begin(), account.holdings.end(), same);
-        if (account.own && item.per_entity && !known) add_holding(account, item, entity, *account.own);
+        if (std::none_of(account.holdings.begin(), account.holdings.end(), same)) add_holding(account, item, entity, own->second);
     }
     set_floors(account);
 }
 
-// The balances that the customer has at a moment: of its own plan, and of its entities' plans.
-Account open_account(const Plan& plan, const std::string& customer, const std::string& entity, Timestamp now) {
-    static const Subscription anyone;
-    Account account{plan, customer, entity, plan.customers ? find_holder(*plan.customers, customer) : nullptr};
-    if (plan.customers && !account.holder) throw Error(ErrorCode::not_found, "customer", "customer_not_found");
-    if (!plan.customers) account.own = &anyone;
-    if (account.holder && account.holder->subscription && account.holder->subscription->active(now)) account.own = &*account.holder->subscription;
-    for (const auto& item : plan.items) {
-        if (account.own && !item.per_entity) add_holding(account, item, {}, *account.own);
+// The subscriptions that the customer has at a moment, and what their plans say.
+void open_plans(Account& account, Timestamp now) {
+    for (const auto& item : account.plans.items) {
+        if (!account.plans.customers) account.own[item.plan];
+    }
+    if (account.holder) account.own = account.holder->subscriptions;
+    std::erase_if(account.own, [&](const auto& each) { return !each.second.active(now); });
+    for (const auto& [plan, subscription] : account.own) {
+        const auto controls = account.plans.controls.find(plan);
+        if (controls != account.plans.controls.end()) add_controls(account.inherited, controls->second);
+    }
+}
+
+// The balances that the customer has at a moment: of its own plans, and of its entities' plans.
+Account open_account(const Plans& plans, const std::string& customer, const std::string& entity, Timestamp now) {
+    Account account{plans, customer, entity, plans.customers ? find_holder(*plans.customers, customer) : nullptr};
+    if (plans.customers && !account.holder) throw Error(ErrorCode::not_found, "customer", "customer_not_found");
+    open_plans(account, now);
+    for (const auto& item : plans.items) {
+        const auto own = account.own.find(item.plan);
+        if (own != account.own.end() && item.entity_feature.empty()) add_holding(account, item, {}, own->second);
     }
     if (!entity.empty()) open_entity(account, entity);
     if (account.holder) {
         for (const auto& part : account.holder->entities) {
             open_entity(account, part.id);
-            if (!part.subscription || !part.subscription->active(now)) continue;
-            for (const auto& item : plan.items) add_holding(account, item, part.id, *part.subscription);
+            for (const auto& item : plans.items) {
+                const auto own = part.subscriptions.find(item.plan);
+                if (own != part.subscriptions.end() && own->second.active(now)) add_holding(account, item, part.id, own->second);
+            }
         }
     }
     set_floors(account);
@@ -10403,10 +12462,10 @@ Account open_account(const Plan& plan, const std::string& customer, const std::s
 bool visible(const Holding& holding, const std::string& entity) { return entity.empty() || holding.entity.empty() || holding.entity == entity; }
 
 // What a unit of the feature costs in the item's own units; nothing when the item does not pay for it.
-std::optional<Decimal> cost_of(const Plan& plan, const PlanItem& item, const std::string& feature) {
+std::optional<Decimal> cost_of(const Plans& plans, const PlanItem& item, const std::string& feature) {
     if (item.flag) return {};
     if (item.feature == feature) return Decimal(1);
-    const auto& costs = plan.feature(item.feature).system.costs;
+    const auto& costs = plans.feature(item.feature).system.costs;
     const auto found = costs.find(feature);
     return found == costs.end() ? std::nullopt : std::optional(found->second);
 }
@@ -10415,13 +12474,13 @@ std::optional<Decimal> cost_of(const Plan& plan, const PlanItem& item, const std
 std::vector<std::size_t> payers(const Account& account, const std::string& feature, const std::string& entity) {
     std::vector<std::size_t> order;
     for (std::size_t i = 0; i < account.holdings.size(); ++i) {
-        if (visible(account.holdings[i], entity) && cost_of(account.plan, *account.holdings[i].item, feature)) order.push_back(i);
+        if (visible(account.holdings[i], entity) && cost_of(account.plans, *account.holdings[i].item, feature)) order.push_back(i);
     }
     const auto rank = [&](std::size_t i) {
         const auto& holding = account.holdings[i];
         const auto stride = holding.item->reset.value_or(Stride());
         return std::tuple(!holding.state.unlimited, holding.entity.empty() == !entity.empty(), holding.item->feature != feature, !holding.item->reset,
-                          stride.months, stride.micros, std::string_view(holding.entity), holding.state.overage_allowed);
+                          stride.months, stride.micros, std::string_view(holding.entity), holding.item->add_on, holding.state.overage_allowed);
     };
     std::stable_sort(order.begin(), order.end(), [&](std::size_t a, std::size_t b) { return rank(a) < rank(b); });
     return order;
@@ -10434,7 +12493,7 @@ bool use(Account& account, const std::string& feature, const std::string& entity
     std::vector<Balance> balances;
     for (const auto i : order) {
         balances.push_back(account.holdings[i].state);
-        balances.back().cost = *cost_of(account.plan, *account.holdings[i].item, feature);
+        balances.back().cost = *cost_of(account.plans, *account.holdings[i].item, feature);
     }
     const auto left = settle(balances, units, OverageBehavior::cap);
     int touched = 0;
@@ -10452,7 +12511,7 @@ bool use(Account& account, const std::string& feature, const std::string& entity
 
 // Everything that an event of that name uses.
 void use_event(Account& account, const std::string& name, const std::string& entity, const Decimal& units) {
-    for (const auto& feature : account.plan.features) {
+    for (const auto& feature : account.plans.features) {
         if (std::find(feature.names.begin(), feature.names.end(), name) != feature.names.end()) use(account, feature.id, entity, units);
     }
 }
@@ -10465,9 +12524,9 @@ struct Use {
     Measured row;
 };
 
-std::vector<Use> uses_of(const Plan& plan, const std::set<std::string>& features, const AggregateQuery& query, UsageSource& source) {
+std::vector<Use> uses_of(const Plans& plans, const std::set<std::string>& features, const AggregateQuery& query, UsageSource& source) {
     std::vector<Use> list;
-    for (const auto& feature : plan.features) {
+    for (const auto& feature : plans.features) {
         if (!features.contains(feature.id)) continue;
         for (const auto& name : feature.names) {
             for (auto& row : source.measure(feature_metric(name), query)) {
@@ -10493,11 +12552,11 @@ void take_use(Account& account, const Use& used, AggregateQuery query, UsageSour
 }
 
 // The features whose use may touch the same balances: those that share a credit system, directly or through others.
-std::set<std::string> related(const Plan& plan, const std::string& feature) {
+std::set<std::string> related(const Plans& plans, const std::string& feature) {
     std::set<std::string> all{feature};
     for (std::size_t before = 0; before != all.size();) {
         before = all.size();
-        for (const auto& system : plan.features) {
+        for (const auto& system : plans.features) {
             std::set<std::string> members{system.id};
             for (const auto& [member, cost] : system.system.costs) members.insert(member);
             const bool touches = std::any_of(members.begin(), members.end(), [&](const auto& member) { return all.contains(member); });
@@ -10519,8 +12578,9 @@ bool concerns(const Course& course, const Holding& holding) { return course.feat
 // The balances that are followed, and such as entities may have that the log has yet to name.
 std::vector<Holding> followed(const Account& account, const Course& course) {
     auto list = account.holdings;
-    for (const auto& item : account.plan.items) {
-        if (account.own && item.per_entity) list.push_back({&item, {}, *account.own, {}});
+    for (const auto& item : account.plans.items) {
+        const auto own = account.own.find(item.plan);
+        if (own != account.own.end() && !item.entity_feature.empty()) list.push_back({&item, {}, own->second, {}});
     }
     std::erase_if(list, [&](const Holding& holding) { return !concerns(course, holding); });
     return list;
@@ -10529,10 +12589,11 @@ std::vector<Holding> followed(const Account& account, const Course& course) {
 // All that was used in a stretch of time without resets.
 void spend(Account& account, const Course& course, const Period& period, UsageSource& source) {
     auto query = customer_query(account.customer, course.alone ? account.entity : "", period);
-    const bool entities = std::any_of(account.plan.items.begin(), account.plan.items.end(), [](const auto& item) { return item.per_entity; }) ||
-                          std::any_of(account.holdings.begin(), account.holdings.end(), [](const auto& holding) { return !holding.entity.empty(); });
+    const bool entities =
+        std::any_of(account.plans.items.begin(), account.plans.items.end(), [](const auto& item) { return !item.entity_feature.empty(); }) ||
+        std::any_of(account.holdings.begin(), account.holdings.end(), [](const auto& holding) { return !holding.entity.empty(); });
     if (entities && !course.alone) query.group_by = {"subscription"};
-    const auto uses = uses_of(account.plan, course.features, query, source);
+    const auto uses = uses_of(account.plans, course.features, query, source);
     for (const auto& used : uses) {
         if (!used.entity.empty()) open_entity(account, used.entity);
     }
@@ -10572,15 +12633,13 @@ void refill(Account& account, const Course& course, Timestamp at) {
     }
 }
 
-// The month of the first use; the beginning of time when there is none.
+// The month of the first use; now when there is none.
 Timestamp first_use(const Account& account, const Course& course, UsageSource& source) {
     auto query = customer_query(account.customer, course.alone ? account.entity : "", {});
     query.bin = Bin::month;
-    std::optional<Timestamp> first;
-    for (const auto& used : uses_of(account.plan, course.features, query, source)) {
-        if (used.row.bin) first = std::min(first.value_or(*used.row.bin), *used.row.bin);
-    }
-    return first.value_or(Timestamp::min());
+    Timestamp first = course.now;
+    for (const auto& used : uses_of(account.plans, course.features, query, source)) first = std::min(first, used.row.bin.value());
+    return first;
 }
 
 // Brings the balances up to now: what was used from reset to reset.
@@ -10635,11 +12694,11 @@ Fee fee_of(const Account& account, const PlanItem& item, const Period& period, c
     fee.metric = feature_metric(item.feature).code;
     fee.customer = account.customer;
     fee.subscription = account.entity;
-    fee.currency = account.plan.currency;
+    fee.currency = account.plans.currency;
     fee.units = taken.units;
     fee.events = taken.events;
     fee.amount = priced.amount;
-    fee.amount_cents = minor_units(priced.amount, account.plan.currency);
+    fee.amount_cents = minor_units(priced.amount, account.plans.currency);
     fee.unit_amount = quotient(priced.amount, taken.units);
     fee.period = period;
     fee.lines = std::move(priced.lines);
@@ -10655,28 +12714,29 @@ Fees sum_up(std::vector<Fee> list, const std::string& currency) {
 // Balances that share no feature are followed apart: their resets do not cut each other's time.
 void follow_all(Account& account, Timestamp now, bool alone, UsageSource& source) {
     std::set<std::string> seen;
-    for (const auto& item : account.plan.items) {
+    for (const auto& item : account.plans.items) {
         if (seen.contains(item.feature)) continue;
-        const Course course{related(account.plan, item.feature), now, alone};
+        const Course course{related(account.plans, item.feature), now, alone};
         follow(account, course, source);
         seen.insert(course.features.begin(), course.features.end());
     }
 }
 
-std::set<std::string> all_features(const Plan& plan) {
+std::set<std::string> all_features(const Plans& plans) {
     std::set<std::string> all;
-    for (const auto& feature : plan.features) all.insert(feature.id);
+    for (const auto& feature : plans.features) all.insert(feature.id);
     return all;
 }
 
 // Of the period asked for, in which nothing is reset; else of every item's billing cycle around now, as far as it has come.
-Fees Plan::usage(const UsageQuery& asked, Timestamp now, UsageSource& source) const {
+Fees Plans::usage(const UsageQuery& asked, Timestamp now, UsageSource& usage_source) const {
     auto account = open_account(*this, asked.customer, asked.subscription, now);
     const bool alone = !asked.subscription.empty();
+    if (alone) std::erase_if(account.holdings, [&](const Holding& holding) { return !visible(holding, asked.subscription); });
     if (asked.period) {
-        spend(account, {all_features(*this), now, alone}, *asked.period, source);
+        spend(account, {all_features(*this), now, alone}, *asked.period, usage_source);
     } else {
-        follow_all(account, now, alone, source);
+        follow_all(account, now, alone, usage_source);
     }
     std::vector<Fee> list;
     for (const auto& item : items) {
@@ -10689,15 +12749,24 @@ Fees Plan::usage(const UsageQuery& asked, Timestamp now, UsageSource& source) co
     return sum_up(std::move(list), currency);
 }
 
+// That of the first item that is billed by the period.
+Period Plans::period_around(const UsageQuery& query, Timestamp at) const {
+    const auto account = open_account(*this, query.customer, query.subscription, at);
+    for (const Holding& holding : account.holdings) {
+        if (holding.item->billed) return holding.around(holding.item->billed, at);
+    }
+    return this_month(at);
+}
+
 // What the event adds to the bill of the cycle under way.
-Fees Plan::estimate_fees(const Event& event, Timestamp now, UsageSource& source) const {
+Fees Plans::estimate_fees(const Event& event, Timestamp now, UsageSource& usage_source) const {
     auto before = open_account(*this, event.customer, event.subscription, now);
     std::set<std::string> used;
     for (const auto& feature : features) {
         if (std::find(feature.names.begin(), feature.names.end(), event.name) != feature.names.end()) used.merge(related(*this, feature.id));
     }
     if (used.empty()) throw Error(ErrorCode::not_found, "name", "no feature is used by events named " + event.name);
-    follow(before, {used, now}, source);
+    follow(before, {used, now}, usage_source);
     auto after = before;
     use_event(after, event.name, event.subscription, event.value.value_or(Decimal(1)));
     std::vector<Fee> list;
@@ -10710,7 +12779,7 @@ Fees Plan::estimate_fees(const Event& event, Timestamp now, UsageSource& source)
     return sum_up(std::move(list), currency);
 }
 
-Fee Plan::price(std::string_view charge, const Decimal& units, std::int64_t events) const {
+Fee Plans::price(std::string_view charge, const Decimal& units, std::int64_t events) const {
     const Account nobody{*this, {}, {}};
     for (const auto& item : items) {
         if (item.flag || item.feature != charge) continue;
@@ -10768,6 +12837,13 @@ bool holds_for(const UsageLimit& limit, const json& properties) {
                        [&](const auto& wanted) { return property_text(properties, wanted.first) == wanted.second; });
 }
 
+// Where the cycles of the feature's balances are counted from, when that is known.
+std::optional<Timestamp> anchor_of(const Account& account, const std::string& feature, const std::string& entity) {
+    const auto found = std::find_if(account.holdings.begin(), account.holdings.end(),
+                                    [&](const Holding& each) { return each.item->feature == feature && visible(each, entity); });
+    return found == account.holdings.end() ? std::nullopt : found->subscription.anchor;
+}
+
 // What is left of the usage limits of a feature that hold for the event; nothing without such limits (7.8).
 std::optional<Decimal> headroom(const Account& account, const std::string& feature, const Event& event, Timestamp now, UsageSource& source) {
     const auto* limits = account.control(&Controls::usage_limits, feature, event.subscription);
@@ -10777,12 +12853,12 @@ std::optional<Decimal> headroom(const Account& account, const std::string& featu
     std::optional<Decimal> least;
     for (const auto& limit : *limits) {
         if (!limit.enabled || !holds_for(limit, event.properties)) continue;
-        const auto anchor = limit.utc || !account.own ? std::nullopt : account.own->anchor;
+        const auto anchor = limit.utc ? std::nullopt : anchor_of(account, feature, event.subscription);
         auto query = customer_query(account.customer, own ? event.subscription : "", usage_window(limit.interval, now, anchor).value_or(Period()));
         for (const auto& [property, text] : limit.properties) query.filter.parts.push_back(Filter::equals(property_field(property), text));
         Decimal left = limit.limit;
-        for (const auto& [member, cost] : costs_of(account.plan.feature(feature))) {
-            for (const auto& used : uses_of(account.plan, {member}, query, source)) left -= used.row.value * cost;
+        for (const auto& [member, cost] : costs_of(account.plans.feature(feature))) {
+            for (const auto& used : uses_of(account.plans, {member}, query, source)) left -= used.row.value * cost;
         }
         least = std::min(least.value_or(left), at_least_zero(left));
     }
@@ -10797,7 +12873,7 @@ std::string answering(const Account& account, const Event& event, const Decimal&
         return position.held && allowed(position.standing, required);  // in the feature's units, also for credits
     };
     std::vector<std::string> systems, owned;
-    for (const auto& feature : account.plan.features) {
+    for (const auto& feature : account.plans.features) {
         if (feature.system.costs.contains(event.name)) systems.push_back(feature.id);
     }
     for (const auto& system : systems) {
@@ -10813,20 +12889,20 @@ std::string answering(const Account& account, const Event& event, const Decimal&
 
 std::optional<Decimal> lesser(const std::optional<Decimal>& a, const std::optional<Decimal>& b) { return a && b ? std::min(*a, *b) : a ? a : b; }
 
-Check Plan::check(const Event& event, Timestamp now, UsageSource& source) const {
+Check Plans::check(const Event& event, Timestamp now, UsageSource& usage_source) const {
     if (!knows_feature(event.name)) throw Error(ErrorCode::not_found, "name", "feature_not_found");
     const auto units = event.value.value_or(Decimal(1));
     auto account = open_account(*this, event.customer, event.subscription, now);
-    follow(account, {related(*this, event.name), now}, source);
-    const auto feature = answering(account, event, units, now, source);
+    follow(account, {related(*this, event.name), now}, usage_source);
+    const auto feature = answering(account, event, units, now, usage_source);
     auto position = position_of(account, feature, event.subscription, now);
     auto& standing = position.standing;
-    standing.headroom = headroom(account, feature, event, now, source);
+    standing.headroom = headroom(account, feature, event, now, usage_source);
     Check check{.feature = feature, .required = units};
     if (feature != event.name) {
         const auto& system = this->feature(feature).system;
         check.required = credits(system, event.name, units);
-        const auto members = headroom(account, event.name, event, now, source);
+        const auto members = headroom(account, event.name, event, now, usage_source);
         if (members) standing.headroom = lesser(standing.headroom, credits(system, event.name, *members));
     }
     check.allowed = position.flag || (position.held && allowed(standing, check.required));
@@ -10847,41 +12923,48 @@ Check Plan::check(const Event& event, Timestamp now, UsageSource& source) const 
 // ---- from the catalogue ----
 
 // Features that are only named, by an item or a credit system, are metered ones without more.
-void complete(Plan& plan) {
+void complete(Plans& plans) {
     std::set<std::string> named;
-    for (const auto& item : plan.items) named.insert(item.feature);
-    for (const auto& feature : plan.features) {
+    for (const auto& item : plans.items) named.insert(item.feature);
+    for (const auto& feature : plans.features) {
         for (const auto& [member, cost] : feature.system.costs) named.insert(member);
     }
-    for (const auto& feature : plan.features) named.erase(feature.id);
-    for (const auto& id : named) plan.features.push_back({id, false, {id}, {}});
-    for (auto& item : plan.items) item.flag = plan.feature(item.feature).flag;
+    for (const auto& feature : plans.features) named.erase(feature.id);
+    for (const auto& id : named) plans.features.push_back({id, false, {id}, {}});
+    for (auto& item : plans.items) item.flag = plans.feature(item.feature).flag;
+}
+
+void read_plan(Plans& plans, const Node& at) {
+    const auto id = at.required_text("id");
+    if (plans.controls.contains(id)) throw Error(ErrorCode::bad_value, at.path("id"), "is there twice");
+    plans.controls[id] = read_controls(at);
+    if (at.list("items").empty()) at.refuse("has no items");
+    for (const auto& each : at.list("items")) plans.items.push_back(read_plan_item(each, at, plans.currency));
 }
 
 std::shared_ptr<const Book::Impl> load(const json& catalogue) {
     const Node root(catalogue);
-    const auto at = root.object("plan");
-    auto plan = std::make_shared<Plan>();
-    plan->vendor = "autumn";
-    plan->code = at.required_text("id");
-    plan->source = catalogue;
-    plan->currency = root.text("currency", "usd");
+    const auto list = root.list("plans");
+    auto plans = std::make_shared<Plans>();
+    plans->vendor = "autumn";
+    plans->source = catalogue;
+    plans->currency = root.text("currency", "usd");
+    if (list.empty() || root.find("plan")) read_plan(*plans, root.object("plan"));
+    for (const auto& each : list) read_plan(*plans, each);
+    plans->code = root.text("id", plans->items.front().plan);
     std::set<std::string> ids, names;
     for (const auto& each : root.list("features")) {
-        plan->features.push_back(read_feature(each));
-        if (!ids.insert(plan->features.back().id).second) throw Error(ErrorCode::bad_value, each.path("id"), "is there twice");
+        plans->features.push_back(read_feature(each));
+        if (!ids.insert(plans->features.back().id).second) throw Error(ErrorCode::bad_value, each.path("id"), "is there twice");
     }
-    for (const auto& each : at.list("items")) plan->items.push_back(read_plan_item(each, plan->currency));
-    if (plan->items.empty()) at.refuse("has no items");
-    plan->controls = read_controls(at);
-    if (root.find("customers")) plan->customers.emplace();
-    for (const auto& each : root.list("customers")) plan->customers->push_back(read_holder(each, plan->code));
-    complete(*plan);
-    for (const auto& feature : plan->features) {
+    if (root.find("customers")) plans->customers.emplace();
+    for (const auto& each : root.list("customers")) plans->customers->push_back(read_holder(each));
+    complete(*plans);
+    for (const auto& feature : plans->features) {
         if (!feature.flag) names.insert(feature.names.begin(), feature.names.end());
     }
-    for (const auto& name : names) plan->metrics.push_back(feature_metric(name));
-    return plan;
+    for (const auto& name : names) plans->metrics.push_back(feature_metric(name));
+    return plans;
 }
 
 }  // namespace autumn
@@ -10906,33 +12989,6 @@ constexpr Coercion exact_text{.missing = {no_such, {Meeting::empty, Meeting::emp
                               .text = {as_written, as_written},
                               .structure = {no_such, as_written}};
 
-struct AnalyticsQuestion {
-    std::string customer{}, entity{};
-    std::vector<std::string> features{};  // names of events
-    std::string group_by{};               // a field; empty: no groups
-    Filter filter{};
-    Bin bin = Bin::day;
-    Ranges ranges{};
-    Timestamp now{};             // bins after it are left out
-    std::size_t max_groups = 9;  // in each bin, for each feature
-};
-
-struct AnalyticsBin {
-    Timestamp start{};
-    std::map<std::string, Decimal> values{};                          // by feature
-    std::map<std::string, std::map<std::string, Decimal>> grouped{};  // by feature, then group
-};
-
-struct AnalyticsTotal {
-    std::int64_t count = 0;
-    Decimal sum{};
-};
-
-struct Analytics {
-    std::vector<AnalyticsBin> list;
-    std::map<std::string, AnalyticsTotal> totals;  // of the features that have events
-};
-
 constexpr std::string_view other_groups = "AUTUMN_RESERVED";
 
 // The hours whose beginning belongs to the range: an event counts with its hour (aggregate_simple.pipe:30).
@@ -10941,106 +12997,146 @@ Period whole_hours(const Range& range) {
     return {from == range.from ? from : from + std::chrono::hours(1), cut(range.to, micros_per_hour) + std::chrono::hours(1)};
 }
 
-std::vector<Measured> measured(const AnalyticsQuestion& question, const std::string& feature, AggregateQuery query, UsageSource& source) {
-    if (query.period.from >= query.period.to) return {};
-    query.customer = question.customer;
-    query.subscription = question.entity;
-    query.filter = question.filter;
-    return source.measure(feature_metric(feature), query);
+// What the vendor's question cannot say (eventsAggregateParams.ts:5).
+void check_analytics(const AnalyticsQuery& asked, std::span<const Metric> metrics) {
+    const auto adds_up = [](const Metric& each) { return each.aggregation == Aggregation::sum || each.aggregation == Aggregation::count; };
+    if (asked.metrics.empty()) refuse("metrics", "are required");
+    if (!std::all_of(metrics.begin(), metrics.end(), adds_up)) refuse("metrics", "must be sums or counts");
+    if (asked.bin != Bin::none && asked.bin != Bin::hour && asked.bin != Bin::day && asked.bin != Bin::week && asked.bin != Bin::month)
+        refuse("bin", "must be an hour, day, week or month");
+    if (asked.group_by.size() > 1) refuse("group_by", "must be one field");
+    if (asked.top < 0 || asked.top > 250) refuse("top", "must be from 1 to 250, or 0 for 9");
+    if (!asked.time_zone.empty() && asked.time_zone != "UTC") refuse("time_zone", "must be UTC");
+    if (asked.week_start != std::chrono::Monday) refuse("week_start", "must be a Monday");
+    if (asked.billing_anchor) refuse("billing_anchor", "is not known to these rules");
 }
 
-// Totals take every event, grouped or not; with a filter they go by the moment, not the hour (getCountAndSum.ts:166).
-std::map<std::string, AnalyticsTotal> totals(const AnalyticsQuestion& question, UsageSource& source) {
-    const Range& range = question.ranges.total;
-    AggregateQuery query;
-    query.period = question.filter.empty() ? whole_hours(range) : Period{range.from, range.to + std::chrono::microseconds(1)};
-    std::map<std::string, AnalyticsTotal> found;
-    for (const auto& feature : question.features) {
-        for (const auto& row : measured(question, feature, query, source)) {
-            if (row.events > 0) found[feature] = {row.events, row.value.round(10, Rounding::half_up)};
-        }
-    }
-    return found;
+// The period's end, which does not belong to it, is the vendor's one moment later.
+Ranges ranges_of(const AnalyticsQuery& asked, Bin bin, Timestamp now) {
+    if (!asked.period) return named_ranges(asked.range, bin, now, asked.billing_cycle);
+    check_period(*asked.period);
+    return custom_ranges(asked.period->from, asked.period->to - std::chrono::microseconds(1));
 }
+
+// Bins that begin after now are left out, which no event can be in.
+std::vector<Timestamp> bins_until(Timestamp now, const Range& range, Bin bin, std::size_t metrics) {
+    const BinGrid grid = list_bins(range, bin, {});
+    if (grid.count() > static_cast<std::int64_t>(limits::aggregate_rows / metrics))
+        throw Error(ErrorCode::too_large, "bin", "the answer has more than " + std::to_string(limits::aggregate_rows) + " points");
+    std::vector<Timestamp> starts;
+    for (std::int64_t i = 0; i < grid.count() && grid.start(i) <= now; ++i) starts.push_back(grid.start(i));
+    return starts;
+}
+
+struct Cell {
+    Decimal usage;
+    std::int64_t events = 0;
+    void add(const Decimal& value, std::int64_t count) { usage += value, events += count; }
+};
+
+// Of one bin, by group: the rest last, and one without a name where nothing is grouped.
+using GroupKey = std::pair<bool, std::string>;
+using Cells = std::map<GroupKey, Cell>;
 
 // The greatest groups of a bin keep their names, the rest goes together (aggregate_groupable.pipe:238).
-std::map<std::string, Decimal> top_groups(const std::map<std::string, Decimal>& groups, std::size_t most) {
-    std::vector<std::pair<std::string, Decimal>> order(groups.begin(), groups.end());
-    std::stable_sort(order.begin(), order.end(), [](const auto& a, const auto& b) { return a.second > b.second; });
-    std::map<std::string, Decimal> top;
-    for (std::size_t i = 0; i < order.size(); ++i) top[i < most ? order[i].first : std::string(other_groups)] += order[i].second;
+Cells top_cells(const Cells& cells, std::size_t most) {
+    std::vector<std::pair<GroupKey, Cell>> order(cells.begin(), cells.end());
+    std::stable_sort(order.begin(), order.end(), [](const auto& a, const auto& b) { return a.second.usage > b.second.usage; });
+    Cells top;
+    for (std::size_t i = 0; i < order.size(); ++i)
+        top[i < most ? order[i].first : GroupKey(true, "")].add(order[i].second.usage, order[i].second.events);
     return top;
 }
 
-// What the groups of a feature come to.
-std::map<std::string, Decimal> sums_of_groups(const std::map<std::string, std::map<std::string, Decimal>>& grouped) {
-    std::map<std::string, Decimal> sums;
-    for (const auto& [feature, groups] : grouped) {
-        for (const auto& [group, value] : groups) sums[feature] += value;
-    }
-    return sums;
-}
-
-// Every bin lists all groups of all bins; without any group there are no bins.
-void fill_groups(std::vector<AnalyticsBin>& list, const std::vector<std::string>& features) {
-    std::set<std::string> names;
-    for (const auto& bin : list) {
-        for (const auto& [feature, groups] : bin.grouped) {
-            for (const auto& [group, value] : groups) names.insert(group);
-        }
-    }
-    if (names.empty()) list.clear();
-    if (list.size() * features.size() * names.size() > limits::aggregate_rows) throw Error(ErrorCode::too_large, "group_by", "has too many groups");
-    for (auto& bin : list) {
-        for (const auto& feature : features) {
-            for (const auto& name : names) bin.grouped[feature].try_emplace(name);
-        }
-        bin.values = sums_of_groups(bin.grouped);
-    }
-}
-
-// The bins of the list, without values.
-std::vector<AnalyticsBin> empty_bins(const AnalyticsQuestion& question) {
-    const BinGrid grid = list_bins(question.ranges.list, question.bin, {});
-    if (grid.count() > static_cast<std::int64_t>(limits::aggregate_rows / question.features.size()))
-        throw Error(ErrorCode::too_large, "bin", "the period has more than " + std::to_string(limits::aggregate_rows) + " bins and features");
-    std::vector<AnalyticsBin> list;
-    for (std::int64_t i = 0; i < grid.count() && grid.start(i) <= question.now; ++i) {
-        list.push_back({grid.start(i)});
-        for (const auto& feature : question.features) list.back().values[feature] = {};
-    }
-    return list;
-}
-
-// Puts what was measured into the bins.
-void add_rows(std::vector<AnalyticsBin>& list, const std::string& feature, std::span<const Measured> rows) {
+// What the metric comes to in every bin. Events without a group, or of one without a name, are in none.
+std::vector<Cells> cells_of(const std::vector<Measured>& rows, const std::vector<Timestamp>& bins) {
+    std::vector<Cells> cells(bins.size());
     for (const auto& row : rows) {
-        const auto bin =
-            std::lower_bound(list.begin(), list.end(), *row.bin, [](const AnalyticsBin& each, Timestamp start) { return each.start < start; });
-        if (bin == list.end() || bin->start != *row.bin) continue;
-        if (row.group.empty()) {
-            bin->values[feature] += row.value;
-        } else if (!row.group[0].value_or("").empty()) {
-            bin->grouped[feature][*row.group[0]] += row.value;
-        }
+        const auto bin = std::lower_bound(bins.begin(), bins.end(), *row.bin);
+        if (bin == bins.end() || *bin != *row.bin) continue;
+        const auto name = row.group.empty() ? "" : row.group[0].value_or("");
+        if (row.group.empty() || !name.empty()) cells[static_cast<std::size_t>(bin - bins.begin())][{false, name}].add(row.value, row.events);
     }
+    return cells;
 }
 
-// One question to the source for each feature, and one for its total.
-[[maybe_unused]] Analytics analytics(const AnalyticsQuestion& question, UsageSource& source) {
-    Analytics answer{empty_bins(question), totals(question, source)};
+Decimal shown(const Decimal& value) { return value.round(10, Rounding::half_up); }
+
+AnalyticsItem item_of(const std::string& metric, const GroupKey& key, bool grouped, const std::vector<Cells>& cells,
+                      const std::vector<Timestamp>& bins) {
+    AnalyticsItem item{.metric = metric, .rest = key.first};
+    if (grouped) item.group = {key.first ? std::nullopt : std::optional(key.second)};
+    if (key.first) item.vendor = {{"group", other_groups}};
+    Decimal usage;
+    for (std::size_t i = 0; i < bins.size(); ++i) {
+        const auto found = cells[i].find(key);
+        const Cell cell = found == cells[i].end() ? Cell() : found->second;
+        item.points.push_back({.start = bins[i], .usage = shown(cell.usage), .events = cell.events});
+        usage += cell.usage;
+        item.events += cell.events;
+    }
+    item.usage = shown(usage);
+    return item;
+}
+
+// Every item has a point for every bin, and every metric an item for every group of any of them; without groups there is no item.
+std::vector<AnalyticsItem> items_of(const std::vector<std::string>& metrics, const std::vector<std::vector<Cells>>& cells,
+                                    const std::vector<Timestamp>& bins, bool grouped) {
+    std::set<GroupKey> keys;
+    if (!grouped) keys.emplace(false, "");
+    for (const auto& of_metric : cells) {
+        for (const auto& of_bin : of_metric) {
+            for (const auto& [key, cell] : of_bin) keys.insert(key);
+        }
+    }
+    if (metrics.size() * bins.size() * keys.size() > limits::aggregate_rows)
+        throw Error(ErrorCode::too_large, "group_by", "the answer has more than " + std::to_string(limits::aggregate_rows) + " points");
+    std::vector<AnalyticsItem> items;
+    for (std::size_t i = 0; i < metrics.size(); ++i) {
+        for (const auto& key : keys) items.push_back(item_of(metrics[i], key, grouped, cells[i], bins));
+    }
+    return items;
+}
+
+// Of the metrics that have events, grouped or not. With a filter they go by the moment, not the hour, and their period may begin before the
+// list's (getCountAndSum.ts:79 and 166).
+std::vector<AnalyticsTotal> totals_of(std::span<const Metric> metrics, AggregateQuery query, const Range& range, UsageSource& source) {
+    query.period = query.filter.empty() ? whole_hours(range) : Period{range.from, range.to + std::chrono::microseconds(1)};
+    std::vector<AnalyticsTotal> totals;
+    if (query.period.from >= query.period.to) return totals;
+    for (const auto& metric : metrics) {
+        const auto row = source.measure(metric, query).at(0);
+        if (row.events > 0) totals.push_back({metric.code, shown(row.value), row.events});
+    }
+    return totals;
+}
+
+// events.aggregate: one question to the source for each metric's bins, and one for its total. `metrics` are those asked for.
+Analytics analytics(const AnalyticsQuery& asked, std::span<const Metric> metrics, Timestamp now, UsageSource& source) {
+    check_analytics(asked, metrics);
+    const Bin bin = asked.bin == Bin::none ? Bin::day : asked.bin;
+    const auto ranges = ranges_of(asked, bin, now);
+    const auto bins = bins_until(now, ranges.list, bin, metrics.size());
     AggregateQuery query;
-    query.period = whole_hours(question.ranges.list);
-    query.bin = question.bin;
-    if (!question.group_by.empty()) query.group_by = {question.group_by};
-    for (const auto& feature : question.features) add_rows(answer.list, feature, measured(question, feature, query, source));
-    for (auto& bin : answer.list) {
-        for (auto& [feature, groups] : bin.grouped) groups = top_groups(groups, question.max_groups);
+    query.customer = asked.customer;
+    query.subscription = asked.subscription;
+    query.filter = asked.filter;
+    if (!asked.sources.empty()) query.filter = Filter::all({query.filter, Filter::where("source", Operator::in, asked.sources)});
+    Analytics answer;
+    answer.period = {ranges.list.from, ranges.list.to + std::chrono::microseconds(1)};
+    answer.totals = totals_of(metrics, query, ranges.total, source);
+    query.period = whole_hours(ranges.list);
+    query.bin = bin;
+    query.group_by = asked.group_by;
+    std::vector<std::vector<Cells>> cells;
+    for (const auto& metric : metrics) {
+        cells.push_back(cells_of(query.period.from < query.period.to ? source.measure(metric, query) : std::vector<Measured>(), bins));
+        if (asked.group_by.empty()) continue;
+        for (auto& each : cells.back()) each = top_cells(each, static_cast<std::size_t>(asked.top == 0 ? 9 : asked.top));
     }
-    if (!question.group_by.empty()) fill_groups(answer.list, question.features);
-    for (auto& bin : answer.list) {
-        for (auto& [feature, value] : bin.values) value = value.round(10, Rounding::half_up);
-    }
+    std::vector<std::string> codes;
+    for (const auto& metric : metrics) codes.push_back(metric.code);
+    answer.items = items_of(codes, cells, bins, !asked.group_by.empty());
     return answer;
 }
 
@@ -11070,67 +13166,9 @@ private:
     std::pair<std::int64_t, std::int64_t> last_place_;
 };
 
-// --- Lago: its aggregations over events (dossier 4.2, 4.4, 4.7) ---
+// --- Lago: how it divides ---
 
 namespace lago {
-
-// Both ends of the period belong to it. Ignored entries take out the events that match all of one.
-struct Question {
-    Kind kind = Kind::count;
-    std::string property{};
-    bool recurring = false, prorated = false;
-    Timestamp from{}, to{};
-    std::int64_t last_sequence = std::numeric_limits<std::int64_t>::max();  // of events at `to` those after it are out (postgres_store.rb:442)
-    int days = 0;                                                           // of the full billing period
-    Decimal initial{};
-    Values matching{};
-    std::vector<Values> ignored{};
-};
-
-// The number in a property, when its text is plainly one (postgres_store.rb:508).
-std::optional<Decimal> numeric(const Event& event, const std::string& property) {
-    std::string keep;
-    const Scalar value = scalar_of_member(event.properties, property, keep);
-    return value.kind == Scalar::Kind::text && !plain_number(value.text) ? std::nullopt : scalar_number(value);
-}
-
-// The events that take part, by time (postgres_store.rb:6). A recurring sum or unique count looks at all of the past.
-[[maybe_unused]] std::vector<const Event*> in_scope(const Question& question, std::span<const Event> events) {
-    constexpr std::int64_t millisecond = 1000;
-    const bool past = question.recurring && (question.kind == Kind::sum || question.kind == Kind::unique_count);
-    const bool numbers = question.kind != Kind::count && question.kind != Kind::unique_count;
-    std::vector<const Event*> scope;
-    for (const Event& event : events) {
-        if (std::pair(*event.timestamp, event.sequence) > std::pair(question.to, question.last_sequence)) continue;
-        if (!past && *event.timestamp < cut(question.from, millisecond)) continue;
-        if (numbers && !numeric(event, question.property)) continue;
-        if (!matches(question.matching, event.properties)) continue;
-        const auto ignores = [&](const Values& entry) { return is_ignored(entry, event.properties); };
-        if (std::none_of(question.ignored.begin(), question.ignored.end(), ignores)) scope.push_back(&event);
-    }
-    std::stable_sort(scope.begin(), scope.end(), [](const Event* a, const Event* b) { return *a->timestamp < *b->timestamp; });
-    return scope;
-}
-
-Fold folded(const Question& question, const std::vector<const Event*>& scope) {
-    Fold fold;
-    for (const Event* event : scope) fold.add(*numeric(*event, question.property), event->timestamp->micros(), event->sequence);
-    return fold;
-}
-
-// Each value begins as removed; an add after anything else is +1, anything else after an add -1 (unique_count_query.rb:12).
-std::map<std::optional<std::string>, int> active_values(const Question& question, const std::vector<const Event*>& scope) {
-    std::map<std::optional<std::string>, std::pair<std::string, int>> states;
-    for (const Event* event : scope) {
-        auto& [last, sum] = states.try_emplace(property_text(event->properties, question.property), "remove", 0).first->second;
-        const std::string operation = property_text(event->properties, "operation_type").value_or("add");
-        if (operation != last) sum += operation == "add" ? 1 : -1;
-        last = operation;
-    }
-    std::map<std::optional<std::string>, int> active;
-    for (const auto& [value, state] : states) active.emplace(value, state.second);
-    return active;
-}
 
 // A division as PostgreSQL's numeric does it: with at least 16 significant digits, counted in groups of four.
 Decimal postgres_quotient(const Decimal& a, const Decimal& b) {
@@ -11145,518 +13183,259 @@ Decimal postgres_quotient(const Decimal& a, const Decimal& b) {
     return Decimal::divide(a, b, std::clamp(16 - 4 * difference, std::max(a.scale(), b.scale()), Decimal::max_scale), Rounding::half_up);
 }
 
-// What stands, for the seconds it stands, in shares of the full billing period (weighted_sum_query.rb:12).
-Decimal weighted_sum(const Question& question, const std::vector<const Event*>& scope) {
-    const Timestamp end = cut(question.to + std::chrono::microseconds(micros_per_second - 1), micros_per_second);
-    const Decimal whole = Decimal(question.days) * 86400;
-    Decimal standing = question.initial, total;
-    Timestamp since = question.from;
-    const auto stand_until = [&](Timestamp time) {
-        if (time > since) total += postgres_quotient(standing * Decimal::scaled((time - since).count(), 6), whole);
-        since = std::max(since, time);
-    };
-    for (const Event* event : scope) {
-        stand_until(*event->timestamp);
-        standing += *numeric(*event, question.property);
-    }
-    stand_until(end);
-    return total.round(20, Rounding::ceil);
-}
-
-// Units times the days they count for: what was there before the period for all of its days, each event of the period from its own day on
-// (sum_service.rb:164).
-Decimal unit_days(const Question& question, const std::vector<const Event*>& scope) {
-    const auto days_from = [&](Timestamp time) {
-        return floor_divide(question.to.micros(), micros_per_day) - floor_divide(std::max(time, question.from).micros(), micros_per_day) + 1;
-    };
-    Decimal total;
-    for (const Event* event : scope) total += *numeric(*event, question.property) * days_from(*event->timestamp);
-    return total;
-}
-
-// The days for which a value was there, whole and with the first and the last. What is removed and added again in one day was never away
-// (unique_count_query.rb).
-class DaysPresent {
-public:
-    DaysPresent(Timestamp from, Timestamp to) : from_(day_of(from)), to_(day_of(to)) {}
-
-    void add(Timestamp time) {
-        if (present_) return;
-        if (!until_ || *until_ != day_of(time)) {
-            close();
-            since_ = day_of(time);
-        }
-        present_ = true;
-    }
-    void remove(Timestamp time) {
-        if (present_) until_ = day_of(time);
-        present_ = false;
-    }
-    std::int64_t days() {
-        if (present_) until_ = to_;
-        present_ = false;
-        close();
-        return days_;
-    }
-
-private:
-    static std::int64_t day_of(Timestamp time) { return floor_divide(time.micros(), micros_per_day); }
-    void close() {
-        if (until_) days_ += std::max<std::int64_t>(0, std::min(*until_, to_) - std::max(since_, from_) + 1);
-        until_.reset();
-    }
-    std::int64_t from_, to_, since_ = 0, days_ = 0;
-    std::optional<std::int64_t> until_;
-    bool present_ = false;
-};
-
-std::int64_t value_days(const Question& question, const std::vector<const Event*>& scope) {
-    std::map<std::optional<std::string>, DaysPresent> values;
-    for (const Event* event : scope) {
-        const auto value = property_text(event->properties, question.property);
-        DaysPresent& present = values.try_emplace(value, question.from, question.to).first->second;
-        const bool adds = property_text(event->properties, "operation_type").value_or("add") == "add";
-        adds ? present.add(*event->timestamp) : present.remove(*event->timestamp);
-    }
-    std::int64_t total = 0;
-    for (auto& [value, present] : values) total += present.days();
-    return total;
-}
-
-// The value of a metric over the events in its scope, before the metric's own rounding.
-[[maybe_unused]] Decimal aggregated(const Question& question, const std::vector<const Event*>& scope) {
-    switch (question.kind) {
-        case Kind::sum:
-            if (!question.prorated) return folded(question, scope).sum();
-            return Decimal::divide(unit_days(question, scope), question.days, 5, Rounding::ceil);
-        case Kind::max:
-            return folded(question, scope).most();
-        case Kind::latest:
-            return std::max(folded(question, scope).latest(), Decimal());  // latest_service.rb: never negative
-        case Kind::weighted_sum:
-            return weighted_sum(question, scope);
-        case Kind::unique_count: {
-            if (question.prorated) return Decimal::divide(value_days(question, scope), question.days, 5, Rounding::ceil);
-            Decimal sum;
-            for (const auto& [value, active] : active_values(question, scope)) sum += active;
-            return sum;
-        }
-        default:
-            return scope.size();
-    }
-}
-
-// By the texts of several properties; a missing and an empty one are the same group, of nothing.
-[[maybe_unused]] std::map<std::vector<std::optional<std::string>>, std::vector<const Event*>> by_group(const std::vector<std::string>& keys,
-                                                                                                       const std::vector<const Event*>& scope) {
-    std::map<std::vector<std::optional<std::string>>, std::vector<const Event*>> groups;
-    for (const Event* event : scope) {
-        std::vector<std::optional<std::string>> group;
-        for (const auto& key : keys) {
-            const auto text = property_text(event->properties, key);
-            group.push_back(text && !text->empty() ? text : std::nullopt);
-        }
-        groups[group].push_back(event);
-    }
-    if (groups.empty()) groups.emplace(std::vector<std::optional<std::string>>(keys.size()), std::vector<const Event*>{});
-    return groups;
-}
-
 }  // namespace lago
 
-// --- FlexPrice: what its usage and analytics answer (dossier 4.8, 5, 6) ---
-
-namespace flexprice {
-
-enum class Measure { count, sum, average, maximum, sum_with_multiplier, count_unique, latest, weighted_sum };
-[[maybe_unused]] constexpr std::pair<std::string_view, Measure> measure_names[] = {
-    {"COUNT", Measure::count},
-    {"SUM", Measure::sum},
-    {"AVG", Measure::average},
-    {"MAX", Measure::maximum},
-    {"SUM_WITH_MULTIPLIER", Measure::sum_with_multiplier},
-    {"COUNT_UNIQUE", Measure::count_unique},
-    {"LATEST", Measure::latest},
-    {"WEIGHTED_SUM", Measure::weighted_sum},
-};
-
-constexpr std::array<Meeting, 3> as_text{Meeting::text, Meeting::text, Meeting::text}, as_empty{Meeting::empty, Meeting::empty, Meeting::empty},
-    not_at_all{Meeting::never, Meeting::never, Meeting::never};
-
-// Property filters of a question read a missing property as "" (4.8); those of a meter do not.
-[[maybe_unused]] constexpr Coercion property_filter{
-    {as_empty, as_empty}, {as_text, as_text}, {as_text, as_text}, {as_text, as_text}, {as_text, as_text}};
-[[maybe_unused]] constexpr Coercion meter_filter{
-    {not_at_all, not_at_all}, {as_text, as_text}, {as_text, as_text}, {as_text, as_text}, {as_text, as_text}};
-
-// {key: [texts]}: for every key one of its texts.
-[[maybe_unused]] bool passes(const Coercion& rules, const json& filters, const Event& event) {
-    return std::all_of(filters.items().begin(), filters.items().end(), [&](const auto& item) {
-        std::string keep;
-        const Clause clause = make_clause(Filter::where(item.key(), Operator::in, item.value()));
-        return meets(rules, clause, scalar_of_member(event.properties, item.key(), keep));
-    });
-}
-
-struct Usage {
-    Measure measure = Measure::count;
-    std::string property{};
-    std::optional<Decimal> multiplier{};
-    std::optional<BinOptions> buckets{}, windows{};
-    Period period{};
-    bool metered = false;  // read from meter_usage, as analytics and invoices do, not from events (6.8)
-};
-
-// A number, or a text that is wholly one; anything else is 0 and takes part (5.7).
-Decimal number_of(const Event& event, const std::string& property) {
-    std::string keep;
-    return scalar_number(scalar_of_member(event.properties, property, keep)).value_or(Decimal());
-}
-
-// Where the log has several copies of an id the last one counts (5.6); but for counts meter_usage keeps one for each second (2.6).
-std::vector<const Event*> last_copies(const Usage& usage, const std::vector<const Event*>& events) {
-    std::map<std::pair<std::string_view, std::int64_t>, std::size_t> places;
-    const bool by_second = usage.metered && usage.measure != Measure::count;
-    std::vector<const Event*> kept;
-    for (const Event* event : events) {
-        const std::int64_t second = by_second ? floor_divide(event->timestamp->micros(), micros_per_second) : 0;
-        const auto [place, fresh] = places.try_emplace({event->id, second}, kept.size());
-        if (fresh) kept.push_back(event);
-        kept[place->second] = event;
-    }
-    return kept;
-}
-
-Decimal count_unique(const Usage& usage, const std::vector<const Event*>& events) {
-    std::unordered_set<std::string> seen;
-    for (const Event* event : events) {
-        std::string keep;
-        const std::string text = scalar_text(scalar_of_member(event->properties, usage.property, keep));
-        if (!usage.metered || !text.empty()) seen.insert(text);
-    }
-    return seen.size();
-}
-
-// Each number for the share of the question's time that was left, in whole seconds (5.8).
-Decimal weighted_sum(const Usage& usage, const std::vector<const Event*>& events) {
-    const auto seconds = [](Timestamp time) { return floor_divide(time.micros(), micros_per_second); };
-    const std::int64_t whole = seconds(usage.period.to) - seconds(usage.period.from);
-    Decimal sum;
-    for (const Event* event : events) sum += number_of(*event, usage.property) * (seconds(usage.period.to) - seconds(*event->timestamp));
-    return whole <= 0 ? Decimal() : Decimal::divide_significant(sum, whole, 32, Rounding::half_even);
-}
-
-// Numbers of meter_usage are not below zero one by one (6.8), results nowhere (5.10).
-Fold folded(const Usage& usage, const std::vector<const Event*>& events) {
-    Fold fold;
-    for (const Event* event : events) {
-        const Decimal number = number_of(*event, usage.property);
-        fold.add(usage.metered ? std::max(number, Decimal()) : number, event->timestamp->micros(), event->sequence);
-    }
-    return fold;
-}
-
-Decimal measured(const Usage& usage, const std::vector<const Event*>& events) {
-    const auto value = [&]() -> Decimal {
-        switch (usage.measure) {
-            case Measure::count:
-                return last_copies(usage, events).size();
-            case Measure::sum:
-                return folded(usage, last_copies(usage, events)).sum();
-            case Measure::average:
-                return folded(usage, last_copies(usage, events)).average();
-            case Measure::maximum:
-                return folded(usage, last_copies(usage, events)).most();
-            case Measure::sum_with_multiplier:
-                return folded(usage, last_copies(usage, events)).sum() * usage.multiplier.value_or(1);
-            case Measure::count_unique:
-                return count_unique(usage, events);
-            case Measure::latest:
-                return folded(usage, events).latest();
-            case Measure::weighted_sum:
-                return usage.metered ? folded(usage, last_copies(usage, events)).sum() : weighted_sum(usage, events);
-        }
-        return {};
-    }();
-    return std::max(value, Decimal());
-}
-
-struct UsageAnswer {
-    Decimal value;
-    std::vector<std::pair<Timestamp, Decimal>> results;  // of the windows or buckets that have events
-};
-
-// The value of a bucketed meter is the sum of its buckets', also of maxima (5.9); another one's is over the whole time.
-UsageAnswer answer(const Usage& usage, std::span<const Event> events) {
-    std::vector<const Event*> chosen;
-    const Period whole{cut(usage.period.from, micros_per_second), cut(usage.period.to, micros_per_second)};
-    for (const Event& event : events) {
-        if (event.timestamp && whole.contains(*event.timestamp)) chosen.push_back(&event);
-    }
-    UsageAnswer result{measured(usage, chosen), {}};
-    const auto& cut_by = usage.buckets ? usage.buckets : usage.windows;
-    if (!cut_by) return result;
-    Bins bins(*cut_by);
-    std::map<Timestamp, std::vector<const Event*>> by_bin;
-    for (const Event* event : chosen) by_bin[bins.around(*event->timestamp).from].push_back(event);
-    for (const auto& [start, members] : by_bin) result.results.emplace_back(start, measured(usage, members));
-    if (!usage.buckets) return result;
-    result.value = {};
-    for (const auto& [start, value] : result.results) result.value += value;
-    return result;
-}
-
-// By the texts of several properties; a missing one is "".
-[[maybe_unused]] std::map<std::vector<std::string>, UsageAnswer> grouped_answers(const Usage& usage, const std::vector<std::string>& keys,
-                                                                                 std::span<const Event> events) {
-    std::map<std::vector<std::string>, std::vector<Event>> groups;
-    for (const Event& event : events) {
-        std::vector<std::string> group;
-        for (const auto& key : keys) {
-            std::string keep;
-            group.push_back(scalar_text(scalar_of_member(event.properties, key, keep)));
-        }
-        groups[group].push_back(event);
-    }
-    std::map<std::vector<std::string>, UsageAnswer> answers;
-    for (const auto& [group, members] : groups) answers.emplace(group, answer(usage, members));
-    return answers;
-}
-
-// What the pipeline notes of an event for a meter: a multiplier is needed here, and the property (6).
-[[maybe_unused]] Decimal quantity_at_ingest(const Usage& usage, const Event& event) {
-    if (usage.measure == Measure::count) return 1;
-    if (usage.property.empty()) return 0;
-    if (usage.measure == Measure::count_unique) return event.properties.contains(usage.property) ? 1 : 0;
-    const Decimal number = number_of(event, usage.property);
-    return usage.measure == Measure::sum_with_multiplier ? number * usage.multiplier.value_or(0) : number;
-}
-
-}  // namespace flexprice
-
-// --- Polar: its three evaluators of filters, and meter quantities (dossier 6 to 8) ---
+// --- Polar: meter quantities and customer meters (dossier 8 and 10.3) ---
 
 namespace polar {
 
-using enum Meeting;
-
-constexpr std::array<Meeting, 3> never_any{never, never, never}, text_any{text, text, text}, empty_any{empty, empty, empty};
-
-// One evaluator: metadata by a table, and how a time becomes whole seconds.
-struct Evaluator {
-    Coercion metadata;
-    Rounding seconds;
-};
-
-// Quantities and balances (filter.py:52).
-constexpr Evaluator postgres{{.missing = {never_any, never_any},
-                              .boolean = {{number, never, never}, text_any},
-                              .number = {{number, number, never}, text_any},
-                              .text = {text_any, text_any},
-                              .structure = {never_any, text_any},
-                              .asked_booleans = {"f", "t"}},
-                             Rounding::half_up};
-
-// What a meter bills (filter.py:127).
-[[maybe_unused]] constexpr Evaluator billing{{.missing = {never_any, never_any},
-                                              .boolean = {{number, number, differ}, text_any},
-                                              .number = {{number, number, differ}, text_any},
-                                              .text = {{differ, differ, text}, text_any},
-                                              .structure = {{differ, differ, differ}, text_any},
-                                              .stored_booleans = {"False", "True"},
-                                              .asked_booleans = {"False", "True"}},
-                                             Rounding::down};
-
-// Lists of events (tinybird/service.py:722).
-[[maybe_unused]] constexpr Evaluator clickhouse{{.missing = {{zero, zero, empty}, empty_any},
-                                                 .boolean = {{zero, zero, empty}, empty_any},
-                                                 .number = {{number, number, empty}, empty_any},
-                                                 .text = {{zero, zero, text}, text_any},
-                                                 .structure = {{zero, zero, empty}, empty_any}},
-                                                Rounding::down};
-
-// name and source meet texts alone, timestamp numbers alone, in every evaluator.
-constexpr Coercion built_in{.missing = {never_any, never_any},
-                            .boolean = {never_any, never_any},
-                            .number = {{never, number, never}, {never, text, never}},
-                            .text = {{never, never, text}, {never, never, text}},
-                            .structure = {never_any, never_any}};
-
-// The metadata parameter of a question compares texts (kit/metadata.py:138).
-constexpr Coercion parameter{.missing = {never_any, never_any},
-                             .boolean = {text_any, text_any},
-                             .number = {text_any, text_any},
-                             .text = {text_any, text_any},
-                             .structure = {text_any, text_any}};
-
-bool is_metadata(std::string_view field) { return field.starts_with("properties."); }
-
-Scalar field_of(const Event& event, std::string_view field, Rounding seconds, std::string& keep) {
-    if (is_metadata(field)) return scalar_at(event.properties, field.substr(property_field("").size()), keep);
-    if (field == "timestamp") return {Scalar::Kind::number, false, event.timestamp.value_or(Timestamp()).unix_seconds().round(0, seconds), {}};
-    return {Scalar::Kind::text, false, {}, field == "name" ? event.name : event.source};
-}
-
-bool matches(const Evaluator& evaluator, const Filter& filter, const Event& event) {
-    const auto each = [&](const Filter& part) { return matches(evaluator, part, event); };
-    if (filter.kind == Filter::Kind::all) return std::all_of(filter.parts.begin(), filter.parts.end(), each);
-    if (filter.kind == Filter::Kind::any) return std::any_of(filter.parts.begin(), filter.parts.end(), each);
-    std::string keep;
-    const Scalar value = field_of(event, filter.field, evaluator.seconds, keep);
-    if (filter.op == Operator::exists) return value.absent() != filter.value.get<bool>();
-    return meets(is_metadata(filter.field) ? evaluator.metadata : built_in, filter.op, value, make_operand(filter.value, filter.field));
-}
-
-struct Measure {
-    Function function = Function::count;
-    std::string property{};  // as Polar writes it; a leading "metadata." is dropped once
-};
-
-bool is_timestamp(const Measure& measure) { return measure.property == "timestamp"; }
-
-// Polar's numbers are doubles. Only JSON numbers take part, and the time as seconds; of a unique count every value, numbered by what it is.
-class Values {
-public:
-    explicit Values(const Measure& measure) : measure_(measure) {
-        constexpr std::string_view prefix = "metadata.";
-        if (measure_.property.starts_with(prefix)) measure_.property.erase(0, prefix.size());
+// For every key of the metadata parameter one of its texts.
+Filter parameter_filter(const json& metadata) {
+    if (!metadata.is_object()) refuse("metadata", "must be an object");
+    std::vector<Filter> parts;
+    for (const auto& [key, value] : metadata.items()) {
+        const json texts = value.is_array() ? value : json::array({value});
+        const bool fits = std::all_of(texts.begin(), texts.end(), [](const json& text) { return text.is_string(); });
+        if (key.empty() || !fits) refuse("metadata." + key, "must be a text or a list of texts");
+        parts.push_back(Filter::where(property_field(key), Operator::in, texts));
     }
-
-    std::optional<double> of(const Event& event) {
-        std::string keep;
-        if (measure_.function == Function::count) return 1;
-        if (measure_.function == Function::unique) {
-            const Scalar value = scalar_at(event.properties, measure_.property, keep);
-            if (value.kind == Scalar::Kind::missing) return std::nullopt;
-            const std::string identity = std::to_string(static_cast<int>(value.kind)) + scalar_text(value);
-            return static_cast<double>(known_.try_emplace(identity, known_.size()).first->second);
-        }
-        if (measure_.property == "name" || measure_.property == "source") return std::nullopt;
-        const std::string field = is_timestamp(measure_) ? measure_.property : property_field(measure_.property);
-        const Scalar value = field_of(event, field, postgres.seconds, keep);
-        return value.kind == Scalar::Kind::number ? std::optional(value.number.to_double()) : std::nullopt;
-    }
-
-private:
-    Measure measure_;
-    std::unordered_map<std::string, std::size_t> known_;
-};
-
-double aggregated(const Measure& measure, std::span<const Event> events) {
-    Values values(measure);
-    std::vector<double> found;
-    for (const Event& event : events) {
-        if (const auto value = values.of(event)) found.push_back(*value);
-    }
-    return aggregated(measure.function, found);
+    return Filter::all(std::move(parts));
 }
 
-// Whether an event takes part: for billing, a unique count takes all, and so does a text field (7).
-[[maybe_unused]] bool takes_part(const Measure& measure, const Event& event, bool for_billing) {
-    if (measure.function == Function::unique) return true;
-    const bool text_field = measure.property == "name" || measure.property == "source";
-    return (for_billing && text_field) || Values(measure).of(event).has_value();
+// A question about any of these customers; about all when there are none.
+AggregateQuery of_customers(const std::vector<std::string>& customers) {
+    AggregateQuery query;
+    if (customers.size() == 1) query.customer = customers.front();
+    if (customers.size() > 1) query.filter = Filter::where("customer", Operator::in, customers);
+    return query;
 }
 
-struct Quantities {
-    std::vector<std::pair<Timestamp, double>> rows;
-    double total = 0;
-};
+// The rows of a bin, one for each customer or one for all, as one value.
+Decimal quantity(std::span<const Measured> rows, const std::optional<Aggregation>& over_customers) {
+    if (!over_customers) return rows.front().value;
+    std::vector<Decimal> values;
+    for (const auto& row : rows) values.push_back(row.value);
+    return folded(*over_customers, values);
+}
+
+std::map<Timestamp, Decimal> quantities_by_bin(const Metric& metric, AggregateQuery asked, const std::optional<Aggregation>& over_customers,
+                                               UsageSource& usage) {
+    if (over_customers) asked.group_by = {"customer"};
+    const auto rows = usage.measure(metric, asked);
+    std::map<Timestamp, Decimal> found;
+    for (auto begin = rows.begin(); begin != rows.end();) {
+        const auto end = std::find_if(begin, rows.end(), [&](const Measured& row) { return row.bin != begin->bin; });
+        found[*begin->bin] = quantity({begin, end}, over_customers);
+        begin = end;
+    }
+    return found;
+}
 
 // The total of the rows that have events; an average or unique count is one over all events, whatever their time (service.py:360).
-double total_of(const Measure& measure, std::span<const Event> events, const std::vector<double>& rows) {
-    if (is_summable(measure.function)) return aggregated(Function::sum, rows);
-    const bool over_rows = measure.function == Function::max || measure.function == Function::min;
-    return over_rows ? aggregated(measure.function, rows) : aggregated(measure, events);
+Decimal total_of(const Metric& metric, AggregateQuery asked, const std::vector<Decimal>& rows, UsageSource& usage) {
+    if (is_summable(metric.aggregation)) return folded(Aggregation::sum, rows);
+    if (metric.aggregation == Aggregation::max || metric.aggregation == Aggregation::min) return folded(metric.aggregation, rows);
+    asked.bin = Bin::none;
+    asked.period = {};
+    return usage.measure(metric, asked).front().value;
 }
 
-// First each customer's value, then `over_customers` of these.
-double quantity(const Measure& measure, const std::optional<Function>& over_customers, std::span<const Event> events) {
-    if (!over_customers) return aggregated(measure, events);
-    std::map<std::string_view, std::vector<Event>> customers;
-    for (const Event& event : events) customers[event.customer].push_back(event);
-    std::vector<double> values;
-    for (const auto& [customer, own] : customers) values.push_back(aggregated(measure, own));
-    return aggregated(*over_customers, values);
-}
-
-// Meter quantities over events that meet the meter's filter. A row stands for the whole bin it falls into, also before the start.
-[[maybe_unused]] Quantities quantities(const Measure& measure, const std::optional<Function>& over_customers, std::span<const Event> events,
-                                       Timestamp start, Timestamp end, const Interval& interval, const std::string& time_zone) {
-    Bins bins({.bin = interval.bin, .time_zone = time_zone});
-    std::map<Timestamp, std::vector<Event>> by_bin;
-    for (const Event& event : events) by_bin[bins.around(event.timestamp.value_or(Timestamp())).from].push_back(event);
+// A row stands for the whole bin it falls into, also before the start.
+Quantities quantities(Metric metric, const QuantitiesQuery& query, UsageSource& usage) {
+    if (!is_function(metric.aggregation)) refuse("meter", "has an aggregation that Polar does not know");
+    if (query.over_customers && !is_function(*query.over_customers)) refuse("over_customers", "is not one of Polar's functions");
+    const auto times = quantity_rows(query.start, query.end, interval_of(query.interval), Zone(query.time_zone));
+    metric.rules = "polar";
+    Bins bins({.bin = query.interval, .time_zone = query.time_zone});
+    AggregateQuery asked = of_customers(query.customers);
+    asked.period = {bins.around(times.front()).from, bins.around(times.back()).to};
+    asked.bin = query.interval;
+    asked.time_zone = query.time_zone;
+    asked.filter = Filter::all({std::move(asked.filter), parameter_filter(query.metadata)});
+    const auto by_bin = quantities_by_bin(metric, asked, query.over_customers, usage);
     Quantities answer;
-    std::vector<double> with_events;
-    for (const Timestamp row : quantity_rows(start, end, interval, Zone(time_zone))) {
-        const auto found = by_bin.find(bins.around(row).from);
-        answer.rows.emplace_back(row, found == by_bin.end() ? 0 : quantity(measure, over_customers, found->second));
-        if (found != by_bin.end()) with_events.push_back(answer.rows.back().second);
+    std::vector<Decimal> with_events;
+    for (const Timestamp time : times) {
+        const auto found = by_bin.find(bins.around(time).from);
+        answer.rows.push_back({time, found == by_bin.end() ? Decimal() : found->second});
+        if (found != by_bin.end()) with_events.push_back(found->second);
     }
-    answer.total = total_of(measure, events, with_events);
+    answer.total = total_of(metric, asked, with_events, usage);
     return answer;
 }
 
-// Whether an event meets the metadata parameter: for every key one of its texts.
-[[maybe_unused]] bool meets_parameter(const json& wanted, const Event& event) {
-    return std::all_of(wanted.items().begin(), wanted.items().end(), [&](const auto& item) {
-        std::string keep;
-        const json& list = item.value();
-        const Scalar value = scalar_of_member(event.properties, item.key(), keep);
-        return std::any_of(list.begin(), list.end(),
-                           [&](const json& text) { return meets(parameter, Operator::eq, value, make_operand(text, item.key())); });
-    });
+// Since the last reset. At the next one usage eats what does not roll over first (customer_meter/service.py:194).
+CustomerMeter customer_meter(const std::string& id, Metric metric, const std::vector<std::string>& customers, UsageSource& usage) {
+    if (customers.empty()) refuse("customers", "is empty");
+    metric.rules = "polar";
+    AggregateQuery asked = of_customers(customers);
+    const auto reset = usage.measure(system_metric("meter.reset", id, Aggregation::max, "timestamp"), asked).front();
+    if (reset.events > 0) asked.period.from = Timestamp::from_unix(reset.value);
+    const auto credited = [&](const Filter& which) {
+        auto query = asked;
+        query.filter = Filter::all({asked.filter, which});
+        return credited_units(id, query, usage).value_or(Decimal());
+    };
+    CustomerMeter answer;
+    answer.consumed = usage.measure(metric, of_users(asked)).front().value;
+    answer.credited = credited({});
+    answer.balance = double_sum(answer.credited, -answer.consumed);
+    const Decimal rolling = credited(Filter::equals("properties.rollover", true));
+    const Decimal left = credited(Filter::where("properties.rollover", Operator::ne, true)) + rolling - answer.consumed;
+    answer.rollover = at_least_zero(std::min(left.round(0, Rounding::down), rolling));
+    return answer;
 }
 
 }  // namespace polar
 
+// --- OpenMeter: its meters are metrics, under these rules ---
+
+namespace openmeter {
+
+// ClickHouse's JSON_VALUE makes a text of every property, an empty one where there is none; all filters compare texts (meter_query.go:351).
+constexpr Coercion json_value{.missing = {empty_any, empty_any},
+                              .boolean = {text_any, text_any},
+                              .number = {text_any, text_any},
+                              .text = {text_any, text_any},
+                              .structure = {empty_any, empty_any},
+                              .null = "null"};
+
+// A null is no value of a unique count, nor is the text that it is written as (meter_query.go:193).
+constexpr Rules rules{.name = "openmeter",
+                      .filter = {.properties = &json_value},
+                      .numbers = {.text = NumberRules::Text::number, .missing = {}},
+                      .groups = Blank::written,
+                      .values = Blank::written,
+                      .uncounted = "null",
+                      .keeps_absent = true};
+
+}  // namespace openmeter
+
 // ---- rules by name ----
 
-constexpr std::array<Rules, 8> all_rules{{
+constexpr std::array<Rules, 9> all_rules{{
     {.name = ""},
     {.name = "lago",
-     .groups = Blank::missing,
+     .filter = {.properties = &lago::text_filter},
      .counts_absent = true,
      .words_apart = true,
+     .latest_not_negative = true,  // latest_service.rb
      .weighting = Weighting::pieces,
      .quotient = lago::postgres_quotient,
      .weighted_rounding = RoundTo{Rounding::ceil, 20}},
-    {.name = "flexprice",
-     .filter = {.properties = &flexprice::meter_filter},
-     .numbers = {.text = NumberRules::Text::number, .zero = true, .missing = {}, .not_negative = true},
-     .groups = Blank::text,
-     .values = Blank::missing,
-     .not_negative = true,
-     .week_start = std::chrono::Sunday,
-     .month_end = MonthEnd::overflow},
+    flexprice::metered_rules,
+    // Of the table events: dossier 5.3 to 5.12.
     {.name = "flexprice_events",
      .filter = {.properties = &flexprice::property_filter},
      .numbers = {.text = NumberRules::Text::number, .zero = true, .missing = {}},
      .groups = Blank::text,
      .values = Blank::text,
      .not_negative = true,
+     .whole_seconds = true,
      .weighting = Weighting::remaining,
+     .carrying = Carrying::added,
      .week_start = std::chrono::Sunday,
      .month_end = MonthEnd::overflow},
-    {.name = "polar",
-     .filter = {&polar::postgres.metadata, &polar::built_in, polar::postgres.seconds},
-     .numbers = {.text = NumberRules::Text::none, .missing = {}},
-     .typed_values = true},
-    {.name = "polar_billing",
-     .filter = {&polar::billing.metadata, &polar::built_in, polar::billing.seconds},
-     .numbers = {.text = NumberRules::Text::none, .missing = {}},
-     .typed_values = true},
-    {.name = "polar_events",
-     .filter = {&polar::clickhouse.metadata, &polar::built_in, polar::clickhouse.seconds},
-     .numbers = {.text = NumberRules::Text::none, .missing = {}},
-     .typed_values = true},
+    polar::rules("polar", polar::postgres),
+    polar::rules("polar_billing", polar::billing),
+    polar::rules("polar_events", polar::clickhouse),
     {.name = "autumn", .filter = {.properties = &autumn::exact_text}, .numbers = {.missing = 1}},
+    openmeter::rules,
 }};
 
-const Rules& rules_named(std::string_view name) {
+const Rules& rules_named(std::string_view name, const char* field = "metric.rules") {
     const auto rules = std::find_if(all_rules.begin(), all_rules.end(), [&](const Rules& each) { return each.name == name; });
-    if (rules == all_rules.end()) refuse("metric.rules", quote(name) + " are not known");
+    if (rules == all_rules.end()) refuse(field, quote(name) + " are not known");
     return *rules;
+}
+
+// The cost of each event alone, in billionths of the currency's unit, under the first book that prices it; 0 when none does (FlexPrice, 7.2).
+std::vector<Decimal> nano_costs(std::span<const std::optional<Event>> events, std::span<const Book::Impl* const> books) {
+    std::vector<std::optional<Decimal>> costs(events.size());
+    for (const Book::Impl* book : books) {
+        const auto found = book->event_costs(events);
+        for (std::size_t i = 0; i < events.size(); ++i) {
+            if (!costs[i]) costs[i] = found[i];
+        }
+    }
+    std::vector<Decimal> nanos;
+    for (const auto& cost : costs) nanos.push_back(cost.value_or(Decimal()) * 1000000000);
+    return nanos;
+}
+
+// ---- analytics: whose answer ----
+
+// What an answer is drawn from, all of one moment.
+struct AnalyticsSource {
+    std::span<const Metric> metrics;
+    std::span<const Book::Impl* const> books;  // of each the version in force
+    Timestamp now;
+    UsageSource& usage;
+};
+
+struct AnalyticsRules {
+    std::string_view name;
+    std::string_view range;  // when neither a period nor a range is given; all of time when empty
+    std::chrono::weekday week_start;
+    bool drops_unused;  // items without usage, events, points and commitment are left out (FlexPrice, 6.5)
+    Analytics (*answer)(const AnalyticsQuery&, const AnalyticsRules&, const AnalyticsSource&);
+};
+
+// What the first book says that prices the metric for the customer; without one just what is measured.
+std::vector<AnalyticsItem> items_of(const Metric& metric, const AnalyticsQuery& query, const AnalyticsSource& source) {
+    for (const Book::Impl* book : source.books) {
+        if (!book->serves(query.subscription, query.customer)) continue;
+        if (auto items = book->analytics(metric, query, source.now, source.usage)) return std::move(*items);
+    }
+    return measured_items(metric, query, source.usage);
+}
+
+void add_items(std::vector<AnalyticsItem> items, bool drops_unused, Analytics& answer) {
+    for (auto& item : items) {
+        if (drops_unused && item.usage.is_zero() && item.events == 0 && item.points.empty() && item.vendor.is_null()) continue;
+        if (answer.currency.empty()) answer.currency = item.currency;
+        if (!item.currency.empty() && item.currency == answer.currency) {
+            answer.cost += item.cost;
+            answer.discount += item.discount;
+        }
+        answer.items.push_back(std::move(item));
+    }
+}
+
+Analytics metered_analytics(const AnalyticsQuery& asked, const AnalyticsRules& rules, const AnalyticsSource& source) {
+    AnalyticsQuery query = asked;
+    if (!query.period) query.period = query.range.empty() ? Period() : named_period(query.range, source.now, query.billing_cycle);
+    Analytics answer{.period = *query.period};
+    for (Metric metric : source.metrics) {
+        // What is added to a value from before the period is in no analytics (FlexPrice, 6.5).
+        if (rules_named(metric.rules).carrying == Carrying::added) metric.recurring = false;
+        add_items(items_of(metric, query, source), rules.drops_unused, answer);
+        answer.totals.push_back(measured_total(metric, query, source.usage));
+        if (answer.items.size() > limits::aggregate_rows) Slots::throw_too_many_rows();
+    }
+    return answer;
+}
+
+Analytics autumn_analytics(const AnalyticsQuery& query, const AnalyticsRules&, const AnalyticsSource& source) {
+    return autumn::analytics(query, source.metrics, source.now, source.usage);
+}
+
+constexpr std::array<AnalyticsRules, 3> analytics_rules{{{"", "", std::chrono::Monday, false, metered_analytics},
+                                                         {"flexprice", "7d", std::chrono::Sunday, true, metered_analytics},
+                                                         {"autumn", "1bc", std::chrono::Monday, false, autumn_analytics}}};
+
+const AnalyticsRules& analytics_rules_named(std::string_view name) {
+    const auto rules = std::find_if(analytics_rules.begin(), analytics_rules.end(), [&](const AnalyticsRules& each) { return each.name == name; });
+    if (rules == analytics_rules.end()) refuse("rules", quote(name) + " have no analytics");
+    return *rules;
+}
+
+Analytics analytics(AnalyticsQuery query, const AnalyticsSource& source) {
+    const AnalyticsRules& rules = analytics_rules_named(query.rules);
+    if (query.period && !query.range.empty()) refuse("range", "does not go with a period");
+    if (!query.period && query.range.empty()) query.range = rules.range;
+    if (!query.week_start) query.week_start = rules.week_start;
+    return rules.answer(query, rules, source);
 }
 
 }  // namespace
@@ -14098,6 +15877,7 @@ std::int64_t& ImportReport::count(ReceiptStatus status) noexcept {
         case ReceiptStatus::conflict:
             return conflicts;
         case ReceiptStatus::refused:
+        case ReceiptStatus::over_limit:
             break;
     }
     return refused;
@@ -14307,13 +16087,11 @@ std::uint64_t system_random() {
     return engine();
 }
 
-// What books ask, answered from a snapshot of the log.
-class StoreUsage final : public UsageSource {
+// What books ask, answered from the log.
+class LogUsage : public UsageSource {
 public:
-    explicit StoreUsage(const Reader& reader) : reader_(reader) {}
-
     std::vector<Measured> measure(const Metric& metric, const AggregateQuery& query) override {
-        auto rows = meter::measure(reader_, metric, rules_named(metric.rules), query);
+        auto rows = rows_of(metric, query);
         if (rows.empty() && query.group_by.empty() && query.bin == Bin::none) rows.push_back({{}, {}, {}, 0, false, false});
         return rows;
     }
@@ -14322,16 +16100,17 @@ public:
     std::vector<EventStep> steps(const Metric& metric, const AggregateQuery& query, std::size_t limit, const std::optional<Decimal>& until) override {
         std::vector<EventStep> found;
         Decimal sum;
-        for (const Step& step : ordered_steps(reader_, {metric, rules_named(metric.rules), query})) {
+        const StepAccumulator accumulator = stepped(reader(), {metric, rules_named(metric.rules), query});
+        for (const Step& step : accumulator.steps()) {
             if (found.size() >= limit || (until && sum > *until)) break;
-            found.push_back({Timestamp(step.place.time), step.place.sequence, step.value});
+            found.push_back({Timestamp(step.place.time), step.place.sequence, step.value, step.item});
             sum += step.value;
         }
         return found;
     }
 
     Event event(std::int64_t sequence) override {
-        auto found = event_at(reader_, sequence);
+        auto found = event_at(reader(), sequence);
         if (!found) damaged("log");
         return std::move(*found);
     }
@@ -14340,12 +16119,39 @@ public:
         Metric cents = metric;
         cents.aggregation = Aggregation::sum;
         cents.property = fields::cents;
-        const auto rows = meter::measure(reader_, cents, rules_named(metric.rules), query);
+        const auto rows = rows_of(cents, query);
         return rows.empty() ? Decimal() : rows[0].value;
     }
 
+protected:
+    virtual Reader reader() = 0;
+    virtual std::vector<Measured> rows_of(const Metric& metric, const AggregateQuery& query) {
+        return meter::measure(reader(), metric, rules_named(metric.rules), query);
+    }
+};
+
+// From a snapshot.
+class StoreUsage final : public LogUsage {
+public:
+    explicit StoreUsage(const Reader& reader) : reader_(reader) {}
+
 private:
+    Reader reader() override { return reader_; }
     const Reader& reader_;
+};
+
+// Inside the transaction that records an event.
+class GrowingUsage final : public LogUsage {
+public:
+    GrowingUsage(GrowingLog& log, RunningTotals& totals) : log_(log), totals_(totals) {}
+
+private:
+    Reader reader() override { return log_.whole(); }
+    std::vector<Measured> rows_of(const Metric& metric, const AggregateQuery& query) override {
+        return totals_.measure(log_, metric, rules_named(metric.rules), query);
+    }
+    GrowingLog& log_;
+    RunningTotals& totals_;
 };
 
 // ---- books in force: which version of which book prices what, and when ----
@@ -14386,10 +16192,11 @@ private:
 
 using Versions = std::vector<const BookVersion*>;
 
-// The versions that know the subscription or customer, those of one book together.
-std::vector<Versions> serving(const Books& books, const UsageQuery& query) {
+// The versions, of that code if any, that know the subscription or customer, those of one book together.
+std::vector<Versions> serving(const Books& books, const UsageQuery& query, const std::string& code = {}) {
     std::vector<Versions> found;
     for (const BookVersion& each : books) {
+        if (!code.empty() && each.book.code() != code) continue;
         if (!each.book.impl().serves(query.subscription, query.customer)) continue;
         const auto same = [&](const Book& other) { return other.vendor() == each.book.vendor() && other.code() == each.book.code(); };
         if (found.empty() || !same(found.back()[0]->book)) found.emplace_back();
@@ -14399,11 +16206,11 @@ std::vector<Versions> serving(const Books& books, const UsageQuery& query) {
 }
 
 // Those of the first book.
-Versions versions_for(const Books& books, const UsageQuery& query) {
-    auto found = serving(books, query);
-    if (found.empty())
-        throw Error(ErrorCode::not_found, query.subscription.empty() ? "customer" : "subscription", "no book that is loaded prices it");
-    return std::move(found.front());
+Versions versions_for(const Books& books, const UsageQuery& query, const std::string& code = {}) {
+    auto found = serving(books, query, code);
+    if (!found.empty()) return std::move(found.front());
+    if (!code.empty()) throw Error(ErrorCode::not_found, "book", "there is no " + quote(code) + " that prices this");
+    throw Error(ErrorCode::not_found, query.subscription.empty() ? "customer" : "subscription", "no book that is loaded prices it");
 }
 
 struct InForce {
@@ -14429,19 +16236,31 @@ std::optional<InForce> in_force(std::span<const BookVersion* const> versions, co
     return found;
 }
 
+// Of each book the last version that has taken effect.
+std::vector<const Book::Impl*> books_now(const Books& books, Timestamp now) {
+    std::vector<const Book::Impl*> found;
+    for (const BookVersion& each : books) {
+        if (each.effective_from > now) continue;
+        const Book::Impl& book = each.book.impl();
+        if (!found.empty() && found.back()->vendor == book.vendor && found.back()->code == book.code) found.pop_back();
+        found.push_back(&book);
+    }
+    return found;
+}
+
 [[noreturn]] void throw_not_yet(const BookVersion& first) {
     throw Error(ErrorCode::not_found, "book", quote(first.book.code()) + " takes effect only at " + first.effective_from.to_string());
 }
 
-const Book::Impl& book_at(const Books& books, const UsageQuery& query, Timestamp at) {
-    const auto versions = versions_for(books, query);
+const Book::Impl& book_at(std::span<const BookVersion* const> versions, const UsageQuery& query, Timestamp at) {
     const auto found = in_force(versions, query, at);
     if (!found) throw_not_yet(*versions.front());
     return *found->book;
 }
 
 const Book::Impl& book_at(const Books& books, const Event& event, Timestamp at) {
-    return book_at(books, UsageQuery{.subscription = event.subscription, .customer = event.customer}, at);
+    const UsageQuery query{.subscription = event.subscription, .customer = event.customer};
+    return book_at(versions_for(books, query), query, at);
 }
 
 // The book for a question about a period, and the question as far as the book has been in force.
@@ -14471,8 +16290,7 @@ void add_fees(Fees& sum, Fees more) {
 
 // What `ask(book, query)` answers for each subscription that the question is about, by the version that prices it.
 template <class Ask>
-Fees ask_books(const Books& books, UsageQuery query, Timestamp now, Ask&& ask) {
-    const auto versions = versions_for(books, query);
+Fees ask_books(std::span<const BookVersion* const> versions, UsageQuery query, Timestamp now, Ask&& ask) {
     if (versions.size() == 1 && versions[0]->effective_from == Timestamp::min()) return ask(versions[0]->book.impl(), query);
     Fees fees;
     for (const std::string& subscription : versions.back()->book.impl().subscriptions_of(query, now)) {
@@ -14504,6 +16322,329 @@ Check check_books(const Books& books, const Event& event, Timestamp now, UsageSo
     if (served) throw Error(ErrorCode::not_found, "name", "no book with balances knows the feature " + event.name);
     if (without.empty()) throw Error(ErrorCode::not_found, "customer", "no book that is loaded has it");
     throw Error(ErrorCode::unsupported, "customer", "is priced by a book of " + without + ", which has no balances; Autumn's have");
+}
+
+// ---- limits on what is recorded ----
+
+void check_limit(const Limit& limit) {
+    check_question("limit.metric", limit.metric);
+    check_question("limit.book", limit.book);
+    if (limit.units.has_value() == limit.cents.has_value()) refuse("limit", "needs either units or cents");
+    if (limit.units && limit.metric.empty()) refuse("limit.metric", "is needed for a limit in units");
+    if (limit.units && limit.units->is_negative()) refuse("limit.units", "must not be negative");
+    if (limit.cents && limit.cents->is_negative()) refuse("limit.cents", "must not be negative");
+    if (limit.cents && limit.scope == LimitScope::all) refuse("limit.scope", "cannot be all for a fee: books price a subscription or a customer");
+    if (limit.period && limit.period->from >= limit.period->to) refuse("limit.period", "ends before it begins");
+}
+
+// Whose usage it is must be known.
+void check_owner(const Draft& draft, const Limit& limit) {
+    if (limit.scope == LimitScope::customer && draft.customer.empty()) refuse("customer", "is needed: the limit is a customer's");
+    if (limit.scope == LimitScope::subscription && draft.subscription.empty()) refuse("subscription", "is needed: the limit is a subscription's");
+}
+
+// What a limit asks about one event.
+struct LimitQuestion {
+    const Limit* limit = nullptr;
+    Timestamp time{};
+    UsageQuery usage{};  // of a limit in cents
+    Metric metric{};     // of a limit in units, as the rest
+    AggregateQuery units{};
+};
+
+// Holds every event against the limits.
+class Guard final : public Gate {
+public:
+    Guard(GrowingLog& log, RunningTotals& totals, std::span<const Limit> limits, std::shared_ptr<const Books> books, Timestamp now)
+        : log_(log), usage_(log, totals), limits_(limits), books_(std::move(books)), now_(now) {}
+
+    void before(const Draft& draft, Timestamp time, std::int64_t last, Receipt& receipt) override {
+        log_.move_to(last);
+        questions_.clear();
+        for (const Limit& limit : limits_) {
+            LimitCheck check;
+            questions_.push_back(question_of(limit, draft, time, check.period));
+            check.limit = limit.units ? *limit.units : *limit.cents;
+            check.before = ask(questions_.back());
+            receipt.limits.push_back(std::move(check));
+        }
+    }
+
+    bool stays(Receipt& receipt) override {
+        log_.add_event();
+        bool stays = true;
+        for (std::size_t i = 0; i < limits_.size(); ++i) {
+            LimitCheck& check = receipt.limits[i];
+            check.after = ask(questions_[i]);
+            check.over = check.after > check.limit && check.after > check.before;
+            if (!check.over || limits_[i].soft) continue;
+            if (stays) name_limit(i, check, receipt);
+            stays = false;
+        }
+        return stays;
+    }
+
+private:
+    LimitQuestion question_of(const Limit& limit, const Draft& draft, Timestamp time, Period& period) const {
+        LimitQuestion question{&limit, time, {}, {}, {}};
+        UsageQuery& usage = question.usage;
+        if (limit.scope != LimitScope::all) usage.customer = draft.customer;
+        if (limit.scope == LimitScope::subscription) usage.subscription = draft.subscription;
+        usage.period = limit.period;
+        period = limit.period ? *limit.period : billing_period(limit, usage, time);
+        if (!limit.units) return question;
+        question.metric = metric_named(limit.metric);
+        question.units.customer = limit.scope == LimitScope::customer ? usage.customer : std::string();
+        question.units.subscription = usage.subscription;
+        question.units.period = period;
+        return question;
+    }
+
+    // The book's around the event; a limit in units needs no book, and has the calendar month then.
+    Period billing_period(const Limit& limit, const UsageQuery& query, Timestamp time) const {
+        const auto found = serving(*books_, query, limit.book);
+        const auto current = found.empty() ? std::nullopt : in_force(found.front(), query, time);
+        if (current) return current->book->period_around(query, time);
+        if (limit.units && limit.book.empty()) return this_month(time);
+        return book_at(versions_for(*books_, query, limit.book), query, time).period_around(query, time);
+    }
+
+    const Metric& metric_named(const std::string& code) const {
+        const auto known = metrics_.find(code);
+        return known != metrics_.end() ? known->second : metrics_.emplace(code, find_metric(log_.db, code, now_)).first->second;
+    }
+
+    Decimal ask(const LimitQuestion& question) {
+        const Limit& limit = *question.limit;
+        if (limit.units) return usage_.measure(question.metric, question.units).at(0).value;
+        bool known = limit.metric.empty();
+        const auto price = [&](const Book::Impl& book, const UsageQuery& asked) {
+            for (const Metric& metric : book.metrics) known = known || metric.code == limit.metric;
+            return book.usage(asked, moment_of(book, asked, question.time), usage_);
+        };
+        const Fees fees = ask_books(versions_for(*books_, question.usage, limit.book), question.usage, question.time, price);
+        Decimal cents;
+        for (const Fee& fee : fees.fees) {
+            if (!limit.metric.empty() && fee.metric != limit.metric) continue;
+            cents += fee.amount_cents;
+            known = true;
+        }
+        if (!known) throw Error(ErrorCode::not_found, "metric", quote(limit.metric) + " is not in the book");
+        return cents;
+    }
+
+    // Balances are followed up to a moment. All of the period is to count, whatever order its events come in.
+    static Timestamp moment_of(const Book::Impl& book, const UsageQuery& query, Timestamp time) {
+        return book.has_balances() ? book.period_around(query, time).to - std::chrono::microseconds(1) : time;
+    }
+
+    void name_limit(std::size_t i, const LimitCheck& check, Receipt& receipt) const {
+        const Limit& limit = limits_[i];
+        receipt.field = "limits[" + std::to_string(i) + "]." + (limit.units ? "units" : "cents");
+        receipt.reason = "would be " + check.after.to_string() + (limit.metric.empty() ? "" : " of " + quote(limit.metric)) + ", and at most " +
+                         check.limit.to_string() + " may be";
+    }
+
+    GrowingLog& log_;
+    GrowingUsage usage_;
+    std::span<const Limit> limits_;
+    std::shared_ptr<const Books> books_;
+    Timestamp now_;
+    std::vector<LimitQuestion> questions_;
+    mutable std::map<std::string, Metric> metrics_;
+};
+
+// ---- a dry run: the same log under two books ----
+
+// What is asked about one customer after the other is measured once for all of them, grouped by customer.
+class SharedUsage final : public LogUsage {
+public:
+    explicit SharedUsage(const Reader& reader) : reader_(reader) {}
+
+private:
+    using ByOwner = std::map<std::string, std::vector<Measured>>;
+    struct Shared {
+        std::optional<ByOwner> owners{};
+        bool refused = false;
+    };
+    Reader reader() override { return reader_; }
+    std::vector<Measured> rows_of(const Metric& metric, const AggregateQuery& query) override {
+        const bool one_owner = query.customer.empty() != query.subscription.empty();
+        if (!one_owner || query.top != 0 || query.fill) return LogUsage::rows_of(metric, query);
+        const std::string field = query.customer.empty() ? "subscription" : "customer";
+        AggregateQuery everyone = query;
+        const std::string owner = std::exchange(query.customer.empty() ? everyone.subscription : everyone.customer, {});
+        everyone.group_by.insert(everyone.group_by.begin(), field);
+        const auto [known, first] = answers_.try_emplace(question_key(metric, everyone));
+        Shared& shared = known->second;
+        if (!first && !shared.owners && !shared.refused) share(shared, metric, everyone);
+        if (!shared.owners) return LogUsage::rows_of(metric, query);  // also at first, as perhaps nobody else is asked about
+        const auto rows = shared.owners->find(owner);
+        return rows == shared.owners->end() ? std::vector<Measured>() : rows->second;
+    }
+    // One customer's numbers that cannot be added up, or too many groups, must not stand in the way of the others.
+    void share(Shared& shared, const Metric& metric, const AggregateQuery& everyone) {
+        try {
+            shared.owners = by_owner(LogUsage::rows_of(metric, everyone));
+        } catch (const Error& error) {
+            if (error.code() != ErrorCode::overflow && error.code() != ErrorCode::too_large) throw;
+            shared.refused = true;
+        }
+    }
+    static ByOwner by_owner(std::vector<Measured> rows) {
+        ByOwner owners;
+        for (Measured& row : rows) {
+            const auto owner = std::exchange(row.group.front(), {});
+            row.group.erase(row.group.begin());
+            if (owner) owners[*owner].push_back(std::move(row));
+        }
+        return owners;
+    }
+    const Reader& reader_;
+    std::map<std::string, Shared> answers_;
+};
+
+// Who has events in the period: each customer with its subscriptions. A subscription belongs to the first customer it comes with; the customer
+// is empty where none does.
+std::map<std::string, std::set<std::string>> owners_of(const Reader& reader, const Period& period) {
+    ScanQuestion question;
+    question.from = period.from.micros();
+    question.to = period.to.micros();
+    const std::size_t customer = question.key(fields::customer), subscription = question.key(fields::subscription);
+    std::set<std::pair<std::int64_t, std::int64_t>> pairs;
+    for (const Source& source : sources(reader, question)) {
+        const Batch batch = load(reader, source, question);
+        std::pair<std::int64_t, std::int64_t> last{-1, -1};
+        if (batch.rows > 0) {
+            each_row(batch, [&](std::size_t row) {
+                const std::pair met{batch.columns[customer].cells[row], batch.columns[subscription].cells[row]};
+                if (met != last) pairs.insert(last = met);
+            });
+        }
+    }
+    std::map<std::string, std::string> customers;  // of each subscription
+    std::map<std::string, std::set<std::string>> owners;
+    for (const auto& [a, b] : pairs) {
+        const std::string name = a == 0 ? std::string() : text_of(reader, a);
+        if (!name.empty()) owners[name];
+        if (b == 0) continue;
+        std::string& known = customers[text_of(reader, b)];
+        if (known.empty() || (!name.empty() && name < known)) known = name;
+    }
+    for (const auto& [id, name] : customers) owners[name].insert(id);
+    return owners;
+}
+
+// What two metrics have in common that measure the same, whatever the vendors call it.
+std::string measured_by(const Book& book, const std::string& code) {
+    const auto metrics = book.metrics();
+    const auto known = std::find_if(metrics.begin(), metrics.end(), [&](const Metric& metric) { return metric.code == code; });
+    if (known == metrics.end()) return code;
+    Metric same = *known;
+    same.event = same.event.empty() ? same.code : same.event;
+    same.property = same.property.empty() ? same.property : column_key(same.property);
+    same.rounding.reset();
+    same.rules.clear();
+    return metric_definition(same).dump();
+}
+
+// One of the two books.
+class Side {
+public:
+    Side(const Book& book, const Period& period, bool closing, Timestamp now, UsageSource& usage)
+        : book_(book), query_{.subscription = {}, .customer = {}, .period = period, .closing = closing}, now_(now), usage_(usage) {}
+
+    // The fees of a customer, or of a subscription without one; nothing when the book does not price it.
+    ComparedFees fees(const std::string& customer, const std::set<std::string>& subscriptions, std::map<std::string, PricedMetric>& metrics) {
+        ComparedFees answer;
+        try {
+            for (const UsageQuery& query : queries(customer, subscriptions)) {
+                const Fees fees = book_.impl().usage(query, now_, usage_);
+                if (!fees.currency.empty()) currency = fees.currency, subunits = fees.subunits;
+                answer.cents = answer.cents.value_or(0) + fees.amount_cents;
+                for (const Fee& fee : fees.fees) add(fee, metrics);
+            }
+        } catch (const Error& error) {
+            if (error.code() == ErrorCode::corrupt || error.code() == ErrorCode::io) throw;
+            answer = {{}, error.what()};
+            metrics.clear();
+        }
+        return answer;
+    }
+
+    std::string currency{};
+    int subunits = 100;
+
+private:
+    std::vector<UsageQuery> queries(const std::string& customer, const std::set<std::string>& subscriptions) const {
+        UsageQuery query = query_;
+        query.customer = customer;
+        if (book_.impl().prices_customer(customer)) return {query};
+        std::vector<UsageQuery> list;
+        for (const std::string& subscription : subscriptions) {
+            if (!book_.impl().serves(subscription, customer)) continue;
+            query.subscription = subscription;
+            query.customer.clear();
+            list.push_back(query);
+        }
+        return list;
+    }
+    void add(const Fee& fee, std::map<std::string, PricedMetric>& metrics) {
+        const auto [known, fresh] = keys_.try_emplace(fee.metric);
+        if (fresh) known->second = measured_by(book_, fee.metric);
+        PricedMetric& metric = metrics[known->second];
+        metric.metric = fee.metric;
+        metric.units += fee.units;
+        metric.cents += fee.amount_cents;
+    }
+    const Book& book_;
+    UsageQuery query_;
+    Timestamp now_;
+    UsageSource& usage_;
+    std::map<std::string, std::string> keys_{};
+};
+
+CustomerComparison compare_customer(Side& a, Side& b, const std::string& customer, const std::set<std::string>& subscriptions) {
+    CustomerComparison row;
+    row.customer = customer;
+    if (customer.empty()) row.subscription = *subscriptions.begin();
+    std::map<std::string, PricedMetric> of_a, of_b;
+    row.a = a.fees(customer, subscriptions, of_a);
+    row.b = b.fees(customer, subscriptions, of_b);
+    if (!a.currency.empty() && !b.currency.empty() && a.currency != b.currency)
+        refuse("currency", "is " + a.currency + " in the one book and " + b.currency + " in the other");
+    for (auto& [key, metric] : of_a) {
+        MetricComparison& one = row.metrics.emplace_back();
+        one.a = std::move(metric);
+        if (const auto same = of_b.extract(key); !same.empty()) one.b = std::move(same.mapped());
+    }
+    for (auto& [key, metric] : of_b) row.metrics.push_back({{}, std::move(metric)});
+    return row;
+}
+
+void add_to(Comparison& answer, CustomerComparison row) {
+    answer.a += row.a.cents.value_or(0);
+    answer.b += row.b.cents.value_or(0);
+    if (!row.a.problem.empty() || !row.b.problem.empty()) ++answer.problems;
+    answer.customers.push_back(std::move(row));
+}
+
+Comparison compare_books(const Reader& reader, const Book& a, const Book& b, const Period& period, bool closing, Timestamp now) {
+    SharedUsage usage(reader);
+    Side one(a, period, closing, now, usage), other(b, period, closing, now, usage);
+    Comparison answer;
+    answer.period = period;
+    for (const auto& [customer, subscriptions] : owners_of(reader, period)) {
+        if (!customer.empty()) {
+            add_to(answer, compare_customer(one, other, customer, subscriptions));
+            continue;
+        }
+        for (const std::string& subscription : subscriptions) add_to(answer, compare_customer(one, other, {}, {subscription}));
+    }
+    const Side& priced = one.currency.empty() ? other : one;
+    answer.currency = priced.currency;
+    answer.subunits = priced.subunits;
+    return answer;
 }
 
 }  // namespace
@@ -14548,8 +16689,8 @@ struct Meter::Impl {
         return next;
     }
 
-    // Gives ids to drafts without one, and stores them all.
-    void append(Drafts& drafts) {
+    // Gives ids to drafts without one, and stores them all, or those that the limits let in.
+    void append(Drafts& drafts, std::span<const Limit> limits = {}) {
         const Timestamp now = options.clock();
         if (now < Timestamp::min() || now > Timestamp::max()) refuse("clock", "is outside the years 1 to 9999");
         for (Draft& draft : drafts.accepted) {
@@ -14558,12 +16699,33 @@ struct Meter::Impl {
             drafts.receipts[draft.receipt].id = draft.id;
         }
         if (drafts.accepted.empty()) return;
-        store.append(drafts, now);
+        if (limits.empty()) {
+            store.append(drafts, now);
+        } else {
+            append_guarded(drafts, limits, now);
+        }
         delivery.recorded(static_cast<std::int64_t>(drafts.accepted.size()), static_cast<std::int64_t>(drafts.json_text.size()));
+    }
+
+    void append_guarded(Drafts& drafts, std::span<const Limit> limits, Timestamp now) {
+        store.append(drafts, now, [&](Connection& db, ScanMemory& columns, std::uint64_t rollbacks, auto&& append) {
+            GrowingLog log(db, columns, rollbacks);
+            Guard guard(log, totals, limits, shelf.books(db), now);
+            append(guard);
+        });
     }
 
     static void check_batch(std::size_t events) {
         if (events > limits::batch_events) throw Error(ErrorCode::too_large, "events", "are more than " + std::to_string(limits::batch_events));
+    }
+
+    Metric polar_metric(const std::string& meter) const {
+        try {
+            return metric(polar::metric_code(meter));
+        } catch (const Error& error) {
+            if (error.code() != ErrorCode::not_found) throw;
+            throw Error(ErrorCode::not_found, "meter", quote(meter) + " is in no Polar book that is loaded");
+        }
     }
 
     Metric metric(const std::string& code) const {
@@ -14612,15 +16774,17 @@ struct Meter::Impl {
 
     Page list(const ListQuery& query) {
         check_list(query);
+        const FilterRules& rules = rules_named(query.rules, "rules").filter;
         const std::vector<std::int64_t> rows = locate(query.ids);
-        return store.scan([&](const Reader& reader) { return list_page(reader, query, query.ids.empty() ? nullptr : &rows); });
+        return store.scan([&](const Reader& reader) { return list_page(reader, query, rules, query.ids.empty() ? nullptr : &rows); });
     }
 
     MeterOptions options;
     std::atomic<std::uint64_t> last_moment{0};
     Store store;
     Shelf shelf;
-    Delivery delivery;  // after the store: it goes first
+    RunningTotals totals;  // used in write transactions only
+    Delivery delivery;     // after the store: it goes first
 };
 
 Meter::Meter(MeterOptions options) : impl_(std::make_unique<Impl>(std::move(options))) {}
@@ -14641,6 +16805,28 @@ std::vector<Receipt> Meter::record(std::span<const Event> events) {
     drafts.receipts.reserve(events.size());
     for (const Event& event : events) add_draft(drafts, [&](Draft& draft) { draft_event(drafts, draft, event); });
     impl_->append(drafts);
+    return std::move(drafts.receipts);
+}
+
+Receipt Meter::record(const Event& event, const Limit& limit) {
+    check_limit(limit);
+    Drafts drafts = draft_one(event);
+    check_owner(drafts.accepted[0], limit);
+    impl_->append(drafts, std::span(&limit, 1));
+    return std::move(drafts.receipts[0]);
+}
+
+std::vector<Receipt> Meter::record(std::span<const Event> events, std::span<const Limit> limits) {
+    Impl::check_batch(events.size());
+    for (const Limit& limit : limits) check_limit(limit);
+    Drafts drafts;
+    for (const Event& event : events) {
+        add_draft(drafts, [&](Draft& draft) {
+            draft_event(drafts, draft, event);
+            for (const Limit& limit : limits) check_owner(draft, limit);
+        });
+    }
+    impl_->append(drafts, limits);
     return std::move(drafts.receipts);
 }
 
@@ -14704,7 +16890,7 @@ std::vector<std::string> Meter::verify(bool repair) { return impl_->store.verify
 void Meter::define(const Metric& metric) {
     if (metric.code.empty()) refuse("metric.code", "is empty");
     check_metric(metric);
-    rules_named(metric.rules);
+    check_carrying(metric, rules_named(metric.rules));
     impl_->store.write([&](Connection& db) { store_metric(db, metric); });
 }
 
@@ -14713,6 +16899,24 @@ std::vector<Metric> Meter::metrics() const {
 }
 
 Aggregate Meter::aggregate(const AggregateQuery& query) const { return aggregate(impl_->metric(query.metric), query); }
+
+Quantities Meter::quantities(const QuantitiesQuery& query) const { return quantities(impl_->polar_metric(query.meter), query); }
+
+Quantities Meter::quantities(const Metric& metric, const QuantitiesQuery& query) const {
+    check_metric(metric);
+    return impl_->store.scan([&](const Reader& reader) {
+        StoreUsage usage(reader);
+        return polar::quantities(metric, query, usage);
+    });
+}
+
+CustomerMeter Meter::customer_meter(const std::string& meter, const std::vector<std::string>& customers) const {
+    const Metric metric = impl_->polar_metric(meter);
+    return impl_->store.scan([&](const Reader& reader) {
+        StoreUsage usage(reader);
+        return polar::customer_meter(meter, metric, customers, usage);
+    });
+}
 
 Aggregate Meter::aggregate(const Metric& metric, const AggregateQuery& query) const {
     check_metric(metric);
@@ -14723,6 +16927,31 @@ Aggregate Meter::aggregate(const Metric& metric, const AggregateQuery& query) co
             answer.rows.push_back({row.bin, std::move(row.group), row.value, row.events, row.rest});
         return answer;
     });
+}
+
+ActiveValues Meter::active_values(const ActiveQuery& query) const {
+    const Metric metric = impl_->metric(query.metric);
+    check_active(metric, query);
+    return impl_->store.scan([&](const Reader& reader) { return active_page(reader, metric, rules_named(metric.rules), query); });
+}
+
+Analytics Meter::analytics(const AnalyticsQuery& query) const {
+    const Timestamp now = impl_->options.clock();
+    return impl_->store.scan([&](const Reader& reader) {
+        const auto books = impl_->shelf.books(reader);
+        StoreUsage usage(reader);
+        std::vector<Metric> metrics;
+        for (const std::string& code : query.metrics) metrics.push_back(find_metric(reader, code, now));
+        if (query.metrics.empty()) metrics = metrics_at(reader, now);
+        return meter::analytics(query, {metrics, books_now(*books, now), now, usage});
+    });
+}
+
+std::vector<Decimal> Meter::inference_costs(std::span<const std::string> ids) const {
+    std::vector<std::optional<Event>> events;
+    for (const std::string& id : ids) events.push_back(find(id));
+    const auto books = impl_->books();
+    return nano_costs(events, books_now(*books, impl_->options.clock()));
 }
 
 void Meter::load(const Book& book, Timestamp effective_from) {
@@ -14782,15 +17011,22 @@ Fees Meter::advance_fees(std::string_view id) const {
 Fees Meter::advance_fees(const UsageQuery& query) const {
     return impl_->price([&](const Books& books, UsageSource& usage) {
         const Timestamp now = impl_->options.clock();
-        return ask_books(books, query, now, [&](const Book::Impl& book, const UsageQuery& asked) { return book.advance_fees(asked, now, usage); });
+        return ask_books(versions_for(books, query), query, now,
+                         [&](const Book::Impl& book, const UsageQuery& asked) { return book.advance_fees(asked, now, usage); });
     });
 }
 
 Fees Meter::usage(const UsageQuery& query) const {
     return impl_->price([&](const Books& books, UsageSource& usage) {
         const Timestamp now = impl_->options.clock();
-        return ask_books(books, query, now, [&](const Book::Impl& book, const UsageQuery& asked) { return book.usage(asked, now, usage); });
+        return ask_books(versions_for(books, query), query, now,
+                         [&](const Book::Impl& book, const UsageQuery& asked) { return book.usage(asked, now, usage); });
     });
+}
+
+Comparison Meter::compare(const Book& a, const Book& b, const Period& period, bool closing) const {
+    check_period(period);
+    return impl_->store.scan([&](const Reader& reader) { return compare_books(reader, a, b, period, closing, impl_->options.clock()); });
 }
 
 Check Meter::check(const Event& event) const {

@@ -226,7 +226,7 @@ inline constexpr std::size_t json_depth = 32;
 inline constexpr std::size_t extra_bytes = 65536;       ///< notice and extensions together, as JSON text
 inline constexpr std::size_t batch_events = 100000;     ///< in one call of record()
 inline constexpr std::size_t page_events = 1000;        ///< ListQuery::limit
-inline constexpr std::size_t sort_keys = 8;             ///< ListQuery::sort
+inline constexpr std::size_t sort_keys = 8;             ///< ListQuery::sort, NamesQuery::sort
 inline constexpr std::size_t advance_fees = 10000;      ///< in one answer of advance_fees()
 inline constexpr std::size_t aggregate_rows = 1000000;  ///< bins x groups of one answer
 inline constexpr std::size_t carried_bins = 1000;       ///< of a recurring metric, each of which is a question of its own
@@ -259,27 +259,55 @@ struct Event {
 };
 
 enum class ReceiptStatus {
-    stored,     ///< new, and on disk
-    duplicate,  ///< the same id with the same content is in the log already; nothing was stored
-    conflict,   ///< the same id with other content is in the log already; nothing was stored
-    refused,    ///< field and reason say why; nothing was stored
+    stored,      ///< new, and on disk
+    duplicate,   ///< the same id with the same content is in the log already; nothing was stored
+    conflict,    ///< the same id with other content is in the log already; nothing was stored
+    refused,     ///< field and reason say why; nothing was stored
+    over_limit,  ///< a Limit did not let it in: field and reason say which; nothing was stored
+};
+
+enum class LimitScope {
+    customer,      ///< what the event's customer has used, whatever the subscription
+    subscription,  ///< what its subscription has used; what Lago's plans without a list of subscriptions price
+    all,           ///< what all have used together; for units only
+};
+
+/// How much may be used in a period, of a metric in its units, or under a book in money. An event is over it when with the event there would be
+/// more than the limit, and more than without the event.
+struct Limit {
+    std::string metric = {};            ///< its code. Required for units; of cents, only the fees of this metric count. All fees when empty
+    std::optional<Decimal> units = {};  ///< at most so many units
+    std::optional<Decimal> cents = {};  ///< or fees of at most this as usage() has them, in the currency's smallest unit; one of both is required
+    LimitScope scope = LimitScope::customer;
+    std::string book = {};              ///< code of the book whose fees or period it is; the one usage() would ask when empty
+    std::optional<Period> period = {};  ///< the book's billing period around the event when absent; where no book is loaded, its calendar month, UTC
+    bool soft = false;                  ///< what is over the limit is stored all the same; the receipt says so
+};
+
+/// How an event stood to a limit when it was recorded, or was not.
+struct LimitCheck {
+    Decimal before = {}, after = {};  ///< used in the period without the event and with it
+    Decimal limit = {};
+    Period period = {};
+    bool over = false;
 };
 
 struct Receipt {
     ReceiptStatus status = ReceiptStatus::refused;
     std::int64_t sequence = 0;  ///< of the stored event, or of the one already there; 0 when refused
     std::string id = {};
-    std::string field = {}, reason = {};  ///< of a refusal or conflict
+    std::string field = {}, reason = {};  ///< of a refusal, conflict or over_limit
+    std::vector<LimitCheck> limits = {};  ///< one for each limit given, in order; none for a duplicate, conflict or refusal
 };
 
 enum class Operator { eq, ne, gt, gte, lt, lte, in, not_in, contains, not_contains, like, not_like, exists };
 
 /// A condition on events: a tree of all (and), any (or) and clauses on one field each.
 /// Fields: id, name, source, customer, subscription, timestamp, value, or the path of a property ("model", "request.region");
-/// "properties.name" is the property even where a field has that name.
+/// "properties.name" is the property even where a field has that name; a key with a dot in it is taken for a path.
 /// Numbers compare as decimals, texts as texts (a number and a text holding a number are equal), timestamps as instants; a missing
 /// property, like null, satisfies only ne, not_in, not_contains, not_like and exists false. So does an object with members, but that it satisfies
-/// exists true and not false: name its members' paths instead.
+/// exists true and not false: name its members' paths instead. contains looks into what a value is written as.
 struct Filter {
     enum class Kind { all, any, clause };
     Kind kind = Kind::all;
@@ -331,16 +359,19 @@ struct Metric {
     std::optional<Decimal> multiplier = {};  ///< the result times this
     std::optional<RoundTo> rounding = {};    ///< of the result, after all else
     /// What came before the period counts too: a value stands until it is changed. With bins each shows what stands at its end; at most
-    /// limits::carried_bins.
+    /// limits::carried_bins. By FlexPrice's rules what came before is measured by itself and added, but not to bins (reset_usage NEVER).
     bool recurring = false;
     /// Measured in each bin of this size (and for each value of bucket_group, when given); the result is the sum of these. A bucket belongs to
-    /// the bin in which it begins. Not for recurring metrics.
+    /// the bin in which it begins. Not for recurring metrics, but by FlexPrice's rules.
     Bin bucket = Bin::none;
     std::string bucket_group = {};
     /// Whose rules say what a value counts as where types differ, what an average or weighted sum is rounded to, and how filters compare:
     /// meter's own as written here when empty, else "lago", "flexprice" (metered usage, as billed), "flexprice_events" (its usage queries),
-    /// "polar" (quantities), "polar_billing", "polar_events" (its lists) or "autumn".
+    /// "polar" (quantities), "polar_billing", "polar_events" (its lists), "autumn" or "openmeter". An OpenMeter meter is a metric: its value property
+    /// "$.usage.tokens" is the property "usage.tokens", as are the paths of its groups; its subject is the customer. (OpenMeter keeps
+    /// whole seconds and answers doubles; here times and numbers are exact.)
     std::string rules = {};
+    bool every_event = false;  ///< events of any name are measured, also when there is a code; `event` is empty then
 };
 
 // ---------------------------------------------------------------------------------------------
@@ -366,13 +397,14 @@ struct ListQuery {
     std::vector<std::string> names = {}, sources = {}, ids = {};  ///< any of them; no condition when empty
     Period period = {};
     Filter filter = {};
+    std::string rules = {};  ///< by which the filter compares, as in Metric::rules: with "polar_events" it is that of Polar's events.list
     /// Fields as in Filter, at most limits::sort_keys; by timestamp, newest first, when empty. What is still equal goes by sequence, in the direction
     /// of the last key: a total order. Any other first key than the timestamp reads that column of the whole period.
     std::vector<SortKey> sort = {};
     std::int64_t limit = 100;  ///< 1 to limits::page_events
     std::int64_t offset = 0;   ///< of the events after the cursor, if there is one
     bool count = false;        ///< also count all that match, before the cursor too
-    Cursor after = {};         ///< go on after that page; everything else but limit, offset and count must be as it was there
+    Cursor after = {};         ///< go on after that page, with the question it answered; only limit, offset and count may differ
 };
 
 struct Page {
@@ -438,7 +470,8 @@ struct Aggregate {
     std::vector<AggregateRow> rows = {};
 };
 
-/// Usage of several metrics at once, and what it costs where a book that is loaded prices them.
+/// Usage of several metrics at once, and what it costs where a book that is loaded prices them: the first that has the customer, or subscription,
+/// in the version in force now. Prices are for all that is asked about; an open period is no billing period.
 struct AnalyticsQuery {
     std::vector<std::string> metrics = {};  ///< their codes; all that are declared or loaded when empty
     std::string customer = {}, subscription = {};
@@ -455,7 +488,10 @@ struct AnalyticsQuery {
     std::int64_t top = 0;                                 ///< of the groups of each metric, as in AggregateQuery
     Filter filter = {};
     /// Whose question this is. Meter's own when empty: all of time, weeks from Monday. "flexprice", its events/analytics: the last 7 days, weeks
-    /// from Sunday, no items without usage. What values count as is said by each metric's rules, what they cost by its book.
+    /// from Sunday, no items without usage. "autumn", its events/aggregate (dossier 3): counts and sums by the hour, in bins of UTC that are
+    /// always filled, days when none are named; the range "1bc"; one field in group_by, whose 9 (or `top`) greatest groups keep their names,
+    /// bin by bin; totals that begin with the range's first day or hour; no costs. Its custom_range has its end inside: a Period ends a
+    /// microsecond later. What values count as is said by each metric's rules, what they cost by its book.
     std::string rules = {};
 };
 
@@ -496,6 +532,63 @@ struct Analytics {
     Period period = {};                       ///< what was looked at
 };
 
+/// What a meter of Polar's shows over time: GET /v1/meters/{id}/quantities.
+struct QuantitiesQuery {
+    std::string meter = {};                   ///< id of a meter of a Polar book that is loaded
+    std::vector<std::string> customers = {};  ///< any of them; all when empty. Where Polar knows one by two ids, give both
+    /// The first row stands at `start`, each next one `interval` later on the zone's clock, until `end` has passed; from 2023 on. Polar wants no
+    /// more than 7 days by hours, 366 by days, 371 by weeks, 1460 by months, 3650 by years.
+    Timestamp start = {}, end = {};
+    Bin interval = Bin::day;     ///< hour, day, week (from Monday), month or year
+    std::string time_zone = {};  ///< as in AggregateQuery
+    /// Property -> text or list of texts: events that have one of these texts, as the property is written: {"model": ["lite", "pro"]}.
+    json metadata = json::object();
+    /// When given, the meter is measured for each customer, and this function taken of what they come to: count, sum, max, min, average or
+    /// unique_count. The total of sums and counts is still the sum of the rows.
+    std::optional<Aggregation> over_customers = {};
+};
+
+/// A row shows the whole bin that its time falls into: of the first day also what came before `start`. 0 without events.
+struct Quantity {
+    Timestamp time = {};
+    Decimal quantity = {};
+};
+
+/// The total is the rows' sum, maximum or minimum; of an average or unique count it is that of all events, also those before and after.
+struct Quantities {
+    std::vector<Quantity> rows = {};
+    Decimal total = {};
+};
+
+/// A customer's units of one of Polar's meters since it was last reset (Polar's customer meters).
+struct CustomerMeter {
+    Decimal consumed = {}, credited = {};
+    Decimal balance = {};   ///< credited - consumed; may be negative
+    Decimal rollover = {};  ///< units that a reset would carry over now
+};
+
+/// About the values that a metric counts.
+struct ActiveQuery {
+    std::string metric = {};  ///< code of one with Aggregation::active_count or unique_count
+    std::string customer = {}, subscription = {};
+    Period period = {};  ///< of a recurring metric only its end matters
+    Filter filter = {};
+    std::int64_t limit = 100;  ///< 1 to limits::page_events
+    std::int64_t offset = 0;
+};
+
+struct ActiveValue {
+    std::optional<std::string> value = {};  ///< nothing: that of events without the property, where the metric's rules count it
+    Timestamp since = {};                   ///< of the add that made it active
+    friend bool operator==(const ActiveValue&, const ActiveValue&) = default;
+};
+
+/// In order of the value, by bytes.
+struct ActiveValues {
+    std::vector<ActiveValue> values = {};
+    std::int64_t total = 0;  ///< of all pages
+};
+
 // ---------------------------------------------------------------------------------------------
 // 6 prices
 // ---------------------------------------------------------------------------------------------
@@ -509,23 +602,40 @@ public:
     /// A plan as Lago's API shows it: {"plan": {"code", "amount_currency", "interval", "charges": [...]}, "billable_metrics": [...]},
     /// optionally with "subscriptions": [{"external_id", "external_customer_id", "started_at", "terminated_at", "subscription_at",
     /// "billing_time", "timezone"}]; without that list any subscription is taken, on calendar periods, UTC. "premium": false leaves out
-    /// what needs Lago's premium licence to be priced.
+    /// what needs Lago's premium licence to be priced. Charges over custom_agg metrics (scripts of the server's), prorated weighted sums and
+    /// weighted sums with bounds per transaction are refused as unsupported; such metrics may be listed.
     static Book lago(const json& catalogue);
 
-    /// {"meters": [...], "prices": [...]} as FlexPrice's API shows them; the usage prices, COUNT, SUM, SUM_WITH_MULTIPLIER and
-    /// COUNT_UNIQUE meters. A price may carry "entitlement" and "commitment". Periods are calendar months, UTC.
+    /// {"meters": [...], "prices": [...]} as FlexPrice's API shows them; meters of every kind but expressions, with buckets, groups, filters and
+    /// reset_usage. A price may carry "entitlement" (begun anew by billing period, DAILY, MONTHLY or NEVER), "grants" [{"measure", "quota",
+    /// "start_date", "end_date"}], "commitment" (also for each bucket: "windowed") and "commitment_time_buckets". With "subscriptions": [{"id",
+    /// "external_customer_id", "start_date", "end_date", "subscription_status", "cancelled_at", "billing_period", "billing_period_count",
+    /// "billing_anchor", "line_items", "commitment_amount", "overage_factor", "enable_true_up", "commitment_duration",
+    /// "coupon_associations"}] only these customers have prices, in their billing periods, those of line items on their terms; without that list any
+    /// customer has all, in calendar months, UTC. usage() is what an invoice lists for usage, each line rounded to the currency, before coupons;
+    /// estimate_fees() is not rounded. FIXED prices are for price() alone. FlexPrice counts some copies of an id twice (dossier 2.6); here an id is
+    /// one event.
     static Book flexprice(const json& catalogue);
-    /// {"product": {"id", "prices": [...], "benefits": [...]}, "meters": [...]} as Polar's API shows them; the metered prices, less the
-    /// units that meter_credit benefits grant; count, sum and unique meters whose filter names an event.
+    /// {"product": {"id", "prices": [...], "benefits": [...]}, "meters": [...]} as Polar's API shows them, optionally with "subscriptions":
+    /// [{"id", "customer": {"external_id"}, "current_period_start", "current_period_end", "recurring_interval",
+    /// "recurring_interval_count", "started_at", "ended_at", "seats", "units"}]; without that list any customer is taken, on calendar
+    /// months, UTC. Prices by usage (metered_unit), and by seats and units (seat_based, unit_based), which are those of the subscription.
+    /// Units come off that "meter.credited" events in the log have credited in the period (see Meter::customer_meter), or when there are
+    /// none, those that the product's meter_credit benefits grant. Events with the source "system" are Polar's own, all others the
+    /// user's, and only these are billed. Events belong to the period of their timestamp; Polar bills by when it received them.
     static Book polar(const json& catalogue);
     /// {"plan": {"id", "items": [...]}, "features": [...], "currency": "usd"} as Autumn's API (2.1 and later) shows them, credit systems
-    /// included. An item's "quantity" is what was bought of a prepaid one. An event uses the feature of its name (or with that name among its
-    /// "event_names"): as many units as its value, 1 without one; its subscription is Autumn's entity.
+    /// included, or "plans": [...], main plans and add-ons whose balances a customer has together. An item's "quantity" is what was bought of
+    /// a prepaid one. An event uses the feature of its name (or with that name among its "event_names"): as many units as its value, 1 without
+    /// one; its subscription is Autumn's entity.
     /// Balances and bills run in cycles of an item's "reset" and "price" intervals (a price without one is monthly), on calendar periods, UTC,
     /// for any customer. With "customers": [{"id", "subscriptions": [{"plan_id", "started_at", "current_period_start", "expires_at",
-    /// "quantity"}], "billing_controls", "entities": [...]}] only these customers have the plan, from when it started, and its cycles are
-    /// counted from there; entities (of that same form) may have the plan for themselves. Controls: "usage_limits", "spend_limits" and
-    /// "overage_allowed" of an entity, a customer or the plan, the first that names the feature. Rollovers are not known.
+    /// "quantity", "feature_quantities"}], "billing_controls", "entities": [...]}] only these customers have these plans, from when they
+    /// started, and their cycles are counted from there; entities (of that same form, their kind in "feature_id") may have plans for
+    /// themselves. "billing_controls" ("usage_limits", "spend_limits", "overage_allowed") are those of an entity, its customer or the plans,
+    /// the first that names the feature. Rollovers are not known. The code is "id", or the first plan's.
+    /// usage() of a customer adds up the overage of all entities before it is priced; with a subscription it is of that entity's events alone.
+    /// Without a period it is of each item's cycle under way, as far as it has come; balances are not reset within a period that is given.
     static Book autumn(const json& catalogue);
     /// By the vendor's name: "lago", "flexprice", "polar" or "autumn". Throws unsupported for another.
     static Book of(std::string_view vendor, const json& catalogue);
@@ -568,6 +678,7 @@ struct FeeLine {
         discount,
         conversion,  ///< from a pricing unit to the currency
         rounding,
+        overage,  ///< `units` of money beyond a commitment x rate, the factor less 1 where their plain price is another line
     };
     Step step = Step::units;
     std::optional<Decimal> from = {}, to = {};  ///< bounds of the tier as the vendor writes them, in units
@@ -629,6 +740,42 @@ struct UsageQuery {
     std::string subscription = {}, customer = {};  ///< one of them at least
     std::optional<Period> period = {};             ///< the plan's billing period around now when absent
     bool closing = false;                          ///< as billed at the end: with what minimum spendings add
+};
+
+/// One metric as one book prices it: the sum of its fees.
+struct PricedMetric {
+    std::string metric = {};  ///< Fee::metric
+    Decimal units = {}, cents = {};
+};
+
+/// Metrics are the same when they measure the same events and property in the same way, whatever the books call them.
+struct MetricComparison {
+    std::optional<PricedMetric> a = {}, b = {};  ///< nothing where that book does not price it
+    Decimal difference() const { return (b ? b->cents : Decimal()) - (a ? a->cents : Decimal()); }
+};
+
+struct ComparedFees {
+    std::optional<Decimal> cents = {};  ///< nothing when the book does not price this customer, or cannot
+    std::string problem = {};           ///< why it cannot
+};
+
+struct CustomerComparison {
+    std::string customer = {};
+    std::string subscription = {};  ///< of events that name a subscription, but no customer
+    ComparedFees a = {}, b = {};
+    std::vector<MetricComparison> metrics = {};
+    Decimal difference() const { return b.cents.value_or(0) - a.cents.value_or(0); }
+};
+
+/// The same log under two books, by customer, then by subscription. All amounts are in the currency's smallest unit.
+struct Comparison {
+    Period period = {};
+    std::string currency = {};
+    int subunits = 100;
+    std::vector<CustomerComparison> customers = {};
+    Decimal a = {}, b = {};     ///< sums over the customers
+    std::int64_t problems = 0;  ///< customers that one of the books could not price; the sums are without those fees
+    Decimal difference() const { return b - a; }
 };
 
 // ---------------------------------------------------------------------------------------------
@@ -893,6 +1040,17 @@ public:
     /// Numbers in properties keep every digit they have in the text. Empty lines get no receipt.
     std::vector<Receipt> record_json(std::string_view lines);
 
+    /// Stores the event only if its customer or subscription stays within the limit; else the receipt says over_limit. That is decided in the
+    /// transaction that stores it, on what is in the log then, so that no number of threads and processes overrun it together. An id that is in
+    /// the log is answered as ever, whatever the limit. For counts, sums and extremes it takes the same time however long the log is; a metric
+    /// that needs the events themselves, or a fee that does, is measured anew. Throws bad_value for a limit that cannot be, and for an event
+    /// without the customer or subscription that it is about; not_found for a metric or book that is not there; and what record() and
+    /// usage() throw. What it throws for was not stored.
+    Receipt record(const Event& event, const Limit& limit);
+    /// Each of the events within all of the limits, taken one after the other in one transaction: the first that fit are stored. Throws as above,
+    /// but an event that cannot be stored, or lacks a customer or subscription, is refused in its receipt.
+    std::vector<Receipt> record(std::span<const Event> events, std::span<const Limit> limits);
+
     std::optional<Event> find(std::string_view id) const;
     /// Throws bad_value for a limit, offset, period, sort or text that cannot be, naming it; bad_cursor for a cursor of another question.
     Page list(const ListQuery& query = {}) const;
@@ -924,17 +1082,34 @@ public:
     /// Throws not_found for an unknown metric, bad_value for a wrong period or field, too_large over limits::aggregate_rows.
     Aggregate aggregate(const AggregateQuery& query) const;
     Aggregate aggregate(const Metric& metric, const AggregateQuery& query = {}) const;
+    /// Rows and total as Polar's API gives them. Throws not_found for a meter that no loaded book of Polar's has, bad_value for what
+    /// Polar refuses, naming the member.
+    Quantities quantities(const QuantitiesQuery& query) const;
+    /// The same of a metric that is given; its own `rules` do not count, Polar's do.
+    Quantities quantities(const Metric& metric, const QuantitiesQuery& query) const;
+    /// Balance of a meter of a loaded Polar book. `customers`: the ids that one customer goes by. Credits and resets are Polar's own events, as
+    /// far as they are in the log: source "system", name "meter.credited" (properties meter_id, units, rollover) or "meter.reset"
+    /// (meter_id). Throws not_found, bad_value.
+    CustomerMeter customer_meter(const std::string& meter, const std::vector<std::string>& customers) const;
+    /// The values that a metric counts and that are active at the end of the period: added in it (or before, of a recurring metric) and not
+    /// removed since (Lago's active unique values, dossier 4.4). As many as aggregate() says. Throws not_found for an unknown metric, bad_value
+    /// for one that does not count values, and for a limit, offset, period or filter that cannot be. Takes memory for every event counted.
+    ActiveValues active_values(const ActiveQuery& query) const;
 
     /// Usage, events and cost of several metrics, by group and over time, all from one snapshot. What a metric costs is what Book::price() says of
     /// its usage, with FlexPrice's books what its analytics say (dossier 6.6). Throws not_found for an unknown metric, bad_value for what
     /// cannot be asked, naming it, too_large over limits::aggregate_rows.
     Analytics analytics(const AnalyticsQuery& query) const;
+    /// What each of these events costs by itself, in billionths of the currency's unit (of a US dollar, nano-USD): as FlexPrice's Hugging Face call
+    /// answers (dossier 7). In the order of the ids. 0 means that the event is not known, or no FlexPrice book that is loaded prices it for
+    /// its customer, or that it is free; what came before it does not count, tiers and packages begin with each event.
     std::vector<Decimal> inference_costs(std::span<const std::string> ids) const;
+    std::vector<Decimal> inference_costs(std::initializer_list<std::string> ids) const { return inference_costs(std::span(ids.begin(), ids.size())); }
 
     /// Keeps a version of a book in the database, in place of the one of the same vendor, code and moment; its metrics become known to
     /// aggregate(), in place of others of their codes. A billing period is priced by one version, that in effect when it begins: a version
     /// that takes effect within a period follows when that ends. The first one of all has no say before it takes effect: it prices the rest
-    /// of that period. Estimates and limits go by the version of the billing period they are made in; a UsageQuery::period by the version of
+    /// of that period, though an estimate in it counts what came before. Estimates and limits go by the version of the billing period they are made in; a UsageQuery::period by the version of
     /// the moment it begins. Throws bad_value for a moment outside Timestamp::min() (always) to max().
     void load(const Book& book, Timestamp effective_from = Timestamp::min());
     /// Removes that version, or all of them, and the metrics that came with it; where such a metric had taken the place of another of its
@@ -973,11 +1148,17 @@ public:
     Fees usage(const UsageQuery& query) const;
     /// Whether the event's customer (and entity: Event::subscription) may now use so many units (Event::value, 1 when absent) of the feature
     /// that the event names: Autumn's POST /check, by the balances that the events in the log have left. Nothing is recorded. Balances pay in
-    /// Autumn's order, and what none covers is dropped, as with overage_behavior "cap" (autumn dossier 5 and 7.7). Where features share a
-    /// credit system, what each used since the last reset is taken off as a whole, feature by feature. Throws bad_value without a customer,
+    /// Autumn's order, and what none covers is dropped, as with overage_behavior "cap" (autumn dossier 5 and 7.7). The events of a feature are
+    /// taken in order of time; features that share a credit system one after the other. Usage limits count events as recorded: what they kept
+    /// Autumn from taking off a balance is taken off here. Throws bad_value without a customer,
     /// not_found for a feature or customer that no book with balances knows, unsupported when the customer's books are other vendors': only
     /// Autumn's have balances.
     Check check(const Event& event) const;
+    /// A dry run: what every customer that has events in the period would pay under each of two books, which need not be loaded; `closing` as in
+    /// UsageQuery. A book that prices by subscription prices those the customer's events name, or its own list of the customer's. Fees that
+    /// cannot be computed are named beside their customer and do not hold up the others. Other questions wait meanwhile. Throws bad_value for
+    /// a period that ends before it begins, and for books in different currencies.
+    Comparison compare(const Book& a, const Book& b, const Period& period, bool closing = false) const;
 
     /// Adds an upstream, or gives one of that name new settings, and ends a pause. A new one starts with the oldest event kept.
     void connect(const Upstream& upstream);

@@ -134,6 +134,7 @@ private:
                 return;
             case ReceiptStatus::conflict:
             case ReceiptStatus::refused:
+            case ReceiptStatus::over_limit:
                 break;
         }
         ++recorded_.refused;

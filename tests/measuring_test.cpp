@@ -230,6 +230,8 @@ TEST_CASE("Every operator, on every kind of value") {
         CHECK(count(Operator::not_in, {5, "abc"}) == 6);
         CHECK(count(Operator::not_in, json::array()) == 10);
         CHECK(count(Operator::contains, "ab") == 3);
+        CHECK(count(Operator::contains, 5) == 3);
+        CHECK(count(Operator::contains, true) == 1);
         CHECK(count(Operator::not_contains, "ab") == 7);
         CHECK(count(Operator::like, "ab_") == 2);
         CHECK(count(Operator::like, "%b%") == 3);
@@ -297,7 +299,7 @@ const std::vector<const char*> bad_filters{
     R"({"field":"x","operator":"in","value":[[1]]})",
     R"({"field":"x","operator":"eq","value":{}})",
     R"({"field":"x","operator":"eq","value":1e300})",
-    R"({"field":"x","operator":"contains","value":1})",
+    R"({"field":"x","operator":"contains","value":null})",
     R"({"field":"x","operator":"like"})",
     R"({"field":"x","operator":"exists","value":"yes"})",
     R"({"field":"x","operator":"exists"})",
@@ -447,6 +449,61 @@ TEST_CASE("A weighted sum is of what stands, by the share of the time it stands"
     carried.recurring = true;
     check_total(m, carried, "104 of 4", {.period = whole});
     CHECK(error_of([&] { m.aggregate(seats); }).field() == "period");
+}
+
+TEST_CASE("The values that a count of values counts are listed, page by page") {
+    Meter m(options_for());
+    const auto at = [](int hour) { return Timestamp::parse("2026-03-01T00:00:00Z") + std::chrono::hours(hour); };
+    const auto user = [&](json name, int hour, const char* operation = "add") {
+        return Event{.name = "user",
+                     .customer = hour < 2 ? "acme" : "zoo",
+                     .timestamp = at(hour),
+                     .properties = {{"user", std::move(name)}, {"operation_type", operation}}};
+    };
+    m.record({user("bob", 0), user("ann", 1), user("ann", 2), user("bob", 3, "remove"), user(7, 4), user("bob", 5), user("cid", 6, "remove")});
+    m.record({.name = "user", .timestamp = at(7)});
+    m.define({.code = "user", .aggregation = Aggregation::active_count, .property = "user"});
+    const std::vector<ActiveValue> all{{"7", at(4)}, {"ann", at(1)}, {"bob", at(5)}};
+    for (int sealed = 0; sealed < 2; ++sealed) {
+        CAPTURE(sealed);
+        const auto found = m.active_values({.metric = "user"});
+        CHECK(found.values == all);
+        CHECK(found.total == 3);
+        CHECK(m.aggregate({.metric = "user"}).rows.at(0).value == 3);
+        const auto second = m.active_values({.metric = "user", .limit = 1, .offset = 1});
+        CHECK(second.values == std::vector<ActiveValue>{all[1]});
+        CHECK(second.total == 3);
+        CHECK(m.active_values({.metric = "user", .offset = 4}).values.empty());
+        CHECK(m.active_values({.metric = "user", .limit = 1000, .offset = 2}).values == std::vector<ActiveValue>{all[2]});
+        CHECK(m.active_values({.metric = "user", .period = {at(0), at(4)}}).values == std::vector<ActiveValue>{{"ann", at(1)}});
+        CHECK(m.active_values({.metric = "user", .period = {at(2), at(4)}}).values == std::vector<ActiveValue>{{"ann", at(2)}});
+        CHECK(m.active_values({.metric = "user", .customer = "acme"}).values == std::vector<ActiveValue>{{"ann", at(1)}, {"bob", at(0)}});
+        CHECK(m.active_values({.metric = "user", .filter = Filter::equals("user", "bob")}).values == std::vector<ActiveValue>{all[2]});
+        CHECK(m.active_values({.metric = "user", .customer = "nobody"}).values.empty());
+        seal_all(m);
+    }
+    m.define(
+        {.code = "recurring", .event = "user", .aggregation = Aggregation::active_count, .property = "user", .recurring = true, .rules = "lago"});
+    const auto carried = m.active_values({.metric = "recurring", .period = {at(8), at(9)}});
+    CHECK(carried.values == std::vector<ActiveValue>{{std::nullopt, at(7)}, all[0], all[1], all[2]});
+    CHECK(m.aggregate({.metric = "recurring", .period = {at(8), at(9)}}).rows.at(0).value == carried.total);
+    m.define({.code = "ever", .event = "user", .aggregation = Aggregation::unique_count, .property = "user", .rules = "polar"});
+    CHECK(m.active_values({.metric = "ever"}).values == std::vector<ActiveValue>{{"7", at(4)}, {"ann", at(1)}, {"bob", at(0)}, {"cid", at(6)}});
+}
+
+TEST_CASE("A question about active values that cannot be is refused by name") {
+    Meter m(options_for());
+    m.define({.code = "users", .aggregation = Aggregation::active_count, .property = "user"});
+    m.define(sum_n);
+    CHECK(error_of([&] { m.active_values({.metric = "nothing"}); }).code() == ErrorCode::not_found);
+    CHECK(error_of([&] { m.active_values({.metric = "a"}); }).field() == "metric");
+    CHECK(error_of([&] { m.active_values({.metric = "users", .limit = 0}); }).field() == "limit");
+    CHECK(error_of([&] { m.active_values({.metric = "users", .limit = 1001}); }).field() == "limit");
+    CHECK(error_of([&] { m.active_values({.metric = "users", .offset = -1}); }).field() == "offset");
+    CHECK(error_of([&] { m.active_values({.metric = "users", .period = {noon, noon}}); }).field() == "period");
+    CHECK(error_of([&] { m.active_values({.metric = "users", .filter = Filter::where("n", Operator::in, 1)}); }).field() == "n.in");
+    CHECK(error_of([&] { m.active_values({.metric = "users", .customer = "\xff"}); }).field() == "customer");
+    CHECK(m.active_values({.metric = "users"}).values.empty());
 }
 
 // ---- every aggregation over every kind of value ----
@@ -909,7 +966,7 @@ TEST_CASE("Rules by name decide what a value counts as") {
         CHECK(sum_by("autumn") == "4 of 3");  // what is missing is 1
         CHECK(unique_by("") == "5 of 5");
         CHECK(unique_by("lago") == "6 of 7");   // one more for what is missing or null
-        CHECK(unique_by("polar") == "6 of 6");  // null is a value
+        CHECK(unique_by("polar") == "6 of 7");  // null is a value; an event without one takes part
         seal_all(m);
     }
     CHECK(error_of([&] { sum_by("stripe"); }).field() == "metric.rules");

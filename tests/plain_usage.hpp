@@ -15,16 +15,21 @@ public:
 
     std::vector<Measured> measure(const Metric& metric, const AggregateQuery& query) override {
         ++measured;
-        std::map<std::vector<std::optional<std::string>>, std::vector<Event>> groups;
-        if (query.group_by.empty()) groups[{}];
-        for (const auto& event : chosen(metric, query)) groups[group_of(event, query.group_by)].push_back(event);
+        Bins bins({query.bin, query.time_zone, query.week_start, query.billing_anchor});
+        std::map<std::pair<std::optional<Timestamp>, std::vector<std::optional<std::string>>>, std::vector<Event>> groups;
+        if (query.group_by.empty() && query.bin == Bin::none) groups[{}];
+        for (const auto& event : chosen(metric, query)) {
+            const auto bin = query.bin == Bin::none ? std::nullopt : std::optional(bins.around(*event.timestamp).from);
+            groups[{bin, group_of(event, query.group_by)}].push_back(event);
+        }
         std::vector<Measured> rows;
-        for (const auto& [group, members] : groups) {
-            Measured row{{}, group, {}, static_cast<std::int64_t>(members.size()), false, false};
+        for (const auto& [place, members] : groups) {
+            Measured row{place.first, place.second, {}, static_cast<std::int64_t>(members.size()), false, false};
             for (const auto& step : all_steps(metric, members)) {
-                row.value += step;
-                row.falls = row.falls || step.is_negative();
+                row.value += step.value;
+                row.falls = row.falls || step.value.is_negative();
             }
+            if (metric.aggregation == Aggregation::max || metric.aggregation == Aggregation::latest) row.value = one_number(metric, members);
             rows.push_back(row);
         }
         return rows;
@@ -38,9 +43,8 @@ public:
         const auto members = chosen(metric, query);
         for (const auto& step : all_steps(metric, members)) {
             if (list.size() >= limit || (until && sum > *until)) break;
-            const auto& event = members[list.size()];
-            list.push_back({*event.timestamp, event.sequence, step});
-            sum += step;
+            list.push_back(step);
+            sum += step.value;
         }
         return list;
     }
@@ -107,11 +111,12 @@ private:
         for (std::size_t i = 0; i < events.size(); ++i) {
             const auto event = placed(i);
             const auto& name = metric.event.empty() ? metric.code : metric.event;
-            if (event.name != name || !query.period.contains(event.timestamp.value())) continue;
+            const Period period{metric.recurring ? Timestamp::min() : query.period.from, query.period.to};
+            if (event.name != name || !period.contains(event.timestamp.value())) continue;
             if (!query.subscription.empty() && event.subscription != query.subscription) continue;
             if (!query.customer.empty() && event.customer != query.customer) continue;
             if (!holds(metric.filter, event) || !holds(query.filter, event)) continue;
-            if (metric.aggregation == Aggregation::sum && !number_of(metric, event)) continue;
+            if (of_numbers(metric) && !number_of(metric, event)) continue;
             if (metric.aggregation == Aggregation::unique_count && !text_of(event, metric.property)) continue;
             list.push_back(event);
         }
@@ -119,19 +124,37 @@ private:
         return list;
     }
 
-    static std::vector<Decimal> all_steps(const Metric& metric, const std::vector<Event>& list) {
-        std::vector<Decimal> steps;
-        std::set<std::string> active;
-        for (const auto& event : list) {
-            if (metric.aggregation == Aggregation::count) steps.emplace_back(1);
-            if (metric.aggregation == Aggregation::sum) steps.push_back(*number_of(metric, event));
-            if (metric.aggregation != Aggregation::unique_count && metric.aggregation != Aggregation::active_count) continue;
-            const auto value = text_of(event, metric.property).value_or("");
+    static bool of_numbers(const Metric& metric) {
+        return metric.aggregation == Aggregation::sum || metric.aggregation == Aggregation::max || metric.aggregation == Aggregation::latest;
+    }
+
+    static Decimal one_number(const Metric& metric, const std::vector<Event>& list) {
+        std::vector<Decimal> numbers;
+        for (const auto& step : all_steps(metric, list)) numbers.push_back(step.value);
+        if (numbers.empty()) return {};
+        return metric.aggregation == Aggregation::max ? *std::max_element(numbers.begin(), numbers.end()) : std::max(numbers.back(), Decimal());
+    }
+
+    static std::vector<EventStep> all_steps(const Metric& metric, const std::vector<Event>& list) {
+        std::vector<EventStep> steps;
+        std::map<std::string, std::uint32_t> items;
+        std::set<std::uint32_t> active;
+        const auto item_step = [&](const Event& event, std::uint32_t item) -> Decimal {
             if (metric.aggregation == Aggregation::unique_count || text_of(event, "operation_type").value_or("add") == "add") {
-                steps.emplace_back(active.insert(value).second ? 1 : 0);
-            } else {
-                steps.emplace_back(active.erase(value) > 0 ? -1 : 0);
+                return active.insert(item).second ? 1 : 0;
             }
+            return active.erase(item) > 0 ? -1 : 0;
+        };
+        for (const auto& event : list) {
+            EventStep step{*event.timestamp, event.sequence, 1, 0};
+            if (of_numbers(metric)) {
+                step.value = *number_of(metric, event);
+            } else if (metric.aggregation != Aggregation::count) {
+                const auto value = text_of(event, metric.property);
+                if (value) step.item = items.try_emplace(*value, static_cast<std::uint32_t>(items.size() + 1)).first->second;
+                step.value = item_step(event, step.item);
+            }
+            steps.push_back(step);
         }
         return steps;
     }

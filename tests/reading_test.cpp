@@ -471,6 +471,7 @@ TEST_CASE("What cannot be asked about names is refused") {
                                                                 {{.filter = Filter::equals("", 1)}, "filter.field"},
                                                                 {{.sort = {{"timestamp"}}}, "sort"},
                                                                 {{.sort = {{""}}}, "sort"},
+                                                                {{.sort = std::vector<SortKey>(limits::sort_keys + 1, {"name"})}, "sort"},
                                                                 {{.limit = 0}, "limit"},
                                                                 {{.limit = 1001}, "limit"},
                                                                 {{.offset = -1}, "offset"}};
@@ -481,4 +482,69 @@ TEST_CASE("What cannot be asked about names is refused") {
             CHECK(error.field() == field);
         }
     }
+}
+
+TEST_CASE("Monitoring counts a period's events by window, of the last day when none is given") {
+    Meter m(options_for());
+    const auto at = [&](std::chrono::minutes before) { m.record({.name = before.count() % 2 == 0 ? "a" : "b", .timestamp = noon - before}); };
+    for (const int minutes : {0, 1, 59, 60, 61, 24 * 60, 24 * 60 + 1}) at(std::chrono::minutes(minutes));
+    for (int sealed = 0; sealed < 2; ++sealed) {
+        const Monitoring day = m.monitoring();
+        CHECK(day.period == Period{noon - std::chrono::hours(24), noon});
+        CHECK(day.events == 5);
+        CHECK(day.upstreams.empty());
+        REQUIRE(day.windows.size() == 24);
+        for (std::size_t i = 0; i < 24; ++i) {
+            CHECK(day.windows[i].start == noon - std::chrono::hours(24 - static_cast<int>(i)));
+            CHECK(day.windows[i].events == (i == 0 ? 1 : i == 22 ? 1 : i == 23 ? 3 : 0));
+        }
+
+        const Period two_days{noon - std::chrono::hours(30), noon + std::chrono::seconds(1)};
+        const Monitoring days = m.monitoring({.period = two_days, .bin = Bin::day, .time_zone = "+01:00"});
+        CHECK(days.events == 7);
+        REQUIRE(days.windows.size() == 2);
+        CHECK(days.windows[0].start == Timestamp::parse("2026-02-28T00:00:00+01:00"));
+        CHECK(days.windows[0].events == 2);
+        CHECK(days.windows[1].events == 5);
+
+        const Monitoring total = m.monitoring({.period = two_days, .bin = Bin::none});
+        CHECK(total.events == 7);
+        CHECK(total.windows.empty());
+        m.record(std::vector<Event>(64, {.name = "filler", .timestamp = noon + std::chrono::hours(1)}));
+    }
+}
+
+TEST_CASE("Monitoring knows what each upstream has had and waits for") {
+    MeterOptions options = options_for();
+    auto now = std::make_shared<Timestamp>(noon);
+    options.clock = [now] { return *now; };
+    Meter m(options);
+    m.connect(Upstream::lago({.api_key = "k", .transport = std::make_shared<Taking>()}));
+    m.connect(Upstream::polar({.api_key = "k", .transport = std::make_shared<Taking>()}));
+    m.record({{.name = "a", .subscription = "s"}, {.name = "a", .subscription = "s"}});
+    *now = *now + std::chrono::seconds(90);
+    m.flush({.upstream = "lago"});
+    m.record({.name = "a", .subscription = "s"});
+    const Monitoring found = m.monitoring({.period = Period{}, .bin = Bin::none});
+    CHECK(found.events == 3);
+    REQUIRE(found.upstreams.size() == 2);
+    const auto& [lago, polar] = std::tie(found.upstreams[0], found.upstreams[1]);
+    CHECK(lago.status.name == "lago");
+    CHECK(lago.balance == Balance{3, 2, 1, 0, 0});
+    CHECK(lago.status.pending == 1);
+    CHECK(lago.status.lag == std::chrono::seconds(0));
+    CHECK(polar.balance == Balance{3, 0, 3, 0, 0});
+    CHECK(polar.status.state == UpstreamState::pending);
+    CHECK(polar.status.lag == std::chrono::seconds(90));
+}
+
+TEST_CASE("Periods, zones and windows that cannot be monitored are refused by name") {
+    Meter m = small_log();
+    const auto error = [&](const MonitoringQuery& query) { return error_of([&] { m.monitoring(query); }); };
+    CHECK(error({.period = Period{noon, noon}}).field() == "period");
+    CHECK(error({.period = Period{noon, noon - std::chrono::hours(1)}}).field() == "period");
+    CHECK(error({.time_zone = "Nowhere/City"}).field() == "time_zone");
+    CHECK(error({.time_zone = "Nowhere/City"}).code() == ErrorCode::bad_value);
+    CHECK(error({.period = Period{}}).field() == "bin");
+    CHECK(error({.period = Period{}}).code() == ErrorCode::too_large);
 }

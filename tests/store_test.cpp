@@ -7,6 +7,7 @@
 #include <thread>
 
 #include "../meter.hpp"
+#include "support/catalogues.hpp"
 #include "support/children.hpp"
 #include "support/scratch.hpp"
 #include "testing.hpp"
@@ -758,6 +759,75 @@ TEST_CASE("A newer schema is refused and left as it is") {
     CHECK(error.code() == ErrorCode::newer_schema);
     CHECK(error.field() == scratch.path());
     CHECK((read_file(scratch.path()) == before));
+}
+
+namespace {
+
+// Takes a file back to schema 1, as releases before books had versions made it.
+void make_schema_1(const std::string& path) {
+    PlainDatabase(path).run(
+        "BEGIN; DROP TABLE metrics; DROP TABLE books; DELETE FROM meta WHERE key = 'books';"
+        "CREATE TABLE metrics(code TEXT PRIMARY KEY, definition TEXT NOT NULL) WITHOUT ROWID;"
+        "CREATE TABLE books(vendor TEXT, code TEXT, source TEXT NOT NULL, PRIMARY KEY(vendor, code)) WITHOUT ROWID;"
+        "INSERT INTO metrics VALUES('n', '{\"event\":\"api_call\",\"aggregation\":\"sum\",\"property\":\"n\",\"filter\":{\"all\":[]}}');"
+        "INSERT INTO books VALUES('lago', 'basic', '" +
+        lago_plan("basic", "1").dump() + "'); PRAGMA user_version = 1; COMMIT");
+}
+
+}  // namespace
+
+TEST_CASE("A file of schema 1 becomes one of schema 2 when it is opened, with all that is in it") {
+    Scratch scratch;
+    { Meter(options_for(scratch.path(), 64)).record(numbered("x", 0, 100)); }
+    make_schema_1(scratch.path());
+    {
+        Meter m(options_for(scratch.path(), 64));
+        CHECK(PlainDatabase(scratch.path()).integer("PRAGMA user_version") == 2);
+        REQUIRE(m.books().size() == 1);
+        CHECK(m.books()[0].effective_from == Timestamp::min());
+        CHECK(m.books()[0].book.source() == lago_plan("basic", "1"));
+        CHECK(m.metrics().at(0).code == "n");
+        CHECK(m.aggregate({.metric = "n"}).rows.at(0).value == 1683);  // python: sum(range(0, 100, 3))
+        CHECK(count_all(m) == 100);
+        m.load(Book::lago(lago_plan("basic", "2")), noon);
+        CHECK(m.books().size() == 2);
+        CHECK(m.record(numbered("x", 0, 1)).at(0).status == ReceiptStatus::duplicate);
+        CHECK(m.verify() == std::vector<std::string>{});
+    }
+    Meter again(options_for(scratch.path(), 64));
+    CHECK(again.books().size() == 2);
+    again.remove_book("lago", "basic");
+    CHECK(again.books().empty());
+}
+
+TEST_CASE("Many may open a file of schema 1 at once") {
+    Scratch scratch;
+    { Meter(options_for(scratch.path(), 64)).record(numbered("x", 0, 100)); }
+    make_schema_1(scratch.path());
+    std::atomic<int> good = 0;
+    std::vector<std::thread> threads;
+    for (int i = 0; i < 6; ++i) {
+        threads.emplace_back([&] {
+            const Meter m(options_for(scratch.path(), 64));
+            if (m.books().size() == 1 && m.metrics().at(0).code == "n") ++good;
+        });
+    }
+    for (std::thread& each : threads) each.join();
+    CHECK(good == 6);
+}
+
+TEST_CASE("A schema that cannot be taken further is reported, and the file left as it is") {
+    Scratch scratch;
+    { Meter m(options_for(scratch.path())); }
+    // What should be there is not: the step is undone as a whole.
+    PlainDatabase(scratch.path()).run("DROP TABLE metrics; PRAGMA user_version = 1");
+    const auto tables = [&] { return PlainDatabase(scratch.path()).text("SELECT group_concat(name || ifnull(sql, '')) FROM sqlite_master"); };
+    const std::string before = tables();
+    CHECK(error_of([&] { Meter m(options_for(scratch.path())); }).code() == ErrorCode::io);
+    CHECK(tables() == before);
+    CHECK(PlainDatabase(scratch.path()).integer("PRAGMA user_version") == 1);
+    PlainDatabase(scratch.path()).run("PRAGMA user_version = 0");
+    CHECK(error_of([&] { Meter m(options_for(scratch.path())); }).code() == ErrorCode::corrupt);
 }
 
 TEST_CASE("Another program's database is refused and left as it is") {

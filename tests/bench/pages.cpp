@@ -13,7 +13,7 @@ void measure_pages(Fixtures& fixtures, std::int64_t events) {
     const Meter meter({.path = fixtures.log(events)});
     const Workload workload(events);
     const int rounds = fixtures.options.rounds * 4;
-    const auto page = [&](const std::string& name, auto&& query) {
+    const auto page = [&](const std::string& name, auto&& query, bool barred = true) {
         std::vector<double> spent;
         for (int round = 0; round <= rounds; ++round) {
             const meter::ListQuery asked = query(round);
@@ -24,7 +24,7 @@ void measure_pages(Fixtures& fixtures, std::int64_t events) {
             if (round > 0) spent.push_back(took * 1e3);
         }
         say("%s: p50 %.2f ms, longest of %d %.2f ms\n", name.c_str(), median(spent), rounds, percentile(spent, 1));
-        bar(name + "_ms_" + size_name(events), median(spent), Better::lower, 5);
+        if (barred) bar(name + "_ms_" + size_name(events), median(spent), Better::lower, 5);
     };
     page("page_newest", [](int) { return meter::ListQuery{}; });
     page("page_customer", [](int round) { return meter::ListQuery{.customer = customer_text(round * 37 % customers)}; });
@@ -38,6 +38,12 @@ void measure_pages(Fixtures& fixtures, std::int64_t events) {
         for (int i = 0; i < 100; ++i) query.ids.push_back(workload.sample((events / 100 * i + round * 7919) % events).id());
         return query;
     });
+    // What is not sorted by time first is read whole: reported, without a bar.
+    const meter::ListQuery by_number{.sort = {{"tokens", true}}}, by_texts{.sort = {{"customer"}, {"model"}, {"timestamp", true}}};
+    page(
+        "page_by_number", [&](int) { return by_number; }, false);
+    page(
+        "page_by_texts", [&](int) { return by_texts; }, false);
     std::vector<double> spent;
     for (int round = 0; round <= rounds; ++round) {
         const std::string id = workload.sample((events / 2 + round * 104'729) % events).id();

@@ -106,6 +106,13 @@ void ask_everything(Meter& m) {
     ask([&] { m.list({.limit = 1000, .count = true}); });
     ask([&] { m.list({.customer = "c2", .filter = Filter::equals("w", 1), .count = true}); });
     ask([&] { m.list({.ids = {"e1", "e150"}}); });
+    for (const char* field : {"customer", "source", "value", "id", "w", "t", "timestamp"}) {
+        ask([&] { m.list({.sort = {{field}, {"name", true}}, .limit = 1000}); });
+        ask([&] { m.list({.filter = Filter::where(field, Operator::exists, true), .sort = {{"timestamp"}, {field, true}}}); });
+    }
+    ask([&] { m.list_names({.by_source = true}); });
+    ask([&] { m.list_sources(); });
+    ask([&] { m.monitoring({.period = Period{Timestamp::parse("2025-12-01"), Timestamp::parse("2026-12-01")}, .time_zone = "+00:30"}); });
     ask([&] { m.list_names({.customer = "c3"}); });
     for (int i = 0; i < 200; i += 9) ask([&] { m.find("e" + std::to_string(i)); });
     ask([&] { m.record({{.id = "e1", .name = "a"}, {.id = "new", .name = "a"}}); });

@@ -5,7 +5,6 @@ namespace golden::autumn_reading {
 
 namespace autumn = meter::autumn;
 using meter::Event;
-using Groups = std::map<std::string, std::map<std::string, Decimal>>;
 
 Event event_of(const json& given) {
     Event event;
@@ -23,50 +22,74 @@ std::vector<Event> events_of(const json& input) {
     return events;
 }
 
-autumn::AnalyticsQuestion question_of(const json& input) {
+struct Question {
+    std::vector<std::string> features = {};
+    meter::AnalyticsQuery query = {.rules = "autumn"};
+    meter::Timestamp now = {};
+};
+
+/// "$customer_id" and "$entity_id" are fields of the event.
+std::string field_of(const std::string& group_by) {
+    return group_by == "$customer_id" ? "customer" : group_by == "$entity_id" ? "subscription" : group_by;
+}
+
+Question question_of(const json& input) {
     const auto& query = input.at("query");
-    autumn::AnalyticsQuestion question;
     const auto& features = query.at("feature_id");
-    question.customer = query.value("customer_id", "");
-    question.features = features.is_array() ? features.get<std::vector<std::string>>() : std::vector<std::string>{features.get<std::string>()};
-    question.group_by = query.value("group_by", "");
-    const auto filter_by = query.value("filter_by", json::object());
-    for (const auto& [path, text] : filter_by.items()) question.filter.parts.push_back(meter::Filter::equals(meter::property_field(path), text));
-    question.max_groups = query.value("max_groups", question.max_groups);
-    question.bin = time_vectors::bin_named(query.value("bin_size", "day"));
+    Question question;
     question.now = time_vectors::from_ms(input.at("now_ms"));
+    question.features = features.is_array() ? features.get<std::vector<std::string>>() : std::vector<std::string>{features.get<std::string>()};
+    for (const auto& feature : question.features) question.query.metrics.push_back(autumn::feature_metric(feature).code);
+    question.query.customer = query.value("customer_id", "");
+    if (query.contains("group_by")) question.query.group_by = {field_of(query.at("group_by"))};
+    const auto filter_by = query.value("filter_by", json::object());
+    for (const auto& [path, text] : filter_by.items())
+        question.query.filter.parts.push_back(meter::Filter::equals(meter::property_field(path), text));
+    question.query.top = query.value("max_groups", 0);
+    if (query.contains("bin_size")) question.query.bin = time_vectors::bin_named(query.at("bin_size"));
+    question.query.range = query.value("range", "");
     if (query.contains("custom_range")) {
         const auto& range = query.at("custom_range");
-        question.ranges = autumn::custom_ranges(time_vectors::from_ms(range.at("start")), time_vectors::from_ms(range.at("end")));
-    } else {
-        question.ranges = autumn::named_ranges(query.value("range", "1bc"), question.bin, question.now, {});
+        question.query.period = {time_vectors::from_ms(range.at("start")), time_vectors::from_ms(range.at("end")) + std::chrono::microseconds(1)};
     }
     return question;
 }
 
-json texts_of(const std::map<std::string, Decimal>& values) {
-    json object = json::object();
-    for (const auto& [name, value] : values) object[name] = text(value);
-    return object;
+meter::Analytics answer_to(const Question& question, const std::vector<Event>& events) {
+    std::vector<meter::Metric> metrics;
+    for (const auto& feature : question.features) metrics.push_back(autumn::feature_metric(feature));
+    return Log(events).ask([&](meter::UsageSource& usage) { return meter::analytics(question.query, {metrics, {}, question.now, usage}); });
 }
 
-json aggregate(const json& vector) {
-    const auto& input = vector.at("input");
-    const auto question = question_of(input);
-    const auto found = Log(events_of(input)).ask([&](meter::UsageSource& usage) { return autumn::analytics(question, usage); });
-    json list = json::array(), total = json::object();
+/// A metric's code without its book.
+std::string feature_of(const std::string& code) { return code.substr(code.find(':') + 1); }
+
+/// The answer in the vendor's shape.
+json shown(const meter::Analytics& answer) {
+    std::map<std::int64_t, json> bins;
     std::map<std::string, Decimal> sums;
-    for (const auto& bin : found.list) {
-        json row{{"period", time_vectors::to_ms(bin.start)}, {"values", texts_of(bin.values)}};
-        for (const auto& [feature, groups] : bin.grouped) {
-            row["grouped_values"][feature] = texts_of(groups);
-            for (const auto& [group, value] : groups) sums[group] += value;
+    for (const auto& item : answer.items) {
+        for (const auto& point : item.points) {
+            auto& row = bins[point.start.micros() / 1000];
+            auto& value = row["values"][feature_of(item.metric)];
+            value = text((value.is_null() ? Decimal() : Decimal::from_json(value)) + point.usage);
+            if (item.group.empty()) continue;
+            const auto group = item.rest ? item.vendor.at("group").get<std::string>() : item.group[0].value();
+            row["grouped_values"][feature_of(item.metric)][group] = text(point.usage);
+            sums[group] += point.usage;
         }
+    }
+    json list = json::array(), total = json::object(), groups = json::object();
+    for (auto& [period, row] : bins) {
+        row["period"] = period;
         list.push_back(row);
     }
-    for (const auto& [feature, each] : found.totals) total[feature] = {{"count", each.count}, {"sum", text(each.sum)}};
-    return {{"list", list}, {"total", total}, {"group_sums", texts_of(sums)}};
+    for (const auto& each : answer.totals) total[feature_of(each.metric)] = {{"count", each.events}, {"sum", text(each.usage)}};
+    for (const auto& [group, sum] : sums) groups[group] = text(sum);
+    return {{"list", list}, {"total", total}, {"group_sums", groups}};
 }
+
+json aggregate(const json& vector) { return shown(answer_to(question_of(vector.at("input")), events_of(vector.at("input")))); }
 
 // What the events took from each balance is the use in the bill of a plan that grants these balances.
 json deducted(const json& vector) {
@@ -95,19 +118,28 @@ json deducted(const json& vector) {
     return {{"total", {{feature, {{"sum", text(log.value(autumn::feature_metric(feature)))}}}}}, {"deductions", taken}};
 }
 
+/// A day for each bin of the vector, and in it an event for each of its numbers.
 json grouped_values(const json& vector) {
-    json values = json::array();
-    std::map<std::string, Decimal> totals;
+    std::set<std::string> features;
+    std::vector<Event> events;
+    meter::Timestamp day;
     for (const auto& bin : vector.at("input").at("grouped_values")) {
-        Groups groups;
-        for (const auto& [feature, members] : bin.items()) {
-            for (const auto& [group, value] : members.items()) groups[feature][group] = Decimal::from_json(value);
+        for (const auto& [feature, groups] : bin.items()) {
+            features.insert(feature);
+            for (const auto& [group, value] : groups.items())
+                events.push_back({.name = feature, .timestamp = day, .value = Decimal::from_json(value), .properties = {{"group", group}}});
         }
-        const auto sums = autumn::sums_of_groups(groups);
-        values.push_back(texts_of(sums));
-        for (const auto& [feature, sum] : sums) totals[feature] += sum;
+        day = day + std::chrono::hours(24);
     }
-    return {{"values", values}, {"total_sums", texts_of(totals)}};
+    Question question{.features = {features.begin(), features.end()}, .now = day};
+    for (const auto& feature : features) question.query.metrics.push_back(autumn::feature_metric(feature).code);
+    question.query.group_by = {"properties.group"};
+    question.query.period = meter::Period{{}, day};
+    const auto answer = shown(answer_to(question, events));
+    json values = json::array(), totals = json::object();
+    for (const auto& row : answer.at("list")) values.push_back(row.at("values"));
+    for (const auto& feature : features) totals[feature] = answer.at("total").at(feature).at("sum");
+    return {{"values", values}, {"total_sums", totals}};
 }
 
 }  // namespace golden::autumn_reading

@@ -66,23 +66,24 @@ json multi_line(const json& vector) {
 
 json with_entitlement(const json& vector) {
     const auto& source = vector.at("properties").at("entitlement");
-    const auto entitlement = source.is_null() ? flexprice::Entitlement() : flexprice::read_entitlement(Node(source));
+    const auto entitlement = source.is_null() ? flexprice::Entitlement() : flexprice::read_entitlement(Node(source), "MONTHLY");
     const auto& input = vector.at("input");
-    const auto billable = entitlement.daily ? entitlement.billable(numbers(input, "daily_units")) : entitlement.billable(units_of(vector));
+    const auto billable =
+        entitlement.reset == flexprice::Reset::day ? entitlement.billable(numbers(input, "daily_units")) : entitlement.billable(units_of(vector));
     return {{"amount", text(line_amount(vector, flexprice::price_units(price_of(vector), billable).amount))}, {"billable_units", text(billable)}};
 }
 
 json with_grants(const json& vector) {
     Decimal units, money;
     for (const auto& grant : vector.at("properties").at("grants")) {
-        const auto over = flexprice::overage(number(grant, "usage"), number(grant, "quota"));
-        (grant.value("measure", "") == "amount" ? money : units) += over;
+        const auto read = flexprice::read_grant(Node(grant));
+        (read.money ? money : units) += read.overage(number(grant, "usage"));
     }
     return {{"amount", text(money + flexprice::price_units(price_of(vector), units).amount)}, {"billable_units", text(units)}};
 }
 
 json grant_overage(const json& vector) {
-    const auto over = text(flexprice::overage(units_of(vector), number(vector.at("properties"), "quota")));
+    const auto over = text(flexprice::Grant{.quota = number(vector.at("properties"), "quota")}.overage(units_of(vector)));
     return {{"amount", over}, {"overage_units", over}};
 }
 
@@ -101,12 +102,12 @@ json line_item_commitment(const json& vector) {
     return committed_json(flexprice::commit(commitment, flexprice::price_units(price, units_of(vector)).amount));
 }
 
-std::optional<int> minute_of(const json& window, const json& input) {
+meter::Timestamp on_a_day(const std::string& clock) { return meter::Timestamp::parse("2026-01-05T" + clock + ":00Z"); }
+
+std::optional<meter::Timestamp> start_of(const json& window, const json& input) {
     if (!window.contains("start") || !input.value("window_starts_known", true)) return {};
     const auto start = window.at("start").get<std::string>();
-    const auto clock = start.find('T') == std::string::npos ? start : start.substr(start.find('T') + 1, 5);
-    const json holder{{"start", clock}};
-    return flexprice::read_minute(Node(holder), "start");
+    return start.find('T') == std::string::npos ? on_a_day(start) : meter::Timestamp::parse(start);
 }
 
 /// A list of windows, or the 24 hours of a day with units in some of them, or the whole quantity as one window.
@@ -115,12 +116,12 @@ std::vector<flexprice::Window> windows_of(const json& input) {
     const auto& source = input.at("windows");
     std::vector<flexprice::Window> windows;
     if (source.is_array()) {
-        for (const auto& window : source) windows.push_back({minute_of(window, input), number(window, "units")});
+        for (const auto& window : source) windows.push_back({start_of(window, input), number(window, "units")});
         return windows;
     }
     for (int hour = 0; hour < 24; ++hour) {
         const auto start = (hour < 10 ? "0" : "") + std::to_string(hour) + ":00";
-        windows.push_back({hour * 60, number(source.at("units_by_start"), start.c_str(), number(source, "others"))});
+        windows.push_back({on_a_day(start), number(source.at("units_by_start"), start.c_str(), number(source, "others"))});
     }
     return windows;
 }
@@ -130,11 +131,7 @@ json windowed_commitment(const json& vector) {
     flexprice::WindowedPrice price{price_of(vector), {}, {}};
     if (!properties.at("commitment").is_null()) price.commitment = flexprice::read_commitment(Node(properties.at("commitment")), price.price);
     for (const auto& bucket : properties.value("commitment_time_buckets", json::array())) {
-        if (bucket.contains("price")) {
-            price.buckets.push_back(flexprice::read_time_bucket(Node(bucket)));
-        } else {
-            price.buckets.push_back({"", flexprice::read_minute(Node(bucket), "start"), flexprice::read_minute(Node(bucket), "end"), {}, {}});
-        }
+        price.buckets.push_back(flexprice::read_time_bucket(Node(bucket)));
     }
     flexprice::Committed total;
     auto amounts = json::array();
@@ -181,13 +178,11 @@ json cumulative_commitment(const json& vector) {
             line.value("is_overage", false) ? flexprice::divided(number(line, "amount"), number(line, "overage_factor")) : number(line, "amount");
     }
     return committed_json(input.at("prior_invoice_lines").empty() ? flexprice::commit(commitment, cost)
-                                                                  : flexprice::commit_rest(commitment, before, cost));
+                                                                  : flexprice::commit_rest(commitment, before, cost, false));
 }
 
 json true_up(const json& vector) {
-    const auto currency = currency_of(vector);
-    const auto used = flexprice::rounded(units_of(vector), currency);
-    return {{"amount", text(meter::at_least_zero(flexprice::rounded(number(vector.at("properties"), "commitment_amount") - used, currency)))}};
+    return {{"amount", text(flexprice::missing_to(number(vector.at("properties"), "commitment_amount"), units_of(vector), currency_of(vector)))}};
 }
 
 // --- rounding and discounts ---

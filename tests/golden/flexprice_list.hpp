@@ -96,7 +96,7 @@ json list(const json& vector) {
     Meter meter;
     Timestamp now = Timestamp::min();
     for (const auto& given : vector.at("events")) {
-        const Event event = flexprice_reading::event_of(given, 0);
+        const Event event = flexprice_reading::event_of(given);
         now = std::max(now, event.timestamp.value());
         meter.record(event);
     }

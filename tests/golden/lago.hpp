@@ -128,12 +128,10 @@ json calculate_price(const json& vector) {
     return {{"charge_amount", text(amount)}, {"total", text(amount + number(vector.at("input"), "plan_amount_cents"))}};
 }
 
+/// The vectors have prices that no plan may have.
 json estimate_instant(const json& vector) {
     const auto units = meter::at_least_zero(number(vector.at("input"), "units"));
-    const auto priced = lago::price_instant(price_of(vector), units);
-    return {{"amount", text(priced.amount)},
-            {"units", text(units)},
-            {"amount_cents", text(meter::to_cents(priced.amount, currency_of(vector.at("input"))))}};
+    return {{"amount", text(lago::price_instant(price_of(vector), units).amount)}, {"units", text(units)}};
 }
 
 json difference(const json& vector) {
@@ -161,7 +159,7 @@ json amount_details_delta(const json& vector) {
 meter::Book book_of(const json& vector, bool prorated = false) {
     const auto& input = vector.at("input");
     json metric{{"code", "metric"},
-                {"aggregation_type", input.at("aggregation_type")},
+                {"aggregation_type", input.value("aggregation_type", "sum_agg")},
                 {"field_name", input.value("field_name", "amount")},
                 {"recurring", prorated}};
     json charge{{"billable_metric_code", "metric"},
@@ -228,20 +226,24 @@ json estimate_fees_prorated(const json& vector) {
 
 json current_usage_pay_in_advance(const json& vector) {
     const auto& input = vector.at("input");
-    const auto price = price_of(vector);
-    const auto days = number(input, "period_days");
-    const bool prorated = input.value("prorated", false);
-    lago::ProratedAdvance state;
-    Decimal live;
+    const auto days = integer(input, "period_days");
+    const auto now = day_with_left(1, days);
+    auto log = log_of(vector, json::array(), input.value("prorated", false), now);
     auto steps = json::array();
     for (const auto& step : input.at("steps")) {
-        const auto delta = number(step, "units_delta");
-        live += delta;
-        state.add(delta, prorated ? meter::quotient(number(step, "days_to_period_end_inclusive", days), days) : Decimal(1));
-        const auto amount = lago::apply(price, {.units = state.paid(live, 1)}).amount;
-        steps.push_back({{"amount_cents", text(meter::to_cents(amount, currency_of(input)))}, {"units", text(live)}});
+        auto event = event_of({{"properties", {{"amount", step.at("units_delta")}}}});
+        event.timestamp = day_with_left(integer(step, "days_to_period_end_inclusive", days), days);
+        log.record(event);
+        const auto fees = log.usage({.subscription = "sub"});
+        steps.push_back({{"amount_cents", text(fees.amount_cents)}, {"units", text(fees.fees.at(0).units)}});
     }
     return {{"after_each_step", steps}};
+}
+
+json estimate_instant_fee(const json& vector) {
+    const auto log = log_of(vector, json::array(), false, Timestamp::parse("2026-03-10"));
+    const auto fee = log.estimate_instant_fees(event_of({{"properties", {{"amount", vector.at("input").at("units")}}}})).fees.at(0);
+    return {{"amount", text(fee.amount)}, {"units", text(fee.units)}, {"amount_cents", text(fee.amount_cents)}};
 }
 
 // --- cents ---
@@ -331,11 +333,9 @@ json filter_matching_and_ignored(const json& vector) {
 }
 
 json rounding(const json& vector) {
-    const auto& rule = vector.at("aggregation");
-    lago::BillableMetric metric;
-    metric.rounding = lago::read_rounding(Node(rule));
-    metric.precision = static_cast<int>(integer(rule, "rounding_precision"));
-    return {{"units", text(lago::rounded(metric, number(vector, "units")))}};
+    json metric{{"code", "metric"}, {"aggregation_type", "count_agg"}};
+    metric.update(vector.at("aggregation").at("type") == "rounding" ? vector.at("aggregation") : json::object());
+    return {{"units", text(lago::rounded(lago::read_metric(Node(metric)), number(vector, "units")))}};
 }
 
 json current_usage(const json& vector) {
@@ -366,7 +366,7 @@ inline Vendor lago_pricing() {
              {"grouped", grouped},
              {"calculate_price", calculate_price},
              {"estimate_instant", estimate_instant},
-             {"estimate_instant_fee", estimate_instant},
+             {"estimate_instant_fee", estimate_instant_fee},
              {"difference", difference},
              {"amount_details_delta", amount_details_delta},
              {"pay_in_advance_sequence", pay_in_advance_sequence},

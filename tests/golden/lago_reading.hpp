@@ -1,131 +1,150 @@
-// Lago's vectors of aggregation: dossier sections 4 and 10.3.
+// Lago's vectors of aggregation: dossier sections 4, 7 and 10.3. Each vector's events are recorded, and a plan of one charge asks for them.
 #pragma once
 
 namespace golden::lago_reading {
 
 namespace lago = meter::lago;
+using meter::AggregateQuery;
 using meter::Event;
 using meter::Timestamp;
-using Scope = std::vector<const Event*>;
-using Group = std::vector<std::optional<std::string>>;
+using meter::UsageSource;
 
 Timestamp time_at(const json& object, const char* key) { return Timestamp::parse(object.at(key).get<std::string>()); }
 
-std::vector<Event> events_of(const json& vector) {
-    std::vector<Event> events;
-    for (const auto& given : vector.at("events")) {
-        Event event;
-        event.name = given.value("code", "");
-        if (given.contains("timestamp")) event.timestamp = time_at(given, "timestamp");
-        event.properties = given.value("properties", json::object());
-        if (given.contains("precise_total_amount_cents"))
-            event.precise_total_amount_cents = Decimal::from_json(given.at("precise_total_amount_cents"));
-        event.sequence = static_cast<std::int64_t>(events.size());
-        events.push_back(std::move(event));
+constexpr const char* name = "metric";
+constexpr std::chrono::microseconds moment(1);
+
+Event event_of(const json& source) {
+    Event event{.name = name, .subscription = "sub", .properties = source.value("properties", json::object())};
+    if (source.contains("timestamp")) event.timestamp = time_at(source, "timestamp");
+    if (source.contains("precise_total_amount_cents")) event.precise_total_amount_cents = number(source, "precise_total_amount_cents");
+    return event;
+}
+
+/// What stands from before the period is an event before it, in its group.
+void add_initial(const json& vector, const std::string& field, std::vector<Event>& events) {
+    if (!vector.contains("initial")) return;
+    const auto& initial = vector.at("initial");
+    const json one = json::array({{{"value", initial}}});
+    for (const auto& each : initial.is_array() ? initial : one) {
+        auto properties = each.value("groups", json::object());
+        properties[field] = each.at("value");
+        events.push_back(event_of({{"properties", properties}}));
+        events.back().timestamp = time_at(vector.at("period"), "from") - std::chrono::seconds(1);
     }
-    return events;
 }
 
-lago::Kind kind_of(const std::string& type) {
-    for (const auto& [name, kind] : lago::kinds) {
-        if (name == type) return kind;
+/// The helpers that are no kind of metric look at the events of one.
+std::string type_of(const json& aggregation) {
+    const auto type = aggregation.at("type").get<std::string>();
+    if (type == "events_in_scope" || type == "sum_precise_total_amount_cents") return "count_agg";
+    if (type == "events_values" || type == "prorated_sum") return "sum_agg";
+    if (type == "active_unique_property") return "unique_count_agg";
+    return type == "last_value" ? "latest_agg" : type;
+}
+
+json properties_of(const json& vector) {
+    auto properties = vector.value("options", json::object());
+    properties["rate"] = properties["amount"] = "1";
+    properties["pricing_group_keys"] = vector.value("group_by", json::array());
+    return properties;
+}
+
+json catalogue_of(const json& vector) {
+    const auto& aggregation = vector.at("aggregation");
+    json metric{{"code", name}, {"aggregation_type", type_of(aggregation)}, {"field_name", aggregation.value("field_name", "value")}};
+    metric["recurring"] = aggregation.value("recurring", vector.contains("initial"));
+    json charge{{"billable_metric_code", name}, {"charge_model", vector.contains("options") ? "percentage" : "standard"}};
+    charge["properties"] = properties_of(vector);
+    charge["pay_in_advance"] = vector.at("expected").contains("pay_in_advance_aggregation");
+    if (aggregation.contains("charge_filters")) {
+        for (const auto& [key, values] : aggregation.at("metric_filters").items()) metric["filters"].push_back({{"key", key}, {"values", values}});
+        for (const auto& filter : aggregation.at("charge_filters")) {
+            charge["filters"].push_back(
+                {{"invoice_display_name", filter.at("name")}, {"values", filter.at("values")}, {"properties", properties_of(vector)}});
+        }
     }
-    return lago::Kind::count;
+    return {{"plan", {{"code", "plan"}, {"amount_currency", "EUR"}, {"charges", {charge}}}}, {"billable_metrics", {metric}}};
 }
 
-/// What this adapter does not read is not passed over in silence.
-void refuse_unread(const json& vector) {
-    for (const char* key : {"event", "cached", "options", "estimated_event"}) {
-        if (vector.contains(key)) throw Unknown{};
+/// Periods of as many days as the vector's billing period has: calendar months, or months from one end of its period.
+lago::Subscription subscription_of(const meter::Period& period, int days) {
+    lago::Subscription subscription{.id = "sub"};
+    for (const auto anchor : {Timestamp(), period.from, period.to - moment + std::chrono::seconds(1)}) {
+        subscription.anchor = anchor;
+        subscription.anniversary = anchor != Timestamp();
+        if (days == 0 || lago::period_days(lago::Interval::monthly, subscription, period.from) == days) return subscription;
     }
-    if (vector.at("expected").contains("pay_in_advance_aggregation")) throw Unknown{};
+    throw std::runtime_error("no billing period of that length");
 }
 
-lago::Question question_of(const json& vector) {
-    const auto &aggregation = vector.at("aggregation"), &period = vector.at("period");
-    lago::Question question;
-    question.kind = kind_of(aggregation.at("type").get<std::string>());
-    question.property = aggregation.value("field_name", "value");
-    question.recurring = aggregation.value("recurring", false);
-    question.prorated = aggregation.value("prorated", false);
-    question.from = time_at(period, "from");
-    question.to = time_at(period, period.contains("max_timestamp") ? "max_timestamp" : "to");
-    question.days = period.value("days", 0);
-    if (vector.contains("initial") && !vector.at("initial").is_array()) question.initial = Decimal::from_json(vector.at("initial"));
-    if (!vector.contains("filters")) return question;
-    const auto& filters = vector.at("filters");
-    question.matching = filters.value("matching", lago::Values{});
-    question.ignored = filters.value("ignored", std::vector<lago::Values>{});
-    return question;
-}
+/// A vector's events, and the one charge that counts them.
+struct Case {
+    explicit Case(const json& vector)
+        : aggregation(vector.at("aggregation")),
+          plan(dynamic_cast<const lago::Plan&>(meter::Book::lago(catalogue_of(vector)).impl())),
+          period{time_at(vector.at("period"), "from"),
+                 time_at(vector.at("period"), vector.at("period").contains("max_timestamp") ? "max_timestamp" : "to") + moment},
+          subscription(subscription_of(period, static_cast<int>(integer(vector.at("period"), "days")))),
+          log(events_of(vector)) {
+        plan.charges[0].prorated = aggregation.value("prorated", false);
+        query = scope().query();
+        if (vector.contains("filters")) restrict_to(vector.at("filters"));
+        const auto wanted = vector.value("grouped_by_values", json::object());
+        for (const auto& [key, value] : wanted.items()) {
+            query.filter.parts.push_back(lago::beside(key, value.is_null() ? std::nullopt : std::optional(value.get<std::string>())));
+        }
+    }
 
-json texts(const Scope& scope, const std::string& property) {
-    json list = json::array();
-    for (const auto* event : scope) list.push_back(meter::property_text(event->properties, property).value_or(""));
-    return list;
+    lago::Scope scope() const { return {plan, plan.charges[0], nullptr, subscription, period}; }
+
+    const json& aggregation;
+    lago::Plan plan;
+    meter::Period period;
+    lago::Subscription subscription;
+    Log log;
+    AggregateQuery query = {};
+
+private:
+    static std::vector<Event> events_of(const json& vector) {
+        std::vector<Event> events;
+        for (const auto& source : vector.at("events")) events.push_back(event_of(source));
+        add_initial(vector, vector.at("aggregation").value("field_name", "value"), events);
+        return events;
+    }
+    void restrict_to(const json& filters) {
+        for (const auto& [key, values] : filters.value("matching", lago::Values{})) {
+            query.filter.parts.push_back(meter::Filter::where(meter::property_field(key), meter::Operator::in, json(values)));
+        }
+        for (const auto& entry : filters.value("ignored", std::vector<lago::Values>{})) query.filter.parts.push_back(lago::excluding(entry));
+    }
+};
+
+Decimal sum_of(const Case& one, const AggregateQuery& query, bool carried, UsageSource& usage) {
+    auto sum = one.plan.billable_metrics[0].metric;
+    sum.aggregation = meter::Aggregation::sum;
+    sum.recurring = sum.recurring && carried;
+    return usage.measure(sum, query).at(0).value;
 }
 
 /// Every number that a vector may expect of one group.
-json figures(const lago::Question& question, const json& aggregation, const Scope& scope) {
-    const auto type = aggregation.at("type").get<std::string>();
-    const bool counts = type == "count_agg" || type == "sum_precise_total_amount_cents";
-    const auto value = lago::aggregated(question, scope);
-    json answer{{"aggregation", text(value)}, {"events_count", scope.size()}};
-    if (type == "unique_count_agg") answer["events_count"] = text(value);
-    Decimal cents;
-    for (const auto* event : scope) cents += event->precise_total_amount_cents.value_or(Decimal());
-    answer["precise_total_amount_cents"] = text(cents);
-    if (aggregation.contains("boundary")) answer["counts"] = {scope.size()};
-    if (counts || type == "unique_count_agg") return answer;
-    const auto fold = lago::folded(question, scope);
-    answer["variation"] = answer["full_units"] = text(fold.sum());
-    answer["total_aggregated_units"] = text(question.initial + fold.sum());
-    if (type == "last_value") answer["value"] = text(fold.latest());
-    if (type != "prorated_sum") return answer;
-    answer["value"] = text(fold.sum());
-    const auto persisted = integer(aggregation, "persisted_days");
-    const auto unit_days = persisted > 0 ? fold.sum() * persisted : lago::unit_days(question, scope);
-    answer["prorated_value"] = text(Decimal::divide(unit_days, question.days, 20, meter::Rounding::half_up));
+json figures(const Case& one, const lago::CountedGroup& group, UsageSource& usage) {
+    const auto& metric = one.plan.billable_metrics[0];
+    Decimal prorated;
+    for (const auto& event : group.counted.prorated) prorated += event.prorated;
+    json answer{{"aggregation", text(group.counted.quantity.units)},
+                {"prorated_value", text(prorated)},
+                {"value", text(group.measured.value)},
+                {"events_count", group.counted.quantity.events},
+                {"full_units", text(group.counted.quantity.full_units.value_or(group.counted.quantity.units))},
+                {"precise_total_amount_cents", text(usage.precise_total_cents(metric.metric, group.query))},
+                {"group", lago::group_json(group.group)}};
+    if (metric.kind == lago::Kind::weighted_sum) {
+        answer["variation"] = text(sum_of(one, group.query, false, usage));
+        answer["total_aggregated_units"] = text(lago::total_units(one.scope(), group.query, group.measured.value, usage));
+    }
+    if (one.aggregation.at("type") == "last_value") answer["value"] = text(usage.steps(metric.metric, group.query).back().value);
     return answer;
-}
-
-/// Events of the groups that are asked for alone.
-Scope in_groups(const json& vector, const Scope& scope) {
-    Scope kept;
-    const auto wanted = vector.value("grouped_by_values", json::object());
-    for (const auto* event : scope) {
-        const bool all = std::all_of(wanted.items().begin(), wanted.items().end(), [&](const auto& item) {
-            const auto text = meter::property_text(event->properties, item.key()).value_or("");
-            return item.value().is_null() ? text.empty() : item.value() == text;
-        });
-        if (all) kept.push_back(event);
-    }
-    return kept;
-}
-
-json groups(const json& vector, const lago::Question& question, const Scope& scope) {
-    const auto keys = vector.at("group_by").get<std::vector<std::string>>();
-    auto members = lago::by_group(keys, scope);
-    std::map<Group, Decimal> initial;
-    for (const auto& given : vector.value("initial", json::array())) {
-        Group group;
-        for (const auto& key : keys) {
-            const auto& value = given.at("groups").at(key);
-            group.push_back(value.is_null() ? std::nullopt : std::optional(value.get<std::string>()));
-        }
-        initial[group] = Decimal::from_json(given.at("value"));
-    }
-    if (!initial.empty() && scope.empty()) members.clear();
-    for (const auto& [group, value] : initial) members.try_emplace(group);
-    json list = json::array();
-    for (const auto& [group, own] : members) {
-        auto with_initial = question;
-        if (initial.contains(group)) with_initial.initial = initial.at(group);
-        auto row = figures(with_initial, vector.at("aggregation"), own);
-        for (std::size_t i = 0; i < keys.size(); ++i) row["group"][keys[i]] = group[i] ? json(*group[i]) : json(nullptr);
-        list.push_back(row);
-    }
-    return list;
 }
 
 /// In the order of the vector: Lago's answers have none.
@@ -139,123 +158,112 @@ json in_order_of(const json& expected, const json& list) {
     return ordered.size() == list.size() ? ordered : list;
 }
 
-lago::Charge charge_of(const json& aggregation) {
-    lago::BillableMetric metric;
-    metric.filters = aggregation.at("metric_filters").get<std::map<std::string, std::vector<std::string>>>();
-    lago::Charge charge;
-    for (const auto& given : aggregation.at("charge_filters")) {
-        lago::ChargeFilter filter;
-        filter.name = given.at("name").get<std::string>();
-        filter.values = given.at("values").get<lago::Values>();
-        for (auto& [key, values] : filter.values) {
-            if (values == std::vector<std::string>{"__ALL_FILTER_VALUES__"}) values = metric.filters.at(key);
-        }
-        charge.filters.push_back(filter);
-    }
-    return charge;
-}
-
-std::vector<lago::Values> all_values(const lago::Charge& charge) {
-    std::vector<lago::Values> all;
-    for (const auto& filter : charge.filters) all.push_back(filter.values);
-    return all;
+json counted(const json& vector) {
+    Case one(vector);
+    return one.log.ask([&](UsageSource& usage) -> json {
+        json list = json::array();
+        for (const auto& group : lago::count_groups(one.scope(), one.query, usage)) list.push_back(figures(one, group, usage));
+        if (vector.contains("group_by")) return {{"groups", in_order_of(vector.at("expected").at("groups"), list)}};
+        list.at(0)["counts"] = json::array({list.at(0).at("events_count")});
+        return list.at(0);
+    });
 }
 
 /// What falls to each filter of a charge, and to none.
-json buckets(const json& vector, const std::vector<Event>& events) {
-    const auto charge = charge_of(vector.at("aggregation"));
-    const auto all = all_values(charge);
+json buckets(const json& vector) {
+    Case one(vector);
+    const auto fees = one.log.ask([&](UsageSource& usage) { return one.plan.usage({.subscription = "sub", .period = one.period}, {}, usage); });
     json answer;
-    auto question = question_of(vector);
-    for (std::size_t i = 0; i < all.size(); ++i) {
-        question.matching = all[i];
-        question.ignored = lago::ignored_values(all, i);
-        answer[charge.filters[i].name] = text(lago::aggregated(question, lago::in_scope(question, events)));
-    }
-    question.matching = {};
-    question.ignored = all;
-    answer["default"] = text(lago::aggregated(question, lago::in_scope(question, events)));
+    for (const auto& fee : fees.fees) answer[fee.filter.empty() ? "default" : fee.filter] = text(fee.units);
     return {{"buckets", answer}};
 }
 
-/// How many events there are up to each of those at the end of the period; the vector has them in the order they were created.
-json counts(const json& vector, const std::vector<Event>& events) {
-    auto question = question_of(vector);
+/// What there is up to each event at the end of the period.
+json counts(const json& vector) {
+    Case one(vector);
+    const auto scope = one.scope();
     json list = json::array();
-    for (const auto& event : events) {
-        if (event.timestamp != question.to) continue;
-        question.last_sequence = event.sequence;
-        list.push_back(lago::in_scope(question, events).size());
-    }
+    one.log.ask([&](UsageSource& usage) {
+        lago::AdvanceWalk walk(scope);
+        for (const auto& step : lago::period_steps(scope, one.query, usage)) {
+            const auto units = walk.add(step, usage.event(step.sequence)).with.units;
+            if (step.time == one.period.to - moment) list.push_back(text(units));
+        }
+        return 0;
+    });
     return {{"counts", list}};
 }
 
+/// Running totals, with the estimated event if there is one.
+json running_total(const json& vector) {
+    Case one(vector);
+    const auto scope = one.scope();
+    auto answer = counted(vector);
+    lago::RunningTotal running;
+    const auto run_on = [&](const Decimal& step) {
+        lago::run_on(scope.price(), running, step);
+        answer["running_total"].push_back(text(running.last));
+    };
+    for (const auto& step : one.log.ask([&](UsageSource& usage) { return lago::running_steps(scope, one.query, usage); })) run_on(step.value);
+    if (vector.contains("estimated_event") && lago::runs_on(scope.price(), running)) {
+        run_on(lago::summed(scope.metric(), event_of(vector.at("estimated_event"))));
+    }
+    return answer;
+}
+
+/// What the last event adds: what its fee is priced by, one unit costing 1, or what it does to the state that the vector says.
+json advance(const json& vector) {
+    Case one(vector);
+    const auto scope = one.scope();
+    return one.log.ask([&](UsageSource& usage) -> json {
+        const auto last = usage.event(static_cast<std::int64_t>(vector.at("events").size()));
+        if (!vector.contains("cached"))
+            return {{"pay_in_advance_aggregation", text(one.plan.advance_fees(last, usage).amount_cents * Decimal("0.01"))}};
+        lago::AdvanceState state{number(vector.at("cached"), "current_aggregation"), number(vector.at("cached"), "max_aggregation")};
+        const auto added = lago::contribute(state, lago::period_steps(scope, one.query, usage).back().value).priced;
+        return {
+            {"pay_in_advance_aggregation", text(scope.charge.prorated ? lago::prorated(added, lago::share_left(scope, *last.timestamp)) : added)}};
+    });
+}
+
 json aggregate(const json& vector) {
-    const auto& aggregation = vector.at("aggregation");
-    refuse_unread(vector);
-    const auto events = events_of(vector);
-    if (aggregation.contains("charge_filters")) return buckets(vector, events);
-    if (aggregation.value("boundary", "") == "each tied event in turn") return counts(vector, events);
-    const auto question = question_of(vector);
-    const auto scope = in_groups(vector, lago::in_scope(question, events));
-    if (vector.contains("group_by")) return {{"groups", in_order_of(vector.at("expected").at("groups"), groups(vector, question, scope))}};
-    return figures(question, aggregation, scope);
+    if (vector.at("aggregation").contains("charge_filters")) return buckets(vector);
+    if (vector.at("aggregation").value("boundary", "") == "each tied event in turn") return counts(vector);
+    if (vector.at("expected").contains("pay_in_advance_aggregation")) return advance(vector);
+    return vector.contains("options") ? running_total(vector) : counted(vector);
 }
 
-/// Helpers of sums, over the events that a sum takes.
-json numeric_aggregate(const json& vector) {
-    auto as_sum = vector;
-    as_sum["aggregation"]["field_name"] = vector.at("aggregation").value("field_name", "value");
-    const auto events = events_of(vector);
-    auto question = question_of(as_sum);
-    question.kind = lago::Kind::sum;
-    const auto scope = lago::in_scope(question, events);
-    if (vector.contains("group_by")) return {{"groups", in_order_of(vector.at("expected").at("groups"), groups(as_sum, question, scope))}};
-    return figures(question, vector.at("aggregation"), scope);
+/// A recurring sum weighed by days: each event's from its own on; or, where the vector says for how many days all of it stood, the sum of what
+/// came before a period of these.
+json prorated_sum(const json& vector) {
+    auto as_charge = vector;
+    as_charge["aggregation"]["recurring"] = as_charge["aggregation"]["prorated"] = true;
+    const auto days = integer(vector.at("aggregation"), "persisted_days");
+    const auto end = meter::cut(time_at(vector.at("period"), "to"), meter::micros_per_day);
+    if (days > 0) as_charge["period"]["from"] = (end - std::chrono::days(days - 1)).to_string();
+    return counted(as_charge);
 }
 
+/// The property of each event that takes part.
 json values(const json& vector) {
-    const auto events = events_of(vector);
-    auto question = question_of(vector);
-    if (vector.at("aggregation").at("type") == "events_values") question.kind = lago::Kind::sum;
-    auto list = texts(lago::in_scope(question, events), question.property);
-    const auto limit = static_cast<std::size_t>(integer(vector.at("aggregation"), "limit", static_cast<std::int64_t>(list.size())));
-    while (list.size() > limit) list.erase(list.size() - 1);
+    Case one(vector);
+    const auto limit = integer(vector.at("aggregation"), "limit", 1000);
+    json list = json::array();
+    one.log.ask([&](UsageSource& usage) {
+        for (const auto& step : usage.steps(one.plan.billable_metrics[0].metric, one.query, static_cast<std::size_t>(limit), {}))
+            list.push_back(meter::property_text(usage.event(step.sequence).properties, "value").value_or(""));
+        return 0;
+    });
     return {{"values", list}};
 }
 
+/// An add of an active value changes nothing.
 json active(const json& vector) {
-    const auto events = events_of(vector);
-    auto question = question_of(vector);
-    question.kind = lago::Kind::unique_count;
-    question.to = time_at(vector.at("event"), "timestamp");
-    const auto states = lago::active_values(question, lago::in_scope(question, events));
-    const auto found = states.find(meter::property_text(vector.at("event").at("properties"), question.property));
-    return {{"active", found != states.end() && found->second > 0}};
-}
-
-json rounding(const json& vector) {
-    const auto& aggregation = vector.at("aggregation");
-    lago::BillableMetric metric;
-    metric.rounding = lago::read_rounding(meter::Node(aggregation));
-    metric.precision = static_cast<int>(integer(aggregation, "rounding_precision"));
-    return {{"units", text(lago::rounded(metric, number(vector, "units")))}};
-}
-
-json filter_event_match(const json& vector) {
-    const auto charge = charge_of(vector.at("aggregation"));
-    const auto* filter = lago::filter_of(charge, events_of(vector).at(0).properties);
-    return {{"charge_filter", filter ? json(filter->name) : json(nullptr)}};
-}
-
-json filter_matching_and_ignored(const json& vector) {
-    const auto charge = charge_of(vector.at("aggregation"));
-    const auto all = all_values(charge);
-    const auto current = vector.at("aggregation").at("current").get<std::string>();
-    for (std::size_t i = 0; i < all.size(); ++i) {
-        if (charge.filters[i].name == current) return {{"matching", all[i]}, {"ignored", lago::ignored_values(all, i)}};
-    }
-    throw std::runtime_error("no filter " + current);
+    Case one(vector);
+    const auto asked = event_of(vector.at("event"));
+    one.query.period.to = *asked.timestamp + moment;
+    const auto scope = one.scope();
+    return {{"active", one.log.ask([&](UsageSource& usage) { return lago::unique_step(scope, asked, one.query, usage); }).is_zero()}};
 }
 
 }  // namespace golden::lago_reading
@@ -265,17 +273,13 @@ namespace golden {
 inline Vendor lago_reads() {
     using namespace lago_reading;
     Vendor vendor{"lago",
-                  {{"aggregation prorated_sum", numeric_aggregate},
-                   {"aggregation last_value", numeric_aggregate},
+                  {{"aggregation prorated_sum", prorated_sum},
                    {"aggregation events_in_scope", values},
                    {"aggregation events_values", values},
-                   {"aggregation active_unique_property", active},
-                   {"aggregation rounding", rounding},
-                   {"aggregation filter_event_match", filter_event_match},
-                   {"aggregation filter_matching_and_ignored", filter_matching_and_ignored}}};
-    for (const auto name : {"aggregation count_agg", "aggregation sum_agg", "aggregation max_agg", "aggregation latest_agg",
+                   {"aggregation active_unique_property", active}}};
+    for (const auto kind : {"aggregation count_agg", "aggregation sum_agg", "aggregation max_agg", "aggregation latest_agg", "aggregation last_value",
                             "aggregation unique_count_agg", "aggregation weighted_sum_agg", "aggregation sum_precise_total_amount_cents"}) {
-        vendor.kinds.push_back({name, aggregate});
+        vendor.kinds.push_back({kind, aggregate});
     }
     return vendor;
 }

@@ -1,15 +1,17 @@
-// Polar's vectors: dossier section 14.
+// Polar's vectors of prices: dossier section 14.
 #pragma once
 
 namespace golden::polar_vectors {
 
 namespace polar = meter::polar;
+using meter::Event;
 using meter::Node;
+using meter::Timestamp;
 
 json metered_unit(const json& vector) {
     const auto price = polar::read_metered(Node(vector.at("price")));
-    const double consumed = std::stod(vector.at("consumed_units").get<std::string>());
-    const auto priced = polar::price_units(price, consumed, integer(vector, "credited_units"));
+    const auto consumed = number(vector, "consumed_units");
+    const auto priced = polar::price_units(price, consumed, number(vector, "credited_units"));
     return {{"amount", text(priced.amount)}, {"label", polar::label(price, consumed, priced)}};
 }
 
@@ -40,35 +42,49 @@ json metered_price_validation(const json& vector) {
     }
 }
 
-/// The billed line of some entries, or nothing when there are none.
-void add_item(const std::string& name, const std::vector<json>& entries, polar::Function function, const json& vector, json& items) {
-    if (entries.empty()) return;
-    std::vector<double> values;
-    std::vector<std::int64_t> credits;
-    for (const auto& entry : entries) {
-        const auto kind = entry.at("kind").get<std::string>();
-        if (kind == "usage")
-            values.push_back(entry.at("value").is_string() ? std::stod(entry.at("value").get<std::string>()) : entry.at("value").get<double>());
-        if (kind == "credit") credits.push_back(entry.at("value").get<std::int64_t>());
-    }
-    const auto consumed = polar::aggregated(function, values);
-    const auto priced = polar::price_units(polar::read_metered(Node(vector.at("prices").at(name))), consumed, polar::credited_units(credits));
-    items.push_back(
-        {{"price", name}, {"amount", text(priced.amount)}, {"consumed_units", consumed}, {"credited_units", polar::credited_units(credits)}});
+const Timestamp period_start = Timestamp::from_civil(2024, 1, 1), cutoff = Timestamp::from_civil(2024, 2, 1);
+
+/// What brought an entry about, as the log holds it. After the cutoff means in the next period.
+Event event_of(const json& entry, const json& aggregation, std::int64_t place) {
+    const auto kind = entry.at("kind").get<std::string>();
+    const auto start = entry.value("after_cutoff", false) ? cutoff : period_start;
+    Event event{.name = kind == "credit" ? "meter.credited" : kind, .customer = "c1", .timestamp = start + std::chrono::seconds(place)};
+    if (kind != "usage") event.source = "system";
+    if (kind == "credit")
+        event.properties = {{"meter_id", "m"}, {"units", entry.at("value")}};
+    else if (aggregation.contains("property"))
+        event.properties = {{aggregation.at("property").get<std::string>(), entry.at("value")}};
+    return event;
 }
 
+/// The prices that are active, of a product whose meter takes every event.
+meter::Book book_of(const json& vector) {
+    json prices = json::array();
+    for (const auto& name : vector.at("active_prices")) {
+        prices.push_back(vector.at("prices").at(name.get<std::string>()));
+        prices.back().update({{"id", name}, {"meter_id", "m"}});
+    }
+    return meter::Book::polar(
+        {{"product", {{"id", "p"}, {"prices", prices}}}, {"meters", {{{"id", "m"}, {"aggregation", vector.at("meter").at("aggregation")}}}}});
+}
+
+/// Entries of sums and counts belong to a price, and wait while that is not on the subscription; an order has no items without entries.
 json billing_run(const json& vector) {
-    const auto function = Node(vector.at("meter").at("aggregation")).choice("func", polar::functions);
-    std::map<std::string, std::vector<json>> by_price;
-    std::vector<json> all;
+    const auto& aggregation = vector.at("meter").at("aggregation");
+    const auto& active = vector.at("active_prices");
+    const bool by_price = polar::is_summable(Node(aggregation).choice("func", polar::functions));
+    std::vector<Event> events;
     for (const auto& entry : vector.at("entries")) {
-        if (entry.value("after_cutoff", false) || entry.value("deleted", false) || entry.value("billed", false)) continue;
-        by_price[entry.at("price")].push_back(entry);
-        all.push_back(entry);
+        const bool waits = by_price && std::find(active.begin(), active.end(), entry.at("price")) == active.end();
+        if (waits || entry.value("deleted", false)) continue;
+        events.push_back(event_of(entry, aggregation, static_cast<std::int64_t>(events.size())));
     }
     auto items = json::array();
-    for (const auto& name : vector.at("active_prices")) {
-        add_item(name, polar::is_summable(function) ? by_price[name] : all, function, vector, items);
+    const meter::UsageQuery asked{.customer = "c1"};
+    const auto fees =
+        Log(events).ask([&](meter::UsageSource& usage) { return book_of(vector).impl().usage(asked, cutoff - std::chrono::seconds(1), usage); });
+    for (const auto& fee : fees.fees) {
+        if (fee.events > 0) items.push_back({{"price", fee.charge}, {"amount", text(fee.amount_cents)}});
     }
     return {{"items", items}};
 }

@@ -1,10 +1,12 @@
-// Polar's vectors of filters, aggregation and meter quantities: dossier sections 6 to 8.
+// Polar's vectors of filters, aggregation, meter quantities and customer meters: dossier sections 6 to 8 and 10.
 #pragma once
 
 namespace golden::polar_reading {
 
 namespace polar = meter::polar;
 using meter::Event;
+using meter::Metric;
+using meter::Node;
 using meter::Timestamp;
 
 Event event_of(const json& given) {
@@ -18,39 +20,34 @@ Event event_of(const json& given) {
     return event;
 }
 
-meter::Filter filter_of(const json& given) { return polar::read_filter(meter::Node(given)); }
-
-polar::Function function_named(const std::string& name) {
-    for (const auto& [known, function] : polar::functions) {
-        if (known == name) return function;
-    }
-    throw std::runtime_error("unknown function " + name);
-}
-
-polar::Measure measure_of(const json& aggregation) {
-    return {function_named(aggregation.at("func").get<std::string>()), aggregation.value("property", "")};
-}
-
-std::vector<Event> matching(const polar::Evaluator& evaluator, const json& filter, const json& events) {
+Log log_of(const json& events) {
     std::vector<Event> list;
-    for (const auto& each : events) {
-        auto event = event_of(each);
-        if (polar::matches(evaluator, filter_of(filter), event)) list.push_back(std::move(event));
-    }
-    return list;
+    for (const auto& each : events) list.push_back(event_of(each));
+    return Log(std::move(list));
 }
 
-json ids(const std::vector<Event>& events) {
-    json list = json::array();
-    for (const auto& event : events) list.push_back(event.id);
-    return list;
+/// A meter as its book reads it, under the rules of one evaluator.
+Metric metric_of(const json& aggregation, const json& filter, std::string rules) {
+    auto metric = polar::read_metric(Node(aggregation), polar::read_filter(Node(filter)), "m");
+    metric.rules = std::move(rules);
+    return metric;
 }
 
-json number_of(double value) { return Decimal::from_double(value).to_string(); }
+Metric metric_of(const json& meter) { return metric_of(meter.at("aggregation"), meter.at("filter"), "polar"); }
+
+/// Ids of the events that the filter counts.
+json matching(Log& log, const json& filter, const char* rules) {
+    meter::AggregateQuery by_id;
+    by_id.group_by = {"id"};
+    json ids = json::array();
+    for (const auto& row : log.ask([&](meter::UsageSource& usage) { return usage.measure(metric_of({{"func", "count"}}, filter, rules), by_id); }))
+        ids.push_back(row.group.at(0).value());
+    return ids;
+}
 
 json filter(const json& vector) {
-    const auto sql = ids(matching(polar::postgres, vector.at("filter"), vector.at("events")));
-    const auto billing = ids(matching(polar::billing, vector.at("filter"), vector.at("events")));
+    auto log = log_of(vector.at("events"));
+    const auto sql = matching(log, vector.at("filter"), "polar"), billing = matching(log, vector.at("filter"), "polar_billing");
     json answer{{"matched_by", {{"sql", sql}, {"billing", billing}}}};
     if (sql == billing) answer["matched"] = sql;
     return answer;
@@ -58,27 +55,27 @@ json filter(const json& vector) {
 
 json filter_parse(const json& vector) {
     try {
-        auto clause = polar::read_clause(meter::Node(vector.at("clause")));
-        while (!clause.parts.empty()) clause = meter::Filter(clause.parts.back());
+        const auto clause = polar::read_clause(Node(vector.at("clause")));
         return {{"accepted", true}, {"property", clause.field.substr(meter::property_field("").size())}};
     } catch (const meter::Error&) {
         return {{"accepted", false}};
     }
 }
 
-json aggregation_summable(const json& vector) { return {{"summable", polar::is_summable(measure_of(vector.at("aggregation")).function)}}; }
+json aggregation_summable(const json& vector) {
+    return {{"summable", polar::is_summable(Node(vector.at("aggregation")).choice("func", polar::functions))}};
+}
 
 json aggregation_matches(const json& vector) {
-    const auto measure = measure_of(vector.at("aggregation"));
-    const auto event = event_of(vector.at("event"));
-    return {{"billing", polar::takes_part(measure, event, true)}, {"sql", polar::takes_part(measure, event, false)}};
+    auto log = log_of(json::array({vector.at("event")}));
+    const auto takes_part = [&](const char* rules) {
+        const auto metric = metric_of(vector.at("aggregation"), {{"conjunction", "and"}, {"clauses", json::array()}}, rules);
+        return log.ask([&](meter::UsageSource& usage) { return usage.measure(metric, {}).at(0).events > 0; });
+    };
+    return {{"billing", takes_part("polar_billing")}, {"sql", takes_part("polar")}};
 }
 
-json aggregate(const json& vector) {
-    const auto& meter = vector.at("meter");
-    const auto events = matching(polar::postgres, meter.at("filter"), vector.at("events"));
-    return {{"value", number_of(polar::aggregated(measure_of(meter.at("aggregation")), events))}};
-}
+json aggregate(const json& vector) { return {{"value", text(log_of(vector.at("events")).value(metric_of(vector.at("meter"))))}}; }
 
 /// The customers asked for, each under both its ids.
 std::vector<std::string> customers_of(const json& vector) {
@@ -95,21 +92,61 @@ std::vector<std::string> customers_of(const json& vector) {
 }
 
 json quantities(const json& vector) {
-    const auto &params = vector.at("params"), &meter = vector.at("meter");
-    const auto customers = customers_of(vector);
-    std::vector<Event> events;
-    for (auto& event : matching(polar::postgres, meter.at("filter"), vector.at("events"))) {
-        const bool asked = customers.empty() || std::find(customers.begin(), customers.end(), event.customer) != customers.end();
-        if (asked && polar::meets_parameter(params.value("metadata", json::object()), event)) events.push_back(std::move(event));
-    }
-    std::optional<polar::Function> over_customers;
-    if (params.contains("customer_aggregation_function")) over_customers = function_named(params.at("customer_aggregation_function"));
+    static const std::map<std::string, meter::Bin> intervals{
+        {"hour", meter::Bin::hour}, {"day", meter::Bin::day}, {"week", meter::Bin::week}, {"month", meter::Bin::month}, {"year", meter::Bin::year}};
+    const auto& params = vector.at("params");
     const auto time = [&](const char* key) { return Timestamp::parse(params.at(key).get<std::string>()); };
-    const auto found = polar::quantities(measure_of(meter.at("aggregation")), over_customers, events, time("start_timestamp"), time("end_timestamp"),
-                                         polar::interval_named(params.at("interval").get<std::string>()), params.value("timezone", "UTC"));
+    meter::QuantitiesQuery query{.customers = customers_of(vector), .start = time("start_timestamp"), .end = time("end_timestamp")};
+    query.interval = intervals.at(params.at("interval"));
+    query.time_zone = params.value("timezone", "UTC");
+    query.metadata = params.value("metadata", json::object());
+    if (params.contains("customer_aggregation_function"))
+        query.over_customers = Node(params).choice("customer_aggregation_function", polar::functions);
+    const auto metric = metric_of(vector.at("meter"));
+    const auto found = log_of(vector.at("events")).ask([&](meter::UsageSource& usage) { return polar::quantities(metric, query, usage); });
     json rows = json::array();
-    for (const auto& [at, quantity] : found.rows) rows.push_back({{"timestamp", at.to_string()}, {"quantity", number_of(quantity)}});
-    return {{"quantities", rows}, {"total", number_of(found.total)}};
+    for (const auto& [at, quantity] : found.rows) rows.push_back({{"timestamp", at.to_string()}, {"quantity", text(quantity)}});
+    return {{"quantities", rows}, {"total", text(found.total)}};
+}
+
+/// The meter of the vectors is called M.
+meter::CustomerMeter customer_meter(const Metric& metric, const std::vector<std::string>& customers, Log log) {
+    return log.ask([&](meter::UsageSource& usage) { return polar::customer_meter("M", metric, customers, usage); });
+}
+
+json balance(const json& vector) {
+    std::vector<std::string> customers{vector.at("customer").at("id")};
+    if (vector.at("customer").contains("external_id")) customers.push_back(vector.at("customer").at("external_id"));
+    const auto found = customer_meter(metric_of(vector.at("meter")), customers, log_of(vector.at("events")));
+    return {{"consumed_units", text(found.consumed)}, {"credited_units", text(found.credited)}, {"balance", text(found.balance)}};
+}
+
+/// Credits and a use, one after the other, of a meter that sums "n" of events named "use".
+meter::CustomerMeter after(const std::vector<json>& credits, const json& usage) {
+    std::vector<Event> events;
+    const auto add = [&](const char* name, const char* source, json properties) {
+        const auto time = Timestamp::from_civil(2024, 1, 1) + std::chrono::seconds(events.size());
+        events.push_back({.name = name, .customer = "c1", .timestamp = time, .source = source, .properties = std::move(properties)});
+    };
+    for (auto credit : credits) {
+        credit["meter_id"] = "M";
+        add("meter.credited", "system", credit);
+    }
+    add("use", "", {{"n", usage}});
+    return customer_meter(metric_of({{"filter", {{"clauses", {{{"property", "name"}, {"operator", "eq"}, {"value", "use"}}}}}},
+                                     {"aggregation", {{"func", "sum"}, {"property", "n"}}}}),
+                          {"c1"}, Log(std::move(events)));
+}
+
+json credits_running_sum(const json& vector) {
+    std::vector<json> credits;
+    for (const auto& units : vector.at("units")) credits.push_back({{"units", units}});
+    return {{"credited_units", text(after(credits, 0).credited)}};
+}
+
+json rollover(const json& vector) {
+    const std::vector<json> credits(vector.at("credits").begin(), vector.at("credits").end());
+    return {{"rollover_units", text(after(credits, json::parse(vector.at("usage_units").get<std::string>())).rollover)}};
 }
 
 }  // namespace golden::polar_reading
@@ -124,7 +161,10 @@ inline Vendor polar_reads() {
              {"aggregation_summable", aggregation_summable},
              {"aggregation_matches", aggregation_matches},
              {"aggregate", aggregate},
-             {"quantities", quantities}}};
+             {"quantities", quantities},
+             {"customer_meter", balance},
+             {"credits_running_sum", credits_running_sum},
+             {"rollover", rollover}}};
 }
 
 }  // namespace golden

@@ -89,12 +89,14 @@ json contains_complete_utc_day(const json& vector) {
     return {{"contains", contains}};
 }
 
+Bin window_size(const json& vector) { return meter::Node(vector.at("aggregation")).choice("bucket_size", meter::flexprice::window_sizes); }
+
 json bucket_starts(const json& vector) {
     const auto& query = vector.at("query");
     const auto time = [&](const char* key) { return Timestamp::parse(query.at(key).get<std::string>()); };
     const Period period{time("start_time"), time("end_time")};
     const auto anchor = query.contains("billing_anchor") ? std::optional(time("billing_anchor")) : std::nullopt;
-    const auto windows = meter::flexprice::commitment_windows(vector.at("aggregation").at("bucket_size").get<std::string>(), period, anchor);
+    const auto windows = meter::flexprice::commitment_windows(window_size(vector), period, anchor);
     json list = json::array();
     for (const auto start : starts(meter::BinGrid(period, windows))) list.push_back(start.to_string());
     return {{"bucket_starts", list}};
@@ -108,10 +110,27 @@ json add_month_clamped(const json& vector) {
     return {{"next", meter::Cycle({1, 0}, anchor.micros(), meter::Zone({})).around(from).to.to_string()}};
 }
 
+/// The hours that a commitment charges: those with usage, and the empty ones that it makes up for.
+json fill_commitment_windows(const json& vector) {
+    using namespace meter::flexprice;
+    const auto &query = vector.at("query"), &aggregation = vector.at("aggregation");
+    const Period period{Timestamp::parse(query.at("start_time").get<std::string>()), Timestamp::parse(query.at("end_time").get<std::string>())};
+    WindowedPrice terms{{}, Commitment{.true_up = aggregation.at("line_item_true_up").get<bool>()}, {}};
+    terms.buckets.push_back(read_time_bucket(meter::Node(aggregation.at("time_bucket"))));
+    std::vector<Window> windows;
+    for (const auto& event : vector.at("events"))
+        windows.push_back({Timestamp::parse(event.at("timestamp").get<std::string>()), number(event.at("properties"), "value")});
+    json hours = json::array();
+    for (const auto& window : terms.filled(windows, meter::BinGrid(period, commitment_windows(window_size(vector), period, {}))))
+        hours.push_back(window.minute() / 60);
+    return {{"window_hours", hours}};
+}
+
 json window(const json& vector) {
     const auto endpoint = vector.at("query").at("endpoint").get<std::string>();
     if (endpoint == "bucket_starts") return bucket_starts(vector);
     if (endpoint == "add_month_clamped") return add_month_clamped(vector);
+    if (endpoint == "fill_commitment_windows") return fill_commitment_windows(vector);
     throw Unknown{};
 }
 
