@@ -6685,7 +6685,7 @@ std::vector<Measured> ranked_rows(const Reader& reader, Question asked) {
 // Whether events measured together come to what their parts come to, added up.
 bool adds_up(const Metric& metric, const Rules& rules) {
     const bool sums = metric.aggregation == Aggregation::count || metric.aggregation == Aggregation::sum;
-    return sums && !metric.rounding && !rules.not_negative && !rules.add;
+    return sums && !metric.rounding && !rules.not_negative && rules.add == nullptr;
 }
 
 // The rows after the first `top` as one.
