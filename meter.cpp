@@ -7216,7 +7216,7 @@ std::string Fees::to_text() const {
 }
 
 // =============================================================================================
-// 8 books: how each vendor measures and prices, from its own JSON. Pure. Uses 1-3, 7.
+// 8 books: how each vendor measures and prices, from its own JSON. Pure. Uses 1-3, the questions and rules of 6, 7.
 // (Numbers in brackets, as in "dossier 6.3" or "(6.3)", are sections of the project's notes on that vendor; file names are the vendor's own.)
 // =============================================================================================
 

@@ -1092,8 +1092,9 @@ public:
     /// (meter_id). Throws not_found, bad_value.
     CustomerMeter customer_meter(const std::string& meter, const std::vector<std::string>& customers) const;
     /// The values that a metric counts and that are active at the end of the period: added in it (or before, of a recurring metric) and not
-    /// removed since (Lago's active unique values, unique_count_query.rb:12). As many as aggregate() says. Throws not_found for an unknown metric, bad_value
-    /// for one that does not count values, and for a limit, offset, period or filter that cannot be. Takes memory for every event counted.
+    /// removed since (Lago's active unique values, unique_count_query.rb:12). As many as aggregate() says. Throws not_found for an unknown
+    /// metric, bad_value for one that does not count values, and for a limit, offset, period or filter that cannot be. Takes memory for every
+    /// event counted.
     ActiveValues active_values(const ActiveQuery& query) const;
 
     /// Usage, events and cost of several metrics, by group and over time, all from one snapshot. What a metric costs is what Book::price() says of
@@ -1101,8 +1102,8 @@ public:
     /// cannot be asked, naming it, too_large over limits::aggregate_rows.
     Analytics analytics(const AnalyticsQuery& query) const;
     /// What each of these events costs by itself, in billionths of the currency's unit (of a US dollar, nano-USD): as FlexPrice's Hugging Face call
-    /// answers (meter_usage_event_debug.go:356). In the order of the ids. 0 means that the event is not known, or no FlexPrice book that is loaded prices it for
-    /// its customer, or that it is free; what came before it does not count, tiers and packages begin with each event.
+    /// answers (meter_usage_event_debug.go:356). In the order of the ids. 0 means that the event is not known, or no FlexPrice book that is
+    /// loaded prices it for its customer, or that it is free; what came before it does not count, tiers and packages begin with each event.
     std::vector<Decimal> inference_costs(std::span<const std::string> ids) const;
     std::vector<Decimal> inference_costs(std::initializer_list<std::string> ids) const { return inference_costs(std::span(ids.begin(), ids.size())); }
 
@@ -1110,7 +1111,8 @@ public:
     /// aggregate(), in place of others of their codes. A billing period is priced by one version, that in effect when it begins: a version
     /// that takes effect within a period follows when that ends. The first one of all has no say before it takes effect: it prices the rest
     /// of that period, though an estimate in it counts what came before. Estimates and limits go by the version of the billing period they are
-    /// made in; a UsageQuery::period by the version of the moment it begins. Throws bad_value for a moment outside Timestamp::min() (always) to max().
+    /// made in; a UsageQuery::period by the version of the moment it begins. Throws bad_value for a moment outside Timestamp::min() (always)
+    /// to max().
     void load(const Book& book, Timestamp effective_from = Timestamp::min());
     /// Removes that version, or all of them, and the metrics that came with it; where such a metric had taken the place of another of its
     /// code, that one is back. Throws not_found when there is none.
