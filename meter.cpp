@@ -5736,9 +5736,11 @@ public:
     Numbers(const std::string& property, const NumberRules& rules, ScanQuestion& question, const std::optional<Decimal>& multiplier = {})
         : rules_(rules), multiplier_(multiplier), is_time_(column_key(property) == fields::time), column_(question.key(column_key(property))) {
         if (!multiplier_) return;
-        const auto factor = (*multiplier_ * Decimal("1e" + std::to_string(multiplier_->scale()))).to_int64();
-        factor_ = factor.value_or(1);
-        most_ = factor && *factor > 0 ? std::numeric_limits<std::int64_t>::max() / *factor : -1;
+        const Words digits = DecimalParts::coefficient(*multiplier_);
+        constexpr std::int64_t most = std::numeric_limits<std::int64_t>::max();
+        if (multiplier_->is_negative() || digits.high != 0 || digits.low == 0 || digits.low > static_cast<std::uint64_t>(most)) return;
+        factor_ = static_cast<std::int64_t>(digits.low);
+        most_ = most / factor_;
     }
 
     // Decimals of what small() is told; times are Unix seconds.
@@ -5792,8 +5794,8 @@ private:
         return rules_.text == NumberRules::Text::number || (rules_.text == NumberRules::Text::plain && plain_number(text));
     }
     NumberRules rules_;
-    std::optional<Decimal> multiplier_;   // of each
-    std::int64_t factor_ = 1, most_ = 0;  // the multiplier's digits, and the greatest cell that may be multiplied by them; -1: none
+    std::optional<Decimal> multiplier_;    // of each
+    std::int64_t factor_ = 1, most_ = -1;  // the multiplier's digits, and the greatest cell that may be multiplied by them; -1: none
     bool is_time_;
     std::size_t column_;
     std::vector<std::optional<std::optional<Decimal>>> words_;
@@ -6850,10 +6852,12 @@ std::string question_key(const Metric& metric, const AggregateQuery& query) {
 using Join = Decimal (*)(const Decimal&, const Decimal&);
 
 Join join_of(const Metric& metric, const Rules& rules, const AggregateQuery& query) {
-    if (metric.bucket != Bin::none || metric.rounding || rules.not_negative || rules.add || query.bin != Bin::none || query.top != 0) return nullptr;
+    if (metric.bucket != Bin::none || metric.rounding || rules.not_negative || query.bin != Bin::none || query.top != 0) return nullptr;
     switch (metric.aggregation) {
-        case Aggregation::count:
         case Aggregation::sum:
+            if (rules.add) return nullptr;
+            [[fallthrough]];
+        case Aggregation::count:
             return [](const Decimal& a, const Decimal& b) { return a + b; };
         case Aggregation::min:
             return metric.multiplier ? nullptr : Join([](const Decimal& a, const Decimal& b) { return std::min(a, b); });
@@ -7213,6 +7217,7 @@ std::string Fees::to_text() const {
 
 // =============================================================================================
 // 8 books: how each vendor measures and prices, from its own JSON. Pure. Uses 1-3, 7.
+// (Numbers in brackets, as in "dossier 6.3" or "(6.3)", are sections of the project's notes on that vendor; file names are the vendor's own.)
 // =============================================================================================
 
 namespace {
@@ -10474,109 +10479,6 @@ Decimal minor_units(const Decimal& amount, const std::string& code) {
 
 }  // namespace autumn
 
-// --- metered items: what the books of FlexPrice, Polar and Autumn are made of ------------------
-
-// Units of one metric, counted over a customer's period and priced as a whole. The functions say how the vendor does each step.
-struct MeteredItem {
-    std::string charge = {}, currency_code = {};
-    Currency currency = {};
-    Metric metric = {};
-    // The quantities that are priced: one, or one for each bucket.
-    std::function<std::vector<Decimal>(const AggregateQuery&, UsageSource&)> count = {};
-    // What the event adds, nothing when the item does not measure it.
-    std::function<std::optional<Decimal>(const Event&, const AggregateQuery&, UsageSource&)> step = {};
-    std::function<Priced(const std::vector<Decimal>&)> price = {};
-    std::function<Decimal(const Decimal&, Currency)> cents = to_cents;
-};
-
-struct MeteredBook final : Book::Impl {
-    std::vector<MeteredItem> items;
-
-    bool serves(const std::string&, const std::string& customer) const override { return !customer.empty(); }
-    std::vector<std::string> charge_names(const std::string& metric) const override {
-        std::vector<std::string> names;
-        for (const auto& item : items) {
-            if (item.metric.code == metric) names.push_back(item.charge);
-        }
-        return names;
-    }
-    Fees usage(const UsageQuery& query, Timestamp now, UsageSource& usage) const override;
-    Fees estimate_fees(const Event& event, Timestamp now, UsageSource& usage) const override;
-    Fee price(std::string_view charge, const Decimal& units, std::int64_t events) const override;
-};
-
-Decimal total(const std::vector<Decimal>& quantities) {
-    Decimal sum;
-    for (const auto& quantity : quantities) sum += quantity;
-    return sum;
-}
-
-Fee item_fee(const MeteredItem& item, const AggregateQuery& query, const Decimal& units, Priced priced) {
-    Fee fee;
-    fee.charge = item.charge;
-    fee.metric = item.metric.code;
-    fee.customer = query.customer;
-    fee.subscription = query.subscription;
-    fee.currency = item.currency_code;
-    fee.units = units;
-    fee.amount = priced.amount;
-    fee.amount_cents = item.cents(priced.amount, item.currency);
-    fee.unit_amount = quotient(priced.amount, units);
-    fee.period = query.period;
-    fee.lines = std::move(priced.lines);
-    return fee;
-}
-
-Fees sum_up(std::vector<Fee> list, const MeteredItem& item) {
-    Fees fees{.fees = std::move(list), .currency = item.currency_code, .subunits = item.currency.subunits, .amount_cents = {}};
-    for (const auto& fee : fees.fees) fees.amount_cents += fee.amount_cents;
-    return fees;
-}
-
-AggregateQuery customer_query(const std::string& customer, const std::string& subscription, const Period& period) {
-    if (customer.empty()) throw Error(ErrorCode::bad_value, "customer", "is required");
-    AggregateQuery query;
-    query.customer = customer;
-    query.subscription = subscription;
-    query.period = period;
-    return query;
-}
-
-Fees MeteredBook::usage(const UsageQuery& asked, Timestamp now, UsageSource& usage_source) const {
-    const auto query = customer_query(asked.customer, asked.subscription, asked.period.value_or(this_month(now)));
-    std::vector<Fee> list;
-    for (const auto& item : items) {
-        const auto quantities = item.count(query, usage_source);
-        list.push_back(item_fee(item, query, total(quantities), item.price(quantities)));
-    }
-    return sum_up(std::move(list), items.front());
-}
-
-// What the event adds to the bill of the calendar month, up to now.
-Fees MeteredBook::estimate_fees(const Event& event, Timestamp now, UsageSource& usage_source) const {
-    const auto query = customer_query(event.customer, event.subscription, {this_month(now).from, now + std::chrono::microseconds(1)});
-    std::vector<Fee> list;
-    for (const auto& item : items) {
-        const auto step = item.step(event, query, usage_source);
-        if (!step) continue;
-        auto quantities = item.count(query, usage_source);
-        const auto before = item.price(quantities);
-        if (quantities.empty()) quantities.emplace_back();
-        quantities.back() += *step;
-        list.push_back(item_fee(item, query, *step, difference(item.price(quantities), before)));
-        list.back().events = 1;
-    }
-    if (list.empty()) throw Error(ErrorCode::not_found, "name", "no price measures events named " + event.name);
-    return sum_up(std::move(list), items.front());
-}
-
-Fee MeteredBook::price(std::string_view charge, const Decimal& units, std::int64_t) const {
-    for (const auto& item : items) {
-        if (item.charge == charge) return item_fee(item, {}, units, item.price({units}));
-    }
-    throw Error(ErrorCode::not_found, "charge", "charge_not_found");
-}
-
 // --- FlexPrice: the book of prices and meters ---
 
 namespace flexprice {
@@ -10588,14 +10490,13 @@ constexpr std::array<Meeting, 3> as_text{Meeting::text, Meeting::text, Meeting::
 
 // A number as Go's %v writes it: of a float64, from a million up and below a ten-thousandth with an exponent (6.3).
 std::string go_text(const Decimal& number) {
-    const Decimal rounded = Decimal::from_double(number.to_double());
-    std::string digits = (rounded.abs() * Decimal("1e" + std::to_string(rounded.scale()))).to_string();
-    const int exponent = static_cast<int>(digits.size()) - 1 - rounded.scale();
-    if (rounded.is_zero() || (exponent >= -4 && exponent < 6)) return rounded.to_string();
-    while (digits.size() > 1 && digits.back() == '0') digits.pop_back();
-    if (digits.size() > 1) digits.insert(1, ".");
-    const std::string places = std::to_string(std::abs(exponent));
-    return (rounded.is_negative() ? "-" : "") + digits + (exponent < 0 ? "e-" : "e+") + (places.size() < 2 ? "0" : "") + places;
+    std::array<char, 32> text{};
+    const auto written = [&](std::chars_format format) {
+        return std::string(text.data(), std::to_chars(text.data(), text.data() + text.size(), number.to_double(), format).ptr);
+    };
+    const std::string scientific = written(std::chars_format::scientific);
+    const int exponent = std::stoi(scientific.substr(scientific.find('e') + 1));
+    return exponent < -4 || exponent >= 6 ? scientific : written(std::chars_format::fixed);
 }
 
 // Property filters of a question read a missing property as "" (4.8); those of a meter do not.
@@ -10717,6 +10618,12 @@ struct Subscription {
 
 // --- what is billed of a meter ---
 
+Decimal total(const std::vector<Decimal>& quantities) {
+    Decimal sum;
+    for (const auto& quantity : quantities) sum += quantity;
+    return sum;
+}
+
 // What came together in one bucket, day or month, or in all of a period: a sum for an average.
 struct Part {
     std::optional<Timestamp> start = {};  // of a bucket, day or month
@@ -10758,8 +10665,8 @@ std::vector<Decimal> values_of(const Metric& metric, const std::vector<Part>& pa
 struct Use {
     AggregateQuery query;                                      // whose, and when
     std::vector<Part> parts;                                   // buckets, or the whole
-    std::vector<Part> stretches;                               // days or months of an entitlement of its own
-    Decimal before;                                            // NEVER: what came before the period in the subscription; the parts are all since then
+    std::vector<Part> stretches;                               // days or months of an entitlement, or all since the subscription began
+    Decimal before;                                            // of one that never begins anew: since the subscription began, up to the period
     std::vector<std::pair<Period, std::vector<Part>>> grants;  // what was used in the time of each grant
 };
 
@@ -10825,7 +10732,10 @@ std::vector<Window> windows_of(const Item& item, const Use& use, Timestamp now) 
     if (elapsed.from >= elapsed.to || elapsed.from == Period().from) return windows;
     auto options = commitment_windows(item.metric.bucket, elapsed, use.query.billing_anchor);
     options.time_zone = use.query.time_zone;
-    return item.terms.filled(std::move(windows), BinGrid(elapsed, options));
+    const BinGrid grid(elapsed, options);
+    if (grid.count() > static_cast<std::int64_t>(limits::aggregate_rows))
+        throw Error(ErrorCode::too_large, "period", "has more than " + std::to_string(limits::aggregate_rows) + " windows of a commitment");
+    return item.terms.filled(std::move(windows), grid);
 }
 
 Priced commit_use(const Item& item, const Use& use, Priced priced, Timestamp now, Committed& committed) {
@@ -10976,6 +10886,14 @@ Fees sum_up(const Catalogue& book, std::vector<Fee> list) {
     return fees;
 }
 
+Fee fee_for(const Subscription& subscription, const Period& period, std::int64_t events, Fee fee) {
+    fee.customer = subscription.customer;
+    fee.subscription = subscription.id;
+    fee.period = period;
+    fee.events = events;
+    return fee;
+}
+
 // Events of a customer are used by all subscriptions it has; the events name none (dossier 6.5).
 AggregateQuery query_of(const Catalogue& book, const Subscription& subscription, const Item& item, const Period& period) {
     AggregateQuery query;
@@ -11013,11 +10931,8 @@ Fee line_of(const Catalogue& book, const Subscription& subscription, const Item&
         priced = commit_use(item, use, std::move(priced), now, committed);
         round_to(priced, rounded(priced.amount, book.currency));
     }
-    auto fee = fee_of(book, item.charge, item.metric.code, total(values_of(item.metric, use.parts)), std::move(priced));
-    fee.customer = subscription.customer;
-    fee.subscription = subscription.id;
-    fee.events = events_of(use.parts);
-    fee.period = use.query.period;
+    auto fee = fee_for(subscription, use.query.period, events_of(use.parts),
+                       fee_of(book, item.charge, item.metric.code, total(values_of(item.metric, use.parts)), std::move(priced)));
     fee.vendor = commitment_json(item, committed);
     return fee;
 }
@@ -11029,7 +10944,6 @@ struct Charge {
     const Item* item;
     Use use;
     Priced priced;
-    Decimal units() const { return total(values_of(item->metric, use.parts)); }
 };
 
 std::vector<Charge> charges_of(const Catalogue& book, const Subscription& subscription, const Period& period, UsageSource& usage) {
@@ -11045,14 +10959,10 @@ std::vector<Charge> charges_of(const Catalogue& book, const Subscription& subscr
     return charges;
 }
 
-Fee extra_fee(const Catalogue& book, const Subscription& subscription, const Period& period, std::string charge, FeeLine line) {
+Fee extra_fee(const Catalogue& book, const Subscription& subscription, const Period& period, const char* charge, FeeLine line) {
     Priced priced;
     priced.add(std::move(line));
-    auto fee = fee_of(book, std::move(charge), "", 1, std::move(priced));
-    fee.customer = subscription.customer;
-    fee.subscription = subscription.id;
-    fee.period = period;
-    return fee;
+    return fee_for(subscription, period, 0, fee_of(book, charge, "", 1, std::move(priced)));
 }
 
 FeeLine overage_line(const Decimal& money, const Decimal& factor) {
@@ -11063,7 +10973,7 @@ FeeLine overage_line(const Decimal& money, const Decimal& factor) {
 void split_charge(const Catalogue& book, const Subscription& subscription, const Charge& charge, Decimal& left, Timestamp now,
                   std::vector<Fee>& fees) {
     const auto& item = *charge.item;
-    const auto cost = charge.priced.amount, units = charge.units();
+    const auto cost = charge.priced.amount, units = billable(item, charge.use);
     const auto unit = item.price().model == Model::flat ? item.price().amount : divided(cost, units);
     const auto covered = divided(left, unit).round(0, Rounding::floor);
     const bool splits = left > 0;
@@ -11156,48 +11066,47 @@ Fees Catalogue::usage(const UsageQuery& query, Timestamp now, UsageSource& usage
     return sum_up(*this, std::move(list));
 }
 
-// What the event adds to the bill of the billing period, up to now; not rounded, so that small prices are seen.
-Fees Catalogue::estimate_fees(const Event& event, Timestamp now, UsageSource& usage_source) const {
-    if (event.customer.empty() && !lists_subscriptions) throw Error(ErrorCode::bad_value, "customer", "is required");
+// price(subscription, item) of every item that measures the event now.
+template <class PriceItem>
+Fees price_event(const Catalogue& book, const Event& event, Timestamp now, PriceItem&& price) {
+    if (event.customer.empty() && !book.lists_subscriptions) throw Error(ErrorCode::bad_value, "customer", "is required");
     std::vector<Fee> list;
-    for (const auto& subscription : chosen(event.subscription, event.customer)) {
+    for (const auto& subscription : book.chosen(event.subscription, event.customer)) {
+        if (!subscription.active.contains(now)) continue;
         for (const auto& item : subscription.items) {
-            if (!measures(item.metric, event) || !subscription.active.contains(now) || !item.active.contains(now)) continue;
-            const auto query = query_of(*this, subscription, item, {subscription.period(now).from, now + std::chrono::microseconds(1)});
-            auto use = measure(item, subscription, query, usage_source);
-            const auto priced = [&] {
-                Committed committed;
-                return commit_use(item, use, price_use(item, use), now, committed);
-            };
-            const auto units = total(values_of(item.metric, use.parts));
-            const auto before = priced();
-            add_event(item, subscription, event, now, usage_source, use);
-            list.push_back(
-                fee_of(*this, item.charge, item.metric.code, total(values_of(item.metric, use.parts)) - units, difference(priced(), before)));
-            list.back().customer = subscription.customer;
-            list.back().subscription = subscription.id;
-            list.back().period = query.period;
-            list.back().events = 1;
+            if (item.active.contains(now) && measures(item.metric, event)) list.push_back(price(subscription, item));
         }
     }
-    if (list.empty()) throw Error(ErrorCode::not_found, "name", "no price measures events named " + event.name);
-    return sum_up(*this, std::move(list));
+    return sum_up(book, std::move(list));
+}
+
+// What the event adds to the bill of the billing period, up to now; not rounded, so that small prices are seen, and without the subscription's
+// commitment, which is for all items.
+Fees Catalogue::estimate_fees(const Event& event, Timestamp now, UsageSource& usage_source) const {
+    auto fees = price_event(*this, event, now, [&](const Subscription& subscription, const Item& item) {
+        const auto query = query_of(*this, subscription, item, {subscription.period(now).from, now + std::chrono::microseconds(1)});
+        auto use = flexprice::measure(item, subscription, query, usage_source);
+        const auto units = [&] { return total(values_of(item.metric, use.parts)); };
+        const auto priced = [&] {
+            Committed committed;
+            return commit_use(item, use, price_use(item, use), now, committed);
+        };
+        const auto units_before = units();
+        const auto before = priced();
+        add_event(item, subscription, event, now, usage_source, use);
+        return fee_for(subscription, query.period, 1,
+                       fee_of(*this, item.charge, item.metric.code, units() - units_before, difference(priced(), before)));
+    });
+    if (fees.fees.empty()) throw Error(ErrorCode::not_found, "name", "no price measures events named " + event.name);
+    return fees;
 }
 
 Fees Catalogue::estimate_instant_fees(const Event& event, Timestamp now) const {
-    std::vector<Fee> list;
-    for (const auto& subscription : chosen(event.subscription, event.customer)) {
-        for (const auto& item : subscription.items) {
-            if (!measures(item.metric, event) || !subscription.active.contains(now) || !item.active.contains(now)) continue;
-            const auto units = quantity_of(item.metric, event);
-            list.push_back(fee_of(*this, item.charge, item.metric.code, units, price_units(item.price(), units)));
-            list.back().customer = subscription.customer;
-            list.back().subscription = subscription.id;
-            list.back().period = subscription.period(now);
-            list.back().events = 1;
-        }
-    }
-    return sum_up(*this, std::move(list));
+    return price_event(*this, event, now, [&](const Subscription& subscription, const Item& item) {
+        const auto units = quantity_of(item.metric, event);
+        return fee_for(subscription, subscription.period(now), 1,
+                       fee_of(*this, item.charge, item.metric.code, units, price_units(item.price(), units)));
+    });
 }
 
 json breakup_json(const Price& price, const Decimal& units) {
@@ -11532,6 +11441,7 @@ std::optional<std::vector<AnalyticsItem>> Catalogue::analytics(const Metric& met
             }
         }
     }
+    if (list.empty() && query.rules != "flexprice") return std::nullopt;  // FlexPrice does not show what the subscription does not price
     return list;
 }
 
@@ -11874,6 +11784,13 @@ struct Plan final : Book::Impl {
     Fees usage(const UsageQuery& query, Timestamp now, UsageSource& usage) const override;
     Fees estimate_fees(const Event& event, Timestamp now, UsageSource& usage) const override;
     Fee price(std::string_view charge, const Decimal& units, std::int64_t events) const override;
+    std::vector<std::string> charge_names(const std::string& metric) const override {
+        std::vector<std::string> names;
+        for (const auto& each : charges) {
+            if (!each.tiers && each.meter.metric.code == metric) names.push_back(each.name);
+        }
+        return names;
+    }
 };
 
 const Subscription* Plan::find(const std::string& subscription, const std::string& customer, const std::optional<Timestamp>& active_at) const {
@@ -12325,6 +12242,15 @@ struct Plans final : Book::Impl {
 
 // ---- accounts: the balances of a customer, and what the log's events took from them ----
 
+AggregateQuery customer_query(const std::string& customer, const std::string& subscription, const Period& period) {
+    if (customer.empty()) throw Error(ErrorCode::bad_value, "customer", "is required");
+    AggregateQuery query;
+    query.customer = customer;
+    query.subscription = subscription;
+    query.period = period;
+    return query;
+}
+
 // An event counts its value, 1 when it has none: the rules of that name say so.
 Metric feature_metric(const std::string& feature) {
     return {.code = "autumn:" + feature, .event = feature, .aggregation = Aggregation::sum, .property = "value", .filter = {}, .rules = "autumn"};
@@ -12334,20 +12260,20 @@ Metric feature_metric(const std::string& feature) {
 struct Holding {
     const PlanItem* item;
     std::string entity;  // empty: the customer's
-    Subscription subscription;
+    const Subscription* subscription;
     Balance state;
     Decimal used = {};        // since the last reset, in the item's units
     std::int64_t events = 0;  // that used it
 
     std::optional<Cycle> cycle(std::optional<Stride> stride) const {
         if (!stride) return {};
-        return Cycle(*stride, subscription.anchor.value_or(calendar_anchor(*stride)).micros(), Zone({}));
+        return Cycle(*stride, subscription->anchor.value_or(calendar_anchor(*stride)).micros(), Zone({}));
     }
     // The time since the last reset; all time since the start when there are none.
     Period around(std::optional<Stride> stride, Timestamp now) const {
         const auto cycle = this->cycle(stride);
         Period period = cycle ? cycle->around(now) : Period{};
-        if (subscription.started) period.from = std::max(period.from, *subscription.started);
+        if (subscription->started) period.from = std::max(period.from, *subscription->started);
         return period;
     }
 };
@@ -12356,10 +12282,11 @@ struct Holding {
 struct Account {
     const Plans& plans;
     std::string customer, entity;
-    const Holder* holder = nullptr;                // the customer in the catalogue
-    std::map<std::string, Subscription> own = {};  // the customer's, by plan
-    Controls inherited = {};                       // from these plans
+    const Holder* holder = nullptr;                       // the customer in the catalogue
+    std::map<std::string, const Subscription*> own = {};  // the customer's, by plan
+    Controls inherited = {};                              // from these plans
     std::vector<Holding> holdings = {};
+    std::set<std::string> entities = {};  // those whose balances are among them
 
     // What the entity says goes before what the customer says, and that before the plan (7.6).
     template <class Value>
@@ -12391,7 +12318,7 @@ std::optional<Decimal> spend_limit(const Account& account, const std::string& fe
 }
 
 void add_holding(Account& account, const PlanItem& item, const std::string& entity, const Subscription& subscription) {
-    Holding holding{&item, entity, subscription, {}};
+    Holding holding{&item, entity, &subscription, {}};
     holding.state.id = item.feature;
     const auto packs = prepaid_packs(item.item, bought_units(item, subscription));
     holding.state.starting = holding.state.balance = starting_balance(item.item, packs, subscription.products);
@@ -12412,24 +12339,26 @@ void set_floors(Account& account) {
 
 // An entity's balances of the items that are granted to each entity of its kind; of all kinds when it is not told.
 void open_entity(Account& account, const std::string& entity) {
+    if (!account.entities.insert(entity).second) return;
     const Holder* part = account.holder ? find_holder(account.holder->entities, entity) : nullptr;
     for (const auto& item : account.plans.items) {
         const auto own = account.own.find(item.plan);
         if (own == account.own.end() || item.entity_feature.empty()) continue;
-        if (part && !part->feature.empty() && part->feature != item.entity_feature) continue;
-        const auto same = [&](const Holding& holding) { return holding.item == &item && holding.entity == entity; };
-        if (std::none_of(account.holdings.begin(), account.holdings.end(), same)) add_holding(account, item, entity, own->second);
+        if (!part || part->feature.empty() || part->feature == item.entity_feature) add_holding(account, item, entity, *own->second);
     }
-    set_floors(account);
 }
 
 // The subscriptions that the customer has at a moment, and what their plans say.
 void open_plans(Account& account, Timestamp now) {
-    for (const auto& item : account.plans.items) {
-        if (!account.plans.customers) account.own[item.plan];
+    static const Subscription anyone;
+    if (!account.plans.customers) {
+        for (const auto& item : account.plans.items) account.own[item.plan] = &anyone;
     }
-    if (account.holder) account.own = account.holder->subscriptions;
-    std::erase_if(account.own, [&](const auto& each) { return !each.second.active(now); });
+    if (account.holder) {
+        for (const auto& [plan, subscription] : account.holder->subscriptions) {
+            if (subscription.active(now)) account.own[plan] = &subscription;
+        }
+    }
     for (const auto& [plan, subscription] : account.own) {
         const auto controls = account.plans.controls.find(plan);
         if (controls != account.plans.controls.end()) add_controls(account.inherited, controls->second);
@@ -12443,7 +12372,7 @@ Account open_account(const Plans& plans, const std::string& customer, const std:
     open_plans(account, now);
     for (const auto& item : plans.items) {
         const auto own = account.own.find(item.plan);
-        if (own != account.own.end() && item.entity_feature.empty()) add_holding(account, item, {}, own->second);
+        if (own != account.own.end() && item.entity_feature.empty()) add_holding(account, item, {}, *own->second);
     }
     if (!entity.empty()) open_entity(account, entity);
     if (account.holder) {
@@ -12486,33 +12415,48 @@ std::vector<std::size_t> payers(const Account& account, const std::string& featu
     return order;
 }
 
-// Takes what `events` events used off the balances, as far as they reach. Answers whether one balance covered all of it, or there is none: only
-// then does it come to the same to take several events together.
-bool use(Account& account, const std::string& feature, const std::string& entity, const Decimal& units, std::int64_t events = 1) {
+// What a use takes off the balances, as far as they reach.
+struct Takings {
+    struct One {
+        std::size_t holding;
+        Decimal units, left;
+    };
+    std::vector<One> list;
+    bool whole = true;  // one balance covers all of it, or there is none
+};
+
+Takings takings_of(const Account& account, const std::string& feature, const std::string& entity, const Decimal& units) {
     const auto order = payers(account, feature, entity);
     std::vector<Balance> balances;
     for (const auto i : order) {
         balances.push_back(account.holdings[i].state);
         balances.back().cost = *cost_of(account.plans, *account.holdings[i].item, feature);
     }
-    const auto left = settle(balances, units, OverageBehavior::cap);
-    int touched = 0;
+    const auto uncovered = settle(balances, units, OverageBehavior::cap);
+    Takings takings;
     for (std::size_t i = 0; i < order.size(); ++i) {
-        auto& holding = account.holdings[order[i]];
-        const auto taken = holding.state.unlimited && i == 0 ? units * balances[i].cost : holding.state.balance - balances[i].balance;
-        holding.state.balance = balances[i].balance;
-        if (taken.is_zero()) continue;
-        holding.used += taken;
-        holding.events += events;
-        ++touched;
+        const auto& state = account.holdings[order[i]].state;
+        const auto taken = state.unlimited && i == 0 ? units * balances[i].cost : state.balance - balances[i].balance;
+        if (!taken.is_zero()) takings.list.push_back({order[i], taken, balances[i].balance});
     }
-    return order.empty() || (left.is_zero() && touched <= 1);
+    takings.whole = order.empty() || (uncovered.is_zero() && takings.list.size() <= 1);
+    return takings;
+}
+
+void apply(Account& account, const Takings& takings, std::int64_t events) {
+    for (const auto& one : takings.list) {
+        auto& holding = account.holdings[one.holding];
+        holding.state.balance = one.left;
+        holding.used += one.units;
+        holding.events += events;
+    }
 }
 
 // Everything that an event of that name uses.
 void use_event(Account& account, const std::string& name, const std::string& entity, const Decimal& units) {
     for (const auto& feature : account.plans.features) {
-        if (std::find(feature.names.begin(), feature.names.end(), name) != feature.names.end()) use(account, feature.id, entity, units);
+        if (std::find(feature.names.begin(), feature.names.end(), name) != feature.names.end())
+            apply(account, takings_of(account, feature.id, entity, units), 1);
     }
 }
 
@@ -12538,19 +12482,6 @@ std::vector<Use> uses_of(const Plans& plans, const std::set<std::string>& featur
     return list;
 }
 
-// All at once where that comes to the same, else event by event: with refunds, or when a balance ends.
-void take_use(Account& account, const Use& used, AggregateQuery query, UsageSource& source) {
-    const auto before = account.holdings;
-    if (use(account, used.feature, used.entity, used.row.value, used.row.events) && !used.row.falls) return;
-    account.holdings = before;
-    const bool nobody = !query.group_by.empty() && used.entity.empty();
-    query.group_by.clear();
-    query.subscription = used.entity;
-    if (nobody) query.filter = Filter::where("subscription", Operator::exists, false);
-    for (const auto& step : source.steps(feature_metric(used.name), query, std::numeric_limits<std::size_t>::max(), {}))
-        use(account, used.feature, used.entity, step.value);
-}
-
 // The features whose use may touch the same balances: those that share a credit system, directly or through others.
 std::set<std::string> related(const Plans& plans, const std::string& feature) {
     std::set<std::string> all{feature};
@@ -12566,11 +12497,12 @@ std::set<std::string> related(const Plans& plans, const std::string& feature) {
     return all;
 }
 
-// What is to be followed: the use of these features, until now. `alone`: by the account's entity alone.
+// What is to be followed: the use of these features, until now.
 struct Course {
     std::set<std::string> features;
     Timestamp now;
-    bool alone = false;
+    bool alone = false;   // by the account's entity alone
+    bool counts = false;  // also how many events took something off each balance
 };
 
 bool concerns(const Course& course, const Holding& holding) { return course.features.contains(holding.item->feature); }
@@ -12586,6 +12518,17 @@ std::vector<Holding> followed(const Account& account, const Course& course) {
     return list;
 }
 
+// All at once where that comes to the same, else event by event: with refunds, and when a balance ends its events are to be counted.
+void take_use(Account& account, const Course& course, const Use& used, AggregateQuery query, UsageSource& source) {
+    const auto takings = takings_of(account, used.feature, used.entity, used.row.value);
+    if (!used.row.falls && (takings.whole || !course.counts)) return apply(account, takings, used.row.events);
+    if (!query.group_by.empty() && used.entity.empty()) query.filter = Filter::where("subscription", Operator::exists, false);
+    query.group_by.clear();
+    query.subscription = used.entity;
+    for (const auto& step : source.steps(feature_metric(used.name), query, std::numeric_limits<std::size_t>::max(), {}))
+        apply(account, takings_of(account, used.feature, used.entity, step.value), 1);
+}
+
 // All that was used in a stretch of time without resets.
 void spend(Account& account, const Course& course, const Period& period, UsageSource& source) {
     auto query = customer_query(account.customer, course.alone ? account.entity : "", period);
@@ -12597,7 +12540,8 @@ void spend(Account& account, const Course& course, const Period& period, UsageSo
     for (const auto& used : uses) {
         if (!used.entity.empty()) open_entity(account, used.entity);
     }
-    for (const auto& used : uses) take_use(account, used, query, source);
+    set_floors(account);
+    for (const auto& used : uses) take_use(account, course, used, query, source);
 }
 
 // Where the history begins that today's balances follow from: with the oldest of the current cycles.
@@ -12681,7 +12625,7 @@ Priced price_item(const Account& account, const PlanItem& item) {
         if (holding.item != &item) continue;
         usages.push_back(item.item.included - holding.state.balance);
         if (!item.item.prepaid) continue;
-        for (auto& line : price_prepaid(item.item, bought_units(item, holding.subscription)).lines) prepaid.add(std::move(line));
+        for (auto& line : price_prepaid(item.item, bought_units(item, *holding.subscription)).lines) prepaid.add(std::move(line));
     }
     if (item.item.prepaid) return prepaid;
     const auto* control = account.control(&Controls::spend_limits, item.feature, account.entity);
@@ -12716,7 +12660,7 @@ void follow_all(Account& account, Timestamp now, bool alone, UsageSource& source
     std::set<std::string> seen;
     for (const auto& item : account.plans.items) {
         if (seen.contains(item.feature)) continue;
-        const Course course{related(account.plans, item.feature), now, alone};
+        const Course course{related(account.plans, item.feature), now, alone, true};
         follow(account, course, source);
         seen.insert(course.features.begin(), course.features.end());
     }
@@ -12734,7 +12678,7 @@ Fees Plans::usage(const UsageQuery& asked, Timestamp now, UsageSource& usage_sou
     const bool alone = !asked.subscription.empty();
     if (alone) std::erase_if(account.holdings, [&](const Holding& holding) { return !visible(holding, asked.subscription); });
     if (asked.period) {
-        spend(account, {all_features(*this), now, alone}, *asked.period, usage_source);
+        spend(account, {all_features(*this), now, alone, true}, *asked.period, usage_source);
     } else {
         follow_all(account, now, alone, usage_source);
     }
@@ -12841,7 +12785,7 @@ bool holds_for(const UsageLimit& limit, const json& properties) {
 std::optional<Timestamp> anchor_of(const Account& account, const std::string& feature, const std::string& entity) {
     const auto found = std::find_if(account.holdings.begin(), account.holdings.end(),
                                     [&](const Holding& each) { return each.item->feature == feature && visible(each, entity); });
-    return found == account.holdings.end() ? std::nullopt : found->subscription.anchor;
+    return found == account.holdings.end() ? std::nullopt : found->subscription->anchor;
 }
 
 // What is left of the usage limits of a feature that hold for the event; nothing without such limits (7.8).

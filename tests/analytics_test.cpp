@@ -258,7 +258,7 @@ TEST_CASE("what analytics cannot be asked is refused by its field") {
     CHECK(refused(m, {.range = "1bc"}) == "period");
     CHECK(refused(m, {.period = Period{march.to, march.from}}) == "period");
     CHECK(refused(m, {.period = march, .bin = Bin::day, .time_zone = "Mars/Phobos"}) == "time_zone");
-    CHECK(refused(m, {.group_by = {""}}) == "field");
+    CHECK(refused(m, {.group_by = {""}}) == "group_by");
     CHECK(refused(m, {.top = -1}) == "top");
     CHECK(refused(m, {.filter = Filter::where("n", Operator::in, 5)}) == "n.in");
     json book = flexprice_book();

@@ -1820,6 +1820,21 @@ TEST_CASE("Entities have balances of their own where the plan or they say so", "
     CHECK_FALSE(own.ask(8, "chat", "bob").allowed);
 }
 
+TEST_CASE("Two thousand entities are followed in a moment", "[autumn][check]") {
+    json item = monthly("chat", 10);
+    item["entity_feature_id"] = "seats";
+    Checked one(
+        plan_of({item, monthly("credits", 50000)}, {{{"id", "credits"}, {"credit_schema", {{{"metered_feature_id", "chat"}, {"credit_cost", 2}}}}}}));
+    std::vector<Event> events;
+    for (int i = 0; i < 4000; ++i)
+        events.push_back(
+            {.name = "chat", .customer = "acme", .subscription = std::to_string(i / 2), .timestamp = Timestamp::parse(march), .value = 6});
+    one.m.record(events);
+    CHECK(one.ask(1).granted == 50000);  // of 10 each 6 and 4, and 2 x 2 credits
+    CHECK(one.ask(1, "credits").balance == 50000 - 2000 * 4);
+    CHECK(one.ask(1, "chat", "new").balance == 10);
+}
+
 TEST_CASE("Autumn's bills follow the subscription's cycle, and entities pay together", "[autumn]") {
     json item{{"feature_id", "chat"}, {"included", 10}, {"entity_feature_id", "seats"}, {"price", overage_price({{"billing_units", 10}})}};
     Checked one(plan_of({item}, {}, {{"customers", {{{"id", "acme"}, {"subscriptions", list_of(subscribed("2026-01-20T00:00:00Z"))}}}}}));

@@ -95,6 +95,7 @@ TEST_CASE("FlexPrice keeps 15 decimals of each event, after its multiplier") {
     const std::vector<Event> events{use({{"n", "0.0000000000000019"}}), use({{"n", "0.0000000000000019"}})};
     CHECK(units(meter_json({{"type", "SUM"}, {"field", "n"}}), events) == Decimal("0.000000000000002"));
     CHECK(units(meter_json({{"type", "SUM_WITH_MULTIPLIER"}, {"field", "n"}, {"multiplier", "10"}}), events) == Decimal("0.000000000000038"));
+    CHECK(units(meter_json({{"type", "SUM_WITH_MULTIPLIER"}, {"field", "n"}, {"multiplier", "1e-50"}}), events) == 0);
     const std::vector<Event> whole{use({{"n", 7}}), use({{"n", 4000000000000000000}}), use({{"n", "3"}})};
     CHECK(units(meter_json({{"type", "SUM_WITH_MULTIPLIER"}, {"field", "n"}, {"multiplier", "1.25"}}), whole) == Decimal("5000000000000000012.5"));
 }
@@ -112,6 +113,9 @@ TEST_CASE("a FlexPrice meter's filters compare texts as Go writes them") {
     CHECK(count("1000000", "1000000") == 1);
     CHECK(count(true, "true") == 1);
     CHECK(count("True", "true") == 0);
+    CHECK(count(9.9e37, "9.9e+37") == 1);
+    CHECK(count(1e-40, "1e-40") == 1);
+    CHECK(count(0, "0") == 1);
     CHECK(count(nullptr, "") == 0);
 }
 

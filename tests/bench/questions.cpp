@@ -165,6 +165,28 @@ void compare(const Question& question, const Meter& meter, DuckDb* duckdb, const
         say("%s: %.4g times as fast, without target\n", name.c_str(), pairs.ratio());
 }
 
+// Three meters of a FlexPrice book at once for a customer's month: usage, events and cost by property, and day by day. No target.
+void measure_analytics(Fixtures& fixtures, std::int64_t events) {
+    Meter meter({.path = fixtures.log(events)});
+    nlohmann::json book{{"id", "bench"}};
+    for (const char* property : {"tokens", "latency_ms", "value"}) {
+        book["meters"].push_back({{"id", property}, {"event_name", name_text(7)}, {"aggregation", {{"type", "SUM"}, {"field", property}}}});
+        book["prices"].push_back({{"id", property}, {"meter_id", property}, {"currency", "usd"}, {"billing_model", "FLAT_FEE"}, {"amount", "0.001"}});
+    }
+    meter.load(meter::Book::flexprice(book));
+    const meter::AnalyticsQuery query{.metrics = {"flexprice:tokens", "flexprice:latency_ms", "flexprice:value"},
+                                      .customer = customer_text(42),
+                                      .period = Workload::period(),
+                                      .bin = Bin::day,
+                                      .group_by = {"properties.region"}};
+    std::size_t points = 0;
+    for (const auto& item : meter.analytics(query).items) points += item.points.size();
+    std::vector<double> spent;
+    for (int round = 0; round < 2 * fixtures.options.rounds + 1; ++round) spent.push_back(timed([&] { meter.analytics(query); }) * 1e3);
+    say("analytics_%s: %.2f ms for three metrics, %zu points with their costs\n", size_name(events).c_str(), median(spent), points);
+    meter.remove_book("flexprice", "bench");
+}
+
 void measure_questions(Fixtures& fixtures, std::int64_t events) {
     const std::string size = size_name(events), path = fixtures.path("duck.db");
     const Meter meter({.path = fixtures.log(events)});
@@ -188,6 +210,8 @@ std::vector<Measurement> question_measurements(Fixtures& fixtures) {
     for (const std::int64_t size : fixtures.options.sizes) {
         found.push_back({"questions_" + size_name(size), "aggregates over " + size_name(size) + " events beside DuckDB",
                          [&fixtures, size] { measure_questions(fixtures, size); }});
+        found.push_back({"analytics_" + size_name(size), "three metrics with their costs over " + size_name(size) + " events",
+                         [&fixtures, size] { measure_analytics(fixtures, size); }});
     }
     return found;
 }
