@@ -362,7 +362,8 @@ struct Metric {
     /// limits::carried_bins. By FlexPrice's rules what came before is measured by itself and added, but not to bins (reset_usage NEVER).
     bool recurring = false;
     /// Measured in each bin of this size (and for each value of bucket_group, when given); the result is the sum of these. A bucket belongs to
-    /// the bin in which it begins. Not for recurring metrics, but by FlexPrice's rules.
+    /// the bin in which it begins. Weeks begin as `rules` say: on Monday, FlexPrice's on Sunday. Not for recurring metrics, but by FlexPrice's
+    /// rules.
     Bin bucket = Bin::none;
     std::string bucket_group = {};
     /// Whose rules say what a value counts as where types differ, what an average or weighted sum is rounded to, and how filters compare:

@@ -4,6 +4,7 @@
 #include <random>
 
 #include "../meter.hpp"
+#include "support/noon.hpp"
 #include "support/scratch.hpp"
 #include "testing.hpp"
 
@@ -11,17 +12,6 @@ using namespace meter;
 using namespace meter_test;
 
 namespace {
-
-const Timestamp noon = Timestamp::parse("2026-03-01T12:00:00Z");
-
-MeterOptions options_for(const std::string& path = ":memory:", std::int64_t chunk = 64) {
-    MeterOptions options;
-    options.path = path;
-    options.durability = Durability::process;
-    options.chunk_events = chunk;
-    options.clock = [] { return noon; };
-    return options;
-}
 
 // One line for each value of the property, which is JSON as written.
 void record_values(Meter& m, const std::vector<std::string>& values, const std::string& name = "a") {
