@@ -5028,12 +5028,12 @@ struct Listing {
 };
 
 // The ranks of up to `keep` rows that match, in order; of the given rows when the question names ids, else of the whole log.
-Listing list_ranks(const Reader& reader, const ListQuery& query, const std::vector<std::int64_t>* rows, std::size_t keep,
+Listing list_ranks(const Reader& reader, const ListQuery& query, const FilterRules& rules, const std::vector<std::int64_t>* rows, std::size_t keep,
                    const std::optional<Rank>& start) {
     Listing listing;
     auto question = scan_question(reader, query.names, query.customer, query.subscription, query.period);
     if (!question) return listing;
-    const Condition condition(list_filter(query), *question);
+    const Condition condition(list_filter(query), *question, rules);
     const ScanQuestion counted = *question;  // of what can only be counted, columns to sort by need not be read
     ListOrder order(reader, query.sort, *question);
     if (start && start->cells.size() != order.cells()) bad_cursor();
@@ -5126,8 +5126,15 @@ SortCell<std::string> cell_from(const json& tree) {
 json question_json(const ListQuery& query) {
     json sort = json::array();
     for (const SortKey& key : query.sort) sort.push_back({key.field, key.descending});
-    return {{"customer", query.customer}, {"subscription", query.subscription}, {"names", query.names},           {"sources", query.sources},
-            {"ids", query.ids},           {"from", query.period.from.micros()}, {"to", query.period.to.micros()}, {"filter", query.filter.to_json()},
+    return {{"customer", query.customer},
+            {"subscription", query.subscription},
+            {"names", query.names},
+            {"sources", query.sources},
+            {"ids", query.ids},
+            {"from", query.period.from.micros()},
+            {"to", query.period.to.micros()},
+            {"filter", query.filter.to_json()},
+            {"rules", query.rules},
             {"sort", std::move(sort)}};
 }
 
@@ -5140,6 +5147,7 @@ ListQuery question_from(const json& tree) {
     query.ids = tree.at("ids").get<std::vector<std::string>>();
     query.period = {Timestamp(tree.at("from").get<std::int64_t>()), Timestamp(tree.at("to").get<std::int64_t>())};
     query.filter = Filter::from_json(tree.at("filter"));
+    query.rules = tree.at("rules").get<std::string>();
     for (const json& key : tree.at("sort")) query.sort.push_back({key.at(0).get<std::string>(), key.at(1).get<bool>()});
     return query;
 }
@@ -5193,10 +5201,10 @@ std::optional<Rank> list_start(const ListQuery& query) {
     });
 }
 
-Page list_page(const Reader& reader, const ListQuery& query, const std::vector<std::int64_t>* rows) {
+Page list_page(const Reader& reader, const ListQuery& query, const FilterRules& rules, const std::vector<std::int64_t>* rows) {
     // One more than the page holds tells whether there is a next one.
     const std::size_t offset = count_of(query.offset), limit = count_of(query.limit);
-    Listing listing = list_ranks(reader, query, rows, offset + limit + 1, list_start(query));
+    Listing listing = list_ranks(reader, query, rules, rows, offset + limit + 1, list_start(query));
     Page page;
     if (query.count) page.total = listing.total;
     for (std::size_t i = offset; i < listing.ranks.size() && page.events.size() < limit; ++i) {
@@ -5486,6 +5494,7 @@ public:
     const std::vector<std::uint32_t>& number(Connection& db, const Column& column, const Batch& batch) {
         const bool written = blank_ == Blank::written;
         rows_.assign(batch.rows, written || blank_ == Blank::text ? text("") : no_value);
+        if (batch.mask.empty() && column.all(CellKind::interned)) return number_interned(db, column.cells);
         words_.assign(column.words.size(), unknown);
         std::int64_t last_cell = -1;
         std::uint32_t last = no_value;
@@ -5526,17 +5535,26 @@ private:
     static std::string marked(CellKind kind, std::string_view value) {
         return static_cast<char>('a' + static_cast<int>(kind == CellKind::wide ? CellKind::number : kind)) + std::string(value);
     }
+    const std::vector<std::uint32_t>& number_interned(Connection& db, const std::vector<std::int64_t>& ids) {
+        std::int64_t last_id = 0;
+        std::uint32_t last = no_value;
+        for (std::size_t row = 0; row < ids.size(); ++row) {
+            if (ids[row] != last_id) last = interned(db, ids[row]), last_id = ids[row];
+            rows_[row] = last;
+        }
+        return rows_;
+    }
     std::uint32_t interned(Connection& db, std::int64_t id) {
-        const auto [place, fresh] = interned_.try_emplace(id, no_value);
-        if (fresh) place->second = text(text_of(db, id));
-        return place->second;
+        const std::uint32_t at = interned_.number(static_cast<std::uint64_t>(id));
+        if (at == interned_texts_.size()) interned_texts_.push_back(text(text_of(db, id)));
+        return interned_texts_[at];
     }
     Blank blank_;
     bool typed_ = false, times_ = false;
     std::string_view uncounted_{};
     TextNumbering texts_;
-    std::unordered_map<std::int64_t, std::uint32_t> interned_;
-    std::vector<std::uint32_t> rows_, words_;
+    Numbering interned_;
+    std::vector<std::uint32_t> interned_texts_, rows_, words_;
 };
 
 // ---- from rows to the rows of an answer ----
@@ -5597,7 +5615,7 @@ public:
         const std::uint64_t key = slots_.keys()[slot];
         if (bin_ != Bin::none) row.bin = Timestamp(static_cast<std::int64_t>(bins_.keys()[key & 0xFFFFFFFF]));
         auto group = static_cast<std::uint32_t>(key >> 32);
-        if (fields_.size() > width_) group = static_cast<std::uint32_t>(fields_[width_].combinations.keys()[group] >> 32);
+        if (fields_.size() > width_ && width_ > 0) group = static_cast<std::uint32_t>(fields_[width_].combinations.keys()[group] >> 32);
         row.rest = group == rest;
         row.group = row.rest ? Group(width_) : names(group);
         return row;
@@ -5616,7 +5634,7 @@ private:
     struct Field {
         std::size_t column;
         Values values;
-        Numbering combinations{};  // of the fields before it and this one
+        Numbering combinations{};  // of the fields before it and this one; not of the first
     };
 
     void add_field(const std::string& field, Blank blank, ScanQuestion& question) {
@@ -5625,11 +5643,13 @@ private:
     }
     Group names(std::uint32_t group) const {
         Group names(width_);
-        for (std::size_t i = width_; i-- > 0;) {
+        if (names.empty()) return names;
+        for (std::size_t i = width_; --i > 0;) {
             const std::uint64_t pair = fields_[i].combinations.keys()[group];
             names[i] = fields_[i].values.name(static_cast<std::uint32_t>(pair));
             group = static_cast<std::uint32_t>(pair >> 32);
         }
+        names[0] = fields_[0].values.name(group);
         return names;
     }
     void put_rest_together() {
@@ -5653,8 +5673,13 @@ private:
     }
     // group_ so far, with some more fields.
     void combine(std::size_t first, std::size_t last, Connection& db, const Batch& batch) {
-        for (std::size_t i = first; i < last; ++i)
-            combine(fields_[i].values.number(db, batch.columns[fields_[i].column], batch), fields_[i].combinations);
+        for (std::size_t i = first; i < last; ++i) {
+            const auto& values = fields_[i].values.number(db, batch.columns[fields_[i].column], batch);
+            if (i == 0)
+                group_ = values;
+            else
+                combine(values, fields_[i].combinations);
+        }
     }
     void combine(const std::vector<std::uint32_t>& values, Numbering& numbering) {
         std::uint64_t last_key = ~std::uint64_t{0};
@@ -5778,9 +5803,18 @@ private:
 
 // ---- accumulators: what becomes of the rows of a slot ----
 
+constexpr std::uint64_t magnitude(std::int64_t value) noexcept {
+    return value < 0 ? 0 - static_cast<std::uint64_t>(value) : static_cast<std::uint64_t>(value);
+}
+
 // A sum of 64-bit integers in 128 bits, two's complement: no order of adding overflows it.
 struct WideSum {
     std::uint64_t low = 0, high = 0;
+    void add_product(std::int64_t a, std::int64_t b) noexcept {
+        const Words sum{high, low}, product = multiply(magnitude(a), magnitude(b));
+        const Words result = (a < 0) == (b < 0) ? meter::add(sum, product) : subtract(sum, product);
+        high = result.high, low = result.low;
+    }
     void add(std::int64_t value) noexcept {
         const auto bits = static_cast<std::uint64_t>(value);
         low += bits;
@@ -5798,10 +5832,9 @@ struct WideSum {
 class ExactSum {
 public:
     void add(const Decimal& value, std::int64_t times = 1) {
-        const auto factor = static_cast<std::uint64_t>(times);
         Wide units = widen(DecimalParts::coefficient(value));
         multiply_by_power(units, Decimal::max_scale - value.scale());
-        if (times != 1) units = multiply(units, widen({0, times < 0 ? 0 - factor : factor}));
+        if (times != 1) units = multiply(units, widen({0, magnitude(times)}));
         add_to(value.is_negative() == (times < 0) ? given_ : taken_, units);
     }
     // Throws overflow when the sum is not a Decimal.
@@ -6060,10 +6093,17 @@ public:
     }
     Decimal value(std::size_t slot, const Period& stretch) const override {
         const Period whole = whole_.value_or(stretch);
-        const std::int64_t length = units(whole.to.micros()) - units(whole.from.micros());
+        const std::int64_t end = units((remaining_ ? whole : stretch).to.micros()), length = units(whole.to.micros()) - units(whole.from.micros());
         if (length <= 0) return {};
-        ExactSum sum = sums_[slot].negative_moment;
-        sum.add(sums_[slot].amount.result(), units((remaining_ ? whole : stretch).to.micros()));
+        const auto other = others_.find(slot);
+        ExactSum sum = other == others_.end() ? ExactSum() : other->second.negative_moment;
+        if (other != others_.end()) sum.add(other->second.amount.result(), end);
+        for (const auto& [scale, sums] : sums_) {
+            if (slot >= sums.size()) continue;
+            sum.add(sums[slot].amount.at_scale(scale), end);
+            sum.add(sums[slot].high_moment.at_scale(scale), -(std::int64_t{1} << 32));
+            sum.add(sums[slot].low_moment.at_scale(scale), -1);
+        }
         return rules_.quotient(sum.result(), length);
     }
     bool falls(std::size_t) const override { return true; }
@@ -6071,18 +6111,31 @@ public:
 private:
     std::int64_t units(std::int64_t micros) const { return remaining_ ? floor_divide(micros, micros_per_second) : micros; }
     void take(Connection&, const Batch& batch, const std::vector<std::uint32_t>& slots, std::size_t count) override {
-        sums_.resize(std::max(count, sums_.size()));
-        const int scale = numbers_.scale(batch);
-        const auto weigh = [&](std::size_t row, const Decimal& number) {
-            Sums& sums = sums_[slots[row]];
-            sums.amount.add(number);
-            sums.negative_moment.add(number, -units(std::max(batch.columns[time_].cells[row], first_)));
+        std::vector<Sums>& sums = sums_[numbers_.scale(batch)];
+        sums.resize(std::max(count, sums.size()));
+        const auto time_of = [&](std::size_t row) {
             ++events_[slots[row]];
+            return units(std::max(batch.columns[time_].cells[row], first_));
         };
         numbers_.each(
-            batch, [&](std::size_t row, std::int64_t cell) { weigh(row, Decimal::scaled(cell, scale)); }, weigh);
+            batch,
+            [&](std::size_t row, std::int64_t cell) {
+                const std::int64_t time = time_of(row);
+                sums[slots[row]].amount.add(cell);
+                sums[slots[row]].high_moment.add_product(cell, time >> 32);
+                sums[slots[row]].low_moment.add_product(cell, time & 0xFFFFFFFF);
+            },
+            [&](std::size_t row, const Decimal& number) {
+                Others& others = others_[slots[row]];
+                others.amount.add(number);
+                others.negative_moment.add(number, -time_of(row));
+            });
     }
+    // The time's halves apart, so that 128 bits hold the sum of a billion products.
     struct Sums {
+        WideSum amount{}, high_moment{}, low_moment{};
+    };
+    struct Others {
         ExactSum amount{}, negative_moment{};
     };
     Numbers numbers_;
@@ -6091,7 +6144,8 @@ private:
     std::optional<Period> whole_;
     std::int64_t first_ = std::numeric_limits<std::int64_t>::min();
     std::size_t time_;
-    std::vector<Sums> sums_;
+    std::map<int, std::vector<Sums>> sums_;  // as in SumAccumulator
+    std::unordered_map<std::size_t, Others> others_;
 };
 
 // ---- steps: what each event adds to a metric, where their order counts ----
@@ -6106,9 +6160,12 @@ struct Step {
 // A value's first add counts 1, a repeated action nothing, whatever follows an add -1; each value begins as removed
 // (lago-api, unique_count_query.rb:12-37).
 void count_items(std::vector<Step>& steps, std::uint32_t add, std::uint32_t remove) {
-    std::map<std::pair<std::uint32_t, std::uint32_t>, std::uint32_t> last;
+    Numbering items;
+    std::vector<std::uint32_t> last;
     for (Step& step : steps) {
-        std::uint32_t& before = last.try_emplace({step.slot, step.item}, remove).first->second;
+        const std::uint32_t item = items.number(pair_key(step.slot, step.item));
+        if (item == last.size()) last.push_back(remove);
+        std::uint32_t& before = last[item];
         step.value = step.action == before ? 0 : step.action == add ? 1 : -1;
         before = step.action;
     }
@@ -6615,16 +6672,49 @@ std::vector<Measured> rows_of(const Reader& reader, const Question& asked) {
     return rows;
 }
 
-// The groups of the greatest values over the whole period.
-std::set<Group> top_groups(const Reader& reader, Question asked) {
+// Without bins, those of the `top` greatest values first, in order.
+std::vector<Measured> ranked_rows(const Reader& reader, Question asked) {
     asked.bins = {};
     auto rows = rows_of(reader, asked);
-    const auto most = std::min(rows.size(), static_cast<std::size_t>(asked.query.top));
-    std::partial_sort(rows.begin(), rows.begin() + static_cast<std::ptrdiff_t>(most), rows.end(),
+    const auto most = static_cast<std::ptrdiff_t>(std::min(rows.size(), static_cast<std::size_t>(asked.query.top)));
+    std::partial_sort(rows.begin(), rows.begin() + most, rows.end(),
                       [](const Measured& a, const Measured& b) { return a.value != b.value ? a.value > b.value : a.group < b.group; });
-    std::set<Group> groups;
-    for (std::size_t i = 0; i < most; ++i) groups.insert(std::move(rows[i].group));
-    return groups;
+    return rows;
+}
+
+// Whether events measured together come to what their parts come to, added up.
+bool adds_up(const Metric& metric, const Rules& rules) {
+    const bool sums = metric.aggregation == Aggregation::count || metric.aggregation == Aggregation::sum;
+    return sums && !metric.rounding && !rules.not_negative && !rules.add;
+}
+
+// The rows after the first `top` as one.
+void add_up_rest(std::vector<Measured>& rows, std::size_t top) {
+    if (rows.size() <= top) return;
+    Measured rest{{}, Group(rows[0].group.size()), {}, 0, true, false};
+    ExactSum sum;
+    for (std::size_t i = top; i < rows.size(); ++i) {
+        sum.add(rows[i].value);
+        rest.events += rows[i].events;
+        rest.falls = rest.falls || rows[i].falls;
+    }
+    rest.value = sum.result();
+    rows.resize(top);
+    rows.push_back(std::move(rest));
+}
+
+// The question's rows with all groups but the greatest as the rest.
+std::vector<Measured> top_rows(const Reader& reader, Question asked) {
+    auto rows = ranked_rows(reader, asked);
+    const auto top = static_cast<std::size_t>(asked.query.top);
+    if (asked.bins.bin == Bin::none && adds_up(asked.metric, asked.rules)) {
+        add_up_rest(rows, top);
+        return rows;
+    }
+    std::set<Group> named;
+    for (std::size_t i = 0; i < std::min(top, rows.size()); ++i) named.insert(std::move(rows[i].group));
+    asked.named = &named;
+    return rows_of(reader, asked);
 }
 
 // Adds the bins that have no events.
@@ -6654,13 +6744,8 @@ std::vector<Measured> measure(const Reader& reader, const Metric& metric, const 
     check_aggregate(metric, rules, query);
     query.period = overlap(query.period, Period());
     if (rules.whole_seconds) query.period = {cut(query.period.from, micros_per_second), cut(query.period.to, micros_per_second)};
-    Question asked{metric, rules, query, bins_of(query, rules), nullptr};
-    std::set<Group> named;
-    if (query.top > 0 && !query.group_by.empty()) {
-        named = top_groups(reader, asked);
-        asked.named = &named;
-    }
-    auto rows = rows_of(reader, asked);
+    const Question asked{metric, rules, query, bins_of(query, rules), nullptr};
+    auto rows = query.top > 0 && !query.group_by.empty() ? top_rows(reader, asked) : rows_of(reader, asked);
     if (query.fill && query.bin != Bin::none) fill_bins(rows, query, asked.bins);
     std::sort(rows.begin(), rows.end(),
               [](const Measured& a, const Measured& b) { return std::tie(a.bin, a.rest, a.group) < std::tie(b.bin, b.rest, b.group); });
@@ -7269,7 +7354,7 @@ struct EventStep {
     Timestamp time = {};
     std::int64_t sequence = 0;
     Decimal value = {};
-    std::uint32_t item = 0;  // of a unique count: events with the same are about the same value
+    std::uint32_t item = 0;  // of a unique count: events with the same are about the same value; 0 without the property
 };
 
 // What a book asks of the log. Which events: those of the metric and the query, as in Meter::aggregate.
@@ -9100,14 +9185,14 @@ void add_advance_fees(const Scope& scope, const Group& group, const AdvanceQuest
     query.period.to = std::min(query.period.to, question.period.to);
     AdvanceWalk walk(scope);
     for (const auto& step : usage.steps(metric.metric, query)) {
-        const bool older = step.time < query.period.from;
-        const auto event = older ? Event() : usage.event(step.sequence);
-        if (older || (metric.kind != Kind::count && !property_text(event.properties, property_key(metric)))) {
+        if (step.time < query.period.from || (metric.kind == Kind::unique_count && step.item == 0)) {
             walk.pass(step.value);
             continue;
         }
+        const bool wanted = question.wants(step);
+        const auto event = wanted || scope.price().model == Model::dynamic ? usage.event(step.sequence) : Event();
         const auto billed = walk.add(step, event);
-        if (!question.wants(step) || billing_filter(scope.charge, event.properties) != scope.filter) continue;
+        if (!wanted || billing_filter(scope.charge, event.properties) != scope.filter) continue;
         if (fees.size() == limits::advance_fees)
             throw Error(ErrorCode::too_large, "period", "has more than " + std::to_string(limits::advance_fees) + " fees");
         fees.push_back({{step.time, step.sequence}, advance_fee(scope, group, event, billed)});
@@ -9118,14 +9203,17 @@ void add_advance_fees(const Scope& scope, const Group& group, const AdvanceQuest
 
 [[noreturn]] void not_found(const char* field, const char* reason) { throw Error(ErrorCode::not_found, field, reason); }
 
-// The subscription active now, under the plan. A plan without a list of subscriptions takes any, on calendar periods.
-Subscription subscription_at(const Plan& plan, const std::string& id, Timestamp now) {
+// The subscription active at that time, under the plan; of several one without an end (event.rb:43). A plan without a list of subscriptions
+// takes any, on calendar periods.
+Subscription subscription_at(const Plan& plan, const std::string& id, Timestamp time) {
     if (id.empty()) not_found("subscription", "subscription_not_found");
     if (!plan.lists_subscriptions) return {.id = id, .active = {}};
+    const Subscription* found = nullptr;
     for (const auto& each : plan.subscriptions) {
-        if (each.id == id && each.active.contains(now)) return each;
+        if (each.id == id && each.active.contains(time) && (!found || found->active.to < each.active.to)) found = &each;
     }
-    not_found("subscription", "subscription_not_found");
+    if (!found) not_found("subscription", "subscription_not_found");
+    return *found;
 }
 
 // The event's own number for a sum; its property, when present, must be a number (validate_creation_service.rb:83).
@@ -9232,8 +9320,9 @@ Fees Plan::estimate_instant_fees(const Event& event, Timestamp now) const {
 Fees Plan::estimate_fees(const Event& event, Timestamp now, UsageSource& usage_source) const {
     const auto subscription = subscription_at(*this, event.subscription, now);
     const auto known =
-        std::any_of(billable_metrics.begin(), billable_metrics.end(), [&](const auto& each) { return each.metric.code == event.name; });
-    if (!known) not_found("name", "billable_metric_not_found");
+        std::find_if(billable_metrics.begin(), billable_metrics.end(), [&](const auto& each) { return each.metric.code == event.name; });
+    if (known == billable_metrics.end()) not_found("name", "billable_metric_not_found");
+    if (known->kind == Kind::sum || known->kind == Kind::max || known->kind == Kind::latest) summed(*known, event);
     auto period = billing_period(charges_interval, subscription, now);
     const auto whole = period;
     period.to = std::min(period.to, now + std::chrono::microseconds(1));
@@ -10387,6 +10476,23 @@ Decimal minor_units(const Decimal& amount, const std::string& code) {
 
 }  // namespace autumn
 
+// --- what several books share ---------------------------------------------------------------------
+
+Decimal total(const std::vector<Decimal>& quantities) {
+    Decimal sum;
+    for (const auto& quantity : quantities) sum += quantity;
+    return sum;
+}
+
+AggregateQuery customer_query(const std::string& customer, const std::string& subscription, const Period& period) {
+    if (customer.empty()) throw Error(ErrorCode::bad_value, "customer", "is required");
+    AggregateQuery query;
+    query.customer = customer;
+    query.subscription = subscription;
+    query.period = period;
+    return query;
+}
+
 // --- FlexPrice: the book of prices and meters ---
 
 namespace flexprice {
@@ -10525,12 +10631,6 @@ struct Subscription {
 };
 
 // --- what is billed of a meter ---
-
-Decimal total(const std::vector<Decimal>& quantities) {
-    Decimal sum;
-    for (const auto& quantity : quantities) sum += quantity;
-    return sum;
-}
 
 // What came together in one bucket, day or month, or in all of a period: a sum for an average.
 struct Part {
@@ -11567,9 +11667,7 @@ Metric system_metric(const char* name, const std::string& meter, Aggregation agg
 std::optional<Decimal> credited_units(const std::string& meter, const AggregateQuery& query, UsageSource& usage) {
     const auto metric = system_metric("meter.credited", meter, Aggregation::sum, "properties.units");
     std::optional<Decimal> credited;
-    for (const auto& step : usage.steps(metric, query, std::numeric_limits<std::size_t>::max(), {})) {
-        credited = at_least_zero(credited.value_or(Decimal()) + step.value);
-    }
+    for (const auto& step : usage.steps(metric, query)) credited = at_least_zero(credited.value_or(Decimal()) + step.value);
     return credited;
 }
 
@@ -11691,16 +11789,16 @@ struct Plan final : Book::Impl {
         const auto* subscription = lists_subscriptions ? find(query.subscription, query.customer, {}) : nullptr;
         return subscription ? polar::period_around(*subscription, at) : this_month(at);
     }
-    Fees usage(const UsageQuery& query, Timestamp now, UsageSource& usage) const override;
-    Fees estimate_fees(const Event& event, Timestamp now, UsageSource& usage) const override;
-    Fee price(std::string_view charge, const Decimal& units, std::int64_t events) const override;
     std::vector<std::string> charge_names(const std::string& metric) const override {
         std::vector<std::string> names;
-        for (const auto& each : charges) {
-            if (!each.tiers && each.meter.metric.code == metric) names.push_back(each.name);
+        for (const auto& charge : charges) {
+            if (charge.bought == nullptr && charge.meter.metric.code == metric) names.push_back(charge.name);
         }
         return names;
     }
+    Fees usage(const UsageQuery& query, Timestamp now, UsageSource& usage) const override;
+    Fees estimate_fees(const Event& event, Timestamp now, UsageSource& usage) const override;
+    Fee price(std::string_view charge, const Decimal& units, std::int64_t events) const override;
 };
 
 const Subscription* Plan::find(const std::string& subscription, const std::string& customer, const std::optional<Timestamp>& active_at) const {
@@ -12152,15 +12250,6 @@ struct Plans final : Book::Impl {
 
 // ---- accounts: the balances of a customer, and what the log's events took from them ----
 
-AggregateQuery customer_query(const std::string& customer, const std::string& subscription, const Period& period) {
-    if (customer.empty()) throw Error(ErrorCode::bad_value, "customer", "is required");
-    AggregateQuery query;
-    query.customer = customer;
-    query.subscription = subscription;
-    query.period = period;
-    return query;
-}
-
 // An event counts its value, 1 when it has none: the rules of that name say so.
 Metric feature_metric(const std::string& feature) {
     return {.code = "autumn:" + feature, .event = feature, .aggregation = Aggregation::sum, .property = "value", .filter = {}, .rules = "autumn"};
@@ -12170,20 +12259,20 @@ Metric feature_metric(const std::string& feature) {
 struct Holding {
     const PlanItem* item;
     std::string entity;  // empty: the customer's
-    Subscription subscription;
+    const Subscription* subscription;
     Balance state;
     Decimal used = {};        // since the last reset, in the item's units
     std::int64_t events = 0;  // that used it
 
     std::optional<Cycle> cycle(std::optional<Stride> stride) const {
         if (!stride) return {};
-        return Cycle(*stride, subscription.anchor.value_or(calendar_anchor(*stride)).micros(), Zone({}));
+        return Cycle(*stride, subscription->anchor.value_or(calendar_anchor(*stride)).micros(), Zone({}));
     }
     // The time since the last reset; all time since the start when there are none.
     Period around(std::optional<Stride> stride, Timestamp now) const {
         const auto cycle = this->cycle(stride);
         Period period = cycle ? cycle->around(now) : Period{};
-        if (subscription.started) period.from = std::max(period.from, *subscription.started);
+        if (subscription->started) period.from = std::max(period.from, *subscription->started);
         return period;
     }
 };
@@ -12192,10 +12281,11 @@ struct Holding {
 struct Account {
     const Plans& plans;
     std::string customer, entity;
-    const Holder* holder = nullptr;                // the customer in the catalogue
-    std::map<std::string, Subscription> own = {};  // the customer's, by plan
-    Controls inherited = {};                       // from these plans
+    const Holder* holder = nullptr;                       // the customer in the catalogue
+    std::map<std::string, const Subscription*> own = {};  // the customer's, by plan
+    Controls inherited = {};                              // from these plans
     std::vector<Holding> holdings = {};
+    std::set<std::string> entities = {};  // those whose balances are among them
 
     // What the entity says goes before what the customer says, and that before the plan (7.6).
     template <class Value>
@@ -12227,7 +12317,7 @@ std::optional<Decimal> spend_limit(const Account& account, const std::string& fe
 }
 
 void add_holding(Account& account, const PlanItem& item, const std::string& entity, const Subscription& subscription) {
-    Holding holding{&item, entity, subscription, {}};
+    Holding holding{&item, entity, &subscription, {}};
     holding.state.id = item.feature;
     const auto packs = prepaid_packs(item.item, bought_units(item, subscription));
     holding.state.starting = holding.state.balance = starting_balance(item.item, packs, subscription.products);
@@ -12248,24 +12338,26 @@ void set_floors(Account& account) {
 
 // An entity's balances of the items that are granted to each entity of its kind; of all kinds when it is not told.
 void open_entity(Account& account, const std::string& entity) {
+    if (!account.entities.insert(entity).second) return;
     const Holder* part = account.holder ? find_holder(account.holder->entities, entity) : nullptr;
     for (const auto& item : account.plans.items) {
         const auto own = account.own.find(item.plan);
         if (own == account.own.end() || item.entity_feature.empty()) continue;
-        if (part && !part->feature.empty() && part->feature != item.entity_feature) continue;
-        const auto same = [&](const Holding& holding) { return holding.item == &item && holding.entity == entity; };
-        if (std::none_of(account.holdings.begin(), account.holdings.end(), same)) add_holding(account, item, entity, own->second);
+        if (!part || part->feature.empty() || part->feature == item.entity_feature) add_holding(account, item, entity, *own->second);
     }
-    set_floors(account);
 }
 
 // The subscriptions that the customer has at a moment, and what their plans say.
 void open_plans(Account& account, Timestamp now) {
-    for (const auto& item : account.plans.items) {
-        if (!account.plans.customers) account.own[item.plan];
+    static const Subscription anyone;
+    if (!account.plans.customers) {
+        for (const auto& item : account.plans.items) account.own[item.plan] = &anyone;
     }
-    if (account.holder) account.own = account.holder->subscriptions;
-    std::erase_if(account.own, [&](const auto& each) { return !each.second.active(now); });
+    if (account.holder) {
+        for (const auto& [plan, subscription] : account.holder->subscriptions) {
+            if (subscription.active(now)) account.own[plan] = &subscription;
+        }
+    }
     for (const auto& [plan, subscription] : account.own) {
         const auto controls = account.plans.controls.find(plan);
         if (controls != account.plans.controls.end()) add_controls(account.inherited, controls->second);
@@ -12279,7 +12371,7 @@ Account open_account(const Plans& plans, const std::string& customer, const std:
     open_plans(account, now);
     for (const auto& item : plans.items) {
         const auto own = account.own.find(item.plan);
-        if (own != account.own.end() && item.entity_feature.empty()) add_holding(account, item, {}, own->second);
+        if (own != account.own.end() && item.entity_feature.empty()) add_holding(account, item, {}, *own->second);
     }
     if (!entity.empty()) open_entity(account, entity);
     if (account.holder) {
@@ -12322,33 +12414,48 @@ std::vector<std::size_t> payers(const Account& account, const std::string& featu
     return order;
 }
 
-// Takes what `events` events used off the balances, as far as they reach. Answers whether one balance covered all of it, or there is none: only
-// then does it come to the same to take several events together.
-bool use(Account& account, const std::string& feature, const std::string& entity, const Decimal& units, std::int64_t events = 1) {
+// What a use takes off the balances, as far as they reach.
+struct Takings {
+    struct One {
+        std::size_t holding;
+        Decimal units, left;
+    };
+    std::vector<One> list;
+    bool whole = true;  // one balance covers all of it, or there is none
+};
+
+Takings takings_of(const Account& account, const std::string& feature, const std::string& entity, const Decimal& units) {
     const auto order = payers(account, feature, entity);
     std::vector<Balance> balances;
     for (const auto i : order) {
         balances.push_back(account.holdings[i].state);
         balances.back().cost = *cost_of(account.plans, *account.holdings[i].item, feature);
     }
-    const auto left = settle(balances, units, OverageBehavior::cap);
-    int touched = 0;
+    const auto uncovered = settle(balances, units, OverageBehavior::cap);
+    Takings takings;
     for (std::size_t i = 0; i < order.size(); ++i) {
-        auto& holding = account.holdings[order[i]];
-        const auto taken = holding.state.unlimited && i == 0 ? units * balances[i].cost : holding.state.balance - balances[i].balance;
-        holding.state.balance = balances[i].balance;
-        if (taken.is_zero()) continue;
-        holding.used += taken;
-        holding.events += events;
-        ++touched;
+        const auto& state = account.holdings[order[i]].state;
+        const auto taken = state.unlimited && i == 0 ? units * balances[i].cost : state.balance - balances[i].balance;
+        if (!taken.is_zero()) takings.list.push_back({order[i], taken, balances[i].balance});
     }
-    return order.empty() || (left.is_zero() && touched <= 1);
+    takings.whole = order.empty() || (uncovered.is_zero() && takings.list.size() <= 1);
+    return takings;
+}
+
+void apply(Account& account, const Takings& takings, std::int64_t events) {
+    for (const auto& one : takings.list) {
+        auto& holding = account.holdings[one.holding];
+        holding.state.balance = one.left;
+        holding.used += one.units;
+        holding.events += events;
+    }
 }
 
 // Everything that an event of that name uses.
 void use_event(Account& account, const std::string& name, const std::string& entity, const Decimal& units) {
     for (const auto& feature : account.plans.features) {
-        if (std::find(feature.names.begin(), feature.names.end(), name) != feature.names.end()) use(account, feature.id, entity, units);
+        if (std::find(feature.names.begin(), feature.names.end(), name) != feature.names.end())
+            apply(account, takings_of(account, feature.id, entity, units), 1);
     }
 }
 
@@ -12374,19 +12481,6 @@ std::vector<Use> uses_of(const Plans& plans, const std::set<std::string>& featur
     return list;
 }
 
-// All at once where that comes to the same, else event by event: with refunds, or when a balance ends.
-void take_use(Account& account, const Use& used, AggregateQuery query, UsageSource& source) {
-    const auto before = account.holdings;
-    if (use(account, used.feature, used.entity, used.row.value, used.row.events) && !used.row.falls) return;
-    account.holdings = before;
-    const bool nobody = !query.group_by.empty() && used.entity.empty();
-    query.group_by.clear();
-    query.subscription = used.entity;
-    if (nobody) query.filter = Filter::where("subscription", Operator::exists, false);
-    for (const auto& step : source.steps(feature_metric(used.name), query, std::numeric_limits<std::size_t>::max(), {}))
-        use(account, used.feature, used.entity, step.value);
-}
-
 // The features whose use may touch the same balances: those that share a credit system, directly or through others.
 std::set<std::string> related(const Plans& plans, const std::string& feature) {
     std::set<std::string> all{feature};
@@ -12402,11 +12496,12 @@ std::set<std::string> related(const Plans& plans, const std::string& feature) {
     return all;
 }
 
-// What is to be followed: the use of these features, until now. `alone`: by the account's entity alone.
+// What is to be followed: the use of these features, until now.
 struct Course {
     std::set<std::string> features;
     Timestamp now;
-    bool alone = false;
+    bool alone = false;   // by the account's entity alone
+    bool counts = false;  // also how many events took something off each balance
 };
 
 bool concerns(const Course& course, const Holding& holding) { return course.features.contains(holding.item->feature); }
@@ -12422,6 +12517,17 @@ std::vector<Holding> followed(const Account& account, const Course& course) {
     return list;
 }
 
+// All at once where that comes to the same, else event by event: with refunds, and when a balance ends its events are to be counted.
+void take_use(Account& account, const Course& course, const Use& used, AggregateQuery query, UsageSource& source) {
+    const auto takings = takings_of(account, used.feature, used.entity, used.row.value);
+    if (!used.row.falls && (takings.whole || !course.counts)) return apply(account, takings, used.row.events);
+    if (!query.group_by.empty() && used.entity.empty()) query.filter = Filter::where("subscription", Operator::exists, false);
+    query.group_by.clear();
+    query.subscription = used.entity;
+    for (const auto& step : source.steps(feature_metric(used.name), query, std::numeric_limits<std::size_t>::max(), {}))
+        apply(account, takings_of(account, used.feature, used.entity, step.value), 1);
+}
+
 // All that was used in a stretch of time without resets.
 void spend(Account& account, const Course& course, const Period& period, UsageSource& source) {
     auto query = customer_query(account.customer, course.alone ? account.entity : "", period);
@@ -12433,7 +12539,8 @@ void spend(Account& account, const Course& course, const Period& period, UsageSo
     for (const auto& used : uses) {
         if (!used.entity.empty()) open_entity(account, used.entity);
     }
-    for (const auto& used : uses) take_use(account, used, query, source);
+    set_floors(account);
+    for (const auto& used : uses) take_use(account, course, used, query, source);
 }
 
 // Where the history begins that today's balances follow from: with the oldest of the current cycles.
@@ -12517,7 +12624,7 @@ Priced price_item(const Account& account, const PlanItem& item) {
         if (holding.item != &item) continue;
         usages.push_back(item.item.included - holding.state.balance);
         if (!item.item.prepaid) continue;
-        for (auto& line : price_prepaid(item.item, bought_units(item, holding.subscription)).lines) prepaid.add(std::move(line));
+        for (auto& line : price_prepaid(item.item, bought_units(item, *holding.subscription)).lines) prepaid.add(std::move(line));
     }
     if (item.item.prepaid) return prepaid;
     const auto* control = account.control(&Controls::spend_limits, item.feature, account.entity);
@@ -12552,7 +12659,7 @@ void follow_all(Account& account, Timestamp now, bool alone, UsageSource& source
     std::set<std::string> seen;
     for (const auto& item : account.plans.items) {
         if (seen.contains(item.feature)) continue;
-        const Course course{related(account.plans, item.feature), now, alone};
+        const Course course{related(account.plans, item.feature), now, alone, true};
         follow(account, course, source);
         seen.insert(course.features.begin(), course.features.end());
     }
@@ -12570,7 +12677,7 @@ Fees Plans::usage(const UsageQuery& asked, Timestamp now, UsageSource& usage_sou
     const bool alone = !asked.subscription.empty();
     if (alone) std::erase_if(account.holdings, [&](const Holding& holding) { return !visible(holding, asked.subscription); });
     if (asked.period) {
-        spend(account, {all_features(*this), now, alone}, *asked.period, usage_source);
+        spend(account, {all_features(*this), now, alone, true}, *asked.period, usage_source);
     } else {
         follow_all(account, now, alone, usage_source);
     }
@@ -12677,7 +12784,7 @@ bool holds_for(const UsageLimit& limit, const json& properties) {
 std::optional<Timestamp> anchor_of(const Account& account, const std::string& feature, const std::string& entity) {
     const auto found = std::find_if(account.holdings.begin(), account.holdings.end(),
                                     [&](const Holding& each) { return each.item->feature == feature && visible(each, entity); });
-    return found == account.holdings.end() ? std::nullopt : found->subscription.anchor;
+    return found == account.holdings.end() ? std::nullopt : found->subscription->anchor;
 }
 
 // What is left of the usage limits of a feature that hold for the event; nothing without such limits (7.8).
@@ -13179,9 +13286,9 @@ constexpr std::array<Rules, 9> all_rules{{
     openmeter::rules,
 }};
 
-const Rules& rules_named(std::string_view name) {
+const Rules& rules_named(std::string_view name, const char* field = "metric.rules") {
     const auto rules = std::find_if(all_rules.begin(), all_rules.end(), [&](const Rules& each) { return each.name == name; });
-    if (rules == all_rules.end()) refuse("metric.rules", quote(name) + " are not known");
+    if (rules == all_rules.end()) refuse(field, quote(name) + " are not known");
     return *rules;
 }
 
@@ -16253,14 +16360,19 @@ private:
     Decimal ask(const LimitQuestion& question) {
         const Limit& limit = *question.limit;
         if (limit.units) return usage_.measure(question.metric, question.units).at(0).value;
+        bool known = limit.metric.empty();
         const auto price = [&](const Book::Impl& book, const UsageQuery& asked) {
+            for (const Metric& metric : book.metrics) known = known || metric.code == limit.metric;
             return book.usage(asked, moment_of(book, asked, question.time), usage_);
         };
         const Fees fees = ask_books(versions_for(*books_, question.usage, limit.book), question.usage, question.time, price);
         Decimal cents;
         for (const Fee& fee : fees.fees) {
-            if (limit.metric.empty() || fee.metric == limit.metric) cents += fee.amount_cents;
+            if (!limit.metric.empty() && fee.metric != limit.metric) continue;
+            cents += fee.amount_cents;
+            known = true;
         }
+        if (!known) throw Error(ErrorCode::not_found, "metric", quote(limit.metric) + " is not in the book");
         return cents;
     }
 
@@ -16605,8 +16717,9 @@ struct Meter::Impl {
 
     Page list(const ListQuery& query) {
         check_list(query);
+        const FilterRules& rules = rules_named(query.rules, "rules").filter;
         const std::vector<std::int64_t> rows = locate(query.ids);
-        return store.scan([&](const Reader& reader) { return list_page(reader, query, query.ids.empty() ? nullptr : &rows); });
+        return store.scan([&](const Reader& reader) { return list_page(reader, query, rules, query.ids.empty() ? nullptr : &rows); });
     }
 
     MeterOptions options;

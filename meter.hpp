@@ -268,7 +268,7 @@ enum class ReceiptStatus {
 
 enum class LimitScope {
     customer,      ///< what the event's customer has used, whatever the subscription
-    subscription,  ///< what its subscription has used
+    subscription,  ///< what its subscription has used; what Lago's plans without a list of subscriptions price
     all,           ///< what all have used together; for units only
 };
 
@@ -397,6 +397,7 @@ struct ListQuery {
     std::vector<std::string> names = {}, sources = {}, ids = {};  ///< any of them; no condition when empty
     Period period = {};
     Filter filter = {};
+    std::string rules = {};  ///< by which the filter compares, as in Metric::rules: with "polar_events" it is that of Polar's events.list
     /// Fields as in Filter, at most limits::sort_keys; by timestamp, newest first, when empty. What is still equal goes by sequence, in the direction
     /// of the last key: a total order. Any other first key than the timestamp reads that column of the whole period.
     std::vector<SortKey> sort = {};
@@ -1108,7 +1109,7 @@ public:
     /// Keeps a version of a book in the database, in place of the one of the same vendor, code and moment; its metrics become known to
     /// aggregate(), in place of others of their codes. A billing period is priced by one version, that in effect when it begins: a version
     /// that takes effect within a period follows when that ends. The first one of all has no say before it takes effect: it prices the rest
-    /// of that period. Estimates and limits go by the version of the billing period they are made in; a UsageQuery::period by the version of
+    /// of that period, though an estimate in it counts what came before. Estimates and limits go by the version of the billing period they are made in; a UsageQuery::period by the version of
     /// the moment it begins. Throws bad_value for a moment outside Timestamp::min() (always) to max().
     void load(const Book& book, Timestamp effective_from = Timestamp::min());
     /// Removes that version, or all of them, and the metrics that came with it; where such a metric had taken the place of another of its

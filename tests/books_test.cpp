@@ -74,6 +74,12 @@ TEST_CASE("estimates answer errors as Lago does, in its order", "[lago]") {
     CHECK(reason(event("calls", {}, "2026-03-05T00:00:00Z", "sub_1")) == "subscription_not_found");
     CHECK(reason(event("unknown", {}, "2026-03-05T00:00:00Z", "sub_2")) == "billable_metric_not_found");
     CHECK(reason(event("calls", {}, "2026-03-05T00:00:00Z", "sub_2")) == "does_not_match_an_instant_charge");
+    source["billable_metrics"].push_back({{"code", "peak"}, {"aggregation_type", "max_agg"}, {"field_name", "value"}});
+    const auto peak = Book::lago(source);
+    CHECK_THROWS_WITH(peak.impl().estimate_fees(event("peak", {{"value", "x"}}, "2026-03-05T00:00:00Z", "sub_2"), march_10, usage),
+                      "properties.value: value_is_not_valid_number");
+    CHECK_THROWS_WITH(peak.impl().estimate_fees(event("peak", {{"value", "7"}}, "2026-03-05T00:00:00Z", "sub_2"), march_10, usage),
+                      "name: does_not_match_an_instant_charge");
 }
 
 TEST_CASE("a sum's property must be a number when estimated", "[lago]") {
@@ -966,6 +972,44 @@ TEST_CASE("Polar adds doubles in the order of time", "[polar]") {
     CHECK(m.usage({.customer = "acme"}).fees[0].units == Decimal("9007199254740992"));
 }
 
+TEST_CASE("Polar's sums and averages are those of doubles, in bins and groups, sealed or not", "[polar]") {
+    const std::uint64_t seed = std::random_device{}();
+    CAPTURE(seed);
+    std::mt19937_64 random(seed);
+    struct Seen {
+        Timestamp time;
+        std::string day, customer;
+        double number;
+    };
+    std::vector<Seen> seen;
+    Meter m({.chunk_events = 1024});
+    for (int i = 0; i < 3000; ++i) {
+        const auto hour = static_cast<std::int64_t>(random() % 240);
+        const Timestamp time = Timestamp::from_civil(2026, 3, 1) + std::chrono::hours(hour) + std::chrono::microseconds(i);
+        const json number = random() % 3 == 0 ? json(random() % 100) : json(static_cast<double>(random() % 1000000) / 1000);
+        seen.push_back({time, time.to_string().substr(0, 10), "c" + std::to_string(random() % 3), number.get<double>()});
+        m.record({.name = "e", .customer = seen.back().customer, .timestamp = time, .properties = {{"n", number}}});
+    }
+    std::sort(seen.begin(), seen.end(), [](const Seen& a, const Seen& b) { return a.time < b.time; });
+    std::map<std::pair<std::string, std::string>, std::pair<double, int>> sums;
+    for (const auto& each : seen) {
+        auto& [sum, count] = sums[{each.day, each.customer}];
+        sum += each.number, ++count;
+    }
+    const AggregateQuery query{.bin = Bin::day, .group_by = {"customer"}};
+    for (const auto aggregation : {Aggregation::sum, Aggregation::average}) {
+        const auto rows = m.aggregate({.event = "e", .aggregation = aggregation, .property = "n", .rules = "polar"}, query).rows;
+        REQUIRE(rows.size() == sums.size());
+        auto expected = sums.begin();
+        for (const auto& row : rows) {
+            const auto& [sum, count] = expected->second;
+            CAPTURE(expected->first.first, expected->first.second);
+            CHECK(row.value == Decimal::from_double(aggregation == Aggregation::sum ? sum : sum / count));
+            ++expected;
+        }
+    }
+}
+
 TEST_CASE("Polar's values count by their JSON type", "[polar]") {
     Meter m = polar_log(polar_book({polar_meter("m", {{"func", "count"}})}, {polar_price("m", "1")}), {});
     const json values = json::parse(R"([1, 1.0, 1e0, "1", true, "true", "a", "A", null])");
@@ -1180,6 +1224,34 @@ TEST_CASE("Polar's quantities span so many days at most", "[polar]") {
         CHECK(accepted(last, interval));
         CHECK_FALSE(accepted(first_refused, interval));
     }
+}
+
+TEST_CASE("a list's filter compares by the rules of a vendor", "[polar]") {
+    Meter m;
+    int number = 0;
+    for (const json& value : json::parse(R"([1, "1", true, 7, "x", null])"))
+        m.record({.id = std::to_string(number++), .name = "e", .timestamp = Timestamp::from_civil(2026, 3, 1), .properties = {{"v", value}}});
+    m.record({.id = "none", .name = "e", .timestamp = Timestamp::from_civil(2026, 3, 1)});
+    const auto listed = [&](const char* rules, Operator op, json value) {
+        ListQuery query{.filter = Filter::where("v", op, std::move(value)), .rules = rules, .sort = {{"id", false}}, .limit = 2, .count = true};
+        std::string ids;
+        for (Page page = m.list(query);; page = m.list(page.next)) {
+            for (const auto& event : page.events) ids += event.id + " ";
+            if (!page.next) return ids + "of " + std::to_string(*page.total);
+        }
+    };
+    CHECK(listed("", Operator::eq, 1) == "0 1 of 2");
+    CHECK(listed("polar", Operator::eq, 1) == "0 1 of 2");
+    CHECK(listed("polar_billing", Operator::eq, 1) == "0 2 of 2");
+    CHECK(listed("polar_events", Operator::ne, "x") == "0 1 2 3 5 none of 6");
+    CHECK(listed("polar_billing", Operator::ne, "x") == "0 1 2 3 of 4");
+    CHECK(listed("polar", Operator::ne, "x") == "1 of 1");
+    CHECK(listed("polar_events", Operator::lt, 5) == "0 1 2 4 5 none of 6");
+    ListQuery other{.filter = Filter::equals("v", 1), .rules = "polar", .limit = 1};
+    other.after = m.list(other).next;
+    other.rules = "polar_billing";
+    CHECK(refusal([&] { m.list(other); }).find("belongs to another question") != std::string::npos);
+    CHECK(refusal([&] { m.list({.rules = "polars"}); }) == "bad_value rules: \"polars\" are not known");
 }
 
 TEST_CASE("OpenMeter's meters are metrics under its rules", "[openmeter]") {
@@ -1746,6 +1818,21 @@ TEST_CASE("Entities have balances of their own where the plan or they say so", "
     CHECK(own.ask(100, "chat", "ann").allowed);
     CHECK(own.ask(7, "chat", "bob").allowed);
     CHECK_FALSE(own.ask(8, "chat", "bob").allowed);
+}
+
+TEST_CASE("Two thousand entities are followed in a moment", "[autumn][check]") {
+    json item = monthly("chat", 10);
+    item["entity_feature_id"] = "seats";
+    Checked one(
+        plan_of({item, monthly("credits", 50000)}, {{{"id", "credits"}, {"credit_schema", {{{"metered_feature_id", "chat"}, {"credit_cost", 2}}}}}}));
+    std::vector<Event> events;
+    for (int i = 0; i < 4000; ++i)
+        events.push_back(
+            {.name = "chat", .customer = "acme", .subscription = std::to_string(i / 2), .timestamp = Timestamp::parse(march), .value = 6});
+    one.m.record(events);
+    CHECK(one.ask(1).granted == 50000);  // of 10 each 6 and 4, and 2 x 2 credits
+    CHECK(one.ask(1, "credits").balance == 50000 - 2000 * 4);
+    CHECK(one.ask(1, "chat", "new").balance == 10);
 }
 
 TEST_CASE("Autumn's bills follow the subscription's cycle, and entities pay together", "[autumn]") {

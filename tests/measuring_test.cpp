@@ -230,6 +230,8 @@ TEST_CASE("Every operator, on every kind of value") {
         CHECK(count(Operator::not_in, {5, "abc"}) == 6);
         CHECK(count(Operator::not_in, json::array()) == 10);
         CHECK(count(Operator::contains, "ab") == 3);
+        CHECK(count(Operator::contains, 5) == 3);
+        CHECK(count(Operator::contains, true) == 1);
         CHECK(count(Operator::not_contains, "ab") == 7);
         CHECK(count(Operator::like, "ab_") == 2);
         CHECK(count(Operator::like, "%b%") == 3);
@@ -962,9 +964,11 @@ TEST_CASE("Rules by name decide what a value counts as") {
         CHECK(sum_by("flexprice_events") == "13 of 7");
         CHECK(sum_by("polar") == "3 of 2");   // JSON numbers alone
         CHECK(sum_by("autumn") == "4 of 3");  // what is missing is 1
+        CHECK(sum_by("openmeter") == "13 of 3");
         CHECK(unique_by("") == "5 of 5");
-        CHECK(unique_by("lago") == "6 of 7");   // one more for what is missing or null
-        CHECK(unique_by("polar") == "6 of 6");  // null is a value
+        CHECK(unique_by("lago") == "6 of 7");       // one more for what is missing or null
+        CHECK(unique_by("polar") == "6 of 7");      // null is a value; what is missing is none, but takes part (dossier 7)
+        CHECK(unique_by("openmeter") == "6 of 7");  // null is none, what is missing is ""
         seal_all(m);
     }
     CHECK(error_of([&] { sum_by("stripe"); }).field() == "metric.rules");

@@ -360,6 +360,23 @@ TEST_CASE("A book that cannot be loaded changes nothing") {
     CHECK(m.books().size() == 2);
 }
 
+TEST_CASE("A book for which there is no room is not loaded in part") {
+    Scratch scratch;
+    MeterOptions options = Clocked::options(std::make_shared<std::atomic<std::int64_t>>(at("2026-03-20T00:00:00Z").micros()), scratch.path(), 65536);
+    options.max_bytes = 1 << 20;
+    Meter m(options);
+    m.load(Book::lago(lago_plan("basic", "1")));
+    json large = lago_plan("basic", "2");
+    large["billable_metrics"].push_back({{"code", "more"}, {"aggregation_type", "count_agg"}});
+    large["note"] = std::string(2 << 20, 'x');
+    CHECK(error_of([&] { m.load(Book::lago(large)); }).code() == ErrorCode::full);
+    REQUIRE(m.books().size() == 1);
+    CHECK(m.books()[0].book.source() == lago_plan("basic", "1"));
+    CHECK(codes(m) == "tokens:properties.tokens ");
+    m.record(tokens(5, "2026-03-05T00:00:00Z"));
+    CHECK(cents(m, {.subscription = "sub_1"}) == 500);
+}
+
 TEST_CASE("The metrics of a book come and go with it, and give back what they took the place of") {
     Clocked c("2026-03-20T00:00:00Z");
     Meter& m = c.meter;
@@ -575,7 +592,9 @@ TEST_CASE("A limit in money holds the fees of the period under a book") {
     CHECK(cents(m, {.subscription = "sub_1", .customer = "acme"}) == 120);  // FlexPrice comes first; the limit named the other
     const Limit flexprice{.cents = 121};
     CHECK(shown(m.record(used(1), flexprice)) == "over 120->130/121!");
-    CHECK(shown(m.record(used(1), {.metric = "other", .cents = 0})) == "stored 0->0/0");
+    CHECK(error_of([&] { m.record(used(1), {.metric = "tokens", .cents = 0}); }).what() == std::string("metric: \"tokens\" is not in the book"));
+    CHECK(shown(m.record(used(1), {.metric = "tokens", .cents = 5000, .scope = LimitScope::subscription, .book = "tiers"})) ==
+          "stored 1300->1350/5000");
     CHECK(shown(m.record(used(1), {.metric = "flexprice:m1", .cents = 140})) == "stored 130->140/140");
     CHECK(cents(m, {.customer = "acme"}) == 140);
     // Each version of the book prices its own periods.
@@ -905,6 +924,47 @@ TEST_CASE("A dry run prices every customer with events under both books") {
     m.remove_book("flexprice", "flexprice");
     m.load(lago);
     CHECK(cents(m, {.subscription = "s1", .period = march}) + cents(m, {.subscription = "s2", .period = march}) == 250);
+}
+
+TEST_CASE("A dry run says of everyone what usage() says, one by one") {
+    const std::uint64_t seed = test_seed();
+    CAPTURE(seed);
+    std::mt19937_64 random(seed);
+    const auto pick = [&](std::uint64_t n) { return static_cast<int>(random() % n); };
+    Clocked c(noon, ":memory:", 64);
+    Meter& m = c.meter;
+    for (int i = 0; i < 400; ++i) {
+        const std::string customer = std::to_string(pick(7));
+        Event event = tokens(pick(30) - 3, noon, "s" + customer + std::to_string(pick(2)), "c" + customer);
+        event.properties["model"] = "m" + std::to_string(pick(3));
+        event.value = pick(9);
+        m.record(event);
+    }
+    json plan = lago_plan("groups", "0.5", {{"charges", json::array()}});
+    plan["billable_metrics"].push_back({{"code", "calls"}, {"aggregation_type", "count_agg"}});
+    plan["plan"]["charges"] = {{{"billable_metric_code", "tokens"},
+                                {"charge_model", "standard"},
+                                {"pay_in_advance", true},
+                                {"properties", {{"amount", "0.37"}, {"pricing_group_keys", {"model"}}}}},
+                               {{"billable_metric_code", "tokens"},
+                                {"charge_model", "percentage"},
+                                {"properties", {{"rate", "1.5"}, {"fixed_amount", "0.1"}, {"free_units_per_events", 3}}}}};
+    const Book lago = Book::lago(plan), flexprice = Book::flexprice(flexprice_prices("0.013"));
+    const Comparison all = m.compare(lago, flexprice, march);
+    REQUIRE(all.customers.size() == 7);
+    CHECK(all.problems == 0);
+    for (const CustomerComparison& row : all.customers) {
+        CAPTURE(row.customer);
+        const std::string number = row.customer.substr(1);
+        m.load(lago);
+        Decimal expected;
+        for (const char* which : {"0", "1"}) expected += cents(m, {.subscription = "s" + number + which, .period = march});
+        CHECK(row.a.cents == expected);
+        m.remove_book("lago", "groups");
+        m.load(flexprice);
+        CHECK(row.b.cents == cents(m, {.customer = row.customer, .period = march}));
+        m.remove_book("flexprice", "flexprice");
+    }
 }
 
 TEST_CASE("A dry run shows metrics that only one book prices, and a book's own list of subscriptions") {

@@ -150,8 +150,8 @@ private:
             if (of_numbers(metric)) {
                 step.value = *number_of(metric, event);
             } else if (metric.aggregation != Aggregation::count) {
-                const auto value = text_of(event, metric.property).value_or("");
-                step.item = items.try_emplace(value, static_cast<std::uint32_t>(items.size())).first->second;
+                const auto value = text_of(event, metric.property);
+                if (value) step.item = items.try_emplace(*value, static_cast<std::uint32_t>(items.size() + 1)).first->second;
                 step.value = item_step(event, step.item);
             }
             steps.push_back(step);

@@ -54,8 +54,10 @@ void measure_prices(const Fixtures& fixtures) {
     bar("fees_ten_tiers", median(tiers), Better::higher, 300'000);
 }
 
-// Seconds of one estimate of a sum in the current period, in a log of that many events, each customer with a subscription.
-double estimate_seconds(const Fixtures& fixtures, std::int64_t events) {
+// Calls `use(meter, event)` for events of a sum in the current period, one of each of 200 customers with a subscription, on a log of that many events,
+// and answers the median of the seconds that it takes.
+template <class Use>
+double seconds_in_log(const Fixtures& fixtures, std::int64_t events, Use&& use) {
     constexpr std::int64_t commit = 10'000;
     const Workload workload(events);
     const auto end = Workload::period().to;
@@ -74,7 +76,7 @@ double estimate_seconds(const Fixtures& fixtures, std::int64_t events) {
             {{"code", name_text(7)}, {"aggregation_type", "sum_agg"}, {"field_name", "tokens"}}));
         for (int customer = 0; customer < 200; ++customer) {
             const meter::Event event{.name = name_text(7), .subscription = customer_text(customer), .properties = {{"tokens", 5}}};
-            seconds.push_back(timed([&] { meter.estimate_fees(event); }));
+            seconds.push_back(timed([&] { use(meter, event); }));
         }
     }
     remove_database(path);
@@ -83,17 +85,40 @@ double estimate_seconds(const Fixtures& fixtures, std::int64_t events) {
 
 void measure_estimate(const Fixtures& fixtures) {
     const auto events = fixtures.usual();
-    const double tenth = estimate_seconds(fixtures, events / 10), whole = estimate_seconds(fixtures, events);
+    const auto estimate = [](Meter& meter, const meter::Event& event) { meter.estimate_fees(event); };
+    const double tenth = seconds_in_log(fixtures, events / 10, estimate), whole = seconds_in_log(fixtures, events, estimate);
     say("fees_estimate: %.3f ms in a log of %s, %.3f ms in one of %s\n", tenth * 1000, size_name(events / 10).c_str(), whole * 1000,
         size_name(events).c_str());
     bar("fees_estimate_ms", whole * 1000, Better::lower, 1);
+}
+
+// The second of two events that are recorded within a limit: what the first finds out is kept.
+void measure_limits(const Fixtures& fixtures) {
+    const auto events = fixtures.usual();
+    const meter::Limit units{.metric = name_text(7), .units = Decimal(1'000'000'000), .scope = meter::LimitScope::subscription},
+        money{.cents = Decimal(1'000'000'000), .scope = meter::LimitScope::subscription};
+    for (const auto& [what, limit] : {std::pair("units", units), std::pair("money", money)}) {
+        std::vector<double> second;
+        const auto record = [&, within = limit](Meter& meter, const meter::Event& event) {
+            meter.record(event, within);
+            second.push_back(timed([&] { meter.record(event, within); }));
+        };
+        seconds_in_log(fixtures, events / 10, record);
+        const double tenth = median(std::exchange(second, {}));
+        seconds_in_log(fixtures, events, record);
+        const double whole = median(std::move(second));
+        say("fees_limit: in %s %.3f ms in a log of %s, %.3f ms in one of %s\n", what, tenth * 1000, size_name(events / 10).c_str(), whole * 1000,
+            size_name(events).c_str());
+        bar(std::string("fees_limit_") + what + "_ms", whole * 1000, Better::lower, 1);
+    }
 }
 
 }  // namespace
 
 std::vector<Measurement> fee_measurements(Fixtures& fixtures) {
     return {{"fees", "fees a second, standard and of ten tiers", [&] { measure_prices(fixtures); }},
-            {"fees_estimate", "an estimate in a log, all told", [&] { measure_estimate(fixtures); }}};
+            {"fees_estimate", "an estimate in a log, all told", [&] { measure_estimate(fixtures); }},
+            {"fees_limit", "recording within a limit in a log", [&] { measure_limits(fixtures); }}};
 }
 
 }  // namespace bench

@@ -17,6 +17,13 @@ std::vector<std::string> meter_fuzz::seeds() {
 {"billable_metric_code":"calls","charge_model":"percentage","properties":{"rate":"1.5","fixed_amount":"0.1"}},
 {"billable_metric_code":"calls","charge_model":"volume","properties":{"volume_ranges":[{"from_value":0,"to_value":null,"per_unit_amount":"1","flat_amount":"1"}]}}]},
 "billable_metrics":[{"code":"calls","aggregation_type":"count_agg"}]})",
+        R"({"plan":{"code":"p","amount_currency":"KWD","interval":"monthly","charges":[
+{"billable_metric_code":"calls","charge_model":"standard","pay_in_advance":true,"prorated":true,"properties":{"amount":"2","pricing_group_keys":["n"]}},
+{"billable_metric_code":"tokens","charge_model":"percentage","properties":{"rate":"1","free_units_per_events":2},
+"filters":[{"values":{"n":["3"]},"properties":{"rate":"2"}}]}]},
+"billable_metrics":[{"code":"calls","aggregation_type":"unique_count_agg","field_name":"n","recurring":true,"filters":[]},
+{"code":"tokens","aggregation_type":"weighted_sum_agg","field_name":"n","recurring":true,"rounding_function":"ceil","rounding_precision":2}],
+"subscriptions":[{"external_id":"s","started_at":"2026-01-01T00:00:00Z","billing_time":"anniversary","timezone":"+02:00"}]})",
     };
 }
 
@@ -30,6 +37,7 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
         m.record_json(R"({"name":"tokens","subscription":"s","properties":{"n":12.5}}
 {"name":"calls","subscription":"s","properties":{"n":3}})");
         m.usage({.subscription = "s"}).to_text();
+        m.advance_fees({.subscription = "s"}).to_json();
         m.estimate_fees({.name = "tokens", .subscription = "s", .properties = {{"n", 7}}}).to_json();
     } catch (const Error& error) {
         meter_fuzz::require(!error.reason().empty(), "an error without a reason");
