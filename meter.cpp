@@ -6685,7 +6685,7 @@ std::vector<Measured> ranked_rows(const Reader& reader, Question asked) {
 // Whether events measured together come to what their parts come to, added up.
 bool adds_up(const Metric& metric, const Rules& rules) {
     const bool sums = metric.aggregation == Aggregation::count || metric.aggregation == Aggregation::sum;
-    return sums && !metric.rounding && !rules.not_negative && !rules.add;
+    return sums && !metric.rounding && !rules.not_negative && rules.add == nullptr;
 }
 
 // The rows after the first `top` as one.
@@ -6852,10 +6852,12 @@ std::string question_key(const Metric& metric, const AggregateQuery& query) {
 using Join = Decimal (*)(const Decimal&, const Decimal&);
 
 Join join_of(const Metric& metric, const Rules& rules, const AggregateQuery& query) {
-    if (metric.bucket != Bin::none || metric.rounding || rules.not_negative || rules.add || query.bin != Bin::none || query.top != 0) return nullptr;
+    if (metric.bucket != Bin::none || metric.rounding || rules.not_negative || query.bin != Bin::none || query.top != 0) return nullptr;
     switch (metric.aggregation) {
-        case Aggregation::count:
         case Aggregation::sum:
+            if (rules.add) return nullptr;
+            [[fallthrough]];
+        case Aggregation::count:
             return [](const Decimal& a, const Decimal& b) { return a + b; };
         case Aggregation::min:
             return metric.multiplier ? nullptr : Join([](const Decimal& a, const Decimal& b) { return std::min(a, b); });
@@ -7215,6 +7217,7 @@ std::string Fees::to_text() const {
 
 // =============================================================================================
 // 8 books: how each vendor measures and prices, from its own JSON. Pure. Uses 1-3, 7.
+// (Numbers in brackets, as in "dossier 6.3" or "(6.3)", are sections of the project's notes on that vendor; file names are the vendor's own.)
 // =============================================================================================
 
 namespace {
@@ -10476,23 +10479,6 @@ Decimal minor_units(const Decimal& amount, const std::string& code) {
 
 }  // namespace autumn
 
-// --- what several books share ---------------------------------------------------------------------
-
-Decimal total(const std::vector<Decimal>& quantities) {
-    Decimal sum;
-    for (const auto& quantity : quantities) sum += quantity;
-    return sum;
-}
-
-AggregateQuery customer_query(const std::string& customer, const std::string& subscription, const Period& period) {
-    if (customer.empty()) throw Error(ErrorCode::bad_value, "customer", "is required");
-    AggregateQuery query;
-    query.customer = customer;
-    query.subscription = subscription;
-    query.period = period;
-    return query;
-}
-
 // --- FlexPrice: the book of prices and meters ---
 
 namespace flexprice {
@@ -10631,6 +10617,12 @@ struct Subscription {
 };
 
 // --- what is billed of a meter ---
+
+Decimal total(const std::vector<Decimal>& quantities) {
+    Decimal sum;
+    for (const auto& quantity : quantities) sum += quantity;
+    return sum;
+}
 
 // What came together in one bucket, day or month, or in all of a period: a sum for an average.
 struct Part {
@@ -11789,16 +11781,16 @@ struct Plan final : Book::Impl {
         const auto* subscription = lists_subscriptions ? find(query.subscription, query.customer, {}) : nullptr;
         return subscription ? polar::period_around(*subscription, at) : this_month(at);
     }
-    std::vector<std::string> charge_names(const std::string& metric) const override {
-        std::vector<std::string> names;
-        for (const auto& charge : charges) {
-            if (charge.bought == nullptr && charge.meter.metric.code == metric) names.push_back(charge.name);
-        }
-        return names;
-    }
     Fees usage(const UsageQuery& query, Timestamp now, UsageSource& usage) const override;
     Fees estimate_fees(const Event& event, Timestamp now, UsageSource& usage) const override;
     Fee price(std::string_view charge, const Decimal& units, std::int64_t events) const override;
+    std::vector<std::string> charge_names(const std::string& metric) const override {
+        std::vector<std::string> names;
+        for (const auto& each : charges) {
+            if (!each.tiers && each.meter.metric.code == metric) names.push_back(each.name);
+        }
+        return names;
+    }
 };
 
 const Subscription* Plan::find(const std::string& subscription, const std::string& customer, const std::optional<Timestamp>& active_at) const {
@@ -12249,6 +12241,15 @@ struct Plans final : Book::Impl {
 };
 
 // ---- accounts: the balances of a customer, and what the log's events took from them ----
+
+AggregateQuery customer_query(const std::string& customer, const std::string& subscription, const Period& period) {
+    if (customer.empty()) throw Error(ErrorCode::bad_value, "customer", "is required");
+    AggregateQuery query;
+    query.customer = customer;
+    query.subscription = subscription;
+    query.period = period;
+    return query;
+}
 
 // An event counts its value, 1 when it has none: the rules of that name say so.
 Metric feature_metric(const std::string& feature) {

@@ -489,7 +489,7 @@ struct AnalyticsQuery {
     std::int64_t top = 0;                                 ///< of the groups of each metric, as in AggregateQuery
     Filter filter = {};
     /// Whose question this is. Meter's own when empty: all of time, weeks from Monday. "flexprice", its events/analytics: the last 7 days, weeks
-    /// from Sunday, no items without usage. "autumn", its events/aggregate (dossier 3): counts and sums by the hour, in bins of UTC that are
+    /// from Sunday, no items without usage. "autumn", its events/aggregate (aggregate.ts:90): counts and sums by the hour, in bins of UTC that are
     /// always filled, days when none are named; the range "1bc"; one field in group_by, whose 9 (or `top`) greatest groups keep their names,
     /// bin by bin; totals that begin with the range's first day or hour; no costs. Its custom_range has its end inside: a Period ends a
     /// microsecond later. What values count as is said by each metric's rules, what they cost by its book.
@@ -614,7 +614,7 @@ public:
     /// "billing_anchor", "line_items", "commitment_amount", "overage_factor", "enable_true_up", "commitment_duration",
     /// "coupon_associations"}] only these customers have prices, in their billing periods, those of line items on their terms; without that list any
     /// customer has all, in calendar months, UTC. usage() is what an invoice lists for usage, each line rounded to the currency, before coupons;
-    /// estimate_fees() is not rounded. FIXED prices are for price() alone. FlexPrice counts some copies of an id twice (dossier 2.6); here an id is
+    /// estimate_fees() is not rounded. FIXED prices are for price() alone. FlexPrice counts some copies of an id twice; here an id is
     /// one event.
     static Book flexprice(const json& catalogue);
     /// {"product": {"id", "prices": [...], "benefits": [...]}, "meters": [...]} as Polar's API shows them, optionally with "subscriptions":
@@ -1093,16 +1093,16 @@ public:
     /// (meter_id). Throws not_found, bad_value.
     CustomerMeter customer_meter(const std::string& meter, const std::vector<std::string>& customers) const;
     /// The values that a metric counts and that are active at the end of the period: added in it (or before, of a recurring metric) and not
-    /// removed since (Lago's active unique values, dossier 4.4). As many as aggregate() says. Throws not_found for an unknown metric, bad_value
+    /// removed since (Lago's active unique values, unique_count_query.rb:12). As many as aggregate() says. Throws not_found for an unknown metric, bad_value
     /// for one that does not count values, and for a limit, offset, period or filter that cannot be. Takes memory for every event counted.
     ActiveValues active_values(const ActiveQuery& query) const;
 
     /// Usage, events and cost of several metrics, by group and over time, all from one snapshot. What a metric costs is what Book::price() says of
-    /// its usage, with FlexPrice's books what its analytics say (dossier 6.6). Throws not_found for an unknown metric, bad_value for what
+    /// its usage, with FlexPrice's books what its analytics say (meter_usage.go:2452). Throws not_found for an unknown metric, bad_value for what
     /// cannot be asked, naming it, too_large over limits::aggregate_rows.
     Analytics analytics(const AnalyticsQuery& query) const;
     /// What each of these events costs by itself, in billionths of the currency's unit (of a US dollar, nano-USD): as FlexPrice's Hugging Face call
-    /// answers (dossier 7). In the order of the ids. 0 means that the event is not known, or no FlexPrice book that is loaded prices it for
+    /// answers (meter_usage_event_debug.go:356). In the order of the ids. 0 means that the event is not known, or no FlexPrice book that is loaded prices it for
     /// its customer, or that it is free; what came before it does not count, tiers and packages begin with each event.
     std::vector<Decimal> inference_costs(std::span<const std::string> ids) const;
     std::vector<Decimal> inference_costs(std::initializer_list<std::string> ids) const { return inference_costs(std::span(ids.begin(), ids.size())); }
@@ -1110,8 +1110,8 @@ public:
     /// Keeps a version of a book in the database, in place of the one of the same vendor, code and moment; its metrics become known to
     /// aggregate(), in place of others of their codes. A billing period is priced by one version, that in effect when it begins: a version
     /// that takes effect within a period follows when that ends. The first one of all has no say before it takes effect: it prices the rest
-    /// of that period, though an estimate in it counts what came before. Estimates and limits go by the version of the billing period they are made in; a UsageQuery::period by the version of
-    /// the moment it begins. Throws bad_value for a moment outside Timestamp::min() (always) to max().
+    /// of that period, though an estimate in it counts what came before. Estimates and limits go by the version of the billing period they are
+    /// made in; a UsageQuery::period by the version of the moment it begins. Throws bad_value for a moment outside Timestamp::min() (always) to max().
     void load(const Book& book, Timestamp effective_from = Timestamp::min());
     /// Removes that version, or all of them, and the metrics that came with it; where such a metric had taken the place of another of its
     /// code, that one is back. Throws not_found when there is none.
@@ -1119,7 +1119,7 @@ public:
     /// All versions, by vendor, code and moment.
     std::vector<BookVersion> books() const;
     /// What the event would cost if it happened now: one fee for each pay-in-advance charge of its metric on the subscription's plan.
-    /// Nothing is recorded. Rules: Lago's POST /events/estimate_fees (dossier 3.1). Throws not_found and bad_value as that answers 404 and 422,
+    /// Nothing is recorded. Rules: Lago's POST /events/estimate_fees. Throws not_found and bad_value as that answers 404 and 422,
     /// and what record() throws for an event that cannot be.
     Fees estimate_fees(const Event& event) const;
     /// The same for each of up to limits::batch_events events, in order and from one snapshot: none counts for another. An error is thrown
@@ -1127,7 +1127,7 @@ public:
     std::vector<Fees> estimate_fees(std::span<const Event> events) const;
     std::vector<Fees> estimate_fees(std::initializer_list<Event> events) const { return estimate_fees(std::span(events.begin(), events.size())); }
     /// What the event costs taken alone, without the log: one fee for each standard or percentage pay-in-advance charge of its metric, no free
-    /// units, units rounded as the metric says. Rules: Lago's POST /events/estimate_instant_fees (dossier 3.4). Throws not_found for the
+    /// units, units rounded as the metric says. Rules: Lago's POST /events/estimate_instant_fees. Throws not_found for the
     /// subscription, bad_value when the event meets no such charge or its property is not a number, unsupported for other vendors' books.
     Fees estimate_instant_fees(const Event& event) const;
     /// The same for each of up to limits::batch_events events, in order. As in Lago's batch_estimate_instant_fees, an event that meets no such
@@ -1138,7 +1138,7 @@ public:
     }
     /// The fees that a recorded event is billed at once, one for each pay-in-advance charge of its metric; none when there is no such charge, or
     /// the event lacks the property to be counted. Each is what the event added to the highest its billing period had come to, the events
-    /// taken by timestamp, then sequence, and is rounded on its own (Lago, dossier 7). Lago takes them as they arrive: an event it gets late
+    /// taken by timestamp, then sequence, and is rounded on its own, as in Lago. Lago takes them as they arrive: an event it gets late
     /// is billed by what had come before. Throws not_found for the id, or for a subscription that was not active then; unsupported for
     /// other vendors' books.
     Fees advance_fees(std::string_view id) const;
@@ -1149,7 +1149,7 @@ public:
     Fees usage(const UsageQuery& query) const;
     /// Whether the event's customer (and entity: Event::subscription) may now use so many units (Event::value, 1 when absent) of the feature
     /// that the event names: Autumn's POST /check, by the balances that the events in the log have left. Nothing is recorded. Balances pay in
-    /// Autumn's order, and what none covers is dropped, as with overage_behavior "cap" (autumn dossier 5 and 7.7). The events of a feature are
+    /// Autumn's order, and what none covers is dropped, as with overage_behavior "cap" (apiBalanceToAllowed.ts:27). The events of a feature are
     /// taken in order of time; features that share a credit system one after the other. Usage limits count events as recorded: what they kept
     /// Autumn from taking off a balance is taken off here. Throws bad_value without a customer,
     /// not_found for a feature or customer that no book with balances knows, unsupported when the customer's books are other vendors': only
