@@ -445,11 +445,12 @@ struct AggregateQuery {
     Bin bin = Bin::none;
     std::string time_zone = {};  ///< of the bins: an IANA name ("Europe/Paris"), an offset ("+02:00") or UTC when empty
     std::chrono::weekday week_start = std::chrono::Monday;
-    std::optional<Timestamp> billing_anchor = {};  ///< months, quarters and years begin on its day of the month and at its time of day; a 31st is
-                                                   ///< the last day of a shorter month
-    bool fill = false;                             ///< also bins without events, with 0, for every group of the answer. They reach from end to end
-                                                   ///< of the period; where that is open, of the bins that have events
-    std::vector<std::string> group_by = {};        ///< fields as in Filter
+    /// Months, quarters and years begin on its day of the month and at its time of day; a 31st is the last day of a shorter month. By FlexPrice's
+    /// rules months alone do, at midnight, and a 31st is the third day of the month after February (dossier 5.5).
+    std::optional<Timestamp> billing_anchor = {};
+    bool fill = false;                       ///< also bins without events, with 0, for every group of the answer. They reach from end to end
+                                             ///< of the period; where that is open, of the bins that have events
+    std::vector<std::string> group_by = {};  ///< fields as in Filter
     /// Only so many groups keep their names, those of the greatest value over the period (equal ones by name); the events of all others are
     /// measured together, in rows marked `rest`. All keep theirs when 0.
     std::int64_t top = 0;
