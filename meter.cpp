@@ -16414,7 +16414,9 @@ private:
     Reader reader() override { return reader_; }
     std::vector<Measured> rows_of(const Metric& metric, const AggregateQuery& query) override {
         const bool one_owner = query.customer.empty() != query.subscription.empty();
-        if (!one_owner || query.top != 0 || query.fill) return LogUsage::rows_of(metric, query);
+        const bool whole = query.group_by.empty() && query.bin == Bin::none;
+        const bool other_in_parts = whole && rules_named(metric.rules).values_in_parts;  // a group of customers would count other values
+        if (!one_owner || query.top != 0 || query.fill || other_in_parts) return LogUsage::rows_of(metric, query);
         const std::string field = query.customer.empty() ? "subscription" : "customer";
         AggregateQuery everyone = query;
         const std::string owner = std::exchange(query.customer.empty() ? everyone.subscription : everyone.customer, {});

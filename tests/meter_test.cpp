@@ -967,6 +967,22 @@ TEST_CASE("A dry run says of everyone what usage() says, one by one") {
     }
 }
 
+TEST_CASE("A dry run counts values as usage() does, also those that are missing") {
+    Clocked c(noon);
+    Meter& m = c.meter;
+    for (const char* customer : {"acme", "zeta"}) {
+        m.record({{.name = "tokens", .customer = customer, .timestamp = at(noon), .properties = {{"tokens", "x"}}},
+                  {.name = "tokens", .customer = customer, .timestamp = at(noon)}});
+    }
+    json unique = flexprice_prices("1");
+    unique["meters"][0]["aggregation"]["type"] = "COUNT_UNIQUE";
+    const Book book = Book::flexprice(unique);
+    const Comparison all = m.compare(book, book, march);
+    m.load(book);
+    for (const CustomerComparison& row : all.customers) CHECK(row.a.cents == cents(m, {.customer = row.customer, .period = march}));
+    CHECK(all.a == 200);
+}
+
 TEST_CASE("A dry run shows metrics that only one book prices, and a book's own list of subscriptions") {
     Clocked c(noon);
     Meter& m = c.meter;
