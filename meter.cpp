@@ -5711,8 +5711,9 @@ private:
 
 template <class Use>
 void each_row(const Batch& batch, Use&& use) {
+    const bool all = batch.mask.empty();
     for (std::size_t row = 0; row < batch.rows; ++row) {
-        if (batch.mask.empty() || batch.mask[row]) use(row);
+        if (all || batch.mask[row]) use(row);
     }
 }
 
@@ -5753,6 +5754,8 @@ public:
         if (column.all(CellKind::missing) && !rules_.zero && !rules_.missing) return;
         words_.assign(column.words.size(), std::nullopt);
         const bool cut_off = rules_.decimals && scale(batch) > *rules_.decimals;
+        const bool as_it_stands = !multiplier_ && !cut_off && !rules_.not_negative && !(is_time_ && rules_.seconds);
+        if (as_it_stands && column.all(CellKind::number)) return each_row(batch, [&](std::size_t row) { small(row, column.cells[row]); });
         each_row(batch, [&](std::size_t row) {
             if (column.kind(row) == CellKind::number && !cut_off && within(cell_of(column, row))) {
                 const std::int64_t cell = cell_of(column, row) * factor_;
