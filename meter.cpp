@@ -4296,10 +4296,11 @@ std::int64_t books_mark(Connection& db) { return meta(db, "books"); }
 
 // Removes the version of that moment, or all, with the metrics that came with them. How many there were. Inside a transaction.
 std::int64_t drop_books(Connection& db, std::string_view vendor, std::string_view code, std::optional<Timestamp> effective) {
-    const auto moment = effective ? std::optional(effective->micros()) : std::nullopt;
-    db.prepared("DELETE FROM metrics WHERE book IN (SELECT id FROM books WHERE vendor = ?1 AND code = ?2 AND ifnull(effective = ?3, 1))")
-        .run(vendor, code, moment);
-    db.prepared("DELETE FROM books WHERE vendor = ?1 AND code = ?2 AND ifnull(effective = ?3, 1)").run(vendor, code, moment);
+    const std::int64_t from = effective ? effective->micros() : std::numeric_limits<std::int64_t>::min();
+    const std::int64_t to = effective ? effective->micros() : std::numeric_limits<std::int64_t>::max();
+    db.prepared("DELETE FROM metrics WHERE book IN (SELECT id FROM books WHERE vendor = ?1 AND code = ?2 AND effective BETWEEN ?3 AND ?4)")
+        .run(vendor, code, from, to);
+    db.prepared("DELETE FROM books WHERE vendor = ?1 AND code = ?2 AND effective BETWEEN ?3 AND ?4").run(vendor, code, from, to);
     const std::int64_t dropped = db.changes();
     db.prepared("UPDATE meta SET value = random() WHERE key = 'books'").run();
     return dropped;
