@@ -7224,137 +7224,9 @@ std::string Fees::to_text() const {
 // (Numbers in brackets, as in "dossier 6.3" or "(6.3)", are sections of the project's notes on that vendor; file names are the vendor's own.)
 // =============================================================================================
 
-namespace {
-
-// ---- the vendors' calendars ----
-
-namespace autumn {
-
-// Of resets, prices and usage windows (getCycleIntervalFunctions.ts:27).
-constexpr std::pair<std::string_view, Stride> intervals[] = {
-    {"hour", {0, micros_per_hour}},
-    {"day", {0, micros_per_day}},
-    {"week", {0, 7 * micros_per_day}},
-    {"month", {1, 0}},
-    {"quarter", {3, 0}},
-    {"semi_annual", {6, 0}},
-    {"year", {12, 0}},
-};
-
-Stride stride_of(std::string_view interval, std::int64_t count = 1) {
-    const auto row = std::find_if(std::begin(intervals), std::end(intervals), [&](const auto& each) { return each.first == interval; });
-    if (row == std::end(intervals)) throw Error(ErrorCode::bad_value, "interval", quote(interval) + " is not an interval");
-    return repeated(row->second, count);
-}
-
-// The billing cycle around a moment; neither end is before the floor (getCycleStart.ts:25, getCycleEnd.ts:25).
-Period cycle_around(Timestamp now, Timestamp anchor, Stride stride, Timestamp floor = Timestamp::min()) {
-    const Period cycle = Cycle(stride, anchor.micros(), Zone({})).around(now);
-    return {std::max(cycle.from, floor), std::max(cycle.to, floor)};
-}
-
-// Where the calendar's own cycles are counted from, weeks from a Monday.
-Timestamp calendar_anchor(Stride stride) {
-    constexpr std::int64_t a_monday = 4, week = 7 * micros_per_day;  // 5 January 1970
-    return Timestamp(stride.months == 0 && stride.micros % week == 0 ? a_monday * micros_per_day : 0);
-}
-
-// The window of a usage limit: the billing cycle when there is an anchor, else the calendar's, with weeks from Monday; nothing when
-// it never ends (getUsageWindowBounds.ts:21).
-std::optional<Period> usage_window(std::string_view interval, Timestamp now, const std::optional<Timestamp>& anchor) {
-    if (interval == "lifetime") return std::nullopt;
-    const auto stride = stride_of(interval);
-    return cycle_around(now, anchor.value_or(calendar_anchor(stride)), stride);
-}
-
-// Both ends belong to it.
-struct Range {
-    Timestamp from, to;
-};
-
-// What an analytics range covers: the bins of the list, and the total beside them.
-struct Ranges {
-    Range list, total;
-};
-
-// Without a billing cycle its ranges are the last day (aggregate.ts:90). The total of a range of days begins earlier than its list, with
-// the day when bins are days and else with the hour (getCountAndSum.ts:79).
-Ranges named_ranges(std::string_view name, Bin bin, Timestamp now, const std::optional<BillingCycle>& cycle) {
-    const bool days = name.ends_with('h') || name.ends_with('d');
-    const Period period = named_period(days || cycle ? name : "24h", cut(now, micros_per_second), cycle);
-    const Range list{period.from, period.to};
-    if (!days && cycle) return {list, list};
-    return {list, {cut(list.from, bin == Bin::day ? micros_per_day : micros_per_hour), list.to}};
-}
-
-// Milliseconds are cut off at both ends (aggregate.ts:101).
-Ranges custom_ranges(Timestamp from, Timestamp to) {
-    const Range range{cut(from, micros_per_second), cut(to, micros_per_second)};
-    return {range, range};
-}
-
-// The bins of a list. The range's last moment belongs to it, so an end at midnight adds a day (aggregate.ts:142).
-BinGrid list_bins(const Range& range, Bin bin, std::string time_zone) {
-    return BinGrid({range.from, range.to + std::chrono::seconds(1)}, {.bin = bin, .time_zone = std::move(time_zone)});
-}
-
-}  // namespace autumn
-
-namespace flexprice {
-
-// Window sizes (window_size.go:29).
-constexpr std::pair<std::string_view, Bin> window_sizes[] = {
-    {"MINUTE", Bin::minute}, {"15MIN", Bin::minutes_15}, {"30MIN", Bin::minutes_30}, {"HOUR", Bin::hour}, {"3HOUR", Bin::hours_3},
-    {"6HOUR", Bin::hours_6}, {"12HOUR", Bin::hours_12},  {"DAY", Bin::day},          {"WEEK", Bin::week}, {"MONTH", Bin::month},
-};
-
-// The windows of commitments: weeks from Monday; months from the anchor or the period's beginning, clamped (billing_commitment.go:50-101).
-BinOptions commitment_windows(Bin bin, const Period& period, const std::optional<Timestamp>& anchor) {
-    BinOptions windows{.bin = bin};
-    if (windows.bin == Bin::month) windows.anchor = anchor.value_or(period.from);
-    return windows;
-}
-
-}  // namespace flexprice
-
-namespace polar {
-
-// Intervals of meter quantities, and how many days a question may span at most (time_queries.py:46).
-struct Interval {
-    Bin bin;
-    Stride stride;
-    int most_days;
-};
-
-constexpr Interval intervals[] = {
-    {Bin::hour, {0, micros_per_hour}, 7}, {Bin::day, {0, micros_per_day}, 366}, {Bin::week, {0, 7 * micros_per_day}, 371},
-    {Bin::month, {1, 0}, 1460},           {Bin::year, {12, 0}, 3650},
-};
-
-const Interval& interval_of(Bin bin) {
-    const auto row = std::find_if(std::begin(intervals), std::end(intervals), [&](const Interval& each) { return each.bin == bin; });
-    if (row == std::end(intervals)) refuse("interval", "must be hour, day, week, month or year");
-    return *row;
-}
-
-// The moments that have a row in the answer: the start, and on by one interval each, on the zone's clock, until the end has passed. Each is
-// counted from the one before, so a 31st that a short month moved stays where it is. (generate_series in time_queries.py:32)
-std::vector<Timestamp> quantity_rows(Timestamp start, Timestamp end, const Interval& interval, const Zone& zone) {
-    if (start < Timestamp::from_civil(2023, 1, 1)) refuse("start", "must not be before 2023-01-01");
-    if (start > end) refuse("end", "is before the start");
-    if (cut(end, micros_per_day) - cut(start, micros_per_day) > std::chrono::days(interval.most_days)) {
-        refuse("interval", "is too small for so long a time");
-    }
-    std::vector<Timestamp> rows;
-    for (Timestamp row = start; row <= end;) {
-        rows.push_back(row);
-        row = interval.bin == Bin::hour ? row + std::chrono::hours(1) : Cycle(interval.stride, zone.to_local(row), zone).boundary(1);
-    }
-    return rows;
-}
-
-}  // namespace polar
-}  // namespace
+// ---------------------------------------------------------------------------------------------
+// 8.1 What all books share
+// ---------------------------------------------------------------------------------------------
 
 // What one event adds to a value: a count's 1, the number of a sum (or maximum), a unique count's 1, 0 or -1.
 struct EventStep {
@@ -7627,9 +7499,24 @@ AnalyticsTotal measured_total(const Metric& metric, const AnalyticsQuery& asked,
     return {metric.code, row.value, row.events};
 }
 
-// --- Lago: dossier sections 3 to 9 -----------------------------------------------------------
+// ---------------------------------------------------------------------------------------------
+// 8.2 Lago: dossier sections 3 to 9
+// ---------------------------------------------------------------------------------------------
 
 namespace lago {
+
+// A division as PostgreSQL's numeric does it: with at least 16 significant digits, counted in groups of four.
+Decimal postgres_quotient(const Decimal& a, const Decimal& b) {
+    if (a.is_zero()) return {};
+    const auto weight = [](const Decimal& value) { return static_cast<int>(floor_divide(value.digits() - value.scale() - 1, 4)); };
+    const auto first_group = [&](const Decimal& value) {
+        const int group = weight(value);
+        const Decimal unit(group >= 0 ? "1e" + std::to_string(4 * group) : "1e-" + std::to_string(-4 * group));
+        return Decimal::divide(value.abs(), unit, 0, Rounding::down);
+    };
+    const int difference = weight(a) - weight(b) - (first_group(a) <= first_group(b) ? 1 : 0);
+    return Decimal::divide(a, b, std::clamp(16 - 4 * difference, std::max(a.scale(), b.scale()), Decimal::max_scale), Rounding::half_up);
+}
 
 using Step = FeeLine::Step;
 
@@ -9672,9 +9559,26 @@ std::shared_ptr<const Book::Impl> load(const json& catalogue) {
 
 }  // namespace lago
 
-// --- FlexPrice: dossier sections 5, 6 and 9 --------------------------------------------------
+// ---------------------------------------------------------------------------------------------
+// 8.3 FlexPrice: dossier sections 5 to 9
+// ---------------------------------------------------------------------------------------------
 
 namespace flexprice {
+
+// ---- its calendar ----
+
+// Window sizes (window_size.go:29).
+constexpr std::pair<std::string_view, Bin> window_sizes[] = {
+    {"MINUTE", Bin::minute}, {"15MIN", Bin::minutes_15}, {"30MIN", Bin::minutes_30}, {"HOUR", Bin::hour}, {"3HOUR", Bin::hours_3},
+    {"6HOUR", Bin::hours_6}, {"12HOUR", Bin::hours_12},  {"DAY", Bin::day},          {"WEEK", Bin::week}, {"MONTH", Bin::month},
+};
+
+// The windows of commitments: weeks from Monday; months from the anchor or the period's beginning, clamped (billing_commitment.go:50-101).
+BinOptions commitment_windows(Bin bin, const Period& period, const std::optional<Timestamp>& anchor) {
+    BinOptions windows{.bin = bin};
+    if (windows.bin == Bin::month) windows.anchor = anchor.value_or(period.from);
+    return windows;
+}
 
 using Step = FeeLine::Step;
 
@@ -10044,448 +9948,7 @@ Decimal compound_discount(const Decimal& price, const std::vector<Decimal>& perc
     return price - left;
 }
 
-}  // namespace flexprice
-
-// --- Polar: dossier sections 9 to 11 ---------------------------------------------------------
-
-namespace polar {
-
-// Amounts are counts of the currency's smallest unit; an invoice has no fractions of it.
-Decimal rounded_half_away(const Decimal& value) { return value.round(0, Rounding::half_up); }
-
-// Unit amounts have up to 12 decimals and 5 digits before them; caps are 32-bit integers (product/schemas.py:421).
-constexpr int rate_decimals = 12, rate_whole_digits = 5;
-
-struct MeteredPrice {
-    Decimal unit_amount;  // cents for one unit
-    std::optional<Decimal> cap = {};
-    std::string currency = "usd";
-};
-
-MeteredPrice read_metered(const Node& at) {
-    MeteredPrice price{at.decimal("unit_amount").value_or(Decimal()), at.decimal("cap_amount"),
-                       at.text("price_currency", at.text("currency", "usd"))};
-    const auto refuse = [&](std::string_view field, const char* reason) { throw Error(ErrorCode::bad_value, at.path(field), reason); };
-    if (price.unit_amount <= 0) refuse("unit_amount", "must be above 0");
-    if (price.unit_amount.scale() > rate_decimals) refuse("unit_amount", "must have at most 12 decimals");
-    if (price.unit_amount.round(0, Rounding::floor).digits() > rate_whole_digits) refuse("unit_amount", "must be below 100000");
-    if (price.cap && (price.cap->is_negative() || price.cap->scale() > 0 || *price.cap > std::numeric_limits<std::int32_t>::max())) {
-        refuse("cap_amount", "must be a whole number from 0 to 2147483647");
-    }
-    return price;
-}
-
-Decimal power_of_two(int exponent) {
-    Decimal power = 1;
-    for (int i = 0; i < exponent; ++i) power += power;
-    return power;
-}
-
-// unit_amount x units, rounded half away from zero. Polar's units are a double, which counts at its exact binary value
-// (product_price.py:318): mantissa x 2^exponent, so the product is a quotient of integers that fit.
-Decimal exact_amount(const Decimal& unit_amount, double units) {
-    constexpr int mantissa_bits = 53, negligible = 86;  // below 2^-33 units, at less than 10^5 cents each
-    int exponent = 0;
-    const auto mantissa = static_cast<std::int64_t>(std::ldexp(std::frexp(units, &exponent), mantissa_bits));
-    exponent -= mantissa_bits;
-    const auto product = unit_amount * Decimal(mantissa);
-    if (exponent >= 0) return rounded_half_away(product * power_of_two(std::min(exponent, 127)));
-    return -exponent > negligible ? Decimal() : Decimal::divide(product, power_of_two(-exponent), 0, Rounding::half_up);
-}
-
-// Polar's numbers are doubles, added and divided as such.
-Decimal double_sum(const Decimal& a, const Decimal& b) { return Decimal::from_double(a.to_double() + b.to_double()); }
-Decimal double_quotient(const Decimal& a, const Decimal& b) { return Decimal::from_double(a.to_double() / b.to_double()); }
-
-// Units beyond credits at the price, rounded, then capped.
-Priced price_units(const MeteredPrice& price, const Decimal& consumed, const Decimal& credited) {
-    const Decimal units = at_least_zero(double_sum(consumed, -credited));
-    Priced priced;
-    if (!credited.is_zero()) priced.add(free_line(at_least_zero(std::min(consumed, credited))));
-    priced.add(units_line(units, price.unit_amount));
-    round_to(priced, exact_amount(price.unit_amount, units.to_double()));
-    if (price.cap) lower_to(priced, *price.cap);
-    return priced;
-}
-
-// --- the words on the invoice ---
-
-std::string grouped(std::string digits) {
-    auto point = digits.find('.');
-    if (point == std::string::npos) point = digits.size();
-    const auto first = static_cast<std::ptrdiff_t>(digits.front() == '-' ? 1 : 0);
-    for (auto i = static_cast<std::ptrdiff_t>(point) - 3; i > first; i -= 3) digits.insert(static_cast<std::size_t>(i), ",");
-    return digits;
-}
-
-Currency currency_of(std::string_view code) {
-    static constexpr std::array<std::string_view, 15> whole{"bif", "clp", "djf", "gnf", "jpy", "kmf", "krw", "mga",
-                                                            "pyg", "rwf", "vnd", "vuv", "xaf", "xof", "xpf"};
-    return std::find(whole.begin(), whole.end(), code) == whole.end() ? Currency() : Currency{0, 1};
-}
-
-// Cents as an amount in the currency, with at least its own decimals.
-std::string money(const Decimal& cents, const std::string& code) {
-    static constexpr std::array<std::pair<std::string_view, std::string_view>, 4> symbols{
-        {{"usd", "$"}, {"eur", "\u20ac"}, {"gbp", "\u00a3"}, {"jpy", "\u00a5"}}};
-    const auto currency = currency_of(code);
-    const auto amount = cents * Decimal::scaled(1, currency.decimals);
-    std::string symbol = code + " ";
-    for (const auto& [known, sign] : symbols) {
-        if (known == code) symbol = sign;
-    }
-    return symbol + grouped(amount.to_fixed(std::max(currency.decimals, amount.scale())));
-}
-
-std::string label(const MeteredPrice& price, const Decimal& consumed, const Priced& priced) {
-    auto text =
-        "(" + grouped(consumed.round(3, Rounding::half_even).to_string()) + " consumed units) \u00d7 " + money(price.unit_amount, price.currency);
-    if (priced.lines.back().step == FeeLine::Step::maximum) text += " \u2014 Capped at " + money(*price.cap, price.currency);
-    return text;
-}
-
-// --- functions of meters (7) ---
-
-constexpr std::array<std::pair<std::string_view, Aggregation>, 6> functions{{{"count", Aggregation::count},
-                                                                             {"sum", Aggregation::sum},
-                                                                             {"max", Aggregation::max},
-                                                                             {"min", Aggregation::min},
-                                                                             {"avg", Aggregation::average},
-                                                                             {"unique", Aggregation::unique_count}}};
-
-// Sums and counts may be added up.
-bool is_summable(Aggregation function) { return function == Aggregation::count || function == Aggregation::sum; }
-
-bool is_function(Aggregation function) {
-    return std::any_of(functions.begin(), functions.end(), [&](const auto& row) { return row.second == function; });
-}
-
-// Of values that meters have come to; 0 of none.
-Decimal folded(Aggregation function, const std::vector<Decimal>& values) {
-    if (function == Aggregation::count) return values.size();
-    if (function == Aggregation::unique_count) return std::set<Decimal>(values.begin(), values.end()).size();
-    if (values.empty()) return {};
-    if (function == Aggregation::max) return *std::max_element(values.begin(), values.end());
-    if (function == Aggregation::min) return *std::min_element(values.begin(), values.end());
-    const Decimal sum = std::accumulate(values.begin(), values.end(), Decimal(), double_sum);
-    return function == Aggregation::average ? double_quotient(sum, values.size()) : sum;
-}
-
-// --- tiers of seats and units (11) ---
-
-struct Tiers {
-    bool volume = false;
-    std::vector<Tier> tiers;
-};
-
-// Sorted by bound, the open tier last. Problems carry pydantic's words.
-Tiers read_tiers(const Node& at, Problems& problems) {
-    static constexpr std::array<std::pair<std::string_view, bool>, 2> types{{{"volume", true}, {"graduated", false}}};
-    Tiers result{at.choice("type", types, "volume"), {}};
-    for (const auto& each : at.list("tiers")) {
-        Tier tier{.above = {}, .up_to = each.decimal("bound"), .rate = each.decimal("unit_amount").value_or(Decimal()), .flat = {}, .from = {}};
-        if (tier.up_to && *tier.up_to <= 0) problems.push_back({each.path("bound"), "bound", "greater_than"});
-        if (tier.rate.is_negative()) problems.push_back({each.path("unit_amount"), "unit_amount", "greater_than_equal"});
-        result.tiers.push_back(std::move(tier));
-    }
-    if (result.tiers.empty()) problems.push_back({at.path("tiers"), "tiers", "too_short"});
-    std::stable_sort(result.tiers.begin(), result.tiers.end(),
-                     [](const Tier& a, const Tier& b) { return a.up_to && (!b.up_to || *a.up_to < *b.up_to); });
-    for (std::size_t i = 1; i < result.tiers.size(); ++i) {
-        const auto& bound = result.tiers[i - 1].up_to;
-        if (!bound) problems.push_back({at.path("tiers"), "tiers", "unbounded_tier_not_last"});
-        if (bound && bound == result.tiers[i].up_to) problems.push_back({at.path("tiers"), "tiers", "duplicate_tier_bound"});
-        result.tiers[i].above = result.tiers[i].from = bound.value_or(Decimal());
-    }
-    return result;
-}
-
-// Bounds are the last quantity included. A volume needs a tier that holds it; graduated units past the last bound are free.
-Priced price_tiers(const Tiers& tiers, const Decimal& quantity) {
-    if (quantity.is_negative()) throw Error(ErrorCode::bad_value, "quantity", "negative");
-    if (quantity.is_zero()) return {};
-    if (!tiers.volume) return graduated(tiers.tiers, quantity);
-    for (const auto& tier : tiers.tiers) {
-        if (tier.up_to && quantity > *tier.up_to) continue;
-        Priced priced;
-        priced.add(tier_line(tier, quantity));
-        return priced;
-    }
-    throw Error(ErrorCode::bad_value, "quantity", "uncovered");
-}
-
-}  // namespace polar
-
-// --- Autumn: dossier sections 5 to 7 ---------------------------------------------------------
-
-namespace autumn {
-
-using Step = FeeLine::Step;
-
-// decimal.js divides to 20 significant digits.
-Decimal divided(const Decimal& a, const Decimal& b) { return b.is_zero() ? Decimal() : Decimal::divide_significant(a, b, 20, Rounding::half_up); }
-
-// Up to whole billing units, once, before any tier is walked (7.3).
-Decimal whole_units(const Decimal& quantity, const Decimal& billing_units) { return begun_packages(quantity, billing_units) * billing_units; }
-
-constexpr int amount_decimals = 10;  // tier results are rounded to these, half up
-
-// --- plan items ---
-
-struct Item {
-    bool volume = false;
-    bool prepaid = false, usage_based = false;
-    Decimal included = {}, billing_units = 1;
-    std::vector<Tier> tiers = {};  // limits without the included units; the rate is for one unit
-};
-
-// The limits of tiers are in total units to users and beyond the included ones inside (7.2); "inf" stays.
-Decimal internal_limit(const Decimal& limit, const Decimal& included) { return limit > 0 ? limit - included : limit; }
-Decimal user_limit(const Decimal& limit, const Decimal& included) { return limit > 0 ? limit + included : limit; }
-
-std::optional<Decimal> read_limit(const Node& at) {
-    const auto found = at.find("to");
-    if (!found || found->value() == "inf") return {};
-    const auto limit = at.decimal("to");
-    return limit == Decimal(-1) ? std::nullopt : limit;
-}
-
-void add_tier(Item& item, const std::optional<Decimal>& limit, const Decimal& amount, const Decimal& flat) {
-    const auto above = item.tiers.empty() ? Decimal() : item.tiers.back().up_to.value_or(Decimal());
-    item.tiers.push_back({.above = above, .up_to = limit, .rate = divided(amount, item.billing_units), .flat = flat, .from = above});
-}
-
-// The amounts in a currency: its own block where there is one, else the base's (7.10).
-Node in_currency(const Node& at, const std::string& currency) {
-    const auto blocks = at.find("currencies");
-    const auto block = blocks && !currency.empty() ? blocks->find(currency) : std::nullopt;
-    return block.value_or(at);
-}
-
-Item read_item(const Node& at, bool limits_include_included, const std::string& currency = {}) {
-    static constexpr std::array<std::pair<std::string_view, bool>, 3> behaviors{{{"", false}, {"graduated", false}, {"volume", true}}};
-    Item item;
-    item.volume = at.choice("tier_behavior", behaviors);
-    item.prepaid = at.text("billing_method") == "prepaid";
-    item.usage_based = at.text("billing_method") == "usage_based";
-    item.included = at.decimal("included").value_or(Decimal());
-    item.billing_units = at.decimal("billing_units").value_or(Decimal(1));
-    if (item.billing_units <= 0) throw Error(ErrorCode::bad_value, at.path("billing_units"), "must be above 0");
-    const auto amounts = in_currency(at, currency);
-    for (const auto& each : amounts.list(amounts.find("usage_tiers") ? "usage_tiers" : "tiers")) {
-        auto limit = read_limit(each);
-        if (limit && limits_include_included) limit = internal_limit(*limit, item.included);
-        add_tier(item, limit, each.decimal("amount").value_or(Decimal()), each.decimal("flat_amount").value_or(Decimal()));
-    }
-    if (const auto amount = amounts.decimal("amount"); amount && item.tiers.empty()) add_tier(item, {}, *amount, {});
-    return item;
-}
-
-// Limits as users write them.
-void show_limits(std::vector<FeeLine>& lines, const Decimal& included) {
-    for (auto& line : lines) {
-        if (line.from) line.from = user_limit(*line.from, included);
-        if (line.to) line.to = user_limit(*line.to, included);
-    }
-}
-
-// To 10 decimals, and with the quantity's sign: a negative quantity gives back what the positive one costs.
-Priced finished(Priced priced, bool negative) {
-    round_to(priced, priced.amount.round(amount_decimals, Rounding::half_up));
-    if (!negative) return priced;
-    Priced reversed;
-    for (auto& line : priced.lines) {
-        line.units = -line.units;
-        line.flat = -line.flat;
-        line.amount = -line.amount;
-        reversed.add(std::move(line));
-    }
-    return reversed;
-}
-
-// 7.4: flat amounts play no part, units beyond the last limit are free.
-Priced price_graduated(const Item& item, const Decimal& units) {
-    auto tiers = item.tiers;
-    for (auto& tier : tiers) tier.flat = {};
-    return units.is_zero() ? Priced() : graduated(tiers, units);
-}
-
-// 7.5: all units, the included ones too, at the rate of the tier they reach; within the included units nothing.
-Priced price_volume(const Item& item, const Decimal& included, const Decimal& units) {
-    Priced priced;
-    if (included > 0 && units <= included) {
-        priced.add(free_line(units));
-        return priced;
-    }
-    for (const auto& tier : item.tiers) {
-        if (tier.up_to && units > *tier.up_to + included) continue;
-        priced.add(tier_line(tier, units));
-        break;
-    }
-    return priced;
-}
-
-// What a quantity costs: beyond the included units for graduated tiers, in all for volume. Less than none costs nothing, or with
-// `allow_negative` gives back.
-Priced price_quantity(const Item& item, const Decimal& included, const Decimal& quantity, bool allow_negative) {
-    if (item.tiers.empty()) throw Error(ErrorCode::bad_value, "usage_tiers", "usage_tiers_required");
-    const bool negative = quantity.is_negative() && allow_negative;
-    const auto units = whole_units(negative ? quantity.abs() : at_least_zero(quantity), item.billing_units);
-    auto priced = item.volume ? price_volume(item, included, units) : price_graduated(item, units);
-    show_limits(priced.lines, item.included);
-    return finished(std::move(priced), negative);
-}
-
-// --- prepaid and usage-based items (7.6) ---
-
-// The requested quantity includes the included units; packs are bought for the rest.
-Decimal prepaid_packs(const Item& item, const Decimal& quantity) {
-    return begun_packages(at_least_zero(quantity - item.included), item.billing_units);
-}
-
-Priced price_prepaid(const Item& item, const Decimal& quantity) {
-    const auto paid = prepaid_packs(item, quantity) * item.billing_units;
-    return price_quantity(item, item.included, item.volume ? paid + item.included : paid, true);
-}
-
-// Free items have their allowance for each product bought, priced ones once.
-Decimal starting_balance(const Item& item, const Decimal& packs, const Decimal& products) {
-    if (item.prepaid) return item.included + packs * item.billing_units;
-    return item.usage_based ? item.included : item.included * products;
-}
-
-// Entities' overages are added first, then priced as one.
-Priced price_overage(const Item& item, const std::vector<Decimal>& usages) {
-    Decimal overage;
-    for (const auto& usage : usages) overage += at_least_zero(usage - item.included);
-    return price_quantity(item, {}, overage, true);
-}
-
-// --- credit systems (6) ---
-
-struct CreditSystem {
-    std::string id;
-    std::map<std::string, Decimal> costs;  // credits for one unit, by metered feature
-};
-
-CreditSystem read_credit_system(const Node& at, std::string_view id_field) {
-    CreditSystem system{at.text(id_field), {}};
-    for (const auto& each : at.list("credit_schema")) {
-        const auto amount = at_least_zero(each.decimal("credit_cost").value_or(each.decimal("credit_amount").value_or(Decimal())));
-        system.costs[each.required_text("metered_feature_id")] = divided(amount, each.decimal("feature_amount").value_or(Decimal(1)));
-    }
-    return system;
-}
-
-// Credits for that many units of a feature; the system's own units are credits already.
-Decimal credits(const CreditSystem& system, const std::string& feature, const Decimal& units) {
-    if (feature == system.id) return units;
-    const auto found = system.costs.find(feature);
-    if (found == system.costs.end()) throw Error(ErrorCode::bad_value, "feature_id", "invalid_request");
-    return found->second * units;
-}
-
-// --- balances: which pays, and whether there is enough (5.2, 7.7) ---
-
-struct Balance {
-    std::string id;
-    Decimal balance, starting;
-    bool overage_allowed = false, unlimited = false;
-    std::optional<Decimal> least = {};  // how far down overage may go
-    Decimal cost = 1;                   // of one unit, in the balance's own
-};
-
-enum class OverageBehavior { cap, reject, overflow };
-
-// Takes `units` off `balance` down to `floor`, as far as there is any room; what could not be taken is left in `units`.
-void take(Balance& balance, Decimal& units, const std::optional<Decimal>& floor) {
-    const auto wanted = units * balance.cost;
-    const auto taken = floor ? std::min(wanted, at_least_zero(balance.balance - *floor)) : wanted;
-    balance.balance = (balance.balance - taken).round(amount_decimals, Rounding::half_up);
-    units -= taken == wanted ? units : divided(taken, balance.cost);
-}
-
-// Gives `units` back to `balance` up to `ceiling`.
-void give(Balance& balance, Decimal& units, const std::optional<Decimal>& ceiling) {
-    const auto wanted = units * balance.cost;
-    const auto given = ceiling ? std::min(wanted, at_least_zero(*ceiling - balance.balance)) : wanted;
-    balance.balance = (balance.balance + given).round(amount_decimals, Rounding::half_up);
-    units -= given == wanted ? units : divided(given, balance.cost);
-}
-
-// Usage: every balance down to 0 in order, then those that allow overage down to their floor.
-Decimal deduct(std::vector<Balance>& balances, Decimal units, OverageBehavior behavior) {
-    for (auto& balance : balances) {
-        if (balance.unlimited) return {};
-        take(balance, units, Decimal());
-    }
-    for (auto& balance : balances) {
-        const bool overflows = behavior == OverageBehavior::overflow;
-        if (balance.overage_allowed || overflows) take(balance, units, overflows ? std::nullopt : balance.least);
-    }
-    return units;
-}
-
-// A refund: negative balances up to 0, then every balance up to where it started; the rest only where overage is allowed.
-Decimal refund(std::vector<Balance>& balances, Decimal units) {
-    for (auto& balance : balances) give(balance, units, Decimal());
-    for (auto& balance : balances) give(balance, units, balance.starting);
-    for (auto& balance : balances) {
-        if (balance.overage_allowed) give(balance, units, {});
-    }
-    return units;
-}
-
-// What is left of `value` that no balance took; with reject nothing moves unless all of it fits.
-Decimal settle(std::vector<Balance>& balances, const Decimal& value, OverageBehavior behavior) {
-    auto changed = balances;
-    const auto left = value.is_negative() ? -refund(changed, -value) : deduct(changed, value, behavior);
-    if (behavior != OverageBehavior::reject || left.is_zero()) balances = std::move(changed);
-    return left;
-}
-
-struct Standing {
-    Decimal remaining, overage;
-    bool unlimited = false, overage_allowed = false;
-    std::optional<Decimal> max_purchase = {};  // overage at most; unbounded when absent
-    std::optional<Decimal> headroom = {};      // what usage limits leave; nothing without one
-};
-
-bool over_limit(const Standing& standing, const Decimal& required) { return standing.headroom && required > *standing.headroom; }
-
-// Whether `required` more units may be used; first rule that applies (5.2).
-bool allowed(const Standing& standing, const Decimal& required) {
-    if (standing.unlimited || required.is_negative()) return true;
-    if (over_limit(standing, required)) return false;
-    if (!standing.overage_allowed) return standing.remaining >= required;
-    if (!standing.max_purchase) return true;
-    return at_least_zero(*standing.max_purchase - standing.overage) + standing.remaining >= required;
-}
-
-// --- money ---
-
-Currency minor_currency(std::string code) {
-    static constexpr std::array<std::string_view, 16> whole{"bif", "clp", "djf", "gnf", "jpy", "kmf", "krw", "mga",
-                                                            "pyg", "rwf", "ugx", "vnd", "vuv", "xaf", "xof", "xpf"};
-    static constexpr std::array<std::string_view, 5> thousandths{"bhd", "jod", "kwd", "omr", "tnd"};
-    std::transform(code.begin(), code.end(), code.begin(), [](unsigned char c) { return static_cast<char>(std::tolower(c)); });
-    const auto is_in = [&](const auto& list) { return std::find(list.begin(), list.end(), code) != list.end(); };
-    if (is_in(whole)) return {0, 1};
-    return is_in(thousandths) ? Currency{3, 1000} : Currency();
-}
-
-// Smallest units as Stripe takes them: three-decimal currencies are rounded to ten (7.10).
-Decimal minor_units(const Decimal& amount, const std::string& code) {
-    const auto currency = minor_currency(code);
-    if (currency.subunits == 1) return amount.round(0, Rounding::half_up);
-    return (amount * 100).round(0, Rounding::half_up) * (currency.subunits == 1000 ? 10 : 1);
-}
-
-}  // namespace autumn
-
-// --- FlexPrice: the book of prices and meters ---
-
-namespace flexprice {
+// ---- the book of prices and meters ----
 
 // --- values and filters (4.8, 6.2, 6.3) ---
 
@@ -11451,9 +10914,213 @@ std::optional<std::vector<AnalyticsItem>> Catalogue::analytics(const Metric& met
 
 }  // namespace flexprice
 
-// --- Polar: the book of a product and its meters ---
+// ---------------------------------------------------------------------------------------------
+// 8.4 Polar: dossier sections 6 to 11
+// ---------------------------------------------------------------------------------------------
 
 namespace polar {
+
+// ---- its calendar ----
+
+// Intervals of meter quantities, and how many days a question may span at most (time_queries.py:46).
+struct Interval {
+    Bin bin;
+    Stride stride;
+    int most_days;
+};
+
+constexpr Interval intervals[] = {
+    {Bin::hour, {0, micros_per_hour}, 7}, {Bin::day, {0, micros_per_day}, 366}, {Bin::week, {0, 7 * micros_per_day}, 371},
+    {Bin::month, {1, 0}, 1460},           {Bin::year, {12, 0}, 3650},
+};
+
+const Interval& interval_of(Bin bin) {
+    const auto row = std::find_if(std::begin(intervals), std::end(intervals), [&](const Interval& each) { return each.bin == bin; });
+    if (row == std::end(intervals)) refuse("interval", "must be hour, day, week, month or year");
+    return *row;
+}
+
+// The moments that have a row in the answer: the start, and on by one interval each, on the zone's clock, until the end has passed. Each is
+// counted from the one before, so a 31st that a short month moved stays where it is. (generate_series in time_queries.py:32)
+std::vector<Timestamp> quantity_rows(Timestamp start, Timestamp end, const Interval& interval, const Zone& zone) {
+    if (start < Timestamp::from_civil(2023, 1, 1)) refuse("start", "must not be before 2023-01-01");
+    if (start > end) refuse("end", "is before the start");
+    if (cut(end, micros_per_day) - cut(start, micros_per_day) > std::chrono::days(interval.most_days)) {
+        refuse("interval", "is too small for so long a time");
+    }
+    std::vector<Timestamp> rows;
+    for (Timestamp row = start; row <= end;) {
+        rows.push_back(row);
+        row = interval.bin == Bin::hour ? row + std::chrono::hours(1) : Cycle(interval.stride, zone.to_local(row), zone).boundary(1);
+    }
+    return rows;
+}
+
+// Amounts are counts of the currency's smallest unit; an invoice has no fractions of it.
+Decimal rounded_half_away(const Decimal& value) { return value.round(0, Rounding::half_up); }
+
+// Unit amounts have up to 12 decimals and 5 digits before them; caps are 32-bit integers (product/schemas.py:421).
+constexpr int rate_decimals = 12, rate_whole_digits = 5;
+
+struct MeteredPrice {
+    Decimal unit_amount;  // cents for one unit
+    std::optional<Decimal> cap = {};
+    std::string currency = "usd";
+};
+
+MeteredPrice read_metered(const Node& at) {
+    MeteredPrice price{at.decimal("unit_amount").value_or(Decimal()), at.decimal("cap_amount"),
+                       at.text("price_currency", at.text("currency", "usd"))};
+    const auto refuse = [&](std::string_view field, const char* reason) { throw Error(ErrorCode::bad_value, at.path(field), reason); };
+    if (price.unit_amount <= 0) refuse("unit_amount", "must be above 0");
+    if (price.unit_amount.scale() > rate_decimals) refuse("unit_amount", "must have at most 12 decimals");
+    if (price.unit_amount.round(0, Rounding::floor).digits() > rate_whole_digits) refuse("unit_amount", "must be below 100000");
+    if (price.cap && (price.cap->is_negative() || price.cap->scale() > 0 || *price.cap > std::numeric_limits<std::int32_t>::max())) {
+        refuse("cap_amount", "must be a whole number from 0 to 2147483647");
+    }
+    return price;
+}
+
+Decimal power_of_two(int exponent) {
+    Decimal power = 1;
+    for (int i = 0; i < exponent; ++i) power += power;
+    return power;
+}
+
+// unit_amount x units, rounded half away from zero. Polar's units are a double, which counts at its exact binary value
+// (product_price.py:318): mantissa x 2^exponent, so the product is a quotient of integers that fit.
+Decimal exact_amount(const Decimal& unit_amount, double units) {
+    constexpr int mantissa_bits = 53, negligible = 86;  // below 2^-33 units, at less than 10^5 cents each
+    int exponent = 0;
+    const auto mantissa = static_cast<std::int64_t>(std::ldexp(std::frexp(units, &exponent), mantissa_bits));
+    exponent -= mantissa_bits;
+    const auto product = unit_amount * Decimal(mantissa);
+    if (exponent >= 0) return rounded_half_away(product * power_of_two(std::min(exponent, 127)));
+    return -exponent > negligible ? Decimal() : Decimal::divide(product, power_of_two(-exponent), 0, Rounding::half_up);
+}
+
+// Polar's numbers are doubles, added and divided as such.
+Decimal double_sum(const Decimal& a, const Decimal& b) { return Decimal::from_double(a.to_double() + b.to_double()); }
+Decimal double_quotient(const Decimal& a, const Decimal& b) { return Decimal::from_double(a.to_double() / b.to_double()); }
+
+// Units beyond credits at the price, rounded, then capped.
+Priced price_units(const MeteredPrice& price, const Decimal& consumed, const Decimal& credited) {
+    const Decimal units = at_least_zero(double_sum(consumed, -credited));
+    Priced priced;
+    if (!credited.is_zero()) priced.add(free_line(at_least_zero(std::min(consumed, credited))));
+    priced.add(units_line(units, price.unit_amount));
+    round_to(priced, exact_amount(price.unit_amount, units.to_double()));
+    if (price.cap) lower_to(priced, *price.cap);
+    return priced;
+}
+
+// --- the words on the invoice ---
+
+std::string grouped(std::string digits) {
+    auto point = digits.find('.');
+    if (point == std::string::npos) point = digits.size();
+    const auto first = static_cast<std::ptrdiff_t>(digits.front() == '-' ? 1 : 0);
+    for (auto i = static_cast<std::ptrdiff_t>(point) - 3; i > first; i -= 3) digits.insert(static_cast<std::size_t>(i), ",");
+    return digits;
+}
+
+Currency currency_of(std::string_view code) {
+    static constexpr std::array<std::string_view, 15> whole{"bif", "clp", "djf", "gnf", "jpy", "kmf", "krw", "mga",
+                                                            "pyg", "rwf", "vnd", "vuv", "xaf", "xof", "xpf"};
+    return std::find(whole.begin(), whole.end(), code) == whole.end() ? Currency() : Currency{0, 1};
+}
+
+// Cents as an amount in the currency, with at least its own decimals.
+std::string money(const Decimal& cents, const std::string& code) {
+    static constexpr std::array<std::pair<std::string_view, std::string_view>, 4> symbols{
+        {{"usd", "$"}, {"eur", "\u20ac"}, {"gbp", "\u00a3"}, {"jpy", "\u00a5"}}};
+    const auto currency = currency_of(code);
+    const auto amount = cents * Decimal::scaled(1, currency.decimals);
+    std::string symbol = code + " ";
+    for (const auto& [known, sign] : symbols) {
+        if (known == code) symbol = sign;
+    }
+    return symbol + grouped(amount.to_fixed(std::max(currency.decimals, amount.scale())));
+}
+
+std::string label(const MeteredPrice& price, const Decimal& consumed, const Priced& priced) {
+    auto text =
+        "(" + grouped(consumed.round(3, Rounding::half_even).to_string()) + " consumed units) \u00d7 " + money(price.unit_amount, price.currency);
+    if (priced.lines.back().step == FeeLine::Step::maximum) text += " \u2014 Capped at " + money(*price.cap, price.currency);
+    return text;
+}
+
+// --- functions of meters (7) ---
+
+constexpr std::array<std::pair<std::string_view, Aggregation>, 6> functions{{{"count", Aggregation::count},
+                                                                             {"sum", Aggregation::sum},
+                                                                             {"max", Aggregation::max},
+                                                                             {"min", Aggregation::min},
+                                                                             {"avg", Aggregation::average},
+                                                                             {"unique", Aggregation::unique_count}}};
+
+// Sums and counts may be added up.
+bool is_summable(Aggregation function) { return function == Aggregation::count || function == Aggregation::sum; }
+
+bool is_function(Aggregation function) {
+    return std::any_of(functions.begin(), functions.end(), [&](const auto& row) { return row.second == function; });
+}
+
+// Of values that meters have come to; 0 of none.
+Decimal folded(Aggregation function, const std::vector<Decimal>& values) {
+    if (function == Aggregation::count) return values.size();
+    if (function == Aggregation::unique_count) return std::set<Decimal>(values.begin(), values.end()).size();
+    if (values.empty()) return {};
+    if (function == Aggregation::max) return *std::max_element(values.begin(), values.end());
+    if (function == Aggregation::min) return *std::min_element(values.begin(), values.end());
+    const Decimal sum = std::accumulate(values.begin(), values.end(), Decimal(), double_sum);
+    return function == Aggregation::average ? double_quotient(sum, values.size()) : sum;
+}
+
+// --- tiers of seats and units (11) ---
+
+struct Tiers {
+    bool volume = false;
+    std::vector<Tier> tiers;
+};
+
+// Sorted by bound, the open tier last. Problems carry pydantic's words.
+Tiers read_tiers(const Node& at, Problems& problems) {
+    static constexpr std::array<std::pair<std::string_view, bool>, 2> types{{{"volume", true}, {"graduated", false}}};
+    Tiers result{at.choice("type", types, "volume"), {}};
+    for (const auto& each : at.list("tiers")) {
+        Tier tier{.above = {}, .up_to = each.decimal("bound"), .rate = each.decimal("unit_amount").value_or(Decimal()), .flat = {}, .from = {}};
+        if (tier.up_to && *tier.up_to <= 0) problems.push_back({each.path("bound"), "bound", "greater_than"});
+        if (tier.rate.is_negative()) problems.push_back({each.path("unit_amount"), "unit_amount", "greater_than_equal"});
+        result.tiers.push_back(std::move(tier));
+    }
+    if (result.tiers.empty()) problems.push_back({at.path("tiers"), "tiers", "too_short"});
+    std::stable_sort(result.tiers.begin(), result.tiers.end(),
+                     [](const Tier& a, const Tier& b) { return a.up_to && (!b.up_to || *a.up_to < *b.up_to); });
+    for (std::size_t i = 1; i < result.tiers.size(); ++i) {
+        const auto& bound = result.tiers[i - 1].up_to;
+        if (!bound) problems.push_back({at.path("tiers"), "tiers", "unbounded_tier_not_last"});
+        if (bound && bound == result.tiers[i].up_to) problems.push_back({at.path("tiers"), "tiers", "duplicate_tier_bound"});
+        result.tiers[i].above = result.tiers[i].from = bound.value_or(Decimal());
+    }
+    return result;
+}
+
+// Bounds are the last quantity included. A volume needs a tier that holds it; graduated units past the last bound are free.
+Priced price_tiers(const Tiers& tiers, const Decimal& quantity) {
+    if (quantity.is_negative()) throw Error(ErrorCode::bad_value, "quantity", "negative");
+    if (quantity.is_zero()) return {};
+    if (!tiers.volume) return graduated(tiers.tiers, quantity);
+    for (const auto& tier : tiers.tiers) {
+        if (tier.up_to && quantity > *tier.up_to) continue;
+        Priced priced;
+        priced.add(tier_line(tier, quantity));
+        return priced;
+    }
+    throw Error(ErrorCode::bad_value, "quantity", "uncovered");
+}
+
+// ---- the book of a product and its meters ----
 
 // --- its three evaluators of filters, which disagree where types differ (6.2) ---
 
@@ -11971,11 +11638,445 @@ std::shared_ptr<const Book::Impl> load(const json& catalogue) {
     return book;
 }
 
+// ---- meter quantities and customer meters (8 and 10.3) ----
+
+// For every key of the metadata parameter one of its texts.
+Filter parameter_filter(const json& metadata) {
+    if (!metadata.is_object()) refuse("metadata", "must be an object");
+    std::vector<Filter> parts;
+    for (const auto& [key, value] : metadata.items()) {
+        const json texts = value.is_array() ? value : json::array({value});
+        const bool fits = std::all_of(texts.begin(), texts.end(), [](const json& text) { return text.is_string(); });
+        if (key.empty() || !fits) refuse("metadata." + key, "must be a text or a list of texts");
+        parts.push_back(Filter::where(property_field(key), Operator::in, texts));
+    }
+    return Filter::all(std::move(parts));
+}
+
+// A question about any of these customers; about all when there are none.
+AggregateQuery of_customers(const std::vector<std::string>& customers) {
+    AggregateQuery query;
+    if (customers.size() == 1) query.customer = customers.front();
+    if (customers.size() > 1) query.filter = Filter::where("customer", Operator::in, customers);
+    return query;
+}
+
+// The rows of a bin, one for each customer or one for all, as one value.
+Decimal quantity(std::span<const Measured> rows, const std::optional<Aggregation>& over_customers) {
+    if (!over_customers) return rows.front().value;
+    std::vector<Decimal> values;
+    for (const auto& row : rows) values.push_back(row.value);
+    return folded(*over_customers, values);
+}
+
+std::map<Timestamp, Decimal> quantities_by_bin(const Metric& metric, AggregateQuery asked, const std::optional<Aggregation>& over_customers,
+                                               UsageSource& usage) {
+    if (over_customers) asked.group_by = {"customer"};
+    const auto rows = usage.measure(metric, asked);
+    std::map<Timestamp, Decimal> found;
+    for (auto begin = rows.begin(); begin != rows.end();) {
+        const auto end = std::find_if(begin, rows.end(), [&](const Measured& row) { return row.bin != begin->bin; });
+        found[*begin->bin] = quantity({begin, end}, over_customers);
+        begin = end;
+    }
+    return found;
+}
+
+// The total of the rows that have events; an average or unique count is one over all events, whatever their time (service.py:360).
+Decimal total_of(const Metric& metric, AggregateQuery asked, const std::vector<Decimal>& rows, UsageSource& usage) {
+    if (is_summable(metric.aggregation)) return folded(Aggregation::sum, rows);
+    if (metric.aggregation == Aggregation::max || metric.aggregation == Aggregation::min) return folded(metric.aggregation, rows);
+    asked.bin = Bin::none;
+    asked.period = {};
+    return usage.measure(metric, asked).front().value;
+}
+
+// A row stands for the whole bin it falls into, also before the start.
+Quantities quantities(Metric metric, const QuantitiesQuery& query, UsageSource& usage) {
+    if (!is_function(metric.aggregation)) refuse("meter", "has an aggregation that Polar does not know");
+    if (query.over_customers && !is_function(*query.over_customers)) refuse("over_customers", "is not one of Polar's functions");
+    const auto times = quantity_rows(query.start, query.end, interval_of(query.interval), Zone(query.time_zone));
+    metric.rules = "polar";
+    Bins bins({.bin = query.interval, .time_zone = query.time_zone});
+    AggregateQuery asked = of_customers(query.customers);
+    asked.period = {bins.around(times.front()).from, bins.around(times.back()).to};
+    asked.bin = query.interval;
+    asked.time_zone = query.time_zone;
+    asked.filter = Filter::all({std::move(asked.filter), parameter_filter(query.metadata)});
+    const auto by_bin = quantities_by_bin(metric, asked, query.over_customers, usage);
+    Quantities answer;
+    std::vector<Decimal> with_events;
+    for (const Timestamp time : times) {
+        const auto found = by_bin.find(bins.around(time).from);
+        answer.rows.push_back({time, found == by_bin.end() ? Decimal() : found->second});
+        if (found != by_bin.end()) with_events.push_back(found->second);
+    }
+    answer.total = total_of(metric, asked, with_events, usage);
+    return answer;
+}
+
+// Since the last reset. At the next one usage eats what does not roll over first (customer_meter/service.py:194).
+CustomerMeter customer_meter(const std::string& id, Metric metric, const std::vector<std::string>& customers, UsageSource& usage) {
+    if (customers.empty()) refuse("customers", "is empty");
+    metric.rules = "polar";
+    AggregateQuery asked = of_customers(customers);
+    const auto reset = usage.measure(system_metric("meter.reset", id, Aggregation::max, "timestamp"), asked).front();
+    if (reset.events > 0) asked.period.from = Timestamp::from_unix(reset.value);
+    const auto credited = [&](const Filter& which) {
+        auto query = asked;
+        query.filter = Filter::all({asked.filter, which});
+        return credited_units(id, query, usage).value_or(Decimal());
+    };
+    CustomerMeter answer;
+    answer.consumed = usage.measure(metric, of_users(asked)).front().value;
+    answer.credited = credited({});
+    answer.balance = double_sum(answer.credited, -answer.consumed);
+    const Decimal rolling = credited(Filter::equals("properties.rollover", true));
+    const Decimal left = credited(Filter::where("properties.rollover", Operator::ne, true)) + rolling - answer.consumed;
+    answer.rollover = at_least_zero(std::min(left.round(0, Rounding::down), rolling));
+    return answer;
+}
+
 }  // namespace polar
 
-// --- Autumn: the book of plans, their features and credit systems ---
+// ---------------------------------------------------------------------------------------------
+// 8.5 Autumn: dossier sections 3 to 7
+// ---------------------------------------------------------------------------------------------
 
 namespace autumn {
+
+// ---- its calendar ----
+
+// Of resets, prices and usage windows (getCycleIntervalFunctions.ts:27).
+constexpr std::pair<std::string_view, Stride> intervals[] = {
+    {"hour", {0, micros_per_hour}},
+    {"day", {0, micros_per_day}},
+    {"week", {0, 7 * micros_per_day}},
+    {"month", {1, 0}},
+    {"quarter", {3, 0}},
+    {"semi_annual", {6, 0}},
+    {"year", {12, 0}},
+};
+
+Stride stride_of(std::string_view interval, std::int64_t count = 1) {
+    const auto row = std::find_if(std::begin(intervals), std::end(intervals), [&](const auto& each) { return each.first == interval; });
+    if (row == std::end(intervals)) throw Error(ErrorCode::bad_value, "interval", quote(interval) + " is not an interval");
+    return repeated(row->second, count);
+}
+
+// The billing cycle around a moment; neither end is before the floor (getCycleStart.ts:25, getCycleEnd.ts:25).
+Period cycle_around(Timestamp now, Timestamp anchor, Stride stride, Timestamp floor = Timestamp::min()) {
+    const Period cycle = Cycle(stride, anchor.micros(), Zone({})).around(now);
+    return {std::max(cycle.from, floor), std::max(cycle.to, floor)};
+}
+
+// Where the calendar's own cycles are counted from, weeks from a Monday.
+Timestamp calendar_anchor(Stride stride) {
+    constexpr std::int64_t a_monday = 4, week = 7 * micros_per_day;  // 5 January 1970
+    return Timestamp(stride.months == 0 && stride.micros % week == 0 ? a_monday * micros_per_day : 0);
+}
+
+// The window of a usage limit: the billing cycle when there is an anchor, else the calendar's, with weeks from Monday; nothing when
+// it never ends (getUsageWindowBounds.ts:21).
+std::optional<Period> usage_window(std::string_view interval, Timestamp now, const std::optional<Timestamp>& anchor) {
+    if (interval == "lifetime") return std::nullopt;
+    const auto stride = stride_of(interval);
+    return cycle_around(now, anchor.value_or(calendar_anchor(stride)), stride);
+}
+
+// Both ends belong to it.
+struct Range {
+    Timestamp from, to;
+};
+
+// What an analytics range covers: the bins of the list, and the total beside them.
+struct Ranges {
+    Range list, total;
+};
+
+// Without a billing cycle its ranges are the last day (aggregate.ts:90). The total of a range of days begins earlier than its list, with
+// the day when bins are days and else with the hour (getCountAndSum.ts:79).
+Ranges named_ranges(std::string_view name, Bin bin, Timestamp now, const std::optional<BillingCycle>& cycle) {
+    const bool days = name.ends_with('h') || name.ends_with('d');
+    const Period period = named_period(days || cycle ? name : "24h", cut(now, micros_per_second), cycle);
+    const Range list{period.from, period.to};
+    if (!days && cycle) return {list, list};
+    return {list, {cut(list.from, bin == Bin::day ? micros_per_day : micros_per_hour), list.to}};
+}
+
+// Milliseconds are cut off at both ends (aggregate.ts:101).
+Ranges custom_ranges(Timestamp from, Timestamp to) {
+    const Range range{cut(from, micros_per_second), cut(to, micros_per_second)};
+    return {range, range};
+}
+
+// The bins of a list. The range's last moment belongs to it, so an end at midnight adds a day (aggregate.ts:142).
+BinGrid list_bins(const Range& range, Bin bin, std::string time_zone) {
+    return BinGrid({range.from, range.to + std::chrono::seconds(1)}, {.bin = bin, .time_zone = std::move(time_zone)});
+}
+
+// ---- prices ----
+
+using Step = FeeLine::Step;
+
+// decimal.js divides to 20 significant digits.
+Decimal divided(const Decimal& a, const Decimal& b) { return b.is_zero() ? Decimal() : Decimal::divide_significant(a, b, 20, Rounding::half_up); }
+
+// Up to whole billing units, once, before any tier is walked (7.3).
+Decimal whole_units(const Decimal& quantity, const Decimal& billing_units) { return begun_packages(quantity, billing_units) * billing_units; }
+
+constexpr int amount_decimals = 10;  // tier results are rounded to these, half up
+
+// --- plan items ---
+
+struct Item {
+    bool volume = false;
+    bool prepaid = false, usage_based = false;
+    Decimal included = {}, billing_units = 1;
+    std::vector<Tier> tiers = {};  // limits without the included units; the rate is for one unit
+};
+
+// The limits of tiers are in total units to users and beyond the included ones inside (7.2); "inf" stays.
+Decimal internal_limit(const Decimal& limit, const Decimal& included) { return limit > 0 ? limit - included : limit; }
+Decimal user_limit(const Decimal& limit, const Decimal& included) { return limit > 0 ? limit + included : limit; }
+
+std::optional<Decimal> read_limit(const Node& at) {
+    const auto found = at.find("to");
+    if (!found || found->value() == "inf") return {};
+    const auto limit = at.decimal("to");
+    return limit == Decimal(-1) ? std::nullopt : limit;
+}
+
+void add_tier(Item& item, const std::optional<Decimal>& limit, const Decimal& amount, const Decimal& flat) {
+    const auto above = item.tiers.empty() ? Decimal() : item.tiers.back().up_to.value_or(Decimal());
+    item.tiers.push_back({.above = above, .up_to = limit, .rate = divided(amount, item.billing_units), .flat = flat, .from = above});
+}
+
+// The amounts in a currency: its own block where there is one, else the base's (7.10).
+Node in_currency(const Node& at, const std::string& currency) {
+    const auto blocks = at.find("currencies");
+    const auto block = blocks && !currency.empty() ? blocks->find(currency) : std::nullopt;
+    return block.value_or(at);
+}
+
+Item read_item(const Node& at, bool limits_include_included, const std::string& currency = {}) {
+    static constexpr std::array<std::pair<std::string_view, bool>, 3> behaviors{{{"", false}, {"graduated", false}, {"volume", true}}};
+    Item item;
+    item.volume = at.choice("tier_behavior", behaviors);
+    item.prepaid = at.text("billing_method") == "prepaid";
+    item.usage_based = at.text("billing_method") == "usage_based";
+    item.included = at.decimal("included").value_or(Decimal());
+    item.billing_units = at.decimal("billing_units").value_or(Decimal(1));
+    if (item.billing_units <= 0) throw Error(ErrorCode::bad_value, at.path("billing_units"), "must be above 0");
+    const auto amounts = in_currency(at, currency);
+    for (const auto& each : amounts.list(amounts.find("usage_tiers") ? "usage_tiers" : "tiers")) {
+        auto limit = read_limit(each);
+        if (limit && limits_include_included) limit = internal_limit(*limit, item.included);
+        add_tier(item, limit, each.decimal("amount").value_or(Decimal()), each.decimal("flat_amount").value_or(Decimal()));
+    }
+    if (const auto amount = amounts.decimal("amount"); amount && item.tiers.empty()) add_tier(item, {}, *amount, {});
+    return item;
+}
+
+// Limits as users write them.
+void show_limits(std::vector<FeeLine>& lines, const Decimal& included) {
+    for (auto& line : lines) {
+        if (line.from) line.from = user_limit(*line.from, included);
+        if (line.to) line.to = user_limit(*line.to, included);
+    }
+}
+
+// To 10 decimals, and with the quantity's sign: a negative quantity gives back what the positive one costs.
+Priced finished(Priced priced, bool negative) {
+    round_to(priced, priced.amount.round(amount_decimals, Rounding::half_up));
+    if (!negative) return priced;
+    Priced reversed;
+    for (auto& line : priced.lines) {
+        line.units = -line.units;
+        line.flat = -line.flat;
+        line.amount = -line.amount;
+        reversed.add(std::move(line));
+    }
+    return reversed;
+}
+
+// 7.4: flat amounts play no part, units beyond the last limit are free.
+Priced price_graduated(const Item& item, const Decimal& units) {
+    auto tiers = item.tiers;
+    for (auto& tier : tiers) tier.flat = {};
+    return units.is_zero() ? Priced() : graduated(tiers, units);
+}
+
+// 7.5: all units, the included ones too, at the rate of the tier they reach; within the included units nothing.
+Priced price_volume(const Item& item, const Decimal& included, const Decimal& units) {
+    Priced priced;
+    if (included > 0 && units <= included) {
+        priced.add(free_line(units));
+        return priced;
+    }
+    for (const auto& tier : item.tiers) {
+        if (tier.up_to && units > *tier.up_to + included) continue;
+        priced.add(tier_line(tier, units));
+        break;
+    }
+    return priced;
+}
+
+// What a quantity costs: beyond the included units for graduated tiers, in all for volume. Less than none costs nothing, or with
+// `allow_negative` gives back.
+Priced price_quantity(const Item& item, const Decimal& included, const Decimal& quantity, bool allow_negative) {
+    if (item.tiers.empty()) throw Error(ErrorCode::bad_value, "usage_tiers", "usage_tiers_required");
+    const bool negative = quantity.is_negative() && allow_negative;
+    const auto units = whole_units(negative ? quantity.abs() : at_least_zero(quantity), item.billing_units);
+    auto priced = item.volume ? price_volume(item, included, units) : price_graduated(item, units);
+    show_limits(priced.lines, item.included);
+    return finished(std::move(priced), negative);
+}
+
+// --- prepaid and usage-based items (7.6) ---
+
+// The requested quantity includes the included units; packs are bought for the rest.
+Decimal prepaid_packs(const Item& item, const Decimal& quantity) {
+    return begun_packages(at_least_zero(quantity - item.included), item.billing_units);
+}
+
+Priced price_prepaid(const Item& item, const Decimal& quantity) {
+    const auto paid = prepaid_packs(item, quantity) * item.billing_units;
+    return price_quantity(item, item.included, item.volume ? paid + item.included : paid, true);
+}
+
+// Free items have their allowance for each product bought, priced ones once.
+Decimal starting_balance(const Item& item, const Decimal& packs, const Decimal& products) {
+    if (item.prepaid) return item.included + packs * item.billing_units;
+    return item.usage_based ? item.included : item.included * products;
+}
+
+// Entities' overages are added first, then priced as one.
+Priced price_overage(const Item& item, const std::vector<Decimal>& usages) {
+    Decimal overage;
+    for (const auto& usage : usages) overage += at_least_zero(usage - item.included);
+    return price_quantity(item, {}, overage, true);
+}
+
+// --- credit systems (6) ---
+
+struct CreditSystem {
+    std::string id;
+    std::map<std::string, Decimal> costs;  // credits for one unit, by metered feature
+};
+
+CreditSystem read_credit_system(const Node& at, std::string_view id_field) {
+    CreditSystem system{at.text(id_field), {}};
+    for (const auto& each : at.list("credit_schema")) {
+        const auto amount = at_least_zero(each.decimal("credit_cost").value_or(each.decimal("credit_amount").value_or(Decimal())));
+        system.costs[each.required_text("metered_feature_id")] = divided(amount, each.decimal("feature_amount").value_or(Decimal(1)));
+    }
+    return system;
+}
+
+// Credits for that many units of a feature; the system's own units are credits already.
+Decimal credits(const CreditSystem& system, const std::string& feature, const Decimal& units) {
+    if (feature == system.id) return units;
+    const auto found = system.costs.find(feature);
+    if (found == system.costs.end()) throw Error(ErrorCode::bad_value, "feature_id", "invalid_request");
+    return found->second * units;
+}
+
+// --- balances: which pays, and whether there is enough (5.2, 7.7) ---
+
+struct Balance {
+    std::string id;
+    Decimal balance, starting;
+    bool overage_allowed = false, unlimited = false;
+    std::optional<Decimal> least = {};  // how far down overage may go
+    Decimal cost = 1;                   // of one unit, in the balance's own
+};
+
+enum class OverageBehavior { cap, reject, overflow };
+
+// Takes `units` off `balance` down to `floor`, as far as there is any room; what could not be taken is left in `units`.
+void take(Balance& balance, Decimal& units, const std::optional<Decimal>& floor) {
+    const auto wanted = units * balance.cost;
+    const auto taken = floor ? std::min(wanted, at_least_zero(balance.balance - *floor)) : wanted;
+    balance.balance = (balance.balance - taken).round(amount_decimals, Rounding::half_up);
+    units -= taken == wanted ? units : divided(taken, balance.cost);
+}
+
+// Gives `units` back to `balance` up to `ceiling`.
+void give(Balance& balance, Decimal& units, const std::optional<Decimal>& ceiling) {
+    const auto wanted = units * balance.cost;
+    const auto given = ceiling ? std::min(wanted, at_least_zero(*ceiling - balance.balance)) : wanted;
+    balance.balance = (balance.balance + given).round(amount_decimals, Rounding::half_up);
+    units -= given == wanted ? units : divided(given, balance.cost);
+}
+
+// Usage: every balance down to 0 in order, then those that allow overage down to their floor.
+Decimal deduct(std::vector<Balance>& balances, Decimal units, OverageBehavior behavior) {
+    for (auto& balance : balances) {
+        if (balance.unlimited) return {};
+        take(balance, units, Decimal());
+    }
+    for (auto& balance : balances) {
+        const bool overflows = behavior == OverageBehavior::overflow;
+        if (balance.overage_allowed || overflows) take(balance, units, overflows ? std::nullopt : balance.least);
+    }
+    return units;
+}
+
+// A refund: negative balances up to 0, then every balance up to where it started; the rest only where overage is allowed.
+Decimal refund(std::vector<Balance>& balances, Decimal units) {
+    for (auto& balance : balances) give(balance, units, Decimal());
+    for (auto& balance : balances) give(balance, units, balance.starting);
+    for (auto& balance : balances) {
+        if (balance.overage_allowed) give(balance, units, {});
+    }
+    return units;
+}
+
+// What is left of `value` that no balance took; with reject nothing moves unless all of it fits.
+Decimal settle(std::vector<Balance>& balances, const Decimal& value, OverageBehavior behavior) {
+    auto changed = balances;
+    const auto left = value.is_negative() ? -refund(changed, -value) : deduct(changed, value, behavior);
+    if (behavior != OverageBehavior::reject || left.is_zero()) balances = std::move(changed);
+    return left;
+}
+
+struct Standing {
+    Decimal remaining, overage;
+    bool unlimited = false, overage_allowed = false;
+    std::optional<Decimal> max_purchase = {};  // overage at most; unbounded when absent
+    std::optional<Decimal> headroom = {};      // what usage limits leave; nothing without one
+};
+
+bool over_limit(const Standing& standing, const Decimal& required) { return standing.headroom && required > *standing.headroom; }
+
+// Whether `required` more units may be used; first rule that applies (5.2).
+bool allowed(const Standing& standing, const Decimal& required) {
+    if (standing.unlimited || required.is_negative()) return true;
+    if (over_limit(standing, required)) return false;
+    if (!standing.overage_allowed) return standing.remaining >= required;
+    if (!standing.max_purchase) return true;
+    return at_least_zero(*standing.max_purchase - standing.overage) + standing.remaining >= required;
+}
+
+// --- money ---
+
+Currency minor_currency(std::string code) {
+    static constexpr std::array<std::string_view, 16> whole{"bif", "clp", "djf", "gnf", "jpy", "kmf", "krw", "mga",
+                                                            "pyg", "rwf", "ugx", "vnd", "vuv", "xaf", "xof", "xpf"};
+    static constexpr std::array<std::string_view, 5> thousandths{"bhd", "jod", "kwd", "omr", "tnd"};
+    std::transform(code.begin(), code.end(), code.begin(), [](unsigned char c) { return static_cast<char>(std::tolower(c)); });
+    const auto is_in = [&](const auto& list) { return std::find(list.begin(), list.end(), code) != list.end(); };
+    if (is_in(whole)) return {0, 1};
+    return is_in(thousandths) ? Currency{3, 1000} : Currency();
+}
+
+// Smallest units as Stripe takes them: three-decimal currencies are rounded to ten (7.10).
+Decimal minor_units(const Decimal& amount, const std::string& code) {
+    const auto currency = minor_currency(code);
+    if (currency.subunits == 1) return amount.round(0, Rounding::half_up);
+    return (amount * 100).round(0, Rounding::half_up) * (currency.subunits == 1000 ? 10 : 1);
+}
 
 // ---- the catalogue ----
 
@@ -12915,18 +13016,7 @@ std::shared_ptr<const Book::Impl> load(const json& catalogue) {
     return plans;
 }
 
-}  // namespace autumn
-
-constexpr std::array<std::pair<std::string_view, std::shared_ptr<const Book::Impl> (*)(const json&)>, 4> book_vendors{
-    {{"lago", lago::load}, {"flexprice", flexprice::load}, {"polar", polar::load}, {"autumn", autumn::load}}};
-
-}  // namespace
-
-namespace {
-
-// --- Autumn: what events.aggregate answers (dossier 3) ---
-
-namespace autumn {
+// ---- what events.aggregate answers (3) ----
 
 // A text asked for is the text that the property is written as (aggregate_simple.pipe:38). With numbers, numbers are compared.
 constexpr std::array<Meeting, 3> no_such{Meeting::differ, Meeting::differ, Meeting::differ},
@@ -13090,153 +13180,9 @@ Analytics analytics(const AnalyticsQuery& asked, std::span<const Metric> metrics
 
 }  // namespace autumn
 
-// What numbers come to, taken one by one. All but `latest` do not depend on their order.
-class Fold {
-public:
-    void add(const Decimal& number, std::int64_t time = 0, std::int64_t sequence = 0) {
-        if (count_ == 0 || number < least_) least_ = number;
-        if (count_ == 0 || number > most_) most_ = number;
-        if (const std::pair place{time, sequence}; count_ == 0 || place >= last_place_) last_ = number, last_place_ = place;
-        sum_ += number;
-        ++count_;
-    }
-    // Of nothing each of them is 0.
-    std::int64_t count() const { return count_; }
-    const Decimal& sum() const { return sum_; }
-    const Decimal& least() const { return least_; }
-    const Decimal& most() const { return most_; }
-    const Decimal& latest() const { return last_; }
-    Decimal average() const { return count_ == 0 ? Decimal() : Decimal::divide_significant(sum_, count_, 32, Rounding::half_even); }
-
-private:
-    std::int64_t count_ = 0;
-    Decimal sum_, least_, most_, last_;
-    std::pair<std::int64_t, std::int64_t> last_place_;
-};
-
-// --- Lago: how it divides ---
-
-namespace lago {
-
-// A division as PostgreSQL's numeric does it: with at least 16 significant digits, counted in groups of four.
-Decimal postgres_quotient(const Decimal& a, const Decimal& b) {
-    if (a.is_zero()) return {};
-    const auto weight = [](const Decimal& value) { return static_cast<int>(floor_divide(value.digits() - value.scale() - 1, 4)); };
-    const auto first_group = [&](const Decimal& value) {
-        const int group = weight(value);
-        const Decimal unit(group >= 0 ? "1e" + std::to_string(4 * group) : "1e-" + std::to_string(-4 * group));
-        return Decimal::divide(value.abs(), unit, 0, Rounding::down);
-    };
-    const int difference = weight(a) - weight(b) - (first_group(a) <= first_group(b) ? 1 : 0);
-    return Decimal::divide(a, b, std::clamp(16 - 4 * difference, std::max(a.scale(), b.scale()), Decimal::max_scale), Rounding::half_up);
-}
-
-}  // namespace lago
-
-// --- Polar: meter quantities and customer meters (dossier 8 and 10.3) ---
-
-namespace polar {
-
-// For every key of the metadata parameter one of its texts.
-Filter parameter_filter(const json& metadata) {
-    if (!metadata.is_object()) refuse("metadata", "must be an object");
-    std::vector<Filter> parts;
-    for (const auto& [key, value] : metadata.items()) {
-        const json texts = value.is_array() ? value : json::array({value});
-        const bool fits = std::all_of(texts.begin(), texts.end(), [](const json& text) { return text.is_string(); });
-        if (key.empty() || !fits) refuse("metadata." + key, "must be a text or a list of texts");
-        parts.push_back(Filter::where(property_field(key), Operator::in, texts));
-    }
-    return Filter::all(std::move(parts));
-}
-
-// A question about any of these customers; about all when there are none.
-AggregateQuery of_customers(const std::vector<std::string>& customers) {
-    AggregateQuery query;
-    if (customers.size() == 1) query.customer = customers.front();
-    if (customers.size() > 1) query.filter = Filter::where("customer", Operator::in, customers);
-    return query;
-}
-
-// The rows of a bin, one for each customer or one for all, as one value.
-Decimal quantity(std::span<const Measured> rows, const std::optional<Aggregation>& over_customers) {
-    if (!over_customers) return rows.front().value;
-    std::vector<Decimal> values;
-    for (const auto& row : rows) values.push_back(row.value);
-    return folded(*over_customers, values);
-}
-
-std::map<Timestamp, Decimal> quantities_by_bin(const Metric& metric, AggregateQuery asked, const std::optional<Aggregation>& over_customers,
-                                               UsageSource& usage) {
-    if (over_customers) asked.group_by = {"customer"};
-    const auto rows = usage.measure(metric, asked);
-    std::map<Timestamp, Decimal> found;
-    for (auto begin = rows.begin(); begin != rows.end();) {
-        const auto end = std::find_if(begin, rows.end(), [&](const Measured& row) { return row.bin != begin->bin; });
-        found[*begin->bin] = quantity({begin, end}, over_customers);
-        begin = end;
-    }
-    return found;
-}
-
-// The total of the rows that have events; an average or unique count is one over all events, whatever their time (service.py:360).
-Decimal total_of(const Metric& metric, AggregateQuery asked, const std::vector<Decimal>& rows, UsageSource& usage) {
-    if (is_summable(metric.aggregation)) return folded(Aggregation::sum, rows);
-    if (metric.aggregation == Aggregation::max || metric.aggregation == Aggregation::min) return folded(metric.aggregation, rows);
-    asked.bin = Bin::none;
-    asked.period = {};
-    return usage.measure(metric, asked).front().value;
-}
-
-// A row stands for the whole bin it falls into, also before the start.
-Quantities quantities(Metric metric, const QuantitiesQuery& query, UsageSource& usage) {
-    if (!is_function(metric.aggregation)) refuse("meter", "has an aggregation that Polar does not know");
-    if (query.over_customers && !is_function(*query.over_customers)) refuse("over_customers", "is not one of Polar's functions");
-    const auto times = quantity_rows(query.start, query.end, interval_of(query.interval), Zone(query.time_zone));
-    metric.rules = "polar";
-    Bins bins({.bin = query.interval, .time_zone = query.time_zone});
-    AggregateQuery asked = of_customers(query.customers);
-    asked.period = {bins.around(times.front()).from, bins.around(times.back()).to};
-    asked.bin = query.interval;
-    asked.time_zone = query.time_zone;
-    asked.filter = Filter::all({std::move(asked.filter), parameter_filter(query.metadata)});
-    const auto by_bin = quantities_by_bin(metric, asked, query.over_customers, usage);
-    Quantities answer;
-    std::vector<Decimal> with_events;
-    for (const Timestamp time : times) {
-        const auto found = by_bin.find(bins.around(time).from);
-        answer.rows.push_back({time, found == by_bin.end() ? Decimal() : found->second});
-        if (found != by_bin.end()) with_events.push_back(found->second);
-    }
-    answer.total = total_of(metric, asked, with_events, usage);
-    return answer;
-}
-
-// Since the last reset. At the next one usage eats what does not roll over first (customer_meter/service.py:194).
-CustomerMeter customer_meter(const std::string& id, Metric metric, const std::vector<std::string>& customers, UsageSource& usage) {
-    if (customers.empty()) refuse("customers", "is empty");
-    metric.rules = "polar";
-    AggregateQuery asked = of_customers(customers);
-    const auto reset = usage.measure(system_metric("meter.reset", id, Aggregation::max, "timestamp"), asked).front();
-    if (reset.events > 0) asked.period.from = Timestamp::from_unix(reset.value);
-    const auto credited = [&](const Filter& which) {
-        auto query = asked;
-        query.filter = Filter::all({asked.filter, which});
-        return credited_units(id, query, usage).value_or(Decimal());
-    };
-    CustomerMeter answer;
-    answer.consumed = usage.measure(metric, of_users(asked)).front().value;
-    answer.credited = credited({});
-    answer.balance = double_sum(answer.credited, -answer.consumed);
-    const Decimal rolling = credited(Filter::equals("properties.rollover", true));
-    const Decimal left = credited(Filter::where("properties.rollover", Operator::ne, true)) + rolling - answer.consumed;
-    answer.rollover = at_least_zero(std::min(left.round(0, Rounding::down), rolling));
-    return answer;
-}
-
-}  // namespace polar
-
-// --- OpenMeter: its meters are metrics, under these rules ---
+// ---------------------------------------------------------------------------------------------
+// 8.6 OpenMeter: its meters are metrics, under these rules
+// ---------------------------------------------------------------------------------------------
 
 namespace openmeter {
 
@@ -13258,6 +13204,15 @@ constexpr Rules rules{.name = "openmeter",
                       .keeps_absent = true};
 
 }  // namespace openmeter
+
+// ---------------------------------------------------------------------------------------------
+// 8.7 Vendors by name
+// ---------------------------------------------------------------------------------------------
+
+// ---- books ----
+
+constexpr std::array<std::pair<std::string_view, std::shared_ptr<const Book::Impl> (*)(const json&)>, 4> book_vendors{
+    {{"lago", lago::load}, {"flexprice", flexprice::load}, {"polar", polar::load}, {"autumn", autumn::load}}};
 
 // ---- rules by name ----
 
