@@ -1832,7 +1832,8 @@ bool like(std::string_view text, std::string_view pattern) {
 struct NumberBound {
     std::int64_t edge = 0;
     bool below = false, at = false, above = false;
-    bool holds(std::int64_t cell) const noexcept { return cell < edge ? below : cell == edge ? at : above; }
+    // Without a branch, so that a loop over cells is one over vectors of them.
+    bool holds(std::int64_t cell) const noexcept { return ((cell < edge) & below) | ((cell == edge) & at) | ((cell > edge) & above); }
 };
 
 // A clause made ready to meet many values.
@@ -3128,6 +3129,8 @@ private:
 
 enum class CellKind : std::uint8_t { missing, null, boolean, number, wide, text, json, interned };
 
+constexpr bool in_dictionary(CellKind kind) noexcept { return kind == CellKind::wide || kind == CellKind::text || kind == CellKind::json; }
+
 struct Column {
     std::vector<CellKind> kinds{};  // one for all rows, or one a row
     std::vector<std::int64_t> cells{};
@@ -3136,11 +3139,7 @@ struct Column {
     std::vector<char> text{};               // a vector, because moving one does not move the texts
     CellKind kind(std::size_t row) const noexcept { return kinds.size() == 1 ? kinds[0] : kinds[row]; }
     bool all(CellKind kind) const noexcept { return kinds.size() == 1 && kinds[0] == kind; }
-    std::string_view word(std::size_t row) const {
-        const auto at = static_cast<std::uint64_t>(cells[row]);
-        if (at >= words.size()) damaged("columns");
-        return words[static_cast<std::size_t>(at)];
-    }
+    std::string_view word(std::size_t row) const noexcept { return words[static_cast<std::size_t>(cells[row])]; }
 };
 
 struct SmallNumber {
@@ -3373,6 +3372,18 @@ private:
     std::size_t left_;
 };
 
+// Every cell that is a place in the dictionary is one of its `count`, so that Column::word need not look.
+void check_places(const Column& column, std::size_t count) {
+    const auto within = [count](std::int64_t cell) { return static_cast<std::uint64_t>(cell) < count; };
+    if (column.kinds.size() == 1) {
+        if (in_dictionary(column.kinds[0]) && !std::all_of(column.cells.begin(), column.cells.end(), within)) damaged("columns.dictionary");
+        return;
+    }
+    for (std::size_t row = 0; row < column.kinds.size(); ++row) {
+        if (in_dictionary(column.kinds[row]) && !within(column.cells[row])) damaged("columns.dictionary");
+    }
+}
+
 // Rows `first` to `last` of a packed column of `rows` rows.
 Column unpack_column(std::string_view data, std::size_t rows, std::size_t first, std::size_t last) {
     Unpacker in(data);
@@ -3391,8 +3402,9 @@ Column unpack_column(std::string_view data, std::size_t rows, std::size_t first,
         const std::uint8_t* kinds = in.take(rows);
         for (std::size_t i = first; i < last; ++i) column.kinds.push_back(checked(kinds[i]));
     }
-    if (in.left() == 0) return column;
-    const auto count = static_cast<std::size_t>(in.bytes(4));
+    const auto count = in.left() == 0 ? 0 : static_cast<std::size_t>(in.bytes(4));
+    check_places(column, count);
+    if (count == 0) return column;
     std::vector<std::int64_t> lengths;
     if (count > data.size()) damaged("columns.dictionary");
     in.integers(lengths, count, 0, count);
@@ -3441,6 +3453,8 @@ public:
         const std::size_t row = times_.size();
         sequences_.push_back(sequence);
         times_.push_back(checked_time(time, "log"));
+        first_time_ = std::min(first_time_, time);
+        last_time_ = std::max(last_time_, time);
         customers_.push_back(customer);
         subscriptions_.push_back(subscription);
         if (source != 0) column(fields::source).add_interned(row, source);
@@ -3458,6 +3472,8 @@ public:
     }
     std::size_t rows() const noexcept { return times_.size(); }
     const std::vector<std::int64_t>& times() const noexcept { return times_; }
+    std::int64_t first_time() const noexcept { return first_time_; }
+    std::int64_t last_time() const noexcept { return last_time_; }
     const std::vector<std::int64_t>& sequences() const noexcept { return sequences_; }
     const std::vector<std::int64_t>& customers() const noexcept { return customers_; }
     const std::vector<std::int64_t>& subscriptions() const noexcept { return subscriptions_; }
@@ -3495,6 +3511,7 @@ private:
 
     std::vector<std::string> only_;
     std::vector<std::int64_t> times_, sequences_, customers_, subscriptions_;
+    std::int64_t first_time_ = std::numeric_limits<std::int64_t>::max(), last_time_ = std::numeric_limits<std::int64_t>::min();
     std::deque<Named> columns_;
     std::unordered_map<std::string, std::size_t> places_;
     std::size_t next_ = 0;
@@ -3597,8 +3614,7 @@ Segment seal_part(std::int64_t name, const Part& part) {
         return std::tuple(part.customers()[row], part.subscriptions()[row], part.times()[row], part.sequences()[row]);
     };
     std::sort(order.begin(), order.end(), [&](std::uint32_t a, std::uint32_t b) { return key(a) < key(b); });
-    const auto [first, last] = std::minmax_element(part.times().begin(), part.times().end());
-    Segment segment{name, static_cast<std::int64_t>(part.rows()), *first, *last, {}, {}};
+    Segment segment{name, static_cast<std::int64_t>(part.rows()), part.first_time(), part.last_time(), {}, {}};
     const auto add = [&](std::string_view column, Bytes bytes) {
         segment.keys.emplace_back(column);
         segment.columns.push_back(std::move(bytes));
@@ -3723,6 +3739,23 @@ struct Batch {
     Parts rebuilt{};  // where the columns' texts live when they were read again from the log
 };
 
+// Calls use(row) for the rows that belong to the answer.
+template <class Use>
+void each_row(const Batch& batch, Use&& use) {
+    if (batch.mask.empty()) {
+        for (std::size_t row = 0; row < batch.rows; ++row) use(row);
+        return;
+    }
+    for (std::size_t row = 0; row < batch.rows; ++row) {
+        if (batch.mask[row]) use(row);
+    }
+}
+
+std::int64_t matching_rows(const Batch& batch) {
+    return batch.mask.empty() ? static_cast<std::int64_t>(batch.rows)
+                              : std::count_if(batch.mask.begin(), batch.mask.end(), [](auto m) { return m != 0; });
+}
+
 // One place that rows come from: a sealed segment, or the part of the unsealed tail with one name.
 struct Source {
     std::int64_t name = 0, rows = 0, first_time = 0, last_time = 0;
@@ -3808,9 +3841,9 @@ std::string text_of(Connection& db, std::int64_t id) {
 std::vector<Source> part_sources(const Parts& parts, const ScanQuestion& question, std::int64_t sequence_first = 0, std::int64_t sequence_last = 0) {
     std::vector<Source> found;
     for (const auto& [name, part] : parts) {
-        const auto [first, last] = std::minmax_element(part.times().begin(), part.times().end());
-        if (question.wants(name, *first, *last))
-            found.push_back({name, static_cast<std::int64_t>(part.rows()), *first, *last, nullptr, &part, sequence_first, sequence_last});
+        if (question.wants(name, part.first_time(), part.last_time()))
+            found.push_back(
+                {name, static_cast<std::int64_t>(part.rows()), part.first_time(), part.last_time(), nullptr, &part, sequence_first, sequence_last});
     }
     return found;
 }
@@ -3851,9 +3884,11 @@ Column id_column(Connection& db, const Column& sequence) {
 }
 
 Column interned_column(std::vector<std::int64_t> ids) {
-    Column column{{}, std::move(ids), 0, {}, {}};
-    for (const std::int64_t id : column.cells) column.kinds.push_back(id == 0 ? CellKind::missing : CellKind::interned);
-    if (std::find(column.kinds.begin(), column.kinds.end(), CellKind::missing) == column.kinds.end()) column.kinds = {CellKind::interned};
+    Column column{{CellKind::interned}, std::move(ids), 0, {}, {}};
+    if (std::find(column.cells.begin(), column.cells.end(), 0) == column.cells.end()) return column;
+    column.kinds.resize(column.cells.size());
+    std::transform(column.cells.begin(), column.cells.end(), column.kinds.begin(),
+                   [](std::int64_t id) { return id == 0 ? CellKind::missing : CellKind::interned; });
     return column;
 }
 
@@ -3915,12 +3950,11 @@ private:
     }
     Column owners(std::vector<std::int64_t> Directory::*ids) const {
         const Directory all = directory();
-        std::vector<std::int64_t> cells(rows());
+        std::vector<std::int64_t> cells;
+        cells.reserve(rows());
         for (std::size_t i = 0; i < all.customers.size(); ++i) {
-            const auto begin = std::clamp(static_cast<std::size_t>(all.starts[i]), first_, last_),
-                       end = std::clamp(static_cast<std::size_t>(all.starts[i + 1]), first_, last_);
-            std::fill(cells.begin() + static_cast<std::ptrdiff_t>(begin - first_), cells.begin() + static_cast<std::ptrdiff_t>(end - first_),
-                      (all.*ids)[i]);
+            const std::size_t end = std::min(static_cast<std::size_t>(all.starts[i + 1]), last_);
+            for (std::size_t row = std::max(static_cast<std::size_t>(all.starts[i]), first_); row < end; ++row) cells.push_back((all.*ids)[i]);
         }
         return interned_column(std::move(cells));
     }
@@ -3947,9 +3981,7 @@ Column part_column(const Part& part, const std::string& key) {
 template <class Keep>
 void mask_out(Batch& batch, const Column& column, Keep&& keep) {
     if (batch.mask.empty()) batch.mask.assign(batch.rows, 1);
-    for (std::size_t row = 0; row < batch.rows; ++row) {
-        if (!keep(column.cells[row])) batch.mask[row] = 0;
-    }
+    for (std::size_t row = 0; row < batch.rows; ++row) batch.mask[row] &= static_cast<std::uint8_t>(keep(column.cells[row]));
 }
 
 // What there are columns for; of a part when that is read in place of the source's segment.
@@ -4014,7 +4046,8 @@ Batch load(const Reader& reader, const Source& source, const ScanQuestion& quest
         }
     }
     if (source.first_time < question.from || source.last_time >= question.to) {
-        mask_out(batch, column(std::string(fields::time)), [&](std::int64_t time) { return time >= question.from && time < question.to; });
+        mask_out(batch, column(std::string(fields::time)),
+                 [from = question.from, to = question.to](std::int64_t time) { return (time >= from) & (time < to); });
     }
     const bool exact = part == nullptr && segment->exact();
     for (const auto& [key, owner] : {std::pair{fields::customer, question.customer}, std::pair{fields::subscription, question.subscription}}) {
@@ -4094,18 +4127,25 @@ public:
     // Clears the mask of rows that do not meet the condition.
     void apply(Connection& db, Batch& batch) const {
         if (kind_ == Filter::Kind::all && parts_.empty()) return;
-        const std::vector<std::uint8_t> met = rows(db, batch);
-        if (batch.mask.empty()) batch.mask.assign(batch.rows, 1);
-        for (std::size_t row = 0; row < batch.rows; ++row) batch.mask[row] = batch.mask[row] && met[row];
+        Mask met = rows(db, batch);
+        if (batch.mask.empty())
+            batch.mask = std::move(met);
+        else
+            std::transform(met.begin(), met.end(), batch.mask.begin(), batch.mask.begin(), std::bit_and<std::uint8_t>());
     }
 
 private:
-    std::vector<std::uint8_t> rows(Connection& db, const Batch& batch) const {
+    using Mask = std::vector<std::uint8_t>;
+
+    Mask rows(Connection& db, const Batch& batch) const {
         if (kind_ == Filter::Kind::clause) return clause_rows(db, batch.columns[column_], batch.rows);
-        std::vector<std::uint8_t> met(batch.rows, kind_ == Filter::Kind::all ? 1 : 0);
+        Mask met(batch.rows, kind_ == Filter::Kind::all ? 1 : 0);
         for (const Condition& part : parts_) {
-            const std::vector<std::uint8_t> one = part.rows(db, batch);
-            for (std::size_t row = 0; row < batch.rows; ++row) met[row] = kind_ == Filter::Kind::all ? met[row] && one[row] : met[row] || one[row];
+            const Mask one = part.rows(db, batch);
+            if (kind_ == Filter::Kind::all)
+                std::transform(one.begin(), one.end(), met.begin(), met.begin(), std::bit_and<std::uint8_t>());
+            else
+                std::transform(one.begin(), one.end(), met.begin(), met.begin(), std::bit_or<std::uint8_t>());
         }
         return met;
     }
@@ -4116,14 +4156,22 @@ private:
     }
 
     // Every distinct text is looked at once; a row then costs one table access.
-    std::vector<std::uint8_t> clause_rows(Connection& db, const Column& column, std::size_t count) const {
-        std::vector<std::uint8_t> met(count);
+    Mask clause_rows(Connection& db, const Column& column, std::size_t count) const {
+        const auto bound = coercion_ || seconds_ ? std::nullopt : clause_.bound(column.scale);
+        Mask met(count);
+        if (bound && column.all(CellKind::number)) {
+            std::transform(column.cells.begin(), column.cells.end(), met.begin(), [bound = *bound](std::int64_t cell) { return bound.holds(cell); });
+            return met;
+        }
         std::unordered_map<std::int64_t, bool> interned;
         std::vector<std::int8_t> words(column.words.size(), -1);
-        const auto bound = coercion_ || seconds_ ? std::nullopt : clause_.bound(column.scale);
         for (std::size_t row = 0; row < count; ++row) {
             const CellKind kind = column.kind(row);
-            if (kind == CellKind::number && bound) {
+            if (kind == CellKind::text) {
+                std::int8_t& known = words[static_cast<std::size_t>(column.cells[row])];
+                if (known < 0) known = holds(cell_scalar(column, row)) ? 1 : 0;
+                met[row] = static_cast<std::uint8_t>(known);
+            } else if (kind == CellKind::number && bound) {
                 met[row] = bound->holds(column.cells[row]);
             } else if (kind == CellKind::interned) {
                 const auto [known, fresh] = interned.try_emplace(column.cells[row]);
@@ -4132,11 +4180,6 @@ private:
                     known->second = holds({Scalar::Kind::text, false, {}, text});
                 }
                 met[row] = known->second;
-            } else if (kind == CellKind::text) {
-                column.word(row);  // checks the place
-                std::int8_t& known = words[static_cast<std::size_t>(column.cells[row])];
-                if (known < 0) known = holds(cell_scalar(column, row)) ? 1 : 0;
-                met[row] = static_cast<std::uint8_t>(known);
             } else {
                 met[row] = holds(cell_scalar(column, row)) ? 1 : 0;
             }
@@ -5018,11 +5061,6 @@ private:
     std::vector<Rank> heap_{};
 };
 
-std::int64_t matching_rows(const Batch& batch) {
-    return batch.mask.empty() ? static_cast<std::int64_t>(batch.rows)
-                              : std::count_if(batch.mask.begin(), batch.mask.end(), [](auto m) { return m != 0; });
-}
-
 struct Listing {
     std::vector<Rank> ranks{};
     std::int64_t total = 0;
@@ -5053,9 +5091,7 @@ Listing list_ranks(const Reader& reader, const ListQuery& query, const FilterRul
         condition.apply(reader, batch);
         listing.total += matching_rows(batch);
         if (excluded) continue;
-        for (std::size_t row = 0; row < batch.rows; ++row) {
-            if (batch.mask.empty() || batch.mask[row]) top.add(order.row(batch, row));
-        }
+        each_row(batch, [&](std::size_t row) { top.add(order.row(batch, row)); });
     }
     listing.ranks = std::move(top).sorted();
     return listing;
@@ -5251,11 +5287,10 @@ NameCounts count_names(const Reader& reader, ScanQuestion question, const Filter
         Batch batch = load(reader, source, question);
         if (batch.rows == 0) continue;
         condition.apply(reader, batch);
-        for (std::size_t row = 0; row < batch.rows; ++row) {
-            if (!batch.mask.empty() && !batch.mask[row]) continue;
+        each_row(batch, [&](std::size_t row) {
             const std::int64_t at = batch.columns[time].cells[row];
             count_name(counts, keys.names ? source.name : 0, keys.sources ? batch.columns[sender].cells[row] : 0, 1, at, at);
-        }
+        });
     }
     return counts;
 }
@@ -5414,39 +5449,84 @@ struct Rules {
 class Numbering {
 public:
     std::uint32_t number(std::uint64_t key) {
-        if ((keys_.size() + 1) * 10 > slots_.size() * 7) grow();
+        if ((keys_.size() + 1) * 2 > slots_.size()) grow();
         std::size_t at = place(key);
-        for (; slots_[at] != empty; at = (at + 1) & (slots_.size() - 1)) {
-            if (keys_[slots_[at]] == key) return slots_[at];
+        for (; slots_[at].number != empty; at = (at + 1) & (slots_.size() - 1)) {
+            if (slots_[at].key == key) return slots_[at].number;
         }
-        slots_[at] = static_cast<std::uint32_t>(keys_.size());
+        slots_[at] = {key, append(key)};
+        return slots_[at].number;
+    }
+    // For a key that is new, before any call of number().
+    std::uint32_t append(std::uint64_t key) {
         keys_.push_back(key);
-        return slots_[at];
+        return static_cast<std::uint32_t>(keys_.size() - 1);
     }
     const std::vector<std::uint64_t>& keys() const noexcept { return keys_; }
 
 private:
     static constexpr std::uint32_t empty = 0xFFFFFFFF;
+    struct Slot {
+        std::uint64_t key = 0;
+        std::uint32_t number = empty;
+    };
     std::size_t place(std::uint64_t key) const noexcept { return static_cast<std::size_t>(key * 0x9E3779B97F4A7C15ULL >> 32) & (slots_.size() - 1); }
     void grow() {
-        slots_.assign(std::max<std::size_t>(64, slots_.size() * 2), empty);
+        slots_.assign(std::bit_ceil(std::max<std::size_t>(64, keys_.size() * 4)), Slot());
         for (std::size_t i = 0; i < keys_.size(); ++i) {
             std::size_t at = place(keys_[i]);
-            while (slots_[at] != empty) at = (at + 1) & (slots_.size() - 1);
-            slots_[at] = static_cast<std::uint32_t>(i);
+            while (slots_[at].number != empty) at = (at + 1) & (slots_.size() - 1);
+            slots_[at] = {keys_[i], static_cast<std::uint32_t>(i)};
         }
     }
-    std::vector<std::uint32_t> slots_;
+    std::vector<Slot> slots_;
     std::vector<std::uint64_t> keys_;
 };
 
 constexpr std::uint64_t pair_key(std::uint32_t a, std::uint32_t b) noexcept { return std::uint64_t{a} << 32 | b; }
 
+// As Numbering, for pairs of numbers that begin at 0 themselves: found in a table of all pairs while that is small.
+class PairNumbering {
+public:
+    std::uint32_t number(std::uint32_t a, std::uint32_t b) {
+        if (a < rows_ && b < width_) {
+            const std::uint32_t known = table_[a * width_ + b];
+            if (known != empty) return known;
+        }
+        return add(a, b);
+    }
+    std::size_t size() const noexcept { return numbers_.keys().size(); }
+    std::uint32_t first(std::size_t number) const { return static_cast<std::uint32_t>(numbers_.keys()[number] >> 32); }
+    std::uint32_t second(std::size_t number) const { return static_cast<std::uint32_t>(numbers_.keys()[number]); }
+
+private:
+    static constexpr std::uint32_t empty = 0xFFFFFFFF;
+    static constexpr std::size_t most_cells = 1 << 20;
+    static std::size_t grown(std::size_t size, std::uint32_t place) { return std::max(size, std::bit_ceil(place + std::size_t{1})); }
+
+    std::uint32_t add(std::uint32_t a, std::uint32_t b) {
+        const std::uint64_t key = pair_key(a, b);
+        const std::size_t rows = grown(rows_, a), width = grown(width_, b);
+        overflowed_ = overflowed_ || rows > most_cells / width;
+        if (overflowed_) return numbers_.number(key);
+        if (rows > rows_ || width > width_) {
+            rows_ = rows, width_ = width;
+            table_.assign(rows_ * width_, empty);
+            for (std::size_t i = 0; i < size(); ++i) table_[first(i) * width_ + second(i)] = static_cast<std::uint32_t>(i);
+        }
+        return table_[a * width_ + b] = numbers_.append(key);
+    }
+    std::size_t rows_ = 0, width_ = 0;
+    bool overflowed_ = false;  // what is in the table stays there
+    std::vector<std::uint32_t> table_;
+    Numbering numbers_;
+};
+
 // As Numbering, for texts, which it keeps.
 class TextNumbering {
 public:
     std::uint32_t number(std::string_view text) {
-        if ((ends_.size() + 1) * 10 > slots_.size() * 7) grow();
+        if ((ends_.size() + 1) * 2 > slots_.size()) grow();
         const auto hash = static_cast<std::uint32_t>(std::hash<std::string_view>()(text));
         std::size_t at = hash & (slots_.size() - 1);
         for (; slots_[at].number != empty; at = (at + 1) & (slots_.size() - 1)) {
@@ -5457,6 +5537,7 @@ public:
         ends_.push_back(bytes_.size());
         return slots_[at].number;
     }
+    std::size_t size() const noexcept { return ends_.size(); }
     std::string_view operator[](std::uint32_t number) const {
         const std::size_t begin = number == 0 ? 0 : ends_[number - 1];
         return std::string_view(bytes_).substr(begin, ends_[number] - begin);
@@ -5481,6 +5562,16 @@ private:
     std::string bytes_;
 };
 
+// For each of `count` numbers, from 0 on, its place among them in order.
+template <class Less>
+std::vector<std::uint32_t> ranks_of(std::size_t count, Less&& less) {
+    std::vector<std::uint32_t> order(count), ranks(count);
+    std::iota(order.begin(), order.end(), 0U);
+    std::sort(order.begin(), order.end(), less);
+    for (std::size_t i = 0; i < count; ++i) ranks[order[i]] = static_cast<std::uint32_t>(i);
+    return ranks;
+}
+
 // ---- values as small integers ----
 
 constexpr std::uint32_t no_value = 0;  // the row lacks the field
@@ -5493,33 +5584,23 @@ public:
 
     // The number of every row's value.
     const std::vector<std::uint32_t>& number(Connection& db, const Column& column, const Batch& batch) {
-        const bool written = blank_ == Blank::written;
-        rows_.assign(batch.rows, written || blank_ == Blank::text ? text("") : no_value);
-        if (batch.mask.empty() && column.all(CellKind::interned)) return number_interned(db, column.cells);
+        rows_.resize(batch.rows);
         words_.assign(column.words.size(), unknown);
-        std::int64_t last_cell = -1;
-        std::uint32_t last = no_value;
-        for (std::size_t row = 0; row < batch.rows; ++row) {
-            if (!batch.mask.empty() && !batch.mask[row]) continue;
-            const CellKind kind = column.kind(row);
-            if (kind == CellKind::missing || (kind == CellKind::null && !typed_ && !written) || (kind == CellKind::json && written)) continue;
-            const std::int64_t cell = column.cells[row];
-            if (kind == CellKind::interned) {
-                if (cell != last_cell) last = interned(db, cell), last_cell = cell;
-                rows_[row] = last;
-            } else if (kind == CellKind::text) {
-                const std::string_view word = column.word(row);
-                std::uint32_t& known = words_[static_cast<std::size_t>(cell)];
-                if (known == unknown) known = typed_ ? text(marked(kind, word)) : text(word);
-                rows_[row] = known;
-            } else {
-                const std::string value = kind == CellKind::null && written ? "null"
-                                          : times_                          ? Timestamp(cell).to_string()
-                                                                            : scalar_text(cell_scalar(column, row));
-                rows_[row] = text(typed_ ? marked(kind, value) : value);
-            }
+        if (column.all(CellKind::interned)) {
+            number_interned(db, column, batch);
+        } else if (column.all(CellKind::text)) {
+            each_row(batch, [&](std::size_t row) { rows_[row] = word(column, row); });
+        } else {
+            each_row(batch, [&](std::size_t row) { rows_[row] = any(db, column, row); });
         }
         return rows_;
+    }
+    // How many numbers there are, that of no value with them; their order, no value first.
+    std::size_t size() const noexcept { return texts_.size() + 1; }
+    std::vector<std::uint32_t> ranks() const {
+        return ranks_of(size(), [&](std::uint32_t a, std::uint32_t b) {
+            return a == no_value || b == no_value ? b != no_value && a == no_value : texts_[a - 1] < texts_[b - 1];
+        });
     }
     std::optional<std::string> name(std::uint32_t number) const {
         if (number == no_value) return std::nullopt;
@@ -5536,25 +5617,43 @@ private:
     static std::string marked(CellKind kind, std::string_view value) {
         return static_cast<char>('a' + static_cast<int>(kind == CellKind::wide ? CellKind::number : kind)) + std::string(value);
     }
-    const std::vector<std::uint32_t>& number_interned(Connection& db, const std::vector<std::int64_t>& ids) {
+    // Rows are in order of customer and subscription: the same text comes many times in a row.
+    void number_interned(Connection& db, const Column& column, const Batch& batch) {
         std::int64_t last_id = 0;
         std::uint32_t last = no_value;
-        for (std::size_t row = 0; row < ids.size(); ++row) {
+        each_row(batch, [&, out = rows_.data(), ids = column.cells.data()](std::size_t row) {
             if (ids[row] != last_id) last = interned(db, ids[row]), last_id = ids[row];
-            rows_[row] = last;
-        }
-        return rows_;
+            out[row] = last;
+        });
     }
     std::uint32_t interned(Connection& db, std::int64_t id) {
-        const std::uint32_t at = interned_.number(static_cast<std::uint64_t>(id));
+        if (id < 0 || id > std::numeric_limits<std::uint32_t>::max()) damaged("columns");
+        const std::uint32_t at = interned_.number(0, static_cast<std::uint32_t>(id));
         if (at == interned_texts_.size()) interned_texts_.push_back(text(text_of(db, id)));
         return interned_texts_[at];
+    }
+    std::uint32_t word(const Column& column, std::size_t row) {
+        std::uint32_t& known = words_[static_cast<std::size_t>(column.cells[row])];
+        if (known == unknown) known = typed_ ? text(marked(CellKind::text, column.word(row))) : text(column.word(row));
+        return known;
+    }
+    std::uint32_t any(Connection& db, const Column& column, std::size_t row) {
+        const bool written = blank_ == Blank::written;
+        const CellKind kind = column.kind(row);
+        if (kind == CellKind::missing || (kind == CellKind::null && !typed_ && !written) || (kind == CellKind::json && written))
+            return written || blank_ == Blank::text ? text("") : no_value;
+        if (kind == CellKind::interned) return interned(db, column.cells[row]);
+        if (kind == CellKind::text) return word(column, row);
+        const std::string value = kind == CellKind::null && written ? "null"
+                                  : times_                          ? Timestamp(column.cells[row]).to_string()
+                                                                    : scalar_text(cell_scalar(column, row));
+        return text(typed_ ? marked(kind, value) : value);
     }
     Blank blank_;
     bool typed_ = false, times_ = false;
     std::string_view uncounted_{};
     TextNumbering texts_;
-    Numbering interned_;
+    PairNumbering interned_;
     std::vector<std::uint32_t> interned_texts_, rows_, words_;
 };
 
@@ -5580,50 +5679,100 @@ struct Grouping {
     std::string within{};                    // one more field, which is not part of the group; none when empty
 };
 
+// Times -> the numbers of their bins. Rows are in order of customer, so that times jump: they are looked up by cells of time so short that
+// one bin ends in each at most.
+class BinNumbering {
+public:
+    explicit BinNumbering(const BinOptions& bins) : calendar_(bins) {
+        if (bins.bin == Bin::none) return;
+        const Stride stride = stride_of(bins.bin);
+        const std::int64_t shortest = stride.micros + stride.months * 28 * micros_per_day;
+        cell_bits_ = static_cast<int>(std::bit_width(static_cast<std::uint64_t>(shortest))) - 2;
+        cells_.resize(cell_count);
+    }
+    std::uint32_t number(std::int64_t time) {
+        const std::int64_t key = time >> cell_bits_;
+        Cell& cell = cells_[static_cast<std::size_t>(key) % cell_count];
+        if (cell.key != key) cell = cell_of(key, time);
+        return time < cell.edge ? cell.before : cell.after;
+    }
+    Timestamp start(std::uint32_t bin) const { return Timestamp(static_cast<std::int64_t>(starts_.keys()[bin])); }
+    // All of time without bins.
+    Period around(Timestamp time) { return calendar_.around(time); }
+
+private:
+    static constexpr std::size_t cell_count = 4096;
+    static constexpr std::int64_t no_key = std::numeric_limits<std::int64_t>::min(), never = std::numeric_limits<std::int64_t>::max();
+    struct Cell {
+        std::int64_t key = no_key, edge = never;
+        std::uint32_t before = 0, after = 0;
+    };
+
+    Cell cell_of(std::int64_t key, std::int64_t time) {
+        checked_time(time, "columns.time");
+        const std::int64_t begin = key << cell_bits_, end = begin + (std::int64_t{1} << cell_bits_);
+        const Period first = around(Timestamp(begin));
+        if (first.to.micros() >= end) return {key, never, number_of(first), 0};
+        const Period second = around(first.to);
+        if (second.to.micros() >= end) return {key, first.to.micros(), number_of(first), number_of(second)};
+        return {no_key, never, number_of(around(Timestamp(time))), 0};  // as where a zone left out a day: looked up each time
+    }
+    std::uint32_t number_of(const Period& bin) { return starts_.number(static_cast<std::uint64_t>(bin.from.micros())); }
+
+    Bins calendar_;
+    int cell_bits_ = 0;
+    std::vector<Cell> cells_;
+    Numbering starts_;
+};
+
 // Gives every row of a batch the number of the answer's row it belongs to: one for each bin and combination of group values met.
 class Slots {
 public:
     Slots(const BinOptions& bins, const Grouping& grouping, ScanQuestion& question)
-        : bin_(bins.bin), calendar_(bins), width_(grouping.fields.size()), named_(grouping.named) {
-        if (bin_ != Bin::none) time_ = question.key(fields::time), recent_.resize(recent_cells);
+        : binned_(bins.bin != Bin::none), bins_(bins), width_(grouping.fields.size()), named_(grouping.named) {
+        if (binned_) time_ = question.key(fields::time);
         for (const std::string& field : grouping.fields) add_field(field, grouping.blank, question);
         if (!grouping.within.empty()) add_field(grouping.within, grouping.blank, question);
     }
 
     const std::vector<std::uint32_t>& place(Connection& db, const Batch& batch) {
-        group_.assign(batch.rows, 0);
+        if (fields_.empty()) slot_.assign(batch.rows, 0);
         combine(0, width_, db, batch);
-        if (named_) put_rest_together();
+        if (named_) put_rest_together(batch);
         combine(width_, fields_.size(), db, batch);
-        slot_.assign(batch.rows, 0);
-        std::uint64_t last_key = ~std::uint64_t{0};
-        std::uint32_t last = 0;
-        for (std::size_t row = 0; row < batch.rows; ++row) {
-            if (!batch.mask.empty() && !batch.mask[row]) continue;
-            const std::uint64_t key = pair_key(group_[row], bin_ == Bin::none ? 0 : bin_of(batch.columns[time_].cells[row]));
-            if (key != last_key) last = slots_.number(key), last_key = key;
-            slot_[row] = last;
+        if (binned_) {
+            const auto& times = batch.columns[time_].cells;
+            each_row(batch, [&](std::size_t row) { slot_[row] = in_bins_.number(slot_[row], bins_.number(times[row])); });
         }
-        if (slots_.keys().size() > limits::aggregate_rows) throw_too_many_rows();
+        size_ = count();
+        if (size_ > limits::aggregate_rows) throw_too_many_rows();
         return slot_;
     }
 
-    std::size_t size() const noexcept { return slots_.keys().size(); }
+    // Of the batches so far. Some slots may have no rows.
+    std::size_t size() const noexcept { return size_; }
 
     // The bin and group of a slot, without a value.
     Measured row(std::size_t slot) const {
         Measured row;
-        const std::uint64_t key = slots_.keys()[slot];
-        if (bin_ != Bin::none) row.bin = Timestamp(static_cast<std::int64_t>(bins_.keys()[key & 0xFFFFFFFF]));
-        auto group = static_cast<std::uint32_t>(key >> 32);
-        if (fields_.size() > width_ && width_ > 0) group = static_cast<std::uint32_t>(fields_[width_].combinations.keys()[group] >> 32);
+        if (binned_) row.bin = bins_.start(in_bins_.second(slot));
+        const std::uint32_t group = named_ ? kept_[group_of(slot)] : group_of(slot);
         row.rest = group == rest;
         row.group = row.rest ? Group(width_) : names(group);
         return row;
     }
 
+    // In the order of their rows: by bin, then group, the rest last.
+    void sort(std::vector<std::size_t>& slots) const {
+        const auto groups = group_ranks();
+        const auto key = [&](std::size_t slot) {
+            return std::pair(binned_ ? bins_.start(in_bins_.second(slot)) : Timestamp(), groups[group_of(slot)]);
+        };
+        std::sort(slots.begin(), slots.end(), [&](std::size_t a, std::size_t b) { return key(a) < key(b); });
+    }
+
     // The bin of a row; all of time without bins.
-    Period bin(const Measured& row) { return row.bin ? calendar_.around(*row.bin) : Period(); }
+    Period bin(const Measured& row) { return row.bin ? bins_.around(*row.bin) : Period(); }
 
     [[noreturn]] static void throw_too_many_rows() {
         throw Error(ErrorCode::too_large, "bin", "the answer has more than " + std::to_string(limits::aggregate_rows) + " rows");
@@ -5635,9 +5784,15 @@ private:
     struct Field {
         std::size_t column;
         Values values;
-        Numbering combinations{};  // of the fields before it and this one; not of the first
+        PairNumbering combinations{};  // of the fields before it and this one; not of the first
     };
 
+    std::size_t count() const {
+        if (binned_) return in_bins_.size();
+        if (fields_.empty()) return 1;
+        if (named_ && fields_.size() == width_) return kept_.size();
+        return fields_.size() == 1 ? fields_[0].values.size() : fields_.back().combinations.size();
+    }
     void add_field(const std::string& field, Blank blank, ScanQuestion& question) {
         const std::string key = column_key(field);
         fields_.push_back({question.key(key), Values(blank, key == fields::time)});
@@ -5646,77 +5801,67 @@ private:
         Group names(width_);
         if (names.empty()) return names;
         for (std::size_t i = width_; --i > 0;) {
-            const std::uint64_t pair = fields_[i].combinations.keys()[group];
-            names[i] = fields_[i].values.name(static_cast<std::uint32_t>(pair));
-            group = static_cast<std::uint32_t>(pair >> 32);
+            names[i] = fields_[i].values.name(fields_[i].combinations.second(group));
+            group = fields_[i].combinations.first(group);
         }
         names[0] = fields_[0].values.name(group);
         return names;
     }
-    void put_rest_together() {
-        for (std::uint32_t& group : group_) {
-            if (group >= named_groups_.size()) named_groups_.resize(group + std::size_t{1}, unknown);
-            std::uint32_t& known = named_groups_[group];
-            if (known == unknown) known = named_->contains(names(group)) ? group : rest;
-            group = known;
+    std::uint32_t group_of(std::size_t slot) const {
+        if (width_ == 0) return 0;
+        const auto group = binned_ ? in_bins_.first(slot) : static_cast<std::uint32_t>(slot);
+        return fields_.size() > width_ ? fields_[width_].combinations.first(group) : group;
+    }
+    std::vector<std::uint32_t> group_ranks() const {
+        if (width_ == 0) return {0};
+        auto ranks = fields_[0].values.ranks();
+        for (std::size_t i = 1; i < width_; ++i) {
+            const auto own = fields_[i].values.ranks();
+            const auto& pairs = fields_[i].combinations;
+            std::vector<std::uint64_t> keys(pairs.size());
+            for (std::size_t pair = 0; pair < keys.size(); ++pair) keys[pair] = pair_key(ranks[pairs.first(pair)], own[pairs.second(pair)]);
+            ranks = ranks_of(keys.size(), [&](std::uint32_t a, std::uint32_t b) { return keys[a] < keys[b]; });
         }
+        if (!named_) return ranks;
+        std::vector<std::uint32_t> kept;
+        for (const std::uint32_t group : kept_) kept.push_back(group == rest ? rest : ranks[group]);
+        return kept;
     }
-    // The number of the bin that holds the time. Rows are in order of customer, so that times jump: the bins met of late are kept in a table
-    // whose cells are about as long as the bins.
-    std::uint32_t bin_of(std::int64_t time) {
-        RecentBin& recent = recent_[static_cast<std::size_t>(time >> cell_bits_) % recent_cells];
-        if (time >= recent.start && time < recent.end) return recent.bin;
-        const Period whole = calendar_.around(Timestamp(checked_time(time, "columns.time")));
-        const RecentBin met{whole.from.micros(), whole.to.micros(), bins_.number(static_cast<std::uint64_t>(whole.from.micros()))};
-        recent = met;
-        if (cell_bits_ == 0) cell_bits_ = static_cast<int>(std::bit_width(static_cast<std::uint64_t>(met.end - met.start))) - 1;
-        return met.bin;
+    // Each group that keeps its name gets a number of its own, all others one together.
+    void put_rest_together(const Batch& batch) {
+        each_row(batch, [&](std::size_t row) {
+            const std::uint32_t group = slot_[row];
+            if (group >= places_.size()) places_.resize(group + std::size_t{1}, unknown);
+            std::uint32_t& place = places_[group];
+            if (place == unknown) place = named_->contains(names(group)) ? keep(group) : 0;
+            slot_[row] = place;
+        });
     }
-    // group_ so far, with some more fields.
+    std::uint32_t keep(std::uint32_t group) {
+        kept_.push_back(group);
+        return static_cast<std::uint32_t>(kept_.size() - 1);
+    }
+    // slot_ so far, with some more fields.
     void combine(std::size_t first, std::size_t last, Connection& db, const Batch& batch) {
         for (std::size_t i = first; i < last; ++i) {
             const auto& values = fields_[i].values.number(db, batch.columns[fields_[i].column], batch);
             if (i == 0)
-                group_ = values;
+                slot_ = values;
             else
-                combine(values, fields_[i].combinations);
+                each_row(batch, [&, &pairs = fields_[i].combinations](std::size_t row) { slot_[row] = pairs.number(slot_[row], values[row]); });
         }
     }
-    void combine(const std::vector<std::uint32_t>& values, Numbering& numbering) {
-        std::uint64_t last_key = ~std::uint64_t{0};
-        std::uint32_t last = 0;
-        for (std::size_t row = 0; row < values.size(); ++row) {
-            const std::uint64_t key = pair_key(group_[row], values[row]);
-            if (key != last_key) last = numbering.number(key), last_key = key;
-            group_[row] = last;
-        }
-    }
-    Bin bin_;
-    Bins calendar_;
-    std::size_t time_ = 0, width_;
+    bool binned_;
+    BinNumbering bins_;
+    std::size_t time_ = 0, width_, size_ = 0;
     std::vector<Field> fields_;  // the first `width_` of them are the group
     const std::set<Group>* named_;
-    std::vector<std::uint32_t> named_groups_;  // for each combination its own number, or that of the rest
-    struct RecentBin {
-        std::int64_t start = 1, end = 0;
-        std::uint32_t bin = 0;
-    };
-    static constexpr std::size_t recent_cells = 4096;
-    std::vector<RecentBin> recent_;
-    int cell_bits_ = 0;  // of a time, cut off; known when the first bin is
-    Numbering bins_, slots_;
-    std::vector<std::uint32_t> group_, slot_;
+    std::vector<std::uint32_t> places_, kept_{rest};  // for each group its place in `kept_`, where its own number is, or that of the rest
+    PairNumbering in_bins_;
+    std::vector<std::uint32_t> slot_;  // of each row, while it is found out
 };
 
 // ---- numbers of a column ----
-
-template <class Use>
-void each_row(const Batch& batch, Use&& use) {
-    const bool all = batch.mask.empty();
-    for (std::size_t row = 0; row < batch.rows; ++row) {
-        if (all || batch.mask[row]) use(row);
-    }
-}
 
 // -?digits[.digits], as lago-api wants it (postgres_store.rb:508).
 bool plain_number(std::string_view text) noexcept {
@@ -6070,14 +6215,14 @@ private:
             const bool counts = values[row] != no_value || counts_absent_;
             if (counts || keeps_absent_) ++events_[slots[row]];
             if (!counts) return;
-            const std::size_t before = seen_.keys().size();
-            if (seen_.number(pair_key(slots[row], values[row])) == before) ++counts_[slots[row]];
+            const std::size_t before = seen_.size();
+            if (seen_.number(slots[row], values[row]) == before) ++counts_[slots[row]];
         });
     }
     std::size_t column_;
     bool counts_absent_, keeps_absent_;
     Values values_;
-    Numbering seen_;
+    PairNumbering seen_;
     std::vector<std::int64_t> counts_;
 };
 
@@ -6164,10 +6309,10 @@ struct Step {
 // A value's first add counts 1, a repeated action nothing, whatever follows an add -1; each value begins as removed
 // (lago-api, unique_count_query.rb:12-37).
 void count_items(std::vector<Step>& steps, std::uint32_t add, std::uint32_t remove) {
-    Numbering items;
+    PairNumbering items;
     std::vector<std::uint32_t> last;
     for (Step& step : steps) {
-        const std::uint32_t item = items.number(pair_key(step.slot, step.item));
+        const std::uint32_t item = items.number(step.slot, step.item);
         if (item == last.size()) last.push_back(remove);
         std::uint32_t& before = last[item];
         step.value = step.action == before ? 0 : step.action == add ? 1 : -1;
@@ -6578,9 +6723,14 @@ std::vector<Measured> scanned_rows(const Reader& reader, const Question& asked, 
     });
     accumulator->finish();
     if (asked.rules.add && !ordered && !accumulator->exact_in_binary()) return scanned_rows(reader, asked, true);
-    std::vector<Measured> rows;
+    std::vector<std::size_t> met;
     for (std::size_t slot = 0; slot < slots.size(); ++slot) {
-        if (accumulator->events(slot) == 0) continue;
+        if (accumulator->events(slot) > 0) met.push_back(slot);
+    }
+    slots.sort(met);
+    std::vector<Measured> rows;
+    rows.reserve(met.size());
+    for (const std::size_t slot : met) {
         Measured& row = rows.emplace_back(slots.row(slot));
         row.value = accumulator->value(slot, overlap(slots.bin(row), asked.query.period));
         const bool latest = asked.metric.aggregation == Aggregation::latest;
@@ -6593,6 +6743,11 @@ std::vector<Measured> scanned_rows(const Reader& reader, const Question& asked, 
 
 using RowKey = std::tuple<std::optional<Timestamp>, bool, Group>;
 RowKey key_of(const Measured& row) { return {row.bin, row.rest, row.group}; }
+
+void sort_rows(std::vector<Measured>& rows) {
+    std::sort(rows.begin(), rows.end(),
+              [](const Measured& a, const Measured& b) { return std::tie(a.bin, a.rest, a.group) < std::tie(b.bin, b.rest, b.group); });
+}
 
 // Adds up what is measured in each bucket, and for each value of its group.
 std::vector<Measured> bucketed_rows(const Reader& reader, Question asked) {
@@ -6658,10 +6813,11 @@ std::vector<Measured> added_rows(const Reader& reader, Question asked) {
             same->falls = same->falls || row.falls;
         }
     }
+    sort_rows(rows);
     return rows;
 }
 
-// What the question asks for, in no order.
+// What the question asks for, in order of bin, then group.
 std::vector<Measured> rows_of(const Reader& reader, const Question& asked) {
     const Metric& metric = asked.metric;
     const bool added = metric.recurring && asked.rules.carrying == Carrying::added;
@@ -6713,6 +6869,7 @@ std::vector<Measured> top_rows(const Reader& reader, Question asked) {
     const auto top = static_cast<std::size_t>(asked.query.top);
     if (asked.bins.bin == Bin::none && adds_up(asked.metric, asked.rules)) {
         add_up_rest(rows, top);
+        sort_rows(rows);
         return rows;
     }
     std::set<Group> named;
@@ -6741,6 +6898,7 @@ void fill_bins(std::vector<Measured>& rows, const AggregateQuery& query, const B
             if (!known.contains({grid.start(i), rest, group})) rows.push_back({grid.start(i), group, {}, 0, rest, false});
         }
     }
+    sort_rows(rows);
 }
 
 // Rows in order of bin, then group, the rest last.
@@ -6751,8 +6909,6 @@ std::vector<Measured> measure(const Reader& reader, const Metric& metric, const 
     const Question asked{metric, rules, query, bins_of(query, rules), nullptr};
     auto rows = query.top > 0 && !query.group_by.empty() ? top_rows(reader, asked) : rows_of(reader, asked);
     if (query.fill && query.bin != Bin::none) fill_bins(rows, query, asked.bins);
-    std::sort(rows.begin(), rows.end(),
-              [](const Measured& a, const Measured& b) { return std::tie(a.bin, a.rest, a.group) < std::tie(b.bin, b.rest, b.group); });
     return rows;
 }
 
@@ -16827,9 +16983,10 @@ Aggregate Meter::aggregate(const Metric& metric, const AggregateQuery& query) co
     check_metric(metric);
     const Rules& rules = rules_named(metric.rules);
     return impl_->store.scan([&](const Reader& reader) {
+        auto rows = measure(reader, metric, rules, query);
         Aggregate answer;
-        for (Measured& row : measure(reader, metric, rules, query))
-            answer.rows.push_back({row.bin, std::move(row.group), row.value, row.events, row.rest});
+        answer.rows.reserve(rows.size());
+        for (Measured& row : rows) answer.rows.push_back({row.bin, std::move(row.group), row.value, row.events, row.rest});
         return answer;
     });
 }
