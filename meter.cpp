@@ -3950,12 +3950,17 @@ private:
     }
     Column owners(std::vector<std::int64_t> Directory::*ids) const {
         const Directory all = directory();
-        std::vector<std::int64_t> cells;
-        cells.reserve(rows());
-        for (std::size_t i = 0; i < all.customers.size(); ++i) {
-            const std::size_t end = std::min(static_cast<std::size_t>(all.starts[i + 1]), last_);
-            for (std::size_t row = std::max(static_cast<std::size_t>(all.starts[i]), first_); row < end; ++row) cells.push_back((all.*ids)[i]);
+        std::vector<std::int64_t> cells(rows());
+        const auto add = [](std::int64_t a, std::int64_t b) {
+            return static_cast<std::int64_t>(static_cast<std::uint64_t>(a) + static_cast<std::uint64_t>(b));
+        };
+        std::int64_t last = 0;
+        for (std::size_t i = 0; i < all.customers.size() && all.starts[i] < static_cast<std::int64_t>(last_); ++i) {
+            std::int64_t& cell = cells[std::max(static_cast<std::size_t>(all.starts[i]), first_) - first_];
+            cell = add(cell, (all.*ids)[i] - last);
+            last = (all.*ids)[i];
         }
+        std::partial_sum(cells.begin(), cells.end(), cells.begin(), add);
         return interned_column(std::move(cells));
     }
 
@@ -5495,6 +5500,10 @@ public:
         }
         return add(a, b);
     }
+    // Of every row (a, b), in place of a.
+    void number(const Batch& batch, std::vector<std::uint32_t>& a, const std::vector<std::uint32_t>& b) {
+        each_row(batch, [&, firsts = a.data(), seconds = b.data()](std::size_t row) { firsts[row] = number(firsts[row], seconds[row]); });
+    }
     std::size_t size() const noexcept { return numbers_.keys().size(); }
     std::uint32_t first(std::size_t number) const { return static_cast<std::uint32_t>(numbers_.keys()[number] >> 32); }
     std::uint32_t second(std::size_t number) const { return static_cast<std::uint32_t>(numbers_.keys()[number]); }
@@ -5526,7 +5535,7 @@ private:
 class TextNumbering {
 public:
     std::uint32_t number(std::string_view text) {
-        if ((ends_.size() + 1) * 2 > slots_.size()) grow();
+        if ((ends_.size() + 1) * 10 > slots_.size() * 7) grow();
         const auto hash = static_cast<std::uint32_t>(std::hash<std::string_view>()(text));
         std::size_t at = hash & (slots_.size() - 1);
         for (; slots_[at].number != empty; at = (at + 1) & (slots_.size() - 1)) {
@@ -5690,11 +5699,16 @@ public:
         cell_bits_ = static_cast<int>(std::bit_width(static_cast<std::uint64_t>(shortest))) - 2;
         cells_.resize(cell_count);
     }
-    std::uint32_t number(std::int64_t time) {
-        const std::int64_t key = time >> cell_bits_;
-        Cell& cell = cells_[static_cast<std::size_t>(key) % cell_count];
-        if (cell.key != key) cell = cell_of(key, time);
-        return time < cell.edge ? cell.before : cell.after;
+    // Of every row.
+    const std::vector<std::uint32_t>& number(const Batch& batch, const std::vector<std::int64_t>& times) {
+        rows_.resize(batch.rows);
+        each_row(batch, [&, out = rows_.data(), cells = cells_.data()](std::size_t row) {
+            const std::int64_t key = times[row] >> cell_bits_;
+            Cell& cell = cells[static_cast<std::size_t>(key) % cell_count];
+            if (cell.key != key) cell = cell_of(key, times[row]);
+            out[row] = times[row] < cell.edge ? cell.before : cell.after;
+        });
+        return rows_;
     }
     Timestamp start(std::uint32_t bin) const { return Timestamp(static_cast<std::int64_t>(starts_.keys()[bin])); }
     // All of time without bins.
@@ -5723,6 +5737,7 @@ private:
     int cell_bits_ = 0;
     std::vector<Cell> cells_;
     Numbering starts_;
+    std::vector<std::uint32_t> rows_;
 };
 
 // Gives every row of a batch the number of the answer's row it belongs to: one for each bin and combination of group values met.
@@ -5740,10 +5755,7 @@ public:
         combine(0, width_, db, batch);
         if (named_) put_rest_together(batch);
         combine(width_, fields_.size(), db, batch);
-        if (binned_) {
-            const auto& times = batch.columns[time_].cells;
-            each_row(batch, [&](std::size_t row) { slot_[row] = in_bins_.number(slot_[row], bins_.number(times[row])); });
-        }
+        if (binned_) in_bins_.number(batch, slot_, bins_.number(batch, batch.columns[time_].cells));
         size_ = count();
         if (size_ > limits::aggregate_rows) throw_too_many_rows();
         return slot_;
@@ -5848,7 +5860,7 @@ private:
             if (i == 0)
                 slot_ = values;
             else
-                each_row(batch, [&, &pairs = fields_[i].combinations](std::size_t row) { slot_[row] = pairs.number(slot_[row], values[row]); });
+                fields_[i].combinations.number(batch, slot_, values);
         }
     }
     bool binned_;
