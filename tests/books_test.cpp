@@ -1,8 +1,8 @@
 // Section 8: how each vendor measures and prices.
-#include "../meter.cpp"
+#include "inside.hpp"
+
 #include "golden/log.hpp"
 #include "plain_usage.hpp"
-#include "testing.hpp"
 
 using namespace meter;
 
@@ -149,8 +149,6 @@ std::vector<std::vector<std::pair<std::string, std::vector<std::string>>>> plain
     for (const auto& values : list) out.emplace_back(values.begin(), values.end());
     return out;
 }
-
-Period period(const char* from, const char* to) { return {Timestamp::parse(from), Timestamp::parse(to)}; }
 
 lago::Subscription anniversary(const char* at) { return {.id = "sub", .anniversary = true, .anchor = Timestamp::parse(at), .active = {}}; }
 
