@@ -13927,11 +13927,26 @@ std::string shortened(std::string text, std::size_t limit = 1000) {
     return text + "...";
 }
 
-// JSON from outside, without what lies deeper than anyone needs; discarded when it is not JSON.
+// How deep brackets stand within one another, outside of texts.
+std::size_t json_nesting(std::string_view text) noexcept {
+    std::size_t depth = 0, deepest = 0;
+    bool quoted = false;
+    for (std::size_t at = 0; at < text.size(); ++at) {
+        const char c = text[at];
+        if (c == '"') quoted = !quoted;
+        if (quoted && c == '\\') ++at;
+        if (quoted) continue;
+        if (c == '[' || c == '{') deepest = std::max(deepest, ++depth);
+        if ((c == ']' || c == '}') && depth > 0) --depth;
+    }
+    return deepest;
+}
+
+// JSON from outside; discarded when it is not JSON, or nested deeper than an answer that repeats our events can be: what reads it recurses.
 json parse_answer(const std::string& body) {
-    constexpr int depth_limit = 24;
-    return json::parse(
-        body, [](int depth, json::parse_event_t, json&) { return depth <= depth_limit; }, false);
+    constexpr std::size_t around_events = 16;
+    if (json_nesting(body) > limits::json_depth + around_events) return json(json::value_t::discarded);
+    return json::parse(body, nullptr, false);
 }
 
 // A body that is not JSON, fit to be shown.
