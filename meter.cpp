@@ -13945,16 +13945,15 @@ bool field_named(const Vendor& vendor, std::string_view key) {
 
 // One event as the vendor's JSON, with its properties as the text they are stored as: every digit leaves as it came. What the extension has
 // beyond the vendor's fields goes in as it is; it never replaces one.
-std::string event_json(const Vendor& vendor, const Event& event, std::string_view properties) {
+void append_event_json(std::string& out, const Vendor& vendor, const Event& event, std::string_view properties) {
     const json& extension = extension_of(vendor, event);
-    std::string out = "{";
-    out.reserve(properties.size() + 256);
     std::string_view open_object;
     const auto add_key = [&](std::string_view key) {
         if (out.back() != '{') out += ',';
         append_json_text(out, key);
         out += ':';
     };
+    out += '{';
     for (const WireField& field : vendor.fields) {
         const std::string_view object = field.key.find('.') == std::string_view::npos ? std::string_view() : first_name(field.key);
         const std::size_t before = out.size();
@@ -13980,10 +13979,8 @@ std::string event_json(const Vendor& vendor, const Event& event, std::string_vie
         add_key(key);
         out += json_text(value);
     }
-    return out += '}';
+    out += '}';
 }
-
-std::string event_json(const Vendor& vendor, const Event& event) { return event_json(vendor, event, json_text(event.properties)); }
 
 // Why the vendor's format cannot carry the event; empty when it can. Only what no answer would tell us (flexprice dossier 3.4, autumn
 // dossier 4.5, zyg dossier 5.4): everything else is the vendor's to judge.
@@ -14095,11 +14092,26 @@ std::string shortened(std::string text, std::size_t limit = 1000) {
     return text + "...";
 }
 
-// JSON from outside, without what lies deeper than anyone needs; discarded when it is not JSON.
+// How deep brackets stand within one another, outside of texts.
+std::size_t json_nesting(std::string_view text) noexcept {
+    std::size_t depth = 0, deepest = 0;
+    bool quoted = false;
+    for (std::size_t at = 0; at < text.size(); ++at) {
+        const char c = text[at];
+        if (c == '"') quoted = !quoted;
+        if (quoted && c == '\\') ++at;
+        if (quoted) continue;
+        if (c == '[' || c == '{') deepest = std::max(deepest, ++depth);
+        if ((c == ']' || c == '}') && depth > 0) --depth;
+    }
+    return deepest;
+}
+
+// JSON from outside; discarded when it is not JSON, or nested deeper than an answer that repeats our events can be: what reads it recurses.
 json parse_answer(const std::string& body) {
-    constexpr int depth_limit = 24;
-    return json::parse(
-        body, [](int depth, json::parse_event_t, json&) { return depth <= depth_limit; }, false);
+    constexpr std::size_t around_events = 16;
+    if (json_nesting(body) > limits::json_depth + around_events) return json(json::value_t::discarded);
+    return json::parse(body, nullptr, false);
 }
 
 // A body that is not JSON, fit to be shown.
@@ -14202,7 +14214,7 @@ struct Blames {
 
 // Lago: error_details by index. An index outside the batch, or other keys, means the batch as a whole (lago dossier 1.10). When an id stands
 // twice in one batch the second is blamed and neither is stored: no index helps then, the two must part.
-std::optional<Blames> blame_by_key(const json& body, std::span<const std::string> ids) {
+std::optional<Blames> blame_by_key(const json& body, std::span<const std::string_view> ids) {
     const auto details = body.find("error_details");
     if (details == body.end() || !details->is_object()) return std::nullopt;
     Blames blames;
@@ -14220,7 +14232,7 @@ std::optional<Blames> blame_by_key(const json& body, std::span<const std::string
 
 // Polar: detail[].loc = body, events, index, shape, field. A bad event is reported for both shapes of event, so it is early when one shape
 // has nothing else to say (polar dossier 2.6).
-std::optional<Blames> blame_by_loc(const json& body, std::span<const std::string> ids, std::string_view early) {
+std::optional<Blames> blame_by_loc(const json& body, std::span<const std::string_view> ids, std::string_view early) {
     const auto detail = body.find("detail");
     if (detail == body.end() || !detail->is_array()) return std::nullopt;
     struct Shape {
@@ -14249,7 +14261,7 @@ std::optional<Blames> blame_by_loc(const json& body, std::span<const std::string
 }
 
 // Autumn: the message begins with the index, or holds several such parts (autumn dossier 1.4, 4.5).
-std::optional<Blames> blame_by_prefix(const json& body, std::span<const std::string> ids, std::string_view early) {
+std::optional<Blames> blame_by_prefix(const json& body, std::span<const std::string_view> ids, std::string_view early) {
     std::string message = text_member(body, "message");
     constexpr std::string_view several = "[Validation Errors] ";
     if (message.starts_with(several)) message.erase(0, several.size());
@@ -14269,7 +14281,7 @@ std::optional<Blames> blame_by_prefix(const json& body, std::span<const std::str
     return blames;
 }
 
-std::optional<Blames> find_blames(const Vendor& vendor, const json& body, std::span<const std::string> ids) {
+std::optional<Blames> find_blames(const Vendor& vendor, const json& body, std::span<const std::string_view> ids) {
     if (!body.is_object()) return std::nullopt;
     switch (vendor.index) {
         case IndexStyle::none:
@@ -14293,7 +14305,7 @@ const StatusRule* find_rule(std::span<const StatusRule> rules, int status, const
 }
 
 // What an answer means for the events of one request, whose ids are given in the order they were sent.
-Answer read_answer(const Vendor& vendor, const HttpResponse& response, std::span<const std::string> ids) {
+Answer read_answer(const Vendor& vendor, const HttpResponse& response, std::span<const std::string_view> ids) {
     Answer answer;
     if (response.status == 0) {
         answer.unknown = response.sent;
@@ -14303,15 +14315,18 @@ Answer read_answer(const Vendor& vendor, const HttpResponse& response, std::span
     const json body = parse_answer(response.body);
     if (const auto date = response.header("Date")) answer.date = http_date(*date);
     answer.wait = asked_wait(response, answer.date);
-    answer.text = error_text(body, response.body);
-    answer.early = !vendor.early.empty() && answer.text.find(vendor.early) != std::string::npos;
     const std::string code = text_member(body, "code");
     const StatusRule* rule = find_rule(vendor.rules, response.status, code, response.body);
     if (rule && rule->meaning == Meaning::delivered && !proves(vendor, body, ids.size())) rule = nullptr;
     if (!rule) rule = find_rule(common_rules, response.status, code, response.body);
     answer.meaning = rule->meaning;
     answer.unknown = rule->unknown;
-    if (rule->meaning == Meaning::delivered) answer.duplicates = counted_duplicates(vendor, body, ids.size());
+    if (rule->meaning == Meaning::delivered) {
+        answer.duplicates = counted_duplicates(vendor, body, ids.size());
+        return answer;
+    }
+    answer.text = error_text(body, response.body);
+    answer.early = !vendor.early.empty() && answer.text.find(vendor.early) != std::string::npos;
     if (rule->meaning == Meaning::wait && response.status < 300) answer.text = "not this vendor's answer: " + answer.text;
     if (rule->meaning != Meaning::indexed) return answer;
     auto blames = find_blames(vendor, body, ids);
@@ -14656,13 +14671,19 @@ private:
 
 enum class Fate { open, delivered, duplicate, parked, held, skipped };
 
+// A stretch of a shipment's text.
+struct Slice {
+    std::size_t at = 0, size = 0;
+};
+
 struct Item {
     std::int64_t sequence = 0;
     Fate fate = Fate::open;
-    std::string id = {}, body = {};
-    Timestamp timestamp = {};
-    std::string reason = {}, text = {};
     int status = 0;
+    Slice id = {}, body = {};
+    Timestamp timestamp = {};
+    std::string_view reason = {};  // of parked: a literal
+    std::string text = {};
     Timestamp due = {};                          // of held
     std::optional<Timestamp> attempted_at = {};  // sent before, with unknown outcome
     bool was_sent = false;
@@ -14671,11 +14692,20 @@ struct Item {
 // A stretch of the log, or events set aside earlier that may go now. Fates are decided here and written down together.
 struct Shipment {
     std::vector<Item> items = {};
+    std::string text = {};  // ids and bodies of the items, in one piece: there are many, and they come and go together
     bool from_log = true;
     std::size_t suspects = 0;  // among the first so many open items is one the vendor refuses without saying which
 
     bool all_settled() const {
         return std::none_of(items.begin(), items.end(), [](const Item& item) { return item.fate == Fate::open; });
+    }
+    std::string_view view(Slice slice) const { return std::string_view(text).substr(slice.at, slice.size); }
+    // Empty again, for the next ones; the memory is kept.
+    void clear() {
+        items.clear();
+        text.clear();
+        from_log = true;
+        suspects = 0;
     }
 };
 
@@ -14688,25 +14718,27 @@ std::vector<Item*> next_request(Shipment& batch, std::int64_t events, std::size_
     std::size_t size = 0;
     for (Item& item : batch.items) {
         if (item.fate != Fate::open) continue;
-        size += item.body.size() + 1;
+        size += item.body.size + 1;
         if (chosen.size() == most || (!chosen.empty() && size > bytes)) break;
         chosen.push_back(&item);
     }
     return chosen;
 }
 
-std::string request_body(const Vendor& vendor, const std::vector<Item*>& items) {
-    std::string body(vendor.open);
+// In place of an earlier body, whose memory is used again.
+std::string request_body(const Vendor& vendor, const Shipment& batch, const std::vector<Item*>& items, std::string body) {
+    body = vendor.open;
     for (const Item* item : items) {
         if (body.size() > vendor.open.size()) body += ',';
-        body += item->body;
+        body += batch.view(item->body);
     }
-    return body += vendor.close;
+    body += vendor.close;
+    return body;
 }
 
-void park(Item& item, std::string reason, std::string text, int status = 0) {
+void park(Item& item, std::string_view reason, std::string text, int status = 0) {
     item.fate = Fate::parked;
-    item.reason = std::move(reason);
+    item.reason = reason;
     item.text = std::move(text);
     item.status = status;
 }
@@ -14759,6 +14791,18 @@ void apply_answer(const Answer& answer, int status, Timestamp vendor_now, Shipme
         case Meaning::pause:
             return;
     }
+}
+
+// How many of some items have each fate that is settled.
+struct Tally {
+    std::int64_t delivered = 0, duplicates = 0, parked = 0, held = 0, skipped = 0;
+};
+
+Tally count_fates(std::span<const Item> items) {
+    std::array<std::int64_t, 6> counts{};
+    for (const Item& item : items) ++counts[static_cast<std::size_t>(item.fate)];
+    const auto of = [&](Fate fate) { return counts[static_cast<std::size_t>(fate)]; };
+    return {of(Fate::delivered), of(Fate::duplicate), of(Fate::parked), of(Fate::held), of(Fate::skipped)};
 }
 
 bool may_have_been_counted(std::chrono::hours window, Timestamp attempted_at, Timestamp now) {
@@ -14817,6 +14861,7 @@ struct ItemMaker {
     std::span<const MeasuredProperty> measured;
     Timestamp vendor_now;
     std::size_t bytes;
+    std::string& text;  // of the shipment
 
     // From a row of the log. Its properties are taken apart only when someone looks into them.
     Item from_row(const Prepared& row, bool select) const {
@@ -14831,7 +14876,7 @@ struct ItemMaker {
     Item make(const Event& event, std::string_view properties) const {
         Item item;
         item.sequence = event.sequence;
-        item.id = event.id;
+        item.id = append([&] { text += event.id; });
         item.timestamp = event.timestamp.value_or(Timestamp());
         const std::string reason = unsendable_reason(vendor, event);
         if (!reason.empty()) {
@@ -14839,16 +14884,16 @@ struct ItemMaker {
             return item;
         }
         try {
-            item.body = options.before_send ? event_json(vendor, redacted(options, measured, event)) : event_json(vendor, event, properties);
+            item.body = append([&] { append_body(event, properties); });
         } catch (const std::exception& error) {
             park(item, "before_send", shortened(error.what()));
         }
-        if (item.fate == Fate::open && item.body.size() > bytes) park(item, "too_large", "over the vendor's limit on a request");
+        if (item.fate == Fate::open && item.body.size > bytes) park(item, "too_large", "over the vendor's limit on a request");
         if (item.fate == Fate::open && !vendor.early.empty() && item.timestamp > vendor_now) {
             item.fate = Fate::held;
             item.due = item.timestamp;
         }
-        if (item.fate != Fate::open) item.body.clear();
+        if (item.fate != Fate::open) text.resize(item.id.at + item.id.size), item.body = {};
         return item;
     }
 
@@ -14857,6 +14902,19 @@ struct ItemMaker {
         item.sequence = sequence;
         item.fate = Fate::skipped;
         return item;
+    }
+
+private:
+    template <class Write>
+    Slice append(Write&& write) const {
+        const std::size_t from = text.size();
+        write();
+        return {from, text.size() - from};
+    }
+    void append_body(const Event& event, std::string_view properties) const {
+        if (!options.before_send) return append_event_json(text, vendor, event, properties);
+        const Event sent = redacted(options, measured, event);
+        append_event_json(text, vendor, sent, json_text(sent.properties));
     }
 };
 
@@ -14983,38 +15041,30 @@ UpstreamStatus read_status(Connection& c, const std::string& name, const Upstrea
 }
 
 // Events set aside that may go now, in order.
-std::vector<Item> read_released(Connection& c, const UpstreamRow& row, const ItemMaker& maker, std::int64_t limit) {
+void read_released(Connection& c, const UpstreamRow& row, const ItemMaker& maker, std::int64_t limit, std::vector<Item>& items) {
     const Prepared next = c.prepared(
         "SELECT sequence, attempted_at FROM exceptions WHERE upstream = ? AND (state = 2 OR (state = 1 AND due <= ?)) ORDER BY sequence LIMIT ?");
     next.bind(row.id, maker.vendor_now.micros(), limit);
-    std::vector<Item> items;
-    std::size_t bytes = 0;
-    while (bytes < maker.bytes && next.row()) {
+    while (maker.text.size() < maker.bytes && next.row()) {
         const Prepared event = c.prepared(METER_EVENT_COLUMNS "WHERE l.sequence = ?");
         event.bind(next.integer(0));
         items.push_back(event.row() ? maker.from_row(event, false) : maker.skip(next.integer(0)));
         if (next.integer(1) != 0) items.back().attempted_at = Timestamp(next.integer(1));
-        bytes += items.back().body.size();
     }
-    return items;
 }
 
 // The next stretch of the log: enough for one request, one event in memory at a time.
-std::vector<Item> read_log(Connection& c, const UpstreamRow& row, const ItemMaker& maker, std::int64_t limit) {
+void read_log(Connection& c, const UpstreamRow& row, const ItemMaker& maker, std::int64_t limit, std::vector<Item>& items) {
     constexpr std::size_t longest = 5000;
     const bool attempted = row.attempted > row.cursor;
     const Prepared next = c.prepared(METER_EVENT_COLUMNS "WHERE l.sequence > ? AND l.sequence <= ? ORDER BY l.sequence");
     next.bind(row.cursor, attempted ? row.attempted : std::numeric_limits<std::int64_t>::max());  // what was sent is never mixed with what was not
-    std::vector<Item> items;
     std::int64_t open = 0;
-    std::size_t bytes = 0;
-    while (open < limit && bytes < maker.bytes && items.size() < longest && next.row()) {
+    while (open < limit && maker.text.size() < maker.bytes && items.size() < longest && next.row()) {
         items.push_back(maker.from_row(next, true));
         if (attempted) items.back().attempted_at = row.attempted_at;
         if (items.back().fate == Fate::open) ++open;
-        bytes += items.back().body.size();
     }
-    return items;
 }
 
 // ---- leases ---------------------------------------------------------------------------------------
@@ -15135,8 +15185,6 @@ private:
         });
     }
 
-    bool still_mine(Connection& c) const { return c.integer("SELECT fence FROM upstreams WHERE id = ?", row_.id) == row_.fence; }
-
     // As long as one exchange may take, and some.
     std::int64_t lease_end() const { return (now() + microseconds(options().request_timeout + lease_slack)).micros(); }
 
@@ -15165,21 +15213,22 @@ private:
         if (response.status == 0 && context_.stopped()) return give_up(sent);
         decide(answer, response.status, sent);
         if (!settle()) return Step::lost;
-        tell_progress();
+        if (context_.progress) context_.progress(progress_);
         return row_.failures > 0 ? Step::finished : Step::more;  // also when the wait drawn is next to nothing
     }
 
     // The next batch: what was set aside and may go now, else the next stretch of the log.
     bool fill() {
-        batch_ = Shipment();
+        batch_.clear();
         context_.store.read([&](Connection& c) {
             const auto measured = options().before_send ? measured_properties(c) : std::vector<MeasuredProperty>();
             const ItemMaker maker{
-                vendor(), options(), link_.selection, measured, row_.vendor_time(now()), std::min(vendor().batch_bytes, request_bytes)};
+                vendor(),   options(), link_.selection, measured, row_.vendor_time(now()), std::min(vendor().batch_bytes, request_bytes),
+                batch_.text};
             const std::int64_t stride = std::max<std::int64_t>(link_.batch_events, 500);  // several small requests from one look into the log
-            batch_.items = read_released(c, row_, maker, stride);
+            read_released(c, row_, maker, stride, batch_.items);
             batch_.from_log = batch_.items.empty();
-            if (batch_.from_log) batch_.items = read_log(c, row_, maker, stride);
+            if (batch_.from_log) read_log(c, row_, maker, stride, batch_.items);
         });
         for (Item& item : batch_.items)
             if (item.fate == Fate::open && item.attempted_at && may_have_been_counted(vendor().resend_window, *item.attempted_at, now()))
@@ -15192,25 +15241,25 @@ private:
         before_ = {row_.attempted, row_.attempted_at};
         if (vendor().resend_window == for_ever) return true;
         const Timestamp at = now();
+        if (batch_.from_log) {
+            if (before_.attempted <= row_.cursor) row_.attempted_at = at;
+            row_.attempted = std::max(before_.attempted, sent.back()->sequence);
+        }
         return context_.store.write([&](Connection& c) {
-            if (!still_mine(c)) return false;
-            if (batch_.from_log) {
-                if (before_.attempted <= row_.cursor) row_.attempted_at = at;
-                row_.attempted = std::max(before_.attempted, sent.back()->sequence);
-            } else {
+            if (!write_row(c, row_.cursor, {})) return false;
+            if (!batch_.from_log)
                 for (const Item* item : sent) write_attempted_at(c, *item, item->attempted_at.value_or(at));
-            }
-            write_row(c, row_.cursor, {});
             return true;
         });
     }
 
     Answer exchange(const std::vector<Item*>& sent, HttpResponse& response) {
-        HttpRequest request = ingest_request(vendor(), options(), request_body(vendor(), sent));
+        HttpRequest request = ingest_request(vendor(), options(), request_body(vendor(), batch_, sent, std::move(body_)));
         request.cancelled = context_.stopped;
-        std::vector<std::string> ids;
+        std::vector<std::string_view> ids;
+        ids.reserve(sent.size());
         for (Item* item : sent) {
-            ids.push_back(item->id);
+            ids.push_back(batch_.view(item->id));
             item->was_sent = true;
         }
         ++report_.requests;
@@ -15225,6 +15274,7 @@ private:
             row_.skew_at = now();
             row_.skew = measured_skew(*answer.date, before, row_.skew_at);
         }
+        body_ = std::move(request.body);
         return answer;
     }
 
@@ -15280,17 +15330,18 @@ private:
             batch_.from_log ? std::find_if(items.begin(), items.end(), open) : std::stable_partition(items.begin(), items.end(), std::not_fn(open));
         const std::span<const Item> settled(items.begin(), end), rest(end, items.end());
         const std::int64_t cursor = batch_.from_log && !settled.empty() ? settled.back().sequence : row_.cursor;
+        const Tally tally = count_fates(settled);
         const bool mine = context_.store.write([&](Connection& c) {
-            if (!still_mine(c)) return false;
+            if (!write_row(c, cursor, tally)) return false;
             for (const Item& item : settled) write_fate(c, item);
             if (!batch_.from_log)
                 for (const Item& item : rest) write_attempted_at(c, item, item.attempted_at.value_or(Timestamp()));
-            write_row(c, cursor, settled);
+            if (context_.progress) progress_ = read_progress(c);
             return true;
         });
         if (!mine) return false;
         row_.cursor = cursor;
-        for (const Item& item : settled) count(item);
+        add_to_report(tally, settled);
         items.erase(items.begin(), end);
         return true;
     }
@@ -15309,42 +15360,32 @@ private:
         c.prepared("UPDATE exceptions SET attempted_at = ? WHERE upstream = ? AND sequence = ?").run(at.micros(), row_.id, item.sequence);
     }
 
-    // The small row, and with it the lease for the next exchange.
-    void write_row(Connection& c, std::int64_t cursor, std::span<const Item> settled) const {
-        const auto number = [&](Fate fate) {
-            return static_cast<std::int64_t>(std::count_if(settled.begin(), settled.end(), [&](const Item& i) { return i.fate == fate; }));
-        };
+    // The small row, and with it the lease for the next exchange. False, and nothing written, when the lease was lost.
+    bool write_row(Connection& c, std::int64_t cursor, const Tally& tally) const {
         c.prepared(
              "UPDATE upstreams SET cursor = ?, delivered = delivered + ?, duplicates = duplicates + ?, skipped = skipped + ?, failures = ?,"
              " next_attempt = ?, offline = ?, paused = ?, reason = ?, skew = ?, skew_at = ?, attempted = ?, attempted_at = ?,"
-             " lease_until = ? WHERE id = ?")
-            .run(cursor, number(Fate::delivered) + number(Fate::duplicate), number(Fate::duplicate), number(Fate::skipped), row_.failures,
-                 row_.next_attempt.micros(), row_.offline, row_.paused, row_.reason, row_.skew.count(), row_.skew_at.micros(), row_.attempted,
-                 row_.attempted_at.micros(), lease_end(), row_.id);
+             " lease_until = ? WHERE id = ? AND fence = ?")
+            .run(cursor, tally.delivered + tally.duplicates, tally.duplicates, tally.skipped, row_.failures, row_.next_attempt.micros(), row_.offline,
+                 row_.paused, row_.reason, row_.skew.count(), row_.skew_at.micros(), row_.attempted, row_.attempted_at.micros(), lease_end(), row_.id,
+                 row_.fence);
+        return c.changes() > 0;
     }
 
     // ---- the report
 
-    void count(const Item& item) {
-        switch (item.fate) {
-            case Fate::open:
-                return;
-            case Fate::duplicate:
-                ++report_.duplicates;
-                [[fallthrough]];
-            case Fate::delivered:
-                ++report_.delivered;
-                return;
-            case Fate::held:
-                ++report_.held;
-                return;
-            case Fate::skipped:
-                ++report_.skipped;
-                return;
-            case Fate::parked:
-                break;
-        }
-        ++report_.parked;
+    void add_to_report(const Tally& tally, std::span<const Item> settled) {
+        report_.delivered += tally.delivered + tally.duplicates;
+        report_.duplicates += tally.duplicates;
+        report_.held += tally.held;
+        report_.skipped += tally.skipped;
+        report_.parked += tally.parked;
+        if (tally.parked == 0) return;
+        for (const Item& item : settled)
+            if (item.fate == Fate::parked) add_parked(item);
+    }
+
+    void add_parked(const Item& item) {
         if (!item.was_sent) ++report_.unsent;
         auto& by = report_.parked_by;
         const auto found = std::find_if(by.begin(), by.end(), [&](const auto& entry) { return entry.first == item.reason; });
@@ -15354,10 +15395,9 @@ private:
             by.emplace_back(item.reason, 1);
     }
 
-    void tell_progress() {
-        if (!context_.progress) return;
-        const Balance balance = context_.store.read([&](Connection& c) { return read_balance(c, get_upstream(c, link_.name())); });
-        context_.progress({link_.name(), balance.delivered, balance.parked, balance.pending});
+    FlushProgress read_progress(Connection& c) const {
+        const Balance balance = read_balance(c, get_upstream(c, link_.name()));
+        return {link_.name(), balance.delivered, balance.parked, balance.pending};
     }
 
     void finish_report(bool lost) {
@@ -15380,8 +15420,10 @@ private:
     const std::string owner_;
     UpstreamRow row_;
     Shipment batch_;
+    std::string body_;  // of the last request, for its memory
     Attempt before_;
     UpstreamReport report_;
+    FlushProgress progress_;
 };
 
 // ---- files for an air gap ---------------------------------------------------------------------------
