@@ -7762,6 +7762,16 @@ void read_package(const Node& properties, Price& price, const Checking& checking
     price.free_units = whole(properties, "free_units", "invalid_free_units", 0, checking);
 }
 
+bool is_filled_text(const json& value) {
+    return value.is_string() && value.get_ref<const std::string&>().find_first_not_of(" \t\r\n") != std::string::npos;
+}
+
+// What Rails takes for nothing.
+bool is_blank(const json& value) {
+    if (value.is_structured()) return value.empty();
+    return value.is_string() ? !is_filled_text(value) : value.is_null() || value == false;
+}
+
 void read_percentage(const Node& properties, Price& price, const Checking& checking) {
     price.rate = amount(properties, "rate", "invalid_rate", checking);
     price.fixed_amount = amount(properties, "fixed_amount", "invalid_fixed_amount", checking, true);
@@ -7770,7 +7780,8 @@ void read_percentage(const Node& properties, Price& price, const Checking& check
     if (checking.kind == Kind::latest) checking.report(properties, "billable_metric", "invalid_value");
     if (!checking.premium) return;  // bounds per transaction are a premium feature: neither checked nor applied without
     const auto read_bound = [&](std::string_view field) -> std::optional<Decimal> {
-        if (!properties.find(field)) return {};
+        const auto found = properties.find(field);
+        if (!found || is_blank(found->value())) return {};
         return amount(properties, field, "invalid_amount", checking);
     };
     price.minimum = read_bound("per_transaction_min_amount");
@@ -7781,10 +7792,6 @@ void read_percentage(const Node& properties, Price& price, const Checking& check
 }
 
 void read_nothing(const Node&, Price&, const Checking&) {}
-
-bool is_filled_text(const json& value) {
-    return value.is_string() && value.get_ref<const std::string&>().find_first_not_of(" \t\r\n") != std::string::npos;
-}
 
 std::vector<std::string> read_group_keys(const Node& properties, const Checking& checking) {
     const auto field = properties.find("pricing_group_keys") ? "pricing_group_keys" : "grouped_by";
@@ -7810,7 +7817,7 @@ bool is_presentation_key(const json& key) {
 void check_presentation_keys(const Node& properties, const Checking& checking) {
     const auto field = "presentation_group_keys";
     const auto found = properties.find(field);
-    if (!found || (found->value().is_structured() ? found->value().empty() : found->value() == false || found->value() == "")) return;
+    if (!found || is_blank(found->value())) return;
     const auto& keys = found->value();
     if (!keys.is_array() || !std::all_of(keys.begin(), keys.end(), is_presentation_key)) checking.report(properties, field, "invalid_type");
     if (!keys.is_array()) return;
@@ -8055,8 +8062,9 @@ Priced price_prorated_graduated(const std::vector<Tier>& tiers, const Decimal& u
 
 // --- prices without history (estimate_instant_fees, dossier 3.4) ---
 
-// The fixed amount is due also for no units; free units and licences play no part.
+// The fixed amount is due also for no units, but nothing for less; free units and licences play no part.
 Priced price_instant(const Price& price, const Decimal& units) {
+    if (units.is_negative()) return {};
     if (price.model == Model::standard) return price_standard(price, {.units = units});
     Priced priced;
     priced.add(percentage_line(units, price.rate));
@@ -8247,21 +8255,21 @@ void check_charge(const Node& at, const Charge& charge, const BillableMetric& me
     if (charge.pay_in_advance && (model == Model::volume || !countable)) {
         checking.report(at, "pay_in_advance", "invalid_aggregation_type_or_charge_model");
     }
-    const bool prorates =
-        charge.pay_in_advance ? model == Model::standard : model == Model::standard || model == Model::volume || model == Model::graduated;
-    if (charge.prorated && !(metric.metric.recurring && prorates)) checking.report(at, "prorated", "invalid_billable_metric_or_charge_model");
+    const bool carries = metric.metric.recurring && metric.kind != Kind::weighted_sum;  // whose value is a share of the period already
+    const bool prorates = model == Model::standard || (!charge.pay_in_advance && (model == Model::volume || model == Model::graduated));
+    if (charge.prorated && !(carries && prorates)) checking.report(at, "prorated", "invalid_billable_metric_or_charge_model");
     if ((model == Model::dynamic && metric.kind != Kind::sum) || (model == Model::custom && metric.kind != Kind::custom)) {
         checking.report(at, "charge_model", "invalid_aggregation_type_or_charge_model");
     }
     if (charge.pay_in_advance && !charge.minimum_cents.is_zero()) checking.report(at, "min_amount_cents", "not_compatible_with_pay_in_advance");
 }
 
-// What Lago prices and this library does not.
-void check_measured(const Node& at, const Charge& charge, const BillableMetric& metric) {
+// What cannot be priced: a metric of a script, and bounds per transaction of a sum that has no values of single events, on which Lago
+// itself fails.
+void check_measured(const Node& at, const Charge& charge, const BillableMetric& metric, bool premium) {
     const auto bounded = [](const Price& price) { return price.minimum || price.maximum; };
     if (!metric.measured) throw Error(ErrorCode::unsupported, at.path("billable_metric_code"), metric.kind_name + " is not measured here");
-    if (metric.kind != Kind::weighted_sum) return;
-    if (charge.prorated) throw Error(ErrorCode::unsupported, at.path("prorated"), "a weighted sum is not prorated here");
+    if (metric.kind != Kind::weighted_sum || !premium) return;
     if (bounded(charge.price) || std::any_of(charge.filters.begin(), charge.filters.end(), [&](const auto& each) { return bounded(each.price); }))
         throw Error(ErrorCode::unsupported, at.path("properties"), "bounds per transaction are not known for a weighted sum");
 }
@@ -8290,13 +8298,12 @@ std::size_t find_metric(const Node& at, const std::vector<BillableMetric>& metri
 }
 
 // A plan that exists was made under a licence that allowed it; which licence prices it is Plan::premium.
-Charge read_charge(const Node& at, const std::vector<BillableMetric>& metrics) {
-    constexpr bool premium = true;
+Charge read_charge(const Node& at, const std::vector<BillableMetric>& metrics, bool premium) {
     Problems problems;
     Charge charge;
     charge.metric = find_metric(at, metrics);
     const auto& metric = metrics[charge.metric];
-    const Checking checking{metric.kind, premium, problems};
+    const Checking checking{metric.kind, true, problems};
     const auto row = at.choice("charge_model", models);
     charge.id = at.raw("lago_id");
     charge.code = at.text("code", metric.metric.code);
@@ -8313,7 +8320,7 @@ Charge read_charge(const Node& at, const std::vector<BillableMetric>& metrics) {
     for (const auto& filter : at.list("filters")) charge.filters.push_back(read_filter(filter, row, metric, checking));
     check_charge(at, charge, metric, checking);
     if (!problems.empty()) throw Error(ErrorCode::bad_value, problems.front().path, problems.front().code);
-    check_measured(at, charge, metric);
+    check_measured(at, charge, metric, premium);
     return charge;
 }
 
@@ -8664,12 +8671,6 @@ RunningTotal running_count(const Price& price, const Decimal& units) {
     return {.length = length, .last = units, .at_free_events = price.free_events, .below_free = std::min(length, below)};
 }
 
-BoundedTotal bounded_count(const Price& price, const Decimal& units) {
-    BoundedTotal bounded;
-    for (auto left = units.to_int64().value_or(0); left > 0; --left) bounded.add(price, 1);
-    return bounded;
-}
-
 // The steps whose sums are the running totals.
 std::vector<EventStep> running_steps(const Scope& scope, const AggregateQuery& query, UsageSource& usage) {
     const auto& price = scope.price();
@@ -8679,29 +8680,31 @@ std::vector<EventStep> running_steps(const Scope& scope, const AggregateQuery& q
                                       : usage.steps(metric, query, std::numeric_limits<std::size_t>::max(), price.free_total);
 }
 
-// Each event's value under bounds per transaction: a sum's number; of a maximum its own at the event that reached it first, else nothing
-// (max_service_spec.rb:241).
-BoundedTotal bounded_numbers(const Scope& scope, const AggregateQuery& query, UsageSource& usage) {
+// What each event of the period is worth by itself (compute_per_event_aggregation): a sum's number; of a maximum its own at the event that
+// reached it first, else nothing; 1 for each event that is counted, whatever it does to a unique count.
+std::vector<Decimal> event_values(const Scope& scope, const AggregateQuery& query, UsageSource& usage) {
+    const auto kind = scope.metric().kind;
     const auto steps = usage.steps(in_period(scope.metric()), query);
     const auto highest = std::max_element(steps.begin(), steps.end(), [](const auto& a, const auto& b) { return a.value < b.value; });
-    BoundedTotal bounded;
+    std::vector<Decimal> values;
     for (auto step = steps.begin(); step != steps.end(); ++step) {
-        const bool counts = scope.metric().kind == Kind::sum || step == highest;
-        bounded.add(scope.price(), counts ? step->value : Decimal());
+        if (kind == Kind::count || kind == Kind::unique_count) {
+            values.emplace_back(1);
+        } else {
+            values.push_back(kind != Kind::max || step == highest ? step->value : Decimal());
+        }
     }
-    return bounded;
+    return values;
 }
 
 // What a percentage charge needs besides units: running totals for free units, each event's value for bounds per transaction.
 void measure_percentage(const Scope& scope, const AggregateQuery& query, UsageSource& usage, Quantity& quantity) {
     const auto& price = scope.price();
     const auto kind = scope.metric().kind;
-    if (kind == Kind::count || kind == Kind::unique_count) {
-        if (has_bounds(price, quantity)) quantity.bounded = bounded_count(price, quantity.units);
-        quantity.running = running_count(price, quantity.units);
-        return;
+    if (has_bounds(price, quantity)) {
+        for (const auto& value : event_values(scope, query, usage)) quantity.bounded.add(price, value);
     }
-    if (has_bounds(price, quantity)) quantity.bounded = bounded_numbers(scope, query, usage);
+    if (kind == Kind::count || kind == Kind::unique_count) quantity.running = running_count(price, quantity.units);
     if (kind != Kind::sum) return;  // others have no running totals
     for (const auto& step : running_steps(scope, query, usage)) run_on(price, quantity.running, step.value);
 }
@@ -8735,16 +8738,22 @@ std::vector<EventStep> period_steps(const Scope& scope, const AggregateQuery& qu
     return steps;
 }
 
-// Of a sum: what was there before the period, for all of it, then each event for the days from its own to the end (sum_service.rb:164).
+// The numbers of the period's events, each for the days from its own to the end (sum_service.rb:164).
 std::vector<ProratedEvent> prorated_numbers(const Scope& scope, const AggregateQuery& query, UsageSource& usage) {
-    auto before = query;
-    before.period = {Timestamp::min(), query.period.from};
-    const auto older = usage.measure(in_period(scope.metric()), before).front().value;
     std::vector<ProratedEvent> events;
-    if (!older.is_zero()) events.push_back({older, older * share_of(scope, scope.period)});
     for (const auto& step : period_steps(scope, query, usage)) {
         events.push_back({step.value, step.value * share_of(scope, {std::max(step.time, scope.period.from), scope.period.to})});
     }
+    return events;
+}
+
+// Of a sum: what was there before the period, for all of it, then the events of the period.
+std::vector<ProratedEvent> prorated_sum(const Scope& scope, const AggregateQuery& query, UsageSource& usage) {
+    auto before = query;
+    before.period = {Timestamp::min(), query.period.from};
+    const auto older = usage.measure(in_period(scope.metric()), before).front().value;
+    auto events = prorated_numbers(scope, query, usage);
+    if (!older.is_zero()) events.insert(events.begin(), {older, older * share_of(scope, scope.period)});
     return events;
 }
 
@@ -9002,6 +9011,7 @@ public:
     AdvanceStep add(const EventStep& step, const Event& event) {
         const auto bounded = quantity_.bounded;
         take(step.value, event.precise_total_amount_cents.value_or(Decimal()));
+        // A count's values never leave out the event (count_service.rb:66): on both sides the same, which are nothing to their difference.
         if (!counts_ && has_bounds(scope_.price(), quantity_)) quantity_.bounded.add(scope_.price(), step.value);
         AdvanceStep result{quantity_, quantity_, scope_.metric().kind == Kind::count ? Contribution{1, 1} : contribute(state_, step.value)};
         if (scope_.charge.prorated) result.contribution.priced = prorated(result.contribution.priced, share_left(scope_, step.time));
@@ -9010,7 +9020,7 @@ public:
         --without.events;
         without.without_event = true;
         without.precise_amount -= quotient(event.precise_total_amount_cents.value_or(Decimal()), scope_.plan.currency.subunits);
-        if (!counts_) without.bounded = bounded;  // a count's never leave out the event (count_service.rb:66)
+        without.bounded = bounded;
         return result;
     }
 
@@ -9022,16 +9032,9 @@ private:
         if (scope_.metric().kind == Kind::unique_count) quantity_.events = quantity_.units.to_int64().value_or(0);
         cents_ += cents;
         quantity_.precise_amount = quotient(cents_, scope_.plan.currency.subunits);
-        if (price.model == Model::percentage) counts_ ? take_count(step) : take_number(step);
-    }
-    void take_number(const Decimal& step) {
-        if (runs_on(scope_.price(), quantity_.running)) run_on(scope_.price(), quantity_.running, step);
-    }
-    void take_count(const Decimal& step) {
-        quantity_.running = running_count(scope_.price(), quantity_.units);
-        if (!has_bounds(scope_.price(), quantity_)) return;
-        if (step > 0) quantity_.bounded.add(scope_.price(), step);
-        if (step < 0) quantity_.bounded = bounded_count(scope_.price(), quantity_.units);
+        if (price.model != Model::percentage) return;
+        if (counts_) quantity_.running = running_count(price, quantity_.units);
+        if (!counts_ && runs_on(price, quantity_.running)) run_on(price, quantity_.running, step);
     }
 
     const Scope& scope_;
@@ -9147,33 +9150,31 @@ Contribution contribution_of(const Scope& scope, const Event& event, const Aggre
     return contribute(state, step);
 }
 
-// The quantity once the event has been added to it.
-Quantity with_event(const Scope& scope, Quantity quantity, const Event& event, const Contribution& contribution) {
-    quantity.units += contribution.priced;
-    ++quantity.events;
-    if (scope.metric().kind == Kind::sum) {
-        const auto value = summed(scope.metric(), event);
-        if (runs_on(scope.price(), quantity.running)) run_on(scope.price(), quantity.running, value);
-        if (has_bounds(scope.price(), quantity))
-            quantity.bounded.add(scope.price(), value);  // a count's never include the event (count_service.rb:66)
-    }
-    quantity.precise_amount += quotient(event.precise_total_amount_cents.value_or(Decimal()), scope.plan.currency.subunits);
-    return quantity;
+// Both sides of the estimate, of which `step` has only the one without the event. A sum's running totals have the event on both.
+void add_event(const Scope& scope, const Event& event, AdvanceStep& step) {
+    const bool counts = scope.metric().kind != Kind::sum;
+    const auto value = counts ? Decimal(1) : summed(scope.metric(), event);
+    auto& running = step.without.running;
+    if (!counts && runs_on(scope.price(), running)) run_on(scope.price(), running, value);
+    auto& with = step.with = step.without;
+    with.units += step.contribution.priced;
+    ++with.events;
+    if (has_bounds(scope.price(), with)) with.bounded.add(scope.price(), value);
+    with.precise_amount += quotient(event.precise_total_amount_cents.value_or(Decimal()), scope.plan.currency.subunits);
 }
 
 Fee estimate(const Scope& scope, const Event& event, Timestamp now, UsageSource& usage) {
     auto group = group_of(scope, event);
     const auto query = beside(scope.query(), group);
     const auto measured = usage.measure(scope.metric().metric, query).front();
-    auto contribution = contribution_of(scope, event, query, measured, usage);
-    if (scope.charge.prorated) contribution.priced = prorated(contribution.priced, share_left(scope, now));
-    const auto before = quantity_of(scope, query, usage, measured);
-    const auto after = with_event(scope, before, event, contribution);
+    AdvanceStep step{{}, quantity_of(scope, query, usage, measured), contribution_of(scope, event, query, measured, usage)};
+    if (scope.charge.prorated) step.contribution.priced = prorated(step.contribution.priced, share_left(scope, now));
+    add_event(scope, event, step);
     auto fee = empty_fee(scope, std::move(group));
     fee.event = event.id;
-    fee.units = contribution.shown;
+    fee.units = step.contribution.shown;
     fee.events = 1;
-    set_amounts(fee, difference(apply(scope.price(), after), apply(scope.price(), before)), scope.plan.currency);
+    set_amounts(fee, difference(apply(scope.price(), step.with), apply(scope.price(), step.without)), scope.plan.currency);
     fee.vendor = fee_json(scope, fee, json::object());
     fee.vendor["event_transaction_id"] = event.id.empty() ? json(nullptr) : json(event.id);
     return fee;
@@ -9188,9 +9189,10 @@ Fee instant(const Scope& scope, const Event& event) {
     const auto& metric = scope.metric();
     auto fee = empty_fee(scope, group_of(scope, event));
     fee.event = event.id;
-    fee.units = at_least_zero(rounded(metric, metric.kind == Kind::count ? Decimal(1) : summed(metric, event)));
+    const auto units = rounded(metric, metric.kind == Kind::count ? Decimal(1) : summed(metric, event));
+    fee.units = at_least_zero(units);
     fee.events = 1;
-    set_amounts(fee, price_instant(scope.price(), fee.units), scope.plan.currency);
+    set_amounts(fee, price_instant(scope.price(), units), scope.plan.currency);
     fee.vendor = fee_json(scope, fee, nullptr);
     fee.vendor.erase("applied_taxes");
     fee.vendor["amount_cents"] = fee.vendor["total_amount_cents"] = ruby_text(fee.amount_cents);
@@ -9260,7 +9262,7 @@ struct Counted {
 Counted count_prorated(const Scope& scope, const AggregateQuery& query, const Measured& measured, UsageSource& usage) {
     const bool items = scope.metric().kind == Kind::unique_count;
     Counted counted{{.units = {}, .full_units = measured.value, .prorated = true, .events = measured.events},
-                    items ? prorated_items(scope, query, usage) : prorated_numbers(scope, query, usage)};
+                    items ? prorated_items(scope, query, usage) : prorated_sum(scope, query, usage)};
     auto& units = counted.quantity.units;
     if (scope.charge.pay_in_advance) {
         units = prorated_advance(scope, query, usage).paid(measured.value, share_of(scope, scope.period));
@@ -9551,7 +9553,7 @@ std::shared_ptr<const Book::Impl> load(const json& catalogue) {
         plan->billable_metrics.push_back(read_metric(metric));
         if (plan->billable_metrics.back().measured) plan->metrics.push_back(rounded(plan->billable_metrics.back()));
     }
-    for (const auto& charge : at.list("charges")) plan->charges.push_back(read_charge(charge, plan->billable_metrics));
+    for (const auto& charge : at.list("charges")) plan->charges.push_back(read_charge(charge, plan->billable_metrics, plan->premium));
     plan->lists_subscriptions = root.find("subscriptions").has_value();
     for (const auto& each : root.list("subscriptions")) plan->subscriptions.push_back(read_subscription(each));
     return plan;
