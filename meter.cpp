@@ -7518,6 +7518,9 @@ Decimal postgres_quotient(const Decimal& a, const Decimal& b) {
     return Decimal::divide(a, b, std::clamp(16 - 4 * difference, std::max(a.scale(), b.scale()), Decimal::max_scale), Rounding::half_up);
 }
 
+// A division whose result is a double in Lago: as many digits as that has for certain.
+Decimal ratio(const Decimal& a, const Decimal& b) { return b.is_zero() ? Decimal() : Decimal::divide_significant(a, b, 16, Rounding::half_up); }
+
 using Step = FeeLine::Step;
 
 // Exponents are those of the money gem, not of ISO 4217 (dossier 6.1).
@@ -7973,7 +7976,7 @@ Priced price_dynamic(const Price& price, const Quantity& quantity) { return quan
 struct ProratedEvent {
     Decimal full, prorated;
 
-    Decimal share() const { return quotient(prorated, full); }
+    Decimal share() const { return ratio(prorated, full); }
 };
 
 // The tier that the running total has come to (prorated_graduated_service.rb). What overflows a tier upwards stands at the next
@@ -8721,7 +8724,8 @@ Quantity quantity_of(const Scope& scope, const AggregateQuery& query, UsageSourc
 
 // --- proration: the share of the period that a unit counts for (dossier 4.7) ---
 
-Decimal share_of(const Scope& scope, const Period& period) { return quotient(days_in(scope.subscription, period), scope.whole_days()); }
+// Of as many digits as it has in Lago, where it is a double (prorated_aggregations/base_service.rb).
+Decimal share_of(const Scope& scope, const Period& period) { return ratio(days_in(scope.subscription, period), scope.whole_days()); }
 
 // From that time's day to the end of the billing period.
 Decimal share_left(const Scope& scope, Timestamp time) {
@@ -8740,9 +8744,11 @@ std::vector<EventStep> period_steps(const Scope& scope, const AggregateQuery& qu
 
 // The numbers of the period's events, each for the days from its own to the end (sum_service.rb:164).
 std::vector<ProratedEvent> prorated_numbers(const Scope& scope, const AggregateQuery& query, UsageSource& usage) {
+    const auto whole = scope.whole_days();
     std::vector<ProratedEvent> events;
     for (const auto& step : period_steps(scope, query, usage)) {
-        events.push_back({step.value, step.value * share_of(scope, {std::max(step.time, scope.period.from), scope.period.to})});
+        const auto days = days_in(scope.subscription, {std::max(step.time, scope.period.from), scope.period.to});
+        events.push_back({step.value, step.value * postgres_quotient(days, whole)});
     }
     return events;
 }
@@ -8790,12 +8796,13 @@ std::vector<ProratedEvent> prorated_items(const Scope& scope, const AggregateQue
     const auto day = [&](Timestamp time) { return std::chrono::sys_days(local_date(scope.subscription, time)); };
     const auto first = day(scope.period.from), last = day(scope.period.to - std::chrono::microseconds(1));
     const std::chrono::days least(scope.price().group_keys.empty() ? -1 : 0);
+    const auto whole = scope.whole_days();
     std::vector<std::pair<std::pair<Timestamp, std::int64_t>, ProratedEvent>> placed;
     for (const auto& [added, removed] : presences(scope.subscription, usage.steps(scope.metric().metric, query))) {
         const auto until = removed ? std::min(day(removed->time), last) : last;
         const auto days = std::max(until - std::max(day(added.time), first), least).count() + 1;
         if (days == 0) continue;  // nor is its removal one of the period's (prorated_graduated_service.rb)
-        placed.push_back({{added.time, added.sequence}, {1, quotient(days, scope.whole_days())}});
+        placed.push_back({{added.time, added.sequence}, {1, postgres_quotient(days, whole)}});
         if (removed) placed.push_back({{removed->time, removed->sequence}, {-1, 0}});
     }
     std::sort(placed.begin(), placed.end(), [](const auto& a, const auto& b) { return a.first < b.first; });
@@ -8932,10 +8939,11 @@ void set_amounts(Fee& fee, Priced priced, Currency currency) {
     fee.lines = std::move(priced.lines);
 }
 
-// Units or an amount below zero are shown as zero (charge_service.rb:275).
-void clamp(Priced& priced, Decimal& units) {
+// Of priced units or an amount below zero nothing is billed, nor shown (charge_service.rb:275).
+void clamp(Priced& priced, const Decimal& units, Decimal& shown) {
+    shown = at_least_zero(shown);
     if (!units.is_negative() && !priced.amount.is_negative()) return;
-    units = {};
+    shown = {};
     raise_to(priced, {});
     lower_to(priced, {});
 }
@@ -9352,7 +9360,7 @@ Fee usage_fee(const Scope& scope, CountedGroup one, UsageSource& usage) {
     const auto& quantity = one.counted.quantity;
     auto priced = price_counted(scope.price(), one.counted);
     auto details = row_of(scope.price().model).details(scope.price(), quantity, priced);
-    clamp(priced, fee.units);
+    clamp(priced, quantity.units, fee.units);
     fee.events = quantity.events;
     auto pricing_unit = set_period_amounts(scope, quantity, std::move(priced), fee);
     fee.vendor = fee_json(scope, fee, std::move(details));
@@ -9528,7 +9536,7 @@ Fee Plan::price(std::string_view name, const Decimal& units, std::int64_t events
     fee.currency = currency_code;
     fee.units = units;
     fee.events = events;
-    clamp(priced, fee.units);
+    clamp(priced, units, fee.units);
     fee.unit_amount = unit_amount(charge->price, quantity, priced.amount);
     fee.amount = priced.amount;
     fee.amount_cents = to_cents(priced.amount, currency);

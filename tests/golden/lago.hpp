@@ -264,12 +264,12 @@ json estimated(const Case& one, Timestamp now) {
     return fee_figures(log.estimate_fees(one.event(one.input.at("estimated_event"))).fees.at(0));
 }
 
-/// An estimate is made at the time the vector says, else when the event is.
 json estimate_fees(const json& vector) {
     const Case one(vector);
     return estimated(one, one.last_day());
 }
 
+/// Made at the time that the vector says, else when the event is.
 json estimate_fees_prorated(const json& vector) {
     Case one(vector);
     one.prorated = true;
@@ -306,10 +306,11 @@ json fee(const json& vector) {
     auto priced = row.price(price, quantity);
     const auto details = row.details(price, quantity, priced);
     auto units = quantity.prorated ? quantity.full_units.value_or(quantity.units) : quantity.units;
-    meter::lago::clamp(priced, units);
-    auto figures = lago::figures(priced.amount, lago::unit_amount(price, quantity, priced.amount), currency_of(input));
+    meter::lago::clamp(priced, quantity.units, units);
+    const bool converts = !input.value("conversion_rate", json()).is_null();
+    auto figures = lago::figures(priced.amount, lago::unit_amount(price, quantity, priced.amount), converts ? meter::Currency() : currency_of(input));
     json out{{"units", text(units)}, {"events_count", quantity.events}, {"amount_details", details}};
-    if (!input.value("conversion_rate", json()).is_null()) {
+    if (converts) {
         out["pricing_unit_amount_cents"] = text(figures.cents);
         out["pricing_unit_precise_amount_cents"] = text(figures.precise_cents);
         out["pricing_unit_unit_amount_cents"] = text(figures.unit_cents);
