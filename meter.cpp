@@ -13351,14 +13351,29 @@ Analytics analytics(AnalyticsQuery query, const AnalyticsSource& source) {
     return rules.answer(query, rules, source);
 }
 
+bool deeper_than(const json& value, std::size_t levels) {
+    if (!value.is_structured()) return false;
+    return levels == 0 || std::any_of(value.begin(), value.end(), [&](const json& each) { return deeper_than(each, levels - 1); });
+}
+
+// A catalogue is copied and written out level by level. Filters of the greatest depth have two levels each.
+void check_depth(const json& catalogue) {
+    constexpr auto levels = 4 * limits::json_depth;
+    if (!catalogue.is_object()) return;
+    for (const auto& [key, value] : catalogue.items()) {
+        if (deeper_than(value, levels)) throw Error(ErrorCode::bad_value, key, "nested more than " + std::to_string(levels) + " deep");
+    }
+}
+
 }  // namespace
 
-Book Book::lago(const json& catalogue) { return Book(meter::lago::load(catalogue)); }
-Book Book::flexprice(const json& catalogue) { return Book(meter::flexprice::load(catalogue)); }
-Book Book::polar(const json& catalogue) { return Book(meter::polar::load(catalogue)); }
-Book Book::autumn(const json& catalogue) { return Book(meter::autumn::load(catalogue)); }
+Book Book::lago(const json& catalogue) { return of("lago", catalogue); }
+Book Book::flexprice(const json& catalogue) { return of("flexprice", catalogue); }
+Book Book::polar(const json& catalogue) { return of("polar", catalogue); }
+Book Book::autumn(const json& catalogue) { return of("autumn", catalogue); }
 
 Book Book::of(std::string_view vendor, const json& catalogue) {
+    check_depth(catalogue);
     for (const auto& [name, load] : book_vendors) {
         if (name == vendor) return Book(load(catalogue));
     }

@@ -2191,6 +2191,9 @@ TEST_CASE("JSON of any shape is answered with an Error that names the place", "[
           "meters[0].aggregation.func");
     CHECK(refused("autumn", R"({"plan": {"id": "p", "items": [7]}})") == "plan.items[0].feature_id");
     CHECK(refused("stripe", "{}") == "vendor");
+    auto nested = catalogue({{"charge_model", "standard"}});
+    nested["plan"]["unknown"] = json::parse(std::string(100000, '[') + std::string(100000, ']'));
+    CHECK_THROWS_WITH(Book::lago(nested), "plan: nested more than 128 deep");
     json deep{{"property", "name"}, {"operator", "eq"}, {"value", "x"}};
     for (int i = 0; i < 100; ++i) deep = {{"conjunction", "and"}, {"clauses", {deep}}};
     CHECK_THROWS_AS(Book::polar({{"product", {{"id", "p"}}}, {"meters", {{{"id", "m"}, {"filter", deep}, {"aggregation", {{"func", "count"}}}}}}}),
