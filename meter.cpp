@@ -7421,11 +7421,6 @@ std::optional<std::string> property_text(const json& properties, const std::stri
     return found->is_string() ? found->get<std::string>() : found->dump();
 }
 
-// The day of that number in the month, or the month's last when it is shorter.
-std::chrono::sys_days day_in(std::chrono::year_month month, std::chrono::day day) {
-    return std::min(month / day, std::chrono::year_month_day(month / std::chrono::last));
-}
-
 // How Filter, Metric and AggregateQuery name the property of that key.
 std::string property_field(const std::string& key) { return "properties." + key; }
 
@@ -7547,23 +7542,30 @@ std::string ruby_text(const Decimal& value) {
 // --- the catalogue ---
 
 enum class Kind { count, sum, max, unique_count, weighted_sum, latest, custom };
-constexpr std::array<std::pair<std::string_view, Kind>, 7> kinds{{
-    {"count_agg", Kind::count},
-    {"sum_agg", Kind::sum},
-    {"max_agg", Kind::max},
-    {"unique_count_agg", Kind::unique_count},
-    {"weighted_sum_agg", Kind::weighted_sum},
-    {"latest_agg", Kind::latest},
-    {"custom_agg", Kind::custom},
+
+// What a kind of metric can be (billable_metric.rb:28-125). A custom one is measured by a script of the server's.
+struct KindRow {
+    Kind kind;
+    std::optional<Aggregation> aggregation;
+    bool of_property, may_recur, may_be_paid_in_advance;
+};
+constexpr std::array<std::pair<std::string_view, KindRow>, 7> kinds{{
+    {"count_agg", {Kind::count, Aggregation::count, false, false, true}},
+    {"sum_agg", {Kind::sum, Aggregation::sum, true, true, true}},
+    {"max_agg", {Kind::max, Aggregation::max, true, false, false}},
+    {"unique_count_agg", {Kind::unique_count, Aggregation::active_count, true, true, true}},
+    {"weighted_sum_agg", {Kind::weighted_sum, Aggregation::weighted_sum, true, true, false}},
+    {"latest_agg", {Kind::latest, Aggregation::latest, true, false, false}},
+    {"custom_agg", {Kind::custom, std::nullopt, false, true, true}},
 }};
 
 struct BillableMetric {
     Kind kind = Kind::count;
     Metric metric;  // not rounded: fees of single events are not
     std::string id, name, description;
-    std::string kind_name;
     std::optional<RoundTo> rounding;
-    bool measured = true;                                     // here; a plan may list others as long as no charge needs them
+    bool measured = true;  // here; a plan may list others as long as no charge needs them
+    bool may_be_paid_in_advance = true;
     std::map<std::string, std::vector<std::string>> filters;  // allowed values by key
 };
 
@@ -7618,7 +7620,7 @@ struct Charge {
     std::string pricing_unit = {};
 };
 
-enum class Interval { weekly, monthly, quarterly, semiannual, yearly };
+enum class Interval { weekly = 0, monthly = 1, quarterly = 3, semiannual = 6, yearly = 12 };  // months
 constexpr std::array<std::pair<std::string_view, Interval>, 5> intervals{{
     {"weekly", Interval::weekly},
     {"monthly", Interval::monthly},
@@ -8215,14 +8217,6 @@ std::optional<Rounding> read_rounding(const Node& at) {
     return at.choice("rounding_function", functions);
 }
 
-// How each kind is measured; a custom one by a script of the server's.
-constexpr std::array<std::pair<Kind, Aggregation>, 6> measured_kinds{{{Kind::count, Aggregation::count},
-                                                                      {Kind::sum, Aggregation::sum},
-                                                                      {Kind::max, Aggregation::max},
-                                                                      {Kind::unique_count, Aggregation::active_count},
-                                                                      {Kind::weighted_sum, Aggregation::weighted_sum},
-                                                                      {Kind::latest, Aggregation::latest}}};
-
 int read_precision(const Node& at) {
     const auto precision = at.decimal("rounding_precision").value_or(Decimal());
     if (precision.abs() > Decimal::max_digits || precision.scale() > 0)
@@ -8231,18 +8225,17 @@ int read_precision(const Node& at) {
 }
 
 BillableMetric read_metric(const Node& at) {
+    const auto row = at.choice("aggregation_type", kinds);
     BillableMetric metric;
-    metric.kind = at.choice("aggregation_type", kinds);
-    metric.kind_name = at.text("aggregation_type");
-    const auto row = std::find_if(measured_kinds.begin(), measured_kinds.end(), [&](const auto& pair) { return pair.first == metric.kind; });
-    metric.measured = row != measured_kinds.end();
+    metric.kind = row.kind;
+    metric.measured = row.aggregation.has_value();
+    metric.may_be_paid_in_advance = row.may_be_paid_in_advance;
     metric.metric.code = at.required_text("code");
     metric.metric.rules = "lago";
-    if (metric.measured) metric.metric.aggregation = row->second;
-    if (metric.kind != Kind::count && metric.kind != Kind::custom) metric.metric.property = property_field(at.required_text("field_name"));
+    metric.metric.aggregation = row.aggregation.value_or(Aggregation::count);
+    if (row.of_property) metric.metric.property = property_field(at.required_text("field_name"));
     metric.metric.recurring = at.flag("recurring");
-    const bool carries = metric.kind != Kind::count && metric.kind != Kind::max && metric.kind != Kind::latest;
-    if (metric.metric.recurring && !carries) throw Error(ErrorCode::bad_value, at.path("recurring"), "not_compatible_with_aggregation_type");
+    if (metric.metric.recurring && !row.may_recur) throw Error(ErrorCode::bad_value, at.path("recurring"), "not_compatible_with_aggregation_type");
     metric.id = at.text("lago_id");
     metric.name = at.text("name", metric.metric.code);
     metric.description = at.text("description");
@@ -8254,8 +8247,7 @@ BillableMetric read_metric(const Node& at) {
 // Rules between a charge and its metric (charge.rb:118-180).
 void check_charge(const Node& at, const Charge& charge, const BillableMetric& metric, const Checking& checking) {
     const auto model = charge.price.model;
-    const bool countable = metric.kind == Kind::count || metric.kind == Kind::sum || metric.kind == Kind::unique_count || metric.kind == Kind::custom;
-    if (charge.pay_in_advance && (model == Model::volume || !countable)) {
+    if (charge.pay_in_advance && (model == Model::volume || !metric.may_be_paid_in_advance)) {
         checking.report(at, "pay_in_advance", "invalid_aggregation_type_or_charge_model");
     }
     const bool carries = metric.metric.recurring && metric.kind != Kind::weighted_sum;  // whose value is a share of the period already
@@ -8271,7 +8263,7 @@ void check_charge(const Node& at, const Charge& charge, const BillableMetric& me
 // itself fails.
 void check_measured(const Node& at, const Charge& charge, const BillableMetric& metric, bool premium) {
     const auto bounded = [](const Price& price) { return price.minimum || price.maximum; };
-    if (!metric.measured) throw Error(ErrorCode::unsupported, at.path("billable_metric_code"), metric.kind_name + " is not measured here");
+    if (!metric.measured) throw Error(ErrorCode::unsupported, at.path("billable_metric_code"), "custom_agg is not measured here");
     if (metric.kind != Kind::weighted_sum || !premium) return;
     if (bounded(charge.price) || std::any_of(charge.filters.begin(), charge.filters.end(), [&](const auto& each) { return bounded(each.price); }))
         throw Error(ErrorCode::unsupported, at.path("properties"), "bounds per transaction are not known for a weighted sum");
@@ -8347,52 +8339,18 @@ Subscription read_subscription(const Node& at) {
 
 // --- billing periods (dossier 4.2) ---
 
-constexpr int months_in(Interval interval) {
-    switch (interval) {
-        case Interval::weekly:
-            return 0;
-        case Interval::monthly:
-            return 1;
-        case Interval::quarterly:
-            return 3;
-        case Interval::semiannual:
-            return 6;
-        case Interval::yearly:
-            return 12;
-    }
-    return 0;
-}
-
-// The date on the customer's calendar, and the moment such a date begins.
+// The date on the customer's calendar.
 std::chrono::year_month_day local_date(const Subscription& subscription, Timestamp time) {
     return date_of(Timestamp(subscription.zone.to_local(time)));
 }
-Timestamp start_of(const Subscription& subscription, std::chrono::sys_days day) { return subscription.zone.to_utc(midnight(day).micros()); }
 
-// Weeks from Monday, or from the anchor's weekday.
-Period week_around(std::chrono::sys_days today, const Subscription& subscription) {
-    using namespace std::chrono;
-    const auto first = subscription.anniversary ? weekday(sys_days(local_date(subscription, subscription.anchor))) : Monday;
-    const auto from = today - (weekday(today) - first);
-    return {start_of(subscription, from), start_of(subscription, from + weeks(1))};
-}
-
-// Months from January's first day, or from the anchor's day, which a short month clips.
-Period months_around(std::chrono::sys_days today, int count, const Subscription& subscription) {
-    using namespace std::chrono;
-    const auto anchor = subscription.anniversary ? local_date(subscription, subscription.anchor) : year(1970) / January / day(1);
-    const auto anchor_month = anchor.year() / anchor.month();
-    const year_month_day date(today);
-    auto passed = static_cast<int>((date.year() / date.month() - anchor_month).count());
-    if (today < day_in(date.year() / date.month(), anchor.day())) --passed;
-    const auto whole = (passed >= 0 ? passed : passed - count + 1) / count * count;
-    const auto boundary = [&](int month) { return start_of(subscription, day_in(anchor_month + months(month), anchor.day())); };
-    return {boundary(whole), boundary(whole + count)};
-}
-
+// Weeks from Monday and months from January's first day, or both from the anchor's day, which a short month clips.
 Period billing_period(Interval interval, const Subscription& subscription, Timestamp now) {
-    const std::chrono::sys_days today(local_date(subscription, now));
-    const auto period = interval == Interval::weekly ? week_around(today, subscription) : months_around(today, months_in(interval), subscription);
+    using namespace std::chrono;
+    const bool weekly = interval == Interval::weekly;
+    const auto first = subscription.anniversary ? local_date(subscription, subscription.anchor) : year(1970) / January / (weekly ? 5 : 1);
+    const Stride stride{static_cast<int>(interval), weekly ? 7 * micros_per_day : 0};
+    const auto period = Cycle(stride, midnight(first).micros(), subscription.zone).around(now);
     return {std::max(period.from, subscription.active.from), std::min(period.to, subscription.active.to)};
 }
 

@@ -344,18 +344,16 @@ json to_cents(const json& vector) {
 json validation(const json& vector) {
     meter::Problems problems;
     const auto& input = vector.at("input");
-    lago::BillableMetric metric;
-    metric.kind = lago::Kind::sum;
-    for (const auto& [name, value] : lago::kinds) {
-        if (given<std::string>(input, "aggregation_type", "sum_agg") == name) metric.kind = value;
-    }
+    const auto metric = lago::read_metric(Node(json{{"code", "metric"},
+                                                    {"aggregation_type", given<std::string>(input, "aggregation_type", "sum_agg")},
+                                                    {"field_name", "value"},
+                                                    {"recurring", given(input, "recurring", false)}}));
     const lago::Checking checking{metric.kind, given(input, "premium", true), problems};
     lago::Charge charge;
     charge.price = lago::read_price(row_of(vector), Node(vector.at("properties")), checking);
     charge.pay_in_advance = given(input, "pay_in_advance", false);
     charge.prorated = given(input, "prorated", false);
     charge.minimum_cents = number(input, "min_amount_cents");
-    metric.metric.recurring = given(input, "recurring", false);
     lago::check_charge(Node(input), charge, metric, checking);
     auto errors = json::object();
     for (const auto& problem : problems) {
