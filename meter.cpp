@@ -7592,8 +7592,7 @@ enum class Model { standard, graduated, graduated_percentage, package, percentag
 struct Price {
     Model model = Model::standard;
     Decimal amount = {}, package_size = 1, free_units = {};
-    Decimal rate = {}, fixed_amount = {}, free_total = {};
-    std::int64_t free_events = 0;
+    Decimal rate = {}, fixed_amount = {}, free_total = {}, free_events = {};
     std::optional<Decimal> minimum = {}, maximum = {};
     std::vector<Tier> tiers = {};
     std::vector<std::string> group_keys = {};
@@ -7660,17 +7659,6 @@ Decimal amount(const Node& at, std::string_view field, const char* code, const C
     return {};
 }
 
-std::int64_t whole(const Node& at, std::string_view field, const char* code, std::int64_t least, const Checking& checking, bool optional = false) {
-    const auto found = at.find(field);
-    if (!found && optional) return 0;
-    if (found && found->value().is_number_integer()) {
-        const auto value = Decimal::from_json(found->value()).to_int64();
-        if (value && *value >= least) return *value;
-    }
-    checking.report(at, field, code);
-    return least;
-}
-
 // How a model's ranges join, and what a range costs.
 struct RangeRule {
     std::string_view list;
@@ -7679,10 +7667,11 @@ struct RangeRule {
     bool as_percent;  // the rate is in percent
     bool may_touch;   // ranges whose `from` is the previous `to` are read as touching, when all of them are so
     int gap;          // `from` is the previous `to` + gap, or one more (range_bounds_validator.rb:5)
+    bool sorted;
 };
-constexpr RangeRule graduated_rule{"graduated_ranges", "per_unit_amount", "invalid_amount", false, true, 0};
-constexpr RangeRule graduated_percentage_rule{"graduated_percentage_ranges", "rate", "invalid_rate", true, false, 0};
-constexpr RangeRule volume_rule{"volume_ranges", "per_unit_amount", "invalid_amount", false, false, 1};
+constexpr RangeRule graduated_rule{"graduated_ranges", "per_unit_amount", "invalid_amount", false, true, 0, false};
+constexpr RangeRule graduated_percentage_rule{"graduated_percentage_ranges", "rate", "invalid_rate", true, false, 0, false};
+constexpr RangeRule volume_rule{"volume_ranges", "per_unit_amount", "invalid_amount", false, false, 1, true};
 
 std::optional<Decimal> bound(const Node& range, std::string_view field) {
     const auto found = range.find(field);
@@ -7738,33 +7727,39 @@ std::vector<Tier> read_ranges(const Node& properties, const RangeRule& rule, con
         tier.flat = amount(range, "flat_amount", "invalid_amount", checking);
         tiers.push_back(std::move(tier));
     }
+    if (rule.sorted) std::stable_sort(tiers.begin(), tiers.end(), [](const Tier& a, const Tier& b) { return a.from < b.from; });
     set_lower_bounds(tiers, rule.may_touch);
     return tiers;
 }
 
-void read_standard(const Node& properties, Price& price, const Checking& checking) {
-    price.amount = amount(properties, "amount", "invalid_amount", checking);
-}
+// A field of a model: money or a rate, or a whole number of at least so many.
+struct Field {
+    std::string_view name;
+    const char* code;
+    Decimal Price::*value;
+    bool optional = false;
+    std::optional<std::int64_t> least = {};
+};
+constexpr std::array<Field, 1> standard_fields{{{"amount", "invalid_amount", &Price::amount}}};
+constexpr std::array<Field, 3> package_fields{{{"amount", "invalid_amount", &Price::amount},
+                                               {"package_size", "invalid_package_size", &Price::package_size, false, 1},
+                                               {"free_units", "invalid_free_units", &Price::free_units, false, 0}}};
+constexpr std::array<Field, 4> percentage_fields{
+    {{"rate", "invalid_rate", &Price::rate},
+     {"fixed_amount", "invalid_fixed_amount", &Price::fixed_amount, true},
+     {"free_units_per_events", "invalid_free_units_per_events", &Price::free_events, true, 1},
+     {"free_units_per_total_aggregation", "invalid_free_units_per_total_aggregation", &Price::free_total, true}}};
 
-void read_graduated(const Node& properties, Price& price, const Checking& checking) {
-    price.tiers = read_ranges(properties, graduated_rule, checking);
-}
-
-void read_graduated_percentage(const Node& properties, Price& price, const Checking& checking) {
-    price.tiers = read_ranges(properties, graduated_percentage_rule, checking);
-    if (checking.kind == Kind::latest) checking.report(properties, "billable_metric", "invalid_value");
-    if (!checking.premium) checking.report(properties, "charge_model", "graduated_percentage_requires_premium_license");
-}
-
-void read_volume(const Node& properties, Price& price, const Checking& checking) {
-    price.tiers = read_ranges(properties, volume_rule, checking);
-    std::stable_sort(price.tiers.begin(), price.tiers.end(), [](const Tier& a, const Tier& b) { return a.from < b.from; });
-}
-
-void read_package(const Node& properties, Price& price, const Checking& checking) {
-    price.amount = amount(properties, "amount", "invalid_amount", checking);
-    price.package_size = whole(properties, "package_size", "invalid_package_size", 1, checking);
-    price.free_units = whole(properties, "free_units", "invalid_free_units", 0, checking);
+Decimal read_field(const Node& at, const Field& field, const Checking& checking) {
+    if (!field.least) return amount(at, field.name, field.code, checking, field.optional);
+    const auto found = at.find(field.name);
+    if (!found && field.optional) return {};
+    if (found && found->value().is_number_integer()) {
+        const auto value = Decimal::from_json(found->value());
+        if (value >= *field.least) return value;
+    }
+    checking.report(at, field.name, field.code);
+    return *field.least;
 }
 
 bool is_filled_text(const json& value) {
@@ -7777,12 +7772,12 @@ bool is_blank(const json& value) {
     return value.is_string() ? !is_filled_text(value) : value.is_null() || value == false;
 }
 
-void read_percentage(const Node& properties, Price& price, const Checking& checking) {
-    price.rate = amount(properties, "rate", "invalid_rate", checking);
-    price.fixed_amount = amount(properties, "fixed_amount", "invalid_fixed_amount", checking, true);
-    price.free_events = whole(properties, "free_units_per_events", "invalid_free_units_per_events", 1, checking, true);
-    price.free_total = amount(properties, "free_units_per_total_aggregation", "invalid_free_units_per_total_aggregation", checking, true);
+void check_not_latest(const Node& properties, const Checking& checking) {
     if (checking.kind == Kind::latest) checking.report(properties, "billable_metric", "invalid_value");
+}
+
+void read_bounds(const Node& properties, Price& price, const Checking& checking) {
+    check_not_latest(properties, checking);
     if (!checking.premium) return;  // bounds per transaction are a premium feature: neither checked nor applied without
     const auto read_bound = [&](std::string_view field) -> std::optional<Decimal> {
         const auto found = properties.find(field);
@@ -7796,7 +7791,10 @@ void read_percentage(const Node& properties, Price& price, const Checking& check
     }
 }
 
-void read_nothing(const Node&, Price&, const Checking&) {}
+void check_licence(const Node& properties, Price&, const Checking& checking) {
+    check_not_latest(properties, checking);
+    if (!checking.premium) checking.report(properties, "charge_model", "graduated_percentage_requires_premium_license");
+}
 
 std::vector<std::string> read_group_keys(const Node& properties, const Checking& checking) {
     const auto field = properties.find("pricing_group_keys") ? "pricing_group_keys" : "grouped_by";
@@ -7839,10 +7837,9 @@ void check_presentation_keys(const Node& properties, const Checking& checking) {
 
 // Running totals of a percentage charge (dossier 4.6), as far as the model looks at them.
 struct RunningTotal {
-    std::int64_t length = 0;
-    Decimal last;
-    Decimal at_free_events;       // after the last free event; counts only when `length` exceeds the free events
-    std::int64_t below_free = 0;  // how many are below the free total
+    Decimal length, last;
+    Decimal at_free_events;  // after the last free event; counts only when `length` exceeds the free events
+    Decimal below_free;      // how many are below the free total
 };
 
 // What the events come to under a percentage charge with bounds per transaction, each held between them (percentage_service.rb:142-179).
@@ -7854,7 +7851,7 @@ struct BoundedTotal {
 
     // A free event starts the sum anew, as it does there.
     void add(const Price& price, Decimal value) {
-        const auto free_events = all_used ? 0 : price.free_events - events;
+        const auto free_events = all_used ? Decimal() : price.free_events - events;
         const auto free_total = all_used ? Decimal() : price.free_total - free_used;
         ++events;
         if (free_events > 0 || free_total > 0) {
@@ -7937,8 +7934,8 @@ Decimal percentage_free_units(const Price& price, const RunningTotal& running) {
     return price.free_total;
 }
 
-std::int64_t percentage_free_events(const Price& price, const RunningTotal& running) {
-    if (price.free_events == 0 || running.below_free == 0) return std::max(price.free_events, running.below_free);
+Decimal percentage_free_events(const Price& price, const RunningTotal& running) {
+    if (price.free_events.is_zero() || running.below_free.is_zero()) return std::max(price.free_events, running.below_free);
     return std::min(price.free_events, running.below_free);
 }
 
@@ -8130,17 +8127,17 @@ json details_package(const Price& price, const Quantity& quantity, const Priced&
 
 json details_percentage(const Price& price, const Quantity& quantity, const Priced& priced) {
     const auto free_units = percentage_free_units(price, quantity.running);
-    const auto free_events = std::min(percentage_free_events(price, quantity.running), quantity.events);
+    const auto free_events = std::min(percentage_free_events(price, quantity.running), Decimal(quantity.events));
     const auto paid_events = quantity.events - free_events;
     Decimal by_rate, fixed, bounds;
     for (const auto& line : priced.lines) (line.step == Step::percentage ? by_rate : line.step == Step::fixed ? fixed : bounds) += line.amount;
     return {{"units", quantity.units.to_string()},
             {"free_units", free_units.to_string()},
-            {"free_events", free_events},
+            {"free_events", free_events.to_int64().value()},
             {"paid_units", at_least_zero(quantity.units - free_units).to_string()},
             {"rate", price.rate.to_string()},
             {"per_unit_total_amount", by_rate.to_string()},
-            {"paid_events", paid_events},
+            {"paid_events", paid_events.to_int64().value()},
             {"fixed_fee_unit_amount", paid_events > 0 ? price.fixed_amount.to_string() : "0"},
             {"fixed_fee_total_amount", fixed.to_string()},
             {"min_max_adjustment_total_amount", bounds.to_string()}};
@@ -8150,7 +8147,9 @@ json details_percentage(const Price& price, const Quantity& quantity, const Pric
 
 struct ModelRow {
     Model model;
-    void (*read)(const Node& properties, Price& price, const Checking& checking);
+    std::span<const Field> fields;
+    const RangeRule* ranges;
+    void (*check)(const Node& properties, Price& price, const Checking& checking);  // what else it has, or must be
     Priced (*price)(const Price& price, const Quantity& quantity);
     json (*details)(const Price& price, const Quantity& quantity, const Priced& priced);
     const char* defaults;  // properties when they are left out (build_default_properties_service.rb:26)
@@ -8161,14 +8160,16 @@ constexpr const char* default_ranges = R"({"graduated_ranges": [{"from_value": 0
 
 using ModelTable = std::array<std::pair<std::string_view, ModelRow>, 8>;
 constexpr ModelTable models{{
-    {"standard", {Model::standard, read_standard, price_standard, details_none, R"({"amount": "0"})"}},
-    {"graduated", {Model::graduated, read_graduated, price_graduated, details_graduated, default_ranges}},
-    {"graduated_percentage", {Model::graduated_percentage, read_graduated_percentage, price_graduated, details_graduated_percentage, default_ranges}},
-    {"package", {Model::package, read_package, price_package, details_package, R"({"package_size": 1, "free_units": 0, "amount": "0"})"}},
-    {"percentage", {Model::percentage, read_percentage, price_percentage, details_percentage, R"({"rate": "0"})"}},
-    {"volume", {Model::volume, read_volume, price_volume, details_volume, default_ranges}},
-    {"dynamic", {Model::dynamic, read_nothing, price_dynamic, details_none, "{}"}},
-    {"custom", {Model::custom, read_nothing, price_custom, details_none, "{}"}},
+    {"standard", {Model::standard, standard_fields, nullptr, nullptr, price_standard, details_none, R"({"amount": "0"})"}},
+    {"graduated", {Model::graduated, {}, &graduated_rule, nullptr, price_graduated, details_graduated, default_ranges}},
+    {"graduated_percentage",
+     {Model::graduated_percentage, {}, &graduated_percentage_rule, check_licence, price_graduated, details_graduated_percentage, default_ranges}},
+    {"package",
+     {Model::package, package_fields, nullptr, nullptr, price_package, details_package, R"({"package_size": 1, "free_units": 0, "amount": "0"})"}},
+    {"percentage", {Model::percentage, percentage_fields, nullptr, read_bounds, price_percentage, details_percentage, R"({"rate": "0"})"}},
+    {"volume", {Model::volume, {}, &volume_rule, nullptr, price_volume, details_volume, default_ranges}},
+    {"dynamic", {Model::dynamic, {}, nullptr, nullptr, price_dynamic, details_none, "{}"}},
+    {"custom", {Model::custom, {}, nullptr, nullptr, price_custom, details_none, "{}"}},
 }};
 
 const ModelRow& row_of(Model model) {
@@ -8177,7 +8178,9 @@ const ModelRow& row_of(Model model) {
 
 Price read_price(const ModelRow& row, const Node& properties, const Checking& checking) {
     Price price{.model = row.model};
-    row.read(properties, price, checking);
+    for (const auto& field : row.fields) price.*field.value = read_field(properties, field, checking);
+    if (row.ranges) price.tiers = read_ranges(properties, *row.ranges, checking);
+    if (row.check) row.check(properties, price, checking);
     price.group_keys = read_group_keys(properties, checking);
     check_presentation_keys(properties, checking);
     return price;
@@ -8620,25 +8623,26 @@ bool runs_on(const Price& price, const RunningTotal& running) {
 
 void run_on(const Price& price, RunningTotal& running, const Decimal& step) {
     running.last += step;
-    if (++running.length == price.free_events) running.at_free_events = running.last;
-    if (running.last < price.free_total) ++running.below_free;
+    running.length += 1;
+    if (running.length == price.free_events) running.at_free_events = running.last;
+    if (running.last < price.free_total) running.below_free += 1;
 }
 
 // Running totals 1, 2, 3 ... of a count.
 RunningTotal running_count(const Price& price, const Decimal& units) {
-    if (price.free_events == 0 && price.free_total.is_zero()) return {};
-    const auto length = units.to_int64().value_or(0);
-    const auto below = at_least_zero(price.free_total.round(0, Rounding::ceil) - 1).to_int64().value_or(length);
-    return {.length = length, .last = units, .at_free_events = price.free_events, .below_free = std::min(length, below)};
+    if ((price.free_events.is_zero() && price.free_total.is_zero()) || units <= 0) return {};
+    const auto below = at_least_zero(price.free_total.round(0, Rounding::ceil) - 1);
+    return {.length = units, .last = units, .at_free_events = price.free_events, .below_free = std::min(units, below)};
 }
 
 // The steps whose sums are the running totals.
 std::vector<EventStep> running_steps(const Scope& scope, const AggregateQuery& query, UsageSource& usage) {
     const auto& price = scope.price();
     const auto& metric = scope.metric().metric;
-    if (price.free_events > 0) return usage.steps(metric, query, static_cast<std::size_t>(price.free_events), {});
-    return price.free_total.is_zero() ? std::vector<EventStep>()
-                                      : usage.steps(metric, query, std::numeric_limits<std::size_t>::max(), price.free_total);
+    constexpr auto all = std::numeric_limits<std::size_t>::max();
+    if (price.free_events.is_zero()) return price.free_total.is_zero() ? std::vector<EventStep>() : usage.steps(metric, query, all, price.free_total);
+    const auto first = smaller(price.free_events, Decimal(std::numeric_limits<std::ptrdiff_t>::max()));
+    return usage.steps(metric, query, static_cast<std::size_t>(first.to_int64().value()), {});
 }
 
 // What each event of the period is worth by itself (compute_per_event_aggregation): a sum's number; of a maximum its own at the event that
