@@ -8449,13 +8449,18 @@ bool is_ignored(const Values& entry, const json& properties) {
     return !listed.empty() && matches(listed, properties);
 }
 
-// Whether the filter's bucket has the event.
-bool takes(const Charge& charge, const ChargeFilter& filter, const json& properties) {
-    if (!matches(filter.values, properties)) return false;
+// What falls to other filters than this one, or to any when there is none.
+std::vector<Values> left_by(const Charge& charge, const ChargeFilter* filter) {
     std::vector<Values> all;
     for (const auto& each : charge.filters) all.push_back(each.values);
-    const auto ignored = ignored_values(all, static_cast<std::size_t>(&filter - charge.filters.data()));
-    return std::none_of(ignored.begin(), ignored.end(), [&](const Values& entry) { return is_ignored(entry, properties); });
+    return filter ? ignored_values(all, static_cast<std::size_t>(filter - charge.filters.data())) : all;
+}
+
+// Whether the filter's bucket has the event.
+bool takes(const Charge& charge, const ChargeFilter& filter, const json& properties) {
+    const auto ignored = left_by(charge, &filter);
+    return matches(filter.values, properties) &&
+           std::none_of(ignored.begin(), ignored.end(), [&](const Values& entry) { return is_ignored(entry, properties); });
 }
 
 // The filter in whose bucket an event is billed: the one that prices it, unless that leaves the event to a narrower one of the same keys.
@@ -8478,13 +8483,10 @@ Filter excluding(const Values& entry) {
 // The events priced by the filter, or by the charge itself when there is none.
 Filter bucket(const Charge& charge, const ChargeFilter* filter) {
     auto result = Filter::all({});
-    std::vector<Values> all;
-    for (const auto& each : charge.filters) all.push_back(each.values);
-    if (filter) {
-        for (const auto& [key, values] : filter->values) result.parts.push_back(Filter::where(property_field(key), Operator::in, json(values)));
-        all = ignored_values(all, static_cast<std::size_t>(filter - charge.filters.data()));
+    for (const auto& [key, values] : filter ? filter->values : Values()) {
+        result.parts.push_back(Filter::where(property_field(key), Operator::in, json(values)));
     }
-    for (const auto& entry : all) {
+    for (const auto& entry : left_by(charge, filter)) {
         auto part = excluding(entry);
         if (!part.empty()) result.parts.push_back(std::move(part));
     }
@@ -8575,10 +8577,23 @@ struct Plan final : Book::Impl {
     Fees advance_fees(const UsageQuery& query, Timestamp now, UsageSource& usage) const override;
     Fees usage(const UsageQuery& query, Timestamp now, UsageSource& usage) const override;
     Fee price(std::string_view charge, const Decimal& units, std::int64_t events) const override;
+    // Asks about each charge; what goes wrong with one names it.
+    template <class Ask>
+    void ask_about_charges(Ask&& ask) const {
+        for (std::size_t i = 0; i < charges.size(); ++i) {
+            try {
+                ask(charges[i]);
+            } catch (const Error& error) {
+                if (!error.field().empty()) throw;
+                throw Error(error.code(), "plan.charges[" + std::to_string(i) + "]", error.reason());
+            }
+        }
+    }
+    const std::string& metric_code(const Charge& charge) const { return billable_metrics[charge.metric].metric.code; }
     std::vector<std::string> charge_names(const std::string& metric) const override {
         std::vector<std::string> codes;
         for (const auto& each : charges) {
-            if (billable_metrics[each.metric].metric.code == metric) codes.push_back(each.code);
+            if (metric_code(each) == metric) codes.push_back(each.code);
         }
         return codes;
     }
@@ -8592,6 +8607,7 @@ struct Scope {
     const Subscription& subscription;
     Period period;
 
+    Scope within(const ChargeFilter& part) const { return {plan, charge, &part, subscription, period}; }
     const Price& price() const { return filter ? filter->price : charge.price; }
     const BillableMetric& metric() const { return plan.billable_metrics[charge.metric]; }
     // The lower end is cut to milliseconds (base_store.rb:178).
@@ -8608,6 +8624,26 @@ struct Scope {
 };
 
 using Group = std::vector<std::pair<std::string, std::optional<std::string>>>;
+
+// A missing and an empty value are shown alike (base_store.rb:295).
+Group group_of(const Scope& scope, const std::vector<std::optional<std::string>>& values) {
+    Group group;
+    for (std::size_t i = 0; i < values.size(); ++i) {
+        group.emplace_back(scope.price().group_keys[i], values[i] && values[i]->empty() ? std::nullopt : values[i]);
+    }
+    return group;
+}
+
+Group group_of(const Scope& scope, const Event& event) {
+    std::vector<std::optional<std::string>> values;
+    for (const auto& key : scope.price().group_keys) values.push_back(property_text(event.properties, key));
+    return group_of(scope, values);
+}
+
+std::vector<Measured> measure_groups(const Scope& scope, AggregateQuery query, UsageSource& usage) {
+    for (const auto& key : scope.price().group_keys) query.group_by.push_back(property_field(key));
+    return usage.measure(scope.metric().metric, query);
+}
 
 AggregateQuery beside(AggregateQuery query, const Group& group) {
     for (const auto& [key, value] : group) query.filter.parts.push_back(beside(key, value));
@@ -8910,6 +8946,18 @@ void clamp(Priced& priced, const Decimal& units, Decimal& shown) {
     lower_to(priced, {});
 }
 
+// The fee of one event, as fee_serializer.rb shows it.
+Fee event_fee(const Scope& scope, Group group, const Event& event, const Decimal& units, Priced priced, json details) {
+    auto fee = empty_fee(scope, std::move(group));
+    fee.event = event.id;
+    fee.units = units;
+    fee.events = 1;
+    set_amounts(fee, std::move(priced), scope.plan.currency);
+    fee.vendor = fee_json(scope, fee, std::move(details));
+    fee.vendor["event_transaction_id"] = event.id.empty() ? json(nullptr) : json(event.id);
+    return fee;
+}
+
 Fees sum_up(const Plan& plan, std::vector<Fee> list) {
     Fees fees{.fees = std::move(list), .currency = plan.currency_code, .subunits = plan.currency.subunits, .amount_cents = {}};
     for (const auto& fee : fees.fees) fees.amount_cents += fee.amount_cents;
@@ -9014,23 +9062,11 @@ private:
     Decimal cents_;
 };
 
-Group group_of(const Scope& scope, const Event& event) {
-    Group group;
-    for (const auto& key : scope.price().group_keys) group.emplace_back(key, property_text(event.properties, key));
-    return group;
-}
-
 Fee advance_fee(const Scope& scope, const Group& group, const Event& event, const AdvanceStep& step) {
     const auto with = apply(scope.price(), step.with), without = apply(scope.price(), step.without);
-    auto fee = empty_fee(scope, group);
-    fee.event = event.id;
-    fee.units = step.contribution.shown;
-    fee.events = 1;
-    set_amounts(fee, difference(with, without), scope.plan.currency);
     const auto details = row_of(scope.price().model).details;
-    fee.vendor = fee_json(scope, fee, added_details(details(scope.price(), step.with, with), details(scope.price(), step.without, without)));
-    fee.vendor["event_transaction_id"] = event.id;
-    return fee;
+    return event_fee(scope, group, event, step.contribution.shown, difference(with, without),
+                     added_details(details(scope.price(), step.with, with), details(scope.price(), step.without, without)));
 }
 
 struct PlacedFee {
@@ -9140,14 +9176,8 @@ Fee estimate(const Scope& scope, const Event& event, Timestamp now, UsageSource&
     AdvanceStep step{{}, quantity_of(scope, query, usage, measured), contribution_of(scope, event, query, measured, usage)};
     if (scope.charge.prorated) step.contribution.priced = prorated(step.contribution.priced, share_left(scope, now));
     add_event(scope, event, step);
-    auto fee = empty_fee(scope, std::move(group));
-    fee.event = event.id;
-    fee.units = step.contribution.shown;
-    fee.events = 1;
-    set_amounts(fee, difference(apply(scope.price(), step.with), apply(scope.price(), step.without)), scope.plan.currency);
-    fee.vendor = fee_json(scope, fee, json::object());
-    fee.vendor["event_transaction_id"] = event.id.empty() ? json(nullptr) : json(event.id);
-    return fee;
+    const auto priced = difference(apply(scope.price(), step.with), apply(scope.price(), step.without));
+    return event_fee(scope, std::move(group), event, step.contribution.shown, priced, json::object());
 }
 
 Decimal rounded(const BillableMetric& metric, const Decimal& value) {
@@ -9157,29 +9187,23 @@ Decimal rounded(const BillableMetric& metric, const Decimal& value) {
 // As estimate_instant_fees: standard and percentage charges, the event priced alone, its units rounded as the metric says.
 Fee instant(const Scope& scope, const Event& event) {
     const auto& metric = scope.metric();
-    auto fee = empty_fee(scope, group_of(scope, event));
-    fee.event = event.id;
     const auto units = rounded(metric, metric.kind == Kind::count ? Decimal(1) : summed(metric, event));
-    fee.units = at_least_zero(units);
-    fee.events = 1;
-    set_amounts(fee, price_instant(scope.price(), units), scope.plan.currency);
-    fee.vendor = fee_json(scope, fee, nullptr);
+    auto fee = event_fee(scope, group_of(scope, event), event, at_least_zero(units), price_instant(scope.price(), units), nullptr);
     fee.vendor.erase("applied_taxes");
     fee.vendor["amount_cents"] = fee.vendor["total_amount_cents"] = ruby_text(fee.amount_cents);
     fee.vendor["precise_unit_amount"] = ruby_text(fee.unit_amount * scope.plan.currency.subunits);
-    fee.vendor["event_transaction_id"] = event.id.empty() ? json(nullptr) : json(event.id);
     return fee;
 }
 
 Fees Plan::estimate_instant_fees(const Event& event, Timestamp now) const {
     const auto subscription = subscription_at(*this, event.subscription, now);
+    const auto period = billing_period(charges_interval, subscription, now);
     std::vector<Fee> list;
-    for (const auto& charge : charges) {
-        const bool instantly = charge.price.model == Model::standard || charge.price.model == Model::percentage;
-        if (!charge.pay_in_advance || !instantly || billable_metrics[charge.metric].metric.code != event.name) continue;
-        list.push_back(
-            instant({*this, charge, filter_of(charge, event.properties), subscription, billing_period(charges_interval, subscription, now)}, event));
-    }
+    ask_about_charges([&](const Charge& charge) {
+        if (!charge.pay_in_advance || metric_code(charge) != event.name) return;
+        if (charge.price.model != Model::standard && charge.price.model != Model::percentage) return;
+        list.push_back(instant({*this, charge, filter_of(charge, event.properties), subscription, period}, event));
+    });
     return sum_up(*this, std::move(list));
 }
 
@@ -9193,13 +9217,12 @@ Fees Plan::estimate_fees(const Event& event, Timestamp now, UsageSource& usage_s
     const auto whole = period;
     period.to = std::min(period.to, now + std::chrono::microseconds(1));
     std::vector<Fee> list;
-    for (const auto& charge : charges) {
-        if (!charge.pay_in_advance || billable_metrics[charge.metric].metric.code != event.name) continue;
-        const Scope scope{*this, charge, filter_of(charge, event.properties), subscription, period};
-        list.push_back(estimate(scope, event, now, usage_source));
+    ask_about_charges([&](const Charge& charge) {
+        if (!charge.pay_in_advance || metric_code(charge) != event.name) return;
+        list.push_back(estimate({*this, charge, filter_of(charge, event.properties), subscription, period}, event, now, usage_source));
         list.back().period = whole;
         list.back().vendor["to_date"] = time_text(whole.to - std::chrono::microseconds(1));
-    }
+    });
     if (list.empty()) throw Error(ErrorCode::bad_value, "name", "does_not_match_an_instant_charge");
     return sum_up(*this, std::move(list));
 }
@@ -9294,21 +9317,15 @@ struct CountedGroup {
     Counted counted;
 };
 
-// Without events there is one group of nothing (sum_service_spec.rb:938). A missing and an empty value are groups apart, and shown alike.
+// Without events there is one group of nothing (sum_service_spec.rb:938). A missing and an empty value are groups apart.
 std::vector<CountedGroup> count_groups(const Scope& scope, const AggregateQuery& query, UsageSource& usage) {
-    auto grouped = query;
     const auto& keys = scope.price().group_keys;
-    for (const auto& key : keys) grouped.group_by.push_back(property_field(key));
-    auto rows = usage.measure(scope.metric().metric, grouped);
+    auto rows = measure_groups(scope, query, usage);
     if (rows.empty()) rows.push_back({.group = std::vector<std::optional<std::string>>(keys.size()), .falls = false});
     std::vector<CountedGroup> groups;
     for (auto& row : rows) {
-        auto& one = groups.emplace_back(CountedGroup{query, {}, std::move(row), {}});
-        for (std::size_t i = 0; i < keys.size(); ++i) {
-            const auto& value = one.measured.group[i];
-            one.query.filter.parts.push_back(in_group(keys[i], value));
-            one.group.emplace_back(keys[i], value && value->empty() ? std::nullopt : value);
-        }
+        auto& one = groups.emplace_back(CountedGroup{query, group_of(scope, row.group), std::move(row), {}});
+        for (std::size_t i = 0; i < keys.size(); ++i) one.query.filter.parts.push_back(in_group(keys[i], one.measured.group[i]));
         one.measured.value = rounded(scope.metric(), one.measured.value);
         one.measured.events = counted_events(scope, one.query, one.measured, usage);
         one.counted = count_period(scope, one.query, one.measured, usage);
@@ -9349,13 +9366,11 @@ void add_true_up(const Scope& scope, const Decimal& used_cents, std::vector<Fee>
     fees.push_back(std::move(fee));
 }
 
-void add_charge(const Plan& plan, const Charge& charge, const Subscription& subscription, const Period& period, bool closing, UsageSource& usage,
-                std::vector<Fee>& fees) {
+void add_charge(const Scope& whole, bool closing, UsageSource& usage, std::vector<Fee>& fees) {
     const auto first = fees.size();
-    const Scope whole{plan, charge, nullptr, subscription, period};
-    for (const auto& filter : charge.filters) add_bucket({plan, charge, &filter, subscription, period}, usage, fees);
+    for (const auto& filter : whole.charge.filters) add_bucket(whole.within(filter), usage, fees);
     add_bucket(whole, usage, fees);
-    if (!closing || charge.minimum_cents.is_zero()) return;
+    if (!closing || whole.charge.minimum_cents.is_zero()) return;
     Decimal used;
     for (std::size_t i = first; i < fees.size(); ++i) used += fees[i].amount_cents;
     add_true_up(whole, used, fees);
@@ -9401,8 +9416,10 @@ std::vector<std::string> Plan::subscriptions_of(const UsageQuery& query, Timesta
 
 Fees Plan::usage(const UsageQuery& query, Timestamp now, UsageSource& usage_source) const {
     std::vector<Fee> list;
-    for (const auto& [subscription, period] : asked_about(*this, query, now)) {
-        for (const auto& charge : charges) add_charge(*this, charge, subscription, period, query.closing, usage_source, list);
+    for (const auto& asked : asked_about(*this, query, now)) {
+        ask_about_charges([&](const Charge& charge) {
+            add_charge({*this, charge, nullptr, asked.first, asked.second}, query.closing, usage_source, list);
+        });
     }
     return sum_up(*this, std::move(list));
 }
@@ -9421,11 +9438,11 @@ Fees Plan::advance_fees(const Event& event, UsageSource& usage_source) const {
     const auto subscription = subscription_at(*this, event.subscription, time);
     const auto period = billing_period(charges_interval, subscription, time);
     std::vector<PlacedFee> fees;
-    for (const auto& charge : charges) {
-        if (!charge.pay_in_advance || billable_metrics[charge.metric].metric.code != event.name) continue;
+    ask_about_charges([&](const Charge& charge) {
+        if (!charge.pay_in_advance || metric_code(charge) != event.name) return;
         const Scope scope{*this, charge, billing_filter(charge, event.properties), subscription, period};
         add_advance_fees(scope, group_of(scope, event), {{time, time + std::chrono::microseconds(1)}, event.sequence}, usage_source, fees);
-    }
+    });
     return in_order(*this, std::move(fees));
 }
 
@@ -9442,18 +9459,8 @@ std::vector<Period> billing_periods(const Plan& plan, const Subscription& subscr
 
 // To a fee of one event, a missing and an empty value are the same group.
 std::set<Group> advance_groups(const Scope& scope, UsageSource& usage) {
-    const auto& keys = scope.price().group_keys;
-    auto query = scope.query();
-    for (const auto& key : keys) query.group_by.push_back(property_field(key));
     std::set<Group> groups;
-    for (const auto& row : usage.measure(scope.metric().metric, query)) {
-        Group group;
-        for (std::size_t i = 0; i < keys.size(); ++i) {
-            const auto& value = row.group[i];
-            group.emplace_back(keys[i], value && value->empty() ? std::nullopt : value);
-        }
-        groups.insert(std::move(group));
-    }
+    for (const auto& row : measure_groups(scope, scope.query(), usage)) groups.insert(group_of(scope, row.group));
     return groups;
 }
 
@@ -9462,13 +9469,14 @@ Fees Plan::advance_fees(const UsageQuery& query, Timestamp now, UsageSource& usa
     const auto add = [&](const Scope& scope, const Period& asked) {
         for (const auto& group : advance_groups(scope, usage_source)) add_advance_fees(scope, group, {asked}, usage_source, fees);
     };
-    for (const auto& [subscription, asked] : asked_about(*this, query, now)) {
-        for (const auto& period : billing_periods(*this, subscription, asked)) {
-            for (const auto& charge : charges) {
-                if (!charge.pay_in_advance) continue;
-                for (const auto& filter : charge.filters) add({*this, charge, &filter, subscription, period}, asked);
-                add({*this, charge, nullptr, subscription, period}, asked);
-            }
+    for (const auto& asked : asked_about(*this, query, now)) {
+        for (const auto& period : billing_periods(*this, asked.first, asked.second)) {
+            ask_about_charges([&](const Charge& charge) {
+                if (!charge.pay_in_advance) return;
+                const Scope whole{*this, charge, nullptr, asked.first, period};
+                for (const auto& filter : charge.filters) add(whole.within(filter), asked.second);
+                add(whole, asked.second);
+            });
         }
     }
     return in_order(*this, std::move(fees));
@@ -9494,7 +9502,7 @@ Fee Plan::price(std::string_view name, const Decimal& units, std::int64_t events
     auto priced = apply(charge->price, quantity);
     Fee fee;
     fee.charge = charge->code;
-    fee.metric = billable_metrics[charge->metric].metric.code;
+    fee.metric = metric_code(*charge);
     fee.currency = currency_code;
     fee.units = units;
     fee.events = events;
