@@ -8093,20 +8093,15 @@ json range_details(const FeeLine& line, bool as_percent) {
     return details;
 }
 
-json tiers_details(const Priced& priced, std::string_view list, bool as_percent) {
-    auto ranges = json::array();
-    for (const auto& line : priced.lines) {
-        if (line.step == Step::tier) ranges.push_back(range_details(line, as_percent));
-    }
-    return {{std::string(list), std::move(ranges)}};
-}
-
 json details_none(const Price&, const Quantity&, const Priced&) { return json::object(); }
 
-json details_graduated(const Price&, const Quantity&, const Priced& priced) { return tiers_details(priced, "graduated_ranges", false); }
-
-json details_graduated_percentage(const Price&, const Quantity&, const Priced& priced) {
-    return tiers_details(priced, "graduated_percentage_ranges", true);
+json details_tiers(const Price& price, const Quantity&, const Priced& priced) {
+    const auto& rule = price.model == Model::graduated ? graduated_rule : graduated_percentage_rule;
+    auto ranges = json::array();
+    for (const auto& line : priced.lines) {
+        if (line.step == Step::tier) ranges.push_back(range_details(line, rule.as_percent));
+    }
+    return {{std::string(rule.list), std::move(ranges)}};
 }
 
 json details_volume(const Price&, const Quantity& quantity, const Priced& priced) {
@@ -8161,9 +8156,9 @@ constexpr const char* default_ranges = R"({"graduated_ranges": [{"from_value": 0
 using ModelTable = std::array<std::pair<std::string_view, ModelRow>, 8>;
 constexpr ModelTable models{{
     {"standard", {Model::standard, standard_fields, nullptr, nullptr, price_standard, details_none, R"({"amount": "0"})"}},
-    {"graduated", {Model::graduated, {}, &graduated_rule, nullptr, price_graduated, details_graduated, default_ranges}},
+    {"graduated", {Model::graduated, {}, &graduated_rule, nullptr, price_graduated, details_tiers, default_ranges}},
     {"graduated_percentage",
-     {Model::graduated_percentage, {}, &graduated_percentage_rule, check_licence, price_graduated, details_graduated_percentage, default_ranges}},
+     {Model::graduated_percentage, {}, &graduated_percentage_rule, check_licence, price_graduated, details_tiers, default_ranges}},
     {"package",
      {Model::package, package_fields, nullptr, nullptr, price_package, details_package, R"({"package_size": 1, "free_units": 0, "amount": "0"})"}},
     {"percentage", {Model::percentage, percentage_fields, nullptr, read_bounds, price_percentage, details_percentage, R"({"rate": "0"})"}},
@@ -8507,47 +8502,41 @@ Filter beside(const std::string& key, const std::optional<std::string>& value) {
 
 // --- one event of a pay-in-advance charge (dossier 7.2) ---
 
-// What the period's events have come to, event by event: prices follow the period's maximum.
-struct AdvanceState {
-    std::optional<Decimal> current, maximum;
-
-    // What current usage is priced by, of live units (base_service.rb:194).
-    Decimal paid(const Decimal& live) const { return at_least_zero(live - current.value_or(Decimal()) + maximum.value_or(Decimal())); }
-};
-
 struct Contribution {
     Decimal priced;  // units the event adds to what is priced
     Decimal shown;   // units its fee shows
 };
 
-// One event of a sum (`step` its number) or a unique count (`step` 1, 0 or -1).
-Contribution contribute(AdvanceState& state, const Decimal& step) {
-    if (!state.current) {
-        state.current = state.maximum = step;
-        return {at_least_zero(step), at_least_zero(step)};
+// Up at 5 decimals (prorated_aggregations/base_service.rb).
+Decimal prorated(const Decimal& units, const Decimal& share) { return (units * share).round(5, Rounding::ceil); }
+
+// What the period's events have come to, event by event: prices follow the period's maximum.
+struct AdvanceState {
+    std::optional<Decimal> current, maximum;
+    Decimal prorated_maximum = {};
+
+    // One event of a sum (`step` its number) or a unique count (`step` 1, 0 or -1); a prorated charge pays the share of the period left.
+    Contribution add(const Decimal& step, const std::optional<Decimal>& share) {
+        Contribution contribution{at_least_zero(step), at_least_zero(step)};
+        if (!current) {
+            current = maximum = step;
+        } else {
+            current = *current + step;
+            const auto above = at_least_zero(*current - *maximum);
+            contribution.priced = above;
+            if (!above.is_zero()) contribution.shown = above;
+            if (!above.is_zero()) maximum = std::max(*current, above);
+        }
+        if (share) contribution.priced = prorated(contribution.priced, *share);
+        prorated_maximum += contribution.priced;
+        return contribution;
     }
-    *state.current += step;
-    if (*state.current <= *state.maximum) return {Decimal(), at_least_zero(step)};
-    const auto above = *state.current - *state.maximum;
-    state.maximum = std::max(*state.current, above);
-    return {above, above};
-}
 
-// The same for a prorated charge, paid by the share of the period left at each event; up at 5 decimals (prorated_aggregations/base_service.rb).
-struct ProratedAdvance {
-    AdvanceState state;
-    Decimal maximum;
-
-    void add(const Decimal& step, const Decimal& share) {
-        const auto before = state.maximum;
-        const auto paid = (contribute(state, step).priced * share).round(5, Rounding::ceil);
-        if (!before || *state.maximum > *before) maximum += paid;
-    }
-
-    // What current usage is priced by; `live` includes units from before the period, which weigh `share` of it.
-    Decimal paid(const Decimal& live, const Decimal& share) const {
-        const auto older = at_least_zero(live) - at_least_zero(state.current.value_or(Decimal()));
-        return (older * share).round(5, Rounding::ceil) + maximum;
+    // What current usage is priced by (base_service.rb:194). Of a prorated charge the live units from before the period weigh `share` of it.
+    Decimal paid(const Decimal& live, const std::optional<Decimal>& share) const {
+        const auto now = current.value_or(Decimal());
+        if (!share) return at_least_zero(live - now + maximum.value_or(Decimal()));
+        return prorated(at_least_zero(live) - at_least_zero(now), *share) + prorated_maximum;
     }
 };
 
@@ -8730,7 +8719,10 @@ Decimal share_left(const Scope& scope, Timestamp time) {
     return share_of(scope, {time, billing_period(scope.plan.charges_interval, scope.subscription, time).to});
 }
 
-Decimal prorated(const Decimal& units, const Decimal& share) { return (units * share).round(5, Rounding::ceil); }
+// What an event at that time pays of a prorated charge.
+std::optional<Decimal> share_paid(const Scope& scope, Timestamp time) {
+    return scope.charge.prorated ? std::optional(share_left(scope, time)) : std::nullopt;
+}
 
 // The steps of the events of the period. What a recurring unique count had before is not added once more.
 std::vector<EventStep> period_steps(const Scope& scope, const AggregateQuery& query, UsageSource& usage) {
@@ -8809,11 +8801,11 @@ std::vector<ProratedEvent> prorated_items(const Scope& scope, const AggregateQue
     return events;
 }
 
-// What the events of a pay-in-advance charge paid when they came.
-ProratedAdvance prorated_advance(const Scope& scope, const AggregateQuery& query, UsageSource& usage) {
-    ProratedAdvance advance{};
-    for (const auto& step : period_steps(scope, query, usage)) advance.add(step.value, share_left(scope, step.time));
-    return advance;
+// What the period's events have come to, each as it was paid when it came.
+AdvanceState advance_state(const Scope& scope, const AggregateQuery& query, UsageSource& usage) {
+    AdvanceState state;
+    for (const auto& step : period_steps(scope, query, usage)) state.add(step.value, share_paid(scope, step.time));
+    return state;
 }
 
 // --- fees (dossier 3.2, 6) ---
@@ -8868,48 +8860,42 @@ std::int64_t whole_cents(const Decimal& cents) {
     return *value;
 }
 
-// As fee_serializer.rb:8-65 shows a fee that is not stored.
+// As fee_serializer.rb:8-65 shows a fee that is not stored, and what it shows of all of these.
+constexpr const char* fee_constants = R"({"lago_id": null, "lago_fixed_charge_id": null, "lago_invoice_id": null, "lago_true_up_fee_id": null,
+    "lago_true_up_parent_fee_id": null, "lago_original_fee_id": null, "created_at": null, "succeeded_at": null, "failed_at": null,
+    "refunded_at": null, "pricing_unit_details": null, "description": null, "taxes_amount_cents": 0, "taxes_precise_amount": "0.0",
+    "taxes_rate": 0.0, "precise_coupons_amount_cents": "0.0", "payment_status": "pending", "self_billed": false,
+    "presentation_breakdowns": [], "applied_taxes": []})";
+
 json fee_json(const Scope& scope, const Fee& fee, json details) {
+    static const json constants = json::parse(fee_constants);
     const auto cents = whole_cents(fee.amount_cents);
     const auto text = [](const std::string& value) { return value.empty() ? json(nullptr) : json(value); };
-    json out{{"lago_id", nullptr},
-             {"lago_charge_id", scope.charge.id},
-             {"lago_charge_filter_id", scope.filter ? scope.filter->id : json(nullptr)},
-             {"lago_subscription_id", scope.subscription.lago_id},
-             {"external_subscription_id", text(fee.subscription)},
-             {"lago_customer_id", scope.subscription.lago_customer_id},
-             {"external_customer_id", text(fee.customer)},
-             {"item", item_json(scope, fee)},
-             {"pay_in_advance", fee.pay_in_advance},
-             {"invoiceable", scope.charge.invoiceable},
-             {"amount_cents", cents},
-             {"amount_currency", fee.currency},
-             {"precise_amount", ruby_text(fee.amount)},
-             {"precise_total_amount", ruby_text(fee.amount)},
-             {"taxes_amount_cents", 0},
-             {"taxes_precise_amount", "0.0"},
-             {"taxes_rate", 0.0},
-             {"total_aggregated_units", ruby_text(fee.units)},
-             {"total_amount_cents", cents},
-             {"total_amount_currency", fee.currency},
-             {"units", ruby_text(fee.units)},
-             {"description", nullptr},
-             {"precise_unit_amount", ruby_text(fee.unit_amount)},
-             {"precise_coupons_amount_cents", "0.0"},
-             {"sub_total_excluding_taxes_amount_cents", cents},
-             {"sub_total_excluding_taxes_precise_amount_cents", ruby_text(fee.amount * scope.plan.currency.subunits)},
-             {"events_count", fee.events},
-             {"payment_status", "pending"},
-             {"amount_details", std::move(details)},
-             {"self_billed", false},
-             {"presentation_breakdowns", json::array()},
-             {"from_date", time_text(fee.period.from)},
-             {"to_date", time_text(fee.period.to - std::chrono::microseconds(1))},
-             {"applied_taxes", json::array()}};
-    for (const char* absent : {"lago_fixed_charge_id", "lago_invoice_id", "lago_true_up_fee_id", "lago_true_up_parent_fee_id", "lago_original_fee_id",
-                               "created_at", "succeeded_at", "failed_at", "refunded_at", "pricing_unit_details"}) {
-        out[absent] = nullptr;
-    }
+    auto out = constants;
+    out.update({{"lago_charge_id", scope.charge.id},
+                {"lago_charge_filter_id", scope.filter ? scope.filter->id : json(nullptr)},
+                {"lago_subscription_id", scope.subscription.lago_id},
+                {"external_subscription_id", text(fee.subscription)},
+                {"lago_customer_id", scope.subscription.lago_customer_id},
+                {"external_customer_id", text(fee.customer)},
+                {"item", item_json(scope, fee)},
+                {"pay_in_advance", fee.pay_in_advance},
+                {"invoiceable", scope.charge.invoiceable},
+                {"amount_cents", cents},
+                {"amount_currency", fee.currency},
+                {"precise_amount", ruby_text(fee.amount)},
+                {"precise_total_amount", ruby_text(fee.amount)},
+                {"total_aggregated_units", ruby_text(fee.units)},
+                {"total_amount_cents", cents},
+                {"total_amount_currency", fee.currency},
+                {"units", ruby_text(fee.units)},
+                {"precise_unit_amount", ruby_text(fee.unit_amount)},
+                {"sub_total_excluding_taxes_amount_cents", cents},
+                {"sub_total_excluding_taxes_precise_amount_cents", ruby_text(fee.amount * scope.plan.currency.subunits)},
+                {"events_count", fee.events},
+                {"amount_details", std::move(details)},
+                {"from_date", time_text(fee.period.from)},
+                {"to_date", time_text(fee.period.to - std::chrono::microseconds(1))}});
     return out;
 }
 
@@ -9031,8 +9017,8 @@ public:
         take(step.value, event.precise_total_amount_cents.value_or(Decimal()));
         // A count's values never leave out the event (count_service.rb:66): on both sides the same, which are nothing to their difference.
         if (!counts_ && has_bounds(scope_.price(), quantity_)) quantity_.bounded.add(scope_.price(), step.value);
-        AdvanceStep result{quantity_, quantity_, scope_.metric().kind == Kind::count ? Contribution{1, 1} : contribute(state_, step.value)};
-        if (scope_.charge.prorated) result.contribution.priced = prorated(result.contribution.priced, share_left(scope_, step.time));
+        const bool one = scope_.metric().kind == Kind::count;
+        AdvanceStep result{quantity_, quantity_, one ? Contribution{1, 1} : state_.add(step.value, share_paid(scope_, step.time))};
         auto& without = result.without;
         without.units -= result.contribution.priced;
         --without.events;
@@ -9141,7 +9127,8 @@ Decimal unique_step(const Scope& scope, const Event& event, AggregateQuery query
 }
 
 // `measured` is what the query comes to without the event.
-Contribution contribution_of(const Scope& scope, const Event& event, const AggregateQuery& query, const Measured& measured, UsageSource& usage) {
+Contribution contribution_of(const Scope& scope, const Event& event, Timestamp now, const AggregateQuery& query, const Measured& measured,
+                             UsageSource& usage) {
     const auto& metric = scope.metric();
     if (metric.kind == Kind::count) return {1, 1};
     const bool unique = metric.kind == Kind::unique_count, carries = metric.metric.recurring;
@@ -9149,11 +9136,11 @@ Contribution contribution_of(const Scope& scope, const Event& event, const Aggre
     const auto own = carries ? usage.measure(in_period(metric), query).front() : measured;
     AdvanceState state;
     if (own.falls || (unique && carries)) {
-        for (const auto& each : period_steps(scope, query, usage)) contribute(state, each.value);
+        state = advance_state(scope, query, usage);
     } else if (own.events > 0) {
         state.current = state.maximum = own.value;
     }
-    return contribute(state, step);
+    return state.add(step, share_paid(scope, now));
 }
 
 // Both sides of the estimate, of which `step` has only the one without the event. A sum's running totals have the event on both.
@@ -9173,8 +9160,7 @@ Fee estimate(const Scope& scope, const Event& event, Timestamp now, UsageSource&
     auto group = group_of(scope, event);
     const auto query = beside(scope.query(), group);
     const auto measured = usage.measure(scope.metric().metric, query).front();
-    AdvanceStep step{{}, quantity_of(scope, query, usage, measured), contribution_of(scope, event, query, measured, usage)};
-    if (scope.charge.prorated) step.contribution.priced = prorated(step.contribution.priced, share_left(scope, now));
+    AdvanceStep step{{}, quantity_of(scope, query, usage, measured), contribution_of(scope, event, now, query, measured, usage)};
     add_event(scope, event, step);
     const auto priced = difference(apply(scope.price(), step.with), apply(scope.price(), step.without));
     return event_fee(scope, std::move(group), event, step.contribution.shown, priced, json::object());
@@ -9232,9 +9218,8 @@ Fees Plan::estimate_fees(const Event& event, Timestamp now, UsageSource& usage_s
 // A pay-in-advance charge has been paid up to the period's maximum, which a live value below it does not bring back.
 Decimal paid_in_advance(const Scope& scope, const AggregateQuery& query, UsageSource& usage, const Measured& measured) {
     if (scope.metric().kind == Kind::count || !measured.falls) return measured.value;
-    AdvanceState state;
-    for (const auto& step : period_steps(scope, query, usage)) contribute(state, step.value);
-    return state.current ? state.paid(measured.value) : measured.value;
+    const auto state = advance_state(scope, query, usage);
+    return state.current ? state.paid(measured.value, {}) : measured.value;
 }
 
 // Of the plan, or of the pricing unit that the charge is written in, which has hundredths.
@@ -9258,7 +9243,7 @@ Counted count_prorated(const Scope& scope, const AggregateQuery& query, const Me
                     items ? prorated_items(scope, query, usage) : prorated_sum(scope, query, usage)};
     auto& units = counted.quantity.units;
     if (scope.charge.pay_in_advance) {
-        units = prorated_advance(scope, query, usage).paid(measured.value, share_of(scope, scope.period));
+        units = advance_state(scope, query, usage).paid(measured.value, share_of(scope, scope.period));
     } else {
         for (const auto& event : counted.prorated) units += event.prorated;
         units = units.round(5, Rounding::ceil);
@@ -9497,20 +9482,16 @@ void spread_evenly(const Price& price, std::int64_t events, Quantity& quantity) 
 Fee Plan::price(std::string_view name, const Decimal& units, std::int64_t events) const {
     const auto charge = std::find_if(charges.begin(), charges.end(), [&](const Charge& each) { return each.code == name; });
     if (charge == charges.end()) not_found("charge", "charge_not_found");
+    const Subscription nobody;
+    const Scope scope{*this, *charge, nullptr, nobody, {}};
     Quantity quantity{.units = units, .events = events, .premium = premium};
     if (charge->price.model == Model::percentage) spread_evenly(charge->price, events, quantity);
     auto priced = apply(charge->price, quantity);
-    Fee fee;
-    fee.charge = charge->code;
-    fee.metric = metric_code(*charge);
-    fee.currency = currency_code;
+    auto fee = empty_fee(scope, {});
     fee.units = units;
     fee.events = events;
     clamp(priced, units, fee.units);
-    fee.unit_amount = unit_amount(charge->price, quantity, priced.amount);
-    fee.amount = priced.amount;
-    fee.amount_cents = to_cents(priced.amount, currency);
-    fee.lines = std::move(priced.lines);
+    set_period_amounts(scope, quantity, std::move(priced), fee);
     return fee;
 }
 

@@ -404,20 +404,19 @@ lago::AdvanceState cached_state(const json& vector) {
     const auto cached = vector.value("cached", json());
     if (!cached.is_object() || cached.empty()) return {};
     const auto current = number(cached, "current_aggregation");
-    return {current, number(cached, "max_aggregation", current)};
+    return {current, number(cached, "max_aggregation", current), number(cached, "max_aggregation_with_proration")};
 }
 
 json current_usage(const json& vector) {
     const auto live = number(vector, "total_aggregation");
-    return {{"aggregation", text(cached_state(vector).paid(live))}, {"current_usage_units", text(meter::at_least_zero(live))}};
+    return {{"aggregation", text(cached_state(vector).paid(live, {}))}, {"current_usage_units", text(meter::at_least_zero(live))}};
 }
 
 json current_usage_prorated(const json& vector) {
-    const lago::ProratedAdvance advance{cached_state(vector), number(vector.value("cached", json::object()), "max_aggregation_with_proration")};
     const auto& period = vector.at("period");
     const auto share = meter::quotient(days_between(period.at("from"), period.at("to")), number(period, "days"));
     const auto live = number(vector, "current_usage_units_raw", number(vector, "total_aggregation"));
-    return {{"aggregation", text(advance.paid(live, share))}, {"current_usage_units", text(meter::at_least_zero(live))}};
+    return {{"aggregation", text(cached_state(vector).paid(live, share))}, {"current_usage_units", text(meter::at_least_zero(live))}};
 }
 
 }  // namespace golden::lago_vectors

@@ -275,10 +275,9 @@ json advance(const json& vector) {
         if (!state.current) return {{"pay_in_advance_aggregation", text(one.plan.advance_fees(last, usage).amount_cents * Decimal("0.01"))}};
         const auto steps = lago::period_steps(scope, one.query, usage);
         const auto step = std::find_if(steps.begin(), steps.end(), [&](const auto& each) { return each.sequence == last.sequence; });
-        const auto added = lago::contribute(state, step == steps.end() ? Decimal() : step->value).priced;
-        return {{"pay_in_advance_aggregation", text(scope.charge.prorated ? lago::prorated(added, lago::share_left(scope, *last.timestamp)) : added)},
-                {"current_aggregation", text(*state.current)},
-                {"max_aggregation", text(*state.maximum)}};
+        const auto added = state.add(step == steps.end() ? Decimal() : step->value, lago::share_paid(scope, *last.timestamp)).priced;
+        return {
+            {"pay_in_advance_aggregation", text(added)}, {"current_aggregation", text(*state.current)}, {"max_aggregation", text(*state.maximum)}};
     });
 }
 
