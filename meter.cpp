@@ -7589,11 +7589,6 @@ std::optional<std::string> property_text(const json& properties, const std::stri
     return found->is_string() ? found->get<std::string>() : found->dump();
 }
 
-// The day of that number in the month, or the month's last when it is shorter.
-std::chrono::sys_days day_in(std::chrono::year_month month, std::chrono::day day) {
-    return std::min(month / day, std::chrono::year_month_day(month / std::chrono::last));
-}
-
 // How Filter, Metric and AggregateQuery name the property of that key.
 std::string property_field(const std::string& key) { return "properties." + key; }
 
@@ -7686,6 +7681,9 @@ Decimal postgres_quotient(const Decimal& a, const Decimal& b) {
     return Decimal::divide(a, b, std::clamp(16 - 4 * difference, std::max(a.scale(), b.scale()), Decimal::max_scale), Rounding::half_up);
 }
 
+// A division whose result is a double in Lago: as many digits as that has for certain.
+Decimal ratio(const Decimal& a, const Decimal& b) { return b.is_zero() ? Decimal() : Decimal::divide_significant(a, b, 16, Rounding::half_up); }
+
 using Step = FeeLine::Step;
 
 // Exponents are those of the money gem, not of ISO 4217 (dossier 6.1).
@@ -7712,23 +7710,30 @@ std::string ruby_text(const Decimal& value) {
 // --- the catalogue ---
 
 enum class Kind { count, sum, max, unique_count, weighted_sum, latest, custom };
-constexpr std::array<std::pair<std::string_view, Kind>, 7> kinds{{
-    {"count_agg", Kind::count},
-    {"sum_agg", Kind::sum},
-    {"max_agg", Kind::max},
-    {"unique_count_agg", Kind::unique_count},
-    {"weighted_sum_agg", Kind::weighted_sum},
-    {"latest_agg", Kind::latest},
-    {"custom_agg", Kind::custom},
+
+// What a kind of metric can be (billable_metric.rb:28-125). A custom one is measured by a script of the server's.
+struct KindRow {
+    Kind kind;
+    std::optional<Aggregation> aggregation;
+    bool of_property, may_recur, may_be_paid_in_advance;
+};
+constexpr std::array<std::pair<std::string_view, KindRow>, 7> kinds{{
+    {"count_agg", {Kind::count, Aggregation::count, false, false, true}},
+    {"sum_agg", {Kind::sum, Aggregation::sum, true, true, true}},
+    {"max_agg", {Kind::max, Aggregation::max, true, false, false}},
+    {"unique_count_agg", {Kind::unique_count, Aggregation::active_count, true, true, true}},
+    {"weighted_sum_agg", {Kind::weighted_sum, Aggregation::weighted_sum, true, true, false}},
+    {"latest_agg", {Kind::latest, Aggregation::latest, true, false, false}},
+    {"custom_agg", {Kind::custom, std::nullopt, false, true, true}},
 }};
 
 struct BillableMetric {
     Kind kind = Kind::count;
     Metric metric;  // not rounded: fees of single events are not
     std::string id, name, description;
-    std::string kind_name;
     std::optional<RoundTo> rounding;
-    bool measured = true;                                     // here; a plan may list others as long as no charge needs them
+    bool measured = true;  // here; a plan may list others as long as no charge needs them
+    bool may_be_paid_in_advance = true;
     std::map<std::string, std::vector<std::string>> filters;  // allowed values by key
 };
 
@@ -7755,8 +7760,7 @@ enum class Model { standard, graduated, graduated_percentage, package, percentag
 struct Price {
     Model model = Model::standard;
     Decimal amount = {}, package_size = 1, free_units = {};
-    Decimal rate = {}, fixed_amount = {}, free_total = {};
-    std::int64_t free_events = 0;
+    Decimal rate = {}, fixed_amount = {}, free_total = {}, free_events = {};
     std::optional<Decimal> minimum = {}, maximum = {};
     std::vector<Tier> tiers = {};
     std::vector<std::string> group_keys = {};
@@ -7783,7 +7787,7 @@ struct Charge {
     std::string pricing_unit = {};
 };
 
-enum class Interval { weekly, monthly, quarterly, semiannual, yearly };
+enum class Interval { weekly = 0, monthly = 1, quarterly = 3, semiannual = 6, yearly = 12 };  // months
 constexpr std::array<std::pair<std::string_view, Interval>, 5> intervals{{
     {"weekly", Interval::weekly},
     {"monthly", Interval::monthly},
@@ -7823,17 +7827,6 @@ Decimal amount(const Node& at, std::string_view field, const char* code, const C
     return {};
 }
 
-std::int64_t whole(const Node& at, std::string_view field, const char* code, std::int64_t least, const Checking& checking, bool optional = false) {
-    const auto found = at.find(field);
-    if (!found && optional) return 0;
-    if (found && found->value().is_number_integer()) {
-        const auto value = Decimal::from_json(found->value()).to_int64();
-        if (value && *value >= least) return *value;
-    }
-    checking.report(at, field, code);
-    return least;
-}
-
 // How a model's ranges join, and what a range costs.
 struct RangeRule {
     std::string_view list;
@@ -7842,10 +7835,11 @@ struct RangeRule {
     bool as_percent;  // the rate is in percent
     bool may_touch;   // ranges whose `from` is the previous `to` are read as touching, when all of them are so
     int gap;          // `from` is the previous `to` + gap, or one more (range_bounds_validator.rb:5)
+    bool sorted;
 };
-constexpr RangeRule graduated_rule{"graduated_ranges", "per_unit_amount", "invalid_amount", false, true, 0};
-constexpr RangeRule graduated_percentage_rule{"graduated_percentage_ranges", "rate", "invalid_rate", true, false, 0};
-constexpr RangeRule volume_rule{"volume_ranges", "per_unit_amount", "invalid_amount", false, false, 1};
+constexpr RangeRule graduated_rule{"graduated_ranges", "per_unit_amount", "invalid_amount", false, true, 0, false};
+constexpr RangeRule graduated_percentage_rule{"graduated_percentage_ranges", "rate", "invalid_rate", true, false, 0, false};
+constexpr RangeRule volume_rule{"volume_ranges", "per_unit_amount", "invalid_amount", false, false, 1, true};
 
 std::optional<Decimal> bound(const Node& range, std::string_view field) {
     const auto found = range.find(field);
@@ -7901,44 +7895,61 @@ std::vector<Tier> read_ranges(const Node& properties, const RangeRule& rule, con
         tier.flat = amount(range, "flat_amount", "invalid_amount", checking);
         tiers.push_back(std::move(tier));
     }
+    if (rule.sorted) std::stable_sort(tiers.begin(), tiers.end(), [](const Tier& a, const Tier& b) { return a.from < b.from; });
     set_lower_bounds(tiers, rule.may_touch);
     return tiers;
 }
 
-void read_standard(const Node& properties, Price& price, const Checking& checking) {
-    price.amount = amount(properties, "amount", "invalid_amount", checking);
+// A field of a model: money or a rate, or a whole number of at least so many.
+struct Field {
+    std::string_view name;
+    const char* code;
+    Decimal Price::*value;
+    bool optional = false;
+    std::optional<std::int64_t> least = {};
+};
+constexpr std::array<Field, 1> standard_fields{{{"amount", "invalid_amount", &Price::amount}}};
+constexpr std::array<Field, 3> package_fields{{{"amount", "invalid_amount", &Price::amount},
+                                               {"package_size", "invalid_package_size", &Price::package_size, false, 1},
+                                               {"free_units", "invalid_free_units", &Price::free_units, false, 0}}};
+constexpr std::array<Field, 4> percentage_fields{
+    {{"rate", "invalid_rate", &Price::rate},
+     {"fixed_amount", "invalid_fixed_amount", &Price::fixed_amount, true},
+     {"free_units_per_events", "invalid_free_units_per_events", &Price::free_events, true, 1},
+     {"free_units_per_total_aggregation", "invalid_free_units_per_total_aggregation", &Price::free_total, true}}};
+
+Decimal read_field(const Node& at, const Field& field, const Checking& checking) {
+    if (!field.least) return amount(at, field.name, field.code, checking, field.optional);
+    const auto found = at.find(field.name);
+    if (!found && field.optional) return {};
+    if (found && found->value().is_number_integer()) {
+        const auto value = Decimal::from_json(found->value());
+        if (value >= *field.least) return value;
+    }
+    checking.report(at, field.name, field.code);
+    return *field.least;
 }
 
-void read_graduated(const Node& properties, Price& price, const Checking& checking) {
-    price.tiers = read_ranges(properties, graduated_rule, checking);
+bool is_filled_text(const json& value) {
+    return value.is_string() && value.get_ref<const std::string&>().find_first_not_of(" \t\r\n") != std::string::npos;
 }
 
-void read_graduated_percentage(const Node& properties, Price& price, const Checking& checking) {
-    price.tiers = read_ranges(properties, graduated_percentage_rule, checking);
+// What Rails takes for nothing.
+bool is_blank(const json& value) {
+    if (value.is_structured()) return value.empty();
+    return value.is_string() ? !is_filled_text(value) : value.is_null() || value == false;
+}
+
+void check_not_latest(const Node& properties, const Checking& checking) {
     if (checking.kind == Kind::latest) checking.report(properties, "billable_metric", "invalid_value");
-    if (!checking.premium) checking.report(properties, "charge_model", "graduated_percentage_requires_premium_license");
 }
 
-void read_volume(const Node& properties, Price& price, const Checking& checking) {
-    price.tiers = read_ranges(properties, volume_rule, checking);
-    std::stable_sort(price.tiers.begin(), price.tiers.end(), [](const Tier& a, const Tier& b) { return a.from < b.from; });
-}
-
-void read_package(const Node& properties, Price& price, const Checking& checking) {
-    price.amount = amount(properties, "amount", "invalid_amount", checking);
-    price.package_size = whole(properties, "package_size", "invalid_package_size", 1, checking);
-    price.free_units = whole(properties, "free_units", "invalid_free_units", 0, checking);
-}
-
-void read_percentage(const Node& properties, Price& price, const Checking& checking) {
-    price.rate = amount(properties, "rate", "invalid_rate", checking);
-    price.fixed_amount = amount(properties, "fixed_amount", "invalid_fixed_amount", checking, true);
-    price.free_events = whole(properties, "free_units_per_events", "invalid_free_units_per_events", 1, checking, true);
-    price.free_total = amount(properties, "free_units_per_total_aggregation", "invalid_free_units_per_total_aggregation", checking, true);
-    if (checking.kind == Kind::latest) checking.report(properties, "billable_metric", "invalid_value");
+void read_bounds(const Node& properties, Price& price, const Checking& checking) {
+    check_not_latest(properties, checking);
     if (!checking.premium) return;  // bounds per transaction are a premium feature: neither checked nor applied without
     const auto read_bound = [&](std::string_view field) -> std::optional<Decimal> {
-        if (!properties.find(field)) return {};
+        const auto found = properties.find(field);
+        if (!found || is_blank(found->value())) return {};
         return amount(properties, field, "invalid_amount", checking);
     };
     price.minimum = read_bound("per_transaction_min_amount");
@@ -7948,10 +7959,9 @@ void read_percentage(const Node& properties, Price& price, const Checking& check
     }
 }
 
-void read_nothing(const Node&, Price&, const Checking&) {}
-
-bool is_filled_text(const json& value) {
-    return value.is_string() && value.get_ref<const std::string&>().find_first_not_of(" \t\r\n") != std::string::npos;
+void check_licence(const Node& properties, Price&, const Checking& checking) {
+    check_not_latest(properties, checking);
+    if (!checking.premium) checking.report(properties, "charge_model", "graduated_percentage_requires_premium_license");
 }
 
 std::vector<std::string> read_group_keys(const Node& properties, const Checking& checking) {
@@ -7978,7 +7988,7 @@ bool is_presentation_key(const json& key) {
 void check_presentation_keys(const Node& properties, const Checking& checking) {
     const auto field = "presentation_group_keys";
     const auto found = properties.find(field);
-    if (!found || (found->value().is_structured() ? found->value().empty() : found->value() == false || found->value() == "")) return;
+    if (!found || is_blank(found->value())) return;
     const auto& keys = found->value();
     if (!keys.is_array() || !std::all_of(keys.begin(), keys.end(), is_presentation_key)) checking.report(properties, field, "invalid_type");
     if (!keys.is_array()) return;
@@ -7995,10 +8005,9 @@ void check_presentation_keys(const Node& properties, const Checking& checking) {
 
 // Running totals of a percentage charge (dossier 4.6), as far as the model looks at them.
 struct RunningTotal {
-    std::int64_t length = 0;
-    Decimal last;
-    Decimal at_free_events;       // after the last free event; counts only when `length` exceeds the free events
-    std::int64_t below_free = 0;  // how many are below the free total
+    Decimal length, last;
+    Decimal at_free_events;  // after the last free event; counts only when `length` exceeds the free events
+    Decimal below_free;      // how many are below the free total
 };
 
 // What the events come to under a percentage charge with bounds per transaction, each held between them (percentage_service.rb:142-179).
@@ -8010,7 +8019,7 @@ struct BoundedTotal {
 
     // A free event starts the sum anew, as it does there.
     void add(const Price& price, Decimal value) {
-        const auto free_events = all_used ? 0 : price.free_events - events;
+        const auto free_events = all_used ? Decimal() : price.free_events - events;
         const auto free_total = all_used ? Decimal() : price.free_total - free_used;
         ++events;
         if (free_events > 0 || free_total > 0) {
@@ -8093,8 +8102,8 @@ Decimal percentage_free_units(const Price& price, const RunningTotal& running) {
     return price.free_total;
 }
 
-std::int64_t percentage_free_events(const Price& price, const RunningTotal& running) {
-    if (price.free_events == 0 || running.below_free == 0) return std::max(price.free_events, running.below_free);
+Decimal percentage_free_events(const Price& price, const RunningTotal& running) {
+    if (price.free_events.is_zero() || running.below_free.is_zero()) return std::max(price.free_events, running.below_free);
     return std::min(price.free_events, running.below_free);
 }
 
@@ -8134,7 +8143,7 @@ Priced price_dynamic(const Price& price, const Quantity& quantity) { return quan
 struct ProratedEvent {
     Decimal full, prorated;
 
-    Decimal share() const { return quotient(prorated, full); }
+    Decimal share() const { return ratio(prorated, full); }
 };
 
 // The tier that the running total has come to (prorated_graduated_service.rb). What overflows a tier upwards stands at the next
@@ -8223,8 +8232,9 @@ Priced price_prorated_graduated(const std::vector<Tier>& tiers, const Decimal& u
 
 // --- prices without history (estimate_instant_fees, dossier 3.4) ---
 
-// The fixed amount is due also for no units; free units and licences play no part.
+// The fixed amount is due also for no units, but nothing for less; free units and licences play no part.
 Priced price_instant(const Price& price, const Decimal& units) {
+    if (units.is_negative()) return {};
     if (price.model == Model::standard) return price_standard(price, {.units = units});
     Priced priced;
     priced.add(percentage_line(units, price.rate));
@@ -8251,20 +8261,15 @@ json range_details(const FeeLine& line, bool as_percent) {
     return details;
 }
 
-json tiers_details(const Priced& priced, std::string_view list, bool as_percent) {
-    auto ranges = json::array();
-    for (const auto& line : priced.lines) {
-        if (line.step == Step::tier) ranges.push_back(range_details(line, as_percent));
-    }
-    return {{std::string(list), std::move(ranges)}};
-}
-
 json details_none(const Price&, const Quantity&, const Priced&) { return json::object(); }
 
-json details_graduated(const Price&, const Quantity&, const Priced& priced) { return tiers_details(priced, "graduated_ranges", false); }
-
-json details_graduated_percentage(const Price&, const Quantity&, const Priced& priced) {
-    return tiers_details(priced, "graduated_percentage_ranges", true);
+json details_tiers(const Price& price, const Quantity&, const Priced& priced) {
+    const auto& rule = price.model == Model::graduated ? graduated_rule : graduated_percentage_rule;
+    auto ranges = json::array();
+    for (const auto& line : priced.lines) {
+        if (line.step == Step::tier) ranges.push_back(range_details(line, rule.as_percent));
+    }
+    return {{std::string(rule.list), std::move(ranges)}};
 }
 
 json details_volume(const Price&, const Quantity& quantity, const Priced& priced) {
@@ -8285,17 +8290,17 @@ json details_package(const Price& price, const Quantity& quantity, const Priced&
 
 json details_percentage(const Price& price, const Quantity& quantity, const Priced& priced) {
     const auto free_units = percentage_free_units(price, quantity.running);
-    const auto free_events = std::min(percentage_free_events(price, quantity.running), quantity.events);
+    const auto free_events = std::min(percentage_free_events(price, quantity.running), Decimal(quantity.events));
     const auto paid_events = quantity.events - free_events;
     Decimal by_rate, fixed, bounds;
     for (const auto& line : priced.lines) (line.step == Step::percentage ? by_rate : line.step == Step::fixed ? fixed : bounds) += line.amount;
     return {{"units", quantity.units.to_string()},
             {"free_units", free_units.to_string()},
-            {"free_events", free_events},
+            {"free_events", free_events.to_int64().value()},
             {"paid_units", at_least_zero(quantity.units - free_units).to_string()},
             {"rate", price.rate.to_string()},
             {"per_unit_total_amount", by_rate.to_string()},
-            {"paid_events", paid_events},
+            {"paid_events", paid_events.to_int64().value()},
             {"fixed_fee_unit_amount", paid_events > 0 ? price.fixed_amount.to_string() : "0"},
             {"fixed_fee_total_amount", fixed.to_string()},
             {"min_max_adjustment_total_amount", bounds.to_string()}};
@@ -8305,7 +8310,9 @@ json details_percentage(const Price& price, const Quantity& quantity, const Pric
 
 struct ModelRow {
     Model model;
-    void (*read)(const Node& properties, Price& price, const Checking& checking);
+    std::span<const Field> fields;
+    const RangeRule* ranges;
+    void (*check)(const Node& properties, Price& price, const Checking& checking);  // what else it has, or must be
     Priced (*price)(const Price& price, const Quantity& quantity);
     json (*details)(const Price& price, const Quantity& quantity, const Priced& priced);
     const char* defaults;  // properties when they are left out (build_default_properties_service.rb:26)
@@ -8316,14 +8323,16 @@ constexpr const char* default_ranges = R"({"graduated_ranges": [{"from_value": 0
 
 using ModelTable = std::array<std::pair<std::string_view, ModelRow>, 8>;
 constexpr ModelTable models{{
-    {"standard", {Model::standard, read_standard, price_standard, details_none, R"({"amount": "0"})"}},
-    {"graduated", {Model::graduated, read_graduated, price_graduated, details_graduated, default_ranges}},
-    {"graduated_percentage", {Model::graduated_percentage, read_graduated_percentage, price_graduated, details_graduated_percentage, default_ranges}},
-    {"package", {Model::package, read_package, price_package, details_package, R"({"package_size": 1, "free_units": 0, "amount": "0"})"}},
-    {"percentage", {Model::percentage, read_percentage, price_percentage, details_percentage, R"({"rate": "0"})"}},
-    {"volume", {Model::volume, read_volume, price_volume, details_volume, default_ranges}},
-    {"dynamic", {Model::dynamic, read_nothing, price_dynamic, details_none, "{}"}},
-    {"custom", {Model::custom, read_nothing, price_custom, details_none, "{}"}},
+    {"standard", {Model::standard, standard_fields, nullptr, nullptr, price_standard, details_none, R"({"amount": "0"})"}},
+    {"graduated", {Model::graduated, {}, &graduated_rule, nullptr, price_graduated, details_tiers, default_ranges}},
+    {"graduated_percentage",
+     {Model::graduated_percentage, {}, &graduated_percentage_rule, check_licence, price_graduated, details_tiers, default_ranges}},
+    {"package",
+     {Model::package, package_fields, nullptr, nullptr, price_package, details_package, R"({"package_size": 1, "free_units": 0, "amount": "0"})"}},
+    {"percentage", {Model::percentage, percentage_fields, nullptr, read_bounds, price_percentage, details_percentage, R"({"rate": "0"})"}},
+    {"volume", {Model::volume, {}, &volume_rule, nullptr, price_volume, details_volume, default_ranges}},
+    {"dynamic", {Model::dynamic, {}, nullptr, nullptr, price_dynamic, details_none, "{}"}},
+    {"custom", {Model::custom, {}, nullptr, nullptr, price_custom, details_none, "{}"}},
 }};
 
 const ModelRow& row_of(Model model) {
@@ -8332,7 +8341,9 @@ const ModelRow& row_of(Model model) {
 
 Price read_price(const ModelRow& row, const Node& properties, const Checking& checking) {
     Price price{.model = row.model};
-    row.read(properties, price, checking);
+    for (const auto& field : row.fields) price.*field.value = read_field(properties, field, checking);
+    if (row.ranges) price.tiers = read_ranges(properties, *row.ranges, checking);
+    if (row.check) row.check(properties, price, checking);
     price.group_keys = read_group_keys(properties, checking);
     check_presentation_keys(properties, checking);
     return price;
@@ -8372,14 +8383,6 @@ std::optional<Rounding> read_rounding(const Node& at) {
     return at.choice("rounding_function", functions);
 }
 
-// How each kind is measured; a custom one by a script of the server's.
-constexpr std::array<std::pair<Kind, Aggregation>, 6> measured_kinds{{{Kind::count, Aggregation::count},
-                                                                      {Kind::sum, Aggregation::sum},
-                                                                      {Kind::max, Aggregation::max},
-                                                                      {Kind::unique_count, Aggregation::active_count},
-                                                                      {Kind::weighted_sum, Aggregation::weighted_sum},
-                                                                      {Kind::latest, Aggregation::latest}}};
-
 int read_precision(const Node& at) {
     const auto precision = at.decimal("rounding_precision").value_or(Decimal());
     if (precision.abs() > Decimal::max_digits || precision.scale() > 0)
@@ -8388,18 +8391,17 @@ int read_precision(const Node& at) {
 }
 
 BillableMetric read_metric(const Node& at) {
+    const auto row = at.choice("aggregation_type", kinds);
     BillableMetric metric;
-    metric.kind = at.choice("aggregation_type", kinds);
-    metric.kind_name = at.text("aggregation_type");
-    const auto row = std::find_if(measured_kinds.begin(), measured_kinds.end(), [&](const auto& pair) { return pair.first == metric.kind; });
-    metric.measured = row != measured_kinds.end();
+    metric.kind = row.kind;
+    metric.measured = row.aggregation.has_value();
+    metric.may_be_paid_in_advance = row.may_be_paid_in_advance;
     metric.metric.code = at.required_text("code");
     metric.metric.rules = "lago";
-    if (metric.measured) metric.metric.aggregation = row->second;
-    if (metric.kind != Kind::count && metric.kind != Kind::custom) metric.metric.property = property_field(at.required_text("field_name"));
+    metric.metric.aggregation = row.aggregation.value_or(Aggregation::count);
+    if (row.of_property) metric.metric.property = property_field(at.required_text("field_name"));
     metric.metric.recurring = at.flag("recurring");
-    const bool carries = metric.kind != Kind::count && metric.kind != Kind::max && metric.kind != Kind::latest;
-    if (metric.metric.recurring && !carries) throw Error(ErrorCode::bad_value, at.path("recurring"), "not_compatible_with_aggregation_type");
+    if (metric.metric.recurring && !row.may_recur) throw Error(ErrorCode::bad_value, at.path("recurring"), "not_compatible_with_aggregation_type");
     metric.id = at.text("lago_id");
     metric.name = at.text("name", metric.metric.code);
     metric.description = at.text("description");
@@ -8411,25 +8413,24 @@ BillableMetric read_metric(const Node& at) {
 // Rules between a charge and its metric (charge.rb:118-180).
 void check_charge(const Node& at, const Charge& charge, const BillableMetric& metric, const Checking& checking) {
     const auto model = charge.price.model;
-    const bool countable = metric.kind == Kind::count || metric.kind == Kind::sum || metric.kind == Kind::unique_count || metric.kind == Kind::custom;
-    if (charge.pay_in_advance && (model == Model::volume || !countable)) {
+    if (charge.pay_in_advance && (model == Model::volume || !metric.may_be_paid_in_advance)) {
         checking.report(at, "pay_in_advance", "invalid_aggregation_type_or_charge_model");
     }
-    const bool prorates =
-        charge.pay_in_advance ? model == Model::standard : model == Model::standard || model == Model::volume || model == Model::graduated;
-    if (charge.prorated && !(metric.metric.recurring && prorates)) checking.report(at, "prorated", "invalid_billable_metric_or_charge_model");
+    const bool carries = metric.metric.recurring && metric.kind != Kind::weighted_sum;  // whose value is a share of the period already
+    const bool prorates = model == Model::standard || (!charge.pay_in_advance && (model == Model::volume || model == Model::graduated));
+    if (charge.prorated && !(carries && prorates)) checking.report(at, "prorated", "invalid_billable_metric_or_charge_model");
     if ((model == Model::dynamic && metric.kind != Kind::sum) || (model == Model::custom && metric.kind != Kind::custom)) {
         checking.report(at, "charge_model", "invalid_aggregation_type_or_charge_model");
     }
     if (charge.pay_in_advance && !charge.minimum_cents.is_zero()) checking.report(at, "min_amount_cents", "not_compatible_with_pay_in_advance");
 }
 
-// What Lago prices and this library does not.
-void check_measured(const Node& at, const Charge& charge, const BillableMetric& metric) {
+// What cannot be priced: a metric of a script, and bounds per transaction of a sum that has no values of single events, on which Lago
+// itself fails.
+void check_measured(const Node& at, const Charge& charge, const BillableMetric& metric, bool premium) {
     const auto bounded = [](const Price& price) { return price.minimum || price.maximum; };
-    if (!metric.measured) throw Error(ErrorCode::unsupported, at.path("billable_metric_code"), metric.kind_name + " is not measured here");
-    if (metric.kind != Kind::weighted_sum) return;
-    if (charge.prorated) throw Error(ErrorCode::unsupported, at.path("prorated"), "a weighted sum is not prorated here");
+    if (!metric.measured) throw Error(ErrorCode::unsupported, at.path("billable_metric_code"), "custom_agg is not measured here");
+    if (metric.kind != Kind::weighted_sum || !premium) return;
     if (bounded(charge.price) || std::any_of(charge.filters.begin(), charge.filters.end(), [&](const auto& each) { return bounded(each.price); }))
         throw Error(ErrorCode::unsupported, at.path("properties"), "bounds per transaction are not known for a weighted sum");
 }
@@ -8458,13 +8459,12 @@ std::size_t find_metric(const Node& at, const std::vector<BillableMetric>& metri
 }
 
 // A plan that exists was made under a licence that allowed it; which licence prices it is Plan::premium.
-Charge read_charge(const Node& at, const std::vector<BillableMetric>& metrics) {
-    constexpr bool premium = true;
+Charge read_charge(const Node& at, const std::vector<BillableMetric>& metrics, bool premium) {
     Problems problems;
     Charge charge;
     charge.metric = find_metric(at, metrics);
     const auto& metric = metrics[charge.metric];
-    const Checking checking{metric.kind, premium, problems};
+    const Checking checking{metric.kind, true, problems};
     const auto row = at.choice("charge_model", models);
     charge.id = at.raw("lago_id");
     charge.code = at.text("code", metric.metric.code);
@@ -8481,7 +8481,7 @@ Charge read_charge(const Node& at, const std::vector<BillableMetric>& metrics) {
     for (const auto& filter : at.list("filters")) charge.filters.push_back(read_filter(filter, row, metric, checking));
     check_charge(at, charge, metric, checking);
     if (!problems.empty()) throw Error(ErrorCode::bad_value, problems.front().path, problems.front().code);
-    check_measured(at, charge, metric);
+    check_measured(at, charge, metric, premium);
     return charge;
 }
 
@@ -8505,52 +8505,18 @@ Subscription read_subscription(const Node& at) {
 
 // --- billing periods (dossier 4.2) ---
 
-constexpr int months_in(Interval interval) {
-    switch (interval) {
-        case Interval::weekly:
-            return 0;
-        case Interval::monthly:
-            return 1;
-        case Interval::quarterly:
-            return 3;
-        case Interval::semiannual:
-            return 6;
-        case Interval::yearly:
-            return 12;
-    }
-    return 0;
-}
-
-// The date on the customer's calendar, and the moment such a date begins.
+// The date on the customer's calendar.
 std::chrono::year_month_day local_date(const Subscription& subscription, Timestamp time) {
     return date_of(Timestamp(subscription.zone.to_local(time)));
 }
-Timestamp start_of(const Subscription& subscription, std::chrono::sys_days day) { return subscription.zone.to_utc(midnight(day).micros()); }
 
-// Weeks from Monday, or from the anchor's weekday.
-Period week_around(std::chrono::sys_days today, const Subscription& subscription) {
-    using namespace std::chrono;
-    const auto first = subscription.anniversary ? weekday(sys_days(local_date(subscription, subscription.anchor))) : Monday;
-    const auto from = today - (weekday(today) - first);
-    return {start_of(subscription, from), start_of(subscription, from + weeks(1))};
-}
-
-// Months from January's first day, or from the anchor's day, which a short month clips.
-Period months_around(std::chrono::sys_days today, int count, const Subscription& subscription) {
-    using namespace std::chrono;
-    const auto anchor = subscription.anniversary ? local_date(subscription, subscription.anchor) : year(1970) / January / day(1);
-    const auto anchor_month = anchor.year() / anchor.month();
-    const year_month_day date(today);
-    auto passed = static_cast<int>((date.year() / date.month() - anchor_month).count());
-    if (today < day_in(date.year() / date.month(), anchor.day())) --passed;
-    const auto whole = (passed >= 0 ? passed : passed - count + 1) / count * count;
-    const auto boundary = [&](int month) { return start_of(subscription, day_in(anchor_month + months(month), anchor.day())); };
-    return {boundary(whole), boundary(whole + count)};
-}
-
+// Weeks from Monday and months from January's first day, or both from the anchor's day, which a short month clips.
 Period billing_period(Interval interval, const Subscription& subscription, Timestamp now) {
-    const std::chrono::sys_days today(local_date(subscription, now));
-    const auto period = interval == Interval::weekly ? week_around(today, subscription) : months_around(today, months_in(interval), subscription);
+    using namespace std::chrono;
+    const bool weekly = interval == Interval::weekly;
+    const auto first = subscription.anniversary ? local_date(subscription, subscription.anchor) : year(1970) / January / (weekly ? 5 : 1);
+    const Stride stride{static_cast<int>(interval), weekly ? 7 * micros_per_day : 0};
+    const auto period = Cycle(stride, midnight(first).micros(), subscription.zone).around(now);
     return {std::max(period.from, subscription.active.from), std::min(period.to, subscription.active.to)};
 }
 
@@ -8646,13 +8612,18 @@ bool is_ignored(const Values& entry, const json& properties) {
     return !listed.empty() && matches(listed, properties);
 }
 
-// Whether the filter's bucket has the event.
-bool takes(const Charge& charge, const ChargeFilter& filter, const json& properties) {
-    if (!matches(filter.values, properties)) return false;
+// What falls to other filters than this one, or to any when there is none.
+std::vector<Values> left_by(const Charge& charge, const ChargeFilter* filter) {
     std::vector<Values> all;
     for (const auto& each : charge.filters) all.push_back(each.values);
-    const auto ignored = ignored_values(all, static_cast<std::size_t>(&filter - charge.filters.data()));
-    return std::none_of(ignored.begin(), ignored.end(), [&](const Values& entry) { return is_ignored(entry, properties); });
+    return filter ? ignored_values(all, static_cast<std::size_t>(filter - charge.filters.data())) : all;
+}
+
+// Whether the filter's bucket has the event.
+bool takes(const Charge& charge, const ChargeFilter& filter, const json& properties) {
+    const auto ignored = left_by(charge, &filter);
+    return matches(filter.values, properties) &&
+           std::none_of(ignored.begin(), ignored.end(), [&](const Values& entry) { return is_ignored(entry, properties); });
 }
 
 // The filter in whose bucket an event is billed: the one that prices it, unless that leaves the event to a narrower one of the same keys.
@@ -8675,13 +8646,10 @@ Filter excluding(const Values& entry) {
 // The events priced by the filter, or by the charge itself when there is none.
 Filter bucket(const Charge& charge, const ChargeFilter* filter) {
     auto result = Filter::all({});
-    std::vector<Values> all;
-    for (const auto& each : charge.filters) all.push_back(each.values);
-    if (filter) {
-        for (const auto& [key, values] : filter->values) result.parts.push_back(Filter::where(property_field(key), Operator::in, json(values)));
-        all = ignored_values(all, static_cast<std::size_t>(filter - charge.filters.data()));
+    for (const auto& [key, values] : filter ? filter->values : Values()) {
+        result.parts.push_back(Filter::where(property_field(key), Operator::in, json(values)));
     }
-    for (const auto& entry : all) {
+    for (const auto& entry : left_by(charge, filter)) {
         auto part = excluding(entry);
         if (!part.empty()) result.parts.push_back(std::move(part));
     }
@@ -8702,47 +8670,41 @@ Filter beside(const std::string& key, const std::optional<std::string>& value) {
 
 // --- one event of a pay-in-advance charge (dossier 7.2) ---
 
-// What the period's events have come to, event by event: prices follow the period's maximum.
-struct AdvanceState {
-    std::optional<Decimal> current, maximum;
-
-    // What current usage is priced by, of live units (base_service.rb:194).
-    Decimal paid(const Decimal& live) const { return at_least_zero(live - current.value_or(Decimal()) + maximum.value_or(Decimal())); }
-};
-
 struct Contribution {
     Decimal priced;  // units the event adds to what is priced
     Decimal shown;   // units its fee shows
 };
 
-// One event of a sum (`step` its number) or a unique count (`step` 1, 0 or -1).
-Contribution contribute(AdvanceState& state, const Decimal& step) {
-    if (!state.current) {
-        state.current = state.maximum = step;
-        return {at_least_zero(step), at_least_zero(step)};
+// Up at 5 decimals (prorated_aggregations/base_service.rb).
+Decimal prorated(const Decimal& units, const Decimal& share) { return (units * share).round(5, Rounding::ceil); }
+
+// What the period's events have come to, event by event: prices follow the period's maximum.
+struct AdvanceState {
+    std::optional<Decimal> current, maximum;
+    Decimal prorated_maximum = {};
+
+    // One event of a sum (`step` its number) or a unique count (`step` 1, 0 or -1); a prorated charge pays the share of the period left.
+    Contribution add(const Decimal& step, const std::optional<Decimal>& share) {
+        Contribution contribution{at_least_zero(step), at_least_zero(step)};
+        if (!current) {
+            current = maximum = step;
+        } else {
+            current = *current + step;
+            const auto above = at_least_zero(*current - *maximum);
+            contribution.priced = above;
+            if (!above.is_zero()) contribution.shown = above;
+            if (!above.is_zero()) maximum = std::max(*current, above);
+        }
+        if (share) contribution.priced = prorated(contribution.priced, *share);
+        prorated_maximum += contribution.priced;
+        return contribution;
     }
-    *state.current += step;
-    if (*state.current <= *state.maximum) return {Decimal(), at_least_zero(step)};
-    const auto above = *state.current - *state.maximum;
-    state.maximum = std::max(*state.current, above);
-    return {above, above};
-}
 
-// The same for a prorated charge, paid by the share of the period left at each event; up at 5 decimals (prorated_aggregations/base_service.rb).
-struct ProratedAdvance {
-    AdvanceState state;
-    Decimal maximum;
-
-    void add(const Decimal& step, const Decimal& share) {
-        const auto before = state.maximum;
-        const auto paid = (contribute(state, step).priced * share).round(5, Rounding::ceil);
-        if (!before || *state.maximum > *before) maximum += paid;
-    }
-
-    // What current usage is priced by; `live` includes units from before the period, which weigh `share` of it.
-    Decimal paid(const Decimal& live, const Decimal& share) const {
-        const auto older = at_least_zero(live) - at_least_zero(state.current.value_or(Decimal()));
-        return (older * share).round(5, Rounding::ceil) + maximum;
+    // What current usage is priced by (base_service.rb:194). Of a prorated charge the live units from before the period weigh `share` of it.
+    Decimal paid(const Decimal& live, const std::optional<Decimal>& share) const {
+        const auto now = current.value_or(Decimal());
+        if (!share) return at_least_zero(live - now + maximum.value_or(Decimal()));
+        return prorated(at_least_zero(live) - at_least_zero(now), *share) + prorated_maximum;
     }
 };
 
@@ -8772,10 +8734,23 @@ struct Plan final : Book::Impl {
     Fees advance_fees(const UsageQuery& query, Timestamp now, UsageSource& usage) const override;
     Fees usage(const UsageQuery& query, Timestamp now, UsageSource& usage) const override;
     Fee price(std::string_view charge, const Decimal& units, std::int64_t events) const override;
+    // Asks about each charge; what goes wrong with one names it.
+    template <class Ask>
+    void ask_about_charges(Ask&& ask) const {
+        for (std::size_t i = 0; i < charges.size(); ++i) {
+            try {
+                ask(charges[i]);
+            } catch (const Error& error) {
+                if (!error.field().empty()) throw;
+                throw Error(error.code(), "plan.charges[" + std::to_string(i) + "]", error.reason());
+            }
+        }
+    }
+    const std::string& metric_code(const Charge& charge) const { return billable_metrics[charge.metric].metric.code; }
     std::vector<std::string> charge_names(const std::string& metric) const override {
         std::vector<std::string> codes;
         for (const auto& each : charges) {
-            if (billable_metrics[each.metric].metric.code == metric) codes.push_back(each.code);
+            if (metric_code(each) == metric) codes.push_back(each.code);
         }
         return codes;
     }
@@ -8789,6 +8764,7 @@ struct Scope {
     const Subscription& subscription;
     Period period;
 
+    Scope within(const ChargeFilter& part) const { return {plan, charge, &part, subscription, period}; }
     const Price& price() const { return filter ? filter->price : charge.price; }
     const BillableMetric& metric() const { return plan.billable_metrics[charge.metric]; }
     // The lower end is cut to milliseconds (base_store.rb:178).
@@ -8806,6 +8782,26 @@ struct Scope {
 
 using Group = std::vector<std::pair<std::string, std::optional<std::string>>>;
 
+// A missing and an empty value are shown alike (base_store.rb:295).
+Group group_of(const Scope& scope, const std::vector<std::optional<std::string>>& values) {
+    Group group;
+    for (std::size_t i = 0; i < values.size(); ++i) {
+        group.emplace_back(scope.price().group_keys[i], values[i] && values[i]->empty() ? std::nullopt : values[i]);
+    }
+    return group;
+}
+
+Group group_of(const Scope& scope, const Event& event) {
+    std::vector<std::optional<std::string>> values;
+    for (const auto& key : scope.price().group_keys) values.push_back(property_text(event.properties, key));
+    return group_of(scope, values);
+}
+
+std::vector<Measured> measure_groups(const Scope& scope, AggregateQuery query, UsageSource& usage) {
+    for (const auto& key : scope.price().group_keys) query.group_by.push_back(property_field(key));
+    return usage.measure(scope.metric().metric, query);
+}
+
 AggregateQuery beside(AggregateQuery query, const Group& group) {
     for (const auto& [key, value] : group) query.filter.parts.push_back(beside(key, value));
     return query;
@@ -8820,56 +8816,53 @@ bool runs_on(const Price& price, const RunningTotal& running) {
 
 void run_on(const Price& price, RunningTotal& running, const Decimal& step) {
     running.last += step;
-    if (++running.length == price.free_events) running.at_free_events = running.last;
-    if (running.last < price.free_total) ++running.below_free;
+    running.length += 1;
+    if (running.length == price.free_events) running.at_free_events = running.last;
+    if (running.last < price.free_total) running.below_free += 1;
 }
 
 // Running totals 1, 2, 3 ... of a count.
 RunningTotal running_count(const Price& price, const Decimal& units) {
-    if (price.free_events == 0 && price.free_total.is_zero()) return {};
-    const auto length = units.to_int64().value_or(0);
-    const auto below = at_least_zero(price.free_total.round(0, Rounding::ceil) - 1).to_int64().value_or(length);
-    return {.length = length, .last = units, .at_free_events = price.free_events, .below_free = std::min(length, below)};
-}
-
-BoundedTotal bounded_count(const Price& price, const Decimal& units) {
-    BoundedTotal bounded;
-    for (auto left = units.to_int64().value_or(0); left > 0; --left) bounded.add(price, 1);
-    return bounded;
+    if ((price.free_events.is_zero() && price.free_total.is_zero()) || units <= 0) return {};
+    const auto below = at_least_zero(price.free_total.round(0, Rounding::ceil) - 1);
+    return {.length = units, .last = units, .at_free_events = price.free_events, .below_free = std::min(units, below)};
 }
 
 // The steps whose sums are the running totals.
 std::vector<EventStep> running_steps(const Scope& scope, const AggregateQuery& query, UsageSource& usage) {
     const auto& price = scope.price();
     const auto& metric = scope.metric().metric;
-    if (price.free_events > 0) return usage.steps(metric, query, static_cast<std::size_t>(price.free_events), {});
-    return price.free_total.is_zero() ? std::vector<EventStep>()
-                                      : usage.steps(metric, query, std::numeric_limits<std::size_t>::max(), price.free_total);
+    constexpr auto all = std::numeric_limits<std::size_t>::max();
+    if (price.free_events.is_zero()) return price.free_total.is_zero() ? std::vector<EventStep>() : usage.steps(metric, query, all, price.free_total);
+    const auto first = smaller(price.free_events, Decimal(std::numeric_limits<std::ptrdiff_t>::max()));
+    return usage.steps(metric, query, static_cast<std::size_t>(first.to_int64().value()), {});
 }
 
-// Each event's value under bounds per transaction: a sum's number; of a maximum its own at the event that reached it first, else nothing
-// (max_service_spec.rb:241).
-BoundedTotal bounded_numbers(const Scope& scope, const AggregateQuery& query, UsageSource& usage) {
+// What each event of the period is worth by itself (compute_per_event_aggregation): a sum's number; of a maximum its own at the event that
+// reached it first, else nothing; 1 for each event that is counted, whatever it does to a unique count.
+std::vector<Decimal> event_values(const Scope& scope, const AggregateQuery& query, UsageSource& usage) {
+    const auto kind = scope.metric().kind;
     const auto steps = usage.steps(in_period(scope.metric()), query);
     const auto highest = std::max_element(steps.begin(), steps.end(), [](const auto& a, const auto& b) { return a.value < b.value; });
-    BoundedTotal bounded;
+    std::vector<Decimal> values;
     for (auto step = steps.begin(); step != steps.end(); ++step) {
-        const bool counts = scope.metric().kind == Kind::sum || step == highest;
-        bounded.add(scope.price(), counts ? step->value : Decimal());
+        if (kind == Kind::count || kind == Kind::unique_count) {
+            values.emplace_back(1);
+        } else {
+            values.push_back(kind != Kind::max || step == highest ? step->value : Decimal());
+        }
     }
-    return bounded;
+    return values;
 }
 
 // What a percentage charge needs besides units: running totals for free units, each event's value for bounds per transaction.
 void measure_percentage(const Scope& scope, const AggregateQuery& query, UsageSource& usage, Quantity& quantity) {
     const auto& price = scope.price();
     const auto kind = scope.metric().kind;
-    if (kind == Kind::count || kind == Kind::unique_count) {
-        if (has_bounds(price, quantity)) quantity.bounded = bounded_count(price, quantity.units);
-        quantity.running = running_count(price, quantity.units);
-        return;
+    if (has_bounds(price, quantity)) {
+        for (const auto& value : event_values(scope, query, usage)) quantity.bounded.add(price, value);
     }
-    if (has_bounds(price, quantity)) quantity.bounded = bounded_numbers(scope, query, usage);
+    if (kind == Kind::count || kind == Kind::unique_count) quantity.running = running_count(price, quantity.units);
     if (kind != Kind::sum) return;  // others have no running totals
     for (const auto& step : running_steps(scope, query, usage)) run_on(price, quantity.running, step.value);
 }
@@ -8886,14 +8879,18 @@ Quantity quantity_of(const Scope& scope, const AggregateQuery& query, UsageSourc
 
 // --- proration: the share of the period that a unit counts for (dossier 4.7) ---
 
-Decimal share_of(const Scope& scope, const Period& period) { return quotient(days_in(scope.subscription, period), scope.whole_days()); }
+// Of as many digits as it has in Lago, where it is a double (prorated_aggregations/base_service.rb).
+Decimal share_of(const Scope& scope, const Period& period) { return ratio(days_in(scope.subscription, period), scope.whole_days()); }
 
 // From that time's day to the end of the billing period.
 Decimal share_left(const Scope& scope, Timestamp time) {
     return share_of(scope, {time, billing_period(scope.plan.charges_interval, scope.subscription, time).to});
 }
 
-Decimal prorated(const Decimal& units, const Decimal& share) { return (units * share).round(5, Rounding::ceil); }
+// What an event at that time pays of a prorated charge.
+std::optional<Decimal> share_paid(const Scope& scope, Timestamp time) {
+    return scope.charge.prorated ? std::optional(share_left(scope, time)) : std::nullopt;
+}
 
 // The steps of the events of the period. What a recurring unique count had before is not added once more.
 std::vector<EventStep> period_steps(const Scope& scope, const AggregateQuery& query, UsageSource& usage) {
@@ -8903,16 +8900,24 @@ std::vector<EventStep> period_steps(const Scope& scope, const AggregateQuery& qu
     return steps;
 }
 
-// Of a sum: what was there before the period, for all of it, then each event for the days from its own to the end (sum_service.rb:164).
+// The numbers of the period's events, each for the days from its own to the end (sum_service.rb:164).
 std::vector<ProratedEvent> prorated_numbers(const Scope& scope, const AggregateQuery& query, UsageSource& usage) {
+    const auto whole = scope.whole_days();
+    std::vector<ProratedEvent> events;
+    for (const auto& step : period_steps(scope, query, usage)) {
+        const auto days = days_in(scope.subscription, {std::max(step.time, scope.period.from), scope.period.to});
+        events.push_back({step.value, step.value * postgres_quotient(days, whole)});
+    }
+    return events;
+}
+
+// Of a sum: what was there before the period, for all of it, then the events of the period.
+std::vector<ProratedEvent> prorated_sum(const Scope& scope, const AggregateQuery& query, UsageSource& usage) {
     auto before = query;
     before.period = {Timestamp::min(), query.period.from};
     const auto older = usage.measure(in_period(scope.metric()), before).front().value;
-    std::vector<ProratedEvent> events;
-    if (!older.is_zero()) events.push_back({older, older * share_of(scope, scope.period)});
-    for (const auto& step : period_steps(scope, query, usage)) {
-        events.push_back({step.value, step.value * share_of(scope, {std::max(step.time, scope.period.from), scope.period.to})});
-    }
+    auto events = prorated_numbers(scope, query, usage);
+    if (!older.is_zero()) events.insert(events.begin(), {older, older * share_of(scope, scope.period)});
     return events;
 }
 
@@ -8949,12 +8954,13 @@ std::vector<ProratedEvent> prorated_items(const Scope& scope, const AggregateQue
     const auto day = [&](Timestamp time) { return std::chrono::sys_days(local_date(scope.subscription, time)); };
     const auto first = day(scope.period.from), last = day(scope.period.to - std::chrono::microseconds(1));
     const std::chrono::days least(scope.price().group_keys.empty() ? -1 : 0);
+    const auto whole = scope.whole_days();
     std::vector<std::pair<std::pair<Timestamp, std::int64_t>, ProratedEvent>> placed;
     for (const auto& [added, removed] : presences(scope.subscription, usage.steps(scope.metric().metric, query))) {
         const auto until = removed ? std::min(day(removed->time), last) : last;
         const auto days = std::max(until - std::max(day(added.time), first), least).count() + 1;
         if (days == 0) continue;  // nor is its removal one of the period's (prorated_graduated_service.rb)
-        placed.push_back({{added.time, added.sequence}, {1, quotient(days, scope.whole_days())}});
+        placed.push_back({{added.time, added.sequence}, {1, postgres_quotient(days, whole)}});
         if (removed) placed.push_back({{removed->time, removed->sequence}, {-1, 0}});
     }
     std::sort(placed.begin(), placed.end(), [](const auto& a, const auto& b) { return a.first < b.first; });
@@ -8963,11 +8969,11 @@ std::vector<ProratedEvent> prorated_items(const Scope& scope, const AggregateQue
     return events;
 }
 
-// What the events of a pay-in-advance charge paid when they came.
-ProratedAdvance prorated_advance(const Scope& scope, const AggregateQuery& query, UsageSource& usage) {
-    ProratedAdvance advance{};
-    for (const auto& step : period_steps(scope, query, usage)) advance.add(step.value, share_left(scope, step.time));
-    return advance;
+// What the period's events have come to, each as it was paid when it came.
+AdvanceState advance_state(const Scope& scope, const AggregateQuery& query, UsageSource& usage) {
+    AdvanceState state;
+    for (const auto& step : period_steps(scope, query, usage)) state.add(step.value, share_paid(scope, step.time));
+    return state;
 }
 
 // --- fees (dossier 3.2, 6) ---
@@ -9022,48 +9028,42 @@ std::int64_t whole_cents(const Decimal& cents) {
     return *value;
 }
 
-// As fee_serializer.rb:8-65 shows a fee that is not stored.
+// As fee_serializer.rb:8-65 shows a fee that is not stored, and what it shows of all of these.
+constexpr const char* fee_constants = R"({"lago_id": null, "lago_fixed_charge_id": null, "lago_invoice_id": null, "lago_true_up_fee_id": null,
+    "lago_true_up_parent_fee_id": null, "lago_original_fee_id": null, "created_at": null, "succeeded_at": null, "failed_at": null,
+    "refunded_at": null, "pricing_unit_details": null, "description": null, "taxes_amount_cents": 0, "taxes_precise_amount": "0.0",
+    "taxes_rate": 0.0, "precise_coupons_amount_cents": "0.0", "payment_status": "pending", "self_billed": false,
+    "presentation_breakdowns": [], "applied_taxes": []})";
+
 json fee_json(const Scope& scope, const Fee& fee, json details) {
+    static const json constants = json::parse(fee_constants);
     const auto cents = whole_cents(fee.amount_cents);
     const auto text = [](const std::string& value) { return value.empty() ? json(nullptr) : json(value); };
-    json out{{"lago_id", nullptr},
-             {"lago_charge_id", scope.charge.id},
-             {"lago_charge_filter_id", scope.filter ? scope.filter->id : json(nullptr)},
-             {"lago_subscription_id", scope.subscription.lago_id},
-             {"external_subscription_id", text(fee.subscription)},
-             {"lago_customer_id", scope.subscription.lago_customer_id},
-             {"external_customer_id", text(fee.customer)},
-             {"item", item_json(scope, fee)},
-             {"pay_in_advance", fee.pay_in_advance},
-             {"invoiceable", scope.charge.invoiceable},
-             {"amount_cents", cents},
-             {"amount_currency", fee.currency},
-             {"precise_amount", ruby_text(fee.amount)},
-             {"precise_total_amount", ruby_text(fee.amount)},
-             {"taxes_amount_cents", 0},
-             {"taxes_precise_amount", "0.0"},
-             {"taxes_rate", 0.0},
-             {"total_aggregated_units", ruby_text(fee.units)},
-             {"total_amount_cents", cents},
-             {"total_amount_currency", fee.currency},
-             {"units", ruby_text(fee.units)},
-             {"description", nullptr},
-             {"precise_unit_amount", ruby_text(fee.unit_amount)},
-             {"precise_coupons_amount_cents", "0.0"},
-             {"sub_total_excluding_taxes_amount_cents", cents},
-             {"sub_total_excluding_taxes_precise_amount_cents", ruby_text(fee.amount * scope.plan.currency.subunits)},
-             {"events_count", fee.events},
-             {"payment_status", "pending"},
-             {"amount_details", std::move(details)},
-             {"self_billed", false},
-             {"presentation_breakdowns", json::array()},
-             {"from_date", time_text(fee.period.from)},
-             {"to_date", time_text(fee.period.to - std::chrono::microseconds(1))},
-             {"applied_taxes", json::array()}};
-    for (const char* absent : {"lago_fixed_charge_id", "lago_invoice_id", "lago_true_up_fee_id", "lago_true_up_parent_fee_id", "lago_original_fee_id",
-                               "created_at", "succeeded_at", "failed_at", "refunded_at", "pricing_unit_details"}) {
-        out[absent] = nullptr;
-    }
+    auto out = constants;
+    out.update({{"lago_charge_id", scope.charge.id},
+                {"lago_charge_filter_id", scope.filter ? scope.filter->id : json(nullptr)},
+                {"lago_subscription_id", scope.subscription.lago_id},
+                {"external_subscription_id", text(fee.subscription)},
+                {"lago_customer_id", scope.subscription.lago_customer_id},
+                {"external_customer_id", text(fee.customer)},
+                {"item", item_json(scope, fee)},
+                {"pay_in_advance", fee.pay_in_advance},
+                {"invoiceable", scope.charge.invoiceable},
+                {"amount_cents", cents},
+                {"amount_currency", fee.currency},
+                {"precise_amount", ruby_text(fee.amount)},
+                {"precise_total_amount", ruby_text(fee.amount)},
+                {"total_aggregated_units", ruby_text(fee.units)},
+                {"total_amount_cents", cents},
+                {"total_amount_currency", fee.currency},
+                {"units", ruby_text(fee.units)},
+                {"precise_unit_amount", ruby_text(fee.unit_amount)},
+                {"sub_total_excluding_taxes_amount_cents", cents},
+                {"sub_total_excluding_taxes_precise_amount_cents", ruby_text(fee.amount * scope.plan.currency.subunits)},
+                {"events_count", fee.events},
+                {"amount_details", std::move(details)},
+                {"from_date", time_text(fee.period.from)},
+                {"to_date", time_text(fee.period.to - std::chrono::microseconds(1))}});
     return out;
 }
 
@@ -9091,12 +9091,25 @@ void set_amounts(Fee& fee, Priced priced, Currency currency) {
     fee.lines = std::move(priced.lines);
 }
 
-// Units or an amount below zero are shown as zero (charge_service.rb:275).
-void clamp(Priced& priced, Decimal& units) {
+// Of priced units or an amount below zero nothing is billed, nor shown (charge_service.rb:275).
+void clamp(Priced& priced, const Decimal& units, Decimal& shown) {
+    shown = at_least_zero(shown);
     if (!units.is_negative() && !priced.amount.is_negative()) return;
-    units = {};
+    shown = {};
     raise_to(priced, {});
     lower_to(priced, {});
+}
+
+// The fee of one event, as fee_serializer.rb shows it.
+Fee event_fee(const Scope& scope, Group group, const Event& event, const Decimal& units, Priced priced, json details) {
+    auto fee = empty_fee(scope, std::move(group));
+    fee.event = event.id;
+    fee.units = units;
+    fee.events = 1;
+    set_amounts(fee, std::move(priced), scope.plan.currency);
+    fee.vendor = fee_json(scope, fee, std::move(details));
+    fee.vendor["event_transaction_id"] = event.id.empty() ? json(nullptr) : json(event.id);
+    return fee;
 }
 
 Fees sum_up(const Plan& plan, std::vector<Fee> list) {
@@ -9170,15 +9183,16 @@ public:
     AdvanceStep add(const EventStep& step, const Event& event) {
         const auto bounded = quantity_.bounded;
         take(step.value, event.precise_total_amount_cents.value_or(Decimal()));
+        // A count's values never leave out the event (count_service.rb:66): on both sides the same, which are nothing to their difference.
         if (!counts_ && has_bounds(scope_.price(), quantity_)) quantity_.bounded.add(scope_.price(), step.value);
-        AdvanceStep result{quantity_, quantity_, scope_.metric().kind == Kind::count ? Contribution{1, 1} : contribute(state_, step.value)};
-        if (scope_.charge.prorated) result.contribution.priced = prorated(result.contribution.priced, share_left(scope_, step.time));
+        const bool one = scope_.metric().kind == Kind::count;
+        AdvanceStep result{quantity_, quantity_, one ? Contribution{1, 1} : state_.add(step.value, share_paid(scope_, step.time))};
         auto& without = result.without;
         without.units -= result.contribution.priced;
         --without.events;
         without.without_event = true;
         without.precise_amount -= quotient(event.precise_total_amount_cents.value_or(Decimal()), scope_.plan.currency.subunits);
-        if (!counts_) without.bounded = bounded;  // a count's never leave out the event (count_service.rb:66)
+        without.bounded = bounded;
         return result;
     }
 
@@ -9190,16 +9204,9 @@ private:
         if (scope_.metric().kind == Kind::unique_count) quantity_.events = quantity_.units.to_int64().value_or(0);
         cents_ += cents;
         quantity_.precise_amount = quotient(cents_, scope_.plan.currency.subunits);
-        if (price.model == Model::percentage) counts_ ? take_count(step) : take_number(step);
-    }
-    void take_number(const Decimal& step) {
-        if (runs_on(scope_.price(), quantity_.running)) run_on(scope_.price(), quantity_.running, step);
-    }
-    void take_count(const Decimal& step) {
-        quantity_.running = running_count(scope_.price(), quantity_.units);
-        if (!has_bounds(scope_.price(), quantity_)) return;
-        if (step > 0) quantity_.bounded.add(scope_.price(), step);
-        if (step < 0) quantity_.bounded = bounded_count(scope_.price(), quantity_.units);
+        if (price.model != Model::percentage) return;
+        if (counts_) quantity_.running = running_count(price, quantity_.units);
+        if (!counts_ && runs_on(price, quantity_.running)) run_on(price, quantity_.running, step);
     }
 
     const Scope& scope_;
@@ -9209,23 +9216,11 @@ private:
     Decimal cents_;
 };
 
-Group group_of(const Scope& scope, const Event& event) {
-    Group group;
-    for (const auto& key : scope.price().group_keys) group.emplace_back(key, property_text(event.properties, key));
-    return group;
-}
-
 Fee advance_fee(const Scope& scope, const Group& group, const Event& event, const AdvanceStep& step) {
     const auto with = apply(scope.price(), step.with), without = apply(scope.price(), step.without);
-    auto fee = empty_fee(scope, group);
-    fee.event = event.id;
-    fee.units = step.contribution.shown;
-    fee.events = 1;
-    set_amounts(fee, difference(with, without), scope.plan.currency);
     const auto details = row_of(scope.price().model).details;
-    fee.vendor = fee_json(scope, fee, added_details(details(scope.price(), step.with, with), details(scope.price(), step.without, without)));
-    fee.vendor["event_transaction_id"] = event.id;
-    return fee;
+    return event_fee(scope, group, event, step.contribution.shown, difference(with, without),
+                     added_details(details(scope.price(), step.with, with), details(scope.price(), step.without, without)));
 }
 
 struct PlacedFee {
@@ -9300,7 +9295,8 @@ Decimal unique_step(const Scope& scope, const Event& event, AggregateQuery query
 }
 
 // `measured` is what the query comes to without the event.
-Contribution contribution_of(const Scope& scope, const Event& event, const AggregateQuery& query, const Measured& measured, UsageSource& usage) {
+Contribution contribution_of(const Scope& scope, const Event& event, Timestamp now, const AggregateQuery& query, const Measured& measured,
+                             UsageSource& usage) {
     const auto& metric = scope.metric();
     if (metric.kind == Kind::count) return {1, 1};
     const bool unique = metric.kind == Kind::unique_count, carries = metric.metric.recurring;
@@ -9308,43 +9304,34 @@ Contribution contribution_of(const Scope& scope, const Event& event, const Aggre
     const auto own = carries ? usage.measure(in_period(metric), query).front() : measured;
     AdvanceState state;
     if (own.falls || (unique && carries)) {
-        for (const auto& each : period_steps(scope, query, usage)) contribute(state, each.value);
+        state = advance_state(scope, query, usage);
     } else if (own.events > 0) {
         state.current = state.maximum = own.value;
     }
-    return contribute(state, step);
+    return state.add(step, share_paid(scope, now));
 }
 
-// The quantity once the event has been added to it.
-Quantity with_event(const Scope& scope, Quantity quantity, const Event& event, const Contribution& contribution) {
-    quantity.units += contribution.priced;
-    ++quantity.events;
-    if (scope.metric().kind == Kind::sum) {
-        const auto value = summed(scope.metric(), event);
-        if (runs_on(scope.price(), quantity.running)) run_on(scope.price(), quantity.running, value);
-        if (has_bounds(scope.price(), quantity))
-            quantity.bounded.add(scope.price(), value);  // a count's never include the event (count_service.rb:66)
-    }
-    quantity.precise_amount += quotient(event.precise_total_amount_cents.value_or(Decimal()), scope.plan.currency.subunits);
-    return quantity;
+// Both sides of the estimate, of which `step` has only the one without the event. A sum's running totals have the event on both.
+void add_event(const Scope& scope, const Event& event, AdvanceStep& step) {
+    const bool counts = scope.metric().kind != Kind::sum;
+    const auto value = counts ? Decimal(1) : summed(scope.metric(), event);
+    auto& running = step.without.running;
+    if (!counts && runs_on(scope.price(), running)) run_on(scope.price(), running, value);
+    auto& with = step.with = step.without;
+    with.units += step.contribution.priced;
+    ++with.events;
+    if (has_bounds(scope.price(), with)) with.bounded.add(scope.price(), value);
+    with.precise_amount += quotient(event.precise_total_amount_cents.value_or(Decimal()), scope.plan.currency.subunits);
 }
 
 Fee estimate(const Scope& scope, const Event& event, Timestamp now, UsageSource& usage) {
     auto group = group_of(scope, event);
     const auto query = beside(scope.query(), group);
     const auto measured = usage.measure(scope.metric().metric, query).front();
-    auto contribution = contribution_of(scope, event, query, measured, usage);
-    if (scope.charge.prorated) contribution.priced = prorated(contribution.priced, share_left(scope, now));
-    const auto before = quantity_of(scope, query, usage, measured);
-    const auto after = with_event(scope, before, event, contribution);
-    auto fee = empty_fee(scope, std::move(group));
-    fee.event = event.id;
-    fee.units = contribution.shown;
-    fee.events = 1;
-    set_amounts(fee, difference(apply(scope.price(), after), apply(scope.price(), before)), scope.plan.currency);
-    fee.vendor = fee_json(scope, fee, json::object());
-    fee.vendor["event_transaction_id"] = event.id.empty() ? json(nullptr) : json(event.id);
-    return fee;
+    AdvanceStep step{{}, quantity_of(scope, query, usage, measured), contribution_of(scope, event, now, query, measured, usage)};
+    add_event(scope, event, step);
+    const auto priced = difference(apply(scope.price(), step.with), apply(scope.price(), step.without));
+    return event_fee(scope, std::move(group), event, step.contribution.shown, priced, json::object());
 }
 
 Decimal rounded(const BillableMetric& metric, const Decimal& value) {
@@ -9354,28 +9341,23 @@ Decimal rounded(const BillableMetric& metric, const Decimal& value) {
 // As estimate_instant_fees: standard and percentage charges, the event priced alone, its units rounded as the metric says.
 Fee instant(const Scope& scope, const Event& event) {
     const auto& metric = scope.metric();
-    auto fee = empty_fee(scope, group_of(scope, event));
-    fee.event = event.id;
-    fee.units = at_least_zero(rounded(metric, metric.kind == Kind::count ? Decimal(1) : summed(metric, event)));
-    fee.events = 1;
-    set_amounts(fee, price_instant(scope.price(), fee.units), scope.plan.currency);
-    fee.vendor = fee_json(scope, fee, nullptr);
+    const auto units = rounded(metric, metric.kind == Kind::count ? Decimal(1) : summed(metric, event));
+    auto fee = event_fee(scope, group_of(scope, event), event, at_least_zero(units), price_instant(scope.price(), units), nullptr);
     fee.vendor.erase("applied_taxes");
     fee.vendor["amount_cents"] = fee.vendor["total_amount_cents"] = ruby_text(fee.amount_cents);
     fee.vendor["precise_unit_amount"] = ruby_text(fee.unit_amount * scope.plan.currency.subunits);
-    fee.vendor["event_transaction_id"] = event.id.empty() ? json(nullptr) : json(event.id);
     return fee;
 }
 
 Fees Plan::estimate_instant_fees(const Event& event, Timestamp now) const {
     const auto subscription = subscription_at(*this, event.subscription, now);
+    const auto period = billing_period(charges_interval, subscription, now);
     std::vector<Fee> list;
-    for (const auto& charge : charges) {
-        const bool instantly = charge.price.model == Model::standard || charge.price.model == Model::percentage;
-        if (!charge.pay_in_advance || !instantly || billable_metrics[charge.metric].metric.code != event.name) continue;
-        list.push_back(
-            instant({*this, charge, filter_of(charge, event.properties), subscription, billing_period(charges_interval, subscription, now)}, event));
-    }
+    ask_about_charges([&](const Charge& charge) {
+        if (!charge.pay_in_advance || metric_code(charge) != event.name) return;
+        if (charge.price.model != Model::standard && charge.price.model != Model::percentage) return;
+        list.push_back(instant({*this, charge, filter_of(charge, event.properties), subscription, period}, event));
+    });
     return sum_up(*this, std::move(list));
 }
 
@@ -9389,13 +9371,12 @@ Fees Plan::estimate_fees(const Event& event, Timestamp now, UsageSource& usage_s
     const auto whole = period;
     period.to = std::min(period.to, now + std::chrono::microseconds(1));
     std::vector<Fee> list;
-    for (const auto& charge : charges) {
-        if (!charge.pay_in_advance || billable_metrics[charge.metric].metric.code != event.name) continue;
-        const Scope scope{*this, charge, filter_of(charge, event.properties), subscription, period};
-        list.push_back(estimate(scope, event, now, usage_source));
+    ask_about_charges([&](const Charge& charge) {
+        if (!charge.pay_in_advance || metric_code(charge) != event.name) return;
+        list.push_back(estimate({*this, charge, filter_of(charge, event.properties), subscription, period}, event, now, usage_source));
         list.back().period = whole;
         list.back().vendor["to_date"] = time_text(whole.to - std::chrono::microseconds(1));
-    }
+    });
     if (list.empty()) throw Error(ErrorCode::bad_value, "name", "does_not_match_an_instant_charge");
     return sum_up(*this, std::move(list));
 }
@@ -9405,9 +9386,8 @@ Fees Plan::estimate_fees(const Event& event, Timestamp now, UsageSource& usage_s
 // A pay-in-advance charge has been paid up to the period's maximum, which a live value below it does not bring back.
 Decimal paid_in_advance(const Scope& scope, const AggregateQuery& query, UsageSource& usage, const Measured& measured) {
     if (scope.metric().kind == Kind::count || !measured.falls) return measured.value;
-    AdvanceState state;
-    for (const auto& step : period_steps(scope, query, usage)) contribute(state, step.value);
-    return state.current ? state.paid(measured.value) : measured.value;
+    const auto state = advance_state(scope, query, usage);
+    return state.current ? state.paid(measured.value, {}) : measured.value;
 }
 
 // Of the plan, or of the pricing unit that the charge is written in, which has hundredths.
@@ -9428,10 +9408,10 @@ struct Counted {
 Counted count_prorated(const Scope& scope, const AggregateQuery& query, const Measured& measured, UsageSource& usage) {
     const bool items = scope.metric().kind == Kind::unique_count;
     Counted counted{{.units = {}, .full_units = measured.value, .prorated = true, .events = measured.events},
-                    items ? prorated_items(scope, query, usage) : prorated_numbers(scope, query, usage)};
+                    items ? prorated_items(scope, query, usage) : prorated_sum(scope, query, usage)};
     auto& units = counted.quantity.units;
     if (scope.charge.pay_in_advance) {
-        units = prorated_advance(scope, query, usage).paid(measured.value, share_of(scope, scope.period));
+        units = advance_state(scope, query, usage).paid(measured.value, share_of(scope, scope.period));
     } else {
         for (const auto& event : counted.prorated) units += event.prorated;
         units = units.round(5, Rounding::ceil);
@@ -9490,21 +9470,15 @@ struct CountedGroup {
     Counted counted;
 };
 
-// Without events there is one group of nothing (sum_service_spec.rb:938). A missing and an empty value are groups apart, and shown alike.
+// Without events there is one group of nothing (sum_service_spec.rb:938). A missing and an empty value are groups apart.
 std::vector<CountedGroup> count_groups(const Scope& scope, const AggregateQuery& query, UsageSource& usage) {
-    auto grouped = query;
     const auto& keys = scope.price().group_keys;
-    for (const auto& key : keys) grouped.group_by.push_back(property_field(key));
-    auto rows = usage.measure(scope.metric().metric, grouped);
+    auto rows = measure_groups(scope, query, usage);
     if (rows.empty()) rows.push_back({.group = std::vector<std::optional<std::string>>(keys.size()), .falls = false});
     std::vector<CountedGroup> groups;
     for (auto& row : rows) {
-        auto& one = groups.emplace_back(CountedGroup{query, {}, std::move(row), {}});
-        for (std::size_t i = 0; i < keys.size(); ++i) {
-            const auto& value = one.measured.group[i];
-            one.query.filter.parts.push_back(in_group(keys[i], value));
-            one.group.emplace_back(keys[i], value && value->empty() ? std::nullopt : value);
-        }
+        auto& one = groups.emplace_back(CountedGroup{query, group_of(scope, row.group), std::move(row), {}});
+        for (std::size_t i = 0; i < keys.size(); ++i) one.query.filter.parts.push_back(in_group(keys[i], one.measured.group[i]));
         one.measured.value = rounded(scope.metric(), one.measured.value);
         one.measured.events = counted_events(scope, one.query, one.measured, usage);
         one.counted = count_period(scope, one.query, one.measured, usage);
@@ -9518,7 +9492,7 @@ Fee usage_fee(const Scope& scope, CountedGroup one, UsageSource& usage) {
     const auto& quantity = one.counted.quantity;
     auto priced = price_counted(scope.price(), one.counted);
     auto details = row_of(scope.price().model).details(scope.price(), quantity, priced);
-    clamp(priced, fee.units);
+    clamp(priced, quantity.units, fee.units);
     fee.events = quantity.events;
     auto pricing_unit = set_period_amounts(scope, quantity, std::move(priced), fee);
     fee.vendor = fee_json(scope, fee, std::move(details));
@@ -9545,13 +9519,11 @@ void add_true_up(const Scope& scope, const Decimal& used_cents, std::vector<Fee>
     fees.push_back(std::move(fee));
 }
 
-void add_charge(const Plan& plan, const Charge& charge, const Subscription& subscription, const Period& period, bool closing, UsageSource& usage,
-                std::vector<Fee>& fees) {
+void add_charge(const Scope& whole, bool closing, UsageSource& usage, std::vector<Fee>& fees) {
     const auto first = fees.size();
-    const Scope whole{plan, charge, nullptr, subscription, period};
-    for (const auto& filter : charge.filters) add_bucket({plan, charge, &filter, subscription, period}, usage, fees);
+    for (const auto& filter : whole.charge.filters) add_bucket(whole.within(filter), usage, fees);
     add_bucket(whole, usage, fees);
-    if (!closing || charge.minimum_cents.is_zero()) return;
+    if (!closing || whole.charge.minimum_cents.is_zero()) return;
     Decimal used;
     for (std::size_t i = first; i < fees.size(); ++i) used += fees[i].amount_cents;
     add_true_up(whole, used, fees);
@@ -9597,8 +9569,10 @@ std::vector<std::string> Plan::subscriptions_of(const UsageQuery& query, Timesta
 
 Fees Plan::usage(const UsageQuery& query, Timestamp now, UsageSource& usage_source) const {
     std::vector<Fee> list;
-    for (const auto& [subscription, period] : asked_about(*this, query, now)) {
-        for (const auto& charge : charges) add_charge(*this, charge, subscription, period, query.closing, usage_source, list);
+    for (const auto& asked : asked_about(*this, query, now)) {
+        ask_about_charges([&](const Charge& charge) {
+            add_charge({*this, charge, nullptr, asked.first, asked.second}, query.closing, usage_source, list);
+        });
     }
     return sum_up(*this, std::move(list));
 }
@@ -9617,11 +9591,11 @@ Fees Plan::advance_fees(const Event& event, UsageSource& usage_source) const {
     const auto subscription = subscription_at(*this, event.subscription, time);
     const auto period = billing_period(charges_interval, subscription, time);
     std::vector<PlacedFee> fees;
-    for (const auto& charge : charges) {
-        if (!charge.pay_in_advance || billable_metrics[charge.metric].metric.code != event.name) continue;
+    ask_about_charges([&](const Charge& charge) {
+        if (!charge.pay_in_advance || metric_code(charge) != event.name) return;
         const Scope scope{*this, charge, billing_filter(charge, event.properties), subscription, period};
         add_advance_fees(scope, group_of(scope, event), {{time, time + std::chrono::microseconds(1)}, event.sequence}, usage_source, fees);
-    }
+    });
     return in_order(*this, std::move(fees));
 }
 
@@ -9638,18 +9612,8 @@ std::vector<Period> billing_periods(const Plan& plan, const Subscription& subscr
 
 // To a fee of one event, a missing and an empty value are the same group.
 std::set<Group> advance_groups(const Scope& scope, UsageSource& usage) {
-    const auto& keys = scope.price().group_keys;
-    auto query = scope.query();
-    for (const auto& key : keys) query.group_by.push_back(property_field(key));
     std::set<Group> groups;
-    for (const auto& row : usage.measure(scope.metric().metric, query)) {
-        Group group;
-        for (std::size_t i = 0; i < keys.size(); ++i) {
-            const auto& value = row.group[i];
-            group.emplace_back(keys[i], value && value->empty() ? std::nullopt : value);
-        }
-        groups.insert(std::move(group));
-    }
+    for (const auto& row : measure_groups(scope, scope.query(), usage)) groups.insert(group_of(scope, row.group));
     return groups;
 }
 
@@ -9658,13 +9622,14 @@ Fees Plan::advance_fees(const UsageQuery& query, Timestamp now, UsageSource& usa
     const auto add = [&](const Scope& scope, const Period& asked) {
         for (const auto& group : advance_groups(scope, usage_source)) add_advance_fees(scope, group, {asked}, usage_source, fees);
     };
-    for (const auto& [subscription, asked] : asked_about(*this, query, now)) {
-        for (const auto& period : billing_periods(*this, subscription, asked)) {
-            for (const auto& charge : charges) {
-                if (!charge.pay_in_advance) continue;
-                for (const auto& filter : charge.filters) add({*this, charge, &filter, subscription, period}, asked);
-                add({*this, charge, nullptr, subscription, period}, asked);
-            }
+    for (const auto& asked : asked_about(*this, query, now)) {
+        for (const auto& period : billing_periods(*this, asked.first, asked.second)) {
+            ask_about_charges([&](const Charge& charge) {
+                if (!charge.pay_in_advance) return;
+                const Scope whole{*this, charge, nullptr, asked.first, period};
+                for (const auto& filter : charge.filters) add(whole.within(filter), asked.second);
+                add(whole, asked.second);
+            });
         }
     }
     return in_order(*this, std::move(fees));
@@ -9685,20 +9650,16 @@ void spread_evenly(const Price& price, std::int64_t events, Quantity& quantity) 
 Fee Plan::price(std::string_view name, const Decimal& units, std::int64_t events) const {
     const auto charge = std::find_if(charges.begin(), charges.end(), [&](const Charge& each) { return each.code == name; });
     if (charge == charges.end()) not_found("charge", "charge_not_found");
+    const Subscription nobody;
+    const Scope scope{*this, *charge, nullptr, nobody, {}};
     Quantity quantity{.units = units, .events = events, .premium = premium};
     if (charge->price.model == Model::percentage) spread_evenly(charge->price, events, quantity);
     auto priced = apply(charge->price, quantity);
-    Fee fee;
-    fee.charge = charge->code;
-    fee.metric = billable_metrics[charge->metric].metric.code;
-    fee.currency = currency_code;
+    auto fee = empty_fee(scope, {});
     fee.units = units;
     fee.events = events;
-    clamp(priced, fee.units);
-    fee.unit_amount = unit_amount(charge->price, quantity, priced.amount);
-    fee.amount = priced.amount;
-    fee.amount_cents = to_cents(priced.amount, currency);
-    fee.lines = std::move(priced.lines);
+    clamp(priced, units, fee.units);
+    set_period_amounts(scope, quantity, std::move(priced), fee);
     return fee;
 }
 
@@ -9719,7 +9680,7 @@ std::shared_ptr<const Book::Impl> load(const json& catalogue) {
         plan->billable_metrics.push_back(read_metric(metric));
         if (plan->billable_metrics.back().measured) plan->metrics.push_back(rounded(plan->billable_metrics.back()));
     }
-    for (const auto& charge : at.list("charges")) plan->charges.push_back(read_charge(charge, plan->billable_metrics));
+    for (const auto& charge : at.list("charges")) plan->charges.push_back(read_charge(charge, plan->billable_metrics, plan->premium));
     plan->lists_subscriptions = root.find("subscriptions").has_value();
     for (const auto& each : root.list("subscriptions")) plan->subscriptions.push_back(read_subscription(each));
     return plan;
@@ -13509,14 +13470,29 @@ Analytics analytics(AnalyticsQuery query, const AnalyticsSource& source) {
     return rules.answer(query, rules, source);
 }
 
+bool deeper_than(const json& value, std::size_t levels) {
+    if (!value.is_structured()) return false;
+    return levels == 0 || std::any_of(value.begin(), value.end(), [&](const json& each) { return deeper_than(each, levels - 1); });
+}
+
+// A catalogue is copied and written out level by level. Filters of the greatest depth have two levels each.
+void check_depth(const json& catalogue) {
+    constexpr auto levels = 4 * limits::json_depth;
+    if (!catalogue.is_object()) return;
+    for (const auto& [key, value] : catalogue.items()) {
+        if (deeper_than(value, levels)) throw Error(ErrorCode::bad_value, key, "nested more than " + std::to_string(levels) + " deep");
+    }
+}
+
 }  // namespace
 
-Book Book::lago(const json& catalogue) { return Book(meter::lago::load(catalogue)); }
-Book Book::flexprice(const json& catalogue) { return Book(meter::flexprice::load(catalogue)); }
-Book Book::polar(const json& catalogue) { return Book(meter::polar::load(catalogue)); }
-Book Book::autumn(const json& catalogue) { return Book(meter::autumn::load(catalogue)); }
+Book Book::lago(const json& catalogue) { return of("lago", catalogue); }
+Book Book::flexprice(const json& catalogue) { return of("flexprice", catalogue); }
+Book Book::polar(const json& catalogue) { return of("polar", catalogue); }
+Book Book::autumn(const json& catalogue) { return of("autumn", catalogue); }
 
 Book Book::of(std::string_view vendor, const json& catalogue) {
+    check_depth(catalogue);
     for (const auto& [name, load] : book_vendors) {
         if (name == vendor) return Book(load(catalogue));
     }

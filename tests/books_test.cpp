@@ -413,7 +413,8 @@ TEST_CASE("instant estimates leave the log out of account", "[lago][meter]") {
     m.record(event("tokens", {{"value", 1000}}));
     CHECK(tokens("99.2").to_json() == fee.to_json());
     CHECK(tokens("1000").amount == 6);
-    CHECK(tokens("-3").amount == Decimal("0.5"));  // no units, but the fixed amount
+    CHECK(tokens("0").amount == Decimal("0.5"));  // no units, but the fixed amount
+    CHECK(tokens("-3").amount.is_zero());
     CHECK(tokens("-3").units.is_zero());
     CHECK(m.estimate_instant_fees(event("calls", json::object())).amount_cents == 1000);
 }
@@ -729,11 +730,14 @@ TEST_CASE("what Lago's metrics cannot be is refused", "[lago]") {
     }
     auto prorated = standard_1;
     prorated["prorated"] = true;
-    CHECK(refused(prorated, "weighted_sum_agg", true) == "plan.charges[0].prorated: a weighted sum is not prorated here");
+    CHECK(refused(prorated, "weighted_sum_agg", true) == "plan.charges[0].prorated: invalid_billable_metric_or_charge_model");
     CHECK(refused(prorated, "unique_count_agg", true) == "accepted");
     const json bounded{{"charge_model", "percentage"}, {"properties", {{"rate", "1"}, {"per_transaction_min_amount", "1"}}}};
     CHECK(refused(bounded, "weighted_sum_agg") == "plan.charges[0].properties: bounds per transaction are not known for a weighted sum");
     CHECK(refused(bounded, "max_agg") == "accepted");
+    auto unlicensed = catalogue(bounded, {{"code", "m"}, {"aggregation_type", "weighted_sum_agg"}, {"field_name", "value"}});
+    unlicensed["premium"] = false;  // where bounds play no part
+    CHECK(field_of(unlicensed) == "accepted");
     CHECK(refused({{"charge_model", "custom"}}, "sum_agg") == "plan.charges[0].charge_model: invalid_aggregation_type_or_charge_model");
 }
 
@@ -744,6 +748,44 @@ TEST_CASE("of a maximum under bounds per transaction one event counts", "[lago][
     m.load(Book::lago(catalogue(charge, peak)));
     m.record({event("calls", {{"value", 10}}), event("calls", {{"value", 50}}), event("calls", {{"value", 50}})});
     CHECK(m.usage({.subscription = "sub_1"}).amount_cents == 300);
+}
+
+TEST_CASE("under bounds per transaction each event of a unique count is one", "[lago][meter]") {
+    const json users{{"code", "users"}, {"aggregation_type", "unique_count_agg"}, {"field_name", "user"}};
+    const json charge{{"charge_model", "percentage"}, {"properties", {{"rate", "10"}, {"per_transaction_min_amount", "2"}}}};
+    Meter m(at_march_10());
+    m.load(Book::lago(catalogue(charge, users)));
+    m.record({event("users", {{"user", "ann"}}), event("users", {{"user", "ann"}, {"operation_type", "remove"}}), event("users", {{"user", "bob"}})});
+    const auto fees = m.usage({.subscription = "sub_1"});
+    CHECK(fees.fees[0].units == 1);
+    CHECK(fees.amount_cents == 600);
+    check_lines(fees);
+}
+
+TEST_CASE("what a charge in advance was paid for stands when its live units fall below zero", "[lago][meter]") {
+    const auto m =
+        advance_log(standard_1, tokens_metric, {event("tokens", {{"value", 10}}), event("tokens", {{"value", -15}}, "2026-03-06T00:00:00Z")});
+    const auto fees = m.usage({.subscription = "sub_1"});
+    CHECK(fees.fees[0].units.is_zero());
+    CHECK(fees.amount_cents == 1000);
+}
+
+TEST_CASE("a prorated sum of long numbers is priced", "[lago][meter]") {
+    auto metric = tokens_metric;
+    metric["recurring"] = true;
+    const auto charge = [](const char* model, json properties) {
+        return json{{"charge_model", model}, {"prorated", true}, {"properties", std::move(properties)}};
+    };
+    const std::vector<Event> events{event("tokens", {{"value", "123456789.123456789"}}, "2026-02-02"),
+                                    event("tokens", {{"value", "31000000000.000031"}}, "2026-03-11")};
+    Meter m(at_march_10());
+    m.load(Book::lago(catalogue(charge("standard", {{"amount", "1"}}), metric)));
+    m.record(events);
+    CHECK(m.usage({.subscription = "sub_1"}).fees[0].amount == Decimal("21123456789.12348"));
+    const json range{{"from_value", 0}, {"to_value", 1000}, {"per_unit_amount", "0"}, {"flat_amount", "0"}};
+    const json rest{{"from_value", 1001}, {"to_value", nullptr}, {"per_unit_amount", "0.001"}, {"flat_amount", "0"}};
+    m.load(Book::lago(catalogue(charge("graduated", {{"graduated_ranges", {range, rest}}}), metric)));
+    CHECK(m.usage({.subscription = "sub_1"}).amount_cents == 2112345579);
 }
 
 TEST_CASE("percentage charges ask for the values they need", "[lago]") {
@@ -2147,6 +2189,9 @@ TEST_CASE("JSON of any shape is answered with an Error that names the place", "[
           "meters[0].aggregation.func");
     CHECK(refused("autumn", R"({"plan": {"id": "p", "items": [7]}})") == "plan.items[0].feature_id");
     CHECK(refused("stripe", "{}") == "vendor");
+    auto nested = catalogue({{"charge_model", "standard"}});
+    nested["plan"]["unknown"] = json::parse(std::string(100000, '[') + std::string(100000, ']'));
+    CHECK_THROWS_WITH(Book::lago(nested), "plan: nested more than 128 deep");
     json deep{{"property", "name"}, {"operator", "eq"}, {"value", "x"}};
     for (int i = 0; i < 100; ++i) deep = {{"conjunction", "and"}, {"clauses", {deep}}};
     CHECK_THROWS_AS(Book::polar({{"product", {{"id", "p"}}}, {"meters", {{{"id", "m"}, {"filter", deep}, {"aggregation", {{"func", "count"}}}}}}}),
