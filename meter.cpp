@@ -9573,10 +9573,11 @@ constexpr std::pair<std::string_view, Bin> window_sizes[] = {
     {"6HOUR", Bin::hours_6}, {"12HOUR", Bin::hours_12},  {"DAY", Bin::day},          {"WEEK", Bin::week}, {"MONTH", Bin::month},
 };
 
-// The windows of commitments: weeks from Monday; months from the anchor or the period's beginning, clamped (billing_commitment.go:50-101).
+// The windows of commitments: weeks from Monday; months from the day of the anchor or the period's beginning, clamped
+// (billing_commitment.go:50-101).
 BinOptions commitment_windows(Bin bin, const Period& period, const std::optional<Timestamp>& anchor) {
     BinOptions windows{.bin = bin};
-    if (windows.bin == Bin::month) windows.anchor = anchor.value_or(period.from);
+    if (windows.bin == Bin::month) windows.anchor = midnight(date_of(anchor.value_or(period.from)));
     return windows;
 }
 
@@ -9597,6 +9598,12 @@ Decimal rounded(const Decimal& amount, Currency currency) { return amount.round(
 
 // shopspring/decimal's division: 16 decimals, half away from zero; 0 for a zero divisor.
 Decimal divided(const Decimal& a, const Decimal& b) { return b.is_zero() ? Decimal() : Decimal::divide(a, b, 16, Rounding::half_up); }
+
+Decimal total(const std::vector<Decimal>& numbers) {
+    Decimal sum;
+    for (const auto& number : numbers) sum += number;
+    return sum;
+}
 
 // --- prices ---
 
@@ -9626,15 +9633,18 @@ Decimal at_least(const Node& at, std::string_view field, const Decimal& least, s
     return *value;
 }
 
+void refuse_fraction(const Node& at, std::string_view field, const std::optional<Decimal>& value) {
+    if (value && value->round(0, Rounding::floor) != *value) throw Error(ErrorCode::bad_value, at.path(field), "must be a whole number");
+}
+
 // Sorted by limit, the open tier last; no check that limits differ or that an open tier exists, since FlexPrice makes none (9.3).
 std::vector<Tier> read_tiers(const Node& at) {
     std::vector<Tier> tiers;
     for (const auto& each : at.list("tiers")) {
-        tiers.push_back({.above = {},
-                         .up_to = each.decimal("up_to"),
-                         .rate = at_least(each, "unit_amount", 0),
-                         .flat = at_least(each, "flat_amount", 0, 0),
-                         .from = {}});
+        const auto up_to = each.find("up_to") ? std::optional(at_least(each, "up_to", 0)) : std::nullopt;
+        refuse_fraction(each, "up_to", up_to);
+        tiers.push_back(
+            {.above = {}, .up_to = up_to, .rate = at_least(each, "unit_amount", 0), .flat = at_least(each, "flat_amount", 0, 0), .from = {}});
     }
     std::stable_sort(tiers.begin(), tiers.end(), [](const Tier& a, const Tier& b) { return a.up_to && (!b.up_to || *a.up_to < *b.up_to); });
     for (std::size_t i = 1; i < tiers.size(); ++i) tiers[i].above = tiers[i].from = tiers[i - 1].up_to.value_or(Decimal());
@@ -9651,6 +9661,7 @@ Price read_price(const Node& at) {
     if (price.model == Model::package) {
         const auto transform = at.object("transform_quantity");
         price.divide_by = at_least(transform, "divide_by", 1);
+        refuse_fraction(transform, "divide_by", price.divide_by);
         price.round_down = transform.text("round") == "down";
     }
     if (price.model == Model::tiered) {
@@ -9791,6 +9802,8 @@ struct Commitment {
     Decimal amount = {};  // money, or what the committed quantity costs
     Decimal overage_factor = {};
     bool true_up = false;
+
+    bool counts() const { return amount > 0 && overage_factor > 1; }  // that of a subscription (9.15)
 };
 
 struct Committed {
@@ -9834,6 +9847,31 @@ Decimal missing_to(const Decimal& commitment, const Decimal& used, Currency curr
     return at_least_zero(rounded(commitment - rounded(used, currency), currency));
 }
 
+// A charge of a subscription, and what one unit of it counts as where a commitment ends in it.
+struct Charged {
+    Decimal cost, units, unit_price;
+};
+
+Charged charged(const Price& price, const Decimal& cost, const Decimal& units) {
+    return {cost, units, price.model == Model::flat ? price.amount : divided(cost, units)};
+}
+
+// The part of a charge that a commitment covers, and the part beyond it before the overage factor.
+struct Split {
+    Decimal covered, covered_units, beyond, beyond_units;
+};
+
+// Takes the charge off what is left of the subscription's commitment: all of it, or the whole units that still fit, or nothing (9.15).
+Split split(const Charged& charge, Decimal& left) {
+    if (charge.cost <= left) {
+        left -= charge.cost;
+        return {charge.cost, charge.units, {}, {}};
+    }
+    if (left <= 0) return {{}, {}, charge.cost, charge.units};
+    const auto fitting = divided(std::exchange(left, {}), charge.unit_price).round(0, Rounding::floor);
+    return {fitting * charge.unit_price, fitting, (charge.units - fitting) * charge.unit_price, charge.units - fitting};
+}
+
 // The lines that make a cost what a commitment charges for it.
 void settle(Priced& priced, const Committed& committed) {
     const auto beyond = at_least_zero(priced.amount - committed.utilized);
@@ -9856,10 +9894,10 @@ struct TimeBucket {
 int read_minute(const Node& at, std::string_view field) {
     const auto text = at.required_text(field);
     if (text.size() != 5 || text[2] != ':') throw Error(ErrorCode::bad_value, at.path(field), "must be a time of day like 09:30");
-    const auto hours = Decimal::parse(text.substr(0, 2)), minutes = Decimal::parse(text.substr(3));
-    if (!hours || !minutes || *hours > 24 || *minutes > 59 || hours->is_negative() || minutes->is_negative() || hours->scale() + minutes->scale() > 0)
-        throw Error(ErrorCode::bad_value, at.path(field), "must be a time of day like 09:30");
-    return static_cast<int>(hours->to_int64().value() * 60 + minutes->to_int64().value());
+    const auto digit = [&](std::size_t i) { return text[i] >= '0' && text[i] <= '9' ? text[i] - '0' : 100; };
+    const int minutes = digit(3) * 10 + digit(4), minute = (digit(0) * 10 + digit(1)) * 60 + minutes;
+    if (minutes > 59 || minute > 24 * 60) throw Error(ErrorCode::bad_value, at.path(field), "must be a time of day like 09:30");
+    return minute;
 }
 
 // Its price may stand in it, or be one of the catalogue's.
@@ -9892,11 +9930,11 @@ struct WindowedPrice {
         return found == buckets.end() ? nullptr : &*found;
     }
 
-    // The rule of 9.13 for one window; a window out of all commitments pays its plain cost.
+    // The rule of 9.13 for one window; a window out of all commitments, or under one that is worth nothing, pays its plain cost.
     Committed charge(const Window& window) const {
         if (const auto* bucket = bucket_of(window)) return commit(bucket->commitment, price_units(bucket->price, window.units).amount);
         const auto cost = price_units(price, window.units).amount;
-        return commitment ? commit(*commitment, cost) : Committed{cost, cost, {}, {}};
+        return commitment && !commitment->amount.is_zero() ? commit(*commitment, cost) : Committed{cost, cost, {}, {}};
     }
 
     // Whether a window without events has something to make up for.
@@ -9934,17 +9972,29 @@ Priced price_windows(const WindowedPrice& terms, const std::vector<Window>& wind
 
 // --- discounts (9.17) ---
 
-// Rounded to the currency, never more than the price.
-Decimal discount(const Decimal& price, const Decimal& off, Currency currency) { return std::min(rounded(off, currency), price); }
+// A percentage, or money.
+struct Discount {
+    bool money = false;
+    Decimal value = {};
 
-Decimal percentage_discount(const Decimal& price, const Decimal& percentage, Currency currency) {
-    return discount(price, price * percent(percentage), currency);
+    // Rounded to the currency, never more than the price.
+    Decimal off(const Decimal& price, Currency currency) const {
+        return std::min(rounded(money ? value : divided(price * value, 100), currency), price);
+    }
+};
+
+Discount read_discount(const Node& at) {
+    static constexpr std::array<std::pair<std::string_view, bool>, 2> types{{{"percentage", false}, {"fixed", true}}};
+    const bool money = at.choice("type", types);
+    return {money, at_least(at, money ? "amount_off" : "percentage_off", 0)};
 }
 
 // One after the other, each on what the one before left.
-Decimal compound_discount(const Decimal& price, const std::vector<Decimal>& percentages, Currency currency) {
+Decimal compound_discount(const Decimal& price, const std::vector<Discount>& discounts, Currency currency) {
     auto left = price;
-    for (const auto& percentage : percentages) left -= percentage_discount(left, percentage, currency);
+    for (const auto& discount : discounts) {
+        if (left > 0) left -= discount.off(left, currency);
+    }
     return price - left;
 }
 
@@ -10047,16 +10097,32 @@ Meter read_meter(const Node& at) {
     return meter;
 }
 
-// A percentage off, for a time.
 struct Coupon {
-    Decimal percentage = {};
-    Period active = {};
+    std::string id = {};
+    Discount discount = {};
+    Period active = {};      // both ends are in it
+    Timestamp billed_until;  // bills that begin later are too many for it
+    bool shown = true;       // in analytics (6.7)
+
+    bool meets(const Period& period) const { return active.from <= period.to && period.from <= active.to; }
+    bool reduces(const Period& bill) const { return meets(bill) && bill.from < billed_until; }
 };
 
-// A usage price on the terms of one subscription.
+// Months are longer than weeks.
+bool is_longer(Stride a, Stride b) { return std::pair(a.months, a.micros) > std::pair(b.months, b.micros); }
+
+// A price that does not depend on usage.
+struct Fixed {
+    Decimal quantity = 1;
+    std::optional<Stride> cycle = {};  // none: it is charged once
+    bool advance = false;
+};
+
+// A price on the terms of one subscription.
 struct Item {
     std::string id = {}, charge = {};
     Metric metric = {};
+    std::optional<Fixed> fixed = {};
     WindowedPrice terms = {};
     bool windowed = false;  // the commitment is for each bucket
     Entitlement entitlement = {};
@@ -10072,24 +10138,19 @@ struct Item {
 struct Subscription {
     std::string id = {}, customer = {};
     Period active = {};
-    Stride cycle{1, 0};
+    Stride stride{1, 0};
     std::optional<Timestamp> anchor = {};  // without one bills are for calendar months, weeks from the first day of 1970, ...
     std::vector<Item> items = {};
     std::optional<Commitment> commitment = {};  // over all items (9.15)
-    std::optional<Stride> commitment_cycle = {};
+    std::optional<Stride> commitment_stride = {};
     bool starts = true;  // its events have a price from the beginning (7.3): not of one that is paused or cancelled
     std::vector<Coupon> coupons = {};
 
-    Period period(Timestamp now) const { return overlap(Cycle(cycle, anchor.value_or(Timestamp()).micros(), Zone({})).around(now), active); }
+    Cycle cycle(Stride each) const { return Cycle(each, anchor.value_or(Timestamp()).micros(), Zone({})); }
+    Period period(Timestamp now) const { return overlap(cycle(stride).around(now), active); }
 };
 
 // --- what is billed of a meter ---
-
-Decimal total(const std::vector<Decimal>& quantities) {
-    Decimal sum;
-    for (const auto& quantity : quantities) sum += quantity;
-    return sum;
-}
 
 // What came together in one bucket, day or month, or in all of a period: a sum for an average.
 struct Part {
@@ -10160,8 +10221,10 @@ Use measure(const Item& item, const Subscription& subscription, const AggregateQ
     return use;
 }
 
+Decimal units_of(const Item& item, const Use& use) { return total(values_of(item.metric, use.parts)); }
+
 Decimal billable(const Item& item, const Use& use) {
-    const auto units = total(values_of(item.metric, use.parts));
+    const auto units = units_of(item, use);
     if (!item.entitlement.enabled || item.entitlement.reset == Reset::period || item.bucketed()) return item.entitlement.billable(units);
     const auto values = values_of(item.metric, use.stretches);
     return item.entitlement.reset == Reset::never ? item.entitlement.billable(total(values) - use.before) : item.entitlement.billable(values);
@@ -10288,15 +10351,8 @@ void add_event(const Item& item, const Subscription& subscription, const Event& 
 
 // --- the catalogue ---
 
-struct Fixed {
-    std::string charge;
-    Price price;
-    std::optional<Decimal> least;
-};
-
 struct Catalogue final : Book::Impl {
     std::vector<Item> items;  // of the prices as they stand in the catalogue
-    std::vector<Fixed> fixed;
     std::vector<Subscription> subscriptions;
     bool lists_subscriptions = false;
     std::string currency_code;
@@ -10390,20 +10446,6 @@ std::int64_t events_of(const std::vector<Part>& parts) {
     return events;
 }
 
-// A line of a bill: rounded to the currency before its commitment, and after (9.9).
-Fee line_of(const Catalogue& book, const Subscription& subscription, const Item& item, const Use& use, Priced priced, Timestamp now, bool commits) {
-    Committed committed;
-    round_to(priced, rounded(priced.amount, book.currency));
-    if (commits) {
-        priced = commit_use(item, use, std::move(priced), now, committed);
-        round_to(priced, rounded(priced.amount, book.currency));
-    }
-    auto fee = fee_for(subscription, use.query.period, events_of(use.parts),
-                       fee_of(book, item.charge, item.metric.code, total(values_of(item.metric, use.parts)), std::move(priced)));
-    fee.vendor = commitment_json(item, committed);
-    return fee;
-}
-
 // --- bills ---
 
 // An item's part of a bill before the commitments.
@@ -10413,114 +10455,214 @@ struct Charge {
     Priced priced;
 };
 
-std::vector<Charge> charges_of(const Catalogue& book, const Subscription& subscription, const Period& period, UsageSource& usage) {
-    std::vector<Charge> charges;
-    for (const auto& item : subscription.items) {
-        const auto query = query_of(book, subscription, item, period);
-        if (query.period.from >= query.period.to) continue;
-        auto use = measure(item, subscription, query, usage);
-        auto priced = price_use(item, use);
-        round_to(priced, rounded(priced.amount, book.currency));
-        charges.push_back({&item, std::move(use), std::move(priced)});
-    }
-    return charges;
-}
-
-Fee extra_fee(const Catalogue& book, const Subscription& subscription, const Period& period, const char* charge, FeeLine line) {
-    Priced priced;
-    priced.add(std::move(line));
-    return fee_for(subscription, period, 0, fee_of(book, charge, "", 1, std::move(priced)));
-}
-
 FeeLine overage_line(const Decimal& money, const Decimal& factor) {
     return {.step = Step::overage, .units = money, .rate = factor, .amount = money * factor};
 }
 
-// A charge that what is left of the subscription's commitment does not cover becomes two; the whole units that still fit pay the plain price.
-void split_charge(const Catalogue& book, const Subscription& subscription, const Charge& charge, Decimal& left, Timestamp now,
-                  std::vector<Fee>& fees) {
-    const auto& item = *charge.item;
-    const auto cost = charge.priced.amount, units = billable(item, charge.use);
-    const auto unit = item.price().model == Model::flat ? item.price().amount : divided(cost, units);
-    const auto covered = divided(left, unit).round(0, Rounding::floor);
-    const bool splits = left > 0;
-    if (splits) {
-        Priced normal;
-        normal.add(units_line(covered, unit));
-        fees.push_back(line_of(book, subscription, item, charge.use, std::move(normal), now, true));
-        fees.back().units = covered;
+// around(time) of every cycle of the calendar that meets the period.
+template <class Around, class Visit>
+void each_cycle(const Period& period, Around&& around, Visit&& visit) {
+    std::size_t cycles = 0;
+    for (auto at = period.from; at < period.to; ++cycles) {
+        if (cycles == limits::carried_bins) throw Error(ErrorCode::too_large, "period", "has too many billing periods");
+        const Period cycle = around(at);
+        visit(cycle);
+        at = cycle.to;
     }
-    Priced beyond;
-    beyond.add(overage_line(splits ? (units - covered) * unit : cost, subscription.commitment->overage_factor));
-    fees.push_back(line_of(book, subscription, item, charge.use, std::move(beyond), now, !splits));
-    if (splits) fees.back().units = units - covered;
-    left = {};
 }
 
-// The commitment of a subscription for each billing period (9.15).
-void add_committed(const Catalogue& book, const Subscription& subscription, const std::vector<Charge>& charges, const Period& period, Timestamp now,
-                   std::vector<Fee>& fees) {
-    auto left = subscription.commitment->amount;
-    bool overage = false;
-    for (const auto& charge : charges) {
-        overage = overage || charge.priced.amount > left;
-        if (charge.priced.amount > left) {
-            split_charge(book, subscription, charge, left, now, fees);
-        } else {
-            left -= charge.priced.amount;
-            fees.push_back(line_of(book, subscription, *charge.item, charge.use, charge.priced, now, true));
+// What a subscription owes for a time, mostly a billing period.
+class Bill {
+public:
+    Bill(const Catalogue& book, const Subscription& subscription, const Period& period, Timestamp now, UsageSource& usage)
+        : book_(book), subscription_(subscription), period_(period), now_(now), usage_(usage) {
+        add_usage();
+        for (const auto& item : subscription.items) {
+            if (item.fixed) add_fixed(item);
+        }
+        take_coupons();
+    }
+
+    void move_to(std::vector<Fee>& fees) {
+        for (auto& line : lines_) fees.push_back(std::move(line.fee));
+    }
+
+private:
+    struct Line {
+        const Item* item;  // none: it is for the whole bill
+        Fee fee;
+    };
+
+    void round(Priced& priced) const { round_to(priced, rounded(priced.amount, book_.currency)); }
+
+    Fee& add(const Item* item, const Period& period, std::int64_t events, Fee fee) {
+        return lines_.emplace_back(Line{item, fee_for(subscription_, period, events, std::move(fee))}).fee;
+    }
+
+    void add_extra(const char* charge, FeeLine line) {
+        Priced priced;
+        priced.add(std::move(line));
+        add(nullptr, period_, 0, fee_of(book_, charge, "", 1, std::move(priced)));
+    }
+
+    // Rounded to the currency before its commitment, and after (9.9).
+    void add_charge(const Charge& charge, const Decimal& units, Priced priced, bool commits) {
+        const auto& [item, use, plain] = charge;
+        Committed committed;
+        round(priced);
+        if (commits) priced = commit_use(*item, use, std::move(priced), now_, committed);
+        round(priced);
+        auto& fee = add(item, use.query.period, events_of(use.parts), fee_of(book_, item->charge, item->metric.code, units, std::move(priced)));
+        fee.vendor = commitment_json(*item, committed);
+    }
+    void add_charge(const Charge& charge) { add_charge(charge, units_of(*charge.item, charge.use), charge.priced, true); }
+
+    std::vector<Charge> charges(const Period& period) const {
+        std::vector<Charge> list;
+        for (const auto& item : subscription_.items) {
+            const auto query = query_of(book_, subscription_, item, period);
+            if (item.fixed || query.period.from >= query.period.to) continue;
+            auto use = measure(item, subscription_, query, usage_);
+            auto priced = price_use(item, use);
+            round(priced);
+            list.push_back({&item, std::move(use), std::move(priced)});
+        }
+        return list;
+    }
+
+    void add_usage() {
+        const auto list = charges(period_);
+        if (!subscription_.commitment) {
+            for (const auto& charge : list) add_charge(charge);
+            return;
+        }
+        const auto stride = subscription_.commitment_stride.value_or(subscription_.stride);
+        const auto term = overlap(subscription_.cycle(stride).around(period_.from), subscription_.active);
+        if (subscription_.commitment_stride && term.from < period_.from)
+            add_cumulative(list, term);
+        else
+            add_committed(list);
+    }
+
+    // The commitment of a subscription for each billing period (9.15).
+    void add_committed(const std::vector<Charge>& list) {
+        const auto& commitment = *subscription_.commitment;
+        auto left = commitment.amount;
+        bool overage = false;
+        for (const auto& charge : list) {
+            const auto whole = charged(charge.item->price(), charge.priced.amount, billable(*charge.item, charge.use));
+            const auto parts = split(whole, left);
+            overage = overage || !parts.beyond.is_zero();
+            if (parts.beyond.is_zero()) {
+                add_charge(charge);
+            } else {
+                add_split(charge, whole.unit_price, parts);
+            }
+        }
+        const auto missing = missing_to(commitment.amount, commitment.amount - left, book_.currency);
+        if (commitment.true_up && !overage && !missing.is_zero()) add_extra("True Up", {.step = Step::minimum, .amount = missing});
+    }
+
+    void add_split(const Charge& charge, const Decimal& unit_price, const Split& parts) {
+        const bool covered = parts.beyond_units != billable(*charge.item, charge.use);
+        Priced normal, beyond;
+        normal.add(units_line(parts.covered_units, unit_price));
+        beyond.add(overage_line(parts.beyond, subscription_.commitment->overage_factor));
+        if (covered) add_charge(charge, parts.covered_units, std::move(normal), true);
+        add_charge(charge, parts.beyond_units, std::move(beyond), !covered);
+    }
+
+    // What the items came to from one moment to another, billing period by billing period.
+    Decimal spent(const Period& before) const {
+        Decimal sum;
+        each_cycle(
+            before, [&](Timestamp at) { return subscription_.period(at); },
+            [&](const Period& cycle) {
+                for (const auto& charge : charges(overlap(cycle, before))) sum += charge.priced.amount;
+            });
+        return sum;
+    }
+
+    // A commitment over several billing periods, of which this is not the first (9.16).
+    void add_cumulative(const std::vector<Charge>& list, const Period& term) {
+        const auto& commitment = *subscription_.commitment;
+        Decimal cost;
+        for (const auto& charge : list) cost += charge.priced.amount;
+        const auto committed = commit_rest(commitment, spent({term.from, period_.from}), cost, period_.to >= term.to);
+        for (const auto& charge : list) {
+            auto priced = charge.priced;
+            lower_to(priced, divided(priced.amount, cost) * committed.utilized);
+            add_charge(charge, units_of(*charge.item, charge.use), std::move(priced), false);
+        }
+        const auto beyond = cost - committed.utilized;
+        if (!beyond.is_zero()) add_extra("Overage", overage_line(beyond, commitment.overage_factor));
+        if (!committed.true_up.is_zero()) add_extra("True Up", {.step = Step::minimum, .amount = committed.true_up});
+    }
+
+    // What falls due: in advance where a cycle begins, in arrears where it ends. One that is longer than the billing period counts from the item's
+    // beginning and is paid whole; of others the share of time that the item is active (billing.go, CalculateFixedCharges).
+    void add_fixed(const Item& item) {
+        const auto& fixed = *item.fixed;
+        if (!fixed.cycle) {
+            if (period_.contains(item.active.from)) add_fixed(item, {item.active.from, item.active.from}, 1);
+            return;
+        }
+        const bool longer = is_longer(*fixed.cycle, subscription_.stride);
+        const auto anchor = item.active.from > Period().from ? item.active.from : subscription_.anchor.value_or(Timestamp());
+        const Cycle own(*fixed.cycle, anchor.micros(), Zone({}));
+        each_cycle(
+            overlap(period_, item.active), [&](Timestamp at) { return longer ? overlap(own.around(at), item.active) : subscription_.period(at); },
+            [&](const Period& cycle) {
+                const bool due = fixed.advance ? period_.contains(cycle.from) : period_.from < cycle.to && cycle.to <= period_.to;
+                const auto active = overlap(cycle, item.active);
+                if (due) add_fixed(item, active, divided((active.to - active.from).count(), (cycle.to - cycle.from).count()));
+            });
+    }
+
+    void add_fixed(const Item& item, const Period& period, const Decimal& share) {
+        auto priced = price_units(item.price(), item.fixed->quantity);
+        lower_to(priced, priced.amount * share);
+        round(priced);
+        auto& fee = add(&item, period, 0, fee_of(book_, item.charge, "", item.fixed->quantity, std::move(priced)));
+        fee.pay_in_advance = item.fixed->advance;
+    }
+
+    // Coupons of an item come off its last line, each of the whole amount; then those of the subscription, one after the other, off what is left
+    // of all lines (coupon_application.go).
+    void take_coupons() {
+        Decimal left;
+        std::set<const Item*> seen{nullptr};
+        for (auto line = lines_.rbegin(); line != lines_.rend(); ++line) {
+            if (seen.insert(line->item).second) take_coupons(*line->item, line->fee);
+            left += line->fee.amount;
+        }
+        for (const auto& coupon : subscription_.coupons) {
+            if (left <= 0 || !coupon.reduces(period_)) continue;
+            const auto off = coupon.discount.off(left, book_.currency);
+            left -= off;
+            add_extra("Coupon", {.step = Step::discount, .amount = -off});
         }
     }
-    const auto missing = missing_to(subscription.commitment->amount, subscription.commitment->amount - left, book.currency);
-    if (overage || !subscription.commitment->true_up || missing.is_zero()) return;
-    fees.push_back(extra_fee(book, subscription, period, "True Up", {.step = Step::minimum, .amount = missing}));
-}
 
-// What the items came to in the billing periods from one moment to another.
-Decimal base_between(const Catalogue& book, const Subscription& subscription, Timestamp from, Timestamp to, UsageSource& usage) {
-    Decimal base;
-    for (std::size_t periods = 0; from < to; ++periods) {
-        if (periods == limits::carried_bins) throw Error(ErrorCode::too_large, "period", "is too many billing periods into the commitment");
-        const auto period = subscription.period(from);
-        for (const auto& charge : charges_of(book, subscription, {period.from, std::min(period.to, to)}, usage)) base += charge.priced.amount;
-        from = period.to;
+    void take_coupons(const Item& item, Fee& fee) const {
+        Priced priced{fee.amount, std::move(fee.lines)};
+        for (const auto& coupon : item.coupons) {
+            if (!coupon.reduces(period_)) continue;
+            const auto off = std::min(coupon.discount.off(fee.amount, book_.currency), priced.amount);
+            priced.add({.step = Step::discount, .amount = -off});
+        }
+        fee.amount = priced.amount;
+        fee.amount_cents = to_cents(fee.amount, book_.currency);
+        fee.lines = std::move(priced.lines);
     }
-    return base;
-}
 
-// A commitment over several billing periods, of which this is not the first (9.16).
-void add_cumulative(const Catalogue& book, const Subscription& subscription, std::vector<Charge> charges, const Period& period, const Period& term,
-                    UsageSource& usage, Timestamp now, std::vector<Fee>& fees) {
-    Decimal cost;
-    for (const auto& charge : charges) cost += charge.priced.amount;
-    const auto before = base_between(book, subscription, term.from, period.from, usage);
-    const auto committed = commit_rest(*subscription.commitment, before, cost, period.to >= term.to);
-    for (auto& charge : charges) {
-        lower_to(charge.priced, rounded(divided(charge.priced.amount, cost) * committed.utilized, book.currency));
-        fees.push_back(line_of(book, subscription, *charge.item, charge.use, std::move(charge.priced), now, false));
-    }
-    const auto beyond = cost - committed.utilized;
-    if (!beyond.is_zero())
-        fees.push_back(extra_fee(book, subscription, period, "Overage", overage_line(beyond, subscription.commitment->overage_factor)));
-    if (!committed.true_up.is_zero())
-        fees.push_back(extra_fee(book, subscription, period, "True Up", {.step = Step::minimum, .amount = committed.true_up}));
-}
-
-void add_bill(const Catalogue& book, const Subscription& subscription, const Period& period, Timestamp now, UsageSource& usage,
-              std::vector<Fee>& fees) {
-    auto charges = charges_of(book, subscription, period, usage);
-    if (!subscription.commitment) {
-        for (const auto& charge : charges) fees.push_back(line_of(book, subscription, *charge.item, charge.use, charge.priced, now, true));
-        return;
-    }
-    const auto cycle =
-        Cycle(subscription.commitment_cycle.value_or(subscription.cycle), subscription.anchor.value_or(Timestamp()).micros(), Zone({}));
-    const auto term = overlap(cycle.around(period.from), subscription.active);
-    if (subscription.commitment_cycle && term.from < period.from)
-        add_cumulative(book, subscription, std::move(charges), period, term, usage, now, fees);
-    else
-        add_committed(book, subscription, charges, period, now, fees);
-}
+    const Catalogue& book_;
+    const Subscription& subscription_;
+    Period period_;
+    Timestamp now_;
+    UsageSource& usage_;
+    std::vector<Line> lines_;
+};
 
 Fees Catalogue::usage(const UsageQuery& query, Timestamp now, UsageSource& usage_source) const {
     if (query.customer.empty() && (!lists_subscriptions || query.subscription.empty())) throw Error(ErrorCode::bad_value, "customer", "is required");
@@ -10528,7 +10670,7 @@ Fees Catalogue::usage(const UsageQuery& query, Timestamp now, UsageSource& usage
     for (const auto& subscription : chosen(query.subscription, query.customer)) {
         if (!query.period && !subscription.active.contains(now)) continue;
         const auto period = query.period ? overlap(*query.period, subscription.active) : subscription.period(now);
-        if (period.from < period.to) add_bill(*this, subscription, period, now, usage_source, list);
+        if (period.from < period.to) Bill(*this, subscription, period, now, usage_source).move_to(list);
     }
     return sum_up(*this, std::move(list));
 }
@@ -10541,7 +10683,7 @@ Fees price_event(const Catalogue& book, const Event& event, Timestamp now, Price
     for (const auto& subscription : book.chosen(event.subscription, event.customer)) {
         if (!subscription.active.contains(now)) continue;
         for (const auto& item : subscription.items) {
-            if (item.active.contains(now) && measures(item.metric, event)) list.push_back(price(subscription, item));
+            if (!item.fixed && item.active.contains(now) && measures(item.metric, event)) list.push_back(price(subscription, item));
         }
     }
     return sum_up(book, std::move(list));
@@ -10585,20 +10727,14 @@ json breakup_json(const Price& price, const Decimal& units) {
 }
 
 Fee Catalogue::price(std::string_view charge, const Decimal& units, std::int64_t) const {
-    for (const auto& each : fixed) {
-        if (each.charge != charge) continue;
-        const auto quantity = fixed_quantity(units, each.least);
-        auto fee = fee_of(*this, each.charge, "", quantity, price_units(each.price, quantity));
-        fee.vendor = breakup_json(each.price, quantity);
-        return fee;
-    }
     for (const auto& item : items) {
         if (item.charge != charge) continue;
-        Use use{{}, {{{}, {}, units, 1}}, {{{}, {}, units, 1}}, {}, {}};
+        const auto quantity = item.fixed ? fixed_quantity(units, item.fixed->quantity) : units;
+        Use use{{}, {{{}, {}, quantity, 1}}, {{{}, {}, quantity, 1}}, {}, {}};
         for (std::size_t i = 0; i < item.grants.size(); ++i) use.grants.push_back({{}, use.parts});
         Committed committed;
-        auto fee = fee_of(*this, item.charge, item.metric.code, units, commit_use(item, use, price_use(item, use), {}, committed));
-        fee.vendor = breakup_json(item.price(), units);
+        auto fee = fee_of(*this, item.charge, item.metric.code, quantity, commit_use(item, use, price_use(item, use), {}, committed));
+        fee.vendor = breakup_json(item.price(), quantity);
         return fee;
     }
     throw Error(ErrorCode::not_found, "charge", "charge_not_found");
@@ -10631,6 +10767,12 @@ std::vector<std::optional<Decimal>> Catalogue::event_costs(std::span<const std::
 
 // --- the catalogue, read from FlexPrice's JSON ---
 
+std::int64_t read_count(const Node& at, std::string_view field) {
+    const auto count = at.decimal(field).value_or(1).to_int64().value_or(0);
+    if (count < 1 || count > 1000) throw Error(ErrorCode::bad_value, at.path(field), "must be a whole number from 1 to 1000");
+    return count;
+}
+
 constexpr std::array<std::pair<std::string_view, Stride>, 7> billing_periods{{{"", {1, 0}},
                                                                               {"DAILY", {0, micros_per_day}},
                                                                               {"WEEKLY", {0, 7 * micros_per_day}},
@@ -10639,22 +10781,39 @@ constexpr std::array<std::pair<std::string_view, Stride>, 7> billing_periods{{{"
                                                                               {"HALF_YEARLY", {6, 0}},
                                                                               {"ANNUAL", {12, 0}}}};
 
+// Nothing of what is charged once.
+std::optional<Stride> read_cycle(const Node& at) {
+    if (at.text("billing_period") == "ONETIME") return {};
+    return repeated(at.choice("billing_period", billing_periods), read_count(at, "billing_period_count"));
+}
+
 Period read_period(const Node& at, std::string_view from, std::string_view to) {
     Period period{at.time(from).value_or(Period().from), at.time(to).value_or(Period().to)};
     if (period.to < period.from) throw Error(ErrorCode::bad_value, at.path(to), "is before " + std::string(from));
     return period;
 }
 
-// Percentages that are taken off every bill; other coupons do not show in analytics (6.7).
-std::vector<Coupon> read_coupons(const Node& at, const std::string& line_item) {
+// Those of the subscription, or of one of its line items, in the order in which they are taken off (coupon_selection.go).
+std::vector<Coupon> read_coupons(const Node& at, const Subscription& subscription, const std::string& line_item) {
+    enum class Cadence { once, repeated, forever };
+    static constexpr std::array<std::pair<std::string_view, Cadence>, 3> cadences{
+        {{"once", Cadence::once}, {"repeated", Cadence::repeated}, {"forever", Cadence::forever}}};
     std::vector<Coupon> coupons;
     for (const auto& each : at.list("coupon_associations")) {
-        const auto coupon = each.object("coupon");
-        const auto cadence = coupon.text("cadence", "forever");
-        if (coupon.text("type") != "percentage" || (cadence != "repeated" && cadence != "forever")) continue;
         if (each.text("subscription_line_item_id") != line_item) continue;
-        coupons.push_back({at_least(coupon, "percentage_off", 0), read_period(each, "start_date", "end_date")});
+        const auto from = each.object("coupon");
+        Coupon coupon{each.text("id"), read_discount(from), read_period(each, "start_date", "end_date"), Period().to, true};
+        const auto cadence = from.choice("cadence", cadences, "forever");
+        coupon.shown = !coupon.discount.money && cadence != Cadence::once;
+        if (cadence == Cadence::once || (cadence == Cadence::repeated && from.find("duration_in_periods"))) {
+            const auto cycle = subscription.cycle(subscription.stride);
+            const auto first = cycle.index(std::max(coupon.active.from, subscription.active.from));
+            coupon.billed_until = cycle.boundary(first + (cadence == Cadence::once ? 1 : read_count(from, "duration_in_periods")));
+        }
+        coupons.push_back(std::move(coupon));
     }
+    std::sort(coupons.begin(), coupons.end(),
+              [](const Coupon& a, const Coupon& b) { return std::tie(a.active.from, a.id) < std::tie(b.active.from, b.id); });
     return coupons;
 }
 
@@ -10674,12 +10833,11 @@ void check_item(const Node& at, const Item& item) {
     if (item.windowed && !item.bucketed()) throw Error(ErrorCode::bad_value, at.path("commitment_windowed"), "needs a meter with buckets");
 }
 
-Item read_item(const Node& at, const std::vector<Meter>& meters) {
+void read_usage_terms(const Node& at, const std::vector<Meter>& meters, Item& item) {
     const auto id = at.required_text("meter_id");
     const auto meter = std::find_if(meters.begin(), meters.end(), [&](const Meter& each) { return each.id == id; });
     if (meter == meters.end()) throw Error(ErrorCode::bad_value, at.path("meter_id"), "no such meter: " + id);
-    Item item{
-        .id = at.text("id", id), .charge = at.text("display_name", at.text("id", id)), .metric = meter->metric, .terms = {read_price(at), {}, {}}};
+    item.metric = meter->metric;
     if (at.find("entitlement")) item.entitlement = read_entitlement(at.object("entitlement"), at.text("billing_period", "MONTHLY"));
     for (const auto& grant : at.list("grants")) item.grants.push_back(read_grant(grant));
     if (at.find("commitment")) {
@@ -10689,11 +10847,27 @@ Item read_item(const Node& at, const std::vector<Meter>& meters) {
     item.windowed = item.windowed || at.flag("commitment_windowed");
     for (const auto& bucket : at.list("commitment_time_buckets")) item.terms.buckets.push_back(read_time_bucket(bucket));
     check_item(at, item);
+}
+
+Item read_item(const Node& at, const std::vector<Meter>& meters) {
+    static constexpr std::array<std::pair<std::string_view, bool>, 2> types{{{"USAGE", false}, {"FIXED", true}}},
+        cadences{{{"ARREAR", false}, {"ADVANCE", true}}};
+    const bool fixed = at.choice("type", types, "USAGE");
+    Item item{.id = at.text("id", at.text("meter_id")), .terms = {read_price(at), {}, {}}};
+    item.charge = at.text("display_name", item.id);
+    if (fixed)
+        item.fixed = Fixed{at_least(at, "min_quantity", 0, 1), read_cycle(at), at.choice("invoice_cadence", cadences, "ARREAR")};
+    else
+        read_usage_terms(at, meters, item);
     return item;
 }
 
 // The terms of a line item, over those of its price.
 void read_terms(const Node& at, const std::map<std::string, Price>& prices, Item& item) {
+    if (item.fixed) {
+        item.fixed->quantity = fixed_quantity(at_least(at, "quantity", 0, 0), item.fixed->quantity);
+        return;
+    }
     const auto amount = at_least(at, "commitment_amount", 0, 0), quantity = at_least(at, "commitment_quantity", 0, 0);
     if (!amount.is_zero() || !quantity.is_zero()) {
         const auto worth = quantity.is_zero() ? amount : price_units(item.price(), quantity).amount;
@@ -10704,57 +10878,50 @@ void read_terms(const Node& at, const std::map<std::string, Price>& prices, Item
     check_item(at, item);
 }
 
-std::vector<Item> read_line_items(const Node& at, const std::vector<Item>& items, const std::map<std::string, Price>& prices) {
-    std::vector<Item> list;
-    for (const auto& each : at.list("line_items")) {
-        if (each.text("price_type", "USAGE") != "USAGE") continue;
-        const auto id = each.required_text("price_id");
-        const auto price = std::find_if(items.begin(), items.end(), [&](const Item& item) { return item.id == id; });
-        if (price == items.end()) throw Error(ErrorCode::bad_value, each.path("price_id"), "no such price by usage: " + id);
-        auto item = *price;
-        item.active = read_period(each, "start_date", "end_date");
-        read_terms(each, prices, item);
-        item.coupons = read_coupons(at, each.text("id"));
-        list.push_back(std::move(item));
-    }
-    return list;
+Item read_line_item(const Node& at, const Catalogue& book, const std::map<std::string, Price>& prices) {
+    const auto id = at.required_text("price_id");
+    const auto price = std::find_if(book.items.begin(), book.items.end(), [&](const Item& item) { return item.id == id; });
+    if (price == book.items.end()) throw Error(ErrorCode::bad_value, at.path("price_id"), "no such price: " + id);
+    auto item = *price;
+    item.active = read_period(at, "start_date", "end_date");
+    read_terms(at, prices, item);
+    return item;
 }
 
 // Those that are billed at all; a cancelled one until it was cancelled.
-std::optional<Subscription> read_subscription(const Node& at, const std::vector<Item>& items, const std::map<std::string, Price>& prices) {
+std::optional<Subscription> read_subscription(const Node& at, const Catalogue& book, const std::map<std::string, Price>& prices) {
     const auto status = at.text("subscription_status", "active");
     const bool starts = status == "active" || status == "trialing";
     if (!starts && status != "paused" && status != "cancelled") return {};
     Subscription subscription{.id = at.required_text("id"), .customer = {}, .active = read_period(at, "start_date", "end_date"), .starts = starts};
     subscription.customer = at.find("customer") ? at.object("customer").required_text("external_id") : at.required_text("external_customer_id");
     if (status == "cancelled") subscription.active.to = std::min(subscription.active.to, at.time("cancelled_at").value_or(subscription.active.to));
-    const auto count = at_least(at, "billing_period_count", 1, 1).to_int64().value_or(0);
-    if (count < 1 || count > 1000) throw Error(ErrorCode::bad_value, at.path("billing_period_count"), "must be a whole number from 1 to 1000");
-    subscription.cycle = repeated(at.choice("billing_period", billing_periods), count);
+    subscription.stride = repeated(at.choice("billing_period", billing_periods), read_count(at, "billing_period_count"));
     subscription.anchor = at.time("billing_anchor");
     if (!subscription.anchor) subscription.anchor = at.time("start_date");
-    subscription.items = at.find("line_items") ? read_line_items(at, items, prices) : items;
-    subscription.coupons = read_coupons(at, "");
+    if (!at.find("line_items")) subscription.items = book.items;
+    for (const auto& each : at.list("line_items")) {
+        subscription.items.push_back(read_line_item(each, book, prices));
+        if (each.find("id")) subscription.items.back().coupons = read_coupons(at, subscription, each.text("id"));
+    }
+    for (auto& item : subscription.items) item.active.from = std::max(item.active.from, subscription.active.from);
+    subscription.coupons = read_coupons(at, subscription, "");
     const Commitment commitment{at_least(at, "commitment_amount", 0, 0), at_least(at, "overage_factor", 0, 0), at.flag("enable_true_up")};
-    if (commitment.amount > 0 && commitment.overage_factor > 1) subscription.commitment = commitment;
+    if (commitment.counts()) subscription.commitment = commitment;
     const auto duration = at.text("commitment_duration");
-    if (!duration.empty() && duration != at.text("billing_period")) subscription.commitment_cycle = at.choice("commitment_duration", billing_periods);
+    if (!duration.empty() && duration != at.text("billing_period"))
+        subscription.commitment_stride = at.choice("commitment_duration", billing_periods);
     return subscription;
 }
 
 void read_prices(const Node& root, const std::vector<Meter>& meters, Catalogue& book, std::map<std::string, Price>& known) {
     for (const auto& at : root.list("prices")) {
-        const auto price = read_price(at);
+        const auto& price = book.items.emplace_back(read_item(at, meters)).price();
         if (book.currency_code.empty()) book.currency_code = price.currency_code, book.currency = price.currency;
         if (price.currency_code != book.currency_code) throw Error(ErrorCode::bad_value, at.path("currency"), "differs from that of the first price");
         known.try_emplace(at.text("id"), price);
-        if (at.text("type", "USAGE") == "USAGE") {
-            book.items.push_back(read_item(at, meters));
-        } else {
-            book.fixed.push_back({at.text("display_name", at.text("id")), price, at.decimal("min_quantity")});
-        }
     }
-    if (book.items.empty()) root.refuse("has no price by usage");
+    if (book.items.empty()) root.refuse("has no prices");
 }
 
 std::shared_ptr<const Book::Impl> load(const json& catalogue) {
@@ -10770,7 +10937,7 @@ std::shared_ptr<const Book::Impl> load(const json& catalogue) {
     read_prices(root, meters, *book, prices);
     book->lists_subscriptions = root.find("subscriptions").has_value();
     for (const auto& each : root.list("subscriptions")) {
-        if (auto subscription = read_subscription(each, book->items, prices)) book->subscriptions.push_back(std::move(*subscription));
+        if (auto subscription = read_subscription(each, *book, prices)) book->subscriptions.push_back(std::move(*subscription));
     }
     return book;
 }
@@ -10862,26 +11029,25 @@ std::vector<AnalyticsItem> bucketed_items(const Catalogue& book, const Item& ite
     return list;
 }
 
-std::vector<Decimal> percentages_at(const Item& item, const Subscription& subscription, const std::function<bool(const Period&)>& holds) {
-    std::vector<Decimal> percentages;
+// What the coupons for which holds(Coupon) leave out of analytics (6.7).
+template <class Holds>
+Decimal shown_discount(const Catalogue& book, const Item& item, const Subscription& subscription, const Decimal& cost, Holds&& holds) {
+    std::vector<Discount> discounts;
     for (const auto* coupons : {&item.coupons, &subscription.coupons}) {
         for (const auto& coupon : *coupons) {
-            if (holds(coupon.active)) percentages.push_back(coupon.percentage);
+            if (coupon.shown && holds(coupon)) discounts.push_back(coupon.discount);
         }
     }
-    return percentages;
+    return compound_discount(cost, discounts, book.currency);
 }
 
 // A coupon of any part of the time is for all of it; with points, for those in its time (6.7).
 void discount_item(const Catalogue& book, const Item& item, const Subscription& subscription, const Period& period, AnalyticsItem& answer) {
-    if (answer.points.empty()) {
-        const auto overlaps = [&](const Period& active) { return active.from <= period.to && period.from <= active.to; };
-        answer.discount = compound_discount(answer.cost, percentages_at(item, subscription, overlaps), book.currency);
-        return;
-    }
+    if (answer.points.empty())
+        answer.discount = shown_discount(book, item, subscription, answer.cost, [&](const Coupon& coupon) { return coupon.meets(period); });
     for (auto& point : answer.points) {
-        const auto dated = [&](const Period& active) { return active.from <= point.start && point.start <= active.to; };
-        point.discount = compound_discount(point.cost, percentages_at(item, subscription, dated), book.currency);
+        const Period moment{point.start, point.start};
+        point.discount = shown_discount(book, item, subscription, point.cost, [&](const Coupon& coupon) { return coupon.meets(moment); });
         answer.discount += point.discount;
     }
 }
