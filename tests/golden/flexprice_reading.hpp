@@ -86,6 +86,16 @@ void add_filters(const json& filters, Filter& all) {
     }
 }
 
+/// A zone that is not known is UTC (5.1).
+std::string zone_named(const std::string& name) {
+    try {
+        meter::Zone{name};
+    } catch (const meter::Error&) {
+        return "";
+    }
+    return name;
+}
+
 AggregateQuery query_of(const json& query) {
     AggregateQuery asked;
     asked.customer = query.value("external_customer_id", "");
@@ -95,7 +105,7 @@ AggregateQuery query_of(const json& query) {
     time("start_time", asked.period.from);
     time("end_time", asked.period.to);
     if (query.contains("billing_anchor")) time("billing_anchor", asked.billing_anchor.emplace());
-    asked.time_zone = query.value("timezone", "");
+    asked.time_zone = zone_named(query.value("timezone", ""));
     asked.week_start = std::chrono::Sunday;
     for (const char* key : {"filters", "property_filters"}) add_filters(query.value(key, json::object()), asked.filter);
     const auto sources = query.value("sources", std::vector<std::string>());
@@ -137,13 +147,19 @@ Bin window_of(const json& query, const Metric& metric) {
     return size == std::end(sizes) ? Bin::day : size->second;
 }
 
+/// Weeks and months are dates, written as midnight UTC; shorter windows begin when they begin (5.4).
+std::string window_text(Timestamp start, const AggregateQuery& query) {
+    const bool date = query.bin == Bin::week || query.bin == Bin::month;
+    return (date ? Timestamp(meter::Zone(query.time_zone).to_local(start)) : start).to_string();
+}
+
 json rows_of(const json& vector, const Metric& metric, const AggregateQuery& query, meter::UsageSource& usage) {
     json rows = json::array();
     for (const auto& row : usage.measure(metric, query)) {
         json group = json::object();
         for (std::size_t i = 0; i < row.group.size(); ++i) group[property_name(query.group_by[i])] = row.group[i].value_or("");
         rows.push_back({{"group", group}, {"value", number_text(vector, row.value)}, {"event_count", row.events}});
-        if (row.bin) rows.back()["window_size"] = row.bin->to_string();
+        if (row.bin) rows.back()["window_size"] = window_text(*row.bin, query);
     }
     return rows;
 }
