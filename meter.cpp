@@ -9867,8 +9867,8 @@ Split split(const Charged& charge, Decimal& left) {
         left -= charge.cost;
         return {charge.cost, charge.units, {}, {}};
     }
-    if (left <= 0) return {{}, {}, charge.cost, charge.units};
     const auto fitting = divided(std::exchange(left, {}), charge.unit_price).round(0, Rounding::floor);
+    if (fitting.is_zero()) return {{}, {}, charge.cost, charge.units};
     return {fitting * charge.unit_price, fitting, (charge.units - fitting) * charge.unit_price, charge.units - fitting};
 }
 
@@ -10215,7 +10215,8 @@ Use measure(const Item& item, const Subscription& subscription, const AggregateQ
     const auto stretch = stretch_of(item.entitlement.reset);
     if (stretch != Bin::none) use.stretches = parts_of(item.metric, query, stretch, usage);
     if (item.entitlement.reset == Reset::never) {
-        use.before = total(values_of(item.metric, parts_of(item.metric, over({subscription.active.from, query.period.from}), Bin::none, usage)));
+        if (subscription.active.from < query.period.from)
+            use.before = total(values_of(item.metric, parts_of(item.metric, over({subscription.active.from, query.period.from}), Bin::none, usage)));
         use.stretches = parts_of(item.metric, over({subscription.active.from, query.period.to}), Bin::none, usage);
     }
     return use;
@@ -10563,13 +10564,13 @@ private:
         if (commitment.true_up && !overage && !missing.is_zero()) add_extra("True Up", {.step = Step::minimum, .amount = missing});
     }
 
+    // The item's own commitment is for what is covered.
     void add_split(const Charge& charge, const Decimal& unit_price, const Split& parts) {
-        const bool covered = parts.beyond_units != billable(*charge.item, charge.use);
         Priced normal, beyond;
         normal.add(units_line(parts.covered_units, unit_price));
         beyond.add(overage_line(parts.beyond, subscription_.commitment->overage_factor));
-        if (covered) add_charge(charge, parts.covered_units, std::move(normal), true);
-        add_charge(charge, parts.beyond_units, std::move(beyond), !covered);
+        if (!parts.covered_units.is_zero()) add_charge(charge, parts.covered_units, std::move(normal), true);
+        add_charge(charge, parts.beyond_units, std::move(beyond), false);
     }
 
     // What the items came to from one moment to another, billing period by billing period.

@@ -194,6 +194,7 @@ TEST_CASE("FlexPrice's entitlements begin anew by the day, the month, or never")
     CHECK(left("MONTHLY", "ANNUAL", months) == 800);
     CHECK(left("NEVER", "MONTHLY", months) == 300);
     CHECK(left("MONTHLY", "MONTHLY", months) == 300);
+    CHECK(left("NEVER", "ANNUAL", months) == 1800);  // in the first of its billing periods
 }
 
 TEST_CASE("FlexPrice's grants leave what exceeds each of them") {
