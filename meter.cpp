@@ -9583,15 +9583,14 @@ BinOptions commitment_windows(Bin bin, const Period& period, const std::optional
 
 using Step = FeeLine::Step;
 
-constexpr std::array<std::pair<std::string_view, int>, 6> decimals_table{{{"jpy", 0}, {"krw", 0}, {"vnd", 0}, {"clp", 0}, {"kwd", 3}, {"clf", 4}}};
+constexpr std::pair<std::string_view, Currency> currencies[] = {{"jpy", {0, 1}}, {"krw", {0, 1}},    {"vnd", {0, 1}},
+                                                                {"clp", {0, 1}}, {"kwd", {3, 1000}}, {"clf", {4, 10000}}};
 
-// Decimals of a currency; any other has 2 (types/currency.go). The code's case does not count.
+// Any other has 2 decimals (types/currency.go). The code's case does not count.
 Currency currency_of(std::string code) {
     std::transform(code.begin(), code.end(), code.begin(), [](unsigned char c) { return static_cast<char>(std::tolower(c)); });
-    for (const auto& [name, decimals] : decimals_table) {
-        if (name == code) return {decimals, decimals == 0 ? 1 : decimals == 3 ? 1000 : 10000};
-    }
-    return {};
+    const auto found = std::find_if(std::begin(currencies), std::end(currencies), [&](const auto& each) { return each.first == code; });
+    return found == std::end(currencies) ? Currency() : found->second;
 }
 
 Decimal rounded(const Decimal& amount, Currency currency) { return amount.round(currency.decimals, Rounding::half_up); }
@@ -9608,12 +9607,10 @@ Decimal total(const std::vector<Decimal>& numbers) {
 // --- prices ---
 
 enum class Model { flat, package, tiered };
-constexpr std::array<std::pair<std::string_view, Model>, 3> models{
-    {{"FLAT_FEE", Model::flat}, {"PACKAGE", Model::package}, {"TIERED", Model::tiered}}};
+constexpr std::pair<std::string_view, Model> models[] = {{"FLAT_FEE", Model::flat}, {"PACKAGE", Model::package}, {"TIERED", Model::tiered}};
 
 enum class TierMode { none, volume, slab };
-constexpr std::array<std::pair<std::string_view, TierMode>, 3> tier_modes{
-    {{"", TierMode::none}, {"VOLUME", TierMode::volume}, {"SLAB", TierMode::slab}}};
+constexpr std::pair<std::string_view, TierMode> tier_modes[] = {{"", TierMode::none}, {"VOLUME", TierMode::volume}, {"SLAB", TierMode::slab}};
 
 struct Price {
     Model model = Model::flat;
@@ -9633,18 +9630,20 @@ Decimal at_least(const Node& at, std::string_view field, const Decimal& least, s
     return *value;
 }
 
-void refuse_fraction(const Node& at, std::string_view field, const std::optional<Decimal>& value) {
-    if (value && value->round(0, Rounding::floor) != *value) throw Error(ErrorCode::bad_value, at.path(field), "must be a whole number");
+Decimal whole_at_least(const Node& at, std::string_view field, const Decimal& least) {
+    const auto value = at_least(at, field, least);
+    if (value.round(0, Rounding::floor) != value) throw Error(ErrorCode::bad_value, at.path(field), "must be a whole number");
+    return value;
 }
 
 // Sorted by limit, the open tier last; no check that limits differ or that an open tier exists, since FlexPrice makes none (9.3).
 std::vector<Tier> read_tiers(const Node& at) {
     std::vector<Tier> tiers;
     for (const auto& each : at.list("tiers")) {
-        const auto up_to = each.find("up_to") ? std::optional(at_least(each, "up_to", 0)) : std::nullopt;
-        refuse_fraction(each, "up_to", up_to);
-        tiers.push_back(
-            {.above = {}, .up_to = up_to, .rate = at_least(each, "unit_amount", 0), .flat = at_least(each, "flat_amount", 0, 0), .from = {}});
+        auto& tier = tiers.emplace_back();
+        if (each.find("up_to")) tier.up_to = whole_at_least(each, "up_to", 0);
+        tier.rate = at_least(each, "unit_amount", 0);
+        tier.flat = at_least(each, "flat_amount", 0, 0);
     }
     std::stable_sort(tiers.begin(), tiers.end(), [](const Tier& a, const Tier& b) { return a.up_to && (!b.up_to || *a.up_to < *b.up_to); });
     for (std::size_t i = 1; i < tiers.size(); ++i) tiers[i].above = tiers[i].from = tiers[i - 1].up_to.value_or(Decimal());
@@ -9660,8 +9659,7 @@ Price read_price(const Node& at) {
     if (price.model != Model::tiered) price.amount = at_least(at, "amount", 0);
     if (price.model == Model::package) {
         const auto transform = at.object("transform_quantity");
-        price.divide_by = at_least(transform, "divide_by", 1);
-        refuse_fraction(transform, "divide_by", price.divide_by);
+        price.divide_by = whole_at_least(transform, "divide_by", 1);
         price.round_down = transform.text("round") == "down";
     }
     if (price.model == Model::tiered) {
@@ -9672,11 +9670,10 @@ Price read_price(const Node& at) {
 }
 
 // The first tier that reaches the quantity, its limit included; else the last.
-const Tier& volume_tier(const std::vector<Tier>& tiers, const Decimal& units) {
-    for (const auto& tier : tiers) {
-        if (!tier.up_to || units <= *tier.up_to) return tier;
-    }
-    return tiers.back();
+std::size_t tier_of(const std::vector<Tier>& tiers, const Decimal& units) {
+    std::size_t i = 0;
+    while (i + 1 < tiers.size() && tiers[i].up_to && units > *tiers[i].up_to) ++i;
+    return i;
 }
 
 // The tier walk alone, which prices a bucket of 0 at the first tier's flat amount (9.7). Slab units beyond the last limit are free.
@@ -9684,12 +9681,13 @@ Priced price_tiers(const Price& price, const Decimal& units) {
     Priced priced;
     if (price.tiers.empty() || price.mode == TierMode::none) return priced;
     if (price.mode == TierMode::slab) return graduated(price.tiers, units);
-    priced.add(tier_line(volume_tier(price.tiers, units), units));
+    priced.add(tier_line(price.tiers[tier_of(price.tiers, units)], units));
     return priced;
 }
 
-Decimal package_count(const Price& price, const Decimal& units) {
-    return divided(units, price.divide_by).round(0, price.round_down ? Rounding::floor : Rounding::ceil);
+FeeLine package_line(const Price& price, const Decimal& units) {
+    const auto count = divided(units, price.divide_by).round(0, price.round_down ? Rounding::floor : Rounding::ceil);
+    return {.step = Step::package, .units = units, .rate = price.amount, .per = price.divide_by, .amount = count * price.amount};
 }
 
 // CalculateCost: unrounded; no units cost nothing under any model.
@@ -9697,15 +9695,7 @@ Priced price_units(const Price& price, const Decimal& units) {
     Priced priced;
     if (units.is_zero()) return priced;
     if (price.model == Model::tiered) return price_tiers(price, units);
-    if (price.model == Model::flat) {
-        priced.add(units_line(units, price.amount));
-    } else {
-        priced.add({.step = Step::package,
-                    .units = units,
-                    .rate = price.amount,
-                    .per = price.divide_by,
-                    .amount = package_count(price, units) * price.amount});
-    }
+    priced.add(price.model == Model::flat ? units_line(units, price.amount) : package_line(price, units));
     return priced;
 }
 
@@ -9719,43 +9709,38 @@ Priced price_buckets(const Price& price, const std::vector<Decimal>& buckets) {
 }
 
 // CalculateCostWithBreakup (9.6).
-struct Breakup {
-    Decimal cost, unit_cost, tier_unit_amount;
-    int tier = -1;
-};
-
-Breakup breakup(const Price& price, const Decimal& units) {
-    Breakup result;
-    result.cost = price_units(price, units).amount;
-    result.unit_cost = divided(result.cost, units);
-    if (price.model == Model::package) result.tier_unit_amount = divided(price.amount, price.divide_by);
-    if (units.is_zero()) return result;
-    if (price.model == Model::flat) result.tier_unit_amount = price.amount;
-    if (price.model == Model::tiered && price.mode != TierMode::none) {
-        const auto reached =
-            std::find_if(price.tiers.begin(), price.tiers.end() - 1, [&](const Tier& tier) { return !tier.up_to || units <= *tier.up_to; });
-        result.tier = static_cast<int>(reached - price.tiers.begin());
-        result.tier_unit_amount = reached->rate;
+json breakup(const Price& price, const Decimal& units) {
+    const auto cost = price_units(price, units).amount;
+    Decimal unit;
+    std::int64_t tier = -1;
+    if (price.model == Model::package) {
+        unit = divided(price.amount, price.divide_by);
+    } else if (price.model == Model::flat) {
+        unit = units.is_zero() ? Decimal() : price.amount;
+    } else if (!units.is_zero() && price.mode != TierMode::none && !price.tiers.empty()) {
+        const auto reached = tier_of(price.tiers, units);
+        unit = price.tiers[reached].rate;
+        tier = static_cast<std::int64_t>(reached);
     }
-    return result;
+    return {{"final_cost", cost.to_string()},
+            {"effective_unit_cost", divided(cost, units).to_string()},
+            {"tier_unit_amount", unit.to_string()},
+            {"selected_tier_index", tier}};
 }
 
-// A fixed price without a quantity is for its least, or for one (9.11).
-Decimal fixed_quantity(const Decimal& quantity, const std::optional<Decimal>& least) {
-    return quantity.is_zero() ? least.value_or(Decimal(1)) : quantity;
-}
+// A fixed price without a quantity is for its least (9.11).
+Decimal fixed_quantity(const Decimal& quantity, const Decimal& least) { return quantity.is_zero() ? least : quantity; }
 
 // --- entitlements and grants (9.12) ---
 
-// After what an entitlement's limit begins anew.
-enum class Reset { period, day, month, never };
-constexpr std::array<std::pair<std::string_view, Reset>, 3> resets{{{"DAILY", Reset::day}, {"MONTHLY", Reset::month}, {"NEVER", Reset::never}}};
+// After what an entitlement's limit begins anew; never, without bins.
+constexpr std::pair<std::string_view, Bin> resets[] = {{"DAILY", Bin::day}, {"MONTHLY", Bin::month}, {"NEVER", Bin::none}};
 
 // What is billed of a quantity: what exceeds the limit, each day's or month's where it is theirs.
 struct Entitlement {
     bool enabled = false;
     std::optional<Decimal> limit = {};  // none: everything is free
-    Reset reset = Reset::period;
+    std::optional<Bin> reset = {};      // none: with each bill
 
     Decimal billable(const Decimal& units) const {
         if (!enabled) return units;
@@ -9768,12 +9753,13 @@ struct Entitlement {
     }
 };
 
-// Where the limit is begun anew as often as bills are written, or by a word not known, it is the period's (billing_meter_usage.go).
+// Where the limit is begun anew as often as bills are written, or by a word not known, it is with each bill (billing_meter_usage.go).
 Entitlement read_entitlement(const Node& at, std::string_view billing_period) {
+    Entitlement entitlement{.enabled = at.flag("is_enabled")};
     const auto word = at.text("usage_reset_period");
-    const auto row = std::find_if(resets.begin(), resets.end(), [&](const auto& each) { return each.first == word; });
-    const bool apart = row != resets.end() && word != billing_period;
-    Entitlement entitlement{at.flag("is_enabled"), {}, apart ? row->second : Reset::period};
+    for (const auto& [name, bin] : resets) {
+        if (word == name && word != billing_period) entitlement.reset = bin;
+    }
     if (at.find("usage_limit")) entitlement.limit = at_least(at, "usage_limit", 0);
     return entitlement;
 }
@@ -9788,7 +9774,7 @@ struct Grant {
 };
 
 Grant read_grant(const Node& at) {
-    static constexpr std::array<std::pair<std::string_view, bool>, 2> measures{{{"quantity", false}, {"amount", true}}};
+    static constexpr std::pair<std::string_view, bool> measures[] = {{"quantity", false}, {"amount", true}};
     Grant grant{at.choice("measure", measures), at_least(at, "quota", 0), {}};
     const auto from = at.time("start_date"), to = at.time("end_date");
     if (from || to) grant.period = {from.value_or(Period().from), to.value_or(Period().to)};
@@ -9818,11 +9804,20 @@ struct Committed {
     }
 };
 
+// What the parts of a commitment are called.
+struct CommitmentFields {
+    std::string_view type, amount, quantity, factor, true_up;
+};
+constexpr CommitmentFields of_price{"type", "amount", "quantity", "overage_factor", "true_up_enabled"},
+    of_line_item{"commitment_type", "commitment_amount", "commitment_quantity", "commitment_overage_factor", "commitment_true_up_enabled"},
+    of_time_bucket{"commitment_type", "commitment_value", "commitment_value", "overage_factor", "true_up_enabled"},
+    of_subscription{"", "commitment_amount", "", "overage_factor", "enable_true_up"};
+
 // A commitment's quantity is worth what the price asks for it. A missing factor makes overage free.
-Commitment read_commitment(const Node& at, const Price& price) {
-    const bool by_quantity = at.text("type", at.text("commitment_type")) == "quantity";
-    const auto value = at_least(at, by_quantity ? "quantity" : "amount", 0, at_least(at, "commitment_value", 0, 0));
-    return {by_quantity ? price_units(price, value).amount : value, at_least(at, "overage_factor", 0, 0), at.flag("true_up_enabled")};
+Commitment read_commitment(const Node& at, const CommitmentFields& fields, const Price& price = {}) {
+    const bool by_quantity = at.text(fields.type, at.find(fields.amount) ? "amount" : "quantity") == "quantity";
+    const auto value = at_least(at, by_quantity ? fields.quantity : fields.amount, 0, 0);
+    return {by_quantity ? price_units(price, value).amount : value, at_least(at, fields.factor, 0, 0), at.flag(fields.true_up)};
 }
 
 Committed commit(const Commitment& commitment, const Decimal& cost) {
@@ -9847,13 +9842,9 @@ Decimal missing_to(const Decimal& commitment, const Decimal& used, Currency curr
     return at_least_zero(rounded(commitment - rounded(used, currency), currency));
 }
 
-// A charge of a subscription, and what one unit of it counts as where a commitment ends in it.
-struct Charged {
-    Decimal cost, units, unit_price;
-};
-
-Charged charged(const Price& price, const Decimal& cost, const Decimal& units) {
-    return {cost, units, price.model == Model::flat ? price.amount : divided(cost, units)};
+// What one unit of a charge counts as where a commitment ends in it.
+Decimal unit_price(const Price& price, const Decimal& cost, const Decimal& units) {
+    return price.model == Model::flat ? price.amount : divided(cost, units);
 }
 
 // The part of a charge that a commitment covers, and the part beyond it before the overage factor.
@@ -9861,15 +9852,13 @@ struct Split {
     Decimal covered, covered_units, beyond, beyond_units;
 };
 
-// Takes the charge off what is left of the subscription's commitment: all of it, or the whole units that still fit, or nothing (9.15).
-Split split(const Charged& charge, Decimal& left) {
-    if (charge.cost <= left) {
-        left -= charge.cost;
-        return {charge.cost, charge.units, {}, {}};
-    }
-    const auto fitting = divided(std::exchange(left, {}), charge.unit_price).round(0, Rounding::floor);
-    if (fitting.is_zero()) return {{}, {}, charge.cost, charge.units};
-    return {fitting * charge.unit_price, fitting, (charge.units - fitting) * charge.unit_price, charge.units - fitting};
+// Takes a charge off what is left of the subscription's commitment: all of it, or the whole units that still fit, or nothing (9.15).
+Split split(const Decimal& cost, const Decimal& units, const Decimal& unit, Decimal& left) {
+    const auto before = std::exchange(left, at_least_zero(left - cost));
+    if (cost <= before) return {cost, units, {}, {}};
+    if (before <= 0 || unit.is_zero()) return {{}, {}, cost, units};
+    const auto fitting = divided(before, unit).round(0, Rounding::floor);
+    return {fitting * unit, fitting, (units - fitting) * unit, units - fitting};
 }
 
 // The lines that make a cost what a commitment charges for it.
@@ -9887,8 +9876,6 @@ struct TimeBucket {
     int from = 0, to = 0;
     Price price;
     Commitment commitment;
-
-    bool holds(int minute) const { return from <= minute && minute < to; }
 };
 
 int read_minute(const Node& at, std::string_view field) {
@@ -9901,20 +9888,19 @@ int read_minute(const Node& at, std::string_view field) {
 }
 
 // Its price may stand in it, or be one of the catalogue's.
-TimeBucket read_time_bucket(const Node& at, const std::map<std::string, Price>& known = {}) {
-    TimeBucket bucket{at.text("id"), read_minute(at, "start"), read_minute(at, "end"), {}, {}};
+TimeBucket read_time_bucket(const Node& at, const Price& listed = {}) {
+    TimeBucket bucket{at.text("id"), read_minute(at, "start"), read_minute(at, "end"), listed, {}};
     if (bucket.from >= bucket.to) throw Error(ErrorCode::bad_value, at.path("end"), "is not after start");
-    const auto listed = known.find(at.text("price_id"));
-    if (listed != known.end()) bucket.price = listed->second;
     if (at.find("price")) bucket.price = read_price(at.object("price"));
-    bucket.commitment = read_commitment(at, bucket.price);
+    bucket.commitment = read_commitment(at, of_time_bucket, bucket.price);
     return bucket;
 }
 
 // One window of a windowed commitment; without a known start no time bucket holds it.
 struct Window {
-    std::optional<Timestamp> start;
-    Decimal units;
+    std::optional<Timestamp> start = {};
+    Decimal units = {};
+    std::int64_t events = 0;
 
     int minute() const { return static_cast<int>((start->micros() - midnight(date_of(*start)).micros()) / micros_per_minute); }
 };
@@ -9925,22 +9911,30 @@ struct WindowedPrice {
     std::vector<TimeBucket> buckets;
 
     const TimeBucket* bucket_of(const Window& window) const {
-        if (!window.start) return nullptr;
-        const auto found = std::find_if(buckets.begin(), buckets.end(), [&](const TimeBucket& bucket) { return bucket.holds(window.minute()); });
-        return found == buckets.end() ? nullptr : &*found;
+        for (const auto& bucket : buckets) {
+            if (window.start && bucket.from <= window.minute() && window.minute() < bucket.to) return &bucket;
+        }
+        return nullptr;
     }
 
-    // The rule of 9.13 for one window; a window out of all commitments, or under one that is worth nothing, pays its plain cost.
+    // What holds in the window: its time bucket's, else the item's own. A commitment of the item's that is worth nothing is none
+    // (billing_commitment.go).
+    std::pair<const Price*, const Commitment*> at(const Window& window) const {
+        if (const auto* bucket = bucket_of(window)) return {&bucket->price, &bucket->commitment};
+        return {&price, commitment && !commitment->amount.is_zero() ? &*commitment : nullptr};
+    }
+
+    // The rule of 9.13 for one window; a window out of all commitments pays its plain cost.
     Committed charge(const Window& window) const {
-        if (const auto* bucket = bucket_of(window)) return commit(bucket->commitment, price_units(bucket->price, window.units).amount);
-        const auto cost = price_units(price, window.units).amount;
-        return commitment && !commitment->amount.is_zero() ? commit(*commitment, cost) : Committed{cost, cost, {}, {}};
+        const auto [rate, terms] = at(window);
+        const auto cost = price_units(*rate, window.units).amount;
+        return terms ? commit(*terms, cost) : Committed{cost, cost, {}, {}};
     }
 
     // Whether a window without events has something to make up for.
     bool fills(const Window& window) const {
-        const auto* bucket = bucket_of(window);
-        return bucket ? bucket->commitment.true_up : commitment && commitment->true_up;
+        const auto* terms = at(window).second;
+        return terms && terms->true_up;
     }
 
     // The windows in order, and between them the empty ones of the grid that are charged all the same.
@@ -9948,7 +9942,7 @@ struct WindowedPrice {
         std::set<Timestamp> known;
         for (const auto& window : windows) known.insert(window.start.value_or(Timestamp()));
         for (std::int64_t i = 0; i < grid.count(); ++i) {
-            const Window empty{grid.start(i), {}};
+            const Window empty{.start = grid.start(i)};
             if (!known.contains(*empty.start) && fills(empty)) windows.push_back(empty);
         }
         std::stable_sort(windows.begin(), windows.end(), [](const Window& a, const Window& b) { return a.start < b.start; });
@@ -9960,8 +9954,7 @@ struct WindowedPrice {
 Priced price_windows(const WindowedPrice& terms, const std::vector<Window>& windows, Committed& committed) {
     Priced sum;
     for (const auto& window : windows) {
-        const auto* bucket = terms.bucket_of(window);
-        auto priced = price_units(bucket ? bucket->price : terms.price, window.units);
+        auto priced = price_units(*terms.at(window).first, window.units);
         const auto charge = terms.charge(window);
         settle(priced, charge);
         committed += charge;
@@ -9984,7 +9977,7 @@ struct Discount {
 };
 
 Discount read_discount(const Node& at) {
-    static constexpr std::array<std::pair<std::string_view, bool>, 2> types{{{"percentage", false}, {"fixed", true}}};
+    static constexpr std::pair<std::string_view, bool> types[] = {{"percentage", false}, {"fixed", true}};
     const bool money = at.choice("type", types);
     return {money, at_least(at, money ? "amount_off" : "percentage_off", 0)};
 }
@@ -10002,9 +9995,6 @@ Decimal compound_discount(const Decimal& price, const std::vector<Discount>& dis
 
 // --- values and filters (4.8, 6.2, 6.3) ---
 
-constexpr std::array<Meeting, 3> as_text{Meeting::text, Meeting::text, Meeting::text}, as_empty{Meeting::empty, Meeting::empty, Meeting::empty},
-    not_at_all{Meeting::never, Meeting::never, Meeting::never};
-
 // A number as Go's %v writes it: of a float64, from a million up and below a ten-thousandth with an exponent (6.3).
 std::string go_text(const Decimal& number) {
     std::array<char, 32> text{};
@@ -10017,17 +10007,17 @@ std::string go_text(const Decimal& number) {
 }
 
 // Property filters of a question read a missing property as "" (4.8); those of a meter do not.
-constexpr Coercion property_filter{.missing = {as_empty, as_empty},
-                                   .boolean = {as_text, as_text},
-                                   .number = {as_text, as_text},
-                                   .text = {as_text, as_text},
-                                   .structure = {as_text, as_text}};
-constexpr Coercion meter_filter{.missing = {not_at_all, not_at_all},
-                                .boolean = {as_text, as_text},
-                                .number = {as_text, as_text},
-                                .text = {as_text, as_text},
-                                .structure = {as_text, as_text},
-                                .stored_number = go_text};
+constexpr Coercion property_filter{.missing = {empty_any, empty_any},
+                                   .boolean = {text_any, text_any},
+                                   .number = {text_any, text_any},
+                                   .text = {text_any, text_any},
+                                   .structure = {text_any, text_any}};
+constexpr Coercion meter_filter = [] {
+    auto filter = property_filter;
+    filter.missing = {never_any, never_any};
+    filter.stored_number = go_text;
+    return filter;
+}();
 
 // Of the table meter_usage: dossier 6.2, 6.8; a meter's own windows 5.4, 5.5.
 constexpr Rules metered_rules{.name = "flexprice",
@@ -10047,19 +10037,18 @@ constexpr Rules metered_rules{.name = "flexprice",
 
 // --- meters ---
 
-constexpr std::array<std::pair<std::string_view, Aggregation>, 8> aggregations{{{"COUNT", Aggregation::count},
-                                                                                {"SUM", Aggregation::sum},
-                                                                                {"AVG", Aggregation::average},
-                                                                                {"MAX", Aggregation::max},
-                                                                                {"LATEST", Aggregation::latest},
-                                                                                {"WEIGHTED_SUM", Aggregation::weighted_sum},
-                                                                                {"COUNT_UNIQUE", Aggregation::unique_count},
-                                                                                {"SUM_WITH_MULTIPLIER", Aggregation::sum}}};
-
-struct Meter {
-    std::string id;
-    Metric metric;
+constexpr std::pair<std::string_view, Aggregation> aggregations[] = {
+    {"COUNT", Aggregation::count},
+    {"SUM", Aggregation::sum},
+    {"AVG", Aggregation::average},
+    {"MAX", Aggregation::max},
+    {"LATEST", Aggregation::latest},
+    {"WEIGHTED_SUM", Aggregation::weighted_sum},
+    {"COUNT_UNIQUE", Aggregation::unique_count},
+    {"SUM_WITH_MULTIPLIER", Aggregation::sum},
 };
+
+std::string meter_code(const std::string& id) { return "flexprice:" + id; }
 
 // Buckets: of MAX and SUM only, with groups of MAX only (5.13).
 void read_buckets(const Node& aggregation, Metric& metric) {
@@ -10073,12 +10062,10 @@ void read_buckets(const Node& aggregation, Metric& metric) {
     metric.bucket_group = property_field(group);
 }
 
-Meter read_meter(const Node& at) {
-    static constexpr std::array<std::pair<std::string_view, bool>, 3> carried{{{"", false}, {"BILLING_PERIOD", false}, {"NEVER", true}}};
+Metric read_meter(const Node& at) {
+    static constexpr std::pair<std::string_view, bool> carried[] = {{"", false}, {"BILLING_PERIOD", false}, {"NEVER", true}};
     const auto aggregation = at.object("aggregation");
-    Meter meter{at.required_text("id"), {.event = at.required_text("event_name"), .rules = "flexprice"}};
-    auto& metric = meter.metric;
-    metric.code = "flexprice:" + meter.id;
+    Metric metric{.code = meter_code(at.required_text("id")), .event = at.required_text("event_name"), .rules = "flexprice"};
     metric.aggregation = aggregation.choice("type", aggregations);
     if (!aggregation.text("expression").empty())
         throw Error(ErrorCode::unsupported, aggregation.path("expression"), "expressions are not evaluated here");
@@ -10094,7 +10081,7 @@ Meter read_meter(const Node& at) {
         if (values.empty()) throw Error(ErrorCode::bad_value, filter.path("values"), "must not be empty");
         metric.filter.parts.push_back(Filter::where(property_field(filter.required_text("key")), Operator::in, json(values)));
     }
-    return meter;
+    return metric;
 }
 
 struct Coupon {
@@ -10132,6 +10119,7 @@ struct Item {
 
     const Price& price() const { return terms.price; }
     bool bucketed() const { return metric.bucket != Bin::none; }
+    bool limited_apart() const { return entitlement.enabled && entitlement.reset && !bucketed(); }  // by days, months or all time
     bool commits() const { return terms.commitment || !terms.buckets.empty(); }
 };
 
@@ -10178,14 +10166,10 @@ std::vector<Part> parts_of(const Metric& metric, AggregateQuery query, Bin bin, 
     return parts;
 }
 
-Decimal value_of(const Metric& metric, const Part& part) {
-    if (metric.aggregation != Aggregation::average) return part.number;
-    return part.events == 0 ? Decimal() : exact_share(part.number, part.events);
-}
-
 std::vector<Decimal> values_of(const Metric& metric, const std::vector<Part>& parts) {
+    const bool shares = metric.aggregation == Aggregation::average;
     std::vector<Decimal> values;
-    for (const auto& part : parts) values.push_back(value_of(metric, part));
+    for (const auto& part : parts) values.push_back(shares ? exact_share(part.number, std::max<std::int64_t>(part.events, 1)) : part.number);
     return values;
 }
 
@@ -10198,37 +10182,34 @@ struct Use {
     std::vector<std::pair<Period, std::vector<Part>>> grants;  // what was used in the time of each grant
 };
 
-Bin stretch_of(Reset reset) { return reset == Reset::day ? Bin::day : reset == Reset::month ? Bin::month : Bin::none; }
+// The time in which the limit counts that is never begun anew.
+AggregateQuery limited(const Item& item, const Subscription& subscription, AggregateQuery query) {
+    if (*item.entitlement.reset == Bin::none) query.period.from = subscription.active.from;
+    return query;
+}
 
 Use measure(const Item& item, const Subscription& subscription, const AggregateQuery& query, UsageSource& usage) {
-    const auto over = [&](const Period& period) {
-        auto asked = query;
-        asked.period = period;
-        return asked;
-    };
     Use use{query, parts_of(item.metric, query, item.metric.bucket, usage), {}, {}, {}};
     for (const auto& grant : item.grants) {
-        const auto period = grant.period.value_or(query.period);
-        use.grants.emplace_back(period, parts_of(item.metric, over(period), Bin::none, usage));
+        auto asked = query;
+        asked.period = grant.period.value_or(query.period);
+        use.grants.emplace_back(asked.period, parts_of(item.metric, asked, Bin::none, usage));
     }
-    if (!item.entitlement.enabled || item.bucketed()) return use;
-    const auto stretch = stretch_of(item.entitlement.reset);
-    if (stretch != Bin::none) use.stretches = parts_of(item.metric, query, stretch, usage);
-    if (item.entitlement.reset == Reset::never) {
-        if (subscription.active.from < query.period.from)
-            use.before = total(values_of(item.metric, parts_of(item.metric, over({subscription.active.from, query.period.from}), Bin::none, usage)));
-        use.stretches = parts_of(item.metric, over({subscription.active.from, query.period.to}), Bin::none, usage);
-    }
+    if (!item.limited_apart()) return use;
+    auto asked = limited(item, subscription, query);
+    use.stretches = parts_of(item.metric, asked, *item.entitlement.reset, usage);
+    asked.period.to = query.period.from;
+    if (asked.period.from < asked.period.to) use.before = total(values_of(item.metric, parts_of(item.metric, asked, Bin::none, usage)));
     return use;
 }
 
 Decimal units_of(const Item& item, const Use& use) { return total(values_of(item.metric, use.parts)); }
 
 Decimal billable(const Item& item, const Use& use) {
-    const auto units = units_of(item, use);
-    if (!item.entitlement.enabled || item.entitlement.reset == Reset::period || item.bucketed()) return item.entitlement.billable(units);
-    const auto values = values_of(item.metric, use.stretches);
-    return item.entitlement.reset == Reset::never ? item.entitlement.billable(total(values) - use.before) : item.entitlement.billable(values);
+    if (!item.limited_apart()) return item.entitlement.billable(units_of(item, use));
+    auto values = values_of(item.metric, use.stretches);
+    if (!use.before.is_zero()) values.front() -= use.before;
+    return item.entitlement.billable(values);
 }
 
 // What grants leave: of units, or money in place of them.
@@ -10255,10 +10236,15 @@ Priced price_use(const Item& item, const Use& use) {
     return priced;
 }
 
+std::vector<Window> windows_of(const std::vector<Part>& parts) {
+    std::vector<Window> windows;
+    for (const auto& part : parts) windows.push_back({part.start, part.number, part.events});
+    return windows;
+}
+
 // The windows up to now that a commitment is for (9.14).
 std::vector<Window> windows_of(const Item& item, const Use& use, Timestamp now) {
-    std::vector<Window> windows;
-    for (const auto& part : use.parts) windows.push_back({part.start, value_of(item.metric, part)});
+    auto windows = windows_of(use.parts);
     const Period elapsed{use.query.period.from, std::min(use.query.period.to, now)};
     if (elapsed.from >= elapsed.to || elapsed.from == Period().from) return windows;
     auto options = commitment_windows(item.metric.bucket, elapsed, use.query.billing_anchor);
@@ -10280,23 +10266,29 @@ Priced commit_use(const Item& item, const Use& use, Priced priced, Timestamp now
 
 // --- one event more ---
 
-std::string_view property_of(const Metric& metric) { return std::string_view(metric.property).substr(property_field("").size()); }
+// The property that a metric's or filter's field names.
+Scalar property_at(const Event& event, std::string_view field, std::string& keep) {
+    return scalar_at(event.properties, field.substr(property_field("").size()), keep);
+}
+
+std::string text_at(const Event& event, std::string_view field) {
+    std::string keep;
+    return scalar_text(property_at(event, field, keep));
+}
 
 bool measures(const Metric& metric, const Event& event) {
     return event.name == metric.event && std::all_of(metric.filter.parts.begin(), metric.filter.parts.end(), [&](const Filter& clause) {
                std::string keep;
-               const auto path = std::string_view(clause.field).substr(property_field("").size());
-               return meets(meter_filter, make_clause(clause), scalar_at(event.properties, path, keep));
+               return meets(meter_filter, make_clause(clause), property_at(event, clause.field, keep));
            });
 }
 
 // What metering notes of the event (6.2).
 Decimal quantity_of(const Metric& metric, const Event& event) {
     if (metric.aggregation == Aggregation::count) return 1;
+    if (metric.aggregation == Aggregation::unique_count) return text_at(event, metric.property).empty() ? 0 : 1;
     std::string keep;
-    const auto value = scalar_at(event.properties, property_of(metric), keep);
-    if (metric.aggregation == Aggregation::unique_count) return scalar_text(value).empty() ? 0 : 1;
-    const auto number = scalar_number(value).value_or(Decimal()) * metric.multiplier.value_or(Decimal(1));
+    const auto number = scalar_number(property_at(event, metric.property, keep)).value_or(Decimal()) * metric.multiplier.value_or(Decimal(1));
     return at_least_zero(number.round(15, Rounding::down));
 }
 
@@ -10304,19 +10296,14 @@ Decimal quantity_of(const Metric& metric, const Event& event) {
 Decimal step_of(const Metric& metric, const Event& event, AggregateQuery query, UsageSource& usage) {
     const auto quantity = quantity_of(metric, event);
     if (metric.aggregation != Aggregation::unique_count || quantity.is_zero()) return quantity;
-    std::string keep;
-    const auto text = scalar_text(scalar_at(event.properties, property_of(metric), keep));
-    query.filter = Filter::all({query.filter, Filter::equals(metric.property, text)});
+    query.filter = Filter::all({query.filter, Filter::equals(metric.property, text_at(event, metric.property))});
     return usage.measure(part_metric(metric), query).front().value > 0 ? Decimal() : quantity;
 }
 
 // Adds the event to the part it falls into, now.
 void add_event(const Metric& metric, const Event& event, AggregateQuery query, Bin bin, Timestamp now, UsageSource& usage, std::vector<Part>& parts) {
     Group group;
-    if (bin == metric.bucket && !metric.bucket_group.empty()) {
-        std::string keep;
-        group.emplace_back(scalar_text(scalar_at(event.properties, std::string_view(metric.bucket_group).substr(property_field("").size()), keep)));
-    }
+    if (bin == metric.bucket && !metric.bucket_group.empty()) group.emplace_back(text_at(event, metric.bucket_group));
     std::optional<Timestamp> start;
     if (bin != Bin::none) {
         query.bin = bin;
@@ -10345,9 +10332,8 @@ void add_event(const Item& item, const Subscription& subscription, const Event& 
         query.period = period;
         if (period.contains(now)) add_event(item.metric, event, query, Bin::none, now, usage, parts);
     }
-    if (!item.entitlement.enabled || item.bucketed() || item.entitlement.reset == Reset::period) return;
-    query.period = {item.entitlement.reset == Reset::never ? subscription.active.from : use.query.period.from, use.query.period.to};
-    add_event(item.metric, event, query, stretch_of(item.entitlement.reset), now, usage, use.stretches);
+    if (item.limited_apart())
+        add_event(item.metric, event, limited(item, subscription, use.query), *item.entitlement.reset, now, usage, use.stretches);
 }
 
 // --- the catalogue ---
@@ -10359,9 +10345,7 @@ struct Catalogue final : Book::Impl {
     std::string currency_code;
     Currency currency = {};
 
-    bool serves(const std::string& subscription, const std::string& customer) const override {
-        return lists_subscriptions ? !chosen(subscription, customer).empty() : !customer.empty();
-    }
+    bool serves(const std::string& subscription, const std::string& customer) const override { return !chosen(subscription, customer).empty(); }
     Period period_around(const UsageQuery& query, Timestamp at) const override {
         const auto list = chosen(query.subscription, query.customer);
         return list.empty() ? this_month(at) : list.front().period(at);
@@ -10392,16 +10376,14 @@ struct Catalogue final : Book::Impl {
 };
 
 Fee fee_of(const Catalogue& book, const std::string& charge, const std::string& metric, const Decimal& units, Priced priced) {
-    Fee fee;
-    fee.charge = charge;
-    fee.metric = metric;
-    fee.currency = book.currency_code;
-    fee.units = units;
-    fee.amount = priced.amount;
-    fee.amount_cents = to_cents(priced.amount, book.currency);
-    fee.unit_amount = quotient(priced.amount, units);
-    fee.lines = std::move(priced.lines);
-    return fee;
+    return {.charge = charge,
+            .metric = metric,
+            .currency = book.currency_code,
+            .units = units,
+            .amount = priced.amount,
+            .amount_cents = to_cents(priced.amount, book.currency),
+            .unit_amount = quotient(priced.amount, units),
+            .lines = std::move(priced.lines)};
 }
 
 Fees sum_up(const Catalogue& book, std::vector<Fee> list) {
@@ -10551,23 +10533,23 @@ private:
         auto left = commitment.amount;
         bool overage = false;
         for (const auto& charge : list) {
-            const auto whole = charged(charge.item->price(), charge.priced.amount, billable(*charge.item, charge.use));
-            const auto parts = split(whole, left);
+            const auto cost = charge.priced.amount, units = billable(*charge.item, charge.use);
+            const auto unit = unit_price(charge.item->price(), cost, units);
+            const auto parts = split(cost, units, unit, left);
             overage = overage || !parts.beyond.is_zero();
-            if (parts.beyond.is_zero()) {
+            if (parts.beyond.is_zero())
                 add_charge(charge);
-            } else {
-                add_split(charge, whole.unit_price, parts);
-            }
+            else
+                add_split(charge, unit, parts);
         }
         const auto missing = missing_to(commitment.amount, commitment.amount - left, book_.currency);
         if (commitment.true_up && !overage && !missing.is_zero()) add_extra("True Up", {.step = Step::minimum, .amount = missing});
     }
 
     // The item's own commitment is for what is covered.
-    void add_split(const Charge& charge, const Decimal& unit_price, const Split& parts) {
+    void add_split(const Charge& charge, const Decimal& unit, const Split& parts) {
         Priced normal, beyond;
-        normal.add(units_line(parts.covered_units, unit_price));
+        normal.add(units_line(parts.covered_units, unit));
         beyond.add(overage_line(parts.beyond, subscription_.commitment->overage_factor));
         if (!parts.covered_units.is_zero()) add_charge(charge, parts.covered_units, std::move(normal), true);
         add_charge(charge, parts.beyond_units, std::move(beyond), false);
@@ -10696,16 +10678,15 @@ Fees Catalogue::estimate_fees(const Event& event, Timestamp now, UsageSource& us
     auto fees = price_event(*this, event, now, [&](const Subscription& subscription, const Item& item) {
         const auto query = query_of(*this, subscription, item, {subscription.period(now).from, now + std::chrono::microseconds(1)});
         auto use = flexprice::measure(item, subscription, query, usage_source);
-        const auto units = [&] { return total(values_of(item.metric, use.parts)); };
         const auto priced = [&] {
             Committed committed;
             return commit_use(item, use, price_use(item, use), now, committed);
         };
-        const auto units_before = units();
+        const auto units = units_of(item, use);
         const auto before = priced();
         add_event(item, subscription, event, now, usage_source, use);
         return fee_for(subscription, query.period, 1,
-                       fee_of(*this, item.charge, item.metric.code, units() - units_before, difference(priced(), before)));
+                       fee_of(*this, item.charge, item.metric.code, units_of(item, use) - units, difference(priced(), before)));
     });
     if (fees.fees.empty()) throw Error(ErrorCode::not_found, "name", "no price measures events named " + event.name);
     return fees;
@@ -10719,14 +10700,6 @@ Fees Catalogue::estimate_instant_fees(const Event& event, Timestamp now) const {
     });
 }
 
-json breakup_json(const Price& price, const Decimal& units) {
-    const auto parts = breakup(price, units);
-    return {{"final_cost", parts.cost.to_string()},
-            {"effective_unit_cost", parts.unit_cost.to_string()},
-            {"tier_unit_amount", parts.tier_unit_amount.to_string()},
-            {"selected_tier_index", parts.tier}};
-}
-
 Fee Catalogue::price(std::string_view charge, const Decimal& units, std::int64_t) const {
     for (const auto& item : items) {
         if (item.charge != charge) continue;
@@ -10735,7 +10708,7 @@ Fee Catalogue::price(std::string_view charge, const Decimal& units, std::int64_t
         for (std::size_t i = 0; i < item.grants.size(); ++i) use.grants.push_back({{}, use.parts});
         Committed committed;
         auto fee = fee_of(*this, item.charge, item.metric.code, quantity, commit_use(item, use, price_use(item, use), {}, committed));
-        fee.vendor = breakup_json(item.price(), quantity);
+        fee.vendor = breakup(item.price(), quantity);
         return fee;
     }
     throw Error(ErrorCode::not_found, "charge", "charge_not_found");
@@ -10744,25 +10717,27 @@ Fee Catalogue::price(std::string_view charge, const Decimal& units, std::int64_t
 // Each event priced alone, unrounded, under the first item of the customer that measures it. Which item that is is decided once for each meter,
 // at the time of the first such event (dossier 7.3).
 std::vector<std::optional<Decimal>> Catalogue::event_costs(std::span<const std::optional<Event>> events) const {
-    std::map<std::pair<std::string, std::string>, std::optional<Item>> found;
-    const auto item_at = [&](const std::string& customer, const Metric& metric, Timestamp time) -> std::optional<Item> {
-        for (const auto& subscription : chosen({}, customer)) {
-            if (!subscription.starts || !subscription.active.contains(time)) continue;
+    std::map<std::pair<std::string, std::string>, std::optional<Price>> found;
+    const auto price_at = [&](const Event& event, const Metric& metric) -> std::optional<Price> {
+        const auto time = event.timestamp.value();
+        for (const auto& subscription : chosen({}, event.customer)) {
             for (const auto& item : subscription.items) {
-                if (item.metric.code == metric.code && item.active.contains(time)) return item;
+                const bool holds = subscription.starts && subscription.active.contains(time) && item.active.contains(time);
+                if (holds && item.metric.code == metric.code) return item.price();
             }
         }
         return std::nullopt;
     };
-    std::vector<std::optional<Decimal>> costs(events.size());
-    for (std::size_t i = 0; i < events.size(); ++i) {
-        const auto metric =
-            !events[i] ? metrics.end() : std::find_if(metrics.begin(), metrics.end(), [&](const Metric& each) { return measures(each, *events[i]); });
-        if (metric == metrics.end()) continue;
-        const auto [place, fresh] = found.try_emplace({events[i]->customer, metric->code});
-        if (fresh) place->second = item_at(events[i]->customer, *metric, events[i]->timestamp.value());
-        if (place->second) costs[i] = price_units(place->second->price(), quantity_of(*metric, *events[i])).amount;
-    }
+    const auto cost_of = [&](const Event& event) -> std::optional<Decimal> {
+        const auto metric = std::find_if(metrics.begin(), metrics.end(), [&](const Metric& each) { return measures(each, event); });
+        if (metric == metrics.end()) return std::nullopt;
+        const auto [place, fresh] = found.try_emplace({event.customer, metric->code});
+        if (fresh) place->second = price_at(event, *metric);
+        if (!place->second) return std::nullopt;
+        return price_units(*place->second, quantity_of(*metric, event)).amount;
+    };
+    std::vector<std::optional<Decimal>> costs;
+    for (const auto& event : events) costs.push_back(event ? cost_of(*event) : std::nullopt);
     return costs;
 }
 
@@ -10774,13 +10749,11 @@ std::int64_t read_count(const Node& at, std::string_view field) {
     return count;
 }
 
-constexpr std::array<std::pair<std::string_view, Stride>, 7> billing_periods{{{"", {1, 0}},
-                                                                              {"DAILY", {0, micros_per_day}},
-                                                                              {"WEEKLY", {0, 7 * micros_per_day}},
-                                                                              {"MONTHLY", {1, 0}},
-                                                                              {"QUARTERLY", {3, 0}},
-                                                                              {"HALF_YEARLY", {6, 0}},
-                                                                              {"ANNUAL", {12, 0}}}};
+constexpr std::pair<std::string_view, Stride> billing_periods[] = {
+    {"", {1, 0}},        {"DAILY", {0, micros_per_day}}, {"WEEKLY", {0, 7 * micros_per_day}},
+    {"MONTHLY", {1, 0}}, {"QUARTERLY", {3, 0}},          {"HALF_YEARLY", {6, 0}},
+    {"ANNUAL", {12, 0}},
+};
 
 // Nothing of what is charged once.
 std::optional<Stride> read_cycle(const Node& at) {
@@ -10794,23 +10767,26 @@ Period read_period(const Node& at, std::string_view from, std::string_view to) {
     return period;
 }
 
+// How many bills a coupon comes off; nothing for all that are written in its time.
+std::optional<std::int64_t> read_times(const Node& at) {
+    const auto cadence = at.text("cadence", "forever");
+    if (cadence == "once") return 1;
+    if (cadence != "repeated" && cadence != "forever") throw Error(ErrorCode::bad_value, at.path("cadence"), "is not known: " + cadence);
+    if (cadence == "forever" || !at.find("duration_in_periods")) return {};
+    return read_count(at, "duration_in_periods");
+}
+
 // Those of the subscription, or of one of its line items, in the order in which they are taken off (coupon_selection.go).
 std::vector<Coupon> read_coupons(const Node& at, const Subscription& subscription, const std::string& line_item) {
-    enum class Cadence { once, repeated, forever };
-    static constexpr std::array<std::pair<std::string_view, Cadence>, 3> cadences{
-        {{"once", Cadence::once}, {"repeated", Cadence::repeated}, {"forever", Cadence::forever}}};
+    const auto cycle = subscription.cycle(subscription.stride);
     std::vector<Coupon> coupons;
     for (const auto& each : at.list("coupon_associations")) {
         if (each.text("subscription_line_item_id") != line_item) continue;
         const auto from = each.object("coupon");
         Coupon coupon{each.text("id"), read_discount(from), read_period(each, "start_date", "end_date"), Period().to, true};
-        const auto cadence = from.choice("cadence", cadences, "forever");
-        coupon.shown = !coupon.discount.money && cadence != Cadence::once;
-        if (cadence == Cadence::once || (cadence == Cadence::repeated && from.find("duration_in_periods"))) {
-            const auto cycle = subscription.cycle(subscription.stride);
-            const auto first = cycle.index(std::max(coupon.active.from, subscription.active.from));
-            coupon.billed_until = cycle.boundary(first + (cadence == Cadence::once ? 1 : read_count(from, "duration_in_periods")));
-        }
+        coupon.shown = !coupon.discount.money && from.text("cadence") != "once";
+        const auto first = std::max(coupon.active.from, subscription.active.from);
+        if (const auto times = read_times(from)) coupon.billed_until = cycle.boundary(cycle.index(first) + *times);
         coupons.push_back(std::move(coupon));
     }
     std::sort(coupons.begin(), coupons.end(),
@@ -10818,41 +10794,37 @@ std::vector<Coupon> read_coupons(const Node& at, const Subscription& subscriptio
     return coupons;
 }
 
-// Grants go with plain prices (9.12).
-void check_grants(const Node& at, const Item& item) {
-    if (item.grants.empty()) return;
-    const auto refuse = [&](const char* reason) { throw Error(ErrorCode::bad_value, at.path("grants"), reason); };
-    if (item.price().model == Model::tiered) refuse("are not for tiered prices");
-    if (item.commits()) refuse("do not go with a commitment");
-    for (const auto aggregation : {Aggregation::max, Aggregation::average, Aggregation::latest}) {
-        if (item.metric.aggregation == aggregation) refuse("are not for MAX, AVG and LATEST meters");
-    }
-}
-
+// Grants go with plain prices (9.12), windowed commitments with buckets (9.14).
 void check_item(const Node& at, const Item& item) {
-    check_grants(at, item);
-    if (item.windowed && !item.bucketed()) throw Error(ErrorCode::bad_value, at.path("commitment_windowed"), "needs a meter with buckets");
+    const auto refuse = [&](const char* field, const char* reason) { throw Error(ErrorCode::bad_value, at.path(field), reason); };
+    const auto kind = item.metric.aggregation;
+    if (item.windowed && !item.bucketed()) refuse("commitment_windowed", "needs a meter with buckets");
+    if (item.grants.empty()) return;
+    if (item.price().model == Model::tiered) refuse("grants", "are not for tiered prices");
+    if (item.commits()) refuse("grants", "do not go with a commitment");
+    if (kind == Aggregation::max || kind == Aggregation::average || kind == Aggregation::latest)
+        refuse("grants", "are not for MAX, AVG and LATEST meters");
 }
 
-void read_usage_terms(const Node& at, const std::vector<Meter>& meters, Item& item) {
+void read_usage_terms(const Node& at, const std::vector<Metric>& meters, Item& item) {
     const auto id = at.required_text("meter_id");
-    const auto meter = std::find_if(meters.begin(), meters.end(), [&](const Meter& each) { return each.id == id; });
+    const auto meter = std::find_if(meters.begin(), meters.end(), [&](const Metric& each) { return each.code == meter_code(id); });
     if (meter == meters.end()) throw Error(ErrorCode::bad_value, at.path("meter_id"), "no such meter: " + id);
-    item.metric = meter->metric;
+    item.metric = *meter;
     if (at.find("entitlement")) item.entitlement = read_entitlement(at.object("entitlement"), at.text("billing_period", "MONTHLY"));
     for (const auto& grant : at.list("grants")) item.grants.push_back(read_grant(grant));
+    item.windowed = at.flag("commitment_windowed");
     if (at.find("commitment")) {
-        item.terms.commitment = read_commitment(at.object("commitment"), item.price());
-        item.windowed = at.object("commitment").flag("windowed");
+        item.terms.commitment = read_commitment(at.object("commitment"), of_price, item.price());
+        item.windowed = at.object("commitment").flag("windowed", item.windowed);
     }
-    item.windowed = item.windowed || at.flag("commitment_windowed");
     for (const auto& bucket : at.list("commitment_time_buckets")) item.terms.buckets.push_back(read_time_bucket(bucket));
     check_item(at, item);
 }
 
-Item read_item(const Node& at, const std::vector<Meter>& meters) {
-    static constexpr std::array<std::pair<std::string_view, bool>, 2> types{{{"USAGE", false}, {"FIXED", true}}},
-        cadences{{{"ARREAR", false}, {"ADVANCE", true}}};
+Item read_item(const Node& at, const std::vector<Metric>& meters) {
+    static constexpr std::pair<std::string_view, bool> types[] = {{"USAGE", false}, {"FIXED", true}},
+                                                       cadences[] = {{"ARREAR", false}, {"ADVANCE", true}};
     const bool fixed = at.choice("type", types, "USAGE");
     Item item{.id = at.text("id", at.text("meter_id")), .terms = {read_price(at), {}, {}}};
     item.charge = at.text("display_name", item.id);
@@ -10863,34 +10835,32 @@ Item read_item(const Node& at, const std::vector<Meter>& meters) {
     return item;
 }
 
-// The terms of a line item, over those of its price.
-void read_terms(const Node& at, const std::map<std::string, Price>& prices, Item& item) {
-    if (item.fixed) {
-        item.fixed->quantity = fixed_quantity(at_least(at, "quantity", 0, 0), item.fixed->quantity);
-        return;
-    }
-    const auto amount = at_least(at, "commitment_amount", 0, 0), quantity = at_least(at, "commitment_quantity", 0, 0);
-    if (!amount.is_zero() || !quantity.is_zero()) {
-        const auto worth = quantity.is_zero() ? amount : price_units(item.price(), quantity).amount;
-        item.terms.commitment = Commitment{worth, at_least(at, "commitment_overage_factor", 0, 0), at.flag("commitment_true_up_enabled")};
-    }
-    item.windowed = at.flag("commitment_windowed", item.windowed);
-    for (const auto& bucket : at.list("commitment_time_buckets")) item.terms.buckets.push_back(read_time_bucket(bucket, prices));
-    check_item(at, item);
+const Item& listed(const Node& at, const std::vector<Item>& items) {
+    const auto id = at.required_text("price_id");
+    const auto found = std::find_if(items.begin(), items.end(), [&](const Item& item) { return item.id == id; });
+    if (found == items.end()) throw Error(ErrorCode::bad_value, at.path("price_id"), "no such price: " + id);
+    return *found;
 }
 
-Item read_line_item(const Node& at, const Catalogue& book, const std::map<std::string, Price>& prices) {
-    const auto id = at.required_text("price_id");
-    const auto price = std::find_if(book.items.begin(), book.items.end(), [&](const Item& item) { return item.id == id; });
-    if (price == book.items.end()) throw Error(ErrorCode::bad_value, at.path("price_id"), "no such price: " + id);
-    auto item = *price;
+// A price on the terms of a line item.
+Item read_line_item(const Node& at, const std::vector<Item>& items) {
+    auto item = listed(at, items);
     item.active = read_period(at, "start_date", "end_date");
-    read_terms(at, prices, item);
+    if (item.fixed) {
+        item.fixed->quantity = fixed_quantity(at_least(at, "quantity", 0, 0), item.fixed->quantity);
+        return item;
+    }
+    if (at_least(at, "commitment_amount", 0, 0) > 0 || at_least(at, "commitment_quantity", 0, 0) > 0)
+        item.terms.commitment = read_commitment(at, of_line_item, item.price());
+    item.windowed = at.flag("commitment_windowed", item.windowed);
+    for (const auto& bucket : at.list("commitment_time_buckets"))
+        item.terms.buckets.push_back(read_time_bucket(bucket, bucket.find("price") ? Price() : listed(bucket, items).price()));
+    check_item(at, item);
     return item;
 }
 
 // Those that are billed at all; a cancelled one until it was cancelled.
-std::optional<Subscription> read_subscription(const Node& at, const Catalogue& book, const std::map<std::string, Price>& prices) {
+std::optional<Subscription> read_subscription(const Node& at, const std::vector<Item>& items) {
     const auto status = at.text("subscription_status", "active");
     const bool starts = status == "active" || status == "trialing";
     if (!starts && status != "paused" && status != "cancelled") return {};
@@ -10900,14 +10870,14 @@ std::optional<Subscription> read_subscription(const Node& at, const Catalogue& b
     subscription.stride = repeated(at.choice("billing_period", billing_periods), read_count(at, "billing_period_count"));
     subscription.anchor = at.time("billing_anchor");
     if (!subscription.anchor) subscription.anchor = at.time("start_date");
-    if (!at.find("line_items")) subscription.items = book.items;
+    if (!at.find("line_items")) subscription.items = items;
     for (const auto& each : at.list("line_items")) {
-        subscription.items.push_back(read_line_item(each, book, prices));
+        subscription.items.push_back(read_line_item(each, items));
         if (each.find("id")) subscription.items.back().coupons = read_coupons(at, subscription, each.text("id"));
     }
     for (auto& item : subscription.items) item.active.from = std::max(item.active.from, subscription.active.from);
     subscription.coupons = read_coupons(at, subscription, "");
-    const Commitment commitment{at_least(at, "commitment_amount", 0, 0), at_least(at, "overage_factor", 0, 0), at.flag("enable_true_up")};
+    const auto commitment = read_commitment(at, of_subscription);
     if (commitment.counts()) subscription.commitment = commitment;
     const auto duration = at.text("commitment_duration");
     if (!duration.empty() && duration != at.text("billing_period"))
@@ -10915,12 +10885,11 @@ std::optional<Subscription> read_subscription(const Node& at, const Catalogue& b
     return subscription;
 }
 
-void read_prices(const Node& root, const std::vector<Meter>& meters, Catalogue& book, std::map<std::string, Price>& known) {
+void read_prices(const Node& root, Catalogue& book) {
     for (const auto& at : root.list("prices")) {
-        const auto& price = book.items.emplace_back(read_item(at, meters)).price();
+        const auto& price = book.items.emplace_back(read_item(at, book.metrics)).price();
         if (book.currency_code.empty()) book.currency_code = price.currency_code, book.currency = price.currency;
         if (price.currency_code != book.currency_code) throw Error(ErrorCode::bad_value, at.path("currency"), "differs from that of the first price");
-        known.try_emplace(at.text("id"), price);
     }
     if (book.items.empty()) root.refuse("has no prices");
 }
@@ -10931,14 +10900,11 @@ std::shared_ptr<const Book::Impl> load(const json& catalogue) {
     book->vendor = "flexprice";
     book->code = root.text("id", root.text("code", "flexprice"));
     book->source = catalogue;
-    std::vector<Meter> meters;
-    for (const auto& meter : root.list("meters")) meters.push_back(read_meter(meter));
-    for (const auto& meter : meters) book->metrics.push_back(meter.metric);
-    std::map<std::string, Price> prices;
-    read_prices(root, meters, *book, prices);
+    for (const auto& meter : root.list("meters")) book->metrics.push_back(read_meter(meter));
+    read_prices(root, *book);
     book->lists_subscriptions = root.find("subscriptions").has_value();
     for (const auto& each : root.list("subscriptions")) {
-        if (auto subscription = read_subscription(each, *book, prices)) book->subscriptions.push_back(std::move(*subscription));
+        if (auto subscription = read_subscription(each, book->items)) book->subscriptions.push_back(std::move(*subscription));
     }
     return book;
 }
@@ -10963,52 +10929,30 @@ std::vector<AnalyticsItem> plain_items(const Item& item, const AnalyticsQuery& q
     return list;
 }
 
-// What one bucket came to and costs.
-struct PricedBucket {
-    Timestamp start = {};
-    Decimal usage = {}, cost = {};
-    std::int64_t events = 0;
-};
-
-// Wider windows put buckets together: their sum or greatest, and what all of them cost. Buckets stay whole in narrower ones (6.6).
-std::vector<AnalyticsPoint> points_of(const Item& item, const AnalyticsQuery& query, const std::vector<PricedBucket>& buckets) {
-    if (query.bin == Bin::none) return {};
-    auto asked = aggregate_query(query);
+// Each bucket priced alone, and the sum rounded once. Wider windows of the question put buckets together: their sum or greatest, and what all of
+// them cost. Buckets stay whole in narrower ones (6.6).
+AnalyticsItem bucketed_item(const Catalogue& book, const Item& item, const AnalyticsQuery& query, const Use& use, Timestamp now) {
+    const bool windowed = item.windowed && item.commits() && !shows_a_part(query);
+    auto asked = use.query;
     asked.bin = std::max(query.bin, item.metric.bucket);
     Bins bins(bins_of(asked, metered_rules));
-    std::map<Timestamp, AnalyticsPoint> points;
-    for (const auto& bucket : buckets) {
-        const auto start = bins.around(bucket.start).from;
-        auto& point = points.try_emplace(start, AnalyticsPoint{.start = start}).first->second;
-        point.usage = item.metric.aggregation == Aggregation::max ? std::max(point.usage, bucket.usage) : point.usage + bucket.usage;
-        point.cost += bucket.cost;
-        point.events += bucket.events;
-    }
-    std::vector<AnalyticsPoint> list;
-    for (auto& [start, point] : points) list.push_back(point);
-    return list;
-}
-
-// Each bucket priced alone, and the sum rounded once.
-AnalyticsItem bucketed_item(const Catalogue& book, const Item& item, const AnalyticsQuery& query, const Use& use, Timestamp now) {
     AnalyticsItem answer{.metric = item.metric.code, .events = events_of(use.parts)};
-    std::map<Timestamp, std::int64_t> events;
-    for (const auto& part : use.parts) events[part.start.value()] += part.events;
-    std::vector<PricedBucket> buckets;
+    std::map<Timestamp, AnalyticsPoint> points;
     Committed committed;
-    const bool windowed = item.windowed && item.commits() && !shows_a_part(query);
-    std::vector<Window> windows;
-    for (const auto& part : use.parts) windows.push_back({part.start, part.number});
-    if (windowed) windows = windows_of(item, use, now);
-    for (const auto& window : windows) {
+    for (const auto& window : windowed ? windows_of(item, use, now) : windows_of(use.parts)) {
         const auto cost = windowed ? price_windows(item.terms, {window}, committed).amount : price_buckets(item.price(), {window.units}).amount;
-        buckets.push_back({*window.start, window.units, cost, std::exchange(events[*window.start], 0)});
+        const auto start = bins.around(*window.start).from;
+        auto& point = points.try_emplace(start, AnalyticsPoint{.start = start}).first->second;
+        point.usage = item.metric.aggregation == Aggregation::max ? std::max(point.usage, window.units) : point.usage + window.units;
+        point.cost += cost;
+        point.events += window.events;
         answer.usage += window.units;
         answer.cost += cost;
     }
     answer.cost = rounded(answer.cost, book.currency);
     if (windowed) answer.vendor = commitment_json(item, committed);
-    answer.points = points_of(item, query, buckets);
+    if (query.bin == Bin::none) return answer;
+    for (auto& [start, point] : points) answer.points.push_back(point);
     return answer;
 }
 

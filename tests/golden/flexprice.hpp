@@ -27,12 +27,16 @@ flexprice::Price price_of(const json& vector) { return price_from(vector.at("pro
 
 meter::Currency currency_of(const json& vector) { return flexprice::currency_of(vector.at("properties").value("currency", "usd")); }
 
+flexprice::Commitment read_commitment(const json& properties, const flexprice::Price& price) {
+    return flexprice::read_commitment(Node(properties.at("commitment")), flexprice::of_price, price);
+}
+
 bool is_given(const json& object, const char* key) { return object.contains(key) && !object.at(key).empty(); }
 
 Decimal units_of(const json& vector) {
     const auto& input = vector.at("input");
     if (input.value("method", "") != "fixed_charge") return number(input, "units");
-    return flexprice::fixed_quantity(number(input, "units"), Node(vector.at("properties")).decimal("min_quantity"));
+    return flexprice::fixed_quantity(number(input, "units"), number(vector.at("properties"), "min_quantity", 1));
 }
 
 /// Invoice lines are rounded to the currency, costs are not.
@@ -58,14 +62,12 @@ json units_price(const json& vector) {
     auto cost = flexprice::price_units(price, units_of(vector)).amount;
     const auto& properties = vector.at("properties");
     if (is_given(properties, "commitment") && !shows_a_part(input)) {
-        cost = flexprice::commit(flexprice::read_commitment(Node(properties.at("commitment")), price), cost).charge;
+        cost = flexprice::commit(read_commitment(properties, price), cost).charge;
     }
-    const auto breakup = flexprice::breakup(price, units_of(vector));
+    auto out = flexprice::breakup(price, units_of(vector));
     const bool round = input.value("round", false) && price.model != flexprice::Model::package;
-    return {{"amount", text(round ? flexprice::rounded(cost, price.currency) : line_amount(vector, cost))},
-            {"effective_unit_cost", text(breakup.unit_cost)},
-            {"tier_unit_amount", text(breakup.tier_unit_amount)},
-            {"selected_tier_index", breakup.tier}};
+    out["amount"] = text(round ? flexprice::rounded(cost, price.currency) : line_amount(vector, cost));
+    return out;
 }
 
 json buckets_price(const json& vector) {
@@ -99,7 +101,7 @@ json with_entitlement(const json& vector) {
     const auto& input = vector.at("input");
     std::vector<Decimal> stretches{units_of(vector)};
     for (const char* key : {"daily_units", "monthly_units"}) {
-        if (entitlement.reset != flexprice::Reset::period && input.contains(key)) stretches = numbers(input, key);
+        if (entitlement.reset && input.contains(key)) stretches = numbers(input, key);
     }
     const auto billable = entitlement.billable(stretches);
     return {{"amount", text(line_amount(vector, flexprice::price_units(price_of(vector), billable).amount))}, {"billable_units", text(billable)}};
@@ -121,7 +123,7 @@ json grant_overage(const json& vector) {
 
 /// What a price without a quantity is for (9.11).
 json fixed_quantity(const json& vector) {
-    const auto quantity = flexprice::fixed_quantity(units_of(vector), Node(vector.at("properties")).decimal("min_quantity"));
+    const auto quantity = flexprice::fixed_quantity(units_of(vector), number(vector.at("properties"), "min_quantity", 1));
     return {{"amount", text(quantity)}, {"quantity", text(quantity)}};
 }
 
@@ -139,7 +141,7 @@ json line_item_commitment(const json& vector) {
     const auto& properties = vector.at("properties");
     const auto price = price_of(vector);
     const auto cost = properties.contains("billing_model") ? flexprice::price_units(price, units_of(vector)).amount : units_of(vector);
-    return committed_json(flexprice::commit(flexprice::read_commitment(Node(properties.at("commitment")), price), cost));
+    return committed_json(flexprice::commit(read_commitment(properties, price), cost));
 }
 
 meter::Timestamp on_a_day(const std::string& clock) { return meter::Timestamp::parse("2026-01-05T" + clock + ":00Z"); }
@@ -152,16 +154,16 @@ std::optional<meter::Timestamp> start_of(const json& window, const json& input) 
 
 /// A list of windows, or the 24 hours of a day with units in some of them, or the whole quantity as one window.
 std::vector<flexprice::Window> windows_of(const json& input) {
-    if (!input.contains("windows")) return {{{}, number(input, "units")}};
+    if (!input.contains("windows")) return {{.units = number(input, "units")}};
     const auto& source = input.at("windows");
     std::vector<flexprice::Window> windows;
     if (source.is_array()) {
-        for (const auto& window : source) windows.push_back({start_of(window, input), number(window, "units")});
+        for (const auto& window : source) windows.push_back({.start = start_of(window, input), .units = number(window, "units")});
         return windows;
     }
     for (int hour = 0; hour < 24; ++hour) {
         const auto start = (hour < 10 ? "0" : "") + std::to_string(hour) + ":00";
-        windows.push_back({on_a_day(start), number(source.at("units_by_start"), start.c_str(), number(source, "others"))});
+        windows.push_back({.start = on_a_day(start), .units = number(source.at("units_by_start"), start.c_str(), number(source, "others"))});
     }
     return windows;
 }
@@ -169,7 +171,7 @@ std::vector<flexprice::Window> windows_of(const json& input) {
 json windowed_commitment(const json& vector) {
     const auto& properties = vector.at("properties");
     flexprice::WindowedPrice price{price_of(vector), {}, {}};
-    if (is_given(properties, "commitment")) price.commitment = flexprice::read_commitment(Node(properties.at("commitment")), price.price);
+    if (is_given(properties, "commitment")) price.commitment = read_commitment(properties, price.price);
     for (const auto& bucket : properties.value("commitment_time_buckets", json::array())) {
         price.buckets.push_back(flexprice::read_time_bucket(Node(bucket)));
     }
@@ -200,7 +202,7 @@ json windowed_commitment(const json& vector) {
 }
 
 json split_charges(const json& vector) {
-    const auto commitment = flexprice::read_commitment(Node(vector.at("properties").at("commitment")), {});
+    const auto commitment = read_commitment(vector.at("properties"), {});
     Decimal normal, over;
     for (const auto& charge : vector.at("input").at("charges")) (charge.value("is_overage", false) ? over : normal) += number(charge, "amount");
     return {{"amount", text(flexprice::commit(commitment, normal).charge + over)}};
@@ -210,15 +212,20 @@ flexprice::Commitment subscription_commitment_of(const json& properties) {
     return {number(properties, "commitment_amount"), number(properties, "overage_factor"), properties.value("enable_true_up", false)};
 }
 
+/// A charge's cost, units, and the price of one.
+using Charged = std::array<Decimal, 3>;
+
 /// The subscription's charges, given with their units, amounts and unit prices, or as prices with the units of each.
-std::vector<flexprice::Charged> charges_of(const json& vector) {
-    std::vector<flexprice::Charged> charges;
+std::vector<Charged> charges_of(const json& vector) {
+    std::vector<Charged> charges;
     const auto& input = vector.at("input");
     if (!input.contains("charges")) {
         const auto prices = vector.at("properties").contains("lines") ? lines_of(vector) : std::vector{price_of(vector)};
         const auto units = input.contains("line_units") ? numbers(input, "line_units") : std::vector{units_of(vector)};
-        for (std::size_t i = 0; i < prices.size(); ++i)
-            charges.push_back(flexprice::charged(prices[i], flexprice::price_units(prices[i], units.at(i)).amount, units.at(i)));
+        for (std::size_t i = 0; i < prices.size(); ++i) {
+            const auto cost = flexprice::price_units(prices[i], units.at(i)).amount;
+            charges.push_back({cost, units[i], flexprice::unit_price(prices[i], cost, units[i])});
+        }
         return charges;
     }
     for (const auto& charge : input.at("charges")) {
@@ -234,8 +241,8 @@ json subscription_commitment(const json& vector) {
     auto left = commitment.amount;
     Decimal plain, over;
     std::vector<Decimal> amounts;
-    for (const auto& charge : charges_of(vector)) {
-        const auto split = commitment.counts() ? flexprice::split(charge, left) : flexprice::Split{charge.cost, charge.units, {}, {}};
+    for (const auto& [cost, units, unit] : charges_of(vector)) {
+        const auto split = commitment.counts() ? flexprice::split(cost, units, unit, left) : flexprice::Split{cost, units, {}, {}};
         plain += split.covered;
         over += split.beyond * commitment.overage_factor;
         if (!split.covered.is_zero()) amounts.push_back(split.covered);

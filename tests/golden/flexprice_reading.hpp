@@ -71,7 +71,7 @@ Metric metric_of(const json& vector) {
                         {"aggregation", given},
                         {"filters", filters},
                         {"reset_usage", aggregation.value("reset_usage", "")}};
-    auto metric = flexprice::read_meter(meter::Node(meter)).metric;
+    auto metric = flexprice::read_meter(meter::Node(meter));
     if (by_query) {
         metric.rules = "flexprice_events";
         metric.filter = {};

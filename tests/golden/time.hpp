@@ -116,7 +116,7 @@ json fill_commitment_windows(const json& vector) {
     using namespace meter::flexprice;
     const auto &query = vector.at("query"), &aggregation = vector.at("aggregation");
     const Period period{Timestamp::parse(query.at("start_time").get<std::string>()), Timestamp::parse(query.at("end_time").get<std::string>())};
-    WindowedPrice terms{{}, Commitment{.true_up = aggregation.value("line_item_true_up", false)}, {}};
+    WindowedPrice terms{{}, Commitment{.amount = 1, .true_up = aggregation.value("line_item_true_up", false)}, {}};
     for (const auto& bucket : {aggregation.value("time_bucket", json())}) {
         if (!bucket.is_null()) terms.buckets.push_back(read_time_bucket(meter::Node(bucket)));
     }
@@ -129,7 +129,7 @@ json fill_commitment_windows(const json& vector) {
         used[start] += number(event.value("properties", json::object()), "value");
     }
     std::vector<Window> windows;
-    for (const auto& [start, units] : used) windows.push_back({start, units});
+    for (const auto& [start, units] : used) windows.push_back({.start = start, .units = units});
     json hours = json::array();
     for (const auto& window : terms.filled(windows, meter::BinGrid(period, grid))) hours.push_back(window.minute() / 60);
     return {{"window_hours", hours}};
