@@ -9702,24 +9702,24 @@ constexpr std::pair<std::string_view, Bin> window_sizes[] = {
     {"6HOUR", Bin::hours_6}, {"12HOUR", Bin::hours_12},  {"DAY", Bin::day},          {"WEEK", Bin::week}, {"MONTH", Bin::month},
 };
 
-// The windows of commitments: weeks from Monday; months from the anchor or the period's beginning, clamped (billing_commitment.go:50-101).
+// The windows of commitments: weeks from Monday; months from the day of the anchor or the period's beginning, clamped
+// (billing_commitment.go:50-101).
 BinOptions commitment_windows(Bin bin, const Period& period, const std::optional<Timestamp>& anchor) {
     BinOptions windows{.bin = bin};
-    if (windows.bin == Bin::month) windows.anchor = anchor.value_or(period.from);
+    if (windows.bin == Bin::month) windows.anchor = midnight(date_of(anchor.value_or(period.from)));
     return windows;
 }
 
 using Step = FeeLine::Step;
 
-constexpr std::array<std::pair<std::string_view, int>, 6> decimals_table{{{"jpy", 0}, {"krw", 0}, {"vnd", 0}, {"clp", 0}, {"kwd", 3}, {"clf", 4}}};
+constexpr std::pair<std::string_view, Currency> currencies[] = {{"jpy", {0, 1}}, {"krw", {0, 1}},    {"vnd", {0, 1}},
+                                                                {"clp", {0, 1}}, {"kwd", {3, 1000}}, {"clf", {4, 10000}}};
 
-// Decimals of a currency; any other has 2 (types/currency.go). The code's case does not count.
+// Any other has 2 decimals (types/currency.go). The code's case does not count.
 Currency currency_of(std::string code) {
     std::transform(code.begin(), code.end(), code.begin(), [](unsigned char c) { return static_cast<char>(std::tolower(c)); });
-    for (const auto& [name, decimals] : decimals_table) {
-        if (name == code) return {decimals, decimals == 0 ? 1 : decimals == 3 ? 1000 : 10000};
-    }
-    return {};
+    const auto found = std::find_if(std::begin(currencies), std::end(currencies), [&](const auto& each) { return each.first == code; });
+    return found == std::end(currencies) ? Currency() : found->second;
 }
 
 Decimal rounded(const Decimal& amount, Currency currency) { return amount.round(currency.decimals, Rounding::half_up); }
@@ -9727,15 +9727,19 @@ Decimal rounded(const Decimal& amount, Currency currency) { return amount.round(
 // shopspring/decimal's division: 16 decimals, half away from zero; 0 for a zero divisor.
 Decimal divided(const Decimal& a, const Decimal& b) { return b.is_zero() ? Decimal() : Decimal::divide(a, b, 16, Rounding::half_up); }
 
+Decimal total(const std::vector<Decimal>& numbers) {
+    Decimal sum;
+    for (const auto& number : numbers) sum += number;
+    return sum;
+}
+
 // --- prices ---
 
 enum class Model { flat, package, tiered };
-constexpr std::array<std::pair<std::string_view, Model>, 3> models{
-    {{"FLAT_FEE", Model::flat}, {"PACKAGE", Model::package}, {"TIERED", Model::tiered}}};
+constexpr std::pair<std::string_view, Model> models[] = {{"FLAT_FEE", Model::flat}, {"PACKAGE", Model::package}, {"TIERED", Model::tiered}};
 
 enum class TierMode { none, volume, slab };
-constexpr std::array<std::pair<std::string_view, TierMode>, 3> tier_modes{
-    {{"", TierMode::none}, {"VOLUME", TierMode::volume}, {"SLAB", TierMode::slab}}};
+constexpr std::pair<std::string_view, TierMode> tier_modes[] = {{"", TierMode::none}, {"VOLUME", TierMode::volume}, {"SLAB", TierMode::slab}};
 
 struct Price {
     Model model = Model::flat;
@@ -9755,15 +9759,20 @@ Decimal at_least(const Node& at, std::string_view field, const Decimal& least, s
     return *value;
 }
 
+Decimal whole_at_least(const Node& at, std::string_view field, const Decimal& least) {
+    const auto value = at_least(at, field, least);
+    if (value.round(0, Rounding::floor) != value) throw Error(ErrorCode::bad_value, at.path(field), "must be a whole number");
+    return value;
+}
+
 // Sorted by limit, the open tier last; no check that limits differ or that an open tier exists, since FlexPrice makes none (9.3).
 std::vector<Tier> read_tiers(const Node& at) {
     std::vector<Tier> tiers;
     for (const auto& each : at.list("tiers")) {
-        tiers.push_back({.above = {},
-                         .up_to = each.decimal("up_to"),
-                         .rate = at_least(each, "unit_amount", 0),
-                         .flat = at_least(each, "flat_amount", 0, 0),
-                         .from = {}});
+        auto& tier = tiers.emplace_back();
+        if (each.find("up_to")) tier.up_to = whole_at_least(each, "up_to", 0);
+        tier.rate = at_least(each, "unit_amount", 0);
+        tier.flat = at_least(each, "flat_amount", 0, 0);
     }
     std::stable_sort(tiers.begin(), tiers.end(), [](const Tier& a, const Tier& b) { return a.up_to && (!b.up_to || *a.up_to < *b.up_to); });
     for (std::size_t i = 1; i < tiers.size(); ++i) tiers[i].above = tiers[i].from = tiers[i - 1].up_to.value_or(Decimal());
@@ -9779,7 +9788,7 @@ Price read_price(const Node& at) {
     if (price.model != Model::tiered) price.amount = at_least(at, "amount", 0);
     if (price.model == Model::package) {
         const auto transform = at.object("transform_quantity");
-        price.divide_by = at_least(transform, "divide_by", 1);
+        price.divide_by = whole_at_least(transform, "divide_by", 1);
         price.round_down = transform.text("round") == "down";
     }
     if (price.model == Model::tiered) {
@@ -9790,11 +9799,10 @@ Price read_price(const Node& at) {
 }
 
 // The first tier that reaches the quantity, its limit included; else the last.
-const Tier& volume_tier(const std::vector<Tier>& tiers, const Decimal& units) {
-    for (const auto& tier : tiers) {
-        if (!tier.up_to || units <= *tier.up_to) return tier;
-    }
-    return tiers.back();
+std::size_t tier_of(const std::vector<Tier>& tiers, const Decimal& units) {
+    std::size_t i = 0;
+    while (i + 1 < tiers.size() && tiers[i].up_to && units > *tiers[i].up_to) ++i;
+    return i;
 }
 
 // The tier walk alone, which prices a bucket of 0 at the first tier's flat amount (9.7). Slab units beyond the last limit are free.
@@ -9802,12 +9810,13 @@ Priced price_tiers(const Price& price, const Decimal& units) {
     Priced priced;
     if (price.tiers.empty() || price.mode == TierMode::none) return priced;
     if (price.mode == TierMode::slab) return graduated(price.tiers, units);
-    priced.add(tier_line(volume_tier(price.tiers, units), units));
+    priced.add(tier_line(price.tiers[tier_of(price.tiers, units)], units));
     return priced;
 }
 
-Decimal package_count(const Price& price, const Decimal& units) {
-    return divided(units, price.divide_by).round(0, price.round_down ? Rounding::floor : Rounding::ceil);
+FeeLine package_line(const Price& price, const Decimal& units) {
+    const auto count = divided(units, price.divide_by).round(0, price.round_down ? Rounding::floor : Rounding::ceil);
+    return {.step = Step::package, .units = units, .rate = price.amount, .per = price.divide_by, .amount = count * price.amount};
 }
 
 // CalculateCost: unrounded; no units cost nothing under any model.
@@ -9815,15 +9824,7 @@ Priced price_units(const Price& price, const Decimal& units) {
     Priced priced;
     if (units.is_zero()) return priced;
     if (price.model == Model::tiered) return price_tiers(price, units);
-    if (price.model == Model::flat) {
-        priced.add(units_line(units, price.amount));
-    } else {
-        priced.add({.step = Step::package,
-                    .units = units,
-                    .rate = price.amount,
-                    .per = price.divide_by,
-                    .amount = package_count(price, units) * price.amount});
-    }
+    priced.add(price.model == Model::flat ? units_line(units, price.amount) : package_line(price, units));
     return priced;
 }
 
@@ -9837,43 +9838,38 @@ Priced price_buckets(const Price& price, const std::vector<Decimal>& buckets) {
 }
 
 // CalculateCostWithBreakup (9.6).
-struct Breakup {
-    Decimal cost, unit_cost, tier_unit_amount;
-    int tier = -1;
-};
-
-Breakup breakup(const Price& price, const Decimal& units) {
-    Breakup result;
-    result.cost = price_units(price, units).amount;
-    result.unit_cost = divided(result.cost, units);
-    if (price.model == Model::package) result.tier_unit_amount = divided(price.amount, price.divide_by);
-    if (units.is_zero()) return result;
-    if (price.model == Model::flat) result.tier_unit_amount = price.amount;
-    if (price.model == Model::tiered && price.mode != TierMode::none) {
-        const auto reached =
-            std::find_if(price.tiers.begin(), price.tiers.end() - 1, [&](const Tier& tier) { return !tier.up_to || units <= *tier.up_to; });
-        result.tier = static_cast<int>(reached - price.tiers.begin());
-        result.tier_unit_amount = reached->rate;
+json breakup(const Price& price, const Decimal& units) {
+    const auto cost = price_units(price, units).amount;
+    Decimal unit;
+    std::int64_t tier = -1;
+    if (price.model == Model::package) {
+        unit = divided(price.amount, price.divide_by);
+    } else if (price.model == Model::flat) {
+        unit = units.is_zero() ? Decimal() : price.amount;
+    } else if (!units.is_zero() && price.mode != TierMode::none && !price.tiers.empty()) {
+        const auto reached = tier_of(price.tiers, units);
+        unit = price.tiers[reached].rate;
+        tier = static_cast<std::int64_t>(reached);
     }
-    return result;
+    return {{"final_cost", cost.to_string()},
+            {"effective_unit_cost", divided(cost, units).to_string()},
+            {"tier_unit_amount", unit.to_string()},
+            {"selected_tier_index", tier}};
 }
 
-// A fixed price without a quantity is for its least, or for one (9.11).
-Decimal fixed_quantity(const Decimal& quantity, const std::optional<Decimal>& least) {
-    return quantity.is_zero() ? least.value_or(Decimal(1)) : quantity;
-}
+// A fixed price without a quantity is for its least (9.11).
+Decimal fixed_quantity(const Decimal& quantity, const Decimal& least) { return quantity.is_zero() ? least : quantity; }
 
 // --- entitlements and grants (9.12) ---
 
-// After what an entitlement's limit begins anew.
-enum class Reset { period, day, month, never };
-constexpr std::array<std::pair<std::string_view, Reset>, 3> resets{{{"DAILY", Reset::day}, {"MONTHLY", Reset::month}, {"NEVER", Reset::never}}};
+// After what an entitlement's limit begins anew; never, without bins.
+constexpr std::pair<std::string_view, Bin> resets[] = {{"DAILY", Bin::day}, {"MONTHLY", Bin::month}, {"NEVER", Bin::none}};
 
 // What is billed of a quantity: what exceeds the limit, each day's or month's where it is theirs.
 struct Entitlement {
     bool enabled = false;
     std::optional<Decimal> limit = {};  // none: everything is free
-    Reset reset = Reset::period;
+    std::optional<Bin> reset = {};      // none: with each bill
 
     Decimal billable(const Decimal& units) const {
         if (!enabled) return units;
@@ -9886,12 +9882,13 @@ struct Entitlement {
     }
 };
 
-// Where the limit is begun anew as often as bills are written, or by a word not known, it is the period's (billing_meter_usage.go).
+// Where the limit is begun anew as often as bills are written, or by a word not known, it is with each bill (billing_meter_usage.go).
 Entitlement read_entitlement(const Node& at, std::string_view billing_period) {
+    Entitlement entitlement{.enabled = at.flag("is_enabled")};
     const auto word = at.text("usage_reset_period");
-    const auto row = std::find_if(resets.begin(), resets.end(), [&](const auto& each) { return each.first == word; });
-    const bool apart = row != resets.end() && word != billing_period;
-    Entitlement entitlement{at.flag("is_enabled"), {}, apart ? row->second : Reset::period};
+    for (const auto& [name, bin] : resets) {
+        if (word == name && word != billing_period) entitlement.reset = bin;
+    }
     if (at.find("usage_limit")) entitlement.limit = at_least(at, "usage_limit", 0);
     return entitlement;
 }
@@ -9906,7 +9903,7 @@ struct Grant {
 };
 
 Grant read_grant(const Node& at) {
-    static constexpr std::array<std::pair<std::string_view, bool>, 2> measures{{{"quantity", false}, {"amount", true}}};
+    static constexpr std::pair<std::string_view, bool> measures[] = {{"quantity", false}, {"amount", true}};
     Grant grant{at.choice("measure", measures), at_least(at, "quota", 0), {}};
     const auto from = at.time("start_date"), to = at.time("end_date");
     if (from || to) grant.period = {from.value_or(Period().from), to.value_or(Period().to)};
@@ -9920,6 +9917,8 @@ struct Commitment {
     Decimal amount = {};  // money, or what the committed quantity costs
     Decimal overage_factor = {};
     bool true_up = false;
+
+    bool counts() const { return amount > 0 && overage_factor > 1; }  // that of a subscription (9.15)
 };
 
 struct Committed {
@@ -9934,11 +9933,20 @@ struct Committed {
     }
 };
 
+// What the parts of a commitment are called.
+struct CommitmentFields {
+    std::string_view type, amount, quantity, factor, true_up;
+};
+constexpr CommitmentFields of_price{"type", "amount", "quantity", "overage_factor", "true_up_enabled"},
+    of_line_item{"commitment_type", "commitment_amount", "commitment_quantity", "commitment_overage_factor", "commitment_true_up_enabled"},
+    of_time_bucket{"commitment_type", "commitment_value", "commitment_value", "overage_factor", "true_up_enabled"},
+    of_subscription{"", "commitment_amount", "", "overage_factor", "enable_true_up"};
+
 // A commitment's quantity is worth what the price asks for it. A missing factor makes overage free.
-Commitment read_commitment(const Node& at, const Price& price) {
-    const bool by_quantity = at.text("type", at.text("commitment_type")) == "quantity";
-    const auto value = at_least(at, by_quantity ? "quantity" : "amount", 0, at_least(at, "commitment_value", 0, 0));
-    return {by_quantity ? price_units(price, value).amount : value, at_least(at, "overage_factor", 0, 0), at.flag("true_up_enabled")};
+Commitment read_commitment(const Node& at, const CommitmentFields& fields, const Price& price = {}) {
+    const bool by_quantity = at.text(fields.type, at.find(fields.amount) ? "amount" : "quantity") == "quantity";
+    const auto value = at_least(at, by_quantity ? fields.quantity : fields.amount, 0, 0);
+    return {by_quantity ? price_units(price, value).amount : value, at_least(at, fields.factor, 0, 0), at.flag(fields.true_up)};
 }
 
 Committed commit(const Commitment& commitment, const Decimal& cost) {
@@ -9963,6 +9971,25 @@ Decimal missing_to(const Decimal& commitment, const Decimal& used, Currency curr
     return at_least_zero(rounded(commitment - rounded(used, currency), currency));
 }
 
+// What one unit of a charge counts as where a commitment ends in it.
+Decimal unit_price(const Price& price, const Decimal& cost, const Decimal& units) {
+    return price.model == Model::flat ? price.amount : divided(cost, units);
+}
+
+// The part of a charge that a commitment covers, and the part beyond it before the overage factor.
+struct Split {
+    Decimal covered, covered_units, beyond, beyond_units;
+};
+
+// Takes a charge off what is left of the subscription's commitment: all of it, or the whole units that still fit, or nothing (9.15).
+Split split(const Decimal& cost, const Decimal& units, const Decimal& unit, Decimal& left) {
+    const auto before = std::exchange(left, at_least_zero(left - cost));
+    if (cost <= before) return {cost, units, {}, {}};
+    if (before <= 0 || unit.is_zero()) return {{}, {}, cost, units};
+    const auto fitting = divided(before, unit).round(0, Rounding::floor);
+    return {fitting * unit, fitting, (units - fitting) * unit, units - fitting};
+}
+
 // The lines that make a cost what a commitment charges for it.
 void settle(Priced& priced, const Committed& committed) {
     const auto beyond = at_least_zero(priced.amount - committed.utilized);
@@ -9978,34 +10005,31 @@ struct TimeBucket {
     int from = 0, to = 0;
     Price price;
     Commitment commitment;
-
-    bool holds(int minute) const { return from <= minute && minute < to; }
 };
 
 int read_minute(const Node& at, std::string_view field) {
     const auto text = at.required_text(field);
     if (text.size() != 5 || text[2] != ':') throw Error(ErrorCode::bad_value, at.path(field), "must be a time of day like 09:30");
-    const auto hours = Decimal::parse(text.substr(0, 2)), minutes = Decimal::parse(text.substr(3));
-    if (!hours || !minutes || *hours > 24 || *minutes > 59 || hours->is_negative() || minutes->is_negative() || hours->scale() + minutes->scale() > 0)
-        throw Error(ErrorCode::bad_value, at.path(field), "must be a time of day like 09:30");
-    return static_cast<int>(hours->to_int64().value() * 60 + minutes->to_int64().value());
+    const auto digit = [&](std::size_t i) { return text[i] >= '0' && text[i] <= '9' ? text[i] - '0' : 100; };
+    const int minutes = digit(3) * 10 + digit(4), minute = (digit(0) * 10 + digit(1)) * 60 + minutes;
+    if (minutes > 59 || minute > 24 * 60) throw Error(ErrorCode::bad_value, at.path(field), "must be a time of day like 09:30");
+    return minute;
 }
 
 // Its price may stand in it, or be one of the catalogue's.
-TimeBucket read_time_bucket(const Node& at, const std::map<std::string, Price>& known = {}) {
-    TimeBucket bucket{at.text("id"), read_minute(at, "start"), read_minute(at, "end"), {}, {}};
+TimeBucket read_time_bucket(const Node& at, const Price& listed = {}) {
+    TimeBucket bucket{at.text("id"), read_minute(at, "start"), read_minute(at, "end"), listed, {}};
     if (bucket.from >= bucket.to) throw Error(ErrorCode::bad_value, at.path("end"), "is not after start");
-    const auto listed = known.find(at.text("price_id"));
-    if (listed != known.end()) bucket.price = listed->second;
     if (at.find("price")) bucket.price = read_price(at.object("price"));
-    bucket.commitment = read_commitment(at, bucket.price);
+    bucket.commitment = read_commitment(at, of_time_bucket, bucket.price);
     return bucket;
 }
 
 // One window of a windowed commitment; without a known start no time bucket holds it.
 struct Window {
-    std::optional<Timestamp> start;
-    Decimal units;
+    std::optional<Timestamp> start = {};
+    Decimal units = {};
+    std::int64_t events = 0;
 
     int minute() const { return static_cast<int>((start->micros() - midnight(date_of(*start)).micros()) / micros_per_minute); }
 };
@@ -10016,22 +10040,30 @@ struct WindowedPrice {
     std::vector<TimeBucket> buckets;
 
     const TimeBucket* bucket_of(const Window& window) const {
-        if (!window.start) return nullptr;
-        const auto found = std::find_if(buckets.begin(), buckets.end(), [&](const TimeBucket& bucket) { return bucket.holds(window.minute()); });
-        return found == buckets.end() ? nullptr : &*found;
+        for (const auto& bucket : buckets) {
+            if (window.start && bucket.from <= window.minute() && window.minute() < bucket.to) return &bucket;
+        }
+        return nullptr;
+    }
+
+    // What holds in the window: its time bucket's, else the item's own. A commitment of the item's that is worth nothing is none
+    // (billing_commitment.go).
+    std::pair<const Price*, const Commitment*> at(const Window& window) const {
+        if (const auto* bucket = bucket_of(window)) return {&bucket->price, &bucket->commitment};
+        return {&price, commitment && !commitment->amount.is_zero() ? &*commitment : nullptr};
     }
 
     // The rule of 9.13 for one window; a window out of all commitments pays its plain cost.
     Committed charge(const Window& window) const {
-        if (const auto* bucket = bucket_of(window)) return commit(bucket->commitment, price_units(bucket->price, window.units).amount);
-        const auto cost = price_units(price, window.units).amount;
-        return commitment ? commit(*commitment, cost) : Committed{cost, cost, {}, {}};
+        const auto [rate, terms] = at(window);
+        const auto cost = price_units(*rate, window.units).amount;
+        return terms ? commit(*terms, cost) : Committed{cost, cost, {}, {}};
     }
 
     // Whether a window without events has something to make up for.
     bool fills(const Window& window) const {
-        const auto* bucket = bucket_of(window);
-        return bucket ? bucket->commitment.true_up : commitment && commitment->true_up;
+        const auto* terms = at(window).second;
+        return terms && terms->true_up;
     }
 
     // The windows in order, and between them the empty ones of the grid that are charged all the same.
@@ -10039,7 +10071,7 @@ struct WindowedPrice {
         std::set<Timestamp> known;
         for (const auto& window : windows) known.insert(window.start.value_or(Timestamp()));
         for (std::int64_t i = 0; i < grid.count(); ++i) {
-            const Window empty{grid.start(i), {}};
+            const Window empty{.start = grid.start(i)};
             if (!known.contains(*empty.start) && fills(empty)) windows.push_back(empty);
         }
         std::stable_sort(windows.begin(), windows.end(), [](const Window& a, const Window& b) { return a.start < b.start; });
@@ -10051,8 +10083,7 @@ struct WindowedPrice {
 Priced price_windows(const WindowedPrice& terms, const std::vector<Window>& windows, Committed& committed) {
     Priced sum;
     for (const auto& window : windows) {
-        const auto* bucket = terms.bucket_of(window);
-        auto priced = price_units(bucket ? bucket->price : terms.price, window.units);
+        auto priced = price_units(*terms.at(window).first, window.units);
         const auto charge = terms.charge(window);
         settle(priced, charge);
         committed += charge;
@@ -10063,26 +10094,35 @@ Priced price_windows(const WindowedPrice& terms, const std::vector<Window>& wind
 
 // --- discounts (9.17) ---
 
-// Rounded to the currency, never more than the price.
-Decimal discount(const Decimal& price, const Decimal& off, Currency currency) { return std::min(rounded(off, currency), price); }
+// A percentage, or money.
+struct Discount {
+    bool money = false;
+    Decimal value = {};
 
-Decimal percentage_discount(const Decimal& price, const Decimal& percentage, Currency currency) {
-    return discount(price, price * percent(percentage), currency);
+    // Rounded to the currency, never more than the price.
+    Decimal off(const Decimal& price, Currency currency) const {
+        return std::min(rounded(money ? value : divided(price * value, 100), currency), price);
+    }
+};
+
+Discount read_discount(const Node& at) {
+    static constexpr std::pair<std::string_view, bool> types[] = {{"percentage", false}, {"fixed", true}};
+    const bool money = at.choice("type", types);
+    return {money, at_least(at, money ? "amount_off" : "percentage_off", 0)};
 }
 
 // One after the other, each on what the one before left.
-Decimal compound_discount(const Decimal& price, const std::vector<Decimal>& percentages, Currency currency) {
+Decimal compound_discount(const Decimal& price, const std::vector<Discount>& discounts, Currency currency) {
     auto left = price;
-    for (const auto& percentage : percentages) left -= percentage_discount(left, percentage, currency);
+    for (const auto& discount : discounts) {
+        if (left > 0) left -= discount.off(left, currency);
+    }
     return price - left;
 }
 
 // ---- the book of prices and meters ----
 
 // --- values and filters (4.8, 6.2, 6.3) ---
-
-constexpr std::array<Meeting, 3> as_text{Meeting::text, Meeting::text, Meeting::text}, as_empty{Meeting::empty, Meeting::empty, Meeting::empty},
-    not_at_all{Meeting::never, Meeting::never, Meeting::never};
 
 // A number as Go's %v writes it: of a float64, from a million up and below a ten-thousandth with an exponent (6.3).
 std::string go_text(const Decimal& number) {
@@ -10096,17 +10136,17 @@ std::string go_text(const Decimal& number) {
 }
 
 // Property filters of a question read a missing property as "" (4.8); those of a meter do not.
-constexpr Coercion property_filter{.missing = {as_empty, as_empty},
-                                   .boolean = {as_text, as_text},
-                                   .number = {as_text, as_text},
-                                   .text = {as_text, as_text},
-                                   .structure = {as_text, as_text}};
-constexpr Coercion meter_filter{.missing = {not_at_all, not_at_all},
-                                .boolean = {as_text, as_text},
-                                .number = {as_text, as_text},
-                                .text = {as_text, as_text},
-                                .structure = {as_text, as_text},
-                                .stored_number = go_text};
+constexpr Coercion property_filter{.missing = {empty_any, empty_any},
+                                   .boolean = {text_any, text_any},
+                                   .number = {text_any, text_any},
+                                   .text = {text_any, text_any},
+                                   .structure = {text_any, text_any}};
+constexpr Coercion meter_filter = [] {
+    auto filter = property_filter;
+    filter.missing = {never_any, never_any};
+    filter.stored_number = go_text;
+    return filter;
+}();
 
 // Of the table meter_usage: dossier 6.2, 6.8; a meter's own windows 5.4, 5.5.
 constexpr Rules metered_rules{.name = "flexprice",
@@ -10126,19 +10166,18 @@ constexpr Rules metered_rules{.name = "flexprice",
 
 // --- meters ---
 
-constexpr std::array<std::pair<std::string_view, Aggregation>, 8> aggregations{{{"COUNT", Aggregation::count},
-                                                                                {"SUM", Aggregation::sum},
-                                                                                {"AVG", Aggregation::average},
-                                                                                {"MAX", Aggregation::max},
-                                                                                {"LATEST", Aggregation::latest},
-                                                                                {"WEIGHTED_SUM", Aggregation::weighted_sum},
-                                                                                {"COUNT_UNIQUE", Aggregation::unique_count},
-                                                                                {"SUM_WITH_MULTIPLIER", Aggregation::sum}}};
-
-struct Meter {
-    std::string id;
-    Metric metric;
+constexpr std::pair<std::string_view, Aggregation> aggregations[] = {
+    {"COUNT", Aggregation::count},
+    {"SUM", Aggregation::sum},
+    {"AVG", Aggregation::average},
+    {"MAX", Aggregation::max},
+    {"LATEST", Aggregation::latest},
+    {"WEIGHTED_SUM", Aggregation::weighted_sum},
+    {"COUNT_UNIQUE", Aggregation::unique_count},
+    {"SUM_WITH_MULTIPLIER", Aggregation::sum},
 };
+
+std::string meter_code(const std::string& id) { return "flexprice:" + id; }
 
 // Buckets: of MAX and SUM only, with groups of MAX only (5.13).
 void read_buckets(const Node& aggregation, Metric& metric) {
@@ -10152,12 +10191,10 @@ void read_buckets(const Node& aggregation, Metric& metric) {
     metric.bucket_group = property_field(group);
 }
 
-Meter read_meter(const Node& at) {
-    static constexpr std::array<std::pair<std::string_view, bool>, 3> carried{{{"", false}, {"BILLING_PERIOD", false}, {"NEVER", true}}};
+Metric read_meter(const Node& at) {
+    static constexpr std::pair<std::string_view, bool> carried[] = {{"", false}, {"BILLING_PERIOD", false}, {"NEVER", true}};
     const auto aggregation = at.object("aggregation");
-    Meter meter{at.required_text("id"), {.event = at.required_text("event_name"), .rules = "flexprice"}};
-    auto& metric = meter.metric;
-    metric.code = "flexprice:" + meter.id;
+    Metric metric{.code = meter_code(at.required_text("id")), .event = at.required_text("event_name"), .rules = "flexprice"};
     metric.aggregation = aggregation.choice("type", aggregations);
     if (!aggregation.text("expression").empty())
         throw Error(ErrorCode::unsupported, aggregation.path("expression"), "expressions are not evaluated here");
@@ -10173,19 +10210,35 @@ Meter read_meter(const Node& at) {
         if (values.empty()) throw Error(ErrorCode::bad_value, filter.path("values"), "must not be empty");
         metric.filter.parts.push_back(Filter::where(property_field(filter.required_text("key")), Operator::in, json(values)));
     }
-    return meter;
+    return metric;
 }
 
-// A percentage off, for a time.
 struct Coupon {
-    Decimal percentage = {};
-    Period active = {};
+    std::string id = {};
+    Discount discount = {};
+    Period active = {};      // both ends are in it
+    Timestamp billed_until;  // bills that begin later are too many for it
+    bool shown = true;       // in analytics (6.7)
+
+    bool meets(const Period& period) const { return active.from <= period.to && period.from <= active.to; }
+    bool reduces(const Period& bill) const { return meets(bill) && bill.from < billed_until; }
 };
 
-// A usage price on the terms of one subscription.
+// Months are longer than weeks.
+bool is_longer(Stride a, Stride b) { return std::pair(a.months, a.micros) > std::pair(b.months, b.micros); }
+
+// A price that does not depend on usage.
+struct Fixed {
+    Decimal quantity = 1;
+    std::optional<Stride> cycle = {};  // none: it is charged once
+    bool advance = false;
+};
+
+// A price on the terms of one subscription.
 struct Item {
     std::string id = {}, charge = {};
     Metric metric = {};
+    std::optional<Fixed> fixed = {};
     WindowedPrice terms = {};
     bool windowed = false;  // the commitment is for each bucket
     Entitlement entitlement = {};
@@ -10195,30 +10248,26 @@ struct Item {
 
     const Price& price() const { return terms.price; }
     bool bucketed() const { return metric.bucket != Bin::none; }
+    bool limited_apart() const { return entitlement.enabled && entitlement.reset && !bucketed(); }  // by days, months or all time
     bool commits() const { return terms.commitment || !terms.buckets.empty(); }
 };
 
 struct Subscription {
     std::string id = {}, customer = {};
     Period active = {};
-    Stride cycle{1, 0};
+    Stride stride{1, 0};
     std::optional<Timestamp> anchor = {};  // without one bills are for calendar months, weeks from the first day of 1970, ...
     std::vector<Item> items = {};
     std::optional<Commitment> commitment = {};  // over all items (9.15)
-    std::optional<Stride> commitment_cycle = {};
+    std::optional<Stride> commitment_stride = {};
     bool starts = true;  // its events have a price from the beginning (7.3): not of one that is paused or cancelled
     std::vector<Coupon> coupons = {};
 
-    Period period(Timestamp now) const { return overlap(Cycle(cycle, anchor.value_or(Timestamp()).micros(), Zone({})).around(now), active); }
+    Cycle cycle(Stride each) const { return Cycle(each, anchor.value_or(Timestamp()).micros(), Zone({})); }
+    Period period(Timestamp now) const { return overlap(cycle(stride).around(now), active); }
 };
 
 // --- what is billed of a meter ---
-
-Decimal total(const std::vector<Decimal>& quantities) {
-    Decimal sum;
-    for (const auto& quantity : quantities) sum += quantity;
-    return sum;
-}
 
 // What came together in one bucket, day or month, or in all of a period: a sum for an average.
 struct Part {
@@ -10246,14 +10295,10 @@ std::vector<Part> parts_of(const Metric& metric, AggregateQuery query, Bin bin, 
     return parts;
 }
 
-Decimal value_of(const Metric& metric, const Part& part) {
-    if (metric.aggregation != Aggregation::average) return part.number;
-    return part.events == 0 ? Decimal() : exact_share(part.number, part.events);
-}
-
 std::vector<Decimal> values_of(const Metric& metric, const std::vector<Part>& parts) {
+    const bool shares = metric.aggregation == Aggregation::average;
     std::vector<Decimal> values;
-    for (const auto& part : parts) values.push_back(value_of(metric, part));
+    for (const auto& part : parts) values.push_back(shares ? exact_share(part.number, std::max<std::int64_t>(part.events, 1)) : part.number);
     return values;
 }
 
@@ -10266,34 +10311,34 @@ struct Use {
     std::vector<std::pair<Period, std::vector<Part>>> grants;  // what was used in the time of each grant
 };
 
-Bin stretch_of(Reset reset) { return reset == Reset::day ? Bin::day : reset == Reset::month ? Bin::month : Bin::none; }
+// The time in which the limit counts that is never begun anew.
+AggregateQuery limited(const Item& item, const Subscription& subscription, AggregateQuery query) {
+    if (*item.entitlement.reset == Bin::none) query.period.from = subscription.active.from;
+    return query;
+}
 
 Use measure(const Item& item, const Subscription& subscription, const AggregateQuery& query, UsageSource& usage) {
-    const auto over = [&](const Period& period) {
-        auto asked = query;
-        asked.period = period;
-        return asked;
-    };
     Use use{query, parts_of(item.metric, query, item.metric.bucket, usage), {}, {}, {}};
     for (const auto& grant : item.grants) {
-        const auto period = grant.period.value_or(query.period);
-        use.grants.emplace_back(period, parts_of(item.metric, over(period), Bin::none, usage));
+        auto asked = query;
+        asked.period = grant.period.value_or(query.period);
+        use.grants.emplace_back(asked.period, parts_of(item.metric, asked, Bin::none, usage));
     }
-    if (!item.entitlement.enabled || item.bucketed()) return use;
-    const auto stretch = stretch_of(item.entitlement.reset);
-    if (stretch != Bin::none) use.stretches = parts_of(item.metric, query, stretch, usage);
-    if (item.entitlement.reset == Reset::never) {
-        use.before = total(values_of(item.metric, parts_of(item.metric, over({subscription.active.from, query.period.from}), Bin::none, usage)));
-        use.stretches = parts_of(item.metric, over({subscription.active.from, query.period.to}), Bin::none, usage);
-    }
+    if (!item.limited_apart()) return use;
+    auto asked = limited(item, subscription, query);
+    use.stretches = parts_of(item.metric, asked, *item.entitlement.reset, usage);
+    asked.period.to = query.period.from;
+    if (asked.period.from < asked.period.to) use.before = total(values_of(item.metric, parts_of(item.metric, asked, Bin::none, usage)));
     return use;
 }
 
+Decimal units_of(const Item& item, const Use& use) { return total(values_of(item.metric, use.parts)); }
+
 Decimal billable(const Item& item, const Use& use) {
-    const auto units = total(values_of(item.metric, use.parts));
-    if (!item.entitlement.enabled || item.entitlement.reset == Reset::period || item.bucketed()) return item.entitlement.billable(units);
-    const auto values = values_of(item.metric, use.stretches);
-    return item.entitlement.reset == Reset::never ? item.entitlement.billable(total(values) - use.before) : item.entitlement.billable(values);
+    if (!item.limited_apart()) return item.entitlement.billable(units_of(item, use));
+    auto values = values_of(item.metric, use.stretches);
+    if (!use.before.is_zero()) values.front() -= use.before;
+    return item.entitlement.billable(values);
 }
 
 // What grants leave: of units, or money in place of them.
@@ -10320,10 +10365,15 @@ Priced price_use(const Item& item, const Use& use) {
     return priced;
 }
 
+std::vector<Window> windows_of(const std::vector<Part>& parts) {
+    std::vector<Window> windows;
+    for (const auto& part : parts) windows.push_back({part.start, part.number, part.events});
+    return windows;
+}
+
 // The windows up to now that a commitment is for (9.14).
 std::vector<Window> windows_of(const Item& item, const Use& use, Timestamp now) {
-    std::vector<Window> windows;
-    for (const auto& part : use.parts) windows.push_back({part.start, value_of(item.metric, part)});
+    auto windows = windows_of(use.parts);
     const Period elapsed{use.query.period.from, std::min(use.query.period.to, now)};
     if (elapsed.from >= elapsed.to || elapsed.from == Period().from) return windows;
     auto options = commitment_windows(item.metric.bucket, elapsed, use.query.billing_anchor);
@@ -10345,23 +10395,29 @@ Priced commit_use(const Item& item, const Use& use, Priced priced, Timestamp now
 
 // --- one event more ---
 
-std::string_view property_of(const Metric& metric) { return std::string_view(metric.property).substr(property_field("").size()); }
+// The property that a metric's or filter's field names.
+Scalar property_at(const Event& event, std::string_view field, std::string& keep) {
+    return scalar_at(event.properties, field.substr(property_field("").size()), keep);
+}
+
+std::string text_at(const Event& event, std::string_view field) {
+    std::string keep;
+    return scalar_text(property_at(event, field, keep));
+}
 
 bool measures(const Metric& metric, const Event& event) {
     return event.name == metric.event && std::all_of(metric.filter.parts.begin(), metric.filter.parts.end(), [&](const Filter& clause) {
                std::string keep;
-               const auto path = std::string_view(clause.field).substr(property_field("").size());
-               return meets(meter_filter, make_clause(clause), scalar_at(event.properties, path, keep));
+               return meets(meter_filter, make_clause(clause), property_at(event, clause.field, keep));
            });
 }
 
 // What metering notes of the event (6.2).
 Decimal quantity_of(const Metric& metric, const Event& event) {
     if (metric.aggregation == Aggregation::count) return 1;
+    if (metric.aggregation == Aggregation::unique_count) return text_at(event, metric.property).empty() ? 0 : 1;
     std::string keep;
-    const auto value = scalar_at(event.properties, property_of(metric), keep);
-    if (metric.aggregation == Aggregation::unique_count) return scalar_text(value).empty() ? 0 : 1;
-    const auto number = scalar_number(value).value_or(Decimal()) * metric.multiplier.value_or(Decimal(1));
+    const auto number = scalar_number(property_at(event, metric.property, keep)).value_or(Decimal()) * metric.multiplier.value_or(Decimal(1));
     return at_least_zero(number.round(15, Rounding::down));
 }
 
@@ -10369,19 +10425,14 @@ Decimal quantity_of(const Metric& metric, const Event& event) {
 Decimal step_of(const Metric& metric, const Event& event, AggregateQuery query, UsageSource& usage) {
     const auto quantity = quantity_of(metric, event);
     if (metric.aggregation != Aggregation::unique_count || quantity.is_zero()) return quantity;
-    std::string keep;
-    const auto text = scalar_text(scalar_at(event.properties, property_of(metric), keep));
-    query.filter = Filter::all({query.filter, Filter::equals(metric.property, text)});
+    query.filter = Filter::all({query.filter, Filter::equals(metric.property, text_at(event, metric.property))});
     return usage.measure(part_metric(metric), query).front().value > 0 ? Decimal() : quantity;
 }
 
 // Adds the event to the part it falls into, now.
 void add_event(const Metric& metric, const Event& event, AggregateQuery query, Bin bin, Timestamp now, UsageSource& usage, std::vector<Part>& parts) {
     Group group;
-    if (bin == metric.bucket && !metric.bucket_group.empty()) {
-        std::string keep;
-        group.emplace_back(scalar_text(scalar_at(event.properties, std::string_view(metric.bucket_group).substr(property_field("").size()), keep)));
-    }
+    if (bin == metric.bucket && !metric.bucket_group.empty()) group.emplace_back(text_at(event, metric.bucket_group));
     std::optional<Timestamp> start;
     if (bin != Bin::none) {
         query.bin = bin;
@@ -10410,30 +10461,20 @@ void add_event(const Item& item, const Subscription& subscription, const Event& 
         query.period = period;
         if (period.contains(now)) add_event(item.metric, event, query, Bin::none, now, usage, parts);
     }
-    if (!item.entitlement.enabled || item.bucketed() || item.entitlement.reset == Reset::period) return;
-    query.period = {item.entitlement.reset == Reset::never ? subscription.active.from : use.query.period.from, use.query.period.to};
-    add_event(item.metric, event, query, stretch_of(item.entitlement.reset), now, usage, use.stretches);
+    if (item.limited_apart())
+        add_event(item.metric, event, limited(item, subscription, use.query), *item.entitlement.reset, now, usage, use.stretches);
 }
 
 // --- the catalogue ---
 
-struct Fixed {
-    std::string charge;
-    Price price;
-    std::optional<Decimal> least;
-};
-
 struct Catalogue final : Book::Impl {
     std::vector<Item> items;  // of the prices as they stand in the catalogue
-    std::vector<Fixed> fixed;
     std::vector<Subscription> subscriptions;
     bool lists_subscriptions = false;
     std::string currency_code;
     Currency currency = {};
 
-    bool serves(const std::string& subscription, const std::string& customer) const override {
-        return lists_subscriptions ? !chosen(subscription, customer).empty() : !customer.empty();
-    }
+    bool serves(const std::string& subscription, const std::string& customer) const override { return !chosen(subscription, customer).empty(); }
     Period period_around(const UsageQuery& query, Timestamp at) const override {
         const auto list = chosen(query.subscription, query.customer);
         return list.empty() ? this_month(at) : list.front().period(at);
@@ -10464,16 +10505,14 @@ struct Catalogue final : Book::Impl {
 };
 
 Fee fee_of(const Catalogue& book, const std::string& charge, const std::string& metric, const Decimal& units, Priced priced) {
-    Fee fee;
-    fee.charge = charge;
-    fee.metric = metric;
-    fee.currency = book.currency_code;
-    fee.units = units;
-    fee.amount = priced.amount;
-    fee.amount_cents = to_cents(priced.amount, book.currency);
-    fee.unit_amount = quotient(priced.amount, units);
-    fee.lines = std::move(priced.lines);
-    return fee;
+    return {.charge = charge,
+            .metric = metric,
+            .currency = book.currency_code,
+            .units = units,
+            .amount = priced.amount,
+            .amount_cents = to_cents(priced.amount, book.currency),
+            .unit_amount = quotient(priced.amount, units),
+            .lines = std::move(priced.lines)};
 }
 
 Fees sum_up(const Catalogue& book, std::vector<Fee> list) {
@@ -10519,20 +10558,6 @@ std::int64_t events_of(const std::vector<Part>& parts) {
     return events;
 }
 
-// A line of a bill: rounded to the currency before its commitment, and after (9.9).
-Fee line_of(const Catalogue& book, const Subscription& subscription, const Item& item, const Use& use, Priced priced, Timestamp now, bool commits) {
-    Committed committed;
-    round_to(priced, rounded(priced.amount, book.currency));
-    if (commits) {
-        priced = commit_use(item, use, std::move(priced), now, committed);
-        round_to(priced, rounded(priced.amount, book.currency));
-    }
-    auto fee = fee_for(subscription, use.query.period, events_of(use.parts),
-                       fee_of(book, item.charge, item.metric.code, total(values_of(item.metric, use.parts)), std::move(priced)));
-    fee.vendor = commitment_json(item, committed);
-    return fee;
-}
-
 // --- bills ---
 
 // An item's part of a bill before the commitments.
@@ -10542,114 +10567,214 @@ struct Charge {
     Priced priced;
 };
 
-std::vector<Charge> charges_of(const Catalogue& book, const Subscription& subscription, const Period& period, UsageSource& usage) {
-    std::vector<Charge> charges;
-    for (const auto& item : subscription.items) {
-        const auto query = query_of(book, subscription, item, period);
-        if (query.period.from >= query.period.to) continue;
-        auto use = measure(item, subscription, query, usage);
-        auto priced = price_use(item, use);
-        round_to(priced, rounded(priced.amount, book.currency));
-        charges.push_back({&item, std::move(use), std::move(priced)});
-    }
-    return charges;
-}
-
-Fee extra_fee(const Catalogue& book, const Subscription& subscription, const Period& period, const char* charge, FeeLine line) {
-    Priced priced;
-    priced.add(std::move(line));
-    return fee_for(subscription, period, 0, fee_of(book, charge, "", 1, std::move(priced)));
-}
-
 FeeLine overage_line(const Decimal& money, const Decimal& factor) {
     return {.step = Step::overage, .units = money, .rate = factor, .amount = money * factor};
 }
 
-// A charge that what is left of the subscription's commitment does not cover becomes two; the whole units that still fit pay the plain price.
-void split_charge(const Catalogue& book, const Subscription& subscription, const Charge& charge, Decimal& left, Timestamp now,
-                  std::vector<Fee>& fees) {
-    const auto& item = *charge.item;
-    const auto cost = charge.priced.amount, units = billable(item, charge.use);
-    const auto unit = item.price().model == Model::flat ? item.price().amount : divided(cost, units);
-    const auto covered = divided(left, unit).round(0, Rounding::floor);
-    const bool splits = left > 0;
-    if (splits) {
-        Priced normal;
-        normal.add(units_line(covered, unit));
-        fees.push_back(line_of(book, subscription, item, charge.use, std::move(normal), now, true));
-        fees.back().units = covered;
+// around(time) of every cycle of the calendar that meets the period.
+template <class Around, class Visit>
+void each_cycle(const Period& period, Around&& around, Visit&& visit) {
+    std::size_t cycles = 0;
+    for (auto at = period.from; at < period.to; ++cycles) {
+        if (cycles == limits::carried_bins) throw Error(ErrorCode::too_large, "period", "has too many billing periods");
+        const Period cycle = around(at);
+        visit(cycle);
+        at = cycle.to;
     }
-    Priced beyond;
-    beyond.add(overage_line(splits ? (units - covered) * unit : cost, subscription.commitment->overage_factor));
-    fees.push_back(line_of(book, subscription, item, charge.use, std::move(beyond), now, !splits));
-    if (splits) fees.back().units = units - covered;
-    left = {};
 }
 
-// The commitment of a subscription for each billing period (9.15).
-void add_committed(const Catalogue& book, const Subscription& subscription, const std::vector<Charge>& charges, const Period& period, Timestamp now,
-                   std::vector<Fee>& fees) {
-    auto left = subscription.commitment->amount;
-    bool overage = false;
-    for (const auto& charge : charges) {
-        overage = overage || charge.priced.amount > left;
-        if (charge.priced.amount > left) {
-            split_charge(book, subscription, charge, left, now, fees);
-        } else {
-            left -= charge.priced.amount;
-            fees.push_back(line_of(book, subscription, *charge.item, charge.use, charge.priced, now, true));
+// What a subscription owes for a time, mostly a billing period.
+class Bill {
+public:
+    Bill(const Catalogue& book, const Subscription& subscription, const Period& period, Timestamp now, UsageSource& usage)
+        : book_(book), subscription_(subscription), period_(period), now_(now), usage_(usage) {
+        add_usage();
+        for (const auto& item : subscription.items) {
+            if (item.fixed) add_fixed(item);
+        }
+        take_coupons();
+    }
+
+    void move_to(std::vector<Fee>& fees) {
+        for (auto& line : lines_) fees.push_back(std::move(line.fee));
+    }
+
+private:
+    struct Line {
+        const Item* item;  // none: it is for the whole bill
+        Fee fee;
+    };
+
+    void round(Priced& priced) const { round_to(priced, rounded(priced.amount, book_.currency)); }
+
+    Fee& add(const Item* item, const Period& period, std::int64_t events, Fee fee) {
+        return lines_.emplace_back(Line{item, fee_for(subscription_, period, events, std::move(fee))}).fee;
+    }
+
+    void add_extra(const char* charge, FeeLine line) {
+        Priced priced;
+        priced.add(std::move(line));
+        add(nullptr, period_, 0, fee_of(book_, charge, "", 1, std::move(priced)));
+    }
+
+    // Rounded to the currency before its commitment, and after (9.9).
+    void add_charge(const Charge& charge, const Decimal& units, Priced priced, bool commits) {
+        const auto& [item, use, plain] = charge;
+        Committed committed;
+        round(priced);
+        if (commits) priced = commit_use(*item, use, std::move(priced), now_, committed);
+        round(priced);
+        auto& fee = add(item, use.query.period, events_of(use.parts), fee_of(book_, item->charge, item->metric.code, units, std::move(priced)));
+        fee.vendor = commitment_json(*item, committed);
+    }
+    void add_charge(const Charge& charge) { add_charge(charge, units_of(*charge.item, charge.use), charge.priced, true); }
+
+    std::vector<Charge> charges(const Period& period) const {
+        std::vector<Charge> list;
+        for (const auto& item : subscription_.items) {
+            const auto query = query_of(book_, subscription_, item, period);
+            if (item.fixed || query.period.from >= query.period.to) continue;
+            auto use = measure(item, subscription_, query, usage_);
+            auto priced = price_use(item, use);
+            round(priced);
+            list.push_back({&item, std::move(use), std::move(priced)});
+        }
+        return list;
+    }
+
+    void add_usage() {
+        const auto list = charges(period_);
+        if (!subscription_.commitment) {
+            for (const auto& charge : list) add_charge(charge);
+            return;
+        }
+        const auto stride = subscription_.commitment_stride.value_or(subscription_.stride);
+        const auto term = overlap(subscription_.cycle(stride).around(period_.from), subscription_.active);
+        if (subscription_.commitment_stride && term.from < period_.from)
+            add_cumulative(list, term);
+        else
+            add_committed(list);
+    }
+
+    // The commitment of a subscription for each billing period (9.15).
+    void add_committed(const std::vector<Charge>& list) {
+        const auto& commitment = *subscription_.commitment;
+        auto left = commitment.amount;
+        bool overage = false;
+        for (const auto& charge : list) {
+            const auto cost = charge.priced.amount, units = billable(*charge.item, charge.use);
+            const auto unit = unit_price(charge.item->price(), cost, units);
+            const auto parts = split(cost, units, unit, left);
+            overage = overage || !parts.beyond.is_zero();
+            if (parts.beyond.is_zero())
+                add_charge(charge);
+            else
+                add_split(charge, unit, parts);
+        }
+        const auto missing = missing_to(commitment.amount, commitment.amount - left, book_.currency);
+        if (commitment.true_up && !overage && !missing.is_zero()) add_extra("True Up", {.step = Step::minimum, .amount = missing});
+    }
+
+    // The item's own commitment is for what is covered.
+    void add_split(const Charge& charge, const Decimal& unit, const Split& parts) {
+        Priced normal, beyond;
+        normal.add(units_line(parts.covered_units, unit));
+        beyond.add(overage_line(parts.beyond, subscription_.commitment->overage_factor));
+        if (!parts.covered_units.is_zero()) add_charge(charge, parts.covered_units, std::move(normal), true);
+        add_charge(charge, parts.beyond_units, std::move(beyond), false);
+    }
+
+    // What the items came to from one moment to another, billing period by billing period.
+    Decimal spent(const Period& before) const {
+        Decimal sum;
+        each_cycle(
+            before, [&](Timestamp at) { return subscription_.period(at); },
+            [&](const Period& cycle) {
+                for (const auto& charge : charges(overlap(cycle, before))) sum += charge.priced.amount;
+            });
+        return sum;
+    }
+
+    // A commitment over several billing periods, of which this is not the first (9.16).
+    void add_cumulative(const std::vector<Charge>& list, const Period& term) {
+        const auto& commitment = *subscription_.commitment;
+        Decimal cost;
+        for (const auto& charge : list) cost += charge.priced.amount;
+        const auto committed = commit_rest(commitment, spent({term.from, period_.from}), cost, period_.to >= term.to);
+        for (const auto& charge : list) {
+            auto priced = charge.priced;
+            lower_to(priced, divided(priced.amount, cost) * committed.utilized);
+            add_charge(charge, units_of(*charge.item, charge.use), std::move(priced), false);
+        }
+        const auto beyond = cost - committed.utilized;
+        if (!beyond.is_zero()) add_extra("Overage", overage_line(beyond, commitment.overage_factor));
+        if (!committed.true_up.is_zero()) add_extra("True Up", {.step = Step::minimum, .amount = committed.true_up});
+    }
+
+    // What falls due: in advance where a cycle begins, in arrears where it ends. One that is longer than the billing period counts from the item's
+    // beginning and is paid whole; of others the share of time that the item is active (billing.go, CalculateFixedCharges).
+    void add_fixed(const Item& item) {
+        const auto& fixed = *item.fixed;
+        if (!fixed.cycle) {
+            if (period_.contains(item.active.from)) add_fixed(item, {item.active.from, item.active.from}, 1);
+            return;
+        }
+        const bool longer = is_longer(*fixed.cycle, subscription_.stride);
+        const auto anchor = item.active.from > Period().from ? item.active.from : subscription_.anchor.value_or(Timestamp());
+        const Cycle own(*fixed.cycle, anchor.micros(), Zone({}));
+        each_cycle(
+            overlap(period_, item.active), [&](Timestamp at) { return longer ? overlap(own.around(at), item.active) : subscription_.period(at); },
+            [&](const Period& cycle) {
+                const bool due = fixed.advance ? period_.contains(cycle.from) : period_.from < cycle.to && cycle.to <= period_.to;
+                const auto active = overlap(cycle, item.active);
+                if (due) add_fixed(item, active, divided((active.to - active.from).count(), (cycle.to - cycle.from).count()));
+            });
+    }
+
+    void add_fixed(const Item& item, const Period& period, const Decimal& share) {
+        auto priced = price_units(item.price(), item.fixed->quantity);
+        lower_to(priced, priced.amount * share);
+        round(priced);
+        auto& fee = add(&item, period, 0, fee_of(book_, item.charge, "", item.fixed->quantity, std::move(priced)));
+        fee.pay_in_advance = item.fixed->advance;
+    }
+
+    // Coupons of an item come off its last line, each of the whole amount; then those of the subscription, one after the other, off what is left
+    // of all lines (coupon_application.go).
+    void take_coupons() {
+        Decimal left;
+        std::set<const Item*> seen{nullptr};
+        for (auto line = lines_.rbegin(); line != lines_.rend(); ++line) {
+            if (seen.insert(line->item).second) take_coupons(*line->item, line->fee);
+            left += line->fee.amount;
+        }
+        for (const auto& coupon : subscription_.coupons) {
+            if (left <= 0 || !coupon.reduces(period_)) continue;
+            const auto off = coupon.discount.off(left, book_.currency);
+            left -= off;
+            add_extra("Coupon", {.step = Step::discount, .amount = -off});
         }
     }
-    const auto missing = missing_to(subscription.commitment->amount, subscription.commitment->amount - left, book.currency);
-    if (overage || !subscription.commitment->true_up || missing.is_zero()) return;
-    fees.push_back(extra_fee(book, subscription, period, "True Up", {.step = Step::minimum, .amount = missing}));
-}
 
-// What the items came to in the billing periods from one moment to another.
-Decimal base_between(const Catalogue& book, const Subscription& subscription, Timestamp from, Timestamp to, UsageSource& usage) {
-    Decimal base;
-    for (std::size_t periods = 0; from < to; ++periods) {
-        if (periods == limits::carried_bins) throw Error(ErrorCode::too_large, "period", "is too many billing periods into the commitment");
-        const auto period = subscription.period(from);
-        for (const auto& charge : charges_of(book, subscription, {period.from, std::min(period.to, to)}, usage)) base += charge.priced.amount;
-        from = period.to;
+    void take_coupons(const Item& item, Fee& fee) const {
+        Priced priced{fee.amount, std::move(fee.lines)};
+        for (const auto& coupon : item.coupons) {
+            if (!coupon.reduces(period_)) continue;
+            const auto off = std::min(coupon.discount.off(fee.amount, book_.currency), priced.amount);
+            priced.add({.step = Step::discount, .amount = -off});
+        }
+        fee.amount = priced.amount;
+        fee.amount_cents = to_cents(fee.amount, book_.currency);
+        fee.lines = std::move(priced.lines);
     }
-    return base;
-}
 
-// A commitment over several billing periods, of which this is not the first (9.16).
-void add_cumulative(const Catalogue& book, const Subscription& subscription, std::vector<Charge> charges, const Period& period, const Period& term,
-                    UsageSource& usage, Timestamp now, std::vector<Fee>& fees) {
-    Decimal cost;
-    for (const auto& charge : charges) cost += charge.priced.amount;
-    const auto before = base_between(book, subscription, term.from, period.from, usage);
-    const auto committed = commit_rest(*subscription.commitment, before, cost, period.to >= term.to);
-    for (auto& charge : charges) {
-        lower_to(charge.priced, rounded(divided(charge.priced.amount, cost) * committed.utilized, book.currency));
-        fees.push_back(line_of(book, subscription, *charge.item, charge.use, std::move(charge.priced), now, false));
-    }
-    const auto beyond = cost - committed.utilized;
-    if (!beyond.is_zero())
-        fees.push_back(extra_fee(book, subscription, period, "Overage", overage_line(beyond, subscription.commitment->overage_factor)));
-    if (!committed.true_up.is_zero())
-        fees.push_back(extra_fee(book, subscription, period, "True Up", {.step = Step::minimum, .amount = committed.true_up}));
-}
-
-void add_bill(const Catalogue& book, const Subscription& subscription, const Period& period, Timestamp now, UsageSource& usage,
-              std::vector<Fee>& fees) {
-    auto charges = charges_of(book, subscription, period, usage);
-    if (!subscription.commitment) {
-        for (const auto& charge : charges) fees.push_back(line_of(book, subscription, *charge.item, charge.use, charge.priced, now, true));
-        return;
-    }
-    const auto cycle =
-        Cycle(subscription.commitment_cycle.value_or(subscription.cycle), subscription.anchor.value_or(Timestamp()).micros(), Zone({}));
-    const auto term = overlap(cycle.around(period.from), subscription.active);
-    if (subscription.commitment_cycle && term.from < period.from)
-        add_cumulative(book, subscription, std::move(charges), period, term, usage, now, fees);
-    else
-        add_committed(book, subscription, charges, period, now, fees);
-}
+    const Catalogue& book_;
+    const Subscription& subscription_;
+    Period period_;
+    Timestamp now_;
+    UsageSource& usage_;
+    std::vector<Line> lines_;
+};
 
 Fees Catalogue::usage(const UsageQuery& query, Timestamp now, UsageSource& usage_source) const {
     if (query.customer.empty() && (!lists_subscriptions || query.subscription.empty())) throw Error(ErrorCode::bad_value, "customer", "is required");
@@ -10657,7 +10782,7 @@ Fees Catalogue::usage(const UsageQuery& query, Timestamp now, UsageSource& usage
     for (const auto& subscription : chosen(query.subscription, query.customer)) {
         if (!query.period && !subscription.active.contains(now)) continue;
         const auto period = query.period ? overlap(*query.period, subscription.active) : subscription.period(now);
-        if (period.from < period.to) add_bill(*this, subscription, period, now, usage_source, list);
+        if (period.from < period.to) Bill(*this, subscription, period, now, usage_source).move_to(list);
     }
     return sum_up(*this, std::move(list));
 }
@@ -10670,7 +10795,7 @@ Fees price_event(const Catalogue& book, const Event& event, Timestamp now, Price
     for (const auto& subscription : book.chosen(event.subscription, event.customer)) {
         if (!subscription.active.contains(now)) continue;
         for (const auto& item : subscription.items) {
-            if (item.active.contains(now) && measures(item.metric, event)) list.push_back(price(subscription, item));
+            if (!item.fixed && item.active.contains(now) && measures(item.metric, event)) list.push_back(price(subscription, item));
         }
     }
     return sum_up(book, std::move(list));
@@ -10682,16 +10807,15 @@ Fees Catalogue::estimate_fees(const Event& event, Timestamp now, UsageSource& us
     auto fees = price_event(*this, event, now, [&](const Subscription& subscription, const Item& item) {
         const auto query = query_of(*this, subscription, item, {subscription.period(now).from, now + std::chrono::microseconds(1)});
         auto use = flexprice::measure(item, subscription, query, usage_source);
-        const auto units = [&] { return total(values_of(item.metric, use.parts)); };
         const auto priced = [&] {
             Committed committed;
             return commit_use(item, use, price_use(item, use), now, committed);
         };
-        const auto units_before = units();
+        const auto units = units_of(item, use);
         const auto before = priced();
         add_event(item, subscription, event, now, usage_source, use);
         return fee_for(subscription, query.period, 1,
-                       fee_of(*this, item.charge, item.metric.code, units() - units_before, difference(priced(), before)));
+                       fee_of(*this, item.charge, item.metric.code, units_of(item, use) - units, difference(priced(), before)));
     });
     if (fees.fees.empty()) throw Error(ErrorCode::not_found, "name", "no price measures events named " + event.name);
     return fees;
@@ -10705,29 +10829,15 @@ Fees Catalogue::estimate_instant_fees(const Event& event, Timestamp now) const {
     });
 }
 
-json breakup_json(const Price& price, const Decimal& units) {
-    const auto parts = breakup(price, units);
-    return {{"final_cost", parts.cost.to_string()},
-            {"effective_unit_cost", parts.unit_cost.to_string()},
-            {"tier_unit_amount", parts.tier_unit_amount.to_string()},
-            {"selected_tier_index", parts.tier}};
-}
-
 Fee Catalogue::price(std::string_view charge, const Decimal& units, std::int64_t) const {
-    for (const auto& each : fixed) {
-        if (each.charge != charge) continue;
-        const auto quantity = fixed_quantity(units, each.least);
-        auto fee = fee_of(*this, each.charge, "", quantity, price_units(each.price, quantity));
-        fee.vendor = breakup_json(each.price, quantity);
-        return fee;
-    }
     for (const auto& item : items) {
         if (item.charge != charge) continue;
-        Use use{{}, {{{}, {}, units, 1}}, {{{}, {}, units, 1}}, {}, {}};
+        const auto quantity = item.fixed ? fixed_quantity(units, item.fixed->quantity) : units;
+        Use use{{}, {{{}, {}, quantity, 1}}, {{{}, {}, quantity, 1}}, {}, {}};
         for (std::size_t i = 0; i < item.grants.size(); ++i) use.grants.push_back({{}, use.parts});
         Committed committed;
-        auto fee = fee_of(*this, item.charge, item.metric.code, units, commit_use(item, use, price_use(item, use), {}, committed));
-        fee.vendor = breakup_json(item.price(), units);
+        auto fee = fee_of(*this, item.charge, item.metric.code, quantity, commit_use(item, use, price_use(item, use), {}, committed));
+        fee.vendor = breakup(item.price(), quantity);
         return fee;
     }
     throw Error(ErrorCode::not_found, "charge", "charge_not_found");
@@ -10736,37 +10846,49 @@ Fee Catalogue::price(std::string_view charge, const Decimal& units, std::int64_t
 // Each event priced alone, unrounded, under the first item of the customer that measures it. Which item that is is decided once for each meter,
 // at the time of the first such event (dossier 7.3).
 std::vector<std::optional<Decimal>> Catalogue::event_costs(std::span<const std::optional<Event>> events) const {
-    std::map<std::pair<std::string, std::string>, std::optional<Item>> found;
-    const auto item_at = [&](const std::string& customer, const Metric& metric, Timestamp time) -> std::optional<Item> {
-        for (const auto& subscription : chosen({}, customer)) {
-            if (!subscription.starts || !subscription.active.contains(time)) continue;
+    std::map<std::pair<std::string, std::string>, std::optional<Price>> found;
+    const auto price_at = [&](const Event& event, const Metric& metric) -> std::optional<Price> {
+        const auto time = event.timestamp.value();
+        for (const auto& subscription : chosen({}, event.customer)) {
             for (const auto& item : subscription.items) {
-                if (item.metric.code == metric.code && item.active.contains(time)) return item;
+                const bool holds = subscription.starts && subscription.active.contains(time) && item.active.contains(time);
+                if (holds && item.metric.code == metric.code) return item.price();
             }
         }
         return std::nullopt;
     };
-    std::vector<std::optional<Decimal>> costs(events.size());
-    for (std::size_t i = 0; i < events.size(); ++i) {
-        const auto metric =
-            !events[i] ? metrics.end() : std::find_if(metrics.begin(), metrics.end(), [&](const Metric& each) { return measures(each, *events[i]); });
-        if (metric == metrics.end()) continue;
-        const auto [place, fresh] = found.try_emplace({events[i]->customer, metric->code});
-        if (fresh) place->second = item_at(events[i]->customer, *metric, events[i]->timestamp.value());
-        if (place->second) costs[i] = price_units(place->second->price(), quantity_of(*metric, *events[i])).amount;
-    }
+    const auto cost_of = [&](const Event& event) -> std::optional<Decimal> {
+        const auto metric = std::find_if(metrics.begin(), metrics.end(), [&](const Metric& each) { return measures(each, event); });
+        if (metric == metrics.end()) return std::nullopt;
+        const auto [place, fresh] = found.try_emplace({event.customer, metric->code});
+        if (fresh) place->second = price_at(event, *metric);
+        if (!place->second) return std::nullopt;
+        return price_units(*place->second, quantity_of(*metric, event)).amount;
+    };
+    std::vector<std::optional<Decimal>> costs;
+    for (const auto& event : events) costs.push_back(event ? cost_of(*event) : std::nullopt);
     return costs;
 }
 
 // --- the catalogue, read from FlexPrice's JSON ---
 
-constexpr std::array<std::pair<std::string_view, Stride>, 7> billing_periods{{{"", {1, 0}},
-                                                                              {"DAILY", {0, micros_per_day}},
-                                                                              {"WEEKLY", {0, 7 * micros_per_day}},
-                                                                              {"MONTHLY", {1, 0}},
-                                                                              {"QUARTERLY", {3, 0}},
-                                                                              {"HALF_YEARLY", {6, 0}},
-                                                                              {"ANNUAL", {12, 0}}}};
+std::int64_t read_count(const Node& at, std::string_view field) {
+    const auto count = at.decimal(field).value_or(1).to_int64().value_or(0);
+    if (count < 1 || count > 1000) throw Error(ErrorCode::bad_value, at.path(field), "must be a whole number from 1 to 1000");
+    return count;
+}
+
+constexpr std::pair<std::string_view, Stride> billing_periods[] = {
+    {"", {1, 0}},        {"DAILY", {0, micros_per_day}}, {"WEEKLY", {0, 7 * micros_per_day}},
+    {"MONTHLY", {1, 0}}, {"QUARTERLY", {3, 0}},          {"HALF_YEARLY", {6, 0}},
+    {"ANNUAL", {12, 0}},
+};
+
+// Nothing of what is charged once.
+std::optional<Stride> read_cycle(const Node& at) {
+    if (at.text("billing_period") == "ONETIME") return {};
+    return repeated(at.choice("billing_period", billing_periods), read_count(at, "billing_period_count"));
+}
 
 Period read_period(const Node& at, std::string_view from, std::string_view to) {
     Period period{at.time(from).value_or(Period().from), at.time(to).value_or(Period().to)};
@@ -10774,116 +10896,131 @@ Period read_period(const Node& at, std::string_view from, std::string_view to) {
     return period;
 }
 
-// Percentages that are taken off every bill; other coupons do not show in analytics (6.7).
-std::vector<Coupon> read_coupons(const Node& at, const std::string& line_item) {
+// How many bills a coupon comes off; nothing for all that are written in its time.
+std::optional<std::int64_t> read_times(const Node& at) {
+    const auto cadence = at.text("cadence", "forever");
+    if (cadence == "once") return 1;
+    if (cadence != "repeated" && cadence != "forever") throw Error(ErrorCode::bad_value, at.path("cadence"), "is not known: " + cadence);
+    if (cadence == "forever" || !at.find("duration_in_periods")) return {};
+    return read_count(at, "duration_in_periods");
+}
+
+// Those of the subscription, or of one of its line items, in the order in which they are taken off (coupon_selection.go).
+std::vector<Coupon> read_coupons(const Node& at, const Subscription& subscription, const std::string& line_item) {
+    const auto cycle = subscription.cycle(subscription.stride);
     std::vector<Coupon> coupons;
     for (const auto& each : at.list("coupon_associations")) {
-        const auto coupon = each.object("coupon");
-        const auto cadence = coupon.text("cadence", "forever");
-        if (coupon.text("type") != "percentage" || (cadence != "repeated" && cadence != "forever")) continue;
         if (each.text("subscription_line_item_id") != line_item) continue;
-        coupons.push_back({at_least(coupon, "percentage_off", 0), read_period(each, "start_date", "end_date")});
+        const auto from = each.object("coupon");
+        Coupon coupon{each.text("id"), read_discount(from), read_period(each, "start_date", "end_date"), Period().to, true};
+        coupon.shown = !coupon.discount.money && from.text("cadence") != "once";
+        const auto first = std::max(coupon.active.from, subscription.active.from);
+        if (const auto times = read_times(from)) coupon.billed_until = cycle.boundary(cycle.index(first) + *times);
+        coupons.push_back(std::move(coupon));
     }
+    std::sort(coupons.begin(), coupons.end(),
+              [](const Coupon& a, const Coupon& b) { return std::tie(a.active.from, a.id) < std::tie(b.active.from, b.id); });
     return coupons;
 }
 
-// Grants go with plain prices (9.12).
-void check_grants(const Node& at, const Item& item) {
-    if (item.grants.empty()) return;
-    const auto refuse = [&](const char* reason) { throw Error(ErrorCode::bad_value, at.path("grants"), reason); };
-    if (item.price().model == Model::tiered) refuse("are not for tiered prices");
-    if (item.commits()) refuse("do not go with a commitment");
-    for (const auto aggregation : {Aggregation::max, Aggregation::average, Aggregation::latest}) {
-        if (item.metric.aggregation == aggregation) refuse("are not for MAX, AVG and LATEST meters");
-    }
-}
-
+// Grants go with plain prices (9.12), windowed commitments with buckets (9.14).
 void check_item(const Node& at, const Item& item) {
-    check_grants(at, item);
-    if (item.windowed && !item.bucketed()) throw Error(ErrorCode::bad_value, at.path("commitment_windowed"), "needs a meter with buckets");
+    const auto refuse = [&](const char* field, const char* reason) { throw Error(ErrorCode::bad_value, at.path(field), reason); };
+    const auto kind = item.metric.aggregation;
+    if (item.windowed && !item.bucketed()) refuse("commitment_windowed", "needs a meter with buckets");
+    if (item.grants.empty()) return;
+    if (item.price().model == Model::tiered) refuse("grants", "are not for tiered prices");
+    if (item.commits()) refuse("grants", "do not go with a commitment");
+    if (kind == Aggregation::max || kind == Aggregation::average || kind == Aggregation::latest)
+        refuse("grants", "are not for MAX, AVG and LATEST meters");
 }
 
-Item read_item(const Node& at, const std::vector<Meter>& meters) {
+void read_usage_terms(const Node& at, const std::vector<Metric>& meters, Item& item) {
     const auto id = at.required_text("meter_id");
-    const auto meter = std::find_if(meters.begin(), meters.end(), [&](const Meter& each) { return each.id == id; });
+    const auto meter = std::find_if(meters.begin(), meters.end(), [&](const Metric& each) { return each.code == meter_code(id); });
     if (meter == meters.end()) throw Error(ErrorCode::bad_value, at.path("meter_id"), "no such meter: " + id);
-    Item item{
-        .id = at.text("id", id), .charge = at.text("display_name", at.text("id", id)), .metric = meter->metric, .terms = {read_price(at), {}, {}}};
+    item.metric = *meter;
     if (at.find("entitlement")) item.entitlement = read_entitlement(at.object("entitlement"), at.text("billing_period", "MONTHLY"));
     for (const auto& grant : at.list("grants")) item.grants.push_back(read_grant(grant));
+    item.windowed = at.flag("commitment_windowed");
     if (at.find("commitment")) {
-        item.terms.commitment = read_commitment(at.object("commitment"), item.price());
-        item.windowed = at.object("commitment").flag("windowed");
+        item.terms.commitment = read_commitment(at.object("commitment"), of_price, item.price());
+        item.windowed = at.object("commitment").flag("windowed", item.windowed);
     }
-    item.windowed = item.windowed || at.flag("commitment_windowed");
     for (const auto& bucket : at.list("commitment_time_buckets")) item.terms.buckets.push_back(read_time_bucket(bucket));
+    check_item(at, item);
+}
+
+Item read_item(const Node& at, const std::vector<Metric>& meters) {
+    static constexpr std::pair<std::string_view, bool> types[] = {{"USAGE", false}, {"FIXED", true}},
+                                                       cadences[] = {{"ARREAR", false}, {"ADVANCE", true}};
+    const bool fixed = at.choice("type", types, "USAGE");
+    Item item{.id = at.text("id", at.text("meter_id")), .terms = {read_price(at), {}, {}}};
+    item.charge = at.text("display_name", item.id);
+    if (fixed)
+        item.fixed = Fixed{at_least(at, "min_quantity", 0, 1), read_cycle(at), at.choice("invoice_cadence", cadences, "ARREAR")};
+    else
+        read_usage_terms(at, meters, item);
+    return item;
+}
+
+const Item& listed(const Node& at, const std::vector<Item>& items) {
+    const auto id = at.required_text("price_id");
+    const auto found = std::find_if(items.begin(), items.end(), [&](const Item& item) { return item.id == id; });
+    if (found == items.end()) throw Error(ErrorCode::bad_value, at.path("price_id"), "no such price: " + id);
+    return *found;
+}
+
+// A price on the terms of a line item.
+Item read_line_item(const Node& at, const std::vector<Item>& items) {
+    auto item = listed(at, items);
+    item.active = read_period(at, "start_date", "end_date");
+    if (item.fixed) {
+        item.fixed->quantity = fixed_quantity(at_least(at, "quantity", 0, 0), item.fixed->quantity);
+        return item;
+    }
+    if (at_least(at, "commitment_amount", 0, 0) > 0 || at_least(at, "commitment_quantity", 0, 0) > 0)
+        item.terms.commitment = read_commitment(at, of_line_item, item.price());
+    item.windowed = at.flag("commitment_windowed", item.windowed);
+    for (const auto& bucket : at.list("commitment_time_buckets"))
+        item.terms.buckets.push_back(read_time_bucket(bucket, bucket.find("price") ? Price() : listed(bucket, items).price()));
     check_item(at, item);
     return item;
 }
 
-// The terms of a line item, over those of its price.
-void read_terms(const Node& at, const std::map<std::string, Price>& prices, Item& item) {
-    const auto amount = at_least(at, "commitment_amount", 0, 0), quantity = at_least(at, "commitment_quantity", 0, 0);
-    if (!amount.is_zero() || !quantity.is_zero()) {
-        const auto worth = quantity.is_zero() ? amount : price_units(item.price(), quantity).amount;
-        item.terms.commitment = Commitment{worth, at_least(at, "commitment_overage_factor", 0, 0), at.flag("commitment_true_up_enabled")};
-    }
-    item.windowed = at.flag("commitment_windowed", item.windowed);
-    for (const auto& bucket : at.list("commitment_time_buckets")) item.terms.buckets.push_back(read_time_bucket(bucket, prices));
-    check_item(at, item);
-}
-
-std::vector<Item> read_line_items(const Node& at, const std::vector<Item>& items, const std::map<std::string, Price>& prices) {
-    std::vector<Item> list;
-    for (const auto& each : at.list("line_items")) {
-        if (each.text("price_type", "USAGE") != "USAGE") continue;
-        const auto id = each.required_text("price_id");
-        const auto price = std::find_if(items.begin(), items.end(), [&](const Item& item) { return item.id == id; });
-        if (price == items.end()) throw Error(ErrorCode::bad_value, each.path("price_id"), "no such price by usage: " + id);
-        auto item = *price;
-        item.active = read_period(each, "start_date", "end_date");
-        read_terms(each, prices, item);
-        item.coupons = read_coupons(at, each.text("id"));
-        list.push_back(std::move(item));
-    }
-    return list;
-}
-
 // Those that are billed at all; a cancelled one until it was cancelled.
-std::optional<Subscription> read_subscription(const Node& at, const std::vector<Item>& items, const std::map<std::string, Price>& prices) {
+std::optional<Subscription> read_subscription(const Node& at, const std::vector<Item>& items) {
     const auto status = at.text("subscription_status", "active");
     const bool starts = status == "active" || status == "trialing";
     if (!starts && status != "paused" && status != "cancelled") return {};
     Subscription subscription{.id = at.required_text("id"), .customer = {}, .active = read_period(at, "start_date", "end_date"), .starts = starts};
     subscription.customer = at.find("customer") ? at.object("customer").required_text("external_id") : at.required_text("external_customer_id");
     if (status == "cancelled") subscription.active.to = std::min(subscription.active.to, at.time("cancelled_at").value_or(subscription.active.to));
-    const auto count = at_least(at, "billing_period_count", 1, 1).to_int64().value_or(0);
-    if (count < 1 || count > 1000) throw Error(ErrorCode::bad_value, at.path("billing_period_count"), "must be a whole number from 1 to 1000");
-    subscription.cycle = repeated(at.choice("billing_period", billing_periods), count);
+    subscription.stride = repeated(at.choice("billing_period", billing_periods), read_count(at, "billing_period_count"));
     subscription.anchor = at.time("billing_anchor");
     if (!subscription.anchor) subscription.anchor = at.time("start_date");
-    subscription.items = at.find("line_items") ? read_line_items(at, items, prices) : items;
-    subscription.coupons = read_coupons(at, "");
-    const Commitment commitment{at_least(at, "commitment_amount", 0, 0), at_least(at, "overage_factor", 0, 0), at.flag("enable_true_up")};
-    if (commitment.amount > 0 && commitment.overage_factor > 1) subscription.commitment = commitment;
+    if (!at.find("line_items")) subscription.items = items;
+    for (const auto& each : at.list("line_items")) {
+        subscription.items.push_back(read_line_item(each, items));
+        if (each.find("id")) subscription.items.back().coupons = read_coupons(at, subscription, each.text("id"));
+    }
+    for (auto& item : subscription.items) item.active.from = std::max(item.active.from, subscription.active.from);
+    subscription.coupons = read_coupons(at, subscription, "");
+    const auto commitment = read_commitment(at, of_subscription);
+    if (commitment.counts()) subscription.commitment = commitment;
     const auto duration = at.text("commitment_duration");
-    if (!duration.empty() && duration != at.text("billing_period")) subscription.commitment_cycle = at.choice("commitment_duration", billing_periods);
+    if (!duration.empty() && duration != at.text("billing_period"))
+        subscription.commitment_stride = at.choice("commitment_duration", billing_periods);
     return subscription;
 }
 
-void read_prices(const Node& root, const std::vector<Meter>& meters, Catalogue& book, std::map<std::string, Price>& known) {
+void read_prices(const Node& root, Catalogue& book) {
     for (const auto& at : root.list("prices")) {
-        const auto price = read_price(at);
+        const auto& price = book.items.emplace_back(read_item(at, book.metrics)).price();
         if (book.currency_code.empty()) book.currency_code = price.currency_code, book.currency = price.currency;
         if (price.currency_code != book.currency_code) throw Error(ErrorCode::bad_value, at.path("currency"), "differs from that of the first price");
-        known.try_emplace(at.text("id"), price);
-        if (at.text("type", "USAGE") == "USAGE") {
-            book.items.push_back(read_item(at, meters));
-        } else {
-            book.fixed.push_back({at.text("display_name", at.text("id")), price, at.decimal("min_quantity")});
-        }
     }
-    if (book.items.empty()) root.refuse("has no price by usage");
+    if (book.items.empty()) root.refuse("has no prices");
 }
 
 std::shared_ptr<const Book::Impl> load(const json& catalogue) {
@@ -10892,14 +11029,11 @@ std::shared_ptr<const Book::Impl> load(const json& catalogue) {
     book->vendor = "flexprice";
     book->code = root.text("id", root.text("code", "flexprice"));
     book->source = catalogue;
-    std::vector<Meter> meters;
-    for (const auto& meter : root.list("meters")) meters.push_back(read_meter(meter));
-    for (const auto& meter : meters) book->metrics.push_back(meter.metric);
-    std::map<std::string, Price> prices;
-    read_prices(root, meters, *book, prices);
+    for (const auto& meter : root.list("meters")) book->metrics.push_back(read_meter(meter));
+    read_prices(root, *book);
     book->lists_subscriptions = root.find("subscriptions").has_value();
     for (const auto& each : root.list("subscriptions")) {
-        if (auto subscription = read_subscription(each, book->items, prices)) book->subscriptions.push_back(std::move(*subscription));
+        if (auto subscription = read_subscription(each, book->items)) book->subscriptions.push_back(std::move(*subscription));
     }
     return book;
 }
@@ -10924,52 +11058,30 @@ std::vector<AnalyticsItem> plain_items(const Item& item, const AnalyticsQuery& q
     return list;
 }
 
-// What one bucket came to and costs.
-struct PricedBucket {
-    Timestamp start = {};
-    Decimal usage = {}, cost = {};
-    std::int64_t events = 0;
-};
-
-// Wider windows put buckets together: their sum or greatest, and what all of them cost. Buckets stay whole in narrower ones (6.6).
-std::vector<AnalyticsPoint> points_of(const Item& item, const AnalyticsQuery& query, const std::vector<PricedBucket>& buckets) {
-    if (query.bin == Bin::none) return {};
-    auto asked = aggregate_query(query);
+// Each bucket priced alone, and the sum rounded once. Wider windows of the question put buckets together: their sum or greatest, and what all of
+// them cost. Buckets stay whole in narrower ones (6.6).
+AnalyticsItem bucketed_item(const Catalogue& book, const Item& item, const AnalyticsQuery& query, const Use& use, Timestamp now) {
+    const bool windowed = item.windowed && item.commits() && !shows_a_part(query);
+    auto asked = use.query;
     asked.bin = std::max(query.bin, item.metric.bucket);
     Bins bins(bins_of(asked, metered_rules));
-    std::map<Timestamp, AnalyticsPoint> points;
-    for (const auto& bucket : buckets) {
-        const auto start = bins.around(bucket.start).from;
-        auto& point = points.try_emplace(start, AnalyticsPoint{.start = start}).first->second;
-        point.usage = item.metric.aggregation == Aggregation::max ? std::max(point.usage, bucket.usage) : point.usage + bucket.usage;
-        point.cost += bucket.cost;
-        point.events += bucket.events;
-    }
-    std::vector<AnalyticsPoint> list;
-    for (auto& [start, point] : points) list.push_back(point);
-    return list;
-}
-
-// Each bucket priced alone, and the sum rounded once.
-AnalyticsItem bucketed_item(const Catalogue& book, const Item& item, const AnalyticsQuery& query, const Use& use, Timestamp now) {
     AnalyticsItem answer{.metric = item.metric.code, .events = events_of(use.parts)};
-    std::map<Timestamp, std::int64_t> events;
-    for (const auto& part : use.parts) events[part.start.value()] += part.events;
-    std::vector<PricedBucket> buckets;
+    std::map<Timestamp, AnalyticsPoint> points;
     Committed committed;
-    const bool windowed = item.windowed && item.commits() && !shows_a_part(query);
-    std::vector<Window> windows;
-    for (const auto& part : use.parts) windows.push_back({part.start, part.number});
-    if (windowed) windows = windows_of(item, use, now);
-    for (const auto& window : windows) {
+    for (const auto& window : windowed ? windows_of(item, use, now) : windows_of(use.parts)) {
         const auto cost = windowed ? price_windows(item.terms, {window}, committed).amount : price_buckets(item.price(), {window.units}).amount;
-        buckets.push_back({*window.start, window.units, cost, std::exchange(events[*window.start], 0)});
+        const auto start = bins.around(*window.start).from;
+        auto& point = points.try_emplace(start, AnalyticsPoint{.start = start}).first->second;
+        point.usage = item.metric.aggregation == Aggregation::max ? std::max(point.usage, window.units) : point.usage + window.units;
+        point.cost += cost;
+        point.events += window.events;
         answer.usage += window.units;
         answer.cost += cost;
     }
     answer.cost = rounded(answer.cost, book.currency);
     if (windowed) answer.vendor = commitment_json(item, committed);
-    answer.points = points_of(item, query, buckets);
+    if (query.bin == Bin::none) return answer;
+    for (auto& [start, point] : points) answer.points.push_back(point);
     return answer;
 }
 
@@ -10991,26 +11103,25 @@ std::vector<AnalyticsItem> bucketed_items(const Catalogue& book, const Item& ite
     return list;
 }
 
-std::vector<Decimal> percentages_at(const Item& item, const Subscription& subscription, const std::function<bool(const Period&)>& holds) {
-    std::vector<Decimal> percentages;
+// What the coupons for which holds(Coupon) leave out of analytics (6.7).
+template <class Holds>
+Decimal shown_discount(const Catalogue& book, const Item& item, const Subscription& subscription, const Decimal& cost, Holds&& holds) {
+    std::vector<Discount> discounts;
     for (const auto* coupons : {&item.coupons, &subscription.coupons}) {
         for (const auto& coupon : *coupons) {
-            if (holds(coupon.active)) percentages.push_back(coupon.percentage);
+            if (coupon.shown && holds(coupon)) discounts.push_back(coupon.discount);
         }
     }
-    return percentages;
+    return compound_discount(cost, discounts, book.currency);
 }
 
 // A coupon of any part of the time is for all of it; with points, for those in its time (6.7).
 void discount_item(const Catalogue& book, const Item& item, const Subscription& subscription, const Period& period, AnalyticsItem& answer) {
-    if (answer.points.empty()) {
-        const auto overlaps = [&](const Period& active) { return active.from <= period.to && period.from <= active.to; };
-        answer.discount = compound_discount(answer.cost, percentages_at(item, subscription, overlaps), book.currency);
-        return;
-    }
+    if (answer.points.empty())
+        answer.discount = shown_discount(book, item, subscription, answer.cost, [&](const Coupon& coupon) { return coupon.meets(period); });
     for (auto& point : answer.points) {
-        const auto dated = [&](const Period& active) { return active.from <= point.start && point.start <= active.to; };
-        point.discount = compound_discount(point.cost, percentages_at(item, subscription, dated), book.currency);
+        const Period moment{point.start, point.start};
+        point.discount = shown_discount(book, item, subscription, point.cost, [&](const Coupon& coupon) { return coupon.meets(moment); });
         answer.discount += point.discount;
     }
 }

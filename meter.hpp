@@ -614,9 +614,11 @@ public:
     /// "external_customer_id", "start_date", "end_date", "subscription_status", "cancelled_at", "billing_period", "billing_period_count",
     /// "billing_anchor", "line_items", "commitment_amount", "overage_factor", "enable_true_up", "commitment_duration",
     /// "coupon_associations"}] only these customers have prices, in their billing periods, those of line items on their terms; without that list any
-    /// customer has all, in calendar months, UTC. usage() is what an invoice lists for usage, each line rounded to the currency, before coupons;
-    /// estimate_fees() is not rounded. FIXED prices are for price() alone. FlexPrice counts some copies of an id twice; here an id is
-    /// one event.
+    /// customer has all, in calendar months, UTC. usage() is what an invoice comes to, each line rounded to the currency: usage, the FIXED prices
+    /// that fall due in the period (in ADVANCE where a billing period begins in it, in ARREAR where one ends, ONETIME where the line item begins;
+    /// of a line item that begins or ends between, its share of the time), and coupons, those of cadence "once" or "repeated" on so many of the
+    /// first bills. Taxes, credits and the proration of a subscription's own first period are not known. estimate_fees() is for usage alone, not
+    /// rounded and before coupons. FlexPrice counts some copies of an id twice; here an id is one event.
     static Book flexprice(const json& catalogue);
     /// {"product": {"id", "prices": [...], "benefits": [...]}, "meters": [...]} as Polar's API shows them, optionally with "subscriptions":
     /// [{"id", "customer": {"external_id"}, "current_period_start", "current_period_end", "recurring_interval",
