@@ -3413,8 +3413,10 @@ Column unpack_column(std::string_view data, std::size_t rows, std::size_t first,
 // The fields of an event that are not properties, as columns know them. Properties are known as "." and their path.
 namespace fields {
 constexpr std::string_view id = "id", name = "name", time = "time", sequence = "sequence", customer = "customer", subscription = "subscription",
-                           source = "source", value = "value", cents = "precise_total_amount_cents";
-}
+                           source = "source", value = "value", cents = "precise_total_amount_cents", recorded = "recorded_at";
+// Moments are microseconds.
+bool is_moment(std::string_view key) { return key == time || key == recorded; }
+}  // namespace fields
 
 constexpr std::size_t max_segment_columns = 1000;
 constexpr std::int64_t min_chunk_events = 64, max_segment_rows = 1 << 22;
@@ -3931,6 +3933,13 @@ private:
     bool exact_ = true;
 };
 
+// Nor is when an event was recorded.
+Column recorded_column(Connection& db, const Column& sequence) {
+    Column column{{CellKind::number}, {}, 0, {}, {}};
+    for (const std::int64_t at : sequence.cells) column.cells.push_back(db.integer("SELECT timestamp + delay FROM log WHERE sequence = ?", at));
+    return column;
+}
+
 // The columns of a part that is held in memory.
 Column part_column(const Part& part, const std::string& key) {
     if (key == fields::time) return integer_column(part.times());
@@ -4007,6 +4016,8 @@ Batch load(const Reader& reader, const Source& source, const ScanQuestion& quest
             batch.columns.push_back(constant_column(CellKind::interned, source.name, batch.rows));
         } else if (key == fields::id) {
             batch.columns.push_back(id_column(reader.db, column(std::string(fields::sequence))));
+        } else if (key == fields::recorded) {
+            batch.columns.push_back(recorded_column(reader.db, column(std::string(fields::sequence))));
         } else if (is_presence(key)) {
             batch.columns.push_back(presence_column(key, column_keys(source, part), batch.rows, column));
         } else {
@@ -4029,7 +4040,7 @@ Batch load(const Reader& reader, const Source& source, const ScanQuestion& quest
 std::string column_key(const std::string& field) {
     if (field.empty()) refuse("field", "is empty");
     for (const std::string_view known :
-         {fields::id, fields::name, fields::source, fields::customer, fields::subscription, fields::value, fields::cents}) {
+         {fields::id, fields::name, fields::source, fields::customer, fields::subscription, fields::value, fields::cents, fields::recorded}) {
         if (field == known) return field;
     }
     if (field == "timestamp") return std::string(fields::time);
@@ -4088,7 +4099,8 @@ public:
         column_ = question.key(filter.op == Operator::exists ? presence_key(key) : key);
         coercion_ = key[0] == '.' ? rules.properties : rules.fields;
         if (key == fields::time) seconds_ = rules.seconds;
-        clause_ = make_clause(key == fields::time && !seconds_ ? in_micros(filter) : filter);
+        if (key == fields::recorded) coercion_ = nullptr;
+        clause_ = make_clause(fields::is_moment(key) && !seconds_ ? in_micros(filter) : filter);
     }
 
     // Clears the mask of rows that do not meet the condition.
@@ -5355,6 +5367,7 @@ struct NumberRules {
     enum class Text : std::uint8_t { none, plain, number };  // texts that are numbers: none, those written -?digits[.digits], or all of Decimal's
     Text text = Text::plain;
     bool zero = false;                         // what is no number counts as 0; else the event takes no part
+    bool text_fields_zero = false;             // likewise for an event's name and source alone
     std::optional<std::int64_t> missing = {};  // what a missing one counts as, when not as other things that are no number
     bool not_negative = false;                 // numbers below 0 count as 0, one by one
     std::optional<Rounding> seconds = {};      // times are whole Unix seconds
@@ -5640,7 +5653,7 @@ private:
 
     void add_field(const std::string& field, Blank blank, ScanQuestion& question) {
         const std::string key = column_key(field);
-        fields_.push_back({question.key(key), Values(blank, key == fields::time)});
+        fields_.push_back({question.key(key), Values(blank, fields::is_moment(key))});
     }
     Group names(std::uint32_t group) const {
         Group names(width_);
@@ -5736,7 +5749,8 @@ bool plain_number(std::string_view text) noexcept {
 class Numbers {
 public:
     Numbers(const std::string& property, const NumberRules& rules, ScanQuestion& question, const std::optional<Decimal>& multiplier = {})
-        : rules_(rules), multiplier_(multiplier), is_time_(column_key(property) == fields::time), column_(question.key(column_key(property))) {
+        : rules_(rules), multiplier_(multiplier), is_time_(fields::is_moment(column_key(property))), column_(question.key(column_key(property))) {
+        if (rules.text_fields_zero && (property == fields::name || property == fields::source)) rules_.zero = true;
         if (!multiplier_) return;
         const Words digits = DecimalParts::coefficient(*multiplier_);
         constexpr std::int64_t most = std::numeric_limits<std::int64_t>::max();
@@ -10940,6 +10954,17 @@ const Interval& interval_of(Bin bin) {
     return *row;
 }
 
+// PostgreSQL takes a local time that the clock shows twice for the second of the two, and puts one that it skips as far behind the skip as the
+// time would have been without it (DetermineTimeZoneOffset).
+Timestamp postgres_time(std::int64_t local, const Zone& zone) {
+    const Timestamp first = zone.to_utc(local);
+    if (zone.to_local(first) != local) return Timestamp(local - zone.span_at(first.micros() - 1).offset);
+    const std::int64_t change = zone.span_at(first.micros()).to;
+    if (change - first.micros() > micros_per_day) return first;
+    const Timestamp second(local - zone.span_at(change).offset);
+    return second.micros() >= change ? second : first;
+}
+
 // The moments that have a row in the answer: the start, and on by one interval each, on the zone's clock, until the end has passed. Each is
 // counted from the one before, so a 31st that a short month moved stays where it is. (generate_series in time_queries.py:32)
 std::vector<Timestamp> quantity_rows(Timestamp start, Timestamp end, const Interval& interval, const Zone& zone) {
@@ -10951,7 +10976,10 @@ std::vector<Timestamp> quantity_rows(Timestamp start, Timestamp end, const Inter
     std::vector<Timestamp> rows;
     for (Timestamp row = start; row <= end;) {
         rows.push_back(row);
-        row = interval.bin == Bin::hour ? row + std::chrono::hours(1) : Cycle(interval.stride, zone.to_local(row), zone).boundary(1);
+        if (interval.bin == Bin::hour)
+            row = row + std::chrono::hours(1);
+        else
+            row = postgres_time(Cycle(interval.stride, zone.to_local(row), Zone({})).boundary(1).micros(), zone);
     }
     return rows;
 }
@@ -10968,9 +10996,17 @@ struct MeteredPrice {
     std::string currency = "usd";
 };
 
+// Three letters, which Polar writes small.
+std::string read_currency(const Node& at) {
+    auto code = at.text("price_currency", at.text("currency", "usd"));
+    std::transform(code.begin(), code.end(), code.begin(), [](unsigned char c) { return static_cast<char>(std::tolower(c)); });
+    const bool letters = std::all_of(code.begin(), code.end(), [](char c) { return c >= 'a' && c <= 'z'; });
+    if (code.size() != 3 || !letters) throw Error(ErrorCode::bad_value, at.path("price_currency"), "must be a code of three letters");
+    return code;
+}
+
 MeteredPrice read_metered(const Node& at) {
-    MeteredPrice price{at.decimal("unit_amount").value_or(Decimal()), at.decimal("cap_amount"),
-                       at.text("price_currency", at.text("currency", "usd"))};
+    MeteredPrice price{at.decimal("unit_amount").value_or(Decimal()), at.decimal("cap_amount"), read_currency(at)};
     const auto refuse = [&](std::string_view field, const char* reason) { throw Error(ErrorCode::bad_value, at.path(field), reason); };
     if (price.unit_amount <= 0) refuse("unit_amount", "must be above 0");
     if (price.unit_amount.scale() > rate_decimals) refuse("unit_amount", "must have at most 12 decimals");
@@ -10991,21 +11027,25 @@ Decimal power_of_two(int exponent) {
 // (product_price.py:318): mantissa x 2^exponent, so the product is a quotient of integers that fit.
 Decimal exact_amount(const Decimal& unit_amount, double units) {
     constexpr int mantissa_bits = 53, negligible = 86;  // below 2^-33 units, at less than 10^5 cents each
+    constexpr int digits_kept = 28;                     // of the product, by Python's decimals
     int exponent = 0;
     const auto mantissa = static_cast<std::int64_t>(std::ldexp(std::frexp(units, &exponent), mantissa_bits));
     exponent -= mantissa_bits;
     const auto product = unit_amount * Decimal(mantissa);
     if (exponent >= 0) return rounded_half_away(product * power_of_two(std::min(exponent, 127)));
-    return -exponent > negligible ? Decimal() : Decimal::divide(product, power_of_two(-exponent), 0, Rounding::half_up);
+    if (-exponent > negligible) return {};
+    return rounded_half_away(Decimal::divide_significant(product, power_of_two(-exponent), digits_kept, Rounding::half_even));
 }
 
 // Polar's numbers are doubles, added and divided as such.
 Decimal double_sum(const Decimal& a, const Decimal& b) { return Decimal::from_double(a.to_double() + b.to_double()); }
 Decimal double_quotient(const Decimal& a, const Decimal& b) { return Decimal::from_double(a.to_double() / b.to_double()); }
 
+Decimal units_to_pay(const Decimal& consumed, const Decimal& credited) { return at_least_zero(double_sum(consumed, -credited)); }
+
 // Units beyond credits at the price, rounded, then capped.
 Priced price_units(const MeteredPrice& price, const Decimal& consumed, const Decimal& credited) {
-    const Decimal units = at_least_zero(double_sum(consumed, -credited));
+    const Decimal units = units_to_pay(consumed, credited);
     Priced priced;
     if (!credited.is_zero()) priced.add(free_line(at_least_zero(std::min(consumed, credited))));
     priced.add(units_line(units, price.unit_amount));
@@ -11030,40 +11070,59 @@ Currency currency_of(std::string_view code) {
     return std::find(whole.begin(), whole.end(), code) == whole.end() ? Currency() : Currency{0, 1};
 }
 
-// Cents as an amount in the currency, with at least its own decimals.
+// Cents as an amount in the currency, with at least its own decimals, as Babel writes it for en_US.
 std::string money(const Decimal& cents, const std::string& code) {
-    static constexpr std::array<std::pair<std::string_view, std::string_view>, 4> symbols{
-        {{"usd", "$"}, {"eur", "\u20ac"}, {"gbp", "\u00a3"}, {"jpy", "\u00a5"}}};
+    static constexpr std::pair<std::string_view, std::string_view> symbols[] = {
+        {"usd", "$"},      {"eur", "\u20ac"}, {"gbp", "\u00a3"}, {"jpy", "\u00a5"},     {"aud", "A$"},  {"brl", "R$"},       {"cad", "CA$"},
+        {"inr", "\u20b9"}, {"mxn", "MX$"},    {"nzd", "NZ$"},    {"hkd", "HK$"},        {"twd", "NT$"}, {"cny", "CN\u00a5"}, {"krw", "\u20a9"},
+        {"ils", "\u20aa"}, {"php", "\u20b1"}, {"vnd", "\u20ab"}, {"xof", "F\u202fCFA"}, {"xaf", "FCFA"}};
     const auto currency = currency_of(code);
     const auto amount = cents * Decimal::scaled(1, currency.decimals);
-    std::string symbol = code + " ";
+    std::string symbol = code;
+    std::transform(symbol.begin(), symbol.end(), symbol.begin(), [](unsigned char c) { return static_cast<char>(std::toupper(c)); });
     for (const auto& [known, sign] : symbols) {
         if (known == code) symbol = sign;
     }
     return symbol + grouped(amount.to_fixed(std::max(currency.decimals, amount.scale())));
 }
 
-std::string label(const MeteredPrice& price, const Decimal& consumed, const Priced& priced) {
+// The units are those left to be paid.
+std::string label(const MeteredPrice& price, const Decimal& units, const Priced& priced) {
     auto text =
-        "(" + grouped(consumed.round(3, Rounding::half_even).to_string()) + " consumed units) \u00d7 " + money(price.unit_amount, price.currency);
+        "(" + grouped(units.round(3, Rounding::half_even).to_string()) + " consumed units) \u00d7 " + money(price.unit_amount, price.currency);
     if (priced.lines.back().step == FeeLine::Step::maximum) text += " \u2014 Capped at " + money(*price.cap, price.currency);
     return text;
 }
 
+// --- how prices of a meter are shown: its scale makes the amount of one unit that of what the label names (meter/schemas.py:28) ---
+
+struct MeterUnit {
+    Decimal scale = 1;
+    std::string label = "unit";
+};
+
+MeterUnit read_unit(const Node& at) {
+    enum class Kind { scalar, token, custom };
+    static constexpr std::pair<std::string_view, Kind> kinds[] = {{"scalar", Kind::scalar}, {"token", Kind::token}, {"custom", Kind::custom}};
+    const auto kind = at.choice("unit", kinds, "scalar");
+    if (kind == Kind::token) return {1000000, "1M tokens"};
+    if (kind == Kind::scalar) return {};
+    MeterUnit unit{at.decimal("custom_multiplier").value_or(1), at.text("custom_label", "unit")};
+    if (unit.scale <= 0) throw Error(ErrorCode::bad_value, at.path("custom_multiplier"), "must be above 0");
+    return unit;
+}
+
 // --- functions of meters (7) ---
 
-constexpr std::array<std::pair<std::string_view, Aggregation>, 6> functions{{{"count", Aggregation::count},
-                                                                             {"sum", Aggregation::sum},
-                                                                             {"max", Aggregation::max},
-                                                                             {"min", Aggregation::min},
-                                                                             {"avg", Aggregation::average},
-                                                                             {"unique", Aggregation::unique_count}}};
+constexpr std::pair<std::string_view, Aggregation> functions[] = {{"count", Aggregation::count}, {"sum", Aggregation::sum},
+                                                                  {"max", Aggregation::max},     {"min", Aggregation::min},
+                                                                  {"avg", Aggregation::average}, {"unique", Aggregation::unique_count}};
 
 // Sums and counts may be added up.
 bool is_summable(Aggregation function) { return function == Aggregation::count || function == Aggregation::sum; }
 
 bool is_function(Aggregation function) {
-    return std::any_of(functions.begin(), functions.end(), [&](const auto& row) { return row.second == function; });
+    return std::any_of(std::begin(functions), std::end(functions), [&](const auto& row) { return row.second == function; });
 }
 
 // Of values that meters have come to; 0 of none.
@@ -11086,11 +11145,13 @@ struct Tiers {
 
 // Sorted by bound, the open tier last. Problems carry pydantic's words.
 Tiers read_tiers(const Node& at, Problems& problems) {
-    static constexpr std::array<std::pair<std::string_view, bool>, 2> types{{{"volume", true}, {"graduated", false}}};
+    static constexpr std::pair<std::string_view, bool> types[] = {{"volume", true}, {"graduated", false}};
     Tiers result{at.choice("type", types, "volume"), {}};
     for (const auto& each : at.list("tiers")) {
         Tier tier{.above = {}, .up_to = each.decimal("bound"), .rate = each.decimal("unit_amount").value_or(Decimal()), .flat = {}, .from = {}};
+        if (tier.up_to && !tier.up_to->to_int64()) problems.push_back({each.path("bound"), "bound", "int_from_float"});
         if (tier.up_to && *tier.up_to <= 0) problems.push_back({each.path("bound"), "bound", "greater_than"});
+        if (!each.find("unit_amount")) problems.push_back({each.path("unit_amount"), "unit_amount", "missing"});
         if (tier.rate.is_negative()) problems.push_back({each.path("unit_amount"), "unit_amount", "greater_than_equal"});
         result.tiers.push_back(std::move(tier));
     }
@@ -11130,6 +11191,7 @@ using enum Meeting;
 struct Evaluator {
     Coercion metadata;
     Rounding seconds;
+    bool text_fields_zero = false;  // whether an event takes part in a sum of its name, as nothing
 };
 
 // Quantities and balances (filter.py:52).
@@ -11149,7 +11211,8 @@ constexpr Evaluator billing{{.missing = {never_any, never_any},
                              .structure = {{differ, differ, differ}, text_any},
                              .stored_booleans = {"False", "True"},
                              .asked_booleans = {"False", "True"}},
-                            Rounding::down};
+                            Rounding::down,
+                            true};
 
 // Lists of events (tinybird/service.py:722).
 constexpr Evaluator clickhouse{{.missing = {{zero, zero, empty}, empty_any},
@@ -11178,7 +11241,7 @@ constexpr Rules rules(std::string_view name, const Evaluator& evaluator) {
     return {.name = name,
             .filter = {&evaluator.metadata, &built_in, evaluator.seconds},
             .asked_filter = FilterRules{&parameter, &built_in, evaluator.seconds},
-            .numbers = {.text = NumberRules::Text::none, .missing = {}, .seconds = Rounding::half_up},
+            .numbers = {.text = NumberRules::Text::none, .text_fields_zero = evaluator.text_fields_zero, .missing = {}, .seconds = Rounding::half_up},
             .keeps_absent = true,
             .typed_values = true,
             .quotient = double_quotient,
@@ -11246,14 +11309,9 @@ std::string field_named(std::string property, bool built_in_too) {
 }
 
 Filter read_clause(const Node& at) {
-    static constexpr std::array<std::pair<std::string_view, Operator>, 8> operators{{{"eq", Operator::eq},
-                                                                                     {"ne", Operator::ne},
-                                                                                     {"gt", Operator::gt},
-                                                                                     {"gte", Operator::gte},
-                                                                                     {"lt", Operator::lt},
-                                                                                     {"lte", Operator::lte},
-                                                                                     {"like", Operator::contains},
-                                                                                     {"not_like", Operator::not_contains}}};
+    static constexpr std::pair<std::string_view, Operator> operators[] = {
+        {"eq", Operator::eq}, {"ne", Operator::ne},   {"gt", Operator::gt},         {"gte", Operator::gte},
+        {"lt", Operator::lt}, {"lte", Operator::lte}, {"like", Operator::contains}, {"not_like", Operator::not_contains}};
     const auto field = field_named(at.required_text("property"), true);
     const auto op = at.choice("operator", operators);
     const auto value = clause_value(at);
@@ -11261,7 +11319,7 @@ Filter read_clause(const Node& at) {
 }
 
 Filter read_filter(const Node& at, std::size_t depth = 1) {
-    static constexpr std::array<std::pair<std::string_view, bool>, 2> conjunctions{{{"and", true}, {"or", false}}};
+    static constexpr std::pair<std::string_view, bool> conjunctions[] = {{"and", true}, {"or", false}};
     if (depth > limits::json_depth) at.refuse("is nested too deep");
     const bool all = at.choice("conjunction", conjunctions, "and");
     std::vector<Filter> parts;
@@ -11272,6 +11330,7 @@ Filter read_filter(const Node& at, std::size_t depth = 1) {
 struct Meter {
     std::string id;
     Metric metric;
+    MeterUnit unit;
 };
 
 constexpr std::string_view metric_prefix = "polar:";
@@ -11302,7 +11361,7 @@ Metric read_metric(const Node& aggregation, Filter filter, std::string code) {
 Meter read_meter(const Node& at) {
     const auto id = at.required_text("id");
     const auto filter = at.find("filter") ? read_filter(at.object("filter")) : Filter();
-    return {id, read_metric(at.object("aggregation"), filter, metric_code(id))};
+    return {id, read_metric(at.object("aggregation"), filter, metric_code(id)), read_unit(at)};
 }
 
 // --- credits (10.1, 10.2) ---
@@ -11412,8 +11471,8 @@ Tiers read_seat_tiers(const Node& at, Problems& problems) {
 
 Charge read_charge(const Node& at, const Node& product, const std::vector<Meter>& meters) {
     enum class Kind { metered, seats, units };
-    static constexpr std::array<std::pair<std::string_view, Kind>, 3> kinds{
-        {{"metered_unit", Kind::metered}, {"seat_based", Kind::seats}, {"unit_based", Kind::units}}};
+    static constexpr std::pair<std::string_view, Kind> kinds[] = {
+        {"metered_unit", Kind::metered}, {"seat_based", Kind::seats}, {"unit_based", Kind::units}};
     const auto kind = at.choice("amount_type", kinds, "metered_unit");
     Charge charge{.name = at.text("id"), .currency = {}, .price = {}, .tiers = {}, .bought = nullptr, .meter = {}, .granted = {}};
     if (kind == Kind::metered) {
@@ -11426,7 +11485,7 @@ Charge read_charge(const Node& at, const Node& product, const std::vector<Meter>
         if (charge.name.empty()) charge.name = id;
     } else {
         Problems problems;
-        charge.price.currency = at.text("price_currency", "usd");
+        charge.price.currency = read_currency(at);
         charge.bought = kind == Kind::seats ? &Subscription::seats : &Subscription::units;
         charge.tiers = kind == Kind::seats ? read_seat_tiers(at.object("seat_tiers"), problems) : read_tiers(at.object("tiers"), problems);
         if (!problems.empty()) throw Error(ErrorCode::bad_value, problems.front().path, problems.front().code);
@@ -11524,7 +11583,9 @@ Fee metered_fee(const Charge& charge, const Account& account, UsageSource& usage
     const auto priced = price_units(charge.price, row.value, credited);
     auto fee = fee_of(charge, account, row.value, priced);
     fee.events = row.events;
-    fee.vendor = {{"label", label(charge.price, row.value, priced)},
+    const auto& shown = charge.meter.unit;
+    fee.vendor = {{"label", label(charge.price, units_to_pay(row.value, credited), priced)},
+                  {"unit_price", money(charge.price.unit_amount * shown.scale, charge.price.currency) + " / " + shown.label},
                   {"meter_id", charge.meter.id},
                   {"consumed_units", row.value.to_string()},
                   {"credited_units", credited.to_string()},
@@ -11715,24 +11776,31 @@ Quantities quantities(Metric metric, const QuantitiesQuery& query, UsageSource& 
     return answer;
 }
 
-// Since the last reset. At the next one usage eats what does not roll over first (customer_meter/service.py:194).
+// Of a customer with two ids, Polar takes the property of all but sums and counts for one key, which a path is not (customer_meter/service.py:430).
+bool reads_nothing(const Metric& metric, const std::vector<std::string>& customers) {
+    const auto path = std::string_view(metric.property).substr(std::min(metric.property.size(), property_field("").size()));
+    return customers.size() > 1 && !is_summable(metric.aggregation) && path.find('.') != std::string_view::npos;
+}
+
+// Of what was recorded since the last reset happened. At the next one usage eats what does not roll over first (customer_meter/service.py:194).
 CustomerMeter customer_meter(const std::string& id, Metric metric, const std::vector<std::string>& customers, UsageSource& usage) {
     if (customers.empty()) refuse("customers", "is empty");
     metric.rules = "polar";
     AggregateQuery asked = of_customers(customers);
     const auto reset = usage.measure(system_metric("meter.reset", id, Aggregation::max, "timestamp"), asked).front();
-    if (reset.events > 0) asked.period.from = Timestamp::from_unix(reset.value);
+    if (reset.events > 0)
+        asked.filter = Filter::all({asked.filter, Filter::where("recorded_at", Operator::gte, json::parse(reset.value.to_string()))});
     const auto credited = [&](const Filter& which) {
         auto query = asked;
         query.filter = Filter::all({asked.filter, which});
         return credited_units(id, query, usage).value_or(Decimal());
     };
     CustomerMeter answer;
-    answer.consumed = usage.measure(metric, of_users(asked)).front().value;
+    if (!reads_nothing(metric, customers)) answer.consumed = usage.measure(metric, of_users(asked)).front().value;
     answer.credited = credited({});
     answer.balance = double_sum(answer.credited, -answer.consumed);
     const Decimal rolling = credited(Filter::equals("properties.rollover", true));
-    const Decimal left = credited(Filter::where("properties.rollover", Operator::ne, true)) + rolling - answer.consumed;
+    const Decimal left = double_sum(credited(Filter::where("properties.rollover", Operator::ne, true)) + rolling, -answer.consumed);
     answer.rollover = at_least_zero(std::min(left.round(0, Rounding::down), rolling));
     return answer;
 }
@@ -14447,6 +14515,7 @@ Scalar event_scalar(const Event& event, const std::string& key, std::string& kep
     if (key == fields::customer) return text(event.customer);
     if (key == fields::subscription) return text(event.subscription);
     if (key == fields::time) return number(event.timestamp.value_or(Timestamp()).micros());
+    if (key == fields::recorded) return event.recorded_at ? number(event.recorded_at->micros()) : Scalar{};
     if (key == fields::value) return event.value ? number(*event.value) : Scalar{};
     if (key == fields::cents) return event.precise_total_amount_cents ? number(*event.precise_total_amount_cents) : Scalar{};
     const json* value = find_property(event.properties, std::string_view(key).substr(1));
@@ -14466,7 +14535,7 @@ public:
         for (const Filter& part : filter.parts) parts_.emplace_back(part);
         if (kind_ != Filter::Kind::clause) return;
         key_ = column_key(filter.field);
-        clause_ = make_clause(key_ == fields::time ? in_micros(filter) : filter);
+        clause_ = make_clause(fields::is_moment(key_) ? in_micros(filter) : filter);
     }
 
     bool holds(const Event& event) const {
