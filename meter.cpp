@@ -1971,8 +1971,7 @@ struct Coercion {
 };
 
 // Of whatever type it is compared with.
-constexpr std::array<Meeting, 3> never_any{Meeting::never, Meeting::never, Meeting::never}, text_any{Meeting::text, Meeting::text, Meeting::text},
-    empty_any{Meeting::empty, Meeting::empty, Meeting::empty};
+constexpr std::array<Meeting, 3> text_any{Meeting::text, Meeting::text, Meeting::text}, empty_any{Meeting::empty, Meeting::empty, Meeting::empty};
 
 // How an evaluator reads the fields of an event in a filter; where it has no table the rules of Filter hold.
 struct FilterRules {
@@ -7324,6 +7323,7 @@ public:
     const std::string& path() const { return path_; }
     std::string path(std::string_view key) const { return path_.empty() ? std::string(key) : path_ + "." + std::string(key); }
     [[noreturn]] void refuse(std::string reason) const { throw Error(ErrorCode::bad_value, path_, std::move(reason)); }
+    [[noreturn]] void refuse(std::string_view key, std::string reason) const { throw Error(ErrorCode::bad_value, path(key), std::move(reason)); }
 
     // The member, unless it is missing or null.
     std::optional<Node> find(std::string_view key) const {
@@ -10937,22 +10937,7 @@ namespace polar {
 // ---- its calendar ----
 
 // Intervals of meter quantities, and how many days a question may span at most (time_queries.py:46).
-struct Interval {
-    Bin bin;
-    Stride stride;
-    int most_days;
-};
-
-constexpr Interval intervals[] = {
-    {Bin::hour, {0, micros_per_hour}, 7}, {Bin::day, {0, micros_per_day}, 366}, {Bin::week, {0, 7 * micros_per_day}, 371},
-    {Bin::month, {1, 0}, 1460},           {Bin::year, {12, 0}, 3650},
-};
-
-const Interval& interval_of(Bin bin) {
-    const auto row = std::find_if(std::begin(intervals), std::end(intervals), [&](const Interval& each) { return each.bin == bin; });
-    if (row == std::end(intervals)) refuse("interval", "must be hour, day, week, month or year");
-    return *row;
-}
+constexpr std::pair<Bin, int> most_days[] = {{Bin::hour, 7}, {Bin::day, 366}, {Bin::week, 371}, {Bin::month, 1460}, {Bin::year, 3650}};
 
 // PostgreSQL takes a local time that the clock shows twice for the second of the two, and puts one that it skips as far behind the skip as the
 // time would have been without it (DetermineTimeZoneOffset).
@@ -10967,28 +10952,38 @@ Timestamp postgres_time(std::int64_t local, const Zone& zone) {
 
 // The moments that have a row in the answer: the start, and on by one interval each, on the zone's clock, until the end has passed. Each is
 // counted from the one before, so a 31st that a short month moved stays where it is. (generate_series in time_queries.py:32)
-std::vector<Timestamp> quantity_rows(Timestamp start, Timestamp end, const Interval& interval, const Zone& zone) {
+std::vector<Timestamp> quantity_rows(Timestamp start, Timestamp end, Bin interval, const Zone& zone) {
+    const auto most = std::find_if(std::begin(most_days), std::end(most_days), [&](const auto& row) { return row.first == interval; });
+    if (most == std::end(most_days)) refuse("interval", "must be hour, day, week, month or year");
     if (start < Timestamp::from_civil(2023, 1, 1)) refuse("start", "must not be before 2023-01-01");
     if (start > end) refuse("end", "is before the start");
-    if (cut(end, micros_per_day) - cut(start, micros_per_day) > std::chrono::days(interval.most_days)) {
+    if (cut(end, micros_per_day) - cut(start, micros_per_day) > std::chrono::days(most->second))
         refuse("interval", "is too small for so long a time");
-    }
+    const auto next = [&](Timestamp row) {
+        if (interval == Bin::hour) return row + std::chrono::hours(1);
+        return postgres_time(Cycle(stride_of(interval), zone.to_local(row), Zone({})).boundary(1).micros(), zone);
+    };
     std::vector<Timestamp> rows;
-    for (Timestamp row = start; row <= end;) {
-        rows.push_back(row);
-        if (interval.bin == Bin::hour)
-            row = row + std::chrono::hours(1);
-        else
-            row = postgres_time(Cycle(interval.stride, zone.to_local(row), Zone({})).boundary(1).micros(), zone);
-    }
+    for (Timestamp row = start; row <= end; row = next(row)) rows.push_back(row);
     return rows;
+}
+
+// ---- amounts ----
+
+constexpr std::int64_t int32_max = std::numeric_limits<std::int32_t>::max();
+
+// A whole number, if there is one; 1.0 is one, too.
+std::optional<std::int64_t> read_whole(const Node& at, std::string_view field, std::int64_t least, std::int64_t most) {
+    const auto number = at.decimal(field);
+    if (!number) return {};
+    const auto whole = number->to_int64();
+    if (!whole || *whole < least || *whole > most)
+        at.refuse(field, "must be a whole number from " + std::to_string(least) + " to " + std::to_string(most));
+    return whole;
 }
 
 // Amounts are counts of the currency's smallest unit; an invoice has no fractions of it.
 Decimal rounded_half_away(const Decimal& value) { return value.round(0, Rounding::half_up); }
-
-// Unit amounts have up to 12 decimals and 5 digits before them; caps are 32-bit integers (product/schemas.py:421).
-constexpr int rate_decimals = 12, rate_whole_digits = 5;
 
 struct MeteredPrice {
     Decimal unit_amount;  // cents for one unit
@@ -11001,19 +10996,16 @@ std::string read_currency(const Node& at) {
     auto code = at.text("price_currency", at.text("currency", "usd"));
     std::transform(code.begin(), code.end(), code.begin(), [](unsigned char c) { return static_cast<char>(std::tolower(c)); });
     const bool letters = std::all_of(code.begin(), code.end(), [](char c) { return c >= 'a' && c <= 'z'; });
-    if (code.size() != 3 || !letters) throw Error(ErrorCode::bad_value, at.path("price_currency"), "must be a code of three letters");
+    if (code.size() != 3 || !letters) at.refuse("price_currency", "must be a code of three letters");
     return code;
 }
 
+// Unit amounts have up to 12 decimals and 5 digits before them (product/schemas.py:421).
 MeteredPrice read_metered(const Node& at) {
-    MeteredPrice price{at.decimal("unit_amount").value_or(Decimal()), at.decimal("cap_amount"), read_currency(at)};
-    const auto refuse = [&](std::string_view field, const char* reason) { throw Error(ErrorCode::bad_value, at.path(field), reason); };
-    if (price.unit_amount <= 0) refuse("unit_amount", "must be above 0");
-    if (price.unit_amount.scale() > rate_decimals) refuse("unit_amount", "must have at most 12 decimals");
-    if (price.unit_amount.round(0, Rounding::floor).digits() > rate_whole_digits) refuse("unit_amount", "must be below 100000");
-    if (price.cap && (price.cap->is_negative() || price.cap->scale() > 0 || *price.cap > std::numeric_limits<std::int32_t>::max())) {
-        refuse("cap_amount", "must be a whole number from 0 to 2147483647");
-    }
+    MeteredPrice price{at.decimal("unit_amount").value_or(Decimal()), read_whole(at, "cap_amount", 0, int32_max), read_currency(at)};
+    if (price.unit_amount <= 0) at.refuse("unit_amount", "must be above 0");
+    if (price.unit_amount.scale() > 12) at.refuse("unit_amount", "must have at most 12 decimals");
+    if (price.unit_amount >= 100000) at.refuse("unit_amount", "must be below 100000");
     return price;
 }
 
@@ -11108,7 +11100,7 @@ MeterUnit read_unit(const Node& at) {
     if (kind == Kind::token) return {1000000, "1M tokens"};
     if (kind == Kind::scalar) return {};
     MeterUnit unit{at.decimal("custom_multiplier").value_or(1), at.text("custom_label", "unit")};
-    if (unit.scale <= 0) throw Error(ErrorCode::bad_value, at.path("custom_multiplier"), "must be above 0");
+    if (unit.scale <= 0) at.refuse("custom_multiplier", "must be above 0");
     return unit;
 }
 
@@ -11143,28 +11135,41 @@ struct Tiers {
     std::vector<Tier> tiers;
 };
 
-// Sorted by bound, the open tier last. Problems carry pydantic's words.
-Tiers read_tiers(const Node& at, Problems& problems) {
+// Sorted by bound, the open tier last. What is wrong is said in pydantic's words.
+Tiers read_tiers(const Node& at) {
     static constexpr std::pair<std::string_view, bool> types[] = {{"volume", true}, {"graduated", false}};
     Tiers result{at.choice("type", types, "volume"), {}};
     for (const auto& each : at.list("tiers")) {
         Tier tier{.above = {}, .up_to = each.decimal("bound"), .rate = each.decimal("unit_amount").value_or(Decimal()), .flat = {}, .from = {}};
-        if (tier.up_to && !tier.up_to->to_int64()) problems.push_back({each.path("bound"), "bound", "int_from_float"});
-        if (tier.up_to && *tier.up_to <= 0) problems.push_back({each.path("bound"), "bound", "greater_than"});
-        if (!each.find("unit_amount")) problems.push_back({each.path("unit_amount"), "unit_amount", "missing"});
-        if (tier.rate.is_negative()) problems.push_back({each.path("unit_amount"), "unit_amount", "greater_than_equal"});
+        if (tier.up_to && !tier.up_to->to_int64()) each.refuse("bound", "int_from_float");
+        if (tier.up_to && *tier.up_to <= 0) each.refuse("bound", "greater_than");
+        if (!each.find("unit_amount")) each.refuse("unit_amount", "missing");
+        if (tier.rate.is_negative()) each.refuse("unit_amount", "greater_than_equal");
         result.tiers.push_back(std::move(tier));
     }
-    if (result.tiers.empty()) problems.push_back({at.path("tiers"), "tiers", "too_short"});
+    if (result.tiers.empty()) at.refuse("tiers", "too_short");
     std::stable_sort(result.tiers.begin(), result.tiers.end(),
                      [](const Tier& a, const Tier& b) { return a.up_to && (!b.up_to || *a.up_to < *b.up_to); });
     for (std::size_t i = 1; i < result.tiers.size(); ++i) {
         const auto& bound = result.tiers[i - 1].up_to;
-        if (!bound) problems.push_back({at.path("tiers"), "tiers", "unbounded_tier_not_last"});
-        if (bound && bound == result.tiers[i].up_to) problems.push_back({at.path("tiers"), "tiers", "duplicate_tier_bound"});
-        result.tiers[i].above = result.tiers[i].from = bound.value_or(Decimal());
+        if (!bound) at.refuse("tiers", "unbounded_tier_not_last");
+        if (bound == result.tiers[i].up_to) at.refuse("tiers", "duplicate_tier_bound");
+        result.tiers[i].above = result.tiers[i].from = *bound;
     }
     return result;
+}
+
+// Seats are sold by tiers of min_seats to max_seats without gaps.
+Tiers read_seat_tiers(const Node& at) {
+    auto given = at.list("tiers");
+    const auto least = [](const Node& tier) { return read_whole(tier, "min_seats", 0, int32_max).value_or(1); };
+    std::stable_sort(given.begin(), given.end(), [&](const Node& a, const Node& b) { return least(a) < least(b); });
+    json tiers = json::array();
+    for (const auto& tier : given) {
+        if (!tiers.empty() && tiers.back().at("bound") != least(tier) - 1) tier.refuse("min_seats", "gap");
+        tiers.push_back({{"bound", tier.raw("max_seats")}, {"unit_amount", tier.raw("price_per_seat")}});
+    }
+    return read_tiers(Node(json{{"type", at.text("seat_tier_type", "volume")}, {"tiers", tiers}}, at.path()));
 }
 
 // Bounds are the last quantity included. A volume needs a tier that holds it; graduated units past the last bound are free.
@@ -11187,7 +11192,7 @@ Priced price_tiers(const Tiers& tiers, const Decimal& quantity) {
 
 using enum Meeting;
 
-// One evaluator: metadata by a table, and how a time becomes whole seconds.
+// One evaluator: metadata by a table, of which what is not written never matches, and how a time becomes whole seconds.
 struct Evaluator {
     Coercion metadata;
     Rounding seconds;
@@ -11195,17 +11200,15 @@ struct Evaluator {
 };
 
 // Quantities and balances (filter.py:52).
-constexpr Evaluator postgres{{.missing = {never_any, never_any},
-                              .boolean = {{number, never, never}, text_any},
+constexpr Evaluator postgres{{.boolean = {{number, never, never}, text_any},
                               .number = {{number, number, never}, text_any},
                               .text = {text_any, text_any},
-                              .structure = {never_any, text_any},
+                              .structure = {{}, text_any},
                               .asked_booleans = {"f", "t"}},
                              Rounding::half_up};
 
 // What a meter bills (filter.py:127).
-constexpr Evaluator billing{{.missing = {never_any, never_any},
-                             .boolean = {{number, number, differ}, text_any},
+constexpr Evaluator billing{{.boolean = {{number, number, differ}, text_any},
                              .number = {{number, number, differ}, text_any},
                              .text = {{differ, differ, text}, text_any},
                              .structure = {{differ, differ, differ}, text_any},
@@ -11223,16 +11226,11 @@ constexpr Evaluator clickhouse{{.missing = {{zero, zero, empty}, empty_any},
                                Rounding::down};
 
 // name and source meet texts alone, timestamp numbers alone, in every evaluator.
-constexpr Coercion built_in{.missing = {never_any, never_any},
-                            .boolean = {never_any, never_any},
-                            .number = {{never, number, never}, {never, text, never}},
-                            .text = {{never, never, text}, {never, never, text}},
-                            .structure = {never_any, never_any}};
+constexpr Coercion built_in{.number = {{never, number, never}, {never, text, never}}, .text = {{never, never, text}, {never, never, text}}};
 
 // What a question asks beside the meter's filter: a text is what the property is written as (kit/metadata.py:138); numbers and booleans, which
 // Polar's parameter does not have, are themselves.
-constexpr Coercion parameter{.missing = {never_any, never_any},
-                             .boolean = {{number, differ, text}, text_any},
+constexpr Coercion parameter{.boolean = {{number, differ, text}, text_any},
                              .number = {{differ, number, text}, text_any},
                              .text = {{differ, differ, text}, text_any},
                              .structure = {{differ, differ, text}, text_any}};
@@ -11270,19 +11268,15 @@ bool bills(const Filter& filter, const Event& event) {
 
 // Text of at most 1000 characters, a 32-bit integer (1.0 is 1) or a boolean (filter.py:31).
 json clause_value(const Node& at) {
-    const auto value = at.find("value");
-    const auto bad = [&]() -> json { throw Error(ErrorCode::bad_value, at.path("value"), "must be text, a whole number or true or false"); };
-    if (!value) return bad();
-    if (value->value().is_string()) {
-        const auto& text = value->value().get_ref<const std::string&>();
-        const auto characters = std::count_if(text.begin(), text.end(), [](char c) { return (static_cast<unsigned char>(c) & 0xC0) != 0x80; });
-        if (characters > 1000) throw Error(ErrorCode::bad_value, at.path("value"), "is longer than 1000 characters");
-        return text;
-    }
-    if (!value->value().is_number()) return value->value().is_boolean() ? value->value() : bad();
-    const auto whole = at.decimal("value")->to_int64();
-    if (!whole || *whole < std::numeric_limits<std::int32_t>::min() || *whole > std::numeric_limits<std::int32_t>::max()) return bad();
-    return *whole;
+    const json value = at.raw("value");
+    if (value.is_number()) return *read_whole(at, "value", -int32_max - 1, int32_max);
+    if (value.is_boolean()) return value;
+    if (!value.is_string()) at.refuse("value", "must be text, a whole number or true or false");
+    const auto& text = value.get_ref<const std::string&>();
+    if (const char* fault = text_fault(text)) at.refuse("value", fault);
+    const auto characters = std::count_if(text.begin(), text.end(), [](char c) { return (static_cast<unsigned char>(c) & 0xC0) != 0x80; });
+    if (characters > 1000) at.refuse("value", "is longer than 1000 characters");
+    return value;
 }
 
 // Events that Polar itself makes have this source; those of all other sources reach Polar as the user's.
@@ -11333,8 +11327,7 @@ struct Meter {
     MeterUnit unit;
 };
 
-constexpr std::string_view metric_prefix = "polar:";
-std::string metric_code(std::string_view meter) { return std::string(metric_prefix) + std::string(meter); }
+std::string metric_code(const std::string& meter) { return "polar:" + meter; }
 
 // The name that all events of the filter have, if it says so.
 std::string event_name(const Filter& filter) {
@@ -11397,30 +11390,29 @@ std::optional<Decimal> credited_units(const std::string& meter, const AggregateQ
 
 struct Subscription {
     std::string id, customer;  // events name the customer by its external id
-    Period active, current;
-    Stride stride;
-    Decimal seats, units;
+    Period active = {}, current = {};
+    Stride stride = {};
+    std::optional<Timestamp> trial_end = {};
+    Decimal seats = {}, units = {};
 };
 
 constexpr std::pair<std::string_view, Stride> recurring_intervals[] = {
     {"day", {0, micros_per_day}}, {"week", {0, 7 * micros_per_day}}, {"month", {1, 0}}, {"year", {12, 0}}};
 
 Subscription read_subscription(const Node& at) {
-    Subscription subscription{.id = at.required_text("id"), .customer = {}, .active = {}, .current = {}, .stride = {}, .seats = {}, .units = {}};
-    subscription.customer = at.object("customer").required_text("external_id");
+    Subscription subscription{.id = at.required_text("id"), .customer = at.object("customer").required_text("external_id")};
     const auto start = at.time("current_period_start");
-    if (!start) throw Error(ErrorCode::bad_value, at.path("current_period_start"), "is required");
-    const auto count = at.decimal("recurring_interval_count").value_or(1).to_int64();
-    if (!count || *count < 1 || *count > 999) throw Error(ErrorCode::bad_value, at.path("recurring_interval_count"), "must be from 1 to 999");
-    subscription.stride = repeated(at.choice("recurring_interval", recurring_intervals, "month"), *count);
+    if (!start) at.refuse("current_period_start", "is required");
+    subscription.stride =
+        repeated(at.choice("recurring_interval", recurring_intervals, "month"), read_whole(at, "recurring_interval_count", 1, 999).value_or(1));
     const Timestamp next = Cycle(subscription.stride, start->micros(), Zone({})).boundary(1);
     subscription.current = {*start, at.time("current_period_end").value_or(next)};
     subscription.active = {at.time("started_at").value_or(Timestamp::min()), at.time("ended_at").value_or(Period().to)};
-    for (const auto& [period, field] : {std::pair{&subscription.current, "current_period_end"}, std::pair{&subscription.active, "ended_at"}}) {
-        if (period->from >= period->to) throw Error(ErrorCode::bad_value, at.path(field), "ends before it begins");
-    }
-    subscription.seats = at.decimal("seats").value_or(Decimal());
-    subscription.units = at.decimal("units").value_or(Decimal());
+    if (subscription.current.from >= subscription.current.to) at.refuse("current_period_end", "ends before it begins");
+    if (subscription.active.from >= subscription.active.to) at.refuse("ended_at", "ends before it begins");
+    subscription.trial_end = at.time("trial_end");
+    subscription.seats = read_whole(at, "seats", 0, int32_max).value_or(0);
+    subscription.units = read_whole(at, "units", 0, int32_max).value_or(0);
     return subscription;
 }
 
@@ -11456,19 +11448,6 @@ Priced in_units(Priced priced, Currency currency) {
     return scaled;
 }
 
-// Seats are sold by tiers of min_seats to max_seats without gaps (11).
-Tiers read_seat_tiers(const Node& at, Problems& problems) {
-    json tiers = json::array();
-    Decimal above;
-    for (const auto& tier : at.list("tiers")) {
-        const auto least = tier.decimal("min_seats");
-        if (!tiers.empty() && least && *least != above + 1) problems.push_back({tier.path("min_seats"), "min_seats", "gap"});
-        tiers.push_back({{"bound", tier.raw("max_seats")}, {"unit_amount", tier.raw("price_per_seat")}});
-        above = tier.decimal("max_seats").value_or(Decimal());
-    }
-    return read_tiers(Node(json{{"type", at.text("seat_tier_type", "volume")}, {"tiers", tiers}}, at.path()), problems);
-}
-
 Charge read_charge(const Node& at, const Node& product, const std::vector<Meter>& meters) {
     enum class Kind { metered, seats, units };
     static constexpr std::pair<std::string_view, Kind> kinds[] = {
@@ -11479,16 +11458,14 @@ Charge read_charge(const Node& at, const Node& product, const std::vector<Meter>
         charge.price = read_metered(at);
         const auto id = at.required_text("meter_id");
         const auto found = std::find_if(meters.begin(), meters.end(), [&](const Meter& meter) { return meter.id == id; });
-        if (found == meters.end()) throw Error(ErrorCode::bad_value, at.path("meter_id"), "no such meter: " + id);
+        if (found == meters.end()) at.refuse("meter_id", "no such meter: " + id);
         charge.meter = *found;
         charge.granted = granted_units(product, id);
         if (charge.name.empty()) charge.name = id;
     } else {
-        Problems problems;
         charge.price.currency = read_currency(at);
         charge.bought = kind == Kind::seats ? &Subscription::seats : &Subscription::units;
-        charge.tiers = kind == Kind::seats ? read_seat_tiers(at.object("seat_tiers"), problems) : read_tiers(at.object("tiers"), problems);
-        if (!problems.empty()) throw Error(ErrorCode::bad_value, problems.front().path, problems.front().code);
+        charge.tiers = kind == Kind::seats ? read_seat_tiers(at.object("seat_tiers")) : read_tiers(at.object("tiers"));
         if (charge.name.empty()) charge.name = kind == Kind::seats ? "seats" : "units";
     }
     charge.currency = currency_of(charge.price.currency);
@@ -11545,6 +11522,8 @@ Account open_account(const Plan& plan, const std::string& subscription, const st
     if (!account.subscription && customer.empty()) throw Error(ErrorCode::bad_value, "customer", "is required");
     account.query.customer = account.subscription ? account.subscription->customer : customer;
     account.query.period = account.subscription ? period_around(*account.subscription, now) : this_month(now);
+    if (account.subscription && account.subscription->trial_end)
+        account.query.filter = Filter::where("timestamp", Operator::gte, account.subscription->trial_end->unix_seconds().to_int64().value());
     return account;
 }
 
@@ -11745,8 +11724,8 @@ std::map<Timestamp, Decimal> quantities_by_bin(const Metric& metric, AggregateQu
 
 // The total of the rows that have events; an average or unique count is one over all events, whatever their time (service.py:360).
 Decimal total_of(const Metric& metric, AggregateQuery asked, const std::vector<Decimal>& rows, UsageSource& usage) {
-    if (is_summable(metric.aggregation)) return folded(Aggregation::sum, rows);
-    if (metric.aggregation == Aggregation::max || metric.aggregation == Aggregation::min) return folded(metric.aggregation, rows);
+    const auto function = is_summable(metric.aggregation) ? Aggregation::sum : metric.aggregation;
+    if (function != Aggregation::average && function != Aggregation::unique_count) return folded(function, rows);
     asked.bin = Bin::none;
     asked.period = {};
     return usage.measure(metric, asked).front().value;
@@ -11756,7 +11735,7 @@ Decimal total_of(const Metric& metric, AggregateQuery asked, const std::vector<D
 Quantities quantities(Metric metric, const QuantitiesQuery& query, UsageSource& usage) {
     if (!is_function(metric.aggregation)) refuse("meter", "has an aggregation that Polar does not know");
     if (query.over_customers && !is_function(*query.over_customers)) refuse("over_customers", "is not one of Polar's functions");
-    const auto times = quantity_rows(query.start, query.end, interval_of(query.interval), Zone(query.time_zone));
+    const auto times = quantity_rows(query.start, query.end, query.interval, Zone(query.time_zone));
     metric.rules = "polar";
     Bins bins({.bin = query.interval, .time_zone = query.time_zone});
     AggregateQuery asked = of_customers(query.customers);

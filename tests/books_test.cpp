@@ -1138,6 +1138,12 @@ TEST_CASE("Polar bills by the subscription's own periods, and what was bought of
     const auto book = Book::polar(source);
     CHECK(book.price("seats", 4).amount_cents == 4000);
     CHECK(refusal([&] { m.usage({.customer = "other"}); }) == "not_found customer: no book that is loaded prices it");
+    json trial = source;
+    trial["subscriptions"][0]["trial_end"] = "2026-03-05T00:00:00Z";
+    trial["product"]["prices"][2]["seat_tiers"]["tiers"] = {{{"min_seats", 5}, {"price_per_seat", 9}},
+                                                            {{"min_seats", 1}, {"max_seats", 4}, {"price_per_seat", 10}}};
+    CHECK(polar_log(Book::polar(trial), events).usage({.customer = "acme"}).fees.at(0).units == 1);
+    CHECK(Book::polar(trial).price("seats", 5).amount_cents == 45);
     const auto refused = [&](const char* field, json value) {
         json changed = source;
         changed["subscriptions"][0][field] = std::move(value);
@@ -1146,7 +1152,8 @@ TEST_CASE("Polar bills by the subscription's own periods, and what was bought of
     CHECK(refused("current_period_start", nullptr) == "bad_value subscriptions[0].current_period_start: is required");
     CHECK(refused("current_period_end", "2026-02-28T12:00:00Z") == "bad_value subscriptions[0].current_period_end: ends before it begins");
     CHECK(refused("recurring_interval", "fortnight") == "bad_value subscriptions[0].recurring_interval: is not known: fortnight");
-    CHECK(refused("recurring_interval_count", 0) == "bad_value subscriptions[0].recurring_interval_count: must be from 1 to 999");
+    CHECK(refused("recurring_interval_count", 0) == "bad_value subscriptions[0].recurring_interval_count: must be a whole number from 1 to 999");
+    CHECK(refused("seats", 1.5) == "bad_value subscriptions[0].seats: must be a whole number from 0 to 2147483647");
     CHECK(refused("customer", {{"id", "x"}}) == "bad_value subscriptions[0].customer.external_id: is required");
     source["product"]["prices"][2]["seat_tiers"]["tiers"][1]["min_seats"] = 6;
     CHECK(refusal([&] { Book::polar(source); }) == "bad_value product.prices[2].seat_tiers.tiers[1].min_seats: gap");

@@ -28,8 +28,7 @@ json display_scale(const json& vector) {
 json round_half_away(const json& vector) { return {{"rounded", text(polar::rounded_half_away(number(vector, "value")))}}; }
 
 json tiers(const json& vector) {
-    meter::Problems problems;
-    const auto tiers = polar::read_tiers(Node(vector.at("tiers")), problems);
+    const auto tiers = polar::read_tiers(Node(vector.at("tiers")));
     try {
         return {{"amount", text(polar::price_tiers(tiers, number(vector, "quantity")).amount)}};
     } catch (const meter::Error& error) {
@@ -38,9 +37,12 @@ json tiers(const json& vector) {
 }
 
 json tiers_validation(const json& vector) {
-    meter::Problems problems;
-    polar::read_tiers(Node(vector.at("tiers")), problems);
-    return {{"error_type", problems.empty() ? json(nullptr) : json(problems.front().code)}};
+    try {
+        polar::read_tiers(Node(vector.at("tiers")));
+        return {{"error_type", nullptr}};
+    } catch (const meter::Error& error) {
+        return {{"error_type", error.reason()}};
+    }
 }
 
 json metered_price_validation(const json& vector) {
