@@ -11048,11 +11048,9 @@ Priced price_units(const MeteredPrice& price, const Decimal& consumed, const Dec
 
 // --- the words on the invoice ---
 
+// With commas between thousands.
 std::string grouped(std::string digits) {
-    auto point = digits.find('.');
-    if (point == std::string::npos) point = digits.size();
-    const auto first = static_cast<std::ptrdiff_t>(digits.front() == '-' ? 1 : 0);
-    for (auto i = static_cast<std::ptrdiff_t>(point) - 3; i > first; i -= 3) digits.insert(static_cast<std::size_t>(i), ",");
+    for (auto at = std::min(digits.find('.'), digits.size()); at > 3;) digits.insert(at -= 3, ",");
     return digits;
 }
 
@@ -11094,11 +11092,10 @@ struct MeterUnit {
 };
 
 MeterUnit read_unit(const Node& at) {
-    enum class Kind { scalar, token, custom };
-    static constexpr std::pair<std::string_view, Kind> kinds[] = {{"scalar", Kind::scalar}, {"token", Kind::token}, {"custom", Kind::custom}};
-    const auto kind = at.choice("unit", kinds, "scalar");
-    if (kind == Kind::token) return {1000000, "1M tokens"};
-    if (kind == Kind::scalar) return {};
+    const auto name = at.text("unit", "scalar");
+    if (name == "scalar") return {};
+    if (name == "token") return {1000000, "1M tokens"};
+    if (name != "custom") at.refuse("unit", "is not known: " + name);
     MeterUnit unit{at.decimal("custom_multiplier").value_or(1), at.text("custom_label", "unit")};
     if (unit.scale <= 0) at.refuse("custom_multiplier", "must be above 0");
     return unit;
@@ -11186,44 +11183,39 @@ Priced price_tiers(const Tiers& tiers, const Decimal& quantity) {
     throw Error(ErrorCode::bad_value, "quantity", "uncovered");
 }
 
-// ---- the book of a product and its meters ----
+// Seats and units are whole, and so are the cents that they come to (product_price.py:426).
+Priced price_bought(const Tiers& tiers, const Decimal& quantity) {
+    auto priced = price_tiers(tiers, quantity);
+    if (quantity.scale() > 0) refuse("quantity", "must be a whole number");
+    if (priced.amount.scale() > 0) refuse("quantity", "comes to a fraction of a cent: " + priced.amount.to_string());
+    return priced;
+}
 
-// --- its three evaluators of filters, which disagree where types differ (6.2) ---
+// --- three evaluators of filters, which disagree where types differ (6.2); what is not written never matches ---
 
 using enum Meeting;
 
-// One evaluator: metadata by a table, of which what is not written never matches, and how a time becomes whole seconds.
-struct Evaluator {
-    Coercion metadata;
-    Rounding seconds;
-    bool text_fields_zero = false;  // whether an event takes part in a sum of its name, as nothing
-};
-
 // Quantities and balances (filter.py:52).
-constexpr Evaluator postgres{{.boolean = {{number, never, never}, text_any},
-                              .number = {{number, number, never}, text_any},
-                              .text = {text_any, text_any},
-                              .structure = {{}, text_any},
-                              .asked_booleans = {"f", "t"}},
-                             Rounding::half_up};
+constexpr Coercion postgres{.boolean = {{number, never, never}, text_any},
+                            .number = {{number, number, never}, text_any},
+                            .text = {text_any, text_any},
+                            .structure = {{}, text_any},
+                            .asked_booleans = {"f", "t"}};
 
 // What a meter bills (filter.py:127).
-constexpr Evaluator billing{{.boolean = {{number, number, differ}, text_any},
-                             .number = {{number, number, differ}, text_any},
-                             .text = {{differ, differ, text}, text_any},
-                             .structure = {{differ, differ, differ}, text_any},
-                             .stored_booleans = {"False", "True"},
-                             .asked_booleans = {"False", "True"}},
-                            Rounding::down,
-                            true};
+constexpr Coercion billing{.boolean = {{number, number, differ}, text_any},
+                           .number = {{number, number, differ}, text_any},
+                           .text = {{differ, differ, text}, text_any},
+                           .structure = {{differ, differ, differ}, text_any},
+                           .stored_booleans = {"False", "True"},
+                           .asked_booleans = {"False", "True"}};
 
 // Lists of events (tinybird/service.py:722).
-constexpr Evaluator clickhouse{{.missing = {{zero, zero, empty}, empty_any},
-                                .boolean = {{zero, zero, empty}, empty_any},
-                                .number = {{number, number, empty}, empty_any},
-                                .text = {{zero, zero, text}, text_any},
-                                .structure = {{zero, zero, empty}, empty_any}},
-                               Rounding::down};
+constexpr Coercion clickhouse{.missing = {{zero, zero, empty}, empty_any},
+                              .boolean = {{zero, zero, empty}, empty_any},
+                              .number = {{number, number, empty}, empty_any},
+                              .text = {{zero, zero, text}, text_any},
+                              .structure = {{zero, zero, empty}, empty_any}};
 
 // name and source meet texts alone, timestamp numbers alone, in every evaluator.
 constexpr Coercion built_in{.number = {{never, number, never}, {never, text, never}}, .text = {{never, never, text}, {never, never, text}}};
@@ -11235,16 +11227,21 @@ constexpr Coercion parameter{.boolean = {{number, differ, text}, text_any},
                              .text = {{differ, differ, text}, text_any},
                              .structure = {{differ, differ, text}, text_any}};
 
-constexpr Rules rules(std::string_view name, const Evaluator& evaluator) {
+// A time becomes whole seconds in the evaluator's own way. What a meter bills are also events that it would add a name of, as nothing.
+constexpr Rules rules(std::string_view name, const Coercion& metadata, Rounding seconds) {
     return {.name = name,
-            .filter = {&evaluator.metadata, &built_in, evaluator.seconds},
-            .asked_filter = FilterRules{&parameter, &built_in, evaluator.seconds},
-            .numbers = {.text = NumberRules::Text::none, .text_fields_zero = evaluator.text_fields_zero, .missing = {}, .seconds = Rounding::half_up},
+            .filter = {&metadata, &built_in, seconds},
+            .asked_filter = FilterRules{&parameter, &built_in, seconds},
+            .numbers = {.text = NumberRules::Text::none, .text_fields_zero = &metadata == &billing, .missing = {}, .seconds = Rounding::half_up},
             .keeps_absent = true,
             .typed_values = true,
             .quotient = double_quotient,
             .add = double_sum};
 }
+
+constexpr Rules quantity_rules = rules("polar", postgres, Rounding::half_up);
+constexpr Rules billing_rules = rules("polar_billing", billing, Rounding::down);
+constexpr Rules list_rules = rules("polar_events", clickhouse, Rounding::down);
 
 // The field of an event that is not in the log.
 Scalar field_of(const Event& event, std::string_view field, Rounding seconds, std::string& keep) {
@@ -11261,7 +11258,7 @@ bool bills(const Filter& filter, const Event& event) {
     if (filter.kind == Filter::Kind::any) return std::any_of(filter.parts.begin(), filter.parts.end(), each);
     std::string keep;
     const bool metadata = filter.field.starts_with(property_field(""));
-    return meets(metadata ? billing.metadata : built_in, make_clause(filter), field_of(event, filter.field, billing.seconds, keep));
+    return meets(metadata ? billing : built_in, make_clause(filter), field_of(event, filter.field, *billing_rules.filter.seconds, keep));
 }
 
 // --- meters ---
@@ -11396,15 +11393,14 @@ struct Subscription {
     Decimal seats = {}, units = {};
 };
 
-constexpr std::pair<std::string_view, Stride> recurring_intervals[] = {
-    {"day", {0, micros_per_day}}, {"week", {0, 7 * micros_per_day}}, {"month", {1, 0}}, {"year", {12, 0}}};
-
 Subscription read_subscription(const Node& at) {
+    static constexpr std::pair<std::string_view, Bin> intervals[] = {
+        {"day", Bin::day}, {"week", Bin::week}, {"month", Bin::month}, {"year", Bin::year}};
     Subscription subscription{.id = at.required_text("id"), .customer = at.object("customer").required_text("external_id")};
     const auto start = at.time("current_period_start");
     if (!start) at.refuse("current_period_start", "is required");
-    subscription.stride =
-        repeated(at.choice("recurring_interval", recurring_intervals, "month"), read_whole(at, "recurring_interval_count", 1, 999).value_or(1));
+    const auto interval = stride_of(at.choice("recurring_interval", intervals, "month"));
+    subscription.stride = repeated(interval, read_whole(at, "recurring_interval_count", 1, 999).value_or(1));
     const Timestamp next = Cycle(subscription.stride, start->micros(), Zone({})).boundary(1);
     subscription.current = {*start, at.time("current_period_end").value_or(next)};
     subscription.active = {at.time("started_at").value_or(Timestamp::min()), at.time("ended_at").value_or(Period().to)};
@@ -11429,44 +11425,41 @@ Period period_around(const Subscription& subscription, Timestamp now) {
 
 struct Charge {
     std::string name;
-    Currency currency;
-    MeteredPrice price;             // its currency code stands for tiers, too
-    std::optional<Tiers> tiers;     // of seats or units, which are bought; else units are measured
-    Decimal Subscription::*bought;  // of those
-    Meter meter;
-    Decimal granted;
+    Currency currency = {};
+    MeteredPrice price = {};                  // its currency code stands for tiers, too
+    Decimal Subscription::*bought = nullptr;  // seats or units; else units are measured
+    std::optional<Tiers> tiers = {};          // of those
+    Meter meter = {};
+    Decimal granted = {};
 };
 
 // Currency units, as fees have them, from Polar's cents.
 Priced in_units(Priced priced, Currency currency) {
-    Priced scaled;
     for (auto& line : priced.lines) {
         line.rate = quotient(line.rate, currency.subunits);
         line.amount = quotient(line.amount, currency.subunits);
-        scaled.add(std::move(line));
     }
-    return scaled;
+    priced.amount = quotient(priced.amount, currency.subunits);
+    return priced;
 }
 
 Charge read_charge(const Node& at, const Node& product, const std::vector<Meter>& meters) {
-    enum class Kind { metered, seats, units };
-    static constexpr std::pair<std::string_view, Kind> kinds[] = {
-        {"metered_unit", Kind::metered}, {"seat_based", Kind::seats}, {"unit_based", Kind::units}};
-    const auto kind = at.choice("amount_type", kinds, "metered_unit");
-    Charge charge{.name = at.text("id"), .currency = {}, .price = {}, .tiers = {}, .bought = nullptr, .meter = {}, .granted = {}};
-    if (kind == Kind::metered) {
-        charge.price = read_metered(at);
+    static constexpr std::pair<std::string_view, Decimal Subscription::*> kinds[] = {
+        {"metered_unit", nullptr}, {"seat_based", &Subscription::seats}, {"unit_based", &Subscription::units}};
+    Charge charge{.name = at.text("id"), .bought = at.choice("amount_type", kinds, "metered_unit")};
+    if (charge.bought) {
+        const bool seats = charge.bought == &Subscription::seats;
+        charge.price.currency = read_currency(at);
+        charge.tiers = seats ? read_seat_tiers(at.object("seat_tiers")) : read_tiers(at.object("tiers"));
+        if (charge.name.empty()) charge.name = seats ? "seats" : "units";
+    } else {
         const auto id = at.required_text("meter_id");
         const auto found = std::find_if(meters.begin(), meters.end(), [&](const Meter& meter) { return meter.id == id; });
         if (found == meters.end()) at.refuse("meter_id", "no such meter: " + id);
+        charge.price = read_metered(at);
         charge.meter = *found;
         charge.granted = granted_units(product, id);
         if (charge.name.empty()) charge.name = id;
-    } else {
-        charge.price.currency = read_currency(at);
-        charge.bought = kind == Kind::seats ? &Subscription::seats : &Subscription::units;
-        charge.tiers = kind == Kind::seats ? read_seat_tiers(at.object("seat_tiers")) : read_tiers(at.object("tiers"));
-        if (charge.name.empty()) charge.name = kind == Kind::seats ? "seats" : "units";
     }
     charge.currency = currency_of(charge.price.currency);
     return charge;
@@ -11480,12 +11473,18 @@ struct Plan final : Book::Impl {
     bool lists_subscriptions = false;
 
     // That of the id or, without one, the customer's earliest; nothing when the catalogue lists none.
-    const Subscription* find(const std::string& subscription, const std::string& customer, const std::optional<Timestamp>& active_at) const;
+    const Subscription* find(const std::string& id, const std::string& customer, const std::optional<Timestamp>& active_at = {}) const {
+        const auto found = std::find_if(subscriptions.begin(), subscriptions.end(), [&](const Subscription& each) {
+            if (active_at && !each.active.contains(*active_at)) return false;
+            return id.empty() ? each.customer == customer : each.id == id;
+        });
+        return found == subscriptions.end() ? nullptr : &*found;
+    }
     bool serves(const std::string& subscription, const std::string& customer) const override {
-        return lists_subscriptions ? find(subscription, customer, {}) != nullptr : !customer.empty();
+        return lists_subscriptions ? find(subscription, customer) != nullptr : !customer.empty();
     }
     Period period_around(const UsageQuery& query, Timestamp at) const override {
-        const auto* subscription = lists_subscriptions ? find(query.subscription, query.customer, {}) : nullptr;
+        const auto* subscription = find(query.subscription, query.customer);
         return subscription ? polar::period_around(*subscription, at) : this_month(at);
     }
     Fees usage(const UsageQuery& query, Timestamp now, UsageSource& usage) const override;
@@ -11500,26 +11499,26 @@ struct Plan final : Book::Impl {
     }
 };
 
-const Subscription* Plan::find(const std::string& subscription, const std::string& customer, const std::optional<Timestamp>& active_at) const {
-    const auto found = std::find_if(subscriptions.begin(), subscriptions.end(), [&](const Subscription& each) {
-        if (active_at && !each.active.contains(*active_at)) return false;
-        if (!subscription.empty()) return each.id == subscription;
-        return each.customer == customer;
-    });
-    return found == subscriptions.end() ? nullptr : &*found;
-}
-
-// Whose usage a bill is about, and when.
+// Whose usage a bill is about, and which: what users did in the period, after a trial.
 struct Account {
-    const Subscription* subscription;
-    AggregateQuery query;
+    const Subscription* subscription = nullptr;
+    AggregateQuery query = {};
+
+    Decimal credited(const Charge& charge, UsageSource& usage) const {
+        return credited_units(charge.meter.id, query, usage).value_or(charge.granted);
+    }
 };
 
-// Where subscriptions are not listed, a customer is billed by calendar months. Only what users did is billed.
+AggregateQuery of_users(AggregateQuery query) {
+    query.filter = Filter::all({std::move(query.filter), by_users()});
+    return query;
+}
+
+// Where subscriptions are not listed, a customer is billed by calendar months.
 Account open_account(const Plan& plan, const std::string& subscription, const std::string& customer, Timestamp now) {
-    Account account{plan.lists_subscriptions ? plan.find(subscription, customer, now) : nullptr, {}};
+    Account account{plan.find(subscription, customer, now)};
     if (plan.lists_subscriptions && !account.subscription) throw Error(ErrorCode::not_found, "subscription", "has no period now");
-    if (!account.subscription && customer.empty()) throw Error(ErrorCode::bad_value, "customer", "is required");
+    if (!account.subscription && customer.empty()) refuse("customer", "is required");
     account.query.customer = account.subscription ? account.subscription->customer : customer;
     account.query.period = account.subscription ? period_around(*account.subscription, now) : this_month(now);
     if (account.subscription && account.subscription->trial_end)
@@ -11527,15 +11526,10 @@ Account open_account(const Plan& plan, const std::string& subscription, const st
     return account;
 }
 
-AggregateQuery of_users(AggregateQuery query) {
-    query.filter = Filter::all({std::move(query.filter), by_users()});
-    return query;
-}
-
 Fee fee_of(const Charge& charge, const Account& account, const Decimal& units, Priced priced) {
-    Fee fee{.charge = charge.name, .metric = charge.meter.metric.code};
+    Fee fee{.charge = charge.name, .metric = charge.meter.metric.code, .customer = account.query.customer, .currency = charge.price.currency};
     priced = in_units(std::move(priced), charge.currency);
-    fee.currency = charge.price.currency;
+    if (account.subscription) fee.subscription = account.subscription->id;
     fee.units = units;
     fee.amount = priced.amount;
     fee.amount_cents = to_cents(priced.amount, charge.currency);
@@ -11543,14 +11537,12 @@ Fee fee_of(const Charge& charge, const Account& account, const Decimal& units, P
     fee.pay_in_advance = charge.tiers.has_value();
     fee.period = account.query.period;
     fee.lines = std::move(priced.lines);
-    fee.customer = account.query.customer;
-    if (account.subscription) fee.subscription = account.subscription->id;
     return fee;
 }
 
 Fees summed(const Plan& plan, std::vector<Fee> list) {
     const auto& first = plan.charges.front();
-    Fees fees{.fees = std::move(list), .currency = first.price.currency, .subunits = first.currency.subunits, .amount_cents = {}};
+    Fees fees{.fees = std::move(list), .currency = first.price.currency, .subunits = first.currency.subunits};
     for (const auto& fee : fees.fees) fees.amount_cents += fee.amount_cents;
     return fees;
 }
@@ -11558,7 +11550,7 @@ Fees summed(const Plan& plan, std::vector<Fee> list) {
 // The fee for what a meter has come to, with the words of the invoice (product_price.py:335).
 Fee metered_fee(const Charge& charge, const Account& account, UsageSource& usage) {
     const auto row = usage.measure(charge.meter.metric, of_users(account.query)).front();
-    const auto credited = credited_units(charge.meter.id, account.query, usage).value_or(charge.granted);
+    const auto credited = account.credited(charge, usage);
     const auto priced = price_units(charge.price, row.value, credited);
     auto fee = fee_of(charge, account, row.value, priced);
     fee.events = row.events;
@@ -11581,7 +11573,7 @@ Fees Plan::usage(const UsageQuery& asked, Timestamp now, UsageSource& usage_sour
             list.push_back(metered_fee(charge, account, usage_source));
         } else if (account.subscription) {
             const auto& bought = account.subscription->*charge.bought;
-            list.push_back(fee_of(charge, account, bought, price_tiers(*charge.tiers, bought)));
+            list.push_back(fee_of(charge, account, bought, price_bought(*charge.tiers, bought)));
         }
     }
     return summed(*this, std::move(list));
@@ -11613,8 +11605,8 @@ std::optional<Decimal> consumed_with(const Metric& metric, const Event& event, c
         return usage.measure(metric, query).front().value > 0 ? before.value : before.value + 1;
     }
     if (value.kind != Scalar::Kind::number) return std::nullopt;
-    if (metric.aggregation == Aggregation::sum) return double_sum(before.value, value.number);
     if (before.events == 0) return value.number;
+    if (metric.aggregation == Aggregation::sum) return double_sum(before.value, value.number);
     if (metric.aggregation == Aggregation::max) return std::max(before.value, value.number);
     if (metric.aggregation == Aggregation::min) return std::min(before.value, value.number);
     auto sum = metric;
@@ -11635,7 +11627,7 @@ Fees Plan::estimate_fees(const Event& event, Timestamp now, UsageSource& usage_s
         const auto before = usage_source.measure(charge.meter.metric, query).front();
         const auto after = consumed_with(charge.meter.metric, happening, before, query, usage_source);
         if (!after) continue;
-        const auto credited = credited_units(charge.meter.id, account.query, usage_source).value_or(charge.granted);
+        const auto credited = account.credited(charge, usage_source);
         const auto added = difference(price_units(charge.price, *after, credited), price_units(charge.price, before.value, credited));
         list.push_back(fee_of(charge, account, *after - before.value, added));
         list.back().events = 1;
@@ -11647,8 +11639,7 @@ Fees Plan::estimate_fees(const Event& event, Timestamp now, UsageSource& usage_s
 Fee Plan::price(std::string_view name, const Decimal& units, std::int64_t) const {
     const auto charge = std::find_if(charges.begin(), charges.end(), [&](const Charge& each) { return each.name == name; });
     if (charge == charges.end()) throw Error(ErrorCode::not_found, "charge", "charge_not_found");
-    return fee_of(*charge, {nullptr, {}}, units,
-                  charge->tiers ? price_tiers(*charge->tiers, units) : price_units(charge->price, units, charge->granted));
+    return fee_of(*charge, {}, units, charge->tiers ? price_bought(*charge->tiers, units) : price_units(charge->price, units, charge->granted));
 }
 
 std::shared_ptr<const Book::Impl> load(const json& catalogue) {
@@ -11665,12 +11656,11 @@ std::shared_ptr<const Book::Impl> load(const json& catalogue) {
     }
     for (const auto& price : product.list("prices")) {
         const auto type = price.text("amount_type");
-        if (type != "fixed" && type != "custom" && type != "free") book->charges.push_back(read_charge(price, product, meters));
+        if (type == "fixed" || type == "custom" || type == "free") continue;
+        book->charges.push_back(read_charge(price, product, meters));
+        if (book->charges.back().price.currency != book->charges.front().price.currency) product.refuse("has prices in several currencies");
     }
     if (book->charges.empty()) product.refuse("has no price by usage, seats or units");
-    for (const auto& charge : book->charges) {
-        if (charge.price.currency != book->charges.front().price.currency) product.refuse("has prices in several currencies");
-    }
     book->lists_subscriptions = root.find("subscriptions").has_value();
     for (const auto& at : root.list("subscriptions")) book->subscriptions.push_back(read_subscription(at));
     std::stable_sort(book->subscriptions.begin(), book->subscriptions.end(),
@@ -11701,24 +11691,14 @@ AggregateQuery of_customers(const std::vector<std::string>& customers) {
     return query;
 }
 
-// The rows of a bin, one for each customer or one for all, as one value.
-Decimal quantity(std::span<const Measured> rows, const std::optional<Aggregation>& over_customers) {
-    if (!over_customers) return rows.front().value;
-    std::vector<Decimal> values;
-    for (const auto& row : rows) values.push_back(row.value);
-    return folded(*over_customers, values);
-}
-
+// Of the bins that have events; where each customer has a row in one, what the function makes of these.
 std::map<Timestamp, Decimal> quantities_by_bin(const Metric& metric, AggregateQuery asked, const std::optional<Aggregation>& over_customers,
                                                UsageSource& usage) {
     if (over_customers) asked.group_by = {"customer"};
-    const auto rows = usage.measure(metric, asked);
+    std::map<Timestamp, std::vector<Decimal>> values;
+    for (const auto& row : usage.measure(metric, asked)) values[*row.bin].push_back(row.value);
     std::map<Timestamp, Decimal> found;
-    for (auto begin = rows.begin(); begin != rows.end();) {
-        const auto end = std::find_if(begin, rows.end(), [&](const Measured& row) { return row.bin != begin->bin; });
-        found[*begin->bin] = quantity({begin, end}, over_customers);
-        begin = end;
-    }
+    for (const auto& [bin, each] : values) found[bin] = over_customers ? folded(*over_customers, each) : each.front();
     return found;
 }
 
@@ -11755,12 +11735,6 @@ Quantities quantities(Metric metric, const QuantitiesQuery& query, UsageSource& 
     return answer;
 }
 
-// Of a customer with two ids, Polar takes the property of all but sums and counts for one key, which a path is not (customer_meter/service.py:430).
-bool reads_nothing(const Metric& metric, const std::vector<std::string>& customers) {
-    const auto path = std::string_view(metric.property).substr(std::min(metric.property.size(), property_field("").size()));
-    return customers.size() > 1 && !is_summable(metric.aggregation) && path.find('.') != std::string_view::npos;
-}
-
 // Of what was recorded since the last reset happened. At the next one usage eats what does not roll over first (customer_meter/service.py:194).
 CustomerMeter customer_meter(const std::string& id, Metric metric, const std::vector<std::string>& customers, UsageSource& usage) {
     if (customers.empty()) refuse("customers", "is empty");
@@ -11774,8 +11748,11 @@ CustomerMeter customer_meter(const std::string& id, Metric metric, const std::ve
         query.filter = Filter::all({asked.filter, which});
         return credited_units(id, query, usage).value_or(Decimal());
     };
+    // Of a customer with two ids, Polar takes the property of all but sums and counts for one key, which a path is not (:430).
+    const bool nested = std::count(metric.property.begin(), metric.property.end(), '.') > 1;
+    const bool reads_nothing = nested && customers.size() > 1 && !is_summable(metric.aggregation);
     CustomerMeter answer;
-    if (!reads_nothing(metric, customers)) answer.consumed = usage.measure(metric, of_users(asked)).front().value;
+    if (!reads_nothing) answer.consumed = usage.measure(metric, of_users(asked)).front().value;
     answer.credited = credited({});
     answer.balance = double_sum(answer.credited, -answer.consumed);
     const Decimal rolling = credited(Filter::equals("properties.rollover", true));
@@ -13286,9 +13263,9 @@ constexpr std::array<Rules, 9> all_rules{{
      .carrying = Carrying::added,
      .week_start = std::chrono::Sunday,
      .month_end = MonthEnd::overflow},
-    polar::rules("polar", polar::postgres),
-    polar::rules("polar_billing", polar::billing),
-    polar::rules("polar_events", polar::clickhouse),
+    polar::quantity_rules,
+    polar::billing_rules,
+    polar::list_rules,
     {.name = "autumn", .filter = {.properties = &autumn::exact_text}, .numbers = {.missing = 1}},
     openmeter::rules,
 }};
