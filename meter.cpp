@@ -4815,7 +4815,8 @@ void check_list(const ListQuery& query) {
     check_filter(query.filter);
     check_question("customer", query.customer);
     check_question("subscription", query.subscription);
-    for (const auto& [field, texts] : {std::pair{"names", &query.names}, std::pair{"sources", &query.sources}, std::pair{"ids", &query.ids}}) {
+    for (const auto& [field, texts] :
+         {std::pair{"names", &query.names}, std::pair{"sources", &query.sources}, std::pair{"ids", &query.ids}, std::pair{"texts", &query.texts}}) {
         for (const std::string& text : *texts) check_question(field, text);
     }
     check_sort(query.sort);
@@ -5023,6 +5024,26 @@ std::int64_t matching_rows(const Batch& batch) {
                               : std::count_if(batch.mask.begin(), batch.mask.end(), [](auto m) { return m != 0; });
 }
 
+char lower_ascii(char c) noexcept { return c >= 'A' && c <= 'Z' ? static_cast<char>(c - 'A' + 'a') : c; }
+
+bool contains_folded(std::string_view text, std::string_view part) {
+    const auto same = [](char a, char b) { return lower_ascii(a) == lower_ascii(b); };
+    return std::search(text.begin(), text.end(), part.begin(), part.end(), same) != text.end();
+}
+
+// Leaves only the rows whose properties contain all of the texts.
+void search_properties(const Reader& reader, const std::vector<std::string>& texts, std::size_t sequence, Batch& batch) {
+    if (texts.empty()) return;
+    if (batch.mask.empty()) batch.mask.assign(batch.rows, 1);
+    for (std::size_t row = 0; row < batch.rows; ++row) {
+        if (!batch.mask[row]) continue;
+        const auto event = event_at(reader, batch.columns[sequence].cells[row]);
+        const std::string properties = event ? event->properties.dump() : "";
+        const bool all = std::all_of(texts.begin(), texts.end(), [&](const std::string& text) { return contains_folded(properties, text); });
+        batch.mask[row] = all ? 1 : 0;
+    }
+}
+
 struct Listing {
     std::vector<Rank> ranks{};
     std::int64_t total = 0;
@@ -5035,6 +5056,7 @@ Listing list_ranks(const Reader& reader, const ListQuery& query, const FilterRul
     auto question = scan_question(reader, query.names, query.customer, query.subscription, query.period);
     if (!question) return listing;
     const Condition condition(list_filter(query), *question, rules);
+    const std::size_t sequence = query.texts.empty() ? 0 : question->key(fields::sequence);
     const ScanQuestion counted = *question;  // of what can only be counted, columns to sort by need not be read
     ListOrder order(reader, query.sort, *question);
     if (start && start->cells.size() != order.cells()) bad_cursor();
@@ -5051,6 +5073,7 @@ Listing list_ranks(const Reader& reader, const ListQuery& query, const FilterRul
         Batch batch = load(reader, source, excluded ? counted : *question);
         if (batch.rows == 0) continue;
         condition.apply(reader, batch);
+        search_properties(reader, query.texts, sequence, batch);
         listing.total += matching_rows(batch);
         if (excluded) continue;
         for (std::size_t row = 0; row < batch.rows; ++row) {
@@ -5132,6 +5155,7 @@ json question_json(const ListQuery& query) {
             {"names", query.names},
             {"sources", query.sources},
             {"ids", query.ids},
+            {"texts", query.texts},
             {"from", query.period.from.micros()},
             {"to", query.period.to.micros()},
             {"filter", query.filter.to_json()},
@@ -5146,6 +5170,7 @@ ListQuery question_from(const json& tree) {
     query.names = tree.at("names").get<std::vector<std::string>>();
     query.sources = tree.at("sources").get<std::vector<std::string>>();
     query.ids = tree.at("ids").get<std::vector<std::string>>();
+    query.texts = tree.at("texts").get<std::vector<std::string>>();
     query.period = {Timestamp(tree.at("from").get<std::int64_t>()), Timestamp(tree.at("to").get<std::int64_t>())};
     query.filter = Filter::from_json(tree.at("filter"));
     query.rules = tree.at("rules").get<std::string>();
@@ -5216,13 +5241,6 @@ Page list_page(const Reader& reader, const ListQuery& query, const FilterRules& 
 }
 
 // ---- names ----
-
-char lower_ascii(char c) noexcept { return c >= 'A' && c <= 'Z' ? static_cast<char>(c - 'A' + 'a') : c; }
-
-bool contains_folded(std::string_view text, std::string_view part) {
-    const auto same = [](char a, char b) { return lower_ascii(a) == lower_ascii(b); };
-    return std::search(text.begin(), text.end(), part.begin(), part.end(), same) != text.end();
-}
 
 // What rows of names tell apart.
 struct NameKeys {
@@ -7281,6 +7299,8 @@ struct Book::Impl {
     }
     virtual Fees usage(const UsageQuery& query, Timestamp now, UsageSource& usage) const = 0;
     virtual Fee price(std::string_view charge, const Decimal& units, std::int64_t events) const = 0;
+    // What the tokens of a request to a model cost.
+    virtual Fee price_tokens(const json&) const { throw Error(ErrorCode::unsupported, "", vendor + " does not price tokens"); }
     // Whether the vendor has balances, which check() answers for, and whether the book knows such a feature.
     virtual bool has_balances() const { return false; }
     virtual bool knows_feature(const std::string&) const { return false; }
@@ -7334,6 +7354,15 @@ public:
         for (std::size_t i = 0; i < found->value().size(); ++i)
             elements.emplace_back(found->value()[i], found->path() + "[" + std::to_string(i) + "]");
         return elements;
+    }
+
+    // The members of an object; none when it is missing.
+    std::vector<std::pair<std::string, Node>> members(std::string_view key) const {
+        std::vector<std::pair<std::string, Node>> all;
+        if (!find(key)) return all;
+        const auto at = object(key);
+        for (const auto& [name, value] : at.value().items()) all.emplace_back(name, Node(value, at.path(name)));
+        return all;
     }
 
     std::string text(std::string_view key, std::string fallback = {}) const {
@@ -11749,6 +11778,7 @@ namespace autumn {
 
 // Of resets, prices and usage windows (getCycleIntervalFunctions.ts:27).
 constexpr std::pair<std::string_view, Stride> intervals[] = {
+    {"minute", {0, micros_per_minute}},
     {"hour", {0, micros_per_hour}},
     {"day", {0, micros_per_day}},
     {"week", {0, 7 * micros_per_day}},
@@ -11833,7 +11863,7 @@ struct Item {
     bool volume = false;
     bool prepaid = false, usage_based = false;
     Decimal included = {}, billing_units = 1;
-    std::vector<Tier> tiers = {};  // limits without the included units; the rate is for one unit
+    std::vector<Tier> tiers = {};  // limits without the included units; the rate is for one pack of billing units
 };
 
 // The limits of tiers are in total units to users and beyond the included ones inside (7.2); "inf" stays.
@@ -11849,7 +11879,7 @@ std::optional<Decimal> read_limit(const Node& at) {
 
 void add_tier(Item& item, const std::optional<Decimal>& limit, const Decimal& amount, const Decimal& flat) {
     const auto above = item.tiers.empty() ? Decimal() : item.tiers.back().up_to.value_or(Decimal());
-    item.tiers.push_back({.above = above, .up_to = limit, .rate = divided(amount, item.billing_units), .flat = flat, .from = above});
+    item.tiers.push_back({.above = above, .up_to = limit, .rate = amount, .flat = flat, .from = above});
 }
 
 // The amounts in a currency: its own block where there is one, else the base's (7.10).
@@ -11903,7 +11933,10 @@ Priced finished(Priced priced, bool negative) {
 // 7.4: flat amounts play no part, units beyond the last limit are free.
 Priced price_graduated(const Item& item, const Decimal& units) {
     auto tiers = item.tiers;
-    for (auto& tier : tiers) tier.flat = {};
+    for (auto& tier : tiers) {
+        tier.rate = divided(tier.rate, item.billing_units);
+        tier.flat = {};
+    }
     return units.is_zero() ? Priced() : graduated(tiers, units);
 }
 
@@ -11916,7 +11949,10 @@ Priced price_volume(const Item& item, const Decimal& included, const Decimal& un
     }
     for (const auto& tier : item.tiers) {
         if (tier.up_to && units > *tier.up_to + included) continue;
-        priced.add(tier_line(tier, units));
+        auto line = tier_line(tier, units);
+        line.rate = divided(tier.rate, item.billing_units);
+        line.amount = divided(units * tier.rate, item.billing_units) + tier.flat;
+        priced.add(std::move(line));
         break;
     }
     return priced;
@@ -11968,18 +12004,130 @@ struct CreditSystem {
 CreditSystem read_credit_system(const Node& at, std::string_view id_field) {
     CreditSystem system{at.text(id_field), {}};
     for (const auto& each : at.list("credit_schema")) {
-        const auto amount = at_least_zero(each.decimal("credit_cost").value_or(each.decimal("credit_amount").value_or(Decimal())));
-        system.costs[each.required_text("metered_feature_id")] = divided(amount, each.decimal("feature_amount").value_or(Decimal(1)));
+        const auto amount = each.decimal("credit_cost").value_or(each.decimal("credit_amount").value_or(Decimal()));
+        const auto units = each.decimal("feature_amount").value_or(Decimal(1));
+        if (amount.is_negative()) throw Error(ErrorCode::bad_value, each.path("credit_cost"), "must not be negative");
+        if (units <= 0) throw Error(ErrorCode::bad_value, each.path("feature_amount"), "must be above 0");
+        system.costs[each.required_text("metered_feature_id")] = divided(amount, units);
     }
     return system;
 }
 
-// Credits for that many units of a feature; the system's own units are credits already.
+// Credits for that many units of a feature, as a JavaScript number keeps them; the system's own units are credits already.
 Decimal credits(const CreditSystem& system, const std::string& feature, const Decimal& units) {
     if (feature == system.id) return units;
     const auto found = system.costs.find(feature);
     if (found == system.costs.end()) throw Error(ErrorCode::bad_value, "feature_id", "invalid_request");
-    return found->second * units;
+    return Decimal::divide_significant(found->second * units, 1, 17, Rounding::half_up);
+}
+
+// --- tokens: what a request to a model takes from an AI credit system (4.8; aiCreditSystemUtils.ts) ---
+
+struct TokenKind {
+    std::string_view field, rate;  // in the request, and in a model's prices
+    std::string_view otherwise;    // the rate of models that have none of this kind
+    bool in_context;               // long contexts have a rate of their own
+};
+
+constexpr std::array<TokenKind, 7> token_kinds{{{"input_tokens", "input", "input", true},
+                                                {"output_tokens", "output", "output", true},
+                                                {"cache_read_tokens", "cache_read", "input", true},
+                                                {"cache_write_tokens", "cache_write", "input", true},
+                                                {"audio_input_tokens", "input_audio", "input", false},
+                                                {"audio_output_tokens", "output_audio", "output", false},
+                                                {"reasoning_tokens", "reasoning", "output", false}}};
+
+// USD for a million tokens, by the name of the rate; those of contexts of more tokens than a size go before the others.
+using TokenRates = std::map<std::string, Decimal, std::less<>>;
+struct Model {
+    TokenRates rates = {};
+    std::map<Decimal, TokenRates> contexts = {};
+};
+
+// What is added to a model's prices, in percent: as said of the model, else of its provider, else of all.
+struct Markups {
+    std::map<std::string, Decimal> models = {}, providers = {};
+    std::optional<Decimal> otherwise = {};
+    std::map<std::string, Model> custom = {};  // models without prices elsewhere: "custom/..."
+};
+
+TokenRates read_token_rates(const Node& at, bool context) {
+    TokenRates rates;
+    for (const auto& kind : token_kinds) {
+        const auto rate = context && !kind.in_context ? std::nullopt : at.decimal(kind.rate);
+        if (!rate) continue;
+        if (rate->is_negative()) throw Error(ErrorCode::bad_value, at.path(kind.rate), "must not be negative");
+        rates.emplace(kind.rate, *rate);
+    }
+    return rates;
+}
+
+Model read_model(const Node& at) {
+    Model model{read_token_rates(at, false)};
+    for (const auto* needed : {"input", "output"}) {
+        if (!model.rates.contains(needed)) throw Error(ErrorCode::bad_value, at.path(needed), "is required");
+    }
+    const auto contexts = at.list("tiers");
+    for (const auto& each : contexts) model.contexts[each.object("tier").decimal("size").value_or(Decimal())] = read_token_rates(each, true);
+    if (const auto large = at.find("context_over_200k"); large && contexts.empty()) model.contexts[200000] = read_token_rates(*large, true);
+    return model;
+}
+
+std::optional<Decimal> read_markup(const Node& at, const char* key) {
+    auto markup = at.decimal(key);
+    if (markup && *markup < -100) throw Error(ErrorCode::bad_value, at.path(key), "must not be below -100");
+    return markup;
+}
+
+// Of a feature, or of its "config".
+Markups read_markups(const Node& feature) {
+    Markups markups;
+    for (const auto& at : {std::optional(feature), feature.find("config")}) {
+        if (!at) continue;
+        if (const auto markup = read_markup(*at, "default_markup")) markups.otherwise = markup;
+        for (const auto& [provider, each] : at->members("provider_markups")) {
+            if (const auto markup = read_markup(each, "markup")) markups.providers[provider] = *markup;
+        }
+        for (const auto& [model, each] : at->members("model_markups")) {
+            if (const auto markup = read_markup(each, "markup")) markups.models[model] = *markup;
+            const auto input = each.decimal("input_cost"), output = each.decimal("output_cost");
+            if (input && output) markups.custom[model] = {{{"input", *input}, {"output", *output}}, {}};
+        }
+    }
+    return markups;
+}
+
+Decimal markup_of(const Markups& markups, const std::string& model) {
+    if (const auto own = markups.models.find(model); own != markups.models.end()) return own->second;
+    if (const auto of_all = markups.providers.find(model.substr(0, model.find('/'))); of_all != markups.providers.end()) return of_all->second;
+    return markups.otherwise.value_or(Decimal());
+}
+
+using Tokens = std::array<Decimal, token_kinds.size()>;
+
+// The size of the context is its text, whether it was in a cache or not. Of a custom model other kinds of tokens than text cost nothing.
+Priced price_tokens(const Model& model, const Tokens& tokens, bool custom, const Decimal& markup) {
+    const auto larger = model.contexts.lower_bound(tokens[0] + tokens[2] + tokens[3]);
+    const TokenRates* context = larger == model.contexts.begin() ? nullptr : &std::prev(larger)->second;
+    const auto rate = [&](std::string_view name) -> std::optional<Decimal> {
+        for (const auto* rates : {context, &model.rates}) {
+            if (!rates) continue;
+            if (const auto found = rates->find(name); found != rates->end()) return found->second;
+        }
+        return {};
+    };
+    Priced priced;
+    for (std::size_t i = 0; i < (custom ? 2 : tokens.size()); ++i) {
+        if (tokens[i].is_zero()) continue;
+        const auto per_million = rate(token_kinds[i].rate);
+        priced.add(units_line(tokens[i], (per_million ? *per_million : *rate(token_kinds[i].otherwise)) * Decimal::scaled(1, 6)));
+    }
+    if (!markup.is_zero()) {
+        auto line = units_line(priced.amount, percent(markup));
+        line.step = Step::percentage;
+        priced.add(std::move(line));
+    }
+    return priced;
 }
 
 // --- balances: which pays, and whether there is enough (5.2, 7.7) ---
@@ -11992,7 +12140,7 @@ struct Balance {
     Decimal cost = 1;                   // of one unit, in the balance's own
 };
 
-enum class OverageBehavior { cap, reject, overflow };
+enum class OverageBehavior { cap, reject, overflow };  // overflow: no balance has a floor or ceiling
 
 // Takes `units` off `balance` down to `floor`, as far as there is any room; what could not be taken is left in `units`.
 void take(Balance& balance, Decimal& units, const std::optional<Decimal>& floor) {
@@ -12010,33 +12158,32 @@ void give(Balance& balance, Decimal& units, const std::optional<Decimal>& ceilin
     units -= given == wanted ? units : divided(given, balance.cost);
 }
 
-// Usage: every balance down to 0 in order, then those that allow overage down to their floor.
-Decimal deduct(std::vector<Balance>& balances, Decimal units, OverageBehavior behavior) {
+// Usage: every balance down to 0 in order, then those that allow overage down to their floor, then with overflow the others.
+Decimal deduct(std::vector<Balance>& balances, Decimal units, bool overflows) {
+    for (auto& balance : balances) take(balance, units, Decimal());
     for (auto& balance : balances) {
-        if (balance.unlimited) return {};
-        take(balance, units, Decimal());
+        if (balance.overage_allowed) take(balance, units, overflows ? std::nullopt : balance.least);
     }
     for (auto& balance : balances) {
-        const bool overflows = behavior == OverageBehavior::overflow;
-        if (balance.overage_allowed || overflows) take(balance, units, overflows ? std::nullopt : balance.least);
+        if (overflows) take(balance, units, {});
     }
     return units;
 }
 
-// A refund: negative balances up to 0, then every balance up to where it started; the rest only where overage is allowed.
-Decimal refund(std::vector<Balance>& balances, Decimal units) {
+// A refund: negative balances up to 0, then every balance up to where it started.
+Decimal refund(std::vector<Balance>& balances, Decimal units, bool overflows) {
     for (auto& balance : balances) give(balance, units, Decimal());
-    for (auto& balance : balances) give(balance, units, balance.starting);
-    for (auto& balance : balances) {
-        if (balance.overage_allowed) give(balance, units, {});
-    }
+    for (auto& balance : balances) give(balance, units, overflows ? std::nullopt : std::optional(balance.starting));
     return units;
 }
 
-// What is left of `value` that no balance took; with reject nothing moves unless all of it fits.
+// What is left of `value` that no balance took: nothing where one is unlimited. With reject nothing moves unless all of it fits.
 Decimal settle(std::vector<Balance>& balances, const Decimal& value, OverageBehavior behavior) {
+    if (std::any_of(balances.begin(), balances.end(), [](const Balance& each) { return each.unlimited; })) return {};
+    const bool overflows = behavior == OverageBehavior::overflow;
     auto changed = balances;
-    const auto left = value.is_negative() ? -refund(changed, -value) : deduct(changed, value, behavior);
+    const auto left =
+        (value.is_negative() ? -refund(changed, -value, overflows) : deduct(changed, value, overflows)).round(amount_decimals, Rounding::half_up);
     if (behavior != OverageBehavior::reject || left.is_zero()) balances = std::move(changed);
     return left;
 }
@@ -12082,13 +12229,15 @@ Decimal minor_units(const Decimal& amount, const std::string& code) {
 
 struct Feature {
     std::string id;
-    bool flag = false;               // boolean: there or not, nothing is counted
-    std::vector<std::string> names;  // of the events that use it, each once
-    CreditSystem system;             // without costs when it is none
+    bool flag = false;                    // boolean: there or not, nothing is counted
+    std::vector<std::string> names;       // of the events that use it, each once
+    CreditSystem system;                  // without costs when it is none
+    std::optional<Markups> markups = {};  // of an AI credit system
 };
 
 Feature read_feature(const Node& at) {
     Feature feature{at.required_text("id"), at.text("type") == "boolean", at.texts("event_names"), read_credit_system(at, "id")};
+    if (at.text("type") == "ai_credit_system") feature.markups = read_markups(at);
     feature.names.push_back(feature.id);
     std::sort(feature.names.begin(), feature.names.end());
     feature.names.erase(std::unique(feature.names.begin(), feature.names.end()), feature.names.end());
@@ -12114,7 +12263,10 @@ void check_item(const Node& at, const Node& price, const Item& item) {
     if (price.find("amount").has_value() == !price.list("tiers").empty()) refuse(price.path("amount"), "exactly one of amount and tiers is required");
     if (!item.prepaid && !item.usage_based) refuse(price.path("billing_method"), "must be prepaid or usage_based");
     if (item.volume && !item.prepaid) refuse(price.path("tier_behavior"), "volume is for prepaid items only");
-    if (item.included.is_negative()) refuse(at.path("included"), "must not be negative");
+    if (!item.prepaid && at.find("proration")) refuse(at.path("proration"), "is for prepaid items only");
+    const auto reset = at.find("reset");
+    if (!item.prepaid && reset && price.find("interval") && reset->text("interval") != price.text("interval"))
+        refuse(price.path("interval"), "may differ from the reset's for prepaid items only");
     for (std::size_t i = 0; i < item.tiers.size(); ++i) {
         const auto path = price.path("tiers") + "[" + std::to_string(i) + "]";
         const auto& tier = item.tiers[i];
@@ -12127,7 +12279,8 @@ void check_item(const Node& at, const Node& price, const Item& item) {
 
 Item read_amounts(const Node& at, const std::string& currency) {
     const auto included = at.decimal("included").value_or(Decimal());
-    if (included.is_negative()) throw Error(ErrorCode::bad_value, at.path("included"), "must not be negative");
+    if (included.is_negative() || included > Decimal(10000000000000))
+        throw Error(ErrorCode::bad_value, at.path("included"), "must be from 0 to 10^13");
     if (!at.find("price")) return {.included = included};
     const auto price = at.object("price");
     auto merged = price.value();
@@ -12316,6 +12469,7 @@ const Holder* find_holder(const std::vector<Holder>& list, const std::string& id
 struct Plans final : Book::Impl {
     std::string currency;
     std::vector<Feature> features;
+    std::map<std::string, Model> models;  // by "provider/model"
     std::vector<PlanItem> items;
     std::map<std::string, Controls> controls;      // by plan
     std::optional<std::vector<Holder>> customers;  // when absent any customer, who has all plans
@@ -12331,6 +12485,7 @@ struct Plans final : Book::Impl {
     Fees usage(const UsageQuery& query, Timestamp now, UsageSource& source) const override;
     Fees estimate_fees(const Event& event, Timestamp now, UsageSource& source) const override;
     Fee price(std::string_view charge, const Decimal& units, std::int64_t events) const override;
+    Fee price_tokens(const json& request) const override;
     Check check(const Event& event, Timestamp now, UsageSource& source) const override;
     std::vector<std::string> charge_names(const std::string& metric) const override {
         std::set<std::string> names;
@@ -12495,13 +12650,15 @@ Account open_account(const Plans& plans, const std::string& customer, const std:
 
 bool visible(const Holding& holding, const std::string& entity) { return entity.empty() || holding.entity.empty() || holding.entity == entity; }
 
-// What a unit of the feature costs in the item's own units; nothing when the item does not pay for it.
+// What a unit of the feature costs in the item's own units, 1 where that says 0 (runDeductionOnContextV2.lua:52); nothing when the item does
+// not pay for it.
 std::optional<Decimal> cost_of(const Plans& plans, const PlanItem& item, const std::string& feature) {
     if (item.flag) return {};
     if (item.feature == feature) return Decimal(1);
     const auto& costs = plans.feature(item.feature).system.costs;
     const auto found = costs.find(feature);
-    return found == costs.end() ? std::nullopt : std::optional(found->second);
+    if (found == costs.end()) return {};
+    return found->second.is_zero() ? Decimal(1) : found->second;
 }
 
 // The balances that pay for the feature's use by an entity, in the order in which they do (7.7).
@@ -12839,6 +12996,41 @@ Fee Plans::price(std::string_view charge, const Decimal& units, std::int64_t eve
     throw Error(ErrorCode::not_found, "charge", "charge_not_found");
 }
 
+// The AI credit system that a request names; without one it is the only one there is.
+const Feature& ai_system(const std::vector<Feature>& features, const std::string& id) {
+    std::vector<const Feature*> found;
+    for (const auto& each : features) {
+        if (id.empty() ? each.markups.has_value() : each.id == id) found.push_back(&each);
+    }
+    if (found.empty()) throw Error(ErrorCode::not_found, "feature_id", "feature_not_found");
+    if (found.size() > 1 || !found[0]->markups) throw Error(ErrorCode::bad_value, "feature_id", "invalid_request");
+    return *found[0];
+}
+
+Fee Plans::price_tokens(const json& request) const {
+    const Node at(request);
+    const auto& system = ai_system(features, at.text("feature_id"));
+    const auto id = at.required_text("model_id");
+    const bool custom = id.starts_with("custom/");
+    const auto& known = custom ? system.markups->custom : models;
+    const auto model = known.find(id);
+    if (model == known.end()) throw Error(ErrorCode::bad_value, "model_id", "invalid_request");
+    Tokens tokens;
+    for (std::size_t i = 0; i < tokens.size(); ++i) {
+        tokens[i] = at.decimal(token_kinds[i].field).value_or(Decimal());
+        if (tokens[i].is_negative() || tokens[i] != tokens[i].round(0, Rounding::down))
+            throw Error(ErrorCode::bad_value, at.path(token_kinds[i].field), "must be a whole number, and not negative");
+    }
+    auto priced = autumn::price_tokens(model->second, tokens, custom, markup_of(*system.markups, id));
+    Fee fee{.charge = system.id, .metric = feature_metric(system.id).code, .customer = at.text("customer_id"), .subscription = at.text("entity_id")};
+    fee.currency = currency;
+    fee.units = fee.amount = priced.amount;
+    fee.events = 1;
+    fee.amount_cents = minor_units(priced.amount, currency);
+    fee.lines = std::move(priced.lines);
+    return fee;
+}
+
 // A feature's balances together, as one who may use them sees them.
 struct Position {
     bool held = false, flag = false;
@@ -13005,6 +13197,9 @@ std::shared_ptr<const Book::Impl> load(const json& catalogue) {
     for (const auto& each : root.list("features")) {
         plans->features.push_back(read_feature(each));
         if (!ids.insert(plans->features.back().id).second) throw Error(ErrorCode::bad_value, each.path("id"), "is there twice");
+    }
+    for (const auto& [provider, each] : root.members("models")) {
+        for (const auto& [name, model] : each.members("models")) plans->models.emplace(provider + "/" + name, read_model(model.object("cost")));
     }
     if (root.find("customers")) plans->customers.emplace();
     for (const auto& each : root.list("customers")) plans->customers->push_back(read_holder(each));
@@ -13360,6 +13555,7 @@ const std::string& Book::code() const noexcept { return impl_->code; }
 const json& Book::source() const noexcept { return impl_->source; }
 std::vector<Metric> Book::metrics() const { return impl_->metrics; }
 Fee Book::price(std::string_view charge, const Decimal& units, std::int64_t events) const { return impl_->price(charge, units, events); }
+Fee Book::price_tokens(const json& request) const { return impl_->price_tokens(request); }
 
 // =============================================================================================
 // 9 wire: each vendor's requests, answers and rules, as tables. Pure. Uses 1-3.
