@@ -11884,9 +11884,9 @@ void add_tier(Item& item, const std::optional<Decimal>& limit, const Decimal& am
 
 // The amounts in a currency: its own block where there is one, else the base's (7.10).
 Node in_currency(const Node& at, const std::string& currency) {
-    const auto blocks = at.find("currencies");
-    const auto block = blocks && !currency.empty() ? blocks->find(currency) : std::nullopt;
-    return block.value_or(at);
+    if (currency.empty() || !at.find("currencies")) return at;
+    const auto blocks = at.object("currencies");
+    return blocks.find(currency) ? blocks.object(currency) : at;
 }
 
 Item read_item(const Node& at, bool limits_include_included, const std::string& currency = {}) {
@@ -12051,13 +12051,17 @@ struct Markups {
     std::map<std::string, Model> custom = {};  // models without prices elsewhere: "custom/..."
 };
 
+std::optional<Decimal> read_rate(const Node& at, std::string_view key) {
+    const auto rate = at.decimal(key);
+    if (rate && rate->is_negative()) throw Error(ErrorCode::bad_value, at.path(key), "must not be negative");
+    return rate;
+}
+
 TokenRates read_token_rates(const Node& at, bool context) {
     TokenRates rates;
     for (const auto& kind : token_kinds) {
-        const auto rate = context && !kind.in_context ? std::nullopt : at.decimal(kind.rate);
-        if (!rate) continue;
-        if (rate->is_negative()) throw Error(ErrorCode::bad_value, at.path(kind.rate), "must not be negative");
-        rates.emplace(kind.rate, *rate);
+        if (context && !kind.in_context) continue;
+        if (const auto rate = read_rate(at, kind.rate)) rates.emplace(kind.rate, *rate);
     }
     return rates;
 }
@@ -12069,7 +12073,7 @@ Model read_model(const Node& at) {
     }
     const auto contexts = at.list("tiers");
     for (const auto& each : contexts) model.contexts[each.object("tier").decimal("size").value_or(Decimal())] = read_token_rates(each, true);
-    if (const auto large = at.find("context_over_200k"); large && contexts.empty()) model.contexts[200000] = read_token_rates(*large, true);
+    if (contexts.empty() && at.find("context_over_200k")) model.contexts[200000] = read_token_rates(at.object("context_over_200k"), true);
     return model;
 }
 
@@ -12082,15 +12086,14 @@ std::optional<Decimal> read_markup(const Node& at, const char* key) {
 // Of a feature, or of its "config".
 Markups read_markups(const Node& feature) {
     Markups markups;
-    for (const auto& at : {std::optional(feature), feature.find("config")}) {
-        if (!at) continue;
-        if (const auto markup = read_markup(*at, "default_markup")) markups.otherwise = markup;
-        for (const auto& [provider, each] : at->members("provider_markups")) {
+    for (const auto& at : {feature, feature.find("config") ? feature.object("config") : feature}) {
+        if (const auto markup = read_markup(at, "default_markup")) markups.otherwise = markup;
+        for (const auto& [provider, each] : at.members("provider_markups")) {
             if (const auto markup = read_markup(each, "markup")) markups.providers[provider] = *markup;
         }
-        for (const auto& [model, each] : at->members("model_markups")) {
+        for (const auto& [model, each] : at.members("model_markups")) {
             if (const auto markup = read_markup(each, "markup")) markups.models[model] = *markup;
-            const auto input = each.decimal("input_cost"), output = each.decimal("output_cost");
+            const auto input = read_rate(each, "input_cost"), output = read_rate(each, "output_cost");
             if (input && output) markups.custom[model] = {{{"input", *input}, {"output", *output}}, {}};
         }
     }
@@ -12260,7 +12263,8 @@ struct PlanItem {
 // Rules of plan items (7.1).
 void check_item(const Node& at, const Node& price, const Item& item) {
     const auto refuse = [](const std::string& path, const char* reason) { throw Error(ErrorCode::bad_value, path, reason); };
-    if (price.find("amount").has_value() == !price.list("tiers").empty()) refuse(price.path("amount"), "exactly one of amount and tiers is required");
+    const auto tiers = price.list("tiers");
+    if (price.find("amount").has_value() == !tiers.empty()) refuse(price.path("amount"), "exactly one of amount and tiers is required");
     if (!item.prepaid && !item.usage_based) refuse(price.path("billing_method"), "must be prepaid or usage_based");
     if (item.volume && !item.prepaid) refuse(price.path("tier_behavior"), "volume is for prepaid items only");
     if (!item.prepaid && at.find("proration")) refuse(at.path("proration"), "is for prepaid items only");
@@ -12270,6 +12274,8 @@ void check_item(const Node& at, const Node& price, const Item& item) {
     for (std::size_t i = 0; i < item.tiers.size(); ++i) {
         const auto path = price.path("tiers") + "[" + std::to_string(i) + "]";
         const auto& tier = item.tiers[i];
+        if (i < tiers.size() && !tiers[i].find("to")) refuse(path + ".to", "is required");
+        if (i < tiers.size() && !tiers[i].find("amount") && !tiers[i].find("flat_amount")) refuse(path + ".amount", "is required");
         if (tier.rate.is_negative() || tier.flat.is_negative()) refuse(path + ".amount", "must not be negative");
         if (!tier.flat.is_zero() && (!item.volume || item.tiers.size() < 2)) refuse(path + ".flat_amount", "is for volume with several tiers only");
         if (tier.up_to && *tier.up_to <= tier.above) refuse(path + ".to", i == 0 ? "must be above included" : "must be above the tier before");
@@ -12393,11 +12399,11 @@ SpendLimit read_spend_limit(const Node& at) {
 
 Controls read_controls(const Node& holder) {
     Controls controls;
-    const auto at = holder.find("billing_controls");
-    if (!at) return controls;
-    for (const auto& each : at->list("usage_limits")) controls.usage_limits[each.required_text("feature_id")].push_back(read_usage_limit(each));
-    for (const auto& each : at->list("spend_limits")) controls.spend_limits[each.text("feature_id")] = read_spend_limit(each);
-    for (const auto& each : at->list("overage_allowed")) controls.overage_allowed[each.required_text("feature_id")] = each.flag("enabled");
+    if (!holder.find("billing_controls")) return controls;
+    const auto at = holder.object("billing_controls");
+    for (const auto& each : at.list("usage_limits")) controls.usage_limits[each.required_text("feature_id")].push_back(read_usage_limit(each));
+    for (const auto& each : at.list("spend_limits")) controls.spend_limits[each.text("feature_id")] = read_spend_limit(each);
+    for (const auto& each : at.list("overage_allowed")) controls.overage_allowed[each.required_text("feature_id")] = each.flag("enabled");
     return controls;
 }
 
@@ -13199,7 +13205,10 @@ std::shared_ptr<const Book::Impl> load(const json& catalogue) {
         if (!ids.insert(plans->features.back().id).second) throw Error(ErrorCode::bad_value, each.path("id"), "is there twice");
     }
     for (const auto& [provider, each] : root.members("models")) {
-        for (const auto& [name, model] : each.members("models")) plans->models.emplace(provider + "/" + name, read_model(model.object("cost")));
+        for (const auto& [name, model] : each.members("models")) {
+            if (model.value().is_object() && !model.find("cost")) continue;  // models.dev knows some without prices
+            plans->models.emplace(provider + "/" + name, read_model(model.object("cost")));
+        }
     }
     if (root.find("customers")) plans->customers.emplace();
     for (const auto& each : root.list("customers")) plans->customers->push_back(read_holder(each));

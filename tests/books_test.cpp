@@ -1367,6 +1367,10 @@ TEST_CASE("Autumn refuses what its validation refuses", "[autumn]") {
     CHECK(refused({{"tiers", {tier(10), tier(20)}}}) == at + "tiers[1].to: only the last tier is open, with \"inf\"");
     CHECK(refused({{"tiers", {tier("inf")}}, {"tier_behavior", "volume"}}) == at + "tier_behavior: volume is for prepaid items only");
     CHECK(refused({{"amount", 1}, {"billing_units", 0}}) == at + "billing_units: must be above 0");
+    CHECK(refused({{"tiers", {5}}}) == at + "tiers[0].to: is required");
+    CHECK(refused({{"tiers", {{{"to", "inf"}}}}}) == at + "tiers[0].amount: is required");
+    CHECK(refused({{"amount", 1}, {"currencies", 7}}) == at + "currencies: must be an object");
+    CHECK(refused({{"amount", 1}, {"currencies", {{"usd", true}}}}) == at + "currencies.usd: must be an object");
 }
 
 // --- over the real log ---
@@ -1726,6 +1730,7 @@ TEST_CASE("A request's tokens cost what its model does, with a markup", "[autumn
                               {"tiers",
                                {{{"input", 4}, {"output", 8}, {"tier", {{"size", 400000}}}},
                                 {{"input", 2}, {"output", 4}, {"cache_read", 1}, {"tier", {{"size", 200000}}}}}}}}}},
+                          {"free", {{"name", "without prices"}}},
                           {"wide", {{"cost", {{"input", 1}, {"output", 1}, {"context_over_200k", {{"input", 3}, {"output", 5}}}}}}}}}}}};
     json system{{"id", "ai"},
                 {"type", "ai_credit_system"},
@@ -1761,6 +1766,7 @@ TEST_CASE("A request's tokens cost what its model does, with a markup", "[autumn
 
     const auto refused = [&](const Book& asked, const json& request) { return refusal([&] { asked.price_tokens(request); }); };
     CHECK(refused(book, {{"model_id", "acme/none"}}) == "bad_value model_id: invalid_request");
+    CHECK(refused(book, {{"model_id", "acme/free"}}) == "bad_value model_id: invalid_request");
     CHECK(refused(book, {{"model_id", "custom/none"}}) == "bad_value model_id: invalid_request");
     CHECK(refused(book, json::object()) == "bad_value model_id: is required");
     CHECK(refused(book, {{"model_id", "acme/plain"}, {"input_tokens", 1.5}}) == "bad_value input_tokens: must be a whole number, and not negative");
@@ -2007,6 +2013,17 @@ TEST_CASE("Autumn's catalogues are refused where they cannot be", "[autumn][chec
           "customers[0].subscriptions[0].started_at: must be milliseconds since 1970");
     CHECK(customer({{"subscriptions", {{{"plan_id", "pro"}, {"quantity", -1}}}}}) == "customers[0].subscriptions[0].quantity: must not be negative");
     const auto control = [&](const char* list, json entry) { return customer({{"billing_controls", {{list, list_of(entry)}}}}); };
+    CHECK(customer({{"billing_controls", 7}}) == "customers[0].billing_controls: must be an object");
+    const auto tokens = [&](json changes, json models = json::object()) {
+        json system{{"id", "ai"}, {"type", "ai_credit_system"}};
+        system.update(changes);
+        return refused(plan_of({monthly("ai", 1)}, {system}, {{"models", models}}));
+    };
+    CHECK(tokens({{"default_markup", -101}}) == "features[0].default_markup: must not be below -100");
+    CHECK(tokens({{"config", 7}}) == "features[0].config: must be an object");
+    CHECK(tokens({{"model_markups", {{"custom/m", {{"input_cost", -1}}}}}}) == "features[0].model_markups.custom/m.input_cost: must not be negative");
+    CHECK(tokens(json::object(), {{"acme", {{"models", {{"m", 7}}}}}}) == "models.acme.models.m.cost: must be an object");
+    CHECK(tokens(json::object(), {{"acme", {{"models", {{"m", {{"cost", {{"input", 1}}}}}}}}}}) == "models.acme.models.m.cost.output: is required");
     const std::string at = "customers[0].billing_controls.";
     CHECK(control("usage_limits", {{"limit", 1}, {"interval", "day"}}) == at + "usage_limits[0].feature_id: is required");
     CHECK(control("usage_limits", {{"feature_id", "chat"}, {"interval", "day"}}) == at + "usage_limits[0].limit: must be a number, and not negative");
