@@ -12191,22 +12191,15 @@ Decimal settle(std::vector<Balance>& balances, const Decimal& value, OverageBeha
     return left;
 }
 
-struct Standing {
-    Decimal remaining, overage;
-    bool unlimited = false, overage_allowed = false;
-    std::optional<Decimal> max_purchase = {};  // overage at most; unbounded when absent
-    std::optional<Decimal> headroom = {};      // what usage limits leave; nothing without one
-};
+bool over_limit(const Check& check) { return check.usage_limit_left && check.required > *check.usage_limit_left; }
 
-bool over_limit(const Standing& standing, const Decimal& required) { return standing.headroom && required > *standing.headroom; }
-
-// Whether `required` more units may be used; first rule that applies (5.2).
-bool allowed(const Standing& standing, const Decimal& required) {
-    if (standing.unlimited || required.is_negative()) return true;
-    if (over_limit(standing, required)) return false;
-    if (!standing.overage_allowed) return standing.remaining >= required;
-    if (!standing.max_purchase) return true;
-    return at_least_zero(*standing.max_purchase - standing.overage) + standing.remaining >= required;
+// Whether the units may be used that a check of a balance requires; first rule that applies (5.2).
+bool allowed(const Check& check) {
+    if (check.flag || check.unlimited || check.required.is_negative()) return true;
+    if (over_limit(check)) return false;
+    if (!check.overage_allowed) return check.balance >= check.required;
+    if (!check.overage_limit) return true;
+    return at_least_zero(*check.overage_limit - check.overage) + check.balance >= check.required;
 }
 
 // --- money ---
@@ -12900,20 +12893,24 @@ Priced price_item(const Account& account, const PlanItem& item) {
     return control && control->skip_billing.value_or(false) ? Priced() : price_overage(item.item, usages);
 }
 
+// Of a feature: so many units, and what they come to.
+Fee fee_of(const std::string& feature, const Decimal& units, std::int64_t events, Priced priced, const std::string& currency) {
+    return {.charge = feature,
+            .metric = feature_metric(feature).code,
+            .currency = currency,
+            .units = units,
+            .events = events,
+            .amount = priced.amount,
+            .amount_cents = minor_units(priced.amount, currency),
+            .unit_amount = quotient(priced.amount, units),
+            .lines = std::move(priced.lines)};
+}
+
 Fee fee_of(const Account& account, const PlanItem& item, const Period& period, const Taken& taken, Priced priced) {
-    Fee fee;
-    fee.charge = item.feature;
-    fee.metric = feature_metric(item.feature).code;
+    auto fee = fee_of(item.feature, taken.units, taken.events, std::move(priced), account.plans.currency);
     fee.customer = account.customer;
     fee.subscription = account.entity;
-    fee.currency = account.plans.currency;
-    fee.units = taken.units;
-    fee.events = taken.events;
-    fee.amount = priced.amount;
-    fee.amount_cents = minor_units(priced.amount, account.plans.currency);
-    fee.unit_amount = quotient(priced.amount, taken.units);
     fee.period = period;
-    fee.lines = std::move(priced.lines);
     return fee;
 }
 
@@ -12992,12 +12989,11 @@ Fees Plans::estimate_fees(const Event& event, Timestamp now, UsageSource& usage_
 }
 
 Fee Plans::price(std::string_view charge, const Decimal& units, std::int64_t events) const {
-    const Account nobody{*this, {}, {}};
     for (const auto& item : items) {
         if (item.flag || item.feature != charge) continue;
         Priced priced;
         if (!item.item.tiers.empty()) priced = item.item.prepaid ? price_prepaid(item.item, units) : price_overage(item.item, {units});
-        return fee_of(nobody, item, {}, {units, events}, std::move(priced));
+        return fee_of(item.feature, units, events, std::move(priced), currency);
     }
     throw Error(ErrorCode::not_found, "charge", "charge_not_found");
 }
@@ -13028,48 +13024,37 @@ Fee Plans::price_tokens(const json& request) const {
             throw Error(ErrorCode::bad_value, at.path(token_kinds[i].field), "must be a whole number, and not negative");
     }
     auto priced = autumn::price_tokens(model->second, tokens, custom, markup_of(*system.markups, id));
-    Fee fee{.charge = system.id, .metric = feature_metric(system.id).code, .customer = at.text("customer_id"), .subscription = at.text("entity_id")};
-    fee.currency = currency;
-    fee.units = fee.amount = priced.amount;
-    fee.events = 1;
-    fee.amount_cents = minor_units(priced.amount, currency);
-    fee.lines = std::move(priced.lines);
-    return fee;
+    const auto cost = priced.amount;
+    return fee_of(system.id, cost, 1, std::move(priced), currency);
 }
 
-// A feature's balances together, as one who may use them sees them.
-struct Position {
-    bool held = false, flag = false;
-    Standing standing = {};
-    Decimal granted = {}, used = {};
-    std::optional<Timestamp> next_reset = {};
-};
-
-Position position_of(const Account& account, const std::string& feature, const std::string& entity, Timestamp now) {
-    Position position;
+// A feature's balances together, as one who may use them sees them; nothing when there are none.
+std::optional<Check> balances_of(const Account& account, const std::string& feature, const std::string& entity, Timestamp now) {
+    std::optional<Check> check;
     Decimal most;
     bool limited = false, unlimited_overage = false;
     for (const auto& holding : account.holdings) {
         if (holding.item->feature != feature || !visible(holding, entity)) continue;
-        const auto& item = *holding.item;
-        position.held = true;
-        position.flag = position.flag || item.flag;
-        position.granted += holding.state.starting;
-        position.used += holding.used;
-        position.standing.remaining += at_least_zero(holding.state.balance);
-        position.standing.overage += at_least_zero(-holding.state.balance);
-        position.standing.unlimited = position.standing.unlimited || holding.state.unlimited;
-        position.standing.overage_allowed = position.standing.overage_allowed || holding.state.overage_allowed;
-        limited = limited || item.item.usage_based;
-        unlimited_overage = unlimited_overage || (item.item.usage_based && !item.max_purchase);
+        const auto& [item, state] = std::tie(*holding.item, holding.state);
+        if (!check) check.emplace(Check{.feature = feature});
+        check->flag |= item.flag;
+        check->unlimited |= state.unlimited;
+        check->overage_allowed |= state.overage_allowed;
+        check->granted += state.starting;
+        check->usage += holding.used;
+        check->balance += at_least_zero(state.balance);
+        check->overage += at_least_zero(-state.balance);
+        limited |= item.item.usage_based;
+        unlimited_overage |= item.item.usage_based && !item.max_purchase;
         if (item.item.usage_based) most += item.max_purchase.value_or(Decimal());
         if (!item.reset) continue;
         const auto reset = holding.around(item.reset, now).to;
-        position.next_reset = std::min(position.next_reset.value_or(reset), reset);
+        check->next_reset = std::min(check->next_reset.value_or(reset), reset);
     }
-    position.standing.max_purchase = spend_limit(account, feature, entity);
-    if (!position.standing.max_purchase && limited && !unlimited_overage) position.standing.max_purchase = most;
-    return position;
+    if (!check) return {};
+    check->overage_limit = spend_limit(account, feature, entity);
+    if (!check->overage_limit && limited && !unlimited_overage) check->overage_limit = most;
+    return check;
 }
 
 // Credits that one unit of a member costs; the system's own units are credits.
@@ -13114,27 +13099,24 @@ std::optional<Decimal> headroom(const Account& account, const std::string& featu
 
 // The balance that answers for the feature (5.3): its own if that allows it, else a credit system's.
 std::string answering(const Account& account, const Event& event, const Decimal& required, Timestamp now, UsageSource& source) {
+    const auto held = [&](const std::string& feature) { return balances_of(account, feature, event.subscription, now); };
     const auto allows = [&](const std::string& feature) {
-        auto position = position_of(account, feature, event.subscription, now);
-        position.standing.headroom = headroom(account, feature, event, now, source);
-        return position.held && allowed(position.standing, required);  // in the feature's units, also for credits
+        auto check = held(feature);
+        if (!check) return false;
+        check->required = required;  // in the feature's units, also for credits
+        check->usage_limit_left = headroom(account, feature, event, now, source);
+        return allowed(*check);
     };
     std::vector<std::string> systems, owned;
     for (const auto& feature : account.plans.features) {
-        if (feature.system.costs.contains(event.name)) systems.push_back(feature.id);
-    }
-    for (const auto& system : systems) {
-        if (position_of(account, system, event.subscription, now).held) owned.push_back(system);
+        if (!feature.system.costs.contains(event.name)) continue;
+        systems.push_back(feature.id);
+        if (held(feature.id)) owned.push_back(feature.id);
     }
     if (systems.empty() || allows(event.name)) return event.name;
-    for (const auto& system : owned) {
-        if (allows(system)) return system;
-    }
-    if (!owned.empty()) return owned.front();
-    return position_of(account, event.name, event.subscription, now).held ? event.name : systems.front();
+    if (const auto first = std::find_if(owned.begin(), owned.end(), allows); first != owned.end()) return *first;
+    return !owned.empty() ? owned.front() : held(event.name) ? event.name : systems.front();
 }
-
-std::optional<Decimal> lesser(const std::optional<Decimal>& a, const std::optional<Decimal>& b) { return a && b ? std::min(*a, *b) : a ? a : b; }
 
 Check Plans::check(const Event& event, Timestamp now, UsageSource& usage_source) const {
     if (!knows_feature(event.name)) throw Error(ErrorCode::not_found, "name", "feature_not_found");
@@ -13142,28 +13124,21 @@ Check Plans::check(const Event& event, Timestamp now, UsageSource& usage_source)
     auto account = open_account(*this, event.customer, event.subscription, now);
     follow(account, {related(*this, event.name), now}, usage_source);
     const auto feature = answering(account, event, units, now, usage_source);
-    auto position = position_of(account, feature, event.subscription, now);
-    auto& standing = position.standing;
-    standing.headroom = headroom(account, feature, event, now, usage_source);
-    Check check{.feature = feature, .required = units};
+    const auto held = balances_of(account, feature, event.subscription, now);
+    auto check = held.value_or(Check{.feature = feature});
+    check.required = units;
+    check.usage_limit_left = headroom(account, feature, event, now, usage_source);
     if (feature != event.name) {
         const auto& system = this->feature(feature).system;
         check.required = credits(system, event.name, units);
-        const auto members = headroom(account, event.name, event, now, usage_source);
-        if (members) standing.headroom = lesser(standing.headroom, credits(system, event.name, *members));
+        if (const auto members = headroom(account, event.name, event, now, usage_source)) {
+            const auto left = credits(system, event.name, *members);
+            check.usage_limit_left = std::min(check.usage_limit_left.value_or(left), left);
+        }
     }
-    check.allowed = position.flag || (position.held && allowed(standing, check.required));
-    if (!check.allowed) check.reason = !position.held ? "no_balance" : over_limit(standing, check.required) ? "usage_limit" : "insufficient_balance";
-    check.flag = position.flag;
-    check.unlimited = standing.unlimited;
-    check.overage_allowed = standing.overage_allowed;
-    check.granted = position.granted;
-    check.usage = position.used;
-    check.balance = standing.remaining;
-    check.overage = standing.overage;
-    check.overage_limit = standing.overage_allowed ? standing.max_purchase : std::nullopt;
-    check.usage_limit_left = standing.headroom;
-    check.next_reset = position.next_reset;
+    check.allowed = held && allowed(check);
+    if (!check.allowed) check.reason = !held ? "no_balance" : over_limit(check) ? "usage_limit" : "insufficient_balance";
+    if (!check.overage_allowed) check.overage_limit.reset();
     return check;
 }
 
@@ -13270,74 +13245,65 @@ std::vector<Timestamp> bins_until(Timestamp now, const Range& range, Bin bin, st
     return starts;
 }
 
-struct Cell {
-    Decimal usage;
-    std::int64_t events = 0;
-    void add(const Decimal& value, std::int64_t count) { usage += value, events += count; }
-};
-
-// Of one bin, by group: the rest last, and one without a name where nothing is grouped.
-using GroupKey = std::pair<bool, std::string>;
-using Cells = std::map<GroupKey, Cell>;
-
-// The greatest groups of a bin keep their names, the rest goes together (aggregate_groupable.pipe:238).
-Cells top_cells(const Cells& cells, std::size_t most) {
-    std::vector<std::pair<GroupKey, Cell>> order(cells.begin(), cells.end());
-    std::stable_sort(order.begin(), order.end(), [](const auto& a, const auto& b) { return a.second.usage > b.second.usage; });
-    Cells top;
-    for (std::size_t i = 0; i < order.size(); ++i)
-        top[i < most ? order[i].first : GroupKey(true, "")].add(order[i].second.usage, order[i].second.events);
-    return top;
-}
-
-// What the metric comes to in every bin. Events without a group, or of one without a name, are in none.
-std::vector<Cells> cells_of(const std::vector<Measured>& rows, const std::vector<Timestamp>& bins) {
-    std::vector<Cells> cells(bins.size());
-    for (const auto& row : rows) {
-        const auto bin = std::lower_bound(bins.begin(), bins.end(), *row.bin);
-        if (bin == bins.end() || *bin != *row.bin) continue;
-        const auto name = row.group.empty() ? "" : row.group[0].value_or("");
-        if (row.group.empty() || !name.empty()) cells[static_cast<std::size_t>(bin - bins.begin())][{false, name}].add(row.value, row.events);
-    }
-    return cells;
-}
-
 Decimal shown(const Decimal& value) { return value.round(10, Rounding::half_up); }
 
-AnalyticsItem item_of(const std::string& metric, const GroupKey& key, bool grouped, const std::vector<Cells>& cells,
-                      const std::vector<Timestamp>& bins) {
-    AnalyticsItem item{.metric = metric, .rest = key.first};
+// Of one metric, by group: the rest last, and one without a name where nothing is grouped.
+using GroupKey = std::pair<bool, std::string>;
+using GroupItems = std::map<GroupKey, AnalyticsItem>;
+
+// With a point for every bin.
+AnalyticsItem& item_at(GroupItems& items, const GroupKey& key, const Metric& metric, const std::vector<Timestamp>& bins, bool grouped) {
+    const auto [place, fresh] = items.try_emplace(key, AnalyticsItem{.metric = metric.code, .rest = key.first});
+    auto& item = place->second;
+    if (!fresh) return item;
     if (grouped) item.group = {key.first ? std::nullopt : std::optional(key.second)};
     if (key.first) item.vendor = {{"group", other_groups}};
-    Decimal usage;
-    for (std::size_t i = 0; i < bins.size(); ++i) {
-        const auto found = cells[i].find(key);
-        const Cell cell = found == cells[i].end() ? Cell() : found->second;
-        item.points.push_back({.start = bins[i], .usage = shown(cell.usage), .events = cell.events});
-        usage += cell.usage;
-        item.events += cell.events;
-    }
-    item.usage = shown(usage);
+    for (const auto start : bins) item.points.push_back({.start = start});
     return item;
 }
 
-// Every item has a point for every bin, and every metric an item for every group of any of them; without groups there is no item.
-std::vector<AnalyticsItem> items_of(const std::vector<std::string>& metrics, const std::vector<std::vector<Cells>>& cells,
-                                    const std::vector<Timestamp>& bins, bool grouped) {
+// What the metric comes to. The greatest groups of a bin keep their names, its rest goes together (aggregate_groupable.pipe:238). Events without
+// a group, or of one without a name, are in none.
+GroupItems items_of(const Metric& metric, const std::vector<Measured>& rows, const std::vector<Timestamp>& bins, bool grouped, std::size_t most) {
+    std::map<Timestamp, std::vector<const Measured*>> by_bin;
+    for (const auto& row : rows) {
+        if (!grouped || !row.group[0].value_or("").empty()) by_bin[*row.bin].push_back(&row);
+    }
+    GroupItems items;
+    for (std::size_t i = 0; i < bins.size(); ++i) {
+        auto& cells = by_bin[bins[i]];
+        std::stable_sort(cells.begin(), cells.end(), [](const auto* a, const auto* b) { return a->value > b->value; });
+        for (std::size_t place = 0; place < cells.size(); ++place) {
+            const bool rest = grouped && place >= most;
+            auto& item = item_at(items, {rest, grouped && !rest ? *cells[place]->group[0] : ""}, metric, bins, grouped);
+            item.usage += cells[place]->value;
+            item.events += cells[place]->events;
+            item.points[i].usage += cells[place]->value;
+            item.points[i].events += cells[place]->events;
+        }
+    }
+    return items;
+}
+
+// Every metric has an item for every group of any of them; without groups there is no item.
+std::vector<AnalyticsItem> all_items(std::vector<GroupItems>& by_metric, std::span<const Metric> metrics, const std::vector<Timestamp>& bins,
+                                     bool grouped) {
     std::set<GroupKey> keys;
     if (!grouped) keys.emplace(false, "");
-    for (const auto& of_metric : cells) {
-        for (const auto& of_bin : of_metric) {
-            for (const auto& [key, cell] : of_bin) keys.insert(key);
-        }
+    for (const auto& items : by_metric) {
+        for (const auto& [key, item] : items) keys.insert(key);
     }
     if (metrics.size() * bins.size() * keys.size() > limits::aggregate_rows)
         throw Error(ErrorCode::too_large, "group_by", "the answer has more than " + std::to_string(limits::aggregate_rows) + " points");
-    std::vector<AnalyticsItem> items;
+    std::vector<AnalyticsItem> all;
     for (std::size_t i = 0; i < metrics.size(); ++i) {
-        for (const auto& key : keys) items.push_back(item_of(metrics[i], key, grouped, cells[i], bins));
+        for (const auto& key : keys) {
+            auto& item = all.emplace_back(std::move(item_at(by_metric[i], key, metrics[i], bins, grouped)));
+            item.usage = shown(item.usage);
+            for (auto& point : item.points) point.usage = shown(point.usage);
+        }
     }
-    return items;
+    return all;
 }
 
 // Of the metrics that have events, grouped or not. With a filter they go by the moment, not the hour, and their period may begin before the
@@ -13370,15 +13336,13 @@ Analytics analytics(const AnalyticsQuery& asked, std::span<const Metric> metrics
     query.period = whole_hours(ranges.list);
     query.bin = bin;
     query.group_by = asked.group_by;
-    std::vector<std::vector<Cells>> cells;
+    const bool grouped = !asked.group_by.empty();
+    std::vector<GroupItems> items;
     for (const auto& metric : metrics) {
-        cells.push_back(cells_of(query.period.from < query.period.to ? source.measure(metric, query) : std::vector<Measured>(), bins));
-        if (asked.group_by.empty()) continue;
-        for (auto& each : cells.back()) each = top_cells(each, static_cast<std::size_t>(asked.top == 0 ? 9 : asked.top));
+        const auto rows = query.period.from < query.period.to ? source.measure(metric, query) : std::vector<Measured>();
+        items.push_back(items_of(metric, rows, bins, grouped, static_cast<std::size_t>(asked.top == 0 ? 9 : asked.top)));
     }
-    std::vector<std::string> codes;
-    for (const auto& metric : metrics) codes.push_back(metric.code);
-    answer.items = items_of(codes, cells, bins, !asked.group_by.empty());
+    answer.items = all_items(items, metrics, bins, grouped);
     return answer;
 }
 

@@ -169,13 +169,12 @@ json deduction(const json& vector) {
 json check(const json& vector) {
     const auto properties = part_of(vector, "properties");
     const auto required = number(part_of(vector, "input"), "required_balance", 1);
-    autumn::Standing standing{number(properties, "remaining"), number(properties, "overage")};
+    meter::Check standing{.required = required, .balance = number(properties, "remaining"), .overage = number(properties, "overage")};
     standing.unlimited = flag_at(properties, "unlimited");
     standing.overage_allowed = flag_at(properties, "overage_allowed");
-    standing.max_purchase = number_at(properties, "max_purchase");
-    if (const auto limit = number_at(properties, "overage_limit")) standing.max_purchase = limit;
-    standing.headroom = number_at(properties, "headroom");
-    return {{"allowed", autumn::allowed(standing, required)}, {"required_balance", text(required)}};
+    standing.overage_limit = number_at(properties, properties.contains("overage_limit") ? "overage_limit" : "max_purchase");
+    standing.usage_limit_left = number_at(properties, "headroom");
+    return {{"allowed", autumn::allowed(standing)}, {"required_balance", text(required)}};
 }
 
 }  // namespace golden::autumn_vectors
