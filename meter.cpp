@@ -11889,10 +11889,14 @@ Node in_currency(const Node& at, const std::string& currency) {
     return blocks.find(currency) ? blocks.object(currency) : at;
 }
 
+// Which of two words there is; without any it is the first.
+bool is_second(const Node& at, std::string_view key, std::string_view first, std::string_view second) {
+    return at.choice(key, std::array{std::pair(first, false), std::pair(second, true)}, std::string(first));
+}
+
 Item read_item(const Node& at, bool limits_include_included, const std::string& currency = {}) {
-    static constexpr std::array<std::pair<std::string_view, bool>, 3> behaviors{{{"", false}, {"graduated", false}, {"volume", true}}};
     Item item;
-    item.volume = at.choice("tier_behavior", behaviors);
+    item.volume = is_second(at, "tier_behavior", "graduated", "volume");
     item.prepaid = at.text("billing_method") == "prepaid";
     item.usage_based = at.text("billing_method") == "usage_based";
     item.included = at.decimal("included").value_or(Decimal());
@@ -12136,7 +12140,6 @@ Priced price_tokens(const Model& model, const Tokens& tokens, bool custom, const
 // --- balances: which pays, and whether there is enough (5.2, 7.7) ---
 
 struct Balance {
-    std::string id;
     Decimal balance, starting;
     bool overage_allowed = false, unlimited = false;
     std::optional<Decimal> least = {};  // how far down overage may go
@@ -12368,8 +12371,8 @@ struct Controls {
 };
 
 UsageLimit read_usage_limit(const Node& at) {
-    static constexpr std::array<std::pair<std::string_view, bool>, 3> anchors{{{"", false}, {"billing_cycle", false}, {"utc", true}}};
-    UsageLimit limit{at.decimal("limit").value_or(Decimal(-1)), at.text("interval"), at.choice("anchor", anchors), at.flag("enabled", true)};
+    UsageLimit limit{at.decimal("limit").value_or(Decimal(-1)), at.text("interval"), is_second(at, "anchor", "billing_cycle", "utc"),
+                     at.flag("enabled", true)};
     if (limit.limit.is_negative()) throw Error(ErrorCode::bad_value, at.path("limit"), "must be a number, and not negative");
     if (limit.interval != "lifetime") at.choice("interval", intervals);
     if (!at.find("filter")) return limit;
@@ -12383,8 +12386,7 @@ UsageLimit read_usage_limit(const Node& at) {
 }
 
 SpendLimit read_spend_limit(const Node& at) {
-    static constexpr std::array<std::pair<std::string_view, bool>, 3> types{{{"", false}, {"absolute", false}, {"usage_percentage", true}}};
-    SpendLimit limit{at.flag("enabled"), at.choice("limit_type", types), at.decimal("overage_limit")};
+    SpendLimit limit{at.flag("enabled"), is_second(at, "limit_type", "absolute", "usage_percentage"), at.decimal("overage_limit")};
     if (limit.limit && limit.limit->is_negative()) throw Error(ErrorCode::bad_value, at.path("overage_limit"), "must not be negative");
     if (at.find("skip_overage_billing")) limit.skip_billing = at.flag("skip_overage_billing");
     return limit;
@@ -12460,8 +12462,10 @@ Holder read_holder(const Node& at) {
     return holder;
 }
 
-const Holder* find_holder(const std::vector<Holder>& list, const std::string& id) {
-    const auto found = std::find_if(list.begin(), list.end(), [&](const Holder& holder) { return holder.id == id; });
+// The one with that id, if there is one.
+template <class Named>
+const Named* find_id(const std::vector<Named>& list, const std::string& id) {
+    const auto found = std::find_if(list.begin(), list.end(), [&](const Named& each) { return each.id == id; });
     return found == list.end() ? nullptr : &*found;
 }
 
@@ -12474,13 +12478,11 @@ struct Plans final : Book::Impl {
     std::optional<std::vector<Holder>> customers;  // when absent any customer, who has all plans
 
     bool serves(const std::string&, const std::string& customer) const override {
-        return !customer.empty() && (!customers || find_holder(*customers, customer));
+        return !customer.empty() && (!customers || find_id(*customers, customer));
     }
     bool has_balances() const override { return true; }
     Period period_around(const UsageQuery& query, Timestamp at) const override;
-    bool knows_feature(const std::string& id) const override {
-        return std::any_of(features.begin(), features.end(), [&](const Feature& each) { return each.id == id; });
-    }
+    bool knows_feature(const std::string& id) const override { return find_id(features, id) != nullptr; }
     Fees usage(const UsageQuery& query, Timestamp now, UsageSource& source) const override;
     Fees estimate_fees(const Event& event, Timestamp now, UsageSource& source) const override;
     Fee price(std::string_view charge, const Decimal& units, std::int64_t events) const override;
@@ -12494,9 +12496,7 @@ struct Plans final : Book::Impl {
         return {names.begin(), names.end()};
     }
 
-    const Feature& feature(const std::string& id) const {
-        return *std::find_if(features.begin(), features.end(), [&](const Feature& each) { return each.id == id; });
-    }
+    const Feature& feature(const std::string& id) const { return *find_id(features, id); }
 };
 
 // ---- accounts: the balances of a customer, and what the log's events took from them ----
@@ -12550,7 +12550,7 @@ struct Account {
     // What the entity says goes before what the customer says, and that before the plan (7.6).
     template <class Value>
     const Value* control(std::map<std::string, Value> Controls::*which, const std::string& feature, const std::string& of_entity) const {
-        const Holder* part = holder ? find_holder(holder->entities, of_entity) : nullptr;
+        const Holder* part = holder ? find_id(holder->entities, of_entity) : nullptr;
         for (const Controls* controls : {part ? &part->controls : nullptr, holder ? &holder->controls : nullptr, &inherited}) {
             if (!controls) continue;
             if (const auto found = (controls->*which).find(feature); found != (controls->*which).end()) return &found->second;
@@ -12578,7 +12578,6 @@ std::optional<Decimal> spend_limit(const Account& account, const std::string& fe
 
 void add_holding(Account& account, const PlanItem& item, const std::string& entity, const Subscription& subscription) {
     Holding holding{&item, entity, &subscription, {}};
-    holding.state.id = item.feature;
     const auto packs = prepaid_packs(item.item, bought_units(item, subscription));
     holding.state.starting = holding.state.balance = starting_balance(item.item, packs, subscription.products);
     holding.state.unlimited = item.unlimited;
@@ -12599,7 +12598,7 @@ void set_floors(Account& account) {
 // An entity's balances of the items that are granted to each entity of its kind; of all kinds when it is not told.
 void open_entity(Account& account, const std::string& entity) {
     if (!account.entities.insert(entity).second) return;
-    const Holder* part = account.holder ? find_holder(account.holder->entities, entity) : nullptr;
+    const Holder* part = account.holder ? find_id(account.holder->entities, entity) : nullptr;
     for (const auto& item : account.plans.items) {
         const auto own = account.own.find(item.plan);
         if (own == account.own.end() || item.entity_feature.empty()) continue;
@@ -12626,7 +12625,7 @@ void open_plans(Account& account, Timestamp now) {
 
 // The balances that the customer has at a moment: of its own plans, and of its entities' plans.
 Account open_account(const Plans& plans, const std::string& customer, const std::string& entity, Timestamp now) {
-    Account account{plans, customer, entity, plans.customers ? find_holder(*plans.customers, customer) : nullptr};
+    Account account{plans, customer, entity, plans.customers ? find_id(*plans.customers, customer) : nullptr};
     if (plans.customers && !account.holder) throw Error(ErrorCode::not_found, "customer", "customer_not_found");
     open_plans(account, now);
     for (const auto& item : plans.items) {
@@ -12729,10 +12728,11 @@ struct Use {
     Measured row;
 };
 
+// Of these features, or of all when there are none.
 std::vector<Use> uses_of(const Plans& plans, const std::set<std::string>& features, const AggregateQuery& query, UsageSource& source) {
     std::vector<Use> list;
     for (const auto& feature : plans.features) {
-        if (!features.contains(feature.id)) continue;
+        if (!features.empty() && !features.contains(feature.id)) continue;
         for (const auto& name : feature.names) {
             for (auto& row : source.measure(feature_metric(name), query)) {
                 const auto entity = row.group.empty() ? query.subscription : row.group[0].value_or("");
@@ -12931,19 +12931,13 @@ void follow_all(Account& account, Timestamp now, bool alone, UsageSource& source
     }
 }
 
-std::set<std::string> all_features(const Plans& plans) {
-    std::set<std::string> all;
-    for (const auto& feature : plans.features) all.insert(feature.id);
-    return all;
-}
-
 // Of the period asked for, in which nothing is reset; else of every item's billing cycle around now, as far as it has come.
 Fees Plans::usage(const UsageQuery& asked, Timestamp now, UsageSource& usage_source) const {
     auto account = open_account(*this, asked.customer, asked.subscription, now);
     const bool alone = !asked.subscription.empty();
     if (alone) std::erase_if(account.holdings, [&](const Holding& holding) { return !visible(holding, asked.subscription); });
     if (asked.period) {
-        spend(account, {all_features(*this), now, alone, true}, *asked.period, usage_source);
+        spend(account, {{}, now, alone, true}, *asked.period, usage_source);
     } else {
         follow_all(account, now, alone, usage_source);
     }
@@ -13080,7 +13074,7 @@ std::optional<Timestamp> anchor_of(const Account& account, const std::string& fe
 std::optional<Decimal> headroom(const Account& account, const std::string& feature, const Event& event, Timestamp now, UsageSource& source) {
     const auto* limits = account.control(&Controls::usage_limits, feature, event.subscription);
     if (!limits) return {};
-    const Holder* part = account.holder ? find_holder(account.holder->entities, event.subscription) : nullptr;
+    const Holder* part = account.holder ? find_id(account.holder->entities, event.subscription) : nullptr;
     const bool own = part && part->controls.usage_limits.contains(feature);  // then only the entity's own use counts
     std::optional<Decimal> least;
     for (const auto& limit : *limits) {
@@ -13309,6 +13303,7 @@ std::vector<AnalyticsItem> all_items(std::vector<GroupItems>& by_metric, std::sp
 // Of the metrics that have events, grouped or not. With a filter they go by the moment, not the hour, and their period may begin before the
 // list's (getCountAndSum.ts:79 and 166).
 std::vector<AnalyticsTotal> totals_of(std::span<const Metric> metrics, AggregateQuery query, const Range& range, UsageSource& source) {
+    query.group_by.clear();
     query.period = query.filter.empty() ? whole_hours(range) : Period{range.from, range.to + std::chrono::microseconds(1)};
     std::vector<AnalyticsTotal> totals;
     if (query.period.from >= query.period.to) return totals;
@@ -13325,17 +13320,14 @@ Analytics analytics(const AnalyticsQuery& asked, std::span<const Metric> metrics
     const Bin bin = asked.bin == Bin::none ? Bin::day : asked.bin;
     const auto ranges = ranges_of(asked, bin, now);
     const auto bins = bins_until(now, ranges.list, bin, metrics.size());
-    AggregateQuery query;
-    query.customer = asked.customer;
-    query.subscription = asked.subscription;
-    query.filter = asked.filter;
-    if (!asked.sources.empty()) query.filter = Filter::all({query.filter, Filter::where("source", Operator::in, asked.sources)});
-    Analytics answer;
-    answer.period = {ranges.list.from, ranges.list.to + std::chrono::microseconds(1)};
+    auto hours = asked;
+    hours.period = whole_hours(ranges.list);
+    hours.top = 0;
+    hours.fill = false;
+    auto query = aggregate_query(hours);
+    Analytics answer{.period = {ranges.list.from, ranges.list.to + std::chrono::microseconds(1)}};
     answer.totals = totals_of(metrics, query, ranges.total, source);
-    query.period = whole_hours(ranges.list);
     query.bin = bin;
-    query.group_by = asked.group_by;
     const bool grouped = !asked.group_by.empty();
     std::vector<GroupItems> items;
     for (const auto& metric : metrics) {

@@ -150,7 +150,7 @@ json deduction(const json& vector) {
     const auto properties = part_of(vector, "properties"), input = part_of(vector, "input");
     std::vector<autumn::Balance> balances;
     for (const auto& source : properties.at("balances")) {
-        autumn::Balance balance{source.at("id"), number(source, "balance"), number(source, "starting_balance") + number(source, "adjustment")};
+        autumn::Balance balance{number(source, "balance"), number(source, "starting_balance") + number(source, "adjustment")};
         balance.overage_allowed = flag_at(source, "usage_allowed");
         balance.unlimited = flag_at(source, "unlimited");
         balance.least = number_at(source, "min_balance");
@@ -162,7 +162,7 @@ json deduction(const json& vector) {
     const auto left = autumn::settle(balances, number(input, "value", 1), behavior);
     json out{{"balances", json::object()}, {"remaining", text(left)}};
     if (behavior == autumn::OverageBehavior::reject && !left.is_zero()) out["error"] = "insufficient_balance";
-    for (const auto& balance : balances) out["balances"][balance.id] = text(balance.balance);
+    for (std::size_t i = 0; i < balances.size(); ++i) out["balances"][text_at(properties.at("balances")[i], "id")] = text(balances[i].balance);
     return out;
 }
 
