@@ -11814,35 +11814,27 @@ std::optional<Period> usage_window(std::string_view interval, Timestamp now, con
     return cycle_around(now, anchor.value_or(calendar_anchor(stride)), stride);
 }
 
-// Both ends belong to it.
-struct Range {
-    Timestamp from, to;
+// What an analytics range covers: the bins of the list, and the total beside them. Its last moment, a whole second, belongs to it.
+struct Ranges {
+    Period list, total;
 };
 
-// What an analytics range covers: the bins of the list, and the total beside them.
-struct Ranges {
-    Range list, total;
-};
+Period up_to(Timestamp from, Timestamp last) { return {from, last + std::chrono::microseconds(1)}; }
 
 // Without a billing cycle its ranges are the last day (aggregate.ts:90). The total of a range of days begins earlier than its list, with
 // the day when bins are days and else with the hour (getCountAndSum.ts:79).
 Ranges named_ranges(std::string_view name, Bin bin, Timestamp now, const std::optional<BillingCycle>& cycle) {
     const bool days = name.ends_with('h') || name.ends_with('d');
     const Period period = named_period(days || cycle ? name : "24h", cut(now, micros_per_second), cycle);
-    const Range list{period.from, period.to};
+    const auto list = up_to(period.from, period.to);
     if (!days && cycle) return {list, list};
     return {list, {cut(list.from, bin == Bin::day ? micros_per_day : micros_per_hour), list.to}};
 }
 
 // Milliseconds are cut off at both ends (aggregate.ts:101).
 Ranges custom_ranges(Timestamp from, Timestamp to) {
-    const Range range{cut(from, micros_per_second), cut(to, micros_per_second)};
+    const auto range = up_to(cut(from, micros_per_second), cut(to, micros_per_second));
     return {range, range};
-}
-
-// The bins of a list. The range's last moment belongs to it, so an end at midnight adds a day (aggregate.ts:142).
-BinGrid list_bins(const Range& range, Bin bin, std::string time_zone) {
-    return BinGrid({range.from, range.to + std::chrono::seconds(1)}, {.bin = bin, .time_zone = std::move(time_zone)});
 }
 
 // ---- prices ----
@@ -12148,48 +12140,33 @@ struct Balance {
 
 enum class OverageBehavior { cap, reject, overflow };  // overflow: no balance has a floor or ceiling
 
-// Takes `units` off `balance` down to `floor`, as far as there is any room; what could not be taken is left in `units`.
-void take(Balance& balance, Decimal& units, const std::optional<Decimal>& floor) {
+// Takes `units` off the balance, or gives them back when they are negative, as far as there is room to `bound`; the rest stays in `units`.
+void take(Balance& balance, Decimal& units, const std::optional<Decimal>& bound) {
     const auto wanted = units * balance.cost;
-    const auto taken = floor ? std::min(wanted, at_least_zero(balance.balance - *floor)) : wanted;
+    auto taken = wanted;
+    if (bound)
+        taken = wanted.is_negative() ? std::max(wanted, -at_least_zero(*bound - balance.balance))
+                                     : std::min(wanted, at_least_zero(balance.balance - *bound));
     balance.balance = (balance.balance - taken).round(amount_decimals, Rounding::half_up);
     units -= taken == wanted ? units : divided(taken, balance.cost);
 }
 
-// Gives `units` back to `balance` up to `ceiling`.
-void give(Balance& balance, Decimal& units, const std::optional<Decimal>& ceiling) {
-    const auto wanted = units * balance.cost;
-    const auto given = ceiling ? std::min(wanted, at_least_zero(*ceiling - balance.balance)) : wanted;
-    balance.balance = (balance.balance + given).round(amount_decimals, Rounding::half_up);
-    units -= given == wanted ? units : divided(given, balance.cost);
-}
-
-// Usage: every balance down to 0 in order, then those that allow overage down to their floor, then with overflow the others.
-Decimal deduct(std::vector<Balance>& balances, Decimal units, bool overflows) {
-    for (auto& balance : balances) take(balance, units, Decimal());
-    for (auto& balance : balances) {
-        if (balance.overage_allowed) take(balance, units, overflows ? std::nullopt : balance.least);
-    }
-    for (auto& balance : balances) {
-        if (overflows) take(balance, units, {});
-    }
-    return units;
-}
-
-// A refund: negative balances up to 0, then every balance up to where it started.
-Decimal refund(std::vector<Balance>& balances, Decimal units, bool overflows) {
-    for (auto& balance : balances) give(balance, units, Decimal());
-    for (auto& balance : balances) give(balance, units, overflows ? std::nullopt : std::optional(balance.starting));
-    return units;
-}
-
-// What is left of `value` that no balance took: nothing where one is unlimited. With reject nothing moves unless all of it fits.
+// What is left of `value` that no balance took (7.7): nothing where one is unlimited. First every balance goes to 0, in order; then usage goes on
+// to the floors of those that allow overage, a refund to where each started. With reject nothing moves unless all of it fits.
 Decimal settle(std::vector<Balance>& balances, const Decimal& value, OverageBehavior behavior) {
     if (std::any_of(balances.begin(), balances.end(), [](const Balance& each) { return each.unlimited; })) return {};
-    const bool overflows = behavior == OverageBehavior::overflow;
+    const bool refund = value.is_negative(), overflows = behavior == OverageBehavior::overflow;
     auto changed = balances;
-    const auto left =
-        (value.is_negative() ? -refund(changed, -value, overflows) : deduct(changed, value, overflows)).round(amount_decimals, Rounding::half_up);
+    auto left = value;
+    for (auto& balance : changed) take(balance, left, Decimal());
+    for (auto& balance : changed) {
+        const auto bound = refund ? std::optional(balance.starting) : balance.least;
+        if (refund || balance.overage_allowed) take(balance, left, overflows ? std::nullopt : bound);
+    }
+    for (auto& balance : changed) {
+        if (overflows) take(balance, left, {});
+    }
+    left = left.round(amount_decimals, Rounding::half_up);
     if (behavior != OverageBehavior::reject || left.is_zero()) balances = std::move(changed);
     return left;
 }
@@ -12419,25 +12396,27 @@ bool stricter(const UsageLimit& a, const UsageLimit& b) {
     return ours < theirs || (ours == theirs && a.utc && !b.utc);
 }
 
-// What several plans say together.
-void add_controls(Controls& all, const Controls& more) {
-    for (const auto& [feature, limit] : more.spend_limits) {
-        const auto [place, fresh] = all.spend_limits.try_emplace(feature, limit);
-        if (!fresh && stricter(limit, place->second)) place->second = limit;
+// What several plans say together: of each feature the stricter word.
+template <class Value, class Stricter>
+void add_stricter(std::map<std::string, Value>& all, const std::map<std::string, Value>& more, const Stricter& stricter) {
+    for (const auto& [feature, value] : more) {
+        const auto [place, fresh] = all.try_emplace(feature, value);
+        if (!fresh && stricter(value, place->second)) place->second = value;
     }
+}
+
+void add_controls(Controls& all, const Controls& more) {
+    add_stricter(all.spend_limits, more.spend_limits, [](const SpendLimit& a, const SpendLimit& b) { return stricter(a, b); });
+    add_stricter(all.overage_allowed, more.overage_allowed, [](bool a, bool) { return !a; });
     for (const auto& [feature, limits] : more.usage_limits) {
+        auto& list = all.usage_limits[feature];
         for (const auto& limit : limits) {
-            auto& list = all.usage_limits[feature];
             const auto same = std::find_if(list.begin(), list.end(), [&](const UsageLimit& each) { return each.properties == limit.properties; });
             if (same == list.end())
                 list.push_back(limit);
             else if (stricter(limit, *same))
                 *same = limit;
         }
-    }
-    for (const auto& [feature, allowed] : more.overage_allowed) {
-        const auto [place, fresh] = all.overage_allowed.try_emplace(feature, allowed);
-        place->second = place->second && allowed;
     }
 }
 
@@ -12501,15 +12480,6 @@ struct Plans final : Book::Impl {
 
 // ---- accounts: the balances of a customer, and what the log's events took from them ----
 
-AggregateQuery customer_query(const std::string& customer, const std::string& subscription, const Period& period) {
-    if (customer.empty()) throw Error(ErrorCode::bad_value, "customer", "is required");
-    AggregateQuery query;
-    query.customer = customer;
-    query.subscription = subscription;
-    query.period = period;
-    return query;
-}
-
 // An event counts its value, 1 when it has none: the rules of that name say so.
 Metric feature_metric(const std::string& feature) {
     return {.code = "autumn:" + feature, .event = feature, .aggregation = Aggregation::sum, .property = "value", .filter = {}, .rules = "autumn"};
@@ -12541,11 +12511,13 @@ struct Holding {
 struct Account {
     const Plans& plans;
     std::string customer, entity;
+    Timestamp now;
     const Holder* holder = nullptr;                       // the customer in the catalogue
     std::map<std::string, const Subscription*> own = {};  // the customer's, by plan
     Controls inherited = {};                              // from these plans
     std::vector<Holding> holdings = {};
     std::set<std::string> entities = {};  // those whose balances are among them
+    bool alone = false;                   // it is about the use by the entity alone
 
     // What the entity says goes before what the customer says, and that before the plan (7.6).
     template <class Value>
@@ -12558,6 +12530,15 @@ struct Account {
         return nullptr;
     }
 };
+
+// The events of a period that it is about.
+AggregateQuery query_of(const Account& account, const Period& period) {
+    AggregateQuery query;
+    query.customer = account.customer;
+    query.subscription = account.alone ? account.entity : "";
+    query.period = period;
+    return query;
+}
 
 Decimal bought_units(const PlanItem& item, const Subscription& subscription) {
     const auto bought = subscription.quantities.find(item.feature);
@@ -12595,7 +12576,7 @@ void set_floors(Account& account) {
     }
 }
 
-// An entity's balances of the items that are granted to each entity of its kind; of all kinds when it is not told.
+// An entity's balances: of the items that are granted to each entity of its kind, of all kinds when it is not told, and of its own plans.
 void open_entity(Account& account, const std::string& entity) {
     if (!account.entities.insert(entity).second) return;
     const Holder* part = account.holder ? find_id(account.holder->entities, entity) : nullptr;
@@ -12604,17 +12585,22 @@ void open_entity(Account& account, const std::string& entity) {
         if (own == account.own.end() || item.entity_feature.empty()) continue;
         if (!part || part->feature.empty() || part->feature == item.entity_feature) add_holding(account, item, entity, *own->second);
     }
+    if (!part) return;
+    for (const auto& item : account.plans.items) {
+        const auto own = part->subscriptions.find(item.plan);
+        if (own != part->subscriptions.end() && own->second.active(account.now)) add_holding(account, item, entity, own->second);
+    }
 }
 
 // The subscriptions that the customer has at a moment, and what their plans say.
-void open_plans(Account& account, Timestamp now) {
+void open_plans(Account& account) {
     static const Subscription anyone;
     if (!account.plans.customers) {
         for (const auto& item : account.plans.items) account.own[item.plan] = &anyone;
     }
     if (account.holder) {
         for (const auto& [plan, subscription] : account.holder->subscriptions) {
-            if (subscription.active(now)) account.own[plan] = &subscription;
+            if (subscription.active(account.now)) account.own[plan] = &subscription;
         }
     }
     for (const auto& [plan, subscription] : account.own) {
@@ -12625,22 +12611,17 @@ void open_plans(Account& account, Timestamp now) {
 
 // The balances that the customer has at a moment: of its own plans, and of its entities' plans.
 Account open_account(const Plans& plans, const std::string& customer, const std::string& entity, Timestamp now) {
-    Account account{plans, customer, entity, plans.customers ? find_id(*plans.customers, customer) : nullptr};
+    Account account{plans, customer, entity, now, plans.customers ? find_id(*plans.customers, customer) : nullptr};
+    if (customer.empty()) throw Error(ErrorCode::bad_value, "customer", "is required");
     if (plans.customers && !account.holder) throw Error(ErrorCode::not_found, "customer", "customer_not_found");
-    open_plans(account, now);
+    open_plans(account);
     for (const auto& item : plans.items) {
         const auto own = account.own.find(item.plan);
         if (own != account.own.end() && item.entity_feature.empty()) add_holding(account, item, {}, *own->second);
     }
     if (!entity.empty()) open_entity(account, entity);
     if (account.holder) {
-        for (const auto& part : account.holder->entities) {
-            open_entity(account, part.id);
-            for (const auto& item : plans.items) {
-                const auto own = part.subscriptions.find(item.plan);
-                if (own != part.subscriptions.end() && own->second.active(now)) add_holding(account, item, part.id, own->second);
-            }
-        }
+        for (const auto& part : account.holder->entities) open_entity(account, part.id);
     }
     set_floors(account);
     return account;
@@ -12669,7 +12650,8 @@ std::vector<std::size_t> payers(const Account& account, const std::string& featu
         const auto& holding = account.holdings[i];
         const auto stride = holding.item->reset.value_or(Stride());
         return std::tuple(!holding.state.unlimited, holding.entity.empty() == !entity.empty(), holding.item->feature != feature, !holding.item->reset,
-                          stride.months, stride.micros, std::string_view(holding.entity), holding.item->add_on, holding.state.overage_allowed);
+                          stride.months, stride.micros, std::string_view(holding.entity), holding.item->add_on, holding.state.overage_allowed,
+                          holding.subscription->started.value_or(Timestamp::min()));
     };
     std::stable_sort(order.begin(), order.end(), [&](std::size_t a, std::size_t b) { return rank(a) < rank(b); });
     return order;
@@ -12758,11 +12740,9 @@ std::set<std::string> related(const Plans& plans, const std::string& feature) {
     return all;
 }
 
-// What is to be followed: the use of these features, until now.
+// What is to be followed: the use of these features.
 struct Course {
     std::set<std::string> features;
-    Timestamp now;
-    bool alone = false;   // by the account's entity alone
     bool counts = false;  // also how many events took something off each balance
 };
 
@@ -12792,40 +12772,17 @@ void take_use(Account& account, const Course& course, const Use& used, Aggregate
 
 // All that was used in a stretch of time without resets.
 void spend(Account& account, const Course& course, const Period& period, UsageSource& source) {
-    auto query = customer_query(account.customer, course.alone ? account.entity : "", period);
+    auto query = query_of(account, period);
     const bool entities =
         std::any_of(account.plans.items.begin(), account.plans.items.end(), [](const auto& item) { return !item.entity_feature.empty(); }) ||
         std::any_of(account.holdings.begin(), account.holdings.end(), [](const auto& holding) { return !holding.entity.empty(); });
-    if (entities && !course.alone) query.group_by = {"subscription"};
+    if (entities && !account.alone) query.group_by = {"subscription"};
     const auto uses = uses_of(account.plans, course.features, query, source);
     for (const auto& used : uses) {
         if (!used.entity.empty()) open_entity(account, used.entity);
     }
     set_floors(account);
     for (const auto& used : uses) take_use(account, course, used, query, source);
-}
-
-// Where the history begins that today's balances follow from: with the oldest of the current cycles.
-Timestamp beginning(const std::vector<Holding>& holdings, Timestamp now) {
-    Timestamp from = now;
-    for (const auto& holding : holdings) from = std::min(from, holding.around(holding.item->reset, now).from);
-    return from;
-}
-
-// The history's beginning and every reset after it; of very many the last ones.
-std::vector<Timestamp> resets(const std::vector<Holding>& holdings, Timestamp from, Timestamp now) {
-    constexpr std::size_t most = 1000;
-    std::set<Timestamp> moments;
-    for (const auto& holding : holdings) {
-        const auto cycle = holding.cycle(holding.item->reset);
-        if (!cycle) continue;
-        auto k = cycle->index(now);
-        for (std::size_t i = 0; i < most && cycle->boundary(k) > from; ++i) moments.insert(cycle->boundary(k--));
-    }
-    while (moments.size() > most) moments.erase(moments.begin());
-    std::vector<Timestamp> list{from};
-    list.insert(list.end(), moments.begin(), moments.end());
-    return list;
 }
 
 void refill(Account& account, const Course& course, Timestamp at) {
@@ -12840,23 +12797,41 @@ void refill(Account& account, const Course& course, Timestamp at) {
 
 // The month of the first use; now when there is none.
 Timestamp first_use(const Account& account, const Course& course, UsageSource& source) {
-    auto query = customer_query(account.customer, course.alone ? account.entity : "", {});
+    auto query = query_of(account, {});
     query.bin = Bin::month;
-    Timestamp first = course.now;
+    Timestamp first = account.now;
     for (const auto& used : uses_of(account.plans, course.features, query, source)) first = std::min(first, used.row.bin.value());
     return first;
 }
 
-// Brings the balances up to now: what was used from reset to reset.
-void follow(Account& account, const Course& course, UsageSource& source) {
+// Where the history begins that today's balances follow from, with the oldest of the current cycles, and every reset after it; of very many the
+// last ones.
+std::set<Timestamp> turns(const Account& account, const Course& course, UsageSource& source) {
+    constexpr std::size_t most = 1000;
+    Timestamp from = account.now;
     const auto holdings = followed(account, course);
-    Timestamp from = beginning(holdings, course.now);
+    for (const auto& holding : holdings) from = std::min(from, holding.around(holding.item->reset, account.now).from);
     const bool resetting = std::any_of(holdings.begin(), holdings.end(), [](const Holding& holding) { return holding.item->reset.has_value(); });
     if (from == Timestamp::min() && resetting) from = first_use(account, course, source);
-    const auto moments = resets(holdings, from, course.now);
-    for (std::size_t i = 0; i < moments.size(); ++i) {
-        refill(account, course, moments[i]);
-        spend(account, course, {moments[i], i + 1 < moments.size() ? moments[i + 1] : course.now + std::chrono::microseconds(1)}, source);
+    std::set<Timestamp> moments;
+    for (const auto& holding : holdings) {
+        const auto cycle = holding.cycle(holding.item->reset);
+        if (!cycle) continue;
+        auto k = cycle->index(account.now);
+        for (std::size_t i = 0; i < most && cycle->boundary(k) > from; ++i) moments.insert(cycle->boundary(k--));
+    }
+    while (moments.size() > most) moments.erase(moments.begin());
+    moments.insert(from);
+    return moments;
+}
+
+// Brings the balances up to now: what was used from reset to reset.
+void follow(Account& account, const Course& course, UsageSource& source) {
+    const auto moments = turns(account, course, source);
+    for (auto at = moments.begin(); at != moments.end(); ++at) {
+        refill(account, course, *at);
+        const auto next = std::next(at);
+        spend(account, course, {*at, next == moments.end() ? account.now + std::chrono::microseconds(1) : *next}, source);
     }
 }
 
@@ -12921,11 +12896,11 @@ Fees sum_up(std::vector<Fee> list, const std::string& currency) {
 }
 
 // Balances that share no feature are followed apart: their resets do not cut each other's time.
-void follow_all(Account& account, Timestamp now, bool alone, UsageSource& source) {
+void follow_all(Account& account, UsageSource& source) {
     std::set<std::string> seen;
     for (const auto& item : account.plans.items) {
         if (seen.contains(item.feature)) continue;
-        const Course course{related(account.plans, item.feature), now, alone, true};
+        const Course course{related(account.plans, item.feature), true};
         follow(account, course, source);
         seen.insert(course.features.begin(), course.features.end());
     }
@@ -12934,12 +12909,12 @@ void follow_all(Account& account, Timestamp now, bool alone, UsageSource& source
 // Of the period asked for, in which nothing is reset; else of every item's billing cycle around now, as far as it has come.
 Fees Plans::usage(const UsageQuery& asked, Timestamp now, UsageSource& usage_source) const {
     auto account = open_account(*this, asked.customer, asked.subscription, now);
-    const bool alone = !asked.subscription.empty();
-    if (alone) std::erase_if(account.holdings, [&](const Holding& holding) { return !visible(holding, asked.subscription); });
+    account.alone = !asked.subscription.empty();
+    if (account.alone) std::erase_if(account.holdings, [&](const Holding& holding) { return !visible(holding, asked.subscription); });
     if (asked.period) {
-        spend(account, {{}, now, alone, true}, *asked.period, usage_source);
+        spend(account, {{}, true}, *asked.period, usage_source);
     } else {
-        follow_all(account, now, alone, usage_source);
+        follow_all(account, usage_source);
     }
     std::vector<Fee> list;
     for (const auto& item : items) {
@@ -12969,7 +12944,7 @@ Fees Plans::estimate_fees(const Event& event, Timestamp now, UsageSource& usage_
         if (std::find(feature.names.begin(), feature.names.end(), event.name) != feature.names.end()) used.merge(related(*this, feature.id));
     }
     if (used.empty()) throw Error(ErrorCode::not_found, "name", "no feature is used by events named " + event.name);
-    follow(before, {used, now}, usage_source);
+    follow(before, {used}, usage_source);
     auto after = before;
     use_event(after, event.name, event.subscription, event.value.value_or(Decimal(1)));
     std::vector<Fee> list;
@@ -13023,7 +12998,7 @@ Fee Plans::price_tokens(const json& request) const {
 }
 
 // A feature's balances together, as one who may use them sees them; nothing when there are none.
-std::optional<Check> balances_of(const Account& account, const std::string& feature, const std::string& entity, Timestamp now) {
+std::optional<Check> balances_of(const Account& account, const std::string& feature, const std::string& entity) {
     std::optional<Check> check;
     Decimal most;
     bool limited = false, unlimited_overage = false;
@@ -13042,7 +13017,7 @@ std::optional<Check> balances_of(const Account& account, const std::string& feat
         unlimited_overage |= item.item.usage_based && !item.max_purchase;
         if (item.item.usage_based) most += item.max_purchase.value_or(Decimal());
         if (!item.reset) continue;
-        const auto reset = holding.around(item.reset, now).to;
+        const auto reset = holding.around(item.reset, account.now).to;
         check->next_reset = std::min(check->next_reset.value_or(reset), reset);
     }
     if (!check) return {};
@@ -13071,7 +13046,7 @@ std::optional<Timestamp> anchor_of(const Account& account, const std::string& fe
 }
 
 // What is left of the usage limits of a feature that hold for the event; nothing without such limits (7.8).
-std::optional<Decimal> headroom(const Account& account, const std::string& feature, const Event& event, Timestamp now, UsageSource& source) {
+std::optional<Decimal> headroom(const Account& account, const std::string& feature, const Event& event, UsageSource& source) {
     const auto* limits = account.control(&Controls::usage_limits, feature, event.subscription);
     if (!limits) return {};
     const Holder* part = account.holder ? find_id(account.holder->entities, event.subscription) : nullptr;
@@ -13080,7 +13055,8 @@ std::optional<Decimal> headroom(const Account& account, const std::string& featu
     for (const auto& limit : *limits) {
         if (!limit.enabled || !holds_for(limit, event.properties)) continue;
         const auto anchor = limit.utc ? std::nullopt : anchor_of(account, feature, event.subscription);
-        auto query = customer_query(account.customer, own ? event.subscription : "", usage_window(limit.interval, now, anchor).value_or(Period()));
+        auto query = query_of(account, usage_window(limit.interval, account.now, anchor).value_or(Period()));
+        if (own) query.subscription = event.subscription;
         for (const auto& [property, text] : limit.properties) query.filter.parts.push_back(Filter::equals(property_field(property), text));
         Decimal left = limit.limit;
         for (const auto& [member, cost] : costs_of(account.plans.feature(feature))) {
@@ -13092,13 +13068,13 @@ std::optional<Decimal> headroom(const Account& account, const std::string& featu
 }
 
 // The balance that answers for the feature (5.3): its own if that allows it, else a credit system's.
-std::string answering(const Account& account, const Event& event, const Decimal& required, Timestamp now, UsageSource& source) {
-    const auto held = [&](const std::string& feature) { return balances_of(account, feature, event.subscription, now); };
+std::string answering(const Account& account, const Event& event, const Decimal& required, UsageSource& source) {
+    const auto held = [&](const std::string& feature) { return balances_of(account, feature, event.subscription); };
     const auto allows = [&](const std::string& feature) {
         auto check = held(feature);
         if (!check) return false;
         check->required = required;  // in the feature's units, also for credits
-        check->usage_limit_left = headroom(account, feature, event, now, source);
+        check->usage_limit_left = headroom(account, feature, event, source);
         return allowed(*check);
     };
     std::vector<std::string> systems, owned;
@@ -13116,16 +13092,16 @@ Check Plans::check(const Event& event, Timestamp now, UsageSource& usage_source)
     if (!knows_feature(event.name)) throw Error(ErrorCode::not_found, "name", "feature_not_found");
     const auto units = event.value.value_or(Decimal(1));
     auto account = open_account(*this, event.customer, event.subscription, now);
-    follow(account, {related(*this, event.name), now}, usage_source);
-    const auto feature = answering(account, event, units, now, usage_source);
-    const auto held = balances_of(account, feature, event.subscription, now);
+    follow(account, {related(*this, event.name)}, usage_source);
+    const auto feature = answering(account, event, units, usage_source);
+    const auto held = balances_of(account, feature, event.subscription);
     auto check = held.value_or(Check{.feature = feature});
     check.required = units;
-    check.usage_limit_left = headroom(account, feature, event, now, usage_source);
+    check.usage_limit_left = headroom(account, feature, event, usage_source);
     if (feature != event.name) {
         const auto& system = this->feature(feature).system;
         check.required = credits(system, event.name, units);
-        if (const auto members = headroom(account, event.name, event, now, usage_source)) {
+        if (const auto members = headroom(account, event.name, event, usage_source)) {
             const auto left = credits(system, event.name, *members);
             check.usage_limit_left = std::min(check.usage_limit_left.value_or(left), left);
         }
@@ -13203,7 +13179,7 @@ constexpr Coercion exact_text{.missing = {no_such, {Meeting::empty, Meeting::emp
 constexpr std::string_view other_groups = "AUTUMN_RESERVED";
 
 // The hours whose beginning belongs to the range: an event counts with its hour (aggregate_simple.pipe:30).
-Period whole_hours(const Range& range) {
+Period whole_hours(const Period& range) {
     const Timestamp from = cut(range.from, micros_per_hour);
     return {from == range.from ? from : from + std::chrono::hours(1), cut(range.to, micros_per_hour) + std::chrono::hours(1)};
 }
@@ -13230,8 +13206,8 @@ Ranges ranges_of(const AnalyticsQuery& asked, Bin bin, Timestamp now) {
 }
 
 // Bins that begin after now are left out, which no event can be in.
-std::vector<Timestamp> bins_until(Timestamp now, const Range& range, Bin bin, std::size_t metrics) {
-    const BinGrid grid = list_bins(range, bin, {});
+std::vector<Timestamp> bins_until(Timestamp now, const Period& range, Bin bin, std::size_t metrics) {
+    const BinGrid grid(range, {.bin = bin});
     if (grid.count() > static_cast<std::int64_t>(limits::aggregate_rows / metrics))
         throw Error(ErrorCode::too_large, "bin", "the answer has more than " + std::to_string(limits::aggregate_rows) + " points");
     std::vector<Timestamp> starts;
@@ -13302,9 +13278,9 @@ std::vector<AnalyticsItem> all_items(std::vector<GroupItems>& by_metric, std::sp
 
 // Of the metrics that have events, grouped or not. With a filter they go by the moment, not the hour, and their period may begin before the
 // list's (getCountAndSum.ts:79 and 166).
-std::vector<AnalyticsTotal> totals_of(std::span<const Metric> metrics, AggregateQuery query, const Range& range, UsageSource& source) {
+std::vector<AnalyticsTotal> totals_of(std::span<const Metric> metrics, AggregateQuery query, const Period& range, UsageSource& source) {
     query.group_by.clear();
-    query.period = query.filter.empty() ? whole_hours(range) : Period{range.from, range.to + std::chrono::microseconds(1)};
+    query.period = query.filter.empty() ? whole_hours(range) : range;
     std::vector<AnalyticsTotal> totals;
     if (query.period.from >= query.period.to) return totals;
     for (const auto& metric : metrics) {
@@ -13325,7 +13301,7 @@ Analytics analytics(const AnalyticsQuery& asked, std::span<const Metric> metrics
     hours.top = 0;
     hours.fill = false;
     auto query = aggregate_query(hours);
-    Analytics answer{.period = {ranges.list.from, ranges.list.to + std::chrono::microseconds(1)}};
+    Analytics answer{.period = ranges.list};
     answer.totals = totals_of(metrics, query, ranges.total, source);
     query.bin = bin;
     const bool grouped = !asked.group_by.empty();

@@ -1792,6 +1792,21 @@ TEST_CASE("An unlimited balance pays for all, and a unit of a credit system cost
     CHECK(counted.ask(1, "credits").balance == 6);
 }
 
+TEST_CASE("Of balances that are alike the older pays first", "[autumn]") {
+    json source = plan_of({monthly("chat", 10)});
+    source["plans"] = {source["plan"], {{"id", "old"}, {"items", {monthly("chat", 5)}}}};
+    source.erase("plan");
+    auto old = subscribed("2025-01-01");
+    old["plan_id"] = "old";
+    source["customers"] = {{{"id", "acme"}, {"subscriptions", {subscribed("2026-01-01"), old}}}};
+    Checked one(source);
+    one.use(march, 6);
+    const auto fees = one.m.usage({.customer = "acme"}).fees;
+    REQUIRE(fees.size() == 2);
+    CHECK(fees[0].units == 1);
+    CHECK(fees[1].units == 5);
+}
+
 TEST_CASE("Refunds give back what was taken, and no more", "[autumn][check]") {
     Checked one(plan_of({monthly("chat", 10)}));
     one.use("2026-03-01T00:00:00Z", -5);  // there is nothing to give back

@@ -14,7 +14,10 @@ std::optional<Timestamp> optional_ms(const json& object, const char* key) {
 }
 
 /// "2026-05-29 03:00:00", also with a T: a clock's time without its zone.
-Timestamp from_clock(const json& text) { return Timestamp::parse(text.get<std::string>() + "Z"); }
+Timestamp from_clock(const json& text) {
+    const auto clock = text.get<std::string>();
+    return Timestamp::parse(clock.ends_with('Z') ? clock : clock + "Z");
+}
 json to_clock(Timestamp time, const meter::Zone& zone) {
     auto text = Timestamp(zone.to_local(time)).to_string(0);
     text.pop_back();
@@ -76,9 +79,9 @@ json range(const json& vector) {
 json period_grid(const json& vector) {
     const auto& input = vector.at("input");
     const auto zone = input.value("timezone", "UTC");
-    const meter::autumn::Range range{from_clock(input.at("start_utc")), from_clock(input.at("end_utc"))};
+    const auto range = meter::autumn::up_to(from_clock(input.at("start_utc")), from_clock(input.at("end_utc")));
     json periods = json::array();
-    for (const auto start : starts(meter::autumn::list_bins(range, bin_named(input.at("bin_size").get<std::string>()), zone))) {
+    for (const auto start : starts(meter::BinGrid(range, {.bin = bin_named(input.value("bin_size", "day")), .time_zone = zone}))) {
         periods.push_back(to_clock(start, meter::Zone(zone)));
     }
     if (periods.empty()) return {{"periods", periods}};
