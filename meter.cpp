@@ -1972,7 +1972,8 @@ struct Coercion {
 };
 
 // Of whatever type it is compared with.
-constexpr std::array<Meeting, 3> text_any{Meeting::text, Meeting::text, Meeting::text}, empty_any{Meeting::empty, Meeting::empty, Meeting::empty};
+constexpr std::array<Meeting, 3> never_any{Meeting::never, Meeting::never, Meeting::never}, text_any{Meeting::text, Meeting::text, Meeting::text},
+    empty_any{Meeting::empty, Meeting::empty, Meeting::empty};
 
 // How an evaluator reads the fields of an event in a filter; where it has no table the rules of Filter hold.
 struct FilterRules {
@@ -4874,7 +4875,8 @@ void check_list(const ListQuery& query) {
     check_filter(query.filter);
     check_question("customer", query.customer);
     check_question("subscription", query.subscription);
-    for (const auto& [field, texts] : {std::pair{"names", &query.names}, std::pair{"sources", &query.sources}, std::pair{"ids", &query.ids}}) {
+    for (const auto& [field, texts] :
+         {std::pair{"names", &query.names}, std::pair{"sources", &query.sources}, std::pair{"ids", &query.ids}, std::pair{"texts", &query.texts}}) {
         for (const std::string& text : *texts) check_question(field, text);
     }
     check_sort(query.sort);
@@ -5077,6 +5079,26 @@ private:
     std::vector<Rank> heap_{};
 };
 
+char lower_ascii(char c) noexcept { return c >= 'A' && c <= 'Z' ? static_cast<char>(c - 'A' + 'a') : c; }
+
+bool contains_folded(std::string_view text, std::string_view part) {
+    const auto same = [](char a, char b) { return lower_ascii(a) == lower_ascii(b); };
+    return std::search(text.begin(), text.end(), part.begin(), part.end(), same) != text.end();
+}
+
+// Leaves only the rows whose properties contain all of the texts.
+void search_properties(const Reader& reader, const std::vector<std::string>& texts, std::size_t sequence, Batch& batch) {
+    if (texts.empty()) return;
+    if (batch.mask.empty()) batch.mask.assign(batch.rows, 1);
+    for (std::size_t row = 0; row < batch.rows; ++row) {
+        if (!batch.mask[row]) continue;
+        const auto event = event_at(reader, batch.columns[sequence].cells[row]);
+        const std::string properties = event ? event->properties.dump() : "";
+        const bool all = std::all_of(texts.begin(), texts.end(), [&](const std::string& text) { return contains_folded(properties, text); });
+        batch.mask[row] = all ? 1 : 0;
+    }
+}
+
 struct Listing {
     std::vector<Rank> ranks{};
     std::int64_t total = 0;
@@ -5089,6 +5111,7 @@ Listing list_ranks(const Reader& reader, const ListQuery& query, const FilterRul
     auto question = scan_question(reader, query.names, query.customer, query.subscription, query.period);
     if (!question) return listing;
     const Condition condition(list_filter(query), *question, rules);
+    const std::size_t sequence = query.texts.empty() ? 0 : question->key(fields::sequence);
     const ScanQuestion counted = *question;  // of what can only be counted, columns to sort by need not be read
     ListOrder order(reader, query.sort, *question);
     if (start && start->cells.size() != order.cells()) bad_cursor();
@@ -5105,6 +5128,7 @@ Listing list_ranks(const Reader& reader, const ListQuery& query, const FilterRul
         Batch batch = load(reader, source, excluded ? counted : *question);
         if (batch.rows == 0) continue;
         condition.apply(reader, batch);
+        search_properties(reader, query.texts, sequence, batch);
         listing.total += matching_rows(batch);
         if (excluded) continue;
         each_row(batch, [&](std::size_t row) { top.add(order.row(batch, row)); });
@@ -5184,6 +5208,7 @@ json question_json(const ListQuery& query) {
             {"names", query.names},
             {"sources", query.sources},
             {"ids", query.ids},
+            {"texts", query.texts},
             {"from", query.period.from.micros()},
             {"to", query.period.to.micros()},
             {"filter", query.filter.to_json()},
@@ -5198,6 +5223,7 @@ ListQuery question_from(const json& tree) {
     query.names = tree.at("names").get<std::vector<std::string>>();
     query.sources = tree.at("sources").get<std::vector<std::string>>();
     query.ids = tree.at("ids").get<std::vector<std::string>>();
+    query.texts = tree.at("texts").get<std::vector<std::string>>();
     query.period = {Timestamp(tree.at("from").get<std::int64_t>()), Timestamp(tree.at("to").get<std::int64_t>())};
     query.filter = Filter::from_json(tree.at("filter"));
     query.rules = tree.at("rules").get<std::string>();
@@ -5268,13 +5294,6 @@ Page list_page(const Reader& reader, const ListQuery& query, const FilterRules& 
 }
 
 // ---- names ----
-
-char lower_ascii(char c) noexcept { return c >= 'A' && c <= 'Z' ? static_cast<char>(c - 'A' + 'a') : c; }
-
-bool contains_folded(std::string_view text, std::string_view part) {
-    const auto same = [](char a, char b) { return lower_ascii(a) == lower_ascii(b); };
-    return std::search(text.begin(), text.end(), part.begin(), part.end(), same) != text.end();
-}
 
 // What rows of names tell apart.
 struct NameKeys {
@@ -7462,6 +7481,8 @@ struct Book::Impl {
     }
     virtual Fees usage(const UsageQuery& query, Timestamp now, UsageSource& usage) const = 0;
     virtual Fee price(std::string_view charge, const Decimal& units, std::int64_t events) const = 0;
+    // What the tokens of a request to a model cost.
+    virtual Fee price_tokens(const json&) const { throw Error(ErrorCode::unsupported, "", vendor + " does not price tokens"); }
     // Whether the vendor has balances, which check() answers for, and whether the book knows such a feature.
     virtual bool has_balances() const { return false; }
     virtual bool knows_feature(const std::string&) const { return false; }
@@ -7516,6 +7537,15 @@ public:
         for (std::size_t i = 0; i < found->value().size(); ++i)
             elements.emplace_back(found->value()[i], found->path() + "[" + std::to_string(i) + "]");
         return elements;
+    }
+
+    // The members of an object; none when it is missing.
+    std::vector<std::pair<std::string, Node>> members(std::string_view key) const {
+        std::vector<std::pair<std::string, Node>> all;
+        if (!find(key)) return all;
+        const auto at = object(key);
+        for (const auto& [name, value] : at.value().items()) all.emplace_back(name, Node(value, at.path(name)));
+        return all;
     }
 
     std::string text(std::string_view key, std::string fallback = {}) const {
@@ -12013,6 +12043,7 @@ namespace autumn {
 
 // Of resets, prices and usage windows (getCycleIntervalFunctions.ts:27).
 constexpr std::pair<std::string_view, Stride> intervals[] = {
+    {"minute", {0, micros_per_minute}},
     {"hour", {0, micros_per_hour}},
     {"day", {0, micros_per_day}},
     {"week", {0, 7 * micros_per_day}},
@@ -12048,35 +12079,27 @@ std::optional<Period> usage_window(std::string_view interval, Timestamp now, con
     return cycle_around(now, anchor.value_or(calendar_anchor(stride)), stride);
 }
 
-// Both ends belong to it.
-struct Range {
-    Timestamp from, to;
+// What an analytics range covers: the bins of the list, and the total beside them. Its last moment, a whole second, belongs to it.
+struct Ranges {
+    Period list, total;
 };
 
-// What an analytics range covers: the bins of the list, and the total beside them.
-struct Ranges {
-    Range list, total;
-};
+Period up_to(Timestamp from, Timestamp last) { return {from, last + std::chrono::microseconds(1)}; }
 
 // Without a billing cycle its ranges are the last day (aggregate.ts:90). The total of a range of days begins earlier than its list, with
 // the day when bins are days and else with the hour (getCountAndSum.ts:79).
 Ranges named_ranges(std::string_view name, Bin bin, Timestamp now, const std::optional<BillingCycle>& cycle) {
     const bool days = name.ends_with('h') || name.ends_with('d');
     const Period period = named_period(days || cycle ? name : "24h", cut(now, micros_per_second), cycle);
-    const Range list{period.from, period.to};
+    const auto list = up_to(period.from, period.to);
     if (!days && cycle) return {list, list};
     return {list, {cut(list.from, bin == Bin::day ? micros_per_day : micros_per_hour), list.to}};
 }
 
 // Milliseconds are cut off at both ends (aggregate.ts:101).
 Ranges custom_ranges(Timestamp from, Timestamp to) {
-    const Range range{cut(from, micros_per_second), cut(to, micros_per_second)};
+    const auto range = up_to(cut(from, micros_per_second), cut(to, micros_per_second));
     return {range, range};
-}
-
-// The bins of a list. The range's last moment belongs to it, so an end at midnight adds a day (aggregate.ts:142).
-BinGrid list_bins(const Range& range, Bin bin, std::string time_zone) {
-    return BinGrid({range.from, range.to + std::chrono::seconds(1)}, {.bin = bin, .time_zone = std::move(time_zone)});
 }
 
 // ---- prices ----
@@ -12097,7 +12120,7 @@ struct Item {
     bool volume = false;
     bool prepaid = false, usage_based = false;
     Decimal included = {}, billing_units = 1;
-    std::vector<Tier> tiers = {};  // limits without the included units; the rate is for one unit
+    std::vector<Tier> tiers = {};  // limits without the included units; the rate is for one pack of billing units
 };
 
 // The limits of tiers are in total units to users and beyond the included ones inside (7.2); "inf" stays.
@@ -12113,20 +12136,24 @@ std::optional<Decimal> read_limit(const Node& at) {
 
 void add_tier(Item& item, const std::optional<Decimal>& limit, const Decimal& amount, const Decimal& flat) {
     const auto above = item.tiers.empty() ? Decimal() : item.tiers.back().up_to.value_or(Decimal());
-    item.tiers.push_back({.above = above, .up_to = limit, .rate = divided(amount, item.billing_units), .flat = flat, .from = above});
+    item.tiers.push_back({.above = above, .up_to = limit, .rate = amount, .flat = flat, .from = above});
 }
 
 // The amounts in a currency: its own block where there is one, else the base's (7.10).
 Node in_currency(const Node& at, const std::string& currency) {
-    const auto blocks = at.find("currencies");
-    const auto block = blocks && !currency.empty() ? blocks->find(currency) : std::nullopt;
-    return block.value_or(at);
+    if (currency.empty() || !at.find("currencies")) return at;
+    const auto blocks = at.object("currencies");
+    return blocks.find(currency) ? blocks.object(currency) : at;
+}
+
+// Which of two words there is; without any it is the first.
+bool is_second(const Node& at, std::string_view key, std::string_view first, std::string_view second) {
+    return at.choice(key, std::array{std::pair(first, false), std::pair(second, true)}, std::string(first));
 }
 
 Item read_item(const Node& at, bool limits_include_included, const std::string& currency = {}) {
-    static constexpr std::array<std::pair<std::string_view, bool>, 3> behaviors{{{"", false}, {"graduated", false}, {"volume", true}}};
     Item item;
-    item.volume = at.choice("tier_behavior", behaviors);
+    item.volume = is_second(at, "tier_behavior", "graduated", "volume");
     item.prepaid = at.text("billing_method") == "prepaid";
     item.usage_based = at.text("billing_method") == "usage_based";
     item.included = at.decimal("included").value_or(Decimal());
@@ -12167,7 +12194,10 @@ Priced finished(Priced priced, bool negative) {
 // 7.4: flat amounts play no part, units beyond the last limit are free.
 Priced price_graduated(const Item& item, const Decimal& units) {
     auto tiers = item.tiers;
-    for (auto& tier : tiers) tier.flat = {};
+    for (auto& tier : tiers) {
+        tier.rate = divided(tier.rate, item.billing_units);
+        tier.flat = {};
+    }
     return units.is_zero() ? Priced() : graduated(tiers, units);
 }
 
@@ -12180,7 +12210,10 @@ Priced price_volume(const Item& item, const Decimal& included, const Decimal& un
     }
     for (const auto& tier : item.tiers) {
         if (tier.up_to && units > *tier.up_to + included) continue;
-        priced.add(tier_line(tier, units));
+        auto line = tier_line(tier, units);
+        line.rate = divided(tier.rate, item.billing_units);
+        line.amount = divided(units * tier.rate, item.billing_units) + tier.flat;
+        priced.add(std::move(line));
         break;
     }
     return priced;
@@ -12232,95 +12265,186 @@ struct CreditSystem {
 CreditSystem read_credit_system(const Node& at, std::string_view id_field) {
     CreditSystem system{at.text(id_field), {}};
     for (const auto& each : at.list("credit_schema")) {
-        const auto amount = at_least_zero(each.decimal("credit_cost").value_or(each.decimal("credit_amount").value_or(Decimal())));
-        system.costs[each.required_text("metered_feature_id")] = divided(amount, each.decimal("feature_amount").value_or(Decimal(1)));
+        const auto amount = each.decimal("credit_cost").value_or(each.decimal("credit_amount").value_or(Decimal()));
+        const auto units = each.decimal("feature_amount").value_or(Decimal(1));
+        if (amount.is_negative()) throw Error(ErrorCode::bad_value, each.path("credit_cost"), "must not be negative");
+        if (units <= 0) throw Error(ErrorCode::bad_value, each.path("feature_amount"), "must be above 0");
+        system.costs[each.required_text("metered_feature_id")] = divided(amount, units);
     }
     return system;
 }
 
-// Credits for that many units of a feature; the system's own units are credits already.
+// Credits for that many units of a feature, as a JavaScript number keeps them; the system's own units are credits already.
 Decimal credits(const CreditSystem& system, const std::string& feature, const Decimal& units) {
     if (feature == system.id) return units;
     const auto found = system.costs.find(feature);
     if (found == system.costs.end()) throw Error(ErrorCode::bad_value, "feature_id", "invalid_request");
-    return found->second * units;
+    return Decimal::divide_significant(found->second * units, 1, 17, Rounding::half_up);
+}
+
+// --- tokens: what a request to a model takes from an AI credit system (4.8; aiCreditSystemUtils.ts) ---
+
+struct TokenKind {
+    std::string_view field, rate;  // in the request, and in a model's prices
+    std::string_view otherwise;    // the rate of models that have none of this kind
+    bool in_context;               // long contexts have a rate of their own
+};
+
+constexpr std::array<TokenKind, 7> token_kinds{{{"input_tokens", "input", "input", true},
+                                                {"output_tokens", "output", "output", true},
+                                                {"cache_read_tokens", "cache_read", "input", true},
+                                                {"cache_write_tokens", "cache_write", "input", true},
+                                                {"audio_input_tokens", "input_audio", "input", false},
+                                                {"audio_output_tokens", "output_audio", "output", false},
+                                                {"reasoning_tokens", "reasoning", "output", false}}};
+
+// USD for a million tokens, by the name of the rate; those of contexts of more tokens than a size go before the others.
+using TokenRates = std::map<std::string, Decimal, std::less<>>;
+struct Model {
+    TokenRates rates = {};
+    std::map<Decimal, TokenRates> contexts = {};
+};
+
+// What is added to a model's prices, in percent: as said of the model, else of its provider, else of all.
+struct Markups {
+    std::map<std::string, Decimal> models = {}, providers = {};
+    std::optional<Decimal> otherwise = {};
+    std::map<std::string, Model> custom = {};  // models without prices elsewhere: "custom/..."
+};
+
+std::optional<Decimal> read_rate(const Node& at, std::string_view key) {
+    const auto rate = at.decimal(key);
+    if (rate && rate->is_negative()) throw Error(ErrorCode::bad_value, at.path(key), "must not be negative");
+    return rate;
+}
+
+TokenRates read_token_rates(const Node& at, bool context) {
+    TokenRates rates;
+    for (const auto& kind : token_kinds) {
+        if (context && !kind.in_context) continue;
+        if (const auto rate = read_rate(at, kind.rate)) rates.emplace(kind.rate, *rate);
+    }
+    return rates;
+}
+
+Model read_model(const Node& at) {
+    Model model{read_token_rates(at, false)};
+    for (const auto* needed : {"input", "output"}) {
+        if (!model.rates.contains(needed)) throw Error(ErrorCode::bad_value, at.path(needed), "is required");
+    }
+    const auto contexts = at.list("tiers");
+    for (const auto& each : contexts) model.contexts[each.object("tier").decimal("size").value_or(Decimal())] = read_token_rates(each, true);
+    if (contexts.empty() && at.find("context_over_200k")) model.contexts[200000] = read_token_rates(at.object("context_over_200k"), true);
+    return model;
+}
+
+std::optional<Decimal> read_markup(const Node& at, const char* key) {
+    auto markup = at.decimal(key);
+    if (markup && *markup < -100) throw Error(ErrorCode::bad_value, at.path(key), "must not be below -100");
+    return markup;
+}
+
+// Of a feature, or of its "config".
+Markups read_markups(const Node& feature) {
+    Markups markups;
+    for (const auto& at : {feature, feature.find("config") ? feature.object("config") : feature}) {
+        if (const auto markup = read_markup(at, "default_markup")) markups.otherwise = markup;
+        for (const auto& [provider, each] : at.members("provider_markups")) {
+            if (const auto markup = read_markup(each, "markup")) markups.providers[provider] = *markup;
+        }
+        for (const auto& [model, each] : at.members("model_markups")) {
+            if (const auto markup = read_markup(each, "markup")) markups.models[model] = *markup;
+            const auto input = read_rate(each, "input_cost"), output = read_rate(each, "output_cost");
+            if (input && output) markups.custom[model] = {{{"input", *input}, {"output", *output}}, {}};
+        }
+    }
+    return markups;
+}
+
+Decimal markup_of(const Markups& markups, const std::string& model) {
+    if (const auto own = markups.models.find(model); own != markups.models.end()) return own->second;
+    if (const auto of_all = markups.providers.find(model.substr(0, model.find('/'))); of_all != markups.providers.end()) return of_all->second;
+    return markups.otherwise.value_or(Decimal());
+}
+
+using Tokens = std::array<Decimal, token_kinds.size()>;
+
+// The size of the context is its text, whether it was in a cache or not. Of a custom model other kinds of tokens than text cost nothing.
+Priced price_tokens(const Model& model, const Tokens& tokens, bool custom, const Decimal& markup) {
+    const auto larger = model.contexts.lower_bound(tokens[0] + tokens[2] + tokens[3]);
+    const TokenRates* context = larger == model.contexts.begin() ? nullptr : &std::prev(larger)->second;
+    const auto rate = [&](std::string_view name) -> std::optional<Decimal> {
+        for (const auto* rates : {context, &model.rates}) {
+            if (!rates) continue;
+            if (const auto found = rates->find(name); found != rates->end()) return found->second;
+        }
+        return {};
+    };
+    Priced priced;
+    for (std::size_t i = 0; i < (custom ? 2 : tokens.size()); ++i) {
+        if (tokens[i].is_zero()) continue;
+        const auto per_million = rate(token_kinds[i].rate);
+        priced.add(units_line(tokens[i], (per_million ? *per_million : *rate(token_kinds[i].otherwise)) * Decimal::scaled(1, 6)));
+    }
+    if (!markup.is_zero()) {
+        auto line = units_line(priced.amount, percent(markup));
+        line.step = Step::percentage;
+        priced.add(std::move(line));
+    }
+    return priced;
 }
 
 // --- balances: which pays, and whether there is enough (5.2, 7.7) ---
 
 struct Balance {
-    std::string id;
     Decimal balance, starting;
     bool overage_allowed = false, unlimited = false;
     std::optional<Decimal> least = {};  // how far down overage may go
     Decimal cost = 1;                   // of one unit, in the balance's own
 };
 
-enum class OverageBehavior { cap, reject, overflow };
+enum class OverageBehavior { cap, reject, overflow };  // overflow: no balance has a floor or ceiling
 
-// Takes `units` off `balance` down to `floor`, as far as there is any room; what could not be taken is left in `units`.
-void take(Balance& balance, Decimal& units, const std::optional<Decimal>& floor) {
+// Takes `units` off the balance, or gives them back when they are negative, as far as there is room to `bound`; the rest stays in `units`.
+void take(Balance& balance, Decimal& units, const std::optional<Decimal>& bound) {
     const auto wanted = units * balance.cost;
-    const auto taken = floor ? std::min(wanted, at_least_zero(balance.balance - *floor)) : wanted;
+    auto taken = wanted;
+    if (bound)
+        taken = wanted.is_negative() ? std::max(wanted, -at_least_zero(*bound - balance.balance))
+                                     : std::min(wanted, at_least_zero(balance.balance - *bound));
     balance.balance = (balance.balance - taken).round(amount_decimals, Rounding::half_up);
     units -= taken == wanted ? units : divided(taken, balance.cost);
 }
 
-// Gives `units` back to `balance` up to `ceiling`.
-void give(Balance& balance, Decimal& units, const std::optional<Decimal>& ceiling) {
-    const auto wanted = units * balance.cost;
-    const auto given = ceiling ? std::min(wanted, at_least_zero(*ceiling - balance.balance)) : wanted;
-    balance.balance = (balance.balance + given).round(amount_decimals, Rounding::half_up);
-    units -= given == wanted ? units : divided(given, balance.cost);
-}
-
-// Usage: every balance down to 0 in order, then those that allow overage down to their floor.
-Decimal deduct(std::vector<Balance>& balances, Decimal units, OverageBehavior behavior) {
-    for (auto& balance : balances) {
-        if (balance.unlimited) return {};
-        take(balance, units, Decimal());
-    }
-    for (auto& balance : balances) {
-        const bool overflows = behavior == OverageBehavior::overflow;
-        if (balance.overage_allowed || overflows) take(balance, units, overflows ? std::nullopt : balance.least);
-    }
-    return units;
-}
-
-// A refund: negative balances up to 0, then every balance up to where it started; the rest only where overage is allowed.
-Decimal refund(std::vector<Balance>& balances, Decimal units) {
-    for (auto& balance : balances) give(balance, units, Decimal());
-    for (auto& balance : balances) give(balance, units, balance.starting);
-    for (auto& balance : balances) {
-        if (balance.overage_allowed) give(balance, units, {});
-    }
-    return units;
-}
-
-// What is left of `value` that no balance took; with reject nothing moves unless all of it fits.
+// What is left of `value` that no balance took (7.7): nothing where one is unlimited. First every balance goes to 0, in order; then usage goes on
+// to the floors of those that allow overage, a refund to where each started. With reject nothing moves unless all of it fits.
 Decimal settle(std::vector<Balance>& balances, const Decimal& value, OverageBehavior behavior) {
+    if (std::any_of(balances.begin(), balances.end(), [](const Balance& each) { return each.unlimited; })) return {};
+    const bool refund = value.is_negative(), overflows = behavior == OverageBehavior::overflow;
     auto changed = balances;
-    const auto left = value.is_negative() ? -refund(changed, -value) : deduct(changed, value, behavior);
+    auto left = value;
+    for (auto& balance : changed) take(balance, left, Decimal());
+    for (auto& balance : changed) {
+        const auto bound = refund ? std::optional(balance.starting) : balance.least;
+        if (refund || balance.overage_allowed) take(balance, left, overflows ? std::nullopt : bound);
+    }
+    for (auto& balance : changed) {
+        if (overflows) take(balance, left, {});
+    }
+    left = left.round(amount_decimals, Rounding::half_up);
     if (behavior != OverageBehavior::reject || left.is_zero()) balances = std::move(changed);
     return left;
 }
 
-struct Standing {
-    Decimal remaining, overage;
-    bool unlimited = false, overage_allowed = false;
-    std::optional<Decimal> max_purchase = {};  // overage at most; unbounded when absent
-    std::optional<Decimal> headroom = {};      // what usage limits leave; nothing without one
-};
+bool over_limit(const Check& check) { return check.usage_limit_left && check.required > *check.usage_limit_left; }
 
-bool over_limit(const Standing& standing, const Decimal& required) { return standing.headroom && required > *standing.headroom; }
-
-// Whether `required` more units may be used; first rule that applies (5.2).
-bool allowed(const Standing& standing, const Decimal& required) {
-    if (standing.unlimited || required.is_negative()) return true;
-    if (over_limit(standing, required)) return false;
-    if (!standing.overage_allowed) return standing.remaining >= required;
-    if (!standing.max_purchase) return true;
-    return at_least_zero(*standing.max_purchase - standing.overage) + standing.remaining >= required;
+// Whether the units may be used that a check of a balance requires; first rule that applies (5.2).
+bool allowed(const Check& check) {
+    if (check.flag || check.unlimited || check.required.is_negative()) return true;
+    if (over_limit(check)) return false;
+    if (!check.overage_allowed) return check.balance >= check.required;
+    if (!check.overage_limit) return true;
+    return at_least_zero(*check.overage_limit - check.overage) + check.balance >= check.required;
 }
 
 // --- money ---
@@ -12346,13 +12470,15 @@ Decimal minor_units(const Decimal& amount, const std::string& code) {
 
 struct Feature {
     std::string id;
-    bool flag = false;               // boolean: there or not, nothing is counted
-    std::vector<std::string> names;  // of the events that use it, each once
-    CreditSystem system;             // without costs when it is none
+    bool flag = false;                    // boolean: there or not, nothing is counted
+    std::vector<std::string> names;       // of the events that use it, each once
+    CreditSystem system;                  // without costs when it is none
+    std::optional<Markups> markups = {};  // of an AI credit system
 };
 
 Feature read_feature(const Node& at) {
     Feature feature{at.required_text("id"), at.text("type") == "boolean", at.texts("event_names"), read_credit_system(at, "id")};
+    if (at.text("type") == "ai_credit_system") feature.markups = read_markups(at);
     feature.names.push_back(feature.id);
     std::sort(feature.names.begin(), feature.names.end());
     feature.names.erase(std::unique(feature.names.begin(), feature.names.end()), feature.names.end());
@@ -12375,13 +12501,19 @@ struct PlanItem {
 // Rules of plan items (7.1).
 void check_item(const Node& at, const Node& price, const Item& item) {
     const auto refuse = [](const std::string& path, const char* reason) { throw Error(ErrorCode::bad_value, path, reason); };
-    if (price.find("amount").has_value() == !price.list("tiers").empty()) refuse(price.path("amount"), "exactly one of amount and tiers is required");
+    const auto tiers = price.list("tiers");
+    if (price.find("amount").has_value() == !tiers.empty()) refuse(price.path("amount"), "exactly one of amount and tiers is required");
     if (!item.prepaid && !item.usage_based) refuse(price.path("billing_method"), "must be prepaid or usage_based");
     if (item.volume && !item.prepaid) refuse(price.path("tier_behavior"), "volume is for prepaid items only");
-    if (item.included.is_negative()) refuse(at.path("included"), "must not be negative");
+    if (!item.prepaid && at.find("proration")) refuse(at.path("proration"), "is for prepaid items only");
+    const auto reset = at.find("reset");
+    if (!item.prepaid && reset && price.find("interval") && reset->text("interval") != price.text("interval"))
+        refuse(price.path("interval"), "may differ from the reset's for prepaid items only");
     for (std::size_t i = 0; i < item.tiers.size(); ++i) {
         const auto path = price.path("tiers") + "[" + std::to_string(i) + "]";
         const auto& tier = item.tiers[i];
+        if (i < tiers.size() && !tiers[i].find("to")) refuse(path + ".to", "is required");
+        if (i < tiers.size() && !tiers[i].find("amount") && !tiers[i].find("flat_amount")) refuse(path + ".amount", "is required");
         if (tier.rate.is_negative() || tier.flat.is_negative()) refuse(path + ".amount", "must not be negative");
         if (!tier.flat.is_zero() && (!item.volume || item.tiers.size() < 2)) refuse(path + ".flat_amount", "is for volume with several tiers only");
         if (tier.up_to && *tier.up_to <= tier.above) refuse(path + ".to", i == 0 ? "must be above included" : "must be above the tier before");
@@ -12391,7 +12523,8 @@ void check_item(const Node& at, const Node& price, const Item& item) {
 
 Item read_amounts(const Node& at, const std::string& currency) {
     const auto included = at.decimal("included").value_or(Decimal());
-    if (included.is_negative()) throw Error(ErrorCode::bad_value, at.path("included"), "must not be negative");
+    if (included.is_negative() || included > Decimal(10000000000000))
+        throw Error(ErrorCode::bad_value, at.path("included"), "must be from 0 to 10^13");
     if (!at.find("price")) return {.included = included};
     const auto price = at.object("price");
     auto merged = price.value();
@@ -12480,8 +12613,8 @@ struct Controls {
 };
 
 UsageLimit read_usage_limit(const Node& at) {
-    static constexpr std::array<std::pair<std::string_view, bool>, 3> anchors{{{"", false}, {"billing_cycle", false}, {"utc", true}}};
-    UsageLimit limit{at.decimal("limit").value_or(Decimal(-1)), at.text("interval"), at.choice("anchor", anchors), at.flag("enabled", true)};
+    UsageLimit limit{at.decimal("limit").value_or(Decimal(-1)), at.text("interval"), is_second(at, "anchor", "billing_cycle", "utc"),
+                     at.flag("enabled", true)};
     if (limit.limit.is_negative()) throw Error(ErrorCode::bad_value, at.path("limit"), "must be a number, and not negative");
     if (limit.interval != "lifetime") at.choice("interval", intervals);
     if (!at.find("filter")) return limit;
@@ -12495,8 +12628,7 @@ UsageLimit read_usage_limit(const Node& at) {
 }
 
 SpendLimit read_spend_limit(const Node& at) {
-    static constexpr std::array<std::pair<std::string_view, bool>, 3> types{{{"", false}, {"absolute", false}, {"usage_percentage", true}}};
-    SpendLimit limit{at.flag("enabled"), at.choice("limit_type", types), at.decimal("overage_limit")};
+    SpendLimit limit{at.flag("enabled"), is_second(at, "limit_type", "absolute", "usage_percentage"), at.decimal("overage_limit")};
     if (limit.limit && limit.limit->is_negative()) throw Error(ErrorCode::bad_value, at.path("overage_limit"), "must not be negative");
     if (at.find("skip_overage_billing")) limit.skip_billing = at.flag("skip_overage_billing");
     return limit;
@@ -12504,11 +12636,11 @@ SpendLimit read_spend_limit(const Node& at) {
 
 Controls read_controls(const Node& holder) {
     Controls controls;
-    const auto at = holder.find("billing_controls");
-    if (!at) return controls;
-    for (const auto& each : at->list("usage_limits")) controls.usage_limits[each.required_text("feature_id")].push_back(read_usage_limit(each));
-    for (const auto& each : at->list("spend_limits")) controls.spend_limits[each.text("feature_id")] = read_spend_limit(each);
-    for (const auto& each : at->list("overage_allowed")) controls.overage_allowed[each.required_text("feature_id")] = each.flag("enabled");
+    if (!holder.find("billing_controls")) return controls;
+    const auto at = holder.object("billing_controls");
+    for (const auto& each : at.list("usage_limits")) controls.usage_limits[each.required_text("feature_id")].push_back(read_usage_limit(each));
+    for (const auto& each : at.list("spend_limits")) controls.spend_limits[each.text("feature_id")] = read_spend_limit(each);
+    for (const auto& each : at.list("overage_allowed")) controls.overage_allowed[each.required_text("feature_id")] = each.flag("enabled");
     return controls;
 }
 
@@ -12529,25 +12661,27 @@ bool stricter(const UsageLimit& a, const UsageLimit& b) {
     return ours < theirs || (ours == theirs && a.utc && !b.utc);
 }
 
-// What several plans say together.
-void add_controls(Controls& all, const Controls& more) {
-    for (const auto& [feature, limit] : more.spend_limits) {
-        const auto [place, fresh] = all.spend_limits.try_emplace(feature, limit);
-        if (!fresh && stricter(limit, place->second)) place->second = limit;
+// What several plans say together: of each feature the stricter word.
+template <class Value, class Stricter>
+void add_stricter(std::map<std::string, Value>& all, const std::map<std::string, Value>& more, const Stricter& stricter) {
+    for (const auto& [feature, value] : more) {
+        const auto [place, fresh] = all.try_emplace(feature, value);
+        if (!fresh && stricter(value, place->second)) place->second = value;
     }
+}
+
+void add_controls(Controls& all, const Controls& more) {
+    add_stricter(all.spend_limits, more.spend_limits, [](const SpendLimit& a, const SpendLimit& b) { return stricter(a, b); });
+    add_stricter(all.overage_allowed, more.overage_allowed, [](bool a, bool) { return !a; });
     for (const auto& [feature, limits] : more.usage_limits) {
+        auto& list = all.usage_limits[feature];
         for (const auto& limit : limits) {
-            auto& list = all.usage_limits[feature];
             const auto same = std::find_if(list.begin(), list.end(), [&](const UsageLimit& each) { return each.properties == limit.properties; });
             if (same == list.end())
                 list.push_back(limit);
             else if (stricter(limit, *same))
                 *same = limit;
         }
-    }
-    for (const auto& [feature, allowed] : more.overage_allowed) {
-        const auto [place, fresh] = all.overage_allowed.try_emplace(feature, allowed);
-        place->second = place->second && allowed;
     }
 }
 
@@ -12572,29 +12706,31 @@ Holder read_holder(const Node& at) {
     return holder;
 }
 
-const Holder* find_holder(const std::vector<Holder>& list, const std::string& id) {
-    const auto found = std::find_if(list.begin(), list.end(), [&](const Holder& holder) { return holder.id == id; });
+// The one with that id, if there is one.
+template <class Named>
+const Named* find_id(const std::vector<Named>& list, const std::string& id) {
+    const auto found = std::find_if(list.begin(), list.end(), [&](const Named& each) { return each.id == id; });
     return found == list.end() ? nullptr : &*found;
 }
 
 struct Plans final : Book::Impl {
     std::string currency;
     std::vector<Feature> features;
+    std::map<std::string, Model> models;  // by "provider/model"
     std::vector<PlanItem> items;
     std::map<std::string, Controls> controls;      // by plan
     std::optional<std::vector<Holder>> customers;  // when absent any customer, who has all plans
 
     bool serves(const std::string&, const std::string& customer) const override {
-        return !customer.empty() && (!customers || find_holder(*customers, customer));
+        return !customer.empty() && (!customers || find_id(*customers, customer));
     }
     bool has_balances() const override { return true; }
     Period period_around(const UsageQuery& query, Timestamp at) const override;
-    bool knows_feature(const std::string& id) const override {
-        return std::any_of(features.begin(), features.end(), [&](const Feature& each) { return each.id == id; });
-    }
+    bool knows_feature(const std::string& id) const override { return find_id(features, id) != nullptr; }
     Fees usage(const UsageQuery& query, Timestamp now, UsageSource& source) const override;
     Fees estimate_fees(const Event& event, Timestamp now, UsageSource& source) const override;
     Fee price(std::string_view charge, const Decimal& units, std::int64_t events) const override;
+    Fee price_tokens(const json& request) const override;
     Check check(const Event& event, Timestamp now, UsageSource& source) const override;
     std::vector<std::string> charge_names(const std::string& metric) const override {
         std::set<std::string> names;
@@ -12604,21 +12740,10 @@ struct Plans final : Book::Impl {
         return {names.begin(), names.end()};
     }
 
-    const Feature& feature(const std::string& id) const {
-        return *std::find_if(features.begin(), features.end(), [&](const Feature& each) { return each.id == id; });
-    }
+    const Feature& feature(const std::string& id) const { return *find_id(features, id); }
 };
 
 // ---- accounts: the balances of a customer, and what the log's events took from them ----
-
-AggregateQuery customer_query(const std::string& customer, const std::string& subscription, const Period& period) {
-    if (customer.empty()) throw Error(ErrorCode::bad_value, "customer", "is required");
-    AggregateQuery query;
-    query.customer = customer;
-    query.subscription = subscription;
-    query.period = period;
-    return query;
-}
 
 // An event counts its value, 1 when it has none: the rules of that name say so.
 Metric feature_metric(const std::string& feature) {
@@ -12651,16 +12776,18 @@ struct Holding {
 struct Account {
     const Plans& plans;
     std::string customer, entity;
+    Timestamp now;
     const Holder* holder = nullptr;                       // the customer in the catalogue
     std::map<std::string, const Subscription*> own = {};  // the customer's, by plan
     Controls inherited = {};                              // from these plans
     std::vector<Holding> holdings = {};
     std::set<std::string> entities = {};  // those whose balances are among them
+    bool alone = false;                   // it is about the use by the entity alone
 
     // What the entity says goes before what the customer says, and that before the plan (7.6).
     template <class Value>
     const Value* control(std::map<std::string, Value> Controls::*which, const std::string& feature, const std::string& of_entity) const {
-        const Holder* part = holder ? find_holder(holder->entities, of_entity) : nullptr;
+        const Holder* part = holder ? find_id(holder->entities, of_entity) : nullptr;
         for (const Controls* controls : {part ? &part->controls : nullptr, holder ? &holder->controls : nullptr, &inherited}) {
             if (!controls) continue;
             if (const auto found = (controls->*which).find(feature); found != (controls->*which).end()) return &found->second;
@@ -12668,6 +12795,15 @@ struct Account {
         return nullptr;
     }
 };
+
+// The events of a period that it is about.
+AggregateQuery query_of(const Account& account, const Period& period) {
+    AggregateQuery query;
+    query.customer = account.customer;
+    query.subscription = account.alone ? account.entity : "";
+    query.period = period;
+    return query;
+}
 
 Decimal bought_units(const PlanItem& item, const Subscription& subscription) {
     const auto bought = subscription.quantities.find(item.feature);
@@ -12688,7 +12824,6 @@ std::optional<Decimal> spend_limit(const Account& account, const std::string& fe
 
 void add_holding(Account& account, const PlanItem& item, const std::string& entity, const Subscription& subscription) {
     Holding holding{&item, entity, &subscription, {}};
-    holding.state.id = item.feature;
     const auto packs = prepaid_packs(item.item, bought_units(item, subscription));
     holding.state.starting = holding.state.balance = starting_balance(item.item, packs, subscription.products);
     holding.state.unlimited = item.unlimited;
@@ -12706,26 +12841,31 @@ void set_floors(Account& account) {
     }
 }
 
-// An entity's balances of the items that are granted to each entity of its kind; of all kinds when it is not told.
+// An entity's balances: of the items that are granted to each entity of its kind, of all kinds when it is not told, and of its own plans.
 void open_entity(Account& account, const std::string& entity) {
     if (!account.entities.insert(entity).second) return;
-    const Holder* part = account.holder ? find_holder(account.holder->entities, entity) : nullptr;
+    const Holder* part = account.holder ? find_id(account.holder->entities, entity) : nullptr;
     for (const auto& item : account.plans.items) {
         const auto own = account.own.find(item.plan);
         if (own == account.own.end() || item.entity_feature.empty()) continue;
         if (!part || part->feature.empty() || part->feature == item.entity_feature) add_holding(account, item, entity, *own->second);
     }
+    if (!part) return;
+    for (const auto& item : account.plans.items) {
+        const auto own = part->subscriptions.find(item.plan);
+        if (own != part->subscriptions.end() && own->second.active(account.now)) add_holding(account, item, entity, own->second);
+    }
 }
 
 // The subscriptions that the customer has at a moment, and what their plans say.
-void open_plans(Account& account, Timestamp now) {
+void open_plans(Account& account) {
     static const Subscription anyone;
     if (!account.plans.customers) {
         for (const auto& item : account.plans.items) account.own[item.plan] = &anyone;
     }
     if (account.holder) {
         for (const auto& [plan, subscription] : account.holder->subscriptions) {
-            if (subscription.active(now)) account.own[plan] = &subscription;
+            if (subscription.active(account.now)) account.own[plan] = &subscription;
         }
     }
     for (const auto& [plan, subscription] : account.own) {
@@ -12736,22 +12876,17 @@ void open_plans(Account& account, Timestamp now) {
 
 // The balances that the customer has at a moment: of its own plans, and of its entities' plans.
 Account open_account(const Plans& plans, const std::string& customer, const std::string& entity, Timestamp now) {
-    Account account{plans, customer, entity, plans.customers ? find_holder(*plans.customers, customer) : nullptr};
+    Account account{plans, customer, entity, now, plans.customers ? find_id(*plans.customers, customer) : nullptr};
+    if (customer.empty()) throw Error(ErrorCode::bad_value, "customer", "is required");
     if (plans.customers && !account.holder) throw Error(ErrorCode::not_found, "customer", "customer_not_found");
-    open_plans(account, now);
+    open_plans(account);
     for (const auto& item : plans.items) {
         const auto own = account.own.find(item.plan);
         if (own != account.own.end() && item.entity_feature.empty()) add_holding(account, item, {}, *own->second);
     }
     if (!entity.empty()) open_entity(account, entity);
     if (account.holder) {
-        for (const auto& part : account.holder->entities) {
-            open_entity(account, part.id);
-            for (const auto& item : plans.items) {
-                const auto own = part.subscriptions.find(item.plan);
-                if (own != part.subscriptions.end() && own->second.active(now)) add_holding(account, item, part.id, own->second);
-            }
-        }
+        for (const auto& part : account.holder->entities) open_entity(account, part.id);
     }
     set_floors(account);
     return account;
@@ -12759,13 +12894,15 @@ Account open_account(const Plans& plans, const std::string& customer, const std:
 
 bool visible(const Holding& holding, const std::string& entity) { return entity.empty() || holding.entity.empty() || holding.entity == entity; }
 
-// What a unit of the feature costs in the item's own units; nothing when the item does not pay for it.
+// What a unit of the feature costs in the item's own units, 1 where that says 0 (runDeductionOnContextV2.lua:52); nothing when the item does
+// not pay for it.
 std::optional<Decimal> cost_of(const Plans& plans, const PlanItem& item, const std::string& feature) {
     if (item.flag) return {};
     if (item.feature == feature) return Decimal(1);
     const auto& costs = plans.feature(item.feature).system.costs;
     const auto found = costs.find(feature);
-    return found == costs.end() ? std::nullopt : std::optional(found->second);
+    if (found == costs.end()) return {};
+    return found->second.is_zero() ? Decimal(1) : found->second;
 }
 
 // The balances that pay for the feature's use by an entity, in the order in which they do (7.7).
@@ -12778,7 +12915,8 @@ std::vector<std::size_t> payers(const Account& account, const std::string& featu
         const auto& holding = account.holdings[i];
         const auto stride = holding.item->reset.value_or(Stride());
         return std::tuple(!holding.state.unlimited, holding.entity.empty() == !entity.empty(), holding.item->feature != feature, !holding.item->reset,
-                          stride.months, stride.micros, std::string_view(holding.entity), holding.item->add_on, holding.state.overage_allowed);
+                          stride.months, stride.micros, std::string_view(holding.entity), holding.item->add_on, holding.state.overage_allowed,
+                          holding.subscription->started.value_or(Timestamp::min()));
     };
     std::stable_sort(order.begin(), order.end(), [&](std::size_t a, std::size_t b) { return rank(a) < rank(b); });
     return order;
@@ -12837,10 +12975,11 @@ struct Use {
     Measured row;
 };
 
+// Of these features, or of all when there are none.
 std::vector<Use> uses_of(const Plans& plans, const std::set<std::string>& features, const AggregateQuery& query, UsageSource& source) {
     std::vector<Use> list;
     for (const auto& feature : plans.features) {
-        if (!features.contains(feature.id)) continue;
+        if (!features.empty() && !features.contains(feature.id)) continue;
         for (const auto& name : feature.names) {
             for (auto& row : source.measure(feature_metric(name), query)) {
                 const auto entity = row.group.empty() ? query.subscription : row.group[0].value_or("");
@@ -12866,11 +13005,9 @@ std::set<std::string> related(const Plans& plans, const std::string& feature) {
     return all;
 }
 
-// What is to be followed: the use of these features, until now.
+// What is to be followed: the use of these features.
 struct Course {
     std::set<std::string> features;
-    Timestamp now;
-    bool alone = false;   // by the account's entity alone
     bool counts = false;  // also how many events took something off each balance
 };
 
@@ -12900,40 +13037,17 @@ void take_use(Account& account, const Course& course, const Use& used, Aggregate
 
 // All that was used in a stretch of time without resets.
 void spend(Account& account, const Course& course, const Period& period, UsageSource& source) {
-    auto query = customer_query(account.customer, course.alone ? account.entity : "", period);
+    auto query = query_of(account, period);
     const bool entities =
         std::any_of(account.plans.items.begin(), account.plans.items.end(), [](const auto& item) { return !item.entity_feature.empty(); }) ||
         std::any_of(account.holdings.begin(), account.holdings.end(), [](const auto& holding) { return !holding.entity.empty(); });
-    if (entities && !course.alone) query.group_by = {"subscription"};
+    if (entities && !account.alone) query.group_by = {"subscription"};
     const auto uses = uses_of(account.plans, course.features, query, source);
     for (const auto& used : uses) {
         if (!used.entity.empty()) open_entity(account, used.entity);
     }
     set_floors(account);
     for (const auto& used : uses) take_use(account, course, used, query, source);
-}
-
-// Where the history begins that today's balances follow from: with the oldest of the current cycles.
-Timestamp beginning(const std::vector<Holding>& holdings, Timestamp now) {
-    Timestamp from = now;
-    for (const auto& holding : holdings) from = std::min(from, holding.around(holding.item->reset, now).from);
-    return from;
-}
-
-// The history's beginning and every reset after it; of very many the last ones.
-std::vector<Timestamp> resets(const std::vector<Holding>& holdings, Timestamp from, Timestamp now) {
-    constexpr std::size_t most = 1000;
-    std::set<Timestamp> moments;
-    for (const auto& holding : holdings) {
-        const auto cycle = holding.cycle(holding.item->reset);
-        if (!cycle) continue;
-        auto k = cycle->index(now);
-        for (std::size_t i = 0; i < most && cycle->boundary(k) > from; ++i) moments.insert(cycle->boundary(k--));
-    }
-    while (moments.size() > most) moments.erase(moments.begin());
-    std::vector<Timestamp> list{from};
-    list.insert(list.end(), moments.begin(), moments.end());
-    return list;
 }
 
 void refill(Account& account, const Course& course, Timestamp at) {
@@ -12948,23 +13062,41 @@ void refill(Account& account, const Course& course, Timestamp at) {
 
 // The month of the first use; now when there is none.
 Timestamp first_use(const Account& account, const Course& course, UsageSource& source) {
-    auto query = customer_query(account.customer, course.alone ? account.entity : "", {});
+    auto query = query_of(account, {});
     query.bin = Bin::month;
-    Timestamp first = course.now;
+    Timestamp first = account.now;
     for (const auto& used : uses_of(account.plans, course.features, query, source)) first = std::min(first, used.row.bin.value());
     return first;
 }
 
-// Brings the balances up to now: what was used from reset to reset.
-void follow(Account& account, const Course& course, UsageSource& source) {
+// Where the history begins that today's balances follow from, with the oldest of the current cycles, and every reset after it; of very many the
+// last ones.
+std::set<Timestamp> turns(const Account& account, const Course& course, UsageSource& source) {
+    constexpr std::size_t most = 1000;
+    Timestamp from = account.now;
     const auto holdings = followed(account, course);
-    Timestamp from = beginning(holdings, course.now);
+    for (const auto& holding : holdings) from = std::min(from, holding.around(holding.item->reset, account.now).from);
     const bool resetting = std::any_of(holdings.begin(), holdings.end(), [](const Holding& holding) { return holding.item->reset.has_value(); });
     if (from == Timestamp::min() && resetting) from = first_use(account, course, source);
-    const auto moments = resets(holdings, from, course.now);
-    for (std::size_t i = 0; i < moments.size(); ++i) {
-        refill(account, course, moments[i]);
-        spend(account, course, {moments[i], i + 1 < moments.size() ? moments[i + 1] : course.now + std::chrono::microseconds(1)}, source);
+    std::set<Timestamp> moments;
+    for (const auto& holding : holdings) {
+        const auto cycle = holding.cycle(holding.item->reset);
+        if (!cycle) continue;
+        auto k = cycle->index(account.now);
+        for (std::size_t i = 0; i < most && cycle->boundary(k) > from; ++i) moments.insert(cycle->boundary(k--));
+    }
+    while (moments.size() > most) moments.erase(moments.begin());
+    moments.insert(from);
+    return moments;
+}
+
+// Brings the balances up to now: what was used from reset to reset.
+void follow(Account& account, const Course& course, UsageSource& source) {
+    const auto moments = turns(account, course, source);
+    for (auto at = moments.begin(); at != moments.end(); ++at) {
+        refill(account, course, *at);
+        const auto next = std::next(at);
+        spend(account, course, {*at, next == moments.end() ? account.now + std::chrono::microseconds(1) : *next}, source);
     }
 }
 
@@ -13001,20 +13133,24 @@ Priced price_item(const Account& account, const PlanItem& item) {
     return control && control->skip_billing.value_or(false) ? Priced() : price_overage(item.item, usages);
 }
 
+// Of a feature: so many units, and what they come to.
+Fee fee_of(const std::string& feature, const Decimal& units, std::int64_t events, Priced priced, const std::string& currency) {
+    return {.charge = feature,
+            .metric = feature_metric(feature).code,
+            .currency = currency,
+            .units = units,
+            .events = events,
+            .amount = priced.amount,
+            .amount_cents = minor_units(priced.amount, currency),
+            .unit_amount = quotient(priced.amount, units),
+            .lines = std::move(priced.lines)};
+}
+
 Fee fee_of(const Account& account, const PlanItem& item, const Period& period, const Taken& taken, Priced priced) {
-    Fee fee;
-    fee.charge = item.feature;
-    fee.metric = feature_metric(item.feature).code;
+    auto fee = fee_of(item.feature, taken.units, taken.events, std::move(priced), account.plans.currency);
     fee.customer = account.customer;
     fee.subscription = account.entity;
-    fee.currency = account.plans.currency;
-    fee.units = taken.units;
-    fee.events = taken.events;
-    fee.amount = priced.amount;
-    fee.amount_cents = minor_units(priced.amount, account.plans.currency);
-    fee.unit_amount = quotient(priced.amount, taken.units);
     fee.period = period;
-    fee.lines = std::move(priced.lines);
     return fee;
 }
 
@@ -13025,31 +13161,25 @@ Fees sum_up(std::vector<Fee> list, const std::string& currency) {
 }
 
 // Balances that share no feature are followed apart: their resets do not cut each other's time.
-void follow_all(Account& account, Timestamp now, bool alone, UsageSource& source) {
+void follow_all(Account& account, UsageSource& source) {
     std::set<std::string> seen;
     for (const auto& item : account.plans.items) {
         if (seen.contains(item.feature)) continue;
-        const Course course{related(account.plans, item.feature), now, alone, true};
+        const Course course{related(account.plans, item.feature), true};
         follow(account, course, source);
         seen.insert(course.features.begin(), course.features.end());
     }
 }
 
-std::set<std::string> all_features(const Plans& plans) {
-    std::set<std::string> all;
-    for (const auto& feature : plans.features) all.insert(feature.id);
-    return all;
-}
-
 // Of the period asked for, in which nothing is reset; else of every item's billing cycle around now, as far as it has come.
 Fees Plans::usage(const UsageQuery& asked, Timestamp now, UsageSource& usage_source) const {
     auto account = open_account(*this, asked.customer, asked.subscription, now);
-    const bool alone = !asked.subscription.empty();
-    if (alone) std::erase_if(account.holdings, [&](const Holding& holding) { return !visible(holding, asked.subscription); });
+    account.alone = !asked.subscription.empty();
+    if (account.alone) std::erase_if(account.holdings, [&](const Holding& holding) { return !visible(holding, asked.subscription); });
     if (asked.period) {
-        spend(account, {all_features(*this), now, alone, true}, *asked.period, usage_source);
+        spend(account, {{}, true}, *asked.period, usage_source);
     } else {
-        follow_all(account, now, alone, usage_source);
+        follow_all(account, usage_source);
     }
     std::vector<Fee> list;
     for (const auto& item : items) {
@@ -13079,7 +13209,7 @@ Fees Plans::estimate_fees(const Event& event, Timestamp now, UsageSource& usage_
         if (std::find(feature.names.begin(), feature.names.end(), event.name) != feature.names.end()) used.merge(related(*this, feature.id));
     }
     if (used.empty()) throw Error(ErrorCode::not_found, "name", "no feature is used by events named " + event.name);
-    follow(before, {used, now}, usage_source);
+    follow(before, {used}, usage_source);
     auto after = before;
     use_event(after, event.name, event.subscription, event.value.value_or(Decimal(1)));
     std::vector<Fee> list;
@@ -13093,49 +13223,72 @@ Fees Plans::estimate_fees(const Event& event, Timestamp now, UsageSource& usage_
 }
 
 Fee Plans::price(std::string_view charge, const Decimal& units, std::int64_t events) const {
-    const Account nobody{*this, {}, {}};
     for (const auto& item : items) {
         if (item.flag || item.feature != charge) continue;
         Priced priced;
         if (!item.item.tiers.empty()) priced = item.item.prepaid ? price_prepaid(item.item, units) : price_overage(item.item, {units});
-        return fee_of(nobody, item, {}, {units, events}, std::move(priced));
+        return fee_of(item.feature, units, events, std::move(priced), currency);
     }
     throw Error(ErrorCode::not_found, "charge", "charge_not_found");
 }
 
-// A feature's balances together, as one who may use them sees them.
-struct Position {
-    bool held = false, flag = false;
-    Standing standing = {};
-    Decimal granted = {}, used = {};
-    std::optional<Timestamp> next_reset = {};
-};
+// The AI credit system that a request names; without one it is the only one there is.
+const Feature& ai_system(const std::vector<Feature>& features, const std::string& id) {
+    std::vector<const Feature*> found;
+    for (const auto& each : features) {
+        if (id.empty() ? each.markups.has_value() : each.id == id) found.push_back(&each);
+    }
+    if (found.empty()) throw Error(ErrorCode::not_found, "feature_id", "feature_not_found");
+    if (found.size() > 1 || !found[0]->markups) throw Error(ErrorCode::bad_value, "feature_id", "invalid_request");
+    return *found[0];
+}
 
-Position position_of(const Account& account, const std::string& feature, const std::string& entity, Timestamp now) {
-    Position position;
+Fee Plans::price_tokens(const json& request) const {
+    const Node at(request);
+    const auto& system = ai_system(features, at.text("feature_id"));
+    const auto id = at.required_text("model_id");
+    const bool custom = id.starts_with("custom/");
+    const auto& known = custom ? system.markups->custom : models;
+    const auto model = known.find(id);
+    if (model == known.end()) throw Error(ErrorCode::bad_value, "model_id", "invalid_request");
+    Tokens tokens;
+    for (std::size_t i = 0; i < tokens.size(); ++i) {
+        tokens[i] = at.decimal(token_kinds[i].field).value_or(Decimal());
+        if (tokens[i].is_negative() || tokens[i] != tokens[i].round(0, Rounding::down))
+            throw Error(ErrorCode::bad_value, at.path(token_kinds[i].field), "must be a whole number, and not negative");
+    }
+    auto priced = autumn::price_tokens(model->second, tokens, custom, markup_of(*system.markups, id));
+    const auto cost = priced.amount;
+    return fee_of(system.id, cost, 1, std::move(priced), currency);
+}
+
+// A feature's balances together, as one who may use them sees them; nothing when there are none.
+std::optional<Check> balances_of(const Account& account, const std::string& feature, const std::string& entity) {
+    std::optional<Check> check;
     Decimal most;
     bool limited = false, unlimited_overage = false;
     for (const auto& holding : account.holdings) {
         if (holding.item->feature != feature || !visible(holding, entity)) continue;
-        const auto& item = *holding.item;
-        position.held = true;
-        position.flag = position.flag || item.flag;
-        position.granted += holding.state.starting;
-        position.used += holding.used;
-        position.standing.remaining += at_least_zero(holding.state.balance);
-        position.standing.overage += at_least_zero(-holding.state.balance);
-        position.standing.unlimited = position.standing.unlimited || holding.state.unlimited;
-        position.standing.overage_allowed = position.standing.overage_allowed || holding.state.overage_allowed;
-        limited = limited || item.item.usage_based;
-        unlimited_overage = unlimited_overage || (item.item.usage_based && !item.max_purchase);
+        const auto& [item, state] = std::tie(*holding.item, holding.state);
+        if (!check) check.emplace(Check{.feature = feature});
+        check->flag |= item.flag;
+        check->unlimited |= state.unlimited;
+        check->overage_allowed |= state.overage_allowed;
+        check->granted += state.starting;
+        check->usage += holding.used;
+        check->balance += at_least_zero(state.balance);
+        check->overage += at_least_zero(-state.balance);
+        limited |= item.item.usage_based;
+        unlimited_overage |= item.item.usage_based && !item.max_purchase;
         if (item.item.usage_based) most += item.max_purchase.value_or(Decimal());
         if (!item.reset) continue;
-        const auto reset = holding.around(item.reset, now).to;
-        position.next_reset = std::min(position.next_reset.value_or(reset), reset);
+        const auto reset = holding.around(item.reset, account.now).to;
+        check->next_reset = std::min(check->next_reset.value_or(reset), reset);
     }
-    position.standing.max_purchase = spend_limit(account, feature, entity);
-    if (!position.standing.max_purchase && limited && !unlimited_overage) position.standing.max_purchase = most;
-    return position;
+    if (!check) return {};
+    check->overage_limit = spend_limit(account, feature, entity);
+    if (!check->overage_limit && limited && !unlimited_overage) check->overage_limit = most;
+    return check;
 }
 
 // Credits that one unit of a member costs; the system's own units are credits.
@@ -13158,16 +13311,17 @@ std::optional<Timestamp> anchor_of(const Account& account, const std::string& fe
 }
 
 // What is left of the usage limits of a feature that hold for the event; nothing without such limits (7.8).
-std::optional<Decimal> headroom(const Account& account, const std::string& feature, const Event& event, Timestamp now, UsageSource& source) {
+std::optional<Decimal> headroom(const Account& account, const std::string& feature, const Event& event, UsageSource& source) {
     const auto* limits = account.control(&Controls::usage_limits, feature, event.subscription);
     if (!limits) return {};
-    const Holder* part = account.holder ? find_holder(account.holder->entities, event.subscription) : nullptr;
+    const Holder* part = account.holder ? find_id(account.holder->entities, event.subscription) : nullptr;
     const bool own = part && part->controls.usage_limits.contains(feature);  // then only the entity's own use counts
     std::optional<Decimal> least;
     for (const auto& limit : *limits) {
         if (!limit.enabled || !holds_for(limit, event.properties)) continue;
         const auto anchor = limit.utc ? std::nullopt : anchor_of(account, feature, event.subscription);
-        auto query = customer_query(account.customer, own ? event.subscription : "", usage_window(limit.interval, now, anchor).value_or(Period()));
+        auto query = query_of(account, usage_window(limit.interval, account.now, anchor).value_or(Period()));
+        if (own) query.subscription = event.subscription;
         for (const auto& [property, text] : limit.properties) query.filter.parts.push_back(Filter::equals(property_field(property), text));
         Decimal left = limit.limit;
         for (const auto& [member, cost] : costs_of(account.plans.feature(feature))) {
@@ -13179,57 +13333,47 @@ std::optional<Decimal> headroom(const Account& account, const std::string& featu
 }
 
 // The balance that answers for the feature (5.3): its own if that allows it, else a credit system's.
-std::string answering(const Account& account, const Event& event, const Decimal& required, Timestamp now, UsageSource& source) {
+std::string answering(const Account& account, const Event& event, const Decimal& required, UsageSource& source) {
+    const auto held = [&](const std::string& feature) { return balances_of(account, feature, event.subscription); };
     const auto allows = [&](const std::string& feature) {
-        auto position = position_of(account, feature, event.subscription, now);
-        position.standing.headroom = headroom(account, feature, event, now, source);
-        return position.held && allowed(position.standing, required);  // in the feature's units, also for credits
+        auto check = held(feature);
+        if (!check) return false;
+        check->required = required;  // in the feature's units, also for credits
+        check->usage_limit_left = headroom(account, feature, event, source);
+        return allowed(*check);
     };
     std::vector<std::string> systems, owned;
     for (const auto& feature : account.plans.features) {
-        if (feature.system.costs.contains(event.name)) systems.push_back(feature.id);
-    }
-    for (const auto& system : systems) {
-        if (position_of(account, system, event.subscription, now).held) owned.push_back(system);
+        if (!feature.system.costs.contains(event.name)) continue;
+        systems.push_back(feature.id);
+        if (held(feature.id)) owned.push_back(feature.id);
     }
     if (systems.empty() || allows(event.name)) return event.name;
-    for (const auto& system : owned) {
-        if (allows(system)) return system;
-    }
-    if (!owned.empty()) return owned.front();
-    return position_of(account, event.name, event.subscription, now).held ? event.name : systems.front();
+    if (const auto first = std::find_if(owned.begin(), owned.end(), allows); first != owned.end()) return *first;
+    return !owned.empty() ? owned.front() : held(event.name) ? event.name : systems.front();
 }
-
-std::optional<Decimal> lesser(const std::optional<Decimal>& a, const std::optional<Decimal>& b) { return a && b ? std::min(*a, *b) : a ? a : b; }
 
 Check Plans::check(const Event& event, Timestamp now, UsageSource& usage_source) const {
     if (!knows_feature(event.name)) throw Error(ErrorCode::not_found, "name", "feature_not_found");
     const auto units = event.value.value_or(Decimal(1));
     auto account = open_account(*this, event.customer, event.subscription, now);
-    follow(account, {related(*this, event.name), now}, usage_source);
-    const auto feature = answering(account, event, units, now, usage_source);
-    auto position = position_of(account, feature, event.subscription, now);
-    auto& standing = position.standing;
-    standing.headroom = headroom(account, feature, event, now, usage_source);
-    Check check{.feature = feature, .required = units};
+    follow(account, {related(*this, event.name)}, usage_source);
+    const auto feature = answering(account, event, units, usage_source);
+    const auto held = balances_of(account, feature, event.subscription);
+    auto check = held.value_or(Check{.feature = feature});
+    check.required = units;
+    check.usage_limit_left = headroom(account, feature, event, usage_source);
     if (feature != event.name) {
         const auto& system = this->feature(feature).system;
         check.required = credits(system, event.name, units);
-        const auto members = headroom(account, event.name, event, now, usage_source);
-        if (members) standing.headroom = lesser(standing.headroom, credits(system, event.name, *members));
+        if (const auto members = headroom(account, event.name, event, usage_source)) {
+            const auto left = credits(system, event.name, *members);
+            check.usage_limit_left = std::min(check.usage_limit_left.value_or(left), left);
+        }
     }
-    check.allowed = position.flag || (position.held && allowed(standing, check.required));
-    if (!check.allowed) check.reason = !position.held ? "no_balance" : over_limit(standing, check.required) ? "usage_limit" : "insufficient_balance";
-    check.flag = position.flag;
-    check.unlimited = standing.unlimited;
-    check.overage_allowed = standing.overage_allowed;
-    check.granted = position.granted;
-    check.usage = position.used;
-    check.balance = standing.remaining;
-    check.overage = standing.overage;
-    check.overage_limit = standing.overage_allowed ? standing.max_purchase : std::nullopt;
-    check.usage_limit_left = standing.headroom;
-    check.next_reset = position.next_reset;
+    check.allowed = held && allowed(check);
+    if (!check.allowed) check.reason = !held ? "no_balance" : over_limit(check) ? "usage_limit" : "insufficient_balance";
+    if (!check.overage_allowed) check.overage_limit.reset();
     return check;
 }
 
@@ -13270,6 +13414,12 @@ std::shared_ptr<const Book::Impl> load(const json& catalogue) {
         plans->features.push_back(read_feature(each));
         if (!ids.insert(plans->features.back().id).second) throw Error(ErrorCode::bad_value, each.path("id"), "is there twice");
     }
+    for (const auto& [provider, each] : root.members("models")) {
+        for (const auto& [name, model] : each.members("models")) {
+            if (model.value().is_object() && !model.find("cost")) continue;  // models.dev knows some without prices
+            plans->models.emplace(provider + "/" + name, read_model(model.object("cost")));
+        }
+    }
     if (root.find("customers")) plans->customers.emplace();
     for (const auto& each : root.list("customers")) plans->customers->push_back(read_holder(each));
     complete(*plans);
@@ -13294,7 +13444,7 @@ constexpr Coercion exact_text{.missing = {no_such, {Meeting::empty, Meeting::emp
 constexpr std::string_view other_groups = "AUTUMN_RESERVED";
 
 // The hours whose beginning belongs to the range: an event counts with its hour (aggregate_simple.pipe:30).
-Period whole_hours(const Range& range) {
+Period whole_hours(const Period& range) {
     const Timestamp from = cut(range.from, micros_per_hour);
     return {from == range.from ? from : from + std::chrono::hours(1), cut(range.to, micros_per_hour) + std::chrono::hours(1)};
 }
@@ -13321,8 +13471,8 @@ Ranges ranges_of(const AnalyticsQuery& asked, Bin bin, Timestamp now) {
 }
 
 // Bins that begin after now are left out, which no event can be in.
-std::vector<Timestamp> bins_until(Timestamp now, const Range& range, Bin bin, std::size_t metrics) {
-    const BinGrid grid = list_bins(range, bin, {});
+std::vector<Timestamp> bins_until(Timestamp now, const Period& range, Bin bin, std::size_t metrics) {
+    const BinGrid grid(range, {.bin = bin});
     if (grid.count() > static_cast<std::int64_t>(limits::aggregate_rows / metrics))
         throw Error(ErrorCode::too_large, "bin", "the answer has more than " + std::to_string(limits::aggregate_rows) + " points");
     std::vector<Timestamp> starts;
@@ -13330,80 +13480,72 @@ std::vector<Timestamp> bins_until(Timestamp now, const Range& range, Bin bin, st
     return starts;
 }
 
-struct Cell {
-    Decimal usage;
-    std::int64_t events = 0;
-    void add(const Decimal& value, std::int64_t count) { usage += value, events += count; }
-};
-
-// Of one bin, by group: the rest last, and one without a name where nothing is grouped.
-using GroupKey = std::pair<bool, std::string>;
-using Cells = std::map<GroupKey, Cell>;
-
-// The greatest groups of a bin keep their names, the rest goes together (aggregate_groupable.pipe:238).
-Cells top_cells(const Cells& cells, std::size_t most) {
-    std::vector<std::pair<GroupKey, Cell>> order(cells.begin(), cells.end());
-    std::stable_sort(order.begin(), order.end(), [](const auto& a, const auto& b) { return a.second.usage > b.second.usage; });
-    Cells top;
-    for (std::size_t i = 0; i < order.size(); ++i)
-        top[i < most ? order[i].first : GroupKey(true, "")].add(order[i].second.usage, order[i].second.events);
-    return top;
-}
-
-// What the metric comes to in every bin. Events without a group, or of one without a name, are in none.
-std::vector<Cells> cells_of(const std::vector<Measured>& rows, const std::vector<Timestamp>& bins) {
-    std::vector<Cells> cells(bins.size());
-    for (const auto& row : rows) {
-        const auto bin = std::lower_bound(bins.begin(), bins.end(), *row.bin);
-        if (bin == bins.end() || *bin != *row.bin) continue;
-        const auto name = row.group.empty() ? "" : row.group[0].value_or("");
-        if (row.group.empty() || !name.empty()) cells[static_cast<std::size_t>(bin - bins.begin())][{false, name}].add(row.value, row.events);
-    }
-    return cells;
-}
-
 Decimal shown(const Decimal& value) { return value.round(10, Rounding::half_up); }
 
-AnalyticsItem item_of(const std::string& metric, const GroupKey& key, bool grouped, const std::vector<Cells>& cells,
-                      const std::vector<Timestamp>& bins) {
-    AnalyticsItem item{.metric = metric, .rest = key.first};
+// Of one metric, by group: the rest last, and one without a name where nothing is grouped.
+using GroupKey = std::pair<bool, std::string>;
+using GroupItems = std::map<GroupKey, AnalyticsItem>;
+
+// With a point for every bin.
+AnalyticsItem& item_at(GroupItems& items, const GroupKey& key, const Metric& metric, const std::vector<Timestamp>& bins, bool grouped) {
+    const auto [place, fresh] = items.try_emplace(key, AnalyticsItem{.metric = metric.code, .rest = key.first});
+    auto& item = place->second;
+    if (!fresh) return item;
     if (grouped) item.group = {key.first ? std::nullopt : std::optional(key.second)};
     if (key.first) item.vendor = {{"group", other_groups}};
-    Decimal usage;
-    for (std::size_t i = 0; i < bins.size(); ++i) {
-        const auto found = cells[i].find(key);
-        const Cell cell = found == cells[i].end() ? Cell() : found->second;
-        item.points.push_back({.start = bins[i], .usage = shown(cell.usage), .events = cell.events});
-        usage += cell.usage;
-        item.events += cell.events;
-    }
-    item.usage = shown(usage);
+    for (const auto start : bins) item.points.push_back({.start = start});
     return item;
 }
 
-// Every item has a point for every bin, and every metric an item for every group of any of them; without groups there is no item.
-std::vector<AnalyticsItem> items_of(const std::vector<std::string>& metrics, const std::vector<std::vector<Cells>>& cells,
-                                    const std::vector<Timestamp>& bins, bool grouped) {
-    std::set<GroupKey> keys;
-    if (!grouped) keys.emplace(false, "");
-    for (const auto& of_metric : cells) {
-        for (const auto& of_bin : of_metric) {
-            for (const auto& [key, cell] : of_bin) keys.insert(key);
-        }
+// What the metric comes to. The greatest groups of a bin keep their names, its rest goes together (aggregate_groupable.pipe:238). Events without
+// a group, or of one without a name, are in none.
+GroupItems items_of(const Metric& metric, const std::vector<Measured>& rows, const std::vector<Timestamp>& bins, bool grouped, std::size_t most) {
+    std::map<Timestamp, std::vector<const Measured*>> by_bin;
+    for (const auto& row : rows) {
+        if (!grouped || !row.group[0].value_or("").empty()) by_bin[*row.bin].push_back(&row);
     }
-    if (metrics.size() * bins.size() * keys.size() > limits::aggregate_rows)
-        throw Error(ErrorCode::too_large, "group_by", "the answer has more than " + std::to_string(limits::aggregate_rows) + " points");
-    std::vector<AnalyticsItem> items;
-    for (std::size_t i = 0; i < metrics.size(); ++i) {
-        for (const auto& key : keys) items.push_back(item_of(metrics[i], key, grouped, cells[i], bins));
+    GroupItems items;
+    for (std::size_t i = 0; i < bins.size(); ++i) {
+        auto& cells = by_bin[bins[i]];
+        std::stable_sort(cells.begin(), cells.end(), [](const auto* a, const auto* b) { return a->value > b->value; });
+        for (std::size_t place = 0; place < cells.size(); ++place) {
+            const bool rest = grouped && place >= most;
+            auto& item = item_at(items, {rest, grouped && !rest ? *cells[place]->group[0] : ""}, metric, bins, grouped);
+            item.usage += cells[place]->value;
+            item.events += cells[place]->events;
+            item.points[i].usage += cells[place]->value;
+            item.points[i].events += cells[place]->events;
+        }
     }
     return items;
 }
 
+// Every metric has an item for every group of any of them; without groups there is no item.
+std::vector<AnalyticsItem> all_items(std::vector<GroupItems>& by_metric, std::span<const Metric> metrics, const std::vector<Timestamp>& bins,
+                                     bool grouped) {
+    std::set<GroupKey> keys;
+    if (!grouped) keys.emplace(false, "");
+    for (const auto& items : by_metric) {
+        for (const auto& [key, item] : items) keys.insert(key);
+    }
+    if (metrics.size() * bins.size() * keys.size() > limits::aggregate_rows)
+        throw Error(ErrorCode::too_large, "group_by", "the answer has more than " + std::to_string(limits::aggregate_rows) + " points");
+    std::vector<AnalyticsItem> all;
+    for (std::size_t i = 0; i < metrics.size(); ++i) {
+        for (const auto& key : keys) {
+            auto& item = all.emplace_back(std::move(item_at(by_metric[i], key, metrics[i], bins, grouped)));
+            item.usage = shown(item.usage);
+            for (auto& point : item.points) point.usage = shown(point.usage);
+        }
+    }
+    return all;
+}
+
 // Of the metrics that have events, grouped or not. With a filter they go by the moment, not the hour, and their period may begin before the
 // list's (getCountAndSum.ts:79 and 166).
-std::vector<AnalyticsTotal> totals_of(std::span<const Metric> metrics, AggregateQuery query, const Range& range, UsageSource& source) {
-    query.period = query.filter.empty() ? whole_hours(range) : Period{range.from, range.to + std::chrono::microseconds(1)};
+std::vector<AnalyticsTotal> totals_of(std::span<const Metric> metrics, AggregateQuery query, const Period& range, UsageSource& source) {
+    query.group_by.clear();
+    query.period = query.filter.empty() ? whole_hours(range) : range;
     std::vector<AnalyticsTotal> totals;
     if (query.period.from >= query.period.to) return totals;
     for (const auto& metric : metrics) {
@@ -13419,26 +13561,21 @@ Analytics analytics(const AnalyticsQuery& asked, std::span<const Metric> metrics
     const Bin bin = asked.bin == Bin::none ? Bin::day : asked.bin;
     const auto ranges = ranges_of(asked, bin, now);
     const auto bins = bins_until(now, ranges.list, bin, metrics.size());
-    AggregateQuery query;
-    query.customer = asked.customer;
-    query.subscription = asked.subscription;
-    query.filter = asked.filter;
-    if (!asked.sources.empty()) query.filter = Filter::all({query.filter, Filter::where("source", Operator::in, asked.sources)});
-    Analytics answer;
-    answer.period = {ranges.list.from, ranges.list.to + std::chrono::microseconds(1)};
+    auto hours = asked;
+    hours.period = whole_hours(ranges.list);
+    hours.top = 0;
+    hours.fill = false;
+    auto query = aggregate_query(hours);
+    Analytics answer{.period = ranges.list};
     answer.totals = totals_of(metrics, query, ranges.total, source);
-    query.period = whole_hours(ranges.list);
     query.bin = bin;
-    query.group_by = asked.group_by;
-    std::vector<std::vector<Cells>> cells;
+    const bool grouped = !asked.group_by.empty();
+    std::vector<GroupItems> items;
     for (const auto& metric : metrics) {
-        cells.push_back(cells_of(query.period.from < query.period.to ? source.measure(metric, query) : std::vector<Measured>(), bins));
-        if (asked.group_by.empty()) continue;
-        for (auto& each : cells.back()) each = top_cells(each, static_cast<std::size_t>(asked.top == 0 ? 9 : asked.top));
+        const auto rows = query.period.from < query.period.to ? source.measure(metric, query) : std::vector<Measured>();
+        items.push_back(items_of(metric, rows, bins, grouped, static_cast<std::size_t>(asked.top == 0 ? 9 : asked.top)));
     }
-    std::vector<std::string> codes;
-    for (const auto& metric : metrics) codes.push_back(metric.code);
-    answer.items = items_of(codes, cells, bins, !asked.group_by.empty());
+    answer.items = all_items(items, metrics, bins, grouped);
     return answer;
 }
 
@@ -13639,6 +13776,7 @@ const std::string& Book::code() const noexcept { return impl_->code; }
 const json& Book::source() const noexcept { return impl_->source; }
 std::vector<Metric> Book::metrics() const { return impl_->metrics; }
 Fee Book::price(std::string_view charge, const Decimal& units, std::int64_t events) const { return impl_->price(charge, units, events); }
+Fee Book::price_tokens(const json& request) const { return impl_->price_tokens(request); }
 
 // =============================================================================================
 // 9 wire: each vendor's requests, answers and rules, as tables. Pure. Uses 1-3.
@@ -15335,8 +15473,7 @@ private:
         context_.store.read([&](Connection& c) {
             const auto measured = options().before_send ? measured_properties(c) : std::vector<MeasuredProperty>();
             const ItemMaker maker{
-                vendor(),   options(), link_.selection, measured, row_.vendor_time(now()), std::min(vendor().batch_bytes, request_bytes),
-                batch_.text};
+                vendor(), options(), link_.selection, measured, row_.vendor_time(now()), std::min(vendor().batch_bytes, request_bytes), batch_.text};
             const std::int64_t stride = std::max<std::int64_t>(link_.batch_events, 500);  // several small requests from one look into the log
             read_released(c, row_, maker, stride, batch_.items);
             batch_.from_log = batch_.items.empty();

@@ -1474,6 +1474,10 @@ TEST_CASE("Autumn refuses what its validation refuses", "[autumn]") {
     CHECK(refused({{"tiers", {tier(10), tier(20)}}}) == at + "tiers[1].to: only the last tier is open, with \"inf\"");
     CHECK(refused({{"tiers", {tier("inf")}}, {"tier_behavior", "volume"}}) == at + "tier_behavior: volume is for prepaid items only");
     CHECK(refused({{"amount", 1}, {"billing_units", 0}}) == at + "billing_units: must be above 0");
+    CHECK(refused({{"tiers", {5}}}) == at + "tiers[0].to: is required");
+    CHECK(refused({{"tiers", {{{"to", "inf"}}}}}) == at + "tiers[0].amount: is required");
+    CHECK(refused({{"amount", 1}, {"currencies", 7}}) == at + "currencies: must be an object");
+    CHECK(refused({{"amount", 1}, {"currencies", {{"usd", true}}}}) == at + "currencies.usd: must be an object");
 }
 
 // --- over the real log ---
@@ -1819,6 +1823,97 @@ TEST_CASE("The balances of several plans stand together", "[autumn][check]") {
     CHECK_THROWS_WITH(Book::autumn(source), "plans[1].id: is there twice");
 }
 
+TEST_CASE("A request's tokens cost what its model does, with a markup", "[autumn]") {
+    const json models{{"acme",
+                       {{"models",
+                         {{"plain", {{"cost", {{"input", 10}, {"output", 20}}}}},
+                          {"vendor/deep",
+                           {{"cost",
+                             {{"input", 1},
+                              {"output", 2},
+                              {"cache_read", "0.5"},
+                              {"output_audio", 7},
+                              {"reasoning", 9},
+                              {"tiers",
+                               {{{"input", 4}, {"output", 8}, {"tier", {{"size", 400000}}}},
+                                {{"input", 2}, {"output", 4}, {"cache_read", 1}, {"tier", {{"size", 200000}}}}}}}}}},
+                          {"free", {{"name", "without prices"}}},
+                          {"wide", {{"cost", {{"input", 1}, {"output", 1}, {"context_over_200k", {{"input", 3}, {"output", 5}}}}}}}}}}}};
+    json system{{"id", "ai"},
+                {"type", "ai_credit_system"},
+                {"model_markups", {{"custom/own", {{"input_cost", 1000}, {"output_cost", 2000}, {"markup", 50}}}, {"acme/plain", {{"markup", 0}}}}}};
+    const auto cost = [&](const char* model, json request) {
+        request["model_id"] = model;
+        return Book::autumn(plan_of({monthly("ai", 10)}, {system}, {{"models", models}})).price_tokens(request).amount.to_string();
+    };
+    CHECK(cost("acme/plain", {{"input_tokens", 1000}, {"output_tokens", 500}}) == "0.02");
+    CHECK(cost("acme/plain", {{"cache_read_tokens", 1000}, {"cache_write_tokens", 100}, {"reasoning_tokens", 10}, {"audio_output_tokens", 1}}) ==
+          "0.01122");
+    CHECK(cost("custom/own", {{"input_tokens", 1000}, {"output_tokens", 500}, {"reasoning_tokens", 99}}) == "3");
+    const char* const deep = "acme/vendor/deep";
+    CHECK(cost(deep, {{"input_tokens", 200000}, {"output_tokens", 10}}) == "0.20002");
+    CHECK(cost(deep, {{"input_tokens", 199999}, {"cache_read_tokens", 2}}) == "0.4");
+    CHECK(cost(deep, {{"input_tokens", 400001}, {"output_tokens", 1}, {"audio_output_tokens", 2}, {"reasoning_tokens", 3}}) == "1.600053");
+    CHECK(cost("acme/wide", {{"input_tokens", 200001}}) == "0.600003");
+    system["default_markup"] = 10;
+    CHECK(cost("acme/wide", {{"input_tokens", 100}}) == "0.00011");
+    system["config"] = {{"provider_markups", {{"acme", {{"markup", -100}}}}}};
+    CHECK(cost("acme/wide", {{"input_tokens", 100}}) == "0");
+    CHECK(cost("acme/plain", {{"input_tokens", 100}}) == "0.001");
+
+    Meter m({.clock = [] { return march_10; }});
+    const auto book = Book::autumn(plan_of({monthly("ai", 10)}, {system}, {{"models", models}}));
+    m.load(book);
+    const auto fee = book.price_tokens({{"model_id", "custom/own"}, {"input_tokens", 1000}, {"output_tokens", 500}});
+    CHECK(fee.charge == "ai");
+    REQUIRE(fee.lines.size() == 3);
+    CHECK(fee.lines[0].amount + fee.lines[1].amount + fee.lines[2].amount == fee.amount);
+    m.record(Event{.name = "ai", .customer = "acme", .value = fee.amount});
+    CHECK(m.check({.name = "ai", .customer = "acme"}).balance == 7);
+
+    const auto refused = [&](const Book& asked, const json& request) { return refusal([&] { asked.price_tokens(request); }); };
+    CHECK(refused(book, {{"model_id", "acme/none"}}) == "bad_value model_id: invalid_request");
+    CHECK(refused(book, {{"model_id", "acme/free"}}) == "bad_value model_id: invalid_request");
+    CHECK(refused(book, {{"model_id", "custom/none"}}) == "bad_value model_id: invalid_request");
+    CHECK(refused(book, json::object()) == "bad_value model_id: is required");
+    CHECK(refused(book, {{"model_id", "acme/plain"}, {"input_tokens", 1.5}}) == "bad_value input_tokens: must be a whole number, and not negative");
+    CHECK(refused(book, {{"model_id", "acme/plain"}, {"feature_id", "chat"}}) == "not_found feature_id: feature_not_found");
+    const auto plain = Book::autumn(plan_of({monthly("chat", 10)}));
+    CHECK(refused(plain, {{"model_id", "acme/plain"}}) == "not_found feature_id: feature_not_found");
+    CHECK(refused(plain, {{"model_id", "acme/plain"}, {"feature_id", "chat"}}) == "bad_value feature_id: invalid_request");
+    auto other = system;
+    other["id"] = "more";
+    CHECK(refused(Book::autumn(plan_of({monthly("ai", 10)}, {system, other})), {{"model_id", "acme/plain"}}) ==
+          "bad_value feature_id: invalid_request");
+}
+
+TEST_CASE("An unlimited balance pays for all, and a unit of a credit system costs at least something", "[autumn][check]") {
+    json endless = monthly("credits", 0);
+    endless["unlimited"] = true;
+    const json system{{"id", "credits"}, {"credit_schema", {{{"metered_feature_id", "chat"}, {"credit_cost", 0}}}}};
+    Checked unlimited(plan_of({monthly("chat", 10), endless}, {system}));
+    unlimited.use(march, 4);
+    CHECK(unlimited.ask(1).balance == 10);
+    Checked counted(plan_of({monthly("credits", 10)}, {system}));
+    counted.use(march, 4);
+    CHECK(counted.ask(1, "credits").balance == 6);
+}
+
+TEST_CASE("Of balances that are alike the older pays first", "[autumn]") {
+    json source = plan_of({monthly("chat", 10)});
+    source["plans"] = {source["plan"], {{"id", "old"}, {"items", {monthly("chat", 5)}}}};
+    source.erase("plan");
+    auto old = subscribed("2025-01-01");
+    old["plan_id"] = "old";
+    source["customers"] = {{{"id", "acme"}, {"subscriptions", {subscribed("2026-01-01"), old}}}};
+    Checked one(source);
+    one.use(march, 6);
+    const auto fees = one.m.usage({.customer = "acme"}).fees;
+    REQUIRE(fees.size() == 2);
+    CHECK(fees[0].units == 1);
+    CHECK(fees[1].units == 5);
+}
+
 TEST_CASE("Refunds give back what was taken, and no more", "[autumn][check]") {
     Checked one(plan_of({monthly("chat", 10)}));
     one.use("2026-03-01T00:00:00Z", -5);  // there is nothing to give back
@@ -1855,8 +1950,7 @@ struct ByHand {
         raise(credits, 0, Decimal("0.5"));
         raise(month, 10, 1);
         raise(once, 40, 1);
-        raise(credits, 8, Decimal("0.5"));
-        credits += units * Decimal("0.5");  // overage is allowed, so nothing of it is lost
+        raise(credits, 8, Decimal("0.5"));  // and what is still left is lost, though overage is allowed
     }
 };
 
@@ -2015,7 +2109,19 @@ TEST_CASE("Autumn's catalogues are refused where they cannot be", "[autumn][chec
     CHECK(item({{"reset", {{"interval", "fortnight"}}}}) == "plan.items[0].reset.interval: is not known: fortnight");
     CHECK(item({{"reset", {{"interval", "day"}, {"interval_count", 0}}}}) ==
           "plan.items[0].reset.interval_count: must be a whole number from 1 to 1000");
-    CHECK(item({{"included", -1}}) == "plan.items[0].included: must not be negative");
+    CHECK(item({{"included", -1}}) == "plan.items[0].included: must be from 0 to 10^13");
+    CHECK(item({{"included", 10000000000000}}) == "accepted");
+    CHECK(item({{"included", 10000000000001}}) == "plan.items[0].included: must be from 0 to 10^13");
+    CHECK(item({{"price", overage_price({{"interval", "year"}})}}) ==
+          "plan.items[0].price.interval: may differ from the reset's for prepaid items only");
+    CHECK(item({{"price", overage_price({{"interval", "year"}, {"billing_method", "prepaid"}})}}) == "accepted");
+    CHECK(item({{"price", overage_price()}, {"proration", {{"on_increase", "charge_immediately"}}}}) ==
+          "plan.items[0].proration: is for prepaid items only");
+    const auto schema = [&](json entry) { return refused(plan_of({monthly("ai", 1)}, {{{"id", "ai"}, {"credit_schema", list_of(entry)}}})); };
+    CHECK(schema({{"metered_feature_id", "chat"}, {"credit_cost", -1}}) == "features[0].credit_schema[0].credit_cost: must not be negative");
+    CHECK(schema({{"metered_feature_id", "chat"}, {"credit_amount", 1}, {"feature_amount", 0}}) ==
+          "features[0].credit_schema[0].feature_amount: must be above 0");
+    CHECK(schema({{"credit_cost", 1}}) == "features[0].credit_schema[0].metered_feature_id: is required");
     CHECK(item({{"price", overage_price({{"max_purchase", -1}})}}) == "plan.items[0].price.max_purchase: must not be negative");
     CHECK(refused(plan_of({})) == "plan: has no items");
     CHECK(refused(plan_of({monthly("chat", 1)}, {{{"id", "chat"}}, {{"id", "chat"}}})) == "features[1].id: is there twice");
@@ -2029,6 +2135,17 @@ TEST_CASE("Autumn's catalogues are refused where they cannot be", "[autumn][chec
           "customers[0].subscriptions[0].started_at: must be milliseconds since 1970");
     CHECK(customer({{"subscriptions", {{{"plan_id", "pro"}, {"quantity", -1}}}}}) == "customers[0].subscriptions[0].quantity: must not be negative");
     const auto control = [&](const char* list, json entry) { return customer({{"billing_controls", {{list, list_of(entry)}}}}); };
+    CHECK(customer({{"billing_controls", 7}}) == "customers[0].billing_controls: must be an object");
+    const auto tokens = [&](json changes, json models = json::object()) {
+        json system{{"id", "ai"}, {"type", "ai_credit_system"}};
+        system.update(changes);
+        return refused(plan_of({monthly("ai", 1)}, {system}, {{"models", models}}));
+    };
+    CHECK(tokens({{"default_markup", -101}}) == "features[0].default_markup: must not be below -100");
+    CHECK(tokens({{"config", 7}}) == "features[0].config: must be an object");
+    CHECK(tokens({{"model_markups", {{"custom/m", {{"input_cost", -1}}}}}}) == "features[0].model_markups.custom/m.input_cost: must not be negative");
+    CHECK(tokens(json::object(), {{"acme", {{"models", {{"m", 7}}}}}}) == "models.acme.models.m.cost: must be an object");
+    CHECK(tokens(json::object(), {{"acme", {{"models", {{"m", {{"cost", {{"input", 1}}}}}}}}}}) == "models.acme.models.m.cost.output: is required");
     const std::string at = "customers[0].billing_controls.";
     CHECK(control("usage_limits", {{"limit", 1}, {"interval", "day"}}) == at + "usage_limits[0].feature_id: is required");
     CHECK(control("usage_limits", {{"feature_id", "chat"}, {"interval", "day"}}) == at + "usage_limits[0].limit: must be a number, and not negative");
