@@ -6103,10 +6103,11 @@ public:
         }
         return safe ? sum : exact.result();
     }
-    bool falls(std::size_t slot) const override { return falls_.contains(slot); }
+    bool falls(std::size_t slot) const override { return falls_[slot] != 0; }
     bool exact_in_binary() const override {
         constexpr std::int64_t largest = std::int64_t{1} << 53;
-        if (!others_.empty() || !falls_.empty() || (!sums_.empty() && sums_.rbegin()->first > 0)) return false;
+        if (!others_.empty() || std::find(falls_.begin(), falls_.end(), 1) != falls_.end() || (!sums_.empty() && sums_.rbegin()->first > 0))
+            return false;
         for (std::size_t slot = 0; slot < events_.size(); ++slot) {
             if (SumAccumulator::value(slot, {}) > largest) return false;
         }
@@ -6117,9 +6118,10 @@ private:
     void take(Connection&, const Batch& batch, const std::vector<std::uint32_t>& slots, std::size_t count) override {
         std::vector<WideSum>& sums = sums_[numbers_.scale(batch)];
         sums.resize(std::max(count, sums.size()));
+        falls_.resize(events_.size());
         const auto note = [&](std::uint32_t slot, bool negative) {
             ++events_[slot];
-            if (negative) falls_.insert(slot);
+            if (negative) falls_[slot] = 1;
         };
         numbers_.each(
             batch, [&](std::size_t row, std::int64_t cell) { sums[slots[row]].add(cell), note(slots[row], cell < 0); },
@@ -6128,7 +6130,7 @@ private:
     Numbers numbers_;
     std::map<int, std::vector<WideSum>> sums_;          // by scale, so that adding needs no multiplication
     std::unordered_map<std::size_t, ExactSum> others_;  // of texts and wide numbers, few in most logs
-    std::unordered_set<std::size_t> falls_;
+    std::vector<std::uint8_t> falls_;                   // of each slot, whether a number was negative
 };
 
 class AverageAccumulator final : public SumAccumulator {
