@@ -11362,7 +11362,7 @@ Decimal granted_units(const Node& product, const std::string& meter) {
     for (const auto& benefit : product.list("benefits")) {
         if (benefit.text("type") != "meter_credit") continue;
         const auto properties = benefit.object("properties");
-        if (properties.text("meter_id") == meter) units += properties.decimal("units").value_or(Decimal());
+        if (properties.text("meter_id") == meter) units += read_whole(properties, "units", 1, int32_max).value_or(0);
     }
     return units;
 }
@@ -11657,7 +11657,11 @@ std::shared_ptr<const Book::Impl> load(const json& catalogue) {
     for (const auto& price : product.list("prices")) {
         const auto type = price.text("amount_type");
         if (type == "fixed" || type == "custom" || type == "free") continue;
-        book->charges.push_back(read_charge(price, product, meters));
+        auto charge = read_charge(price, product, meters);
+        for (const auto& each : book->charges) {
+            if (!charge.bought && each.meter.id == charge.meter.id) price.refuse("meter_id", "has another price, too");
+        }
+        book->charges.push_back(std::move(charge));
         if (book->charges.back().price.currency != book->charges.front().price.currency) product.refuse("has prices in several currencies");
     }
     if (book->charges.empty()) product.refuse("has no price by usage, seats or units");

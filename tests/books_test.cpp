@@ -1137,6 +1137,17 @@ TEST_CASE("Polar bills by the subscription's own periods, and what was bought of
     CHECK(m.estimate_fees(customer_event("e", json::object())).fees.at(0).amount_cents == 100);
     const auto book = Book::polar(source);
     CHECK(book.price("seats", 4).amount_cents == 4000);
+    CHECK(refusal([&] { book.price("seats", Decimal("4.5")); }) == "bad_value quantity: must be a whole number");
+    CHECK(refusal([&] { book.price("seats", -1); }) == "bad_value quantity: negative");
+    json changed = source;
+    changed["product"]["prices"][3]["tiers"]["tiers"][1]["unit_amount"] = "0.25";
+    CHECK(Book::polar(changed).price("units", 14).amount_cents == 1);
+    CHECK(refusal([&] { Book::polar(changed).price("units", 11); }) == "bad_value quantity: comes to a fraction of a cent: 0.25");
+    changed["product"]["prices"].push_back(polar_price("m", "2"));
+    CHECK(refusal([&] { Book::polar(changed); }) == "bad_value product.prices[4].meter_id: has another price, too");
+    changed = source;
+    changed["product"]["benefits"] = {{{"type", "meter_credit"}, {"properties", {{"meter_id", "m"}, {"units", 0}}}}};
+    CHECK(refusal([&] { Book::polar(changed); }) == "bad_value product.benefits[0].properties.units: must be a whole number from 1 to 2147483647");
     CHECK(refusal([&] { m.usage({.customer = "other"}); }) == "not_found customer: no book that is loaded prices it");
     json trial = source;
     trial["subscriptions"][0]["trial_end"] = "2026-03-05T00:00:00Z";
