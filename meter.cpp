@@ -11507,6 +11507,7 @@ struct Account {
     Decimal credited(const Charge& charge, UsageSource& usage) const {
         return credited_units(charge.meter.id, query, usage).value_or(charge.granted);
     }
+    bool on_trial(Timestamp time) const { return subscription && subscription->trial_end && time < *subscription->trial_end; }
 };
 
 AggregateQuery of_users(AggregateQuery query) {
@@ -11521,8 +11522,10 @@ Account open_account(const Plan& plan, const std::string& subscription, const st
     if (!account.subscription && customer.empty()) refuse("customer", "is required");
     account.query.customer = account.subscription ? account.subscription->customer : customer;
     account.query.period = account.subscription ? period_around(*account.subscription, now) : this_month(now);
-    if (account.subscription && account.subscription->trial_end)
-        account.query.filter = Filter::where("timestamp", Operator::gte, account.subscription->trial_end->unix_seconds().to_int64().value());
+    if (account.subscription && account.subscription->trial_end) {
+        const auto second = account.subscription->trial_end->unix_seconds().round(0, Rounding::ceil);
+        account.query.filter = Filter::where("timestamp", Operator::gte, second.to_int64().value());
+    }
     return account;
 }
 
@@ -11625,8 +11628,9 @@ Fees Plan::estimate_fees(const Event& event, Timestamp now, UsageSource& usage_s
     for (const auto& charge : charges) {
         if (charge.tiers) continue;
         const auto before = usage_source.measure(charge.meter.metric, query).front();
-        const auto after = consumed_with(charge.meter.metric, happening, before, query, usage_source);
+        auto after = consumed_with(charge.meter.metric, happening, before, query, usage_source);
         if (!after) continue;
+        if (account.on_trial(*happening.timestamp)) after = before.value;
         const auto credited = account.credited(charge, usage_source);
         const auto added = difference(price_units(charge.price, *after, credited), price_units(charge.price, before.value, credited));
         list.push_back(fee_of(charge, account, *after - before.value, added));

@@ -1150,10 +1150,12 @@ TEST_CASE("Polar bills by the subscription's own periods, and what was bought of
     CHECK(refusal([&] { Book::polar(changed); }) == "bad_value product.benefits[0].properties.units: must be a whole number from 1 to 2147483647");
     CHECK(refusal([&] { m.usage({.customer = "other"}); }) == "not_found customer: no book that is loaded prices it");
     json trial = source;
-    trial["subscriptions"][0]["trial_end"] = "2026-03-05T00:00:00Z";
+    trial["subscriptions"][0]["trial_end"] = "2026-03-05T00:00:00.5Z";
     trial["product"]["prices"][2]["seat_tiers"]["tiers"] = {{{"min_seats", 5}, {"price_per_seat", 9}},
                                                             {{"min_seats", 1}, {"max_seats", 4}, {"price_per_seat", 10}}};
     CHECK(polar_log(Book::polar(trial), events).usage({.customer = "acme"}).fees.at(0).units == 1);
+    CHECK(polar_log(Book::polar(trial), {}).estimate_fees(events[1]).amount_cents == 0);
+    CHECK(polar_log(Book::polar(trial), {}).estimate_fees(events[2]).amount_cents == 100);
     CHECK(Book::polar(trial).price("seats", 5).amount_cents == 45);
     const auto refused = [&](const char* field, json value) {
         json changed = source;
