@@ -96,7 +96,7 @@ std::vector<std::string> customers_of(const json& vector) {
         for (const auto& id : ids.is_array() ? ids : json::array({ids})) asked.push_back(id.get<std::string>());
     }
     for (const auto& customer : member(vector, "customers", json::array())) {
-        const std::string id = customer.at("id"), external = member(customer, "external_id", "");
+        const std::string id = member(customer, "id", ""), external = member(customer, "external_id", "");
         const auto has = [&](const std::string& each) { return std::find(asked.begin(), asked.end(), each) != asked.end(); };
         if (has(id) || has(external)) asked.insert(asked.end(), {id, external});
     }
