@@ -11634,7 +11634,7 @@ Decimal granted_units(const Node& product, const std::string& meter) {
     for (const auto& benefit : product.list("benefits")) {
         if (benefit.text("type") != "meter_credit") continue;
         const auto properties = benefit.object("properties");
-        if (properties.text("meter_id") == meter) units += properties.decimal("units").value_or(Decimal());
+        if (properties.text("meter_id") == meter) units += read_whole(properties, "units", 1, int32_max).value_or(0);
     }
     return units;
 }
@@ -11779,6 +11779,7 @@ struct Account {
     Decimal credited(const Charge& charge, UsageSource& usage) const {
         return credited_units(charge.meter.id, query, usage).value_or(charge.granted);
     }
+    bool on_trial(Timestamp time) const { return subscription && subscription->trial_end && time < *subscription->trial_end; }
 };
 
 AggregateQuery of_users(AggregateQuery query) {
@@ -11793,8 +11794,10 @@ Account open_account(const Plan& plan, const std::string& subscription, const st
     if (!account.subscription && customer.empty()) refuse("customer", "is required");
     account.query.customer = account.subscription ? account.subscription->customer : customer;
     account.query.period = account.subscription ? period_around(*account.subscription, now) : this_month(now);
-    if (account.subscription && account.subscription->trial_end)
-        account.query.filter = Filter::where("timestamp", Operator::gte, account.subscription->trial_end->unix_seconds().to_int64().value());
+    if (account.subscription && account.subscription->trial_end) {
+        const auto second = account.subscription->trial_end->unix_seconds().round(0, Rounding::ceil);
+        account.query.filter = Filter::where("timestamp", Operator::gte, second.to_int64().value());
+    }
     return account;
 }
 
@@ -11897,8 +11900,9 @@ Fees Plan::estimate_fees(const Event& event, Timestamp now, UsageSource& usage_s
     for (const auto& charge : charges) {
         if (charge.tiers) continue;
         const auto before = usage_source.measure(charge.meter.metric, query).front();
-        const auto after = consumed_with(charge.meter.metric, happening, before, query, usage_source);
+        auto after = consumed_with(charge.meter.metric, happening, before, query, usage_source);
         if (!after) continue;
+        if (account.on_trial(*happening.timestamp)) after = before.value;
         const auto credited = account.credited(charge, usage_source);
         const auto added = difference(price_units(charge.price, *after, credited), price_units(charge.price, before.value, credited));
         list.push_back(fee_of(charge, account, *after - before.value, added));
@@ -11929,7 +11933,11 @@ std::shared_ptr<const Book::Impl> load(const json& catalogue) {
     for (const auto& price : product.list("prices")) {
         const auto type = price.text("amount_type");
         if (type == "fixed" || type == "custom" || type == "free") continue;
-        book->charges.push_back(read_charge(price, product, meters));
+        auto charge = read_charge(price, product, meters);
+        for (const auto& each : book->charges) {
+            if (!charge.bought && each.meter.id == charge.meter.id) price.refuse("meter_id", "has another price, too");
+        }
+        book->charges.push_back(std::move(charge));
         if (book->charges.back().price.currency != book->charges.front().price.currency) product.refuse("has prices in several currencies");
     }
     if (book->charges.empty()) product.refuse("has no price by usage, seats or units");

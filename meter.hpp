@@ -625,11 +625,12 @@ public:
     static Book flexprice(const json& catalogue);
     /// {"product": {"id", "prices": [...], "benefits": [...]}, "meters": [...]} as Polar's API shows them, optionally with "subscriptions":
     /// [{"id", "customer": {"external_id"}, "current_period_start", "current_period_end", "recurring_interval",
-    /// "recurring_interval_count", "started_at", "ended_at", "seats", "units"}]; without that list any customer is taken, on calendar
-    /// months, UTC. Prices by usage (metered_unit), and by seats and units (seat_based, unit_based), which are those of the subscription.
-    /// Units come off that "meter.credited" events in the log have credited in the period (see Meter::customer_meter), or when there are
-    /// none, those that the product's meter_credit benefits grant. Events with the source "system" are Polar's own, all others the
-    /// user's, and only these are billed. Events belong to the period of their timestamp; Polar bills by when it received them.
+    /// "recurring_interval_count", "started_at", "ended_at", "trial_end", "seats", "units"}]; without that list any customer is taken, on
+    /// calendar months, UTC. Prices by usage (metered_unit), and by seats and units (seat_based, unit_based), which are those of the
+    /// subscription. Of what was used in a trial nothing is billed. Units come off that "meter.credited" events in the log have credited in
+    /// the period (see Meter::customer_meter), or when there are none, those that the product's meter_credit benefits grant. Events with the
+    /// source "system" are Polar's own, all others the user's, and only these are billed. Events belong to the period of their timestamp;
+    /// Polar bills by when it received them. A fee's `vendor` has the words of the invoice ("label") and the price in the meter's own unit.
     static Book polar(const json& catalogue);
     /// {"plan": {"id", "items": [...]}, "features": [...], "currency": "usd"} as Autumn's API (2.1 and later) shows them, credit systems
     /// included, or "plans": [...], main plans and add-ons whose balances a customer has together. An item's "quantity" is what was bought of

@@ -1177,12 +1177,25 @@ TEST_CASE("Polar bills by the subscription's own periods, and what was bought of
     CHECK(m.estimate_fees(customer_event("e", json::object())).fees.at(0).amount_cents == 100);
     const auto book = Book::polar(source);
     CHECK(book.price("seats", 4).amount_cents == 4000);
+    CHECK(refusal([&] { book.price("seats", Decimal("4.5")); }) == "bad_value quantity: must be a whole number");
+    CHECK(refusal([&] { book.price("seats", -1); }) == "bad_value quantity: negative");
+    json changed = source;
+    changed["product"]["prices"][3]["tiers"]["tiers"][1]["unit_amount"] = "0.25";
+    CHECK(Book::polar(changed).price("units", 14).amount_cents == 1);
+    CHECK(refusal([&] { Book::polar(changed).price("units", 11); }) == "bad_value quantity: comes to a fraction of a cent: 0.25");
+    changed["product"]["prices"].push_back(polar_price("m", "2"));
+    CHECK(refusal([&] { Book::polar(changed); }) == "bad_value product.prices[4].meter_id: has another price, too");
+    changed = source;
+    changed["product"]["benefits"] = {{{"type", "meter_credit"}, {"properties", {{"meter_id", "m"}, {"units", 0}}}}};
+    CHECK(refusal([&] { Book::polar(changed); }) == "bad_value product.benefits[0].properties.units: must be a whole number from 1 to 2147483647");
     CHECK(refusal([&] { m.usage({.customer = "other"}); }) == "not_found customer: no book that is loaded prices it");
     json trial = source;
-    trial["subscriptions"][0]["trial_end"] = "2026-03-05T00:00:00Z";
+    trial["subscriptions"][0]["trial_end"] = "2026-03-05T00:00:00.5Z";
     trial["product"]["prices"][2]["seat_tiers"]["tiers"] = {{{"min_seats", 5}, {"price_per_seat", 9}},
                                                             {{"min_seats", 1}, {"max_seats", 4}, {"price_per_seat", 10}}};
     CHECK(polar_log(Book::polar(trial), events).usage({.customer = "acme"}).fees.at(0).units == 1);
+    CHECK(polar_log(Book::polar(trial), {}).estimate_fees(events[1]).amount_cents == 0);
+    CHECK(polar_log(Book::polar(trial), {}).estimate_fees(events[2]).amount_cents == 100);
     CHECK(Book::polar(trial).price("seats", 5).amount_cents == 45);
     const auto refused = [&](const char* field, json value) {
         json changed = source;
