@@ -11849,6 +11849,13 @@ Decimal whole_units(const Decimal& quantity, const Decimal& billing_units) { ret
 
 constexpr int amount_decimals = 10;  // tier results are rounded to these, half up
 
+// A number that there need not be.
+std::optional<Decimal> not_negative(const Node& at, std::string_view key) {
+    const auto number = at.decimal(key);
+    if (number && number->is_negative()) throw Error(ErrorCode::bad_value, at.path(key), "must not be negative");
+    return number;
+}
+
 // --- plan items ---
 
 struct Item {
@@ -11886,12 +11893,13 @@ bool is_second(const Node& at, std::string_view key, std::string_view first, std
     return at.choice(key, std::array{std::pair(first, false), std::pair(second, true)}, std::string(first));
 }
 
-Item read_item(const Node& at, bool limits_include_included, const std::string& currency = {}) {
+// Limits of tiers count the included units with `limits_include_included`.
+Item read_item(const Node& at, const Decimal& included, bool limits_include_included, const std::string& currency = {}) {
     Item item;
     item.volume = is_second(at, "tier_behavior", "graduated", "volume");
     item.prepaid = at.text("billing_method") == "prepaid";
     item.usage_based = at.text("billing_method") == "usage_based";
-    item.included = at.decimal("included").value_or(Decimal());
+    item.included = included;
     item.billing_units = at.decimal("billing_units").value_or(Decimal(1));
     if (item.billing_units <= 0) throw Error(ErrorCode::bad_value, at.path("billing_units"), "must be above 0");
     const auto amounts = in_currency(at, currency);
@@ -12000,9 +12008,8 @@ struct CreditSystem {
 CreditSystem read_credit_system(const Node& at, std::string_view id_field) {
     CreditSystem system{at.text(id_field), {}};
     for (const auto& each : at.list("credit_schema")) {
-        const auto amount = each.decimal("credit_cost").value_or(each.decimal("credit_amount").value_or(Decimal()));
+        const auto amount = not_negative(each, each.find("credit_cost") ? "credit_cost" : "credit_amount").value_or(Decimal());
         const auto units = each.decimal("feature_amount").value_or(Decimal(1));
-        if (amount.is_negative()) throw Error(ErrorCode::bad_value, each.path("credit_cost"), "must not be negative");
         if (units <= 0) throw Error(ErrorCode::bad_value, each.path("feature_amount"), "must be above 0");
         system.costs[each.required_text("metered_feature_id")] = divided(amount, units);
     }
@@ -12047,17 +12054,11 @@ struct Markups {
     std::map<std::string, Model> custom = {};  // models without prices elsewhere: "custom/..."
 };
 
-std::optional<Decimal> read_rate(const Node& at, std::string_view key) {
-    const auto rate = at.decimal(key);
-    if (rate && rate->is_negative()) throw Error(ErrorCode::bad_value, at.path(key), "must not be negative");
-    return rate;
-}
-
 TokenRates read_token_rates(const Node& at, bool context) {
     TokenRates rates;
     for (const auto& kind : token_kinds) {
         if (context && !kind.in_context) continue;
-        if (const auto rate = read_rate(at, kind.rate)) rates.emplace(kind.rate, *rate);
+        if (const auto rate = not_negative(at, kind.rate)) rates.emplace(kind.rate, *rate);
     }
     return rates;
 }
@@ -12089,7 +12090,7 @@ Markups read_markups(const Node& feature) {
         }
         for (const auto& [model, each] : at.members("model_markups")) {
             if (const auto markup = read_markup(each, "markup")) markups.models[model] = *markup;
-            const auto input = read_rate(each, "input_cost"), output = read_rate(each, "output_cost");
+            const auto input = not_negative(each, "input_cost"), output = not_negative(each, "output_cost");
             if (input && output) markups.custom[model] = {{{"input", *input}, {"output", *output}}, {}};
         }
     }
@@ -12262,9 +12263,7 @@ Item read_amounts(const Node& at, const std::string& currency) {
         throw Error(ErrorCode::bad_value, at.path("included"), "must be from 0 to 10^13");
     if (!at.find("price")) return {.included = included};
     const auto price = at.object("price");
-    auto merged = price.value();
-    merged["included"] = at.raw("included");
-    auto item = autumn::read_item(Node(merged, price.path()), true, currency);
+    auto item = read_item(price, included, true, currency);
     check_item(at, price, item);
     return item;
 }
@@ -12285,8 +12284,7 @@ PlanItem read_plan_item(const Node& at, const Node& plan, const std::string& cur
     item.quantity = at.decimal("quantity").value_or(item.item.included);
     if (const auto price = at.find("price")) {
         item.billed = price->find("interval") ? read_interval(*price) : stride_of("month");
-        const auto most = price->decimal("max_purchase");
-        if (most && most->is_negative()) throw Error(ErrorCode::bad_value, price->path("max_purchase"), "must not be negative");
+        const auto most = not_negative(*price, "max_purchase");
         if (most && *most > 0) item.max_purchase = most;  // 0 is no limit (7.8)
     }
     item.reset = at.find("reset") ? read_interval(at.object("reset")) : item.billed;
@@ -12314,8 +12312,7 @@ struct Subscription {
 
 Subscription read_subscription(const Node& at) {
     Subscription subscription{.started = read_moment(at, "started_at"), .expires = read_moment(at, "expires_at")};
-    subscription.products = at.decimal("quantity").value_or(Decimal(1));
-    if (subscription.products.is_negative()) throw Error(ErrorCode::bad_value, at.path("quantity"), "must not be negative");
+    subscription.products = not_negative(at, "quantity").value_or(Decimal(1));
     for (const auto& each : at.list("feature_quantities"))
         subscription.quantities[each.required_text("feature_id")] = each.decimal("quantity").value_or(Decimal());
     // Cycles go on from the start, unless the current one began elsewhere: after a trial, or a change of plans.
@@ -12363,8 +12360,7 @@ UsageLimit read_usage_limit(const Node& at) {
 }
 
 SpendLimit read_spend_limit(const Node& at) {
-    SpendLimit limit{at.flag("enabled"), is_second(at, "limit_type", "absolute", "usage_percentage"), at.decimal("overage_limit")};
-    if (limit.limit && limit.limit->is_negative()) throw Error(ErrorCode::bad_value, at.path("overage_limit"), "must not be negative");
+    SpendLimit limit{at.flag("enabled"), is_second(at, "limit_type", "absolute", "usage_percentage"), not_negative(at, "overage_limit")};
     if (at.find("skip_overage_billing")) limit.skip_billing = at.flag("skip_overage_billing");
     return limit;
 }

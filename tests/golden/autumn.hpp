@@ -28,7 +28,8 @@ json part_of(const json& vector, const char* key) { return vector.value(key, jso
 
 autumn::Item item_of(const json& vector) {
     const auto properties = part_of(vector, "properties");
-    return autumn::read_item(Node(properties), flag_at(properties, "tier_to_includes_included"), text_at(part_of(vector, "input"), "currency"));
+    return autumn::read_item(Node(properties), number(properties, "included"), flag_at(properties, "tier_to_includes_included"),
+                             text_at(part_of(vector, "input"), "currency"));
 }
 
 /// Refusals are the vendor's own words.
