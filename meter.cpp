@@ -12186,13 +12186,10 @@ bool allowed(const Check& check) {
 // --- money ---
 
 Currency minor_currency(std::string code) {
-    static constexpr std::array<std::string_view, 16> whole{"bif", "clp", "djf", "gnf", "jpy", "kmf", "krw", "mga",
-                                                            "pyg", "rwf", "ugx", "vnd", "vuv", "xaf", "xof", "xpf"};
-    static constexpr std::array<std::string_view, 5> thousandths{"bhd", "jod", "kwd", "omr", "tnd"};
+    constexpr std::string_view whole = "bif clp djf gnf jpy kmf krw mga pyg rwf ugx vnd vuv xaf xof xpf", thousandths = "bhd jod kwd omr tnd";
     std::transform(code.begin(), code.end(), code.begin(), [](unsigned char c) { return static_cast<char>(std::tolower(c)); });
-    const auto is_in = [&](const auto& list) { return std::find(list.begin(), list.end(), code) != list.end(); };
-    if (is_in(whole)) return {0, 1};
-    return is_in(thousandths) ? Currency{3, 1000} : Currency();
+    const auto is_in = [&](std::string_view codes) { return code.size() == 3 && codes.find(code) != std::string_view::npos; };
+    return is_in(whole) ? Currency{0, 1} : is_in(thousandths) ? Currency{3, 1000} : Currency();
 }
 
 // Smallest units as Stripe takes them: three-decimal currencies are rounded to ten (7.10).
@@ -12207,17 +12204,16 @@ Decimal minor_units(const Decimal& amount, const std::string& code) {
 struct Feature {
     std::string id;
     bool flag = false;                    // boolean: there or not, nothing is counted
-    std::vector<std::string> names;       // of the events that use it, each once
+    std::set<std::string> names;          // of the events that use it
     CreditSystem system;                  // without costs when it is none
     std::optional<Markups> markups = {};  // of an AI credit system
 };
 
 Feature read_feature(const Node& at) {
-    Feature feature{at.required_text("id"), at.text("type") == "boolean", at.texts("event_names"), read_credit_system(at, "id")};
+    const auto names = at.texts("event_names");
+    Feature feature{at.required_text("id"), at.text("type") == "boolean", {names.begin(), names.end()}, read_credit_system(at, "id")};
     if (at.text("type") == "ai_credit_system") feature.markups = read_markups(at);
-    feature.names.push_back(feature.id);
-    std::sort(feature.names.begin(), feature.names.end());
-    feature.names.erase(std::unique(feature.names.begin(), feature.names.end()), feature.names.end());
+    feature.names.insert(feature.id);
     return feature;
 }
 
@@ -12239,6 +12235,7 @@ void check_item(const Node& at, const Node& price, const Item& item) {
     const auto refuse = [](const std::string& path, const char* reason) { throw Error(ErrorCode::bad_value, path, reason); };
     const auto tiers = price.list("tiers");
     if (price.find("amount").has_value() == !tiers.empty()) refuse(price.path("amount"), "exactly one of amount and tiers is required");
+    if (item.tiers.empty()) refuse(price.path("currencies"), "have no amount in the book's currency");
     if (!item.prepaid && !item.usage_based) refuse(price.path("billing_method"), "must be prepaid or usage_based");
     if (item.volume && !item.prepaid) refuse(price.path("tier_behavior"), "volume is for prepaid items only");
     if (!item.prepaid && at.find("proration")) refuse(at.path("proration"), "is for prepaid items only");
@@ -12693,8 +12690,7 @@ void apply(Account& account, const Takings& takings, std::int64_t events) {
 // Everything that an event of that name uses.
 void use_event(Account& account, const std::string& name, const std::string& entity, const Decimal& units) {
     for (const auto& feature : account.plans.features) {
-        if (std::find(feature.names.begin(), feature.names.end(), name) != feature.names.end())
-            apply(account, takings_of(account, feature.id, entity, units), 1);
+        if (feature.names.contains(name)) apply(account, takings_of(account, feature.id, entity, units), 1);
     }
 }
 
@@ -12833,35 +12829,30 @@ void follow(Account& account, const Course& course, UsageSource& source) {
 
 // ---- the operations ----
 
-struct Taken {
-    Decimal units;
+// The balances of an item together, and what they come to (7.6): the units bought of a prepaid one, else the overage.
+struct Billed {
+    const Holding* first = nullptr;  // nothing when there are none
+    Decimal units = {};
     std::int64_t events = 0;
+    Priced priced = {};
 };
 
-Taken taken_from(const Account& account, const PlanItem& item) {
-    Taken taken;
-    for (const auto& holding : account.holdings) {
-        if (holding.item != &item) continue;
-        taken.units += holding.used;
-        taken.events += holding.events;
-    }
-    return taken;
-}
-
-// What an item comes to: the units bought of a prepaid one, else the overage of all its balances together (7.6).
-Priced price_item(const Account& account, const PlanItem& item) {
-    if (item.item.tiers.empty()) return {};
-    Priced prepaid;
+Billed billed(const Account& account, const PlanItem& item) {
+    Billed all;
     std::vector<Decimal> usages;
     for (const auto& holding : account.holdings) {
         if (holding.item != &item) continue;
+        if (!all.first) all.first = &holding;
+        all.units += holding.used;
+        all.events += holding.events;
         usages.push_back(item.item.included - holding.state.balance);
         if (!item.item.prepaid) continue;
-        for (auto& line : price_prepaid(item.item, bought_units(item, *holding.subscription)).lines) prepaid.add(std::move(line));
+        for (auto& line : price_prepaid(item.item, bought_units(item, *holding.subscription)).lines) all.priced.add(std::move(line));
     }
-    if (item.item.prepaid) return prepaid;
     const auto* control = account.control(&Controls::spend_limits, item.feature, account.entity);
-    return control && control->skip_billing.value_or(false) ? Priced() : price_overage(item.item, usages);
+    const bool skipped = control && control->skip_billing.value_or(false);
+    if (item.item.usage_based && !skipped) all.priced = price_overage(item.item, usages);
+    return all;
 }
 
 // Of a feature: so many units, and what they come to.
@@ -12877,11 +12868,12 @@ Fee fee_of(const std::string& feature, const Decimal& units, std::int64_t events
             .lines = std::move(priced.lines)};
 }
 
-Fee fee_of(const Account& account, const PlanItem& item, const Period& period, const Taken& taken, Priced priced) {
-    auto fee = fee_of(item.feature, taken.units, taken.events, std::move(priced), account.plans.currency);
+// Of a period, or else of the billing cycle around now.
+Fee fee_of(const Account& account, const PlanItem& item, Billed billed, const std::optional<Period>& period = {}) {
+    auto fee = fee_of(item.feature, billed.units, billed.events, std::move(billed.priced), account.plans.currency);
     fee.customer = account.customer;
     fee.subscription = account.entity;
-    fee.period = period;
+    fee.period = period.value_or(billed.first->around(item.billed, account.now));
     return fee;
 }
 
@@ -12914,11 +12906,8 @@ Fees Plans::usage(const UsageQuery& asked, Timestamp now, UsageSource& usage_sou
     }
     std::vector<Fee> list;
     for (const auto& item : items) {
-        if (item.flag) continue;
-        const auto holding = std::find_if(account.holdings.begin(), account.holdings.end(), [&](const Holding& each) { return each.item == &item; });
-        if (holding == account.holdings.end()) continue;
-        const auto period = asked.period.value_or(holding->around(item.billed, now));
-        list.push_back(fee_of(account, item, period, taken_from(account, item), price_item(account, item)));
+        const auto all = billed(account, item);
+        if (all.first && !item.flag) list.push_back(fee_of(account, item, all, asked.period));
     }
     return sum_up(std::move(list), currency);
 }
@@ -12937,7 +12926,7 @@ Fees Plans::estimate_fees(const Event& event, Timestamp now, UsageSource& usage_
     auto before = open_account(*this, event.customer, event.subscription, now);
     std::set<std::string> used;
     for (const auto& feature : features) {
-        if (std::find(feature.names.begin(), feature.names.end(), event.name) != feature.names.end()) used.merge(related(*this, feature.id));
+        if (feature.names.contains(event.name)) used.merge(related(*this, feature.id));
     }
     if (used.empty()) throw Error(ErrorCode::not_found, "name", "no feature is used by events named " + event.name);
     follow(before, {used}, usage_source);
@@ -12945,10 +12934,9 @@ Fees Plans::estimate_fees(const Event& event, Timestamp now, UsageSource& usage_
     use_event(after, event.name, event.subscription, event.value.value_or(Decimal(1)));
     std::vector<Fee> list;
     for (const auto& item : items) {
-        const Taken taken{taken_from(after, item).units - taken_from(before, item).units, 1};
-        if (taken.units.is_zero()) continue;
-        const auto& holding = *std::find_if(after.holdings.begin(), after.holdings.end(), [&](const Holding& each) { return each.item == &item; });
-        list.push_back(fee_of(after, item, holding.around(item.billed, now), taken, difference(price_item(after, item), price_item(before, item))));
+        const auto earlier = billed(before, item), later = billed(after, item);
+        const Billed added{later.first, later.units - earlier.units, 1, difference(later.priced, earlier.priced)};
+        if (!added.units.is_zero()) list.push_back(fee_of(after, item, added));
     }
     return sum_up(std::move(list), currency);
 }

@@ -1369,6 +1369,8 @@ TEST_CASE("Autumn refuses what its validation refuses", "[autumn]") {
     CHECK(refused({{"amount", 1}, {"billing_units", 0}}) == at + "billing_units: must be above 0");
     CHECK(refused({{"tiers", {5}}}) == at + "tiers[0].to: is required");
     CHECK(refused({{"tiers", {{{"to", "inf"}}}}}) == at + "tiers[0].amount: is required");
+    CHECK(refused({{"amount", 1}, {"currencies", {{"usd", {{"amonut", 2}}}}}}) == at + "currencies: have no amount in the book's currency");
+    CHECK(refused({{"amount", 1}, {"currencies", {{"usd", {{"amount", 2}}}}}}) == "accepted");
     CHECK(refused({{"amount", 1}, {"currencies", 7}}) == at + "currencies: must be an object");
     CHECK(refused({{"amount", 1}, {"currencies", {{"usd", true}}}}) == at + "currencies.usd: must be an object");
 }
