@@ -303,7 +303,7 @@ struct Receipt {
 enum class Operator { eq, ne, gt, gte, lt, lte, in, not_in, contains, not_contains, like, not_like, exists };
 
 /// A condition on events: a tree of all (and), any (or) and clauses on one field each.
-/// Fields: id, name, source, customer, subscription, timestamp, value, or the path of a property ("model", "request.region");
+/// Fields: id, name, source, customer, subscription, timestamp, recorded_at, value, or the path of a property ("model", "request.region");
 /// "properties.name" is the property even where a field has that name; a key with a dot in it is taken for a path.
 /// Numbers compare as decimals, texts as texts (a number and a text holding a number are equal), timestamps as instants; a missing
 /// property, like null, satisfies only ne, not_in, not_contains, not_like and exists false. So does an object with members, but that it satisfies
@@ -617,9 +617,11 @@ public:
     /// "external_customer_id", "start_date", "end_date", "subscription_status", "cancelled_at", "billing_period", "billing_period_count",
     /// "billing_anchor", "line_items", "commitment_amount", "overage_factor", "enable_true_up", "commitment_duration",
     /// "coupon_associations"}] only these customers have prices, in their billing periods, those of line items on their terms; without that list any
-    /// customer has all, in calendar months, UTC. usage() is what an invoice lists for usage, each line rounded to the currency, before coupons;
-    /// estimate_fees() is not rounded. FIXED prices are for price() alone. FlexPrice counts some copies of an id twice; here an id is
-    /// one event.
+    /// customer has all, in calendar months, UTC. usage() is what an invoice comes to, each line rounded to the currency: usage, the FIXED prices
+    /// that fall due in the period (in ADVANCE where a billing period begins in it, in ARREAR where one ends, ONETIME where the line item begins;
+    /// of a line item that begins or ends between, its share of the time), and coupons, those of cadence "once" or "repeated" on so many of the
+    /// first bills. Taxes, credits and the proration of a subscription's own first period are not known. estimate_fees() is for usage alone, not
+    /// rounded and before coupons. FlexPrice counts some copies of an id twice; here an id is one event.
     static Book flexprice(const json& catalogue);
     /// {"product": {"id", "prices": [...], "benefits": [...]}, "meters": [...]} as Polar's API shows them, optionally with "subscriptions":
     /// [{"id", "customer": {"external_id"}, "current_period_start", "current_period_end", "recurring_interval",
@@ -1101,7 +1103,8 @@ public:
     Quantities quantities(const Metric& metric, const QuantitiesQuery& query) const;
     /// Balance of a meter of a loaded Polar book. `customers`: the ids that one customer goes by. Credits and resets are Polar's own events, as
     /// far as they are in the log: source "system", name "meter.credited" (properties meter_id, units, rollover) or "meter.reset"
-    /// (meter_id). Throws not_found, bad_value.
+    /// (meter_id). What was recorded from the moment of the last reset on counts, whenever it happened. Of a customer with several ids Polar reads
+    /// no nested properties but for sums, and so it is here. Throws not_found, bad_value.
     CustomerMeter customer_meter(const std::string& meter, const std::vector<std::string>& customers) const;
     /// The values that a metric counts and that are active at the end of the period: added in it (or before, of a recurring metric) and not
     /// removed since (Lago's active unique values, unique_count_query.rb:12). As many as aggregate() says. Throws not_found for an unknown

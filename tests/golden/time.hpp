@@ -103,19 +103,20 @@ json bucket_starts(const json& vector) {
     const auto& query = vector.at("query");
     const auto time = [&](const char* key) { return Timestamp::parse(query.at(key).get<std::string>()); };
     const Period period{time("start_time"), time("end_time")};
-    const auto anchor = query.contains("billing_anchor") ? std::optional(time("billing_anchor")) : std::nullopt;
+    const auto anchor = query.value("billing_anchor", json()).is_string() ? std::optional(time("billing_anchor")) : std::nullopt;
     const auto windows = meter::flexprice::commitment_windows(window_size(vector), period, anchor);
     json list = json::array();
     for (const auto start : starts(meter::BinGrid(period, windows))) list.push_back(start.to_string());
     return {{"bucket_starts", list}};
 }
 
-/// The month after `from` in a row of months that begin on a day.
+/// That day of the month after the one of `from`.
 json add_month_clamped(const json& vector) {
     const auto& query = vector.at("query");
     const auto from = Timestamp::parse(query.at("from").get<std::string>());
-    const auto anchor = Timestamp::from_civil(2000, 1, query.at("day").get<unsigned>());
-    return {{"next", meter::Cycle({1, 0}, anchor.micros(), meter::Zone({})).around(from).to.to_string()}};
+    const auto anchor = Timestamp::from_civil(2000, 1, static_cast<unsigned>(integer(query, "day")));
+    const meter::Cycle months({1, 0}, anchor.micros() + from.micros() - meter::midnight(meter::date_of(from)).micros(), meter::Zone({}));
+    return {{"next", months.around(meter::this_month(from).to - std::chrono::microseconds(1)).to.to_string()}};
 }
 
 /// The hours that a commitment charges: those with usage, and the empty ones that it makes up for.
@@ -123,14 +124,22 @@ json fill_commitment_windows(const json& vector) {
     using namespace meter::flexprice;
     const auto &query = vector.at("query"), &aggregation = vector.at("aggregation");
     const Period period{Timestamp::parse(query.at("start_time").get<std::string>()), Timestamp::parse(query.at("end_time").get<std::string>())};
-    WindowedPrice terms{{}, Commitment{.true_up = aggregation.at("line_item_true_up").get<bool>()}, {}};
-    terms.buckets.push_back(read_time_bucket(meter::Node(aggregation.at("time_bucket"))));
+    WindowedPrice terms{{}, Commitment{.amount = 1, .true_up = aggregation.value("line_item_true_up", false)}, {}};
+    for (const auto& bucket : {aggregation.value("time_bucket", json())}) {
+        if (!bucket.is_null()) terms.buckets.push_back(read_time_bucket(meter::Node(bucket)));
+    }
+    for (const auto& bucket : aggregation.value("time_buckets", json::array())) terms.buckets.push_back(read_time_bucket(meter::Node(bucket)));
+    const auto grid = commitment_windows(window_size(vector), period, {});
+    meter::Bins bins(grid);
+    std::map<Timestamp, Decimal> used;
+    for (const auto& event : vector.at("events")) {
+        const auto start = bins.around(Timestamp::parse(event.at("timestamp").get<std::string>())).from;
+        used[start] += number(event.value("properties", json::object()), "value");
+    }
     std::vector<Window> windows;
-    for (const auto& event : vector.at("events"))
-        windows.push_back({Timestamp::parse(event.at("timestamp").get<std::string>()), number(event.at("properties"), "value")});
+    for (const auto& [start, units] : used) windows.push_back({.start = start, .units = units});
     json hours = json::array();
-    for (const auto& window : terms.filled(windows, meter::BinGrid(period, commitment_windows(window_size(vector), period, {}))))
-        hours.push_back(window.minute() / 60);
+    for (const auto& window : terms.filled(windows, meter::BinGrid(period, grid))) hours.push_back(window.minute() / 60);
     return {{"window_hours", hours}};
 }
 
