@@ -12402,6 +12402,7 @@ struct Balance {
     bool overage_allowed = false, unlimited = false;
     std::optional<Decimal> least = {};  // how far down overage may go
     Decimal cost = 1;                   // of one unit, in the balance's own
+    std::string_view shares = {};       // those that share this share how far down they may go together
 };
 
 enum class OverageBehavior { cap, reject, overflow };  // overflow: no balance has a floor or ceiling
@@ -12417,6 +12418,15 @@ void take(Balance& balance, Decimal& units, const std::optional<Decimal>& bound)
     units -= taken == wanted ? units : divided(taken, balance.cost);
 }
 
+// How far down overage may go when others have part of what they share.
+std::optional<Decimal> floor_of(const Balance& balance, const std::vector<Balance>& all) {
+    auto least = balance.least;
+    for (const auto& other : all) {
+        if (least && &other != &balance && !other.shares.empty() && other.shares == balance.shares) *least += at_least_zero(-other.balance);
+    }
+    return least;
+}
+
 // What is left of `value` that no balance took (7.7): nothing where one is unlimited. First every balance goes to 0, in order; then usage goes on
 // to the floors of those that allow overage, a refund to where each started. With reject nothing moves unless all of it fits.
 Decimal settle(std::vector<Balance>& balances, const Decimal& value, OverageBehavior behavior) {
@@ -12426,7 +12436,7 @@ Decimal settle(std::vector<Balance>& balances, const Decimal& value, OverageBeha
     auto left = value;
     for (auto& balance : changed) take(balance, left, Decimal());
     for (auto& balance : changed) {
-        const auto bound = refund ? std::optional(balance.starting) : balance.least;
+        const auto bound = refund ? std::optional(balance.starting) : floor_of(balance, changed);
         if (refund || balance.overage_allowed) take(balance, left, overflows ? std::nullopt : bound);
     }
     for (auto& balance : changed) {
@@ -12829,6 +12839,7 @@ void add_holding(Account& account, const PlanItem& item, const std::string& enti
 void set_floors(Account& account) {
     for (auto& holding : account.holdings) {
         auto most = spend_limit(account, holding.item->feature, holding.entity);
+        if (most) holding.state.shares = holding.item->feature;
         if (!most) most = holding.item->max_purchase;
         if (most) holding.state.least = -*most;
     }

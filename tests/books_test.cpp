@@ -1901,6 +1901,21 @@ TEST_CASE("An unlimited balance pays for all, and a unit of a credit system cost
     CHECK(counted.ask(1, "credits").balance == 6);
 }
 
+TEST_CASE("Balances of a feature share its spend limit", "[autumn][check]") {
+    json source = plan_of({{{"feature_id", "chat"}, {"included", 2}, {"price", overage_price()}}});
+    source["plan"]["billing_controls"] = {{"spend_limits", {{{"feature_id", "chat"}, {"enabled", true}, {"overage_limit", 5}}}}};
+    source["plans"] = {source["plan"], {{"id", "more"}, {"add_on", true}, {"items", source["plan"]["items"]}}};
+    source.erase("plan");
+    Checked one(source);
+    one.use(march, 7);
+    CHECK(one.ask(2).allowed);
+    CHECK_FALSE(one.ask(3).allowed);
+    one.use("2026-03-02T00:00:00Z", 7);
+    CHECK(one.ask(1).overage == 5);
+    CHECK(one.ask(1).usage == 9);
+    CHECK(one.m.usage({.customer = "acme"}).amount_cents == 500);
+}
+
 TEST_CASE("Of balances that are alike the older pays first", "[autumn]") {
     json source = plan_of({monthly("chat", 10)});
     source["plans"] = {source["plan"], {{"id", "old"}, {"items", {monthly("chat", 5)}}}};
