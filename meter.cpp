@@ -12124,6 +12124,13 @@ Decimal whole_units(const Decimal& quantity, const Decimal& billing_units) { ret
 
 constexpr int amount_decimals = 10;  // tier results are rounded to these, half up
 
+// A number that there need not be.
+std::optional<Decimal> not_negative(const Node& at, std::string_view key) {
+    const auto number = at.decimal(key);
+    if (number && number->is_negative()) throw Error(ErrorCode::bad_value, at.path(key), "must not be negative");
+    return number;
+}
+
 // --- plan items ---
 
 struct Item {
@@ -12161,12 +12168,13 @@ bool is_second(const Node& at, std::string_view key, std::string_view first, std
     return at.choice(key, std::array{std::pair(first, false), std::pair(second, true)}, std::string(first));
 }
 
-Item read_item(const Node& at, bool limits_include_included, const std::string& currency = {}) {
+// Limits of tiers count the included units with `limits_include_included`.
+Item read_item(const Node& at, const Decimal& included, bool limits_include_included, const std::string& currency = {}) {
     Item item;
     item.volume = is_second(at, "tier_behavior", "graduated", "volume");
     item.prepaid = at.text("billing_method") == "prepaid";
     item.usage_based = at.text("billing_method") == "usage_based";
-    item.included = at.decimal("included").value_or(Decimal());
+    item.included = included;
     item.billing_units = at.decimal("billing_units").value_or(Decimal(1));
     if (item.billing_units <= 0) throw Error(ErrorCode::bad_value, at.path("billing_units"), "must be above 0");
     const auto amounts = in_currency(at, currency);
@@ -12275,9 +12283,8 @@ struct CreditSystem {
 CreditSystem read_credit_system(const Node& at, std::string_view id_field) {
     CreditSystem system{at.text(id_field), {}};
     for (const auto& each : at.list("credit_schema")) {
-        const auto amount = each.decimal("credit_cost").value_or(each.decimal("credit_amount").value_or(Decimal()));
+        const auto amount = not_negative(each, each.find("credit_cost") ? "credit_cost" : "credit_amount").value_or(Decimal());
         const auto units = each.decimal("feature_amount").value_or(Decimal(1));
-        if (amount.is_negative()) throw Error(ErrorCode::bad_value, each.path("credit_cost"), "must not be negative");
         if (units <= 0) throw Error(ErrorCode::bad_value, each.path("feature_amount"), "must be above 0");
         system.costs[each.required_text("metered_feature_id")] = divided(amount, units);
     }
@@ -12322,17 +12329,11 @@ struct Markups {
     std::map<std::string, Model> custom = {};  // models without prices elsewhere: "custom/..."
 };
 
-std::optional<Decimal> read_rate(const Node& at, std::string_view key) {
-    const auto rate = at.decimal(key);
-    if (rate && rate->is_negative()) throw Error(ErrorCode::bad_value, at.path(key), "must not be negative");
-    return rate;
-}
-
 TokenRates read_token_rates(const Node& at, bool context) {
     TokenRates rates;
     for (const auto& kind : token_kinds) {
         if (context && !kind.in_context) continue;
-        if (const auto rate = read_rate(at, kind.rate)) rates.emplace(kind.rate, *rate);
+        if (const auto rate = not_negative(at, kind.rate)) rates.emplace(kind.rate, *rate);
     }
     return rates;
 }
@@ -12364,7 +12365,7 @@ Markups read_markups(const Node& feature) {
         }
         for (const auto& [model, each] : at.members("model_markups")) {
             if (const auto markup = read_markup(each, "markup")) markups.models[model] = *markup;
-            const auto input = read_rate(each, "input_cost"), output = read_rate(each, "output_cost");
+            const auto input = not_negative(each, "input_cost"), output = not_negative(each, "output_cost");
             if (input && output) markups.custom[model] = {{{"input", *input}, {"output", *output}}, {}};
         }
     }
@@ -12411,6 +12412,7 @@ struct Balance {
     bool overage_allowed = false, unlimited = false;
     std::optional<Decimal> least = {};  // how far down overage may go
     Decimal cost = 1;                   // of one unit, in the balance's own
+    std::string_view shares = {};       // those that share this share how far down they may go together
 };
 
 enum class OverageBehavior { cap, reject, overflow };  // overflow: no balance has a floor or ceiling
@@ -12426,6 +12428,15 @@ void take(Balance& balance, Decimal& units, const std::optional<Decimal>& bound)
     units -= taken == wanted ? units : divided(taken, balance.cost);
 }
 
+// How far down overage may go when others have part of what they share.
+std::optional<Decimal> floor_of(const Balance& balance, const std::vector<Balance>& all) {
+    auto least = balance.least;
+    for (const auto& other : all) {
+        if (least && &other != &balance && !other.shares.empty() && other.shares == balance.shares) *least += at_least_zero(-other.balance);
+    }
+    return least;
+}
+
 // What is left of `value` that no balance took (7.7): nothing where one is unlimited. First every balance goes to 0, in order; then usage goes on
 // to the floors of those that allow overage, a refund to where each started. With reject nothing moves unless all of it fits.
 Decimal settle(std::vector<Balance>& balances, const Decimal& value, OverageBehavior behavior) {
@@ -12435,7 +12446,7 @@ Decimal settle(std::vector<Balance>& balances, const Decimal& value, OverageBeha
     auto left = value;
     for (auto& balance : changed) take(balance, left, Decimal());
     for (auto& balance : changed) {
-        const auto bound = refund ? std::optional(balance.starting) : balance.least;
+        const auto bound = refund ? std::optional(balance.starting) : floor_of(balance, changed);
         if (refund || balance.overage_allowed) take(balance, left, overflows ? std::nullopt : bound);
     }
     for (auto& balance : changed) {
@@ -12460,13 +12471,10 @@ bool allowed(const Check& check) {
 // --- money ---
 
 Currency minor_currency(std::string code) {
-    static constexpr std::array<std::string_view, 16> whole{"bif", "clp", "djf", "gnf", "jpy", "kmf", "krw", "mga",
-                                                            "pyg", "rwf", "ugx", "vnd", "vuv", "xaf", "xof", "xpf"};
-    static constexpr std::array<std::string_view, 5> thousandths{"bhd", "jod", "kwd", "omr", "tnd"};
+    constexpr std::string_view whole = "bif clp djf gnf jpy kmf krw mga pyg rwf ugx vnd vuv xaf xof xpf", thousandths = "bhd jod kwd omr tnd";
     std::transform(code.begin(), code.end(), code.begin(), [](unsigned char c) { return static_cast<char>(std::tolower(c)); });
-    const auto is_in = [&](const auto& list) { return std::find(list.begin(), list.end(), code) != list.end(); };
-    if (is_in(whole)) return {0, 1};
-    return is_in(thousandths) ? Currency{3, 1000} : Currency();
+    const auto is_in = [&](std::string_view codes) { return code.size() == 3 && codes.find(code) != std::string_view::npos; };
+    return is_in(whole) ? Currency{0, 1} : is_in(thousandths) ? Currency{3, 1000} : Currency();
 }
 
 // Smallest units as Stripe takes them: three-decimal currencies are rounded to ten (7.10).
@@ -12481,17 +12489,16 @@ Decimal minor_units(const Decimal& amount, const std::string& code) {
 struct Feature {
     std::string id;
     bool flag = false;                    // boolean: there or not, nothing is counted
-    std::vector<std::string> names;       // of the events that use it, each once
+    std::set<std::string> names;          // of the events that use it
     CreditSystem system;                  // without costs when it is none
     std::optional<Markups> markups = {};  // of an AI credit system
 };
 
 Feature read_feature(const Node& at) {
-    Feature feature{at.required_text("id"), at.text("type") == "boolean", at.texts("event_names"), read_credit_system(at, "id")};
+    const auto names = at.texts("event_names");
+    Feature feature{at.required_text("id"), at.text("type") == "boolean", {names.begin(), names.end()}, read_credit_system(at, "id")};
     if (at.text("type") == "ai_credit_system") feature.markups = read_markups(at);
-    feature.names.push_back(feature.id);
-    std::sort(feature.names.begin(), feature.names.end());
-    feature.names.erase(std::unique(feature.names.begin(), feature.names.end()), feature.names.end());
+    feature.names.insert(feature.id);
     return feature;
 }
 
@@ -12513,6 +12520,7 @@ void check_item(const Node& at, const Node& price, const Item& item) {
     const auto refuse = [](const std::string& path, const char* reason) { throw Error(ErrorCode::bad_value, path, reason); };
     const auto tiers = price.list("tiers");
     if (price.find("amount").has_value() == !tiers.empty()) refuse(price.path("amount"), "exactly one of amount and tiers is required");
+    if (item.tiers.empty()) refuse(price.path("currencies"), "have no amount in the book's currency");
     if (!item.prepaid && !item.usage_based) refuse(price.path("billing_method"), "must be prepaid or usage_based");
     if (item.volume && !item.prepaid) refuse(price.path("tier_behavior"), "volume is for prepaid items only");
     if (!item.prepaid && at.find("proration")) refuse(at.path("proration"), "is for prepaid items only");
@@ -12537,9 +12545,7 @@ Item read_amounts(const Node& at, const std::string& currency) {
         throw Error(ErrorCode::bad_value, at.path("included"), "must be from 0 to 10^13");
     if (!at.find("price")) return {.included = included};
     const auto price = at.object("price");
-    auto merged = price.value();
-    merged["included"] = at.raw("included");
-    auto item = autumn::read_item(Node(merged, price.path()), true, currency);
+    auto item = read_item(price, included, true, currency);
     check_item(at, price, item);
     return item;
 }
@@ -12560,8 +12566,7 @@ PlanItem read_plan_item(const Node& at, const Node& plan, const std::string& cur
     item.quantity = at.decimal("quantity").value_or(item.item.included);
     if (const auto price = at.find("price")) {
         item.billed = price->find("interval") ? read_interval(*price) : stride_of("month");
-        const auto most = price->decimal("max_purchase");
-        if (most && most->is_negative()) throw Error(ErrorCode::bad_value, price->path("max_purchase"), "must not be negative");
+        const auto most = not_negative(*price, "max_purchase");
         if (most && *most > 0) item.max_purchase = most;  // 0 is no limit (7.8)
     }
     item.reset = at.find("reset") ? read_interval(at.object("reset")) : item.billed;
@@ -12589,8 +12594,7 @@ struct Subscription {
 
 Subscription read_subscription(const Node& at) {
     Subscription subscription{.started = read_moment(at, "started_at"), .expires = read_moment(at, "expires_at")};
-    subscription.products = at.decimal("quantity").value_or(Decimal(1));
-    if (subscription.products.is_negative()) throw Error(ErrorCode::bad_value, at.path("quantity"), "must not be negative");
+    subscription.products = not_negative(at, "quantity").value_or(Decimal(1));
     for (const auto& each : at.list("feature_quantities"))
         subscription.quantities[each.required_text("feature_id")] = each.decimal("quantity").value_or(Decimal());
     // Cycles go on from the start, unless the current one began elsewhere: after a trial, or a change of plans.
@@ -12638,8 +12642,7 @@ UsageLimit read_usage_limit(const Node& at) {
 }
 
 SpendLimit read_spend_limit(const Node& at) {
-    SpendLimit limit{at.flag("enabled"), is_second(at, "limit_type", "absolute", "usage_percentage"), at.decimal("overage_limit")};
-    if (limit.limit && limit.limit->is_negative()) throw Error(ErrorCode::bad_value, at.path("overage_limit"), "must not be negative");
+    SpendLimit limit{at.flag("enabled"), is_second(at, "limit_type", "absolute", "usage_percentage"), not_negative(at, "overage_limit")};
     if (at.find("skip_overage_billing")) limit.skip_billing = at.flag("skip_overage_billing");
     return limit;
 }
@@ -12846,6 +12849,7 @@ void add_holding(Account& account, const PlanItem& item, const std::string& enti
 void set_floors(Account& account) {
     for (auto& holding : account.holdings) {
         auto most = spend_limit(account, holding.item->feature, holding.entity);
+        if (most) holding.state.shares = holding.item->feature;
         if (!most) most = holding.item->max_purchase;
         if (most) holding.state.least = -*most;
     }
@@ -12972,8 +12976,7 @@ void apply(Account& account, const Takings& takings, std::int64_t events) {
 // Everything that an event of that name uses.
 void use_event(Account& account, const std::string& name, const std::string& entity, const Decimal& units) {
     for (const auto& feature : account.plans.features) {
-        if (std::find(feature.names.begin(), feature.names.end(), name) != feature.names.end())
-            apply(account, takings_of(account, feature.id, entity, units), 1);
+        if (feature.names.contains(name)) apply(account, takings_of(account, feature.id, entity, units), 1);
     }
 }
 
@@ -13112,35 +13115,30 @@ void follow(Account& account, const Course& course, UsageSource& source) {
 
 // ---- the operations ----
 
-struct Taken {
-    Decimal units;
+// The balances of an item together, and what they come to (7.6): the units bought of a prepaid one, else the overage.
+struct Billed {
+    const Holding* first = nullptr;  // nothing when there are none
+    Decimal units = {};
     std::int64_t events = 0;
+    Priced priced = {};
 };
 
-Taken taken_from(const Account& account, const PlanItem& item) {
-    Taken taken;
-    for (const auto& holding : account.holdings) {
-        if (holding.item != &item) continue;
-        taken.units += holding.used;
-        taken.events += holding.events;
-    }
-    return taken;
-}
-
-// What an item comes to: the units bought of a prepaid one, else the overage of all its balances together (7.6).
-Priced price_item(const Account& account, const PlanItem& item) {
-    if (item.item.tiers.empty()) return {};
-    Priced prepaid;
+Billed billed(const Account& account, const PlanItem& item) {
+    Billed all;
     std::vector<Decimal> usages;
     for (const auto& holding : account.holdings) {
         if (holding.item != &item) continue;
+        if (!all.first) all.first = &holding;
+        all.units += holding.used;
+        all.events += holding.events;
         usages.push_back(item.item.included - holding.state.balance);
         if (!item.item.prepaid) continue;
-        for (auto& line : price_prepaid(item.item, bought_units(item, *holding.subscription)).lines) prepaid.add(std::move(line));
+        for (auto& line : price_prepaid(item.item, bought_units(item, *holding.subscription)).lines) all.priced.add(std::move(line));
     }
-    if (item.item.prepaid) return prepaid;
     const auto* control = account.control(&Controls::spend_limits, item.feature, account.entity);
-    return control && control->skip_billing.value_or(false) ? Priced() : price_overage(item.item, usages);
+    const bool skipped = control && control->skip_billing.value_or(false);
+    if (item.item.usage_based && !skipped) all.priced = price_overage(item.item, usages);
+    return all;
 }
 
 // Of a feature: so many units, and what they come to.
@@ -13156,11 +13154,12 @@ Fee fee_of(const std::string& feature, const Decimal& units, std::int64_t events
             .lines = std::move(priced.lines)};
 }
 
-Fee fee_of(const Account& account, const PlanItem& item, const Period& period, const Taken& taken, Priced priced) {
-    auto fee = fee_of(item.feature, taken.units, taken.events, std::move(priced), account.plans.currency);
+// Of a period, or else of the billing cycle around now.
+Fee fee_of(const Account& account, const PlanItem& item, Billed billed, const std::optional<Period>& period = {}) {
+    auto fee = fee_of(item.feature, billed.units, billed.events, std::move(billed.priced), account.plans.currency);
     fee.customer = account.customer;
     fee.subscription = account.entity;
-    fee.period = period;
+    fee.period = period.value_or(billed.first->around(item.billed, account.now));
     return fee;
 }
 
@@ -13193,11 +13192,8 @@ Fees Plans::usage(const UsageQuery& asked, Timestamp now, UsageSource& usage_sou
     }
     std::vector<Fee> list;
     for (const auto& item : items) {
-        if (item.flag) continue;
-        const auto holding = std::find_if(account.holdings.begin(), account.holdings.end(), [&](const Holding& each) { return each.item == &item; });
-        if (holding == account.holdings.end()) continue;
-        const auto period = asked.period.value_or(holding->around(item.billed, now));
-        list.push_back(fee_of(account, item, period, taken_from(account, item), price_item(account, item)));
+        const auto all = billed(account, item);
+        if (all.first && !item.flag) list.push_back(fee_of(account, item, all, asked.period));
     }
     return sum_up(std::move(list), currency);
 }
@@ -13216,7 +13212,7 @@ Fees Plans::estimate_fees(const Event& event, Timestamp now, UsageSource& usage_
     auto before = open_account(*this, event.customer, event.subscription, now);
     std::set<std::string> used;
     for (const auto& feature : features) {
-        if (std::find(feature.names.begin(), feature.names.end(), event.name) != feature.names.end()) used.merge(related(*this, feature.id));
+        if (feature.names.contains(event.name)) used.merge(related(*this, feature.id));
     }
     if (used.empty()) throw Error(ErrorCode::not_found, "name", "no feature is used by events named " + event.name);
     follow(before, {used}, usage_source);
@@ -13224,10 +13220,9 @@ Fees Plans::estimate_fees(const Event& event, Timestamp now, UsageSource& usage_
     use_event(after, event.name, event.subscription, event.value.value_or(Decimal(1)));
     std::vector<Fee> list;
     for (const auto& item : items) {
-        const Taken taken{taken_from(after, item).units - taken_from(before, item).units, 1};
-        if (taken.units.is_zero()) continue;
-        const auto& holding = *std::find_if(after.holdings.begin(), after.holdings.end(), [&](const Holding& each) { return each.item == &item; });
-        list.push_back(fee_of(after, item, holding.around(item.billed, now), taken, difference(price_item(after, item), price_item(before, item))));
+        const auto earlier = billed(before, item), later = billed(after, item);
+        const Billed added{later.first, later.units - earlier.units, 1, difference(later.priced, earlier.priced)};
+        if (!added.units.is_zero()) list.push_back(fee_of(after, item, added));
     }
     return sum_up(std::move(list), currency);
 }

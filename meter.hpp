@@ -643,7 +643,8 @@ public:
     /// "quantity", "feature_quantities"}], "billing_controls", "entities": [...]}] only these customers have these plans, from when they
     /// started, and their cycles are counted from there; entities (of that same form, their kind in "feature_id") may have plans for
     /// themselves. "billing_controls" ("usage_limits", "spend_limits", "overage_allowed") are those of an entity, its customer or the plans,
-    /// the first that names the feature. Rollovers are not known. The code is "id", or the first plan's.
+    /// the first that names the feature. Usage limits decide checks; what was used beyond one is taken off balances all the same, where Autumn drops
+    /// it. Rollovers are not known. The code is "id", or the first plan's.
     /// usage() of a customer adds up the overage of all entities before it is priced; with a subscription it is of that entity's events alone.
     /// Without a period it is of each item's cycle under way, as far as it has come; balances are not reset within a period that is given.
     static Book autumn(const json& catalogue);

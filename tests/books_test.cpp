@@ -1489,6 +1489,8 @@ TEST_CASE("Autumn refuses what its validation refuses", "[autumn]") {
     CHECK(refused({{"amount", 1}, {"billing_units", 0}}) == at + "billing_units: must be above 0");
     CHECK(refused({{"tiers", {5}}}) == at + "tiers[0].to: is required");
     CHECK(refused({{"tiers", {{{"to", "inf"}}}}}) == at + "tiers[0].amount: is required");
+    CHECK(refused({{"amount", 1}, {"currencies", {{"usd", {{"amonut", 2}}}}}}) == at + "currencies: have no amount in the book's currency");
+    CHECK(refused({{"amount", 1}, {"currencies", {{"usd", {{"amount", 2}}}}}}) == "accepted");
     CHECK(refused({{"amount", 1}, {"currencies", 7}}) == at + "currencies: must be an object");
     CHECK(refused({{"amount", 1}, {"currencies", {{"usd", true}}}}) == at + "currencies.usd: must be an object");
 }
@@ -1910,6 +1912,21 @@ TEST_CASE("An unlimited balance pays for all, and a unit of a credit system cost
     Checked counted(plan_of({monthly("credits", 10)}, {system}));
     counted.use(march, 4);
     CHECK(counted.ask(1, "credits").balance == 6);
+}
+
+TEST_CASE("Balances of a feature share its spend limit", "[autumn][check]") {
+    json source = plan_of({{{"feature_id", "chat"}, {"included", 2}, {"price", overage_price()}}});
+    source["plan"]["billing_controls"] = {{"spend_limits", {{{"feature_id", "chat"}, {"enabled", true}, {"overage_limit", 5}}}}};
+    source["plans"] = {source["plan"], {{"id", "more"}, {"add_on", true}, {"items", source["plan"]["items"]}}};
+    source.erase("plan");
+    Checked one(source);
+    one.use(march, 7);
+    CHECK(one.ask(2).allowed);
+    CHECK_FALSE(one.ask(3).allowed);
+    one.use("2026-03-02T00:00:00Z", 7);
+    CHECK(one.ask(1).overage == 5);
+    CHECK(one.ask(1).usage == 9);
+    CHECK(one.m.usage({.customer = "acme"}).amount_cents == 500);
 }
 
 TEST_CASE("Of balances that are alike the older pays first", "[autumn]") {
