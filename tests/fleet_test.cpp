@@ -22,7 +22,7 @@ Outcome simulate(std::size_t devices, std::size_t capacity, const HttpResponse& 
     };
     std::mt19937_64 random(20260301);
     const Vendor& vendor = vendor_named("lago");
-    const std::vector<std::string> ids = {"id"};
+    const std::vector<std::string_view> ids = {"id"};
     std::priority_queue<Turn, std::vector<Turn>, std::greater<>> turns;
     for (std::size_t device = 0; device < devices; ++device) turns.push({static_cast<std::int64_t>(random() % 1000000), device, 0});
     Outcome outcome;
