@@ -1484,6 +1484,8 @@ TEST_CASE("confirm: trouble and mistakes are errors") {
     }
     CHECK(code("lago", {noon, noon}) == ErrorCode::bad_value);
     CHECK(code("other", {noon, noon + 1h}) == ErrorCode::not_found);
+    CHECK(code("", {noon, noon + 1h}) == ErrorCode::not_found);
+    CHECK_THROWS_AS(Meter().confirm("", {noon, noon + 1h}), Error);
     UpstreamOptions options = through(transport);
     options.base_url = "https://zyg.example";
     m.connect(Upstream::zyg(options));
