@@ -15922,7 +15922,7 @@ public:
     // ---- read-back
 
     Confirmation confirm(const std::string& upstream, const Period& period) {
-        const std::shared_ptr<Link> link = chosen(upstream).at(0);
+        const std::shared_ptr<Link> link = connected(upstream);
         const ReadRule* rule = read_rule(link->vendor);
         if (!rule) throw Error(ErrorCode::unsupported, "upstream", "this vendor cannot be read back");
         if (period.from >= period.to) throw Error(ErrorCode::bad_value, "period", "ends before it begins");
@@ -15937,7 +15937,7 @@ public:
     }
 
     std::int64_t resend(const std::string& upstream, std::span<const std::int64_t> sequences) {
-        const std::shared_ptr<Link> link = chosen(upstream).at(0);
+        const std::shared_ptr<Link> link = connected(upstream);
         const std::int64_t resent = store_.write([&](Connection& c) {
             const UpstreamRow row = get_upstream(c, upstream);
             std::int64_t changed = 0;
@@ -15958,7 +15958,7 @@ public:
     // ---- the air gap
 
     ExportReport export_pending(const std::string& upstream, const std::string& path) const {
-        const std::shared_ptr<Link> link = chosen(upstream).at(0);
+        const std::shared_ptr<Link> link = connected(upstream);
         const std::string part = path + ".part";  // takes the name when it is whole
         ExportReport report;
         {
@@ -15974,7 +15974,7 @@ public:
     }
 
     std::int64_t acknowledge_export(const std::string& upstream, std::int64_t through) {
-        const std::shared_ptr<Link> link = chosen(upstream).at(0);
+        const std::shared_ptr<Link> link = connected(upstream);
         std::int64_t delivered = 0, step = 1;
         for (bool more = true; more; delivered += step) {
             step = store_.write([&](Connection& c) {
@@ -16121,12 +16121,19 @@ private:
         if (found->second.empty()) shown.erase(found);
     }
 
+    std::shared_ptr<Link> connected(const std::string& name) const {
+        const std::lock_guard lock(mutex_);
+        const auto found = links_.find(name);
+        if (found == links_.end()) throw Error(ErrorCode::not_found, "upstream", "not connected: " + name);
+        return found->second;
+    }
+
+    // All when the name is empty.
     std::vector<std::shared_ptr<Link>> chosen(const std::string& name) const {
+        if (!name.empty()) return {connected(name)};
         const std::lock_guard lock(mutex_);
         std::vector<std::shared_ptr<Link>> links;
-        for (const auto& [key, link] : links_)
-            if (name.empty() || key == name) links.push_back(link);
-        if (links.empty() && !name.empty()) throw Error(ErrorCode::not_found, "upstream", "not connected: " + name);
+        for (const auto& [key, link] : links_) links.push_back(link);
         return links;
     }
 
