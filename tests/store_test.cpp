@@ -712,6 +712,7 @@ TEST_CASE("An option that cannot be is refused by name") {
     CHECK(field([](MeterOptions& o) { o.path.clear(); }).field() == "path");
     CHECK(field([](MeterOptions& o) { o.path = std::string("/tmp/a\0b", 8); }).field() == "path");
     CHECK(field([](MeterOptions& o) { o.chunk_events = 63; }).field() == "chunk_events");
+    for (const std::size_t bytes : {0u, 256u, 1000u, 131072u}) CHECK(field([&](MeterOptions& o) { o.page_bytes = bytes; }).field() == "page_bytes");
     CHECK(field([](MeterOptions& o) { o.chunk_events = -1; }).field() == "chunk_events");
     CHECK(field([](MeterOptions& o) { o.chunk_events = std::int64_t{1} << 40; }).field() == "chunk_events");
     CHECK(field([](MeterOptions& o) { o.max_bytes = -1; }).field() == "max_bytes");
