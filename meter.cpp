@@ -15091,8 +15091,7 @@ private:
         context_.store.read([&](Connection& c) {
             const auto measured = options().before_send ? measured_properties(c) : std::vector<MeasuredProperty>();
             const ItemMaker maker{
-                vendor(),   options(), link_.selection, measured, row_.vendor_time(now()), std::min(vendor().batch_bytes, request_bytes),
-                batch_.text};
+                vendor(), options(), link_.selection, measured, row_.vendor_time(now()), std::min(vendor().batch_bytes, request_bytes), batch_.text};
             const std::int64_t stride = std::max<std::int64_t>(link_.batch_events, 500);  // several small requests from one look into the log
             read_released(c, row_, maker, stride, batch_.items);
             batch_.from_log = batch_.items.empty();

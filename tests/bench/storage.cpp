@@ -37,7 +37,8 @@ void measure_edge(const Fixtures& fixtures) {
     constexpr std::int64_t events = 200'000;
     const std::string path = fixtures.path("edge.db");
     auto found = run_child({"record", path, std::to_string(events)});
-    say("edge: cache 256 KiB, pages of 1,024, chunks of 2,048, ids 512 KiB: peak %.1f MiB (%.1f before opening), %.0f bytes an event in write calls, %.0f to storage "
+    say("edge: cache 256 KiB, pages of 1,024, chunks of 2,048, ids 512 KiB: peak %.1f MiB (%.1f before opening), %.0f bytes an event in write calls, "
+        "%.0f to storage "
         "(/proc/self/io), %.0f on disk\n",
         found["peak"] / mebibyte, found["before"] / mebibyte, found["written"] / events, found["stored"] / events,
         static_cast<double>(file_bytes(path)) / events);
