@@ -25,6 +25,7 @@
 #include <cstring>
 #include <deque>
 #include <filesystem>
+#include <forward_list>
 #include <fstream>
 #include <iterator>
 #include <limits>
@@ -1318,8 +1319,8 @@ auto beneath(const std::string& place, Read&& read) {
 }
 
 // Numbers that Decimal cannot hold are refused on the way in, so that whatever is stored can be measured exactly.
-const char* number_fault(std::string_view text) noexcept {
-    if (text.size() <= 18 && text.find_first_of("eE") == std::string_view::npos) return nullptr;
+const char* number_fault(std::string_view text, bool exponent) noexcept {
+    if (text.size() <= 18 && !exponent) return nullptr;
     return Decimal::parse(text) ? nullptr : "is a number of more than 38 digits, or too large or small";
 }
 
@@ -1480,11 +1481,12 @@ private:
         skip('-', '-');
         if (!skip('0', '0')) digits();
         if (skip('.', '.')) digits();
-        if (skip('e', 'E')) {
+        const bool exponent = skip('e', 'E');
+        if (exponent) {
             skip('+', '-');
             digits();
         }
-        if (const char* fault = number_fault(span(start))) fail(fault);
+        if (const char* fault = number_fault(span(start), exponent)) fail(fault);
         return {JsonToken::Kind::number, false, span(start)};
     }
     JsonToken string() {
@@ -1560,7 +1562,7 @@ void append_json_text(std::string& out, std::string_view text) {
     constexpr std::string_view digits = "0123456789abcdef";
     out.push_back('"');
     std::size_t copied = 0;
-    for (std::size_t at = 0; at < text.size(); ++at) {
+    for (std::size_t at = plain_run(text); at < text.size(); ++at) {
         const char c = text[at];
         if (static_cast<unsigned char>(c) >= 0x20 && c != '"' && c != '\\') continue;
         out.append(text, copied, at - copied);
@@ -1597,7 +1599,7 @@ void append_json_number(std::string& out, Number number, const JsonPath& path) {
     const auto [end, fault] = std::to_chars(digits.data(), digits.data() + digits.size(), number);
     std::string_view text(digits.data(), static_cast<std::size_t>(end - digits.data()));
     if (fault != std::errc() || text.find_first_of("nN") != std::string_view::npos) refuse(path.text(), "is not a finite number");
-    if (const char* reason = number_fault(text)) refuse(path.text(), reason);
+    if (const char* reason = number_fault(text, text.find('e') != std::string_view::npos)) refuse(path.text(), reason);
     out += text;
     if constexpr (std::is_floating_point_v<Number>) {
         if (text.find_first_of(".e") == std::string_view::npos) out += ".0";  // so that it is read back as the float it was
@@ -2190,7 +2192,7 @@ struct Drafts {
     std::vector<Receipt> receipts{};           // one for every event, refused ones included
     ErrorCode refusal = ErrorCode::bad_value;  // of the last one refused
     std::string json_text{};                   // properties and extra of each draft, one after the other
-    std::deque<std::string> texts{};           // ids that were made, texts that had escapes
+    std::forward_list<std::string> texts{};    // ids that were made, texts that had escapes
     std::string_view properties(const Draft& draft) const {
         return std::string_view(json_text).substr(draft.properties_at, draft.extra_at - draft.properties_at);
     }
@@ -2274,7 +2276,7 @@ void draft_member(Drafts& drafts, Draft& draft, Extra& extra, std::string_view& 
     if (token.kind == JsonToken::Kind::null) return;  // as if it were absent
     if (text != text_members.end()) {
         if (token.kind != JsonToken::Kind::text) refuse(std::string(key), "must be text");
-        draft.*(text->second) = token.escaped ? drafts.texts.emplace_back(scanner.decode(token)) : token.raw;
+        draft.*(text->second) = token.escaped ? drafts.texts.emplace_front(scanner.decode(token)) : token.raw;
     } else if (key == "timestamp") {
         draft.timestamp = read_timestamp(token);
     } else if (key == "value") {
@@ -2434,6 +2436,12 @@ public:
     }
     std::int64_t last_rowid() const noexcept { return db.getLastInsertRowid(); }
     std::int64_t changes() const noexcept { return sqlite3_changes(db.getHandle()); }
+    // Another number after each commit of this connection, and in a transaction that sees what others have committed.
+    std::uint32_t data_version() const noexcept {
+        std::uint32_t version = 0;
+        sqlite3_file_control(db.getHandle(), "main", SQLITE_FCNTL_DATA_VERSION, &version);
+        return version;
+    }
 
     SQLite::Database db;
 
@@ -2695,17 +2703,43 @@ bool each_filter_bit(std::uint64_t hash, Bit&& bit) {
     return true;
 }
 
-// One block as it is stored. The entries are those of the block, in order.
-void write_block(Connection& db, const Run& run, std::size_t block, std::span<const RunEntry> entries) {
-    Bytes filter(filter_bytes), packed;
-    packed.reserve(entries.size() * entry_bytes);
+// One block as it is stored.
+struct Block {
+    Bytes filter, entries;
+};
+
+// The entries are those of the block, in order.
+Block make_block(const Run& run, std::span<const RunEntry> entries) {
+    Block block{Bytes(filter_bytes), {}};
+    block.entries.reserve(entries.size() * entry_bytes);
+    const auto set = [&](std::size_t byte, std::uint8_t mask) {
+        block.filter[byte] = static_cast<std::uint8_t>(block.filter[byte] | mask);
+        return true;
+    };
     for (const RunEntry& entry : entries) {
-        each_filter_bit(entry.hash,
-                        [&](std::size_t byte, std::uint8_t mask) { return filter[byte] = static_cast<std::uint8_t>(filter[byte] | mask), true; });
-        put_bytes(packed, entry.hash, 6);
-        put_bytes(packed, static_cast<std::uint64_t>(entry.sequence - run.first), 4);
+        each_filter_bit(entry.hash, set);
+        put_bytes(block.entries, entry.hash, 6);
+        put_bytes(block.entries, static_cast<std::uint64_t>(entry.sequence - run.first), 4);
     }
-    db.prepared("INSERT INTO run_blocks VALUES(?, ?, ?)").run(run.block_id(block), filter, packed);
+    return block;
+}
+
+// The blocks from `first` to `last` of a run, from their entries in order.
+std::vector<Block> make_blocks(const Run& run, std::size_t first, std::size_t last, std::span<const RunEntry> entries) {
+    std::vector<Block> blocks;
+    blocks.reserve(last - first);
+    std::size_t begin = 0;
+    for (std::size_t block = first; block < last; ++block) {
+        std::size_t end = begin;
+        while (end < entries.size() && run.block_of(entries[end].hash) == block) ++end;
+        blocks.push_back(make_block(run, entries.subspan(begin, end - begin)));
+        begin = end;
+    }
+    return blocks;
+}
+
+void write_blocks(Connection& db, const Run& run, std::size_t first, std::span<const Block> blocks) {
+    for (const Block& block : blocks) db.prepared("INSERT INTO run_blocks VALUES(?, ?, ?)").run(run.block_id(first++), block.filter, block.entries);
 }
 
 // The entries of a block whose hashes are from `low` to `high`, in order.
@@ -2986,23 +3020,28 @@ struct LogMemory {
     void forget() {
         texts.forget();
         ids.forget();
-        data_version_ = never;
+        known_ = false;
         ++rollbacks;
     }
-    // Takes in what other connections have written since our last transaction; SQLite says whether there was anything.
+    // Called when a transaction has begun and has read: what other connections have written since the last one is not known.
+    void begun(Connection& db) {
+        if (db.data_version() != version_) known_ = false;
+    }
+    // Called when it has been committed: what it wrote itself is known.
+    void ended(Connection& db) { version_ = db.data_version(); }
+    // Inside of a transaction: takes in what is not known.
     void refresh(Connection& db) {
-        const std::int64_t version = db.integer("PRAGMA data_version");
-        if (version == data_version_) return;
+        if (known_) return;
         ids.refresh(db);
         last = last_sequence(db);
-        data_version_ = version;
+        known_ = true;
     }
-    // After we have sealed or merged something ourselves, which data_version does not show.
-    void touch() { data_version_ = never; }
+    // After we have sealed or merged something ourselves.
+    void touch() { known_ = false; }
 
 private:
-    static constexpr std::int64_t never = -1;
-    std::int64_t data_version_ = never;
+    bool known_ = false;
+    std::uint32_t version_ = 0;
 };
 
 // Decides whether a new event may stay in the log, and writes into its receipt what it found.
@@ -3654,33 +3693,28 @@ struct Chunk {
     std::int64_t first = 0, last = 0;  // sequences after `first` up to `last`
     std::int64_t recorded = 0;         // when the latest of them was recorded
     std::vector<Segment> segments{};
-    std::vector<RunEntry> ids{};
+    Run ids{};
+    std::vector<Block> blocks{};  // of the ids
 };
 
 Chunk make_chunk(Connection& db, std::int64_t first, std::int64_t last) {
-    Chunk chunk{first, last, std::numeric_limits<std::int64_t>::min(), {}, {}};
+    Chunk chunk{first, last, std::numeric_limits<std::int64_t>::min(), {}, {}, {}};
+    std::vector<RunEntry> ids;
+    ids.reserve(static_cast<std::size_t>(last - first));
     Parts parts;
     each_log_row(db, first, last, [&](const Prepared& row) {
         add_row(parts[row.integer(2)], row);
-        chunk.ids.push_back({hash_bytes(row.text(9)) >> (64 - hash_bits), row.integer(0)});
+        ids.push_back({hash_bytes(row.text(9)) >> (64 - hash_bits), row.integer(0)});
         chunk.recorded = std::max(chunk.recorded, row.integer(10));
     });
     for (const auto& [name, part] : parts) {
         Segment& segment = chunk.segments.emplace_back(seal_part(name, part));
         if (part.partial()) segment.keys.emplace_back(partial_mark);
     }
-    std::sort(chunk.ids.begin(), chunk.ids.end());
+    std::sort(ids.begin(), ids.end());
+    chunk.ids = {0, 0, first, last, run_bits(ids.size()), {}};
+    chunk.blocks = make_blocks(chunk.ids, 0, chunk.ids.blocks(), ids);
     return chunk;
-}
-
-void write_run(Connection& db, const Run& run, std::span<const RunEntry> entries) {
-    std::size_t begin = 0;
-    for (std::size_t block = 0; block < run.blocks(); ++block) {
-        std::size_t end = begin;
-        while (end < entries.size() && run.block_of(entries[end].hash) == block) ++end;
-        write_block(db, run, block, entries.subspan(begin, end - begin));
-        begin = end;
-    }
 }
 
 void changed(Connection& db) { set_meta(db, "generation", meta(db, "generation") + 1); }
@@ -3691,11 +3725,11 @@ bool write_chunk(Connection& db, const Chunk& chunk) {
     db.prepared("INSERT INTO chunks(first, last, recorded) VALUES(?, ?, ?)").run(chunk.first, chunk.last, chunk.recorded);
     const std::int64_t id = db.last_rowid();
     for (const Segment& segment : chunk.segments) write_segment(db, id, segment);
-    Run run{0, 0, chunk.first, chunk.last, run_bits(chunk.ids.size()), {}};
+    Run run = chunk.ids;
     db.prepared("INSERT INTO runs(level, first, last, bits, state, owner, touched) VALUES(0, ?, ?, ?, 'live', 0, 0)")
         .run(run.first, run.last, run.bits);
     run.id = db.last_rowid();
-    write_run(db, run, chunk.ids);
+    write_blocks(db, run, 0, chunk.blocks);
     set_meta(db, "sealed", chunk.last);
     changed(db);
     return true;
@@ -4397,7 +4431,7 @@ struct StoreOptions {
     bool sync_full = true;
     std::chrono::milliseconds busy_timeout{};
     std::int64_t max_bytes = 0;
-    std::size_t cache_bytes = 0, index_bytes = 0;
+    std::size_t cache_bytes = 0, index_bytes = 0, page_bytes = 0;
     std::int64_t chunk_events = 0;
     bool background = true;
     std::function<Timestamp()> clock{};
@@ -4479,7 +4513,10 @@ public:
         const std::lock_guard lock(writer_mutex_);
         try {
             const Transaction snapshot(*writer_, "BEGIN");
+            last_sequence(*writer_);  // a transaction sees what it sees from its first reading on
+            memory_.begun(*writer_);
             memory_.refresh(*writer_);
+            memory_.ended(*writer_);
             const PackedId packed = pack_id(id);
             return memory_.ids.find(*writer_, packed, id_hash(packed));
         } catch (const SQLite::Exception& fault) {
@@ -4631,10 +4668,11 @@ void Store::prepare(Connection& db) const {
                     "was written by a newer release (schema " + std::to_string(version) + ", known are up to " + std::to_string(schema_version) +
                         "); it was left as it is");
     }
-    if (fresh) db.db.exec("PRAGMA auto_vacuum = INCREMENTAL");
+    if (fresh) db.db.exec("PRAGMA page_size = " + std::to_string(options_.page_bytes) + "; PRAGMA auto_vacuum = INCREMENTAL");
     db.db.exec("PRAGMA journal_mode = WAL");
     db.db.exec(options_.sync_full ? "PRAGMA synchronous = FULL" : "PRAGMA synchronous = NORMAL");
     db.db.exec("PRAGMA temp_store = MEMORY; PRAGMA journal_size_limit = 4194304");
+    db.db.exec("PRAGMA wal_autocheckpoint = " + std::to_string(4'096'000 / found("PRAGMA page_size")));
     db.db.exec("PRAGMA cache_size = -" + std::to_string(options_.cache_bytes / 1024));
     if (options_.max_bytes > 0) {
         db.db.exec("PRAGMA max_page_count = " + std::to_string(std::max<std::int64_t>(1, options_.max_bytes / found("PRAGMA page_size"))));
@@ -4699,8 +4737,10 @@ void Store::run_group(std::span<Job* const> group) {
 void Store::run_transaction(std::span<Job* const> group) {
     try {
         Transaction transaction(*writer_, "BEGIN IMMEDIATE");
+        memory_.begun(*writer_);
         for (Job* job : group) job->run(*writer_);
         transaction.commit();
+        memory_.ended(*writer_);
     } catch (const SQLite::Exception& fault) {
         rethrow(fault, options_.path);
     }
@@ -4771,7 +4811,7 @@ bool Store::merge_one() {
 }
 
 bool Store::write_merged(const Run& merged, std::span<const Run> sources) {
-    constexpr std::size_t step = 64;  // blocks of a transaction
+    constexpr std::size_t step = 32;  // blocks of a transaction
     const std::uint64_t width = std::uint64_t{1} << (hash_bits - merged.bits);
     for (std::size_t block = 0; block < merged.blocks(); block += step) {
         const std::size_t end = std::min(block + step, merged.blocks());
@@ -4789,15 +4829,11 @@ bool Store::write_merged(const Run& merged, std::span<const Run> sources) {
             return gathered;
         });
         std::sort(entries.begin(), entries.end());
+        const std::vector<Block> blocks = make_blocks(merged, block, end, entries);
         const bool mine = write([&](Connection& db) {
             db.prepared("UPDATE runs SET touched = ? WHERE id = ? AND state = 'building'").run(options_.clock().micros(), merged.id);
             if (db.changes() == 0) return false;
-            std::size_t at = 0;
-            for (std::size_t b = block; b < end; ++b) {
-                const std::size_t begin = at;
-                while (at < entries.size() && merged.block_of(entries[at].hash) == b) ++at;
-                write_block(db, merged, b, std::span(entries).subspan(begin, at - begin));
-            }
+            write_blocks(db, merged, block, blocks);
             return true;
         });
         if (!mine) return false;
@@ -17037,6 +17073,7 @@ struct Meter::Impl {
         store.max_bytes = options.max_bytes;
         store.cache_bytes = options.cache_bytes;
         store.index_bytes = options.index_bytes;
+        store.page_bytes = options.page_bytes;
         store.chunk_events = options.chunk_events;
         store.clock = options.clock;
         store.schemas = {delivery_schema};
@@ -17050,6 +17087,8 @@ struct Meter::Impl {
         if (options.path.find('\0') != std::string::npos) refuse("path", "contains a NUL character");
         if (options.max_bytes < 0) refuse("max_bytes", "must not be negative");
         if (options.busy_timeout.count() < 0) refuse("busy_timeout", "must not be negative");
+        if (!std::has_single_bit(options.page_bytes) || options.page_bytes < 512 || options.page_bytes > 65536)
+            refuse("page_bytes", "must be a power of two from 512 to 65536");
         if (options.chunk_events < min_chunk_events || options.chunk_events > max_segment_rows) {
             refuse("chunk_events", "must be from " + std::to_string(min_chunk_events) + " to " + std::to_string(max_segment_rows));
         }
@@ -17071,7 +17110,7 @@ struct Meter::Impl {
         if (now < Timestamp::min() || now > Timestamp::max()) refuse("clock", "is outside the years 1 to 9999");
         for (Draft& draft : drafts.accepted) {
             if (!draft.id.empty()) continue;
-            draft.id = drafts.texts.emplace_back(make_uuid(next_moment(now), options.random()));
+            draft.id = drafts.texts.emplace_front(make_uuid(next_moment(now), options.random()));
             drafts.receipts[draft.receipt].id = draft.id;
         }
         if (drafts.accepted.empty()) return;
@@ -17208,6 +17247,11 @@ std::vector<Receipt> Meter::record(std::span<const Event> events, std::span<cons
 
 std::vector<Receipt> Meter::record_json(std::string_view lines) {
     Drafts drafts;
+    const auto breaks = static_cast<std::size_t>(std::count(lines.begin(), lines.end(), '\n'));
+    const std::size_t count = std::min(breaks + 1, limits::batch_events);
+    drafts.accepted.reserve(count);
+    drafts.receipts.reserve(count);
+    drafts.json_text.reserve(lines.size());
     for (std::size_t begin = 0; begin < lines.size();) {
         const std::size_t end = std::min(lines.find('\n', begin), lines.size());
         const std::string_view line = lines.substr(begin, end - begin);

@@ -1027,6 +1027,9 @@ struct MeterOptions {
     std::chrono::milliseconds busy_timeout{5000};
     std::int64_t max_bytes = 0;                 ///< the database's size at most; 0: the disk's. Over it, record() throws full
     std::size_t cache_bytes = 8 * 1024 * 1024;  ///< of pages, for each of the up to three connections
+    /// Of the pages of a new file, 512 to 65536, a power of two; a file keeps the size it was made with. Each commit writes whole pages and three
+    /// more than it fills, so that small ones (1024) spare the disk of a device that records a few events at a time; larger ones waste less space.
+    std::size_t page_bytes = 4096;
     /// Memory for the filters that make looking for an id quick: 2 bytes an event, newest first. What goes beyond it costs a disk access an id.
     std::size_t index_bytes = 64 * 1024 * 1024;
     /// Events after which a stretch of the log is sealed into columns. While that is done, and to answer questions about what is not sealed
