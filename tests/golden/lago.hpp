@@ -371,7 +371,7 @@ lago::Charge filtered_charge(const json& aggregation) {
     for (const auto& [key, values] : aggregation.at("metric_filters").items()) metric.filters[key] = values.get<std::vector<std::string>>();
     lago::Charge charge;
     for (const auto& source : aggregation.at("charge_filters")) {
-        charge.filters.push_back({lago::read_values(Node(source), "values", &metric), source.at("name"), {}, {}});
+        charge.filters.push_back({lago::read_values(Node(source), metric), source.at("name"), {}, {}});
     }
     return charge;
 }

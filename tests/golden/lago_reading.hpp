@@ -166,7 +166,9 @@ private:
         for (const auto& [key, values] : values_of(given(filters, "matching", json::object()))) {
             query.filter.parts.push_back(meter::Filter::where(meter::property_field(key), meter::Operator::in, json(values)));
         }
-        for (const auto& entry : given(filters, "ignored", json::array())) query.filter.parts.push_back(lago::excluding(values_of(entry)));
+        std::vector<lago::Values> ignored;
+        for (const auto& entry : given(filters, "ignored", json::array())) ignored.push_back(values_of(entry));
+        for (const auto& entry : lago::listed(ignored)) query.filter.parts.push_back(lago::excluding(entry));
     }
 };
 
