@@ -7564,7 +7564,7 @@ struct BillableMetric {
     Metric metric;  // not rounded: fees of single events are not
     std::string id, name, description;
     std::optional<RoundTo> rounding;
-    bool measured = true;  // here; a plan may list others as long as no charge needs them
+    std::string obstacle;  // to measuring it here; a plan may list such metrics as long as no charge needs them
     bool may_be_paid_in_advance = true;
     std::map<std::string, std::vector<std::string>> filters;  // allowed values by key
 };
@@ -8220,7 +8220,8 @@ BillableMetric read_metric(const Node& at) {
     const auto row = at.choice("aggregation_type", kinds);
     BillableMetric metric;
     metric.kind = row.kind;
-    metric.measured = row.aggregation.has_value();
+    if (!at.text("expression").empty()) metric.obstacle = "its expression is not evaluated here";  // as the server does with each event
+    if (!row.aggregation) metric.obstacle = "custom_agg is not measured here";
     metric.may_be_paid_in_advance = row.may_be_paid_in_advance;
     metric.metric.code = at.required_text("code");
     metric.metric.rules = "lago";
@@ -8248,14 +8249,15 @@ void check_charge(const Node& at, const Charge& charge, const BillableMetric& me
     if ((model == Model::dynamic && metric.kind != Kind::sum) || (model == Model::custom && metric.kind != Kind::custom)) {
         checking.report(at, "charge_model", "invalid_aggregation_type_or_charge_model");
     }
+    if (charge.minimum_cents.is_negative()) checking.report(at, "min_amount_cents", "value_is_out_of_range");
     if (charge.pay_in_advance && !charge.minimum_cents.is_zero()) checking.report(at, "min_amount_cents", "not_compatible_with_pay_in_advance");
 }
 
-// What cannot be priced: a metric of a script, and bounds per transaction of a sum that has no values of single events, on which Lago
+// What cannot be priced: a metric of a script or an expression, and bounds per transaction of a sum that has no values of single events, on which Lago
 // itself fails.
 void check_measured(const Node& at, const Charge& charge, const BillableMetric& metric, bool premium) {
     const auto bounded = [](const Price& price) { return price.minimum || price.maximum; };
-    if (!metric.measured) throw Error(ErrorCode::unsupported, at.path("billable_metric_code"), "custom_agg is not measured here");
+    if (!metric.obstacle.empty()) throw Error(ErrorCode::unsupported, at.path("billable_metric_code"), metric.obstacle);
     if (metric.kind != Kind::weighted_sum || !premium) return;
     if (bounded(charge.price) || std::any_of(charge.filters.begin(), charge.filters.end(), [&](const auto& each) { return bounded(each.price); }))
         throw Error(ErrorCode::unsupported, at.path("properties"), "bounds per transaction are not known for a weighted sum");
@@ -8300,8 +8302,10 @@ Charge read_charge(const Node& at, const std::vector<BillableMetric>& metrics, b
     charge.prorated = at.flag("prorated");
     charge.minimum_cents = at.decimal("min_amount_cents").value_or(Decimal());
     if (at.find("applied_pricing_unit")) {
-        charge.conversion_rate = at.object("applied_pricing_unit").decimal("conversion_rate");
-        charge.pricing_unit = at.object("applied_pricing_unit").text("code");
+        const auto unit = at.object("applied_pricing_unit");
+        charge.conversion_rate = unit.decimal("conversion_rate").value_or(Decimal());
+        if (*charge.conversion_rate <= 0) throw Error(ErrorCode::bad_value, unit.path("conversion_rate"), "must be above zero");
+        charge.pricing_unit = unit.text("code");
     }
     charge.price = read_properties(at, row, checking);
     for (const auto& filter : at.list("filters")) charge.filters.push_back(read_filter(filter, row, metric, checking));
@@ -9493,7 +9497,7 @@ std::shared_ptr<const Book::Impl> load(const json& catalogue) {
     plan->premium = root.flag("premium", true);
     for (const auto& metric : root.list("billable_metrics")) {
         plan->billable_metrics.push_back(read_metric(metric));
-        if (plan->billable_metrics.back().measured) plan->metrics.push_back(rounded(plan->billable_metrics.back()));
+        if (plan->billable_metrics.back().obstacle.empty()) plan->metrics.push_back(rounded(plan->billable_metrics.back()));
     }
     for (const auto& charge : at.list("charges")) plan->charges.push_back(read_charge(charge, plan->billable_metrics, plan->premium));
     plan->lists_subscriptions = root.find("subscriptions").has_value();
