@@ -81,9 +81,14 @@ bool matches(const json& expected, const json& got, const json& compare) {
 
 /// Where a vendor's documents disagree with its code, the vector says what the code does beside it, and the code is the judge.
 json judged(json expected) {
-    if (expected.contains("amount_by_code")) {
-        expected["amount"] = expected["amount_by_code"];
-        expected.erase("amount_by_code");
+    constexpr std::string_view suffix = "_by_code";
+    json by_code = json::object();
+    for (const auto& [key, value] : expected.items()) {
+        if (key.ends_with(suffix)) by_code[key] = value;
+    }
+    for (const auto& [key, value] : by_code.items()) {
+        expected[key.substr(0, key.size() - suffix.size())] = value;
+        expected.erase(key);
     }
     return expected;
 }
