@@ -7814,7 +7814,7 @@ struct BillableMetric {
     Metric metric;  // not rounded: fees of single events are not
     std::string id, name, description;
     std::optional<RoundTo> rounding;
-    bool measured = true;  // here; a plan may list others as long as no charge needs them
+    std::string obstacle;  // to measuring it here; a plan may list such metrics as long as no charge needs them
     bool may_be_paid_in_advance = true;
     std::map<std::string, std::vector<std::string>> filters;  // allowed values by key
 };
@@ -7928,8 +7928,6 @@ std::optional<Decimal> bound(const Node& range, std::string_view field) {
     return found && found->value().is_number() ? range.decimal(field) : std::nullopt;
 }
 
-bool is_open(const Node& range) { return !range.find("to_value"); }
-
 // Whether each range starts where the one before ended, and only the last is open.
 bool ranges_join(const std::vector<Node>& ranges, int gap) {
     Decimal start;
@@ -7937,7 +7935,7 @@ bool ranges_join(const std::vector<Node>& ranges, int gap) {
         const auto from = bound(ranges[i], "from_value"), to = bound(ranges[i], "to_value");
         if (!from || (*from != start && *from != start + 1)) return false;
         const bool last = i + 1 == ranges.size();
-        if (last != is_open(ranges[i])) return false;
+        if (last == ranges[i].find("to_value").has_value()) return false;
         if (last) return true;
         if (!to || *to <= *from) return false;
         start = *to + gap;
@@ -8442,41 +8440,38 @@ Decimal unit_amount(const Price& price, const Quantity& quantity, const Decimal&
 
 // --- the plan, read from Lago's JSON ---
 
-Values read_values(const Node& at, std::string_view field, const BillableMetric* declared) {
+// The special value stands for all that the metric declares, not for anything (charge_filter.rb:72).
+Values read_values(const Node& at, const BillableMetric& metric) {
     Values values;
-    const auto found = at.find(field);
+    const auto found = at.find("values");
     if (!found) return values;
     if (!found->value().is_object()) found->refuse("must be an object of lists");
     for (const auto& [key, list] : found->value().items()) {
         values[key] = found->texts(key);
-        const Node entry(list, found->path(key));
-        if (!declared || values[key] != std::vector<std::string>{"__ALL_FILTER_VALUES__"}) continue;
-        const auto all = declared->filters.find(key);  // all that the metric declares, not anything (charge_filter.rb:72)
-        if (all == declared->filters.end()) entry.refuse("is not a filter of the metric");
+        if (values[key] != std::vector<std::string>{"__ALL_FILTER_VALUES__"}) continue;
+        const auto all = metric.filters.find(key);
+        if (all == metric.filters.end()) Node(list, found->path(key)).refuse("is not a filter of the metric");
         values[key] = all->second;
     }
     return values;
 }
 
-std::optional<Rounding> read_rounding(const Node& at) {
+std::optional<RoundTo> read_rounding(const Node& at) {
     static constexpr std::array<std::pair<std::string_view, Rounding>, 3> functions{
         {{"round", Rounding::half_up}, {"ceil", Rounding::ceil}, {"floor", Rounding::floor}}};
     if (!at.find("rounding_function")) return {};
-    return at.choice("rounding_function", functions);
-}
-
-int read_precision(const Node& at) {
     const auto precision = at.decimal("rounding_precision").value_or(Decimal());
     if (precision.abs() > Decimal::max_digits || precision.scale() > 0)
         throw Error(ErrorCode::bad_value, at.path("rounding_precision"), "is out of range");
-    return static_cast<int>(precision.to_int64().value());
+    return RoundTo{at.choice("rounding_function", functions), static_cast<int>(precision.to_int64().value())};
 }
 
 BillableMetric read_metric(const Node& at) {
     const auto row = at.choice("aggregation_type", kinds);
     BillableMetric metric;
     metric.kind = row.kind;
-    metric.measured = row.aggregation.has_value();
+    if (!at.text("expression").empty()) metric.obstacle = "its expression is not evaluated here";  // as the server does with each event
+    if (!row.aggregation) metric.obstacle = "custom_agg is not measured here";
     metric.may_be_paid_in_advance = row.may_be_paid_in_advance;
     metric.metric.code = at.required_text("code");
     metric.metric.rules = "lago";
@@ -8487,7 +8482,7 @@ BillableMetric read_metric(const Node& at) {
     metric.id = at.text("lago_id");
     metric.name = at.text("name", metric.metric.code);
     metric.description = at.text("description");
-    if (const auto rounding = read_rounding(at)) metric.rounding = RoundTo{*rounding, read_precision(at)};
+    metric.rounding = read_rounding(at);
     for (const auto& filter : at.list("filters")) metric.filters[filter.required_text("key")] = filter.texts("values");
     return metric;
 }
@@ -8504,14 +8499,15 @@ void check_charge(const Node& at, const Charge& charge, const BillableMetric& me
     if ((model == Model::dynamic && metric.kind != Kind::sum) || (model == Model::custom && metric.kind != Kind::custom)) {
         checking.report(at, "charge_model", "invalid_aggregation_type_or_charge_model");
     }
+    if (charge.minimum_cents.is_negative()) checking.report(at, "min_amount_cents", "value_is_out_of_range");
     if (charge.pay_in_advance && !charge.minimum_cents.is_zero()) checking.report(at, "min_amount_cents", "not_compatible_with_pay_in_advance");
 }
 
-// What cannot be priced: a metric of a script, and bounds per transaction of a sum that has no values of single events, on which Lago
+// What cannot be priced: a metric of a script or an expression, and bounds per transaction of a sum that has no values of single events, on which Lago
 // itself fails.
 void check_measured(const Node& at, const Charge& charge, const BillableMetric& metric, bool premium) {
     const auto bounded = [](const Price& price) { return price.minimum || price.maximum; };
-    if (!metric.measured) throw Error(ErrorCode::unsupported, at.path("billable_metric_code"), "custom_agg is not measured here");
+    if (!metric.obstacle.empty()) throw Error(ErrorCode::unsupported, at.path("billable_metric_code"), metric.obstacle);
     if (metric.kind != Kind::weighted_sum || !premium) return;
     if (bounded(charge.price) || std::any_of(charge.filters.begin(), charge.filters.end(), [&](const auto& each) { return bounded(each.price); }))
         throw Error(ErrorCode::unsupported, at.path("properties"), "bounds per transaction are not known for a weighted sum");
@@ -8525,7 +8521,7 @@ Price read_properties(const Node& at, const ModelRow& row, const Checking& check
 
 ChargeFilter read_filter(const Node& at, const ModelRow& row, const BillableMetric& metric, const Checking& checking) {
     ChargeFilter filter;
-    filter.values = read_values(at, "values", &metric);
+    filter.values = read_values(at, metric);
     filter.name = at.text("invoice_display_name");
     filter.id = at.raw("lago_id");
     filter.price = read_properties(at, row, checking);
@@ -8556,8 +8552,10 @@ Charge read_charge(const Node& at, const std::vector<BillableMetric>& metrics, b
     charge.prorated = at.flag("prorated");
     charge.minimum_cents = at.decimal("min_amount_cents").value_or(Decimal());
     if (at.find("applied_pricing_unit")) {
-        charge.conversion_rate = at.object("applied_pricing_unit").decimal("conversion_rate");
-        charge.pricing_unit = at.object("applied_pricing_unit").text("code");
+        const auto unit = at.object("applied_pricing_unit");
+        charge.conversion_rate = unit.decimal("conversion_rate").value_or(Decimal());
+        if (*charge.conversion_rate <= 0) throw Error(ErrorCode::bad_value, unit.path("conversion_rate"), "must be above zero");
+        charge.pricing_unit = unit.text("code");
     }
     charge.price = read_properties(at, row, checking);
     for (const auto& filter : at.list("filters")) charge.filters.push_back(read_filter(filter, row, metric, checking));
@@ -8685,27 +8683,25 @@ std::vector<Values> ignored_values(const std::vector<Values>& filters, std::size
     return ignored;
 }
 
-// An empty list in the entry counts for nothing; an entry of nothing else ignores nothing (an_event_store.rb).
-bool is_ignored(const Values& entry, const json& properties) {
-    Values listed;
-    for (const auto& [key, values] : entry) {
-        if (!values.empty()) listed.emplace(key, values);
-    }
-    return !listed.empty() && matches(listed, properties);
+// Without empty lists, which count for nothing, and without entries of nothing else, which ignore nothing (an_event_store.rb).
+std::vector<Values> listed(std::vector<Values> entries) {
+    for (auto& entry : entries) std::erase_if(entry, [](const auto& each) { return each.second.empty(); });
+    std::erase_if(entries, [](const Values& entry) { return entry.empty(); });
+    return entries;
 }
 
 // What falls to other filters than this one, or to any when there is none.
 std::vector<Values> left_by(const Charge& charge, const ChargeFilter* filter) {
     std::vector<Values> all;
     for (const auto& each : charge.filters) all.push_back(each.values);
-    return filter ? ignored_values(all, static_cast<std::size_t>(filter - charge.filters.data())) : all;
+    return listed(filter ? ignored_values(all, static_cast<std::size_t>(filter - charge.filters.data())) : all);
 }
 
 // Whether the filter's bucket has the event.
 bool takes(const Charge& charge, const ChargeFilter& filter, const json& properties) {
-    const auto ignored = left_by(charge, &filter);
+    const auto left = left_by(charge, &filter);
     return matches(filter.values, properties) &&
-           std::none_of(ignored.begin(), ignored.end(), [&](const Values& entry) { return is_ignored(entry, properties); });
+           std::none_of(left.begin(), left.end(), [&](const Values& entry) { return matches(entry, properties); });
 }
 
 // The filter in whose bucket an event is billed: the one that prices it, unless that leaves the event to a narrower one of the same keys.
@@ -8716,13 +8712,11 @@ const ChargeFilter* billing_filter(const Charge& charge, const json& properties)
     return found == charge.filters.end() ? nullptr : &*found;
 }
 
-// Keeps the events that do not match the entry; an empty list in it counts for nothing, an entry of nothing else excludes nothing.
+// Keeps the events that do not match the entry.
 Filter excluding(const Values& entry) {
     auto misses = Filter::any({});
-    for (const auto& [key, values] : entry) {
-        if (!values.empty()) misses.parts.push_back(Filter::where(property_field(key), Operator::not_in, json(values)));
-    }
-    return misses.parts.empty() ? Filter() : misses;
+    for (const auto& [key, values] : entry) misses.parts.push_back(Filter::where(property_field(key), Operator::not_in, json(values)));
+    return misses;
 }
 
 // The events priced by the filter, or by the charge itself when there is none.
@@ -8731,10 +8725,7 @@ Filter bucket(const Charge& charge, const ChargeFilter* filter) {
     for (const auto& [key, values] : filter ? filter->values : Values()) {
         result.parts.push_back(Filter::where(property_field(key), Operator::in, json(values)));
     }
-    for (const auto& entry : left_by(charge, filter)) {
-        auto part = excluding(entry);
-        if (!part.empty()) result.parts.push_back(std::move(part));
-    }
+    for (const auto& entry : left_by(charge, filter)) result.parts.push_back(excluding(entry));
     return result;
 }
 
@@ -8964,14 +8955,10 @@ Quantity quantity_of(const Scope& scope, const AggregateQuery& query, UsageSourc
 // Of as many digits as it has in Lago, where it is a double (prorated_aggregations/base_service.rb).
 Decimal share_of(const Scope& scope, const Period& period) { return ratio(days_in(scope.subscription, period), scope.whole_days()); }
 
-// From that time's day to the end of the billing period.
-Decimal share_left(const Scope& scope, Timestamp time) {
-    return share_of(scope, {time, billing_period(scope.plan.charges_interval, scope.subscription, time).to});
-}
-
-// What an event at that time pays of a prorated charge.
+// What an event at that time pays of a prorated charge: from its day to the end of the billing period.
 std::optional<Decimal> share_paid(const Scope& scope, Timestamp time) {
-    return scope.charge.prorated ? std::optional(share_left(scope, time)) : std::nullopt;
+    if (!scope.charge.prorated) return {};
+    return share_of(scope, {time, billing_period(scope.plan.charges_interval, scope.subscription, time).to});
 }
 
 // The steps of the events of the period. What a recurring unique count had before is not added once more.
@@ -9090,16 +9077,18 @@ json group_json(const Group& group) {
     return object;
 }
 
+json filled_text(const std::string& text) { return text.empty() ? json(nullptr) : json(text); }
+
 json item_json(const Scope& scope, const Fee& fee) {
     const auto& metric = scope.metric();
     return {{"type", "charge"},
             {"code", metric.metric.code},
             {"name", metric.name},
-            {"description", metric.description.empty() ? json(nullptr) : json(metric.description)},
+            {"description", filled_text(metric.description)},
             {"invoice_display_name", scope.charge.name.empty() ? metric.name : scope.charge.name},
             {"filters", scope.filter ? json(scope.filter->values) : json(nullptr)},
-            {"filter_invoice_display_name", scope.filter && !scope.filter->name.empty() ? json(scope.filter->name) : json(nullptr)},
-            {"lago_item_id", metric.id.empty() ? json(nullptr) : json(metric.id)},
+            {"filter_invoice_display_name", scope.filter ? filled_text(scope.filter->name) : json(nullptr)},
+            {"lago_item_id", filled_text(metric.id)},
             {"item_type", "BillableMetric"},
             {"grouped_by", group_json(fee.group)}};
 }
@@ -9120,14 +9109,13 @@ constexpr const char* fee_constants = R"({"lago_id": null, "lago_fixed_charge_id
 json fee_json(const Scope& scope, const Fee& fee, json details) {
     static const json constants = json::parse(fee_constants);
     const auto cents = whole_cents(fee.amount_cents);
-    const auto text = [](const std::string& value) { return value.empty() ? json(nullptr) : json(value); };
     auto out = constants;
     out.update({{"lago_charge_id", scope.charge.id},
                 {"lago_charge_filter_id", scope.filter ? scope.filter->id : json(nullptr)},
                 {"lago_subscription_id", scope.subscription.lago_id},
-                {"external_subscription_id", text(fee.subscription)},
+                {"external_subscription_id", filled_text(fee.subscription)},
                 {"lago_customer_id", scope.subscription.lago_customer_id},
-                {"external_customer_id", text(fee.customer)},
+                {"external_customer_id", filled_text(fee.customer)},
                 {"item", item_json(scope, fee)},
                 {"pay_in_advance", fee.pay_in_advance},
                 {"invoiceable", scope.charge.invoiceable},
@@ -9190,7 +9178,7 @@ Fee event_fee(const Scope& scope, Group group, const Event& event, const Decimal
     fee.events = 1;
     set_amounts(fee, std::move(priced), scope.plan.currency);
     fee.vendor = fee_json(scope, fee, std::move(details));
-    fee.vendor["event_transaction_id"] = event.id.empty() ? json(nullptr) : json(event.id);
+    fee.vendor["event_transaction_id"] = filled_text(event.id);
     return fee;
 }
 
@@ -9445,8 +9433,8 @@ Fees Plan::estimate_instant_fees(const Event& event, Timestamp now) const {
 
 Fees Plan::estimate_fees(const Event& event, Timestamp now, UsageSource& usage_source) const {
     const auto subscription = subscription_at(*this, event.subscription, now);
-    const auto known =
-        std::find_if(billable_metrics.begin(), billable_metrics.end(), [&](const auto& each) { return each.metric.code == event.name; });
+    const auto named = [&](const auto& each) { return each.metric.code == event.name; };
+    const auto known = std::find_if(billable_metrics.begin(), billable_metrics.end(), named);
     if (known == billable_metrics.end()) not_found("name", "billable_metric_not_found");
     if (known->kind == Kind::sum || known->kind == Kind::max || known->kind == Kind::latest) summed(*known, event);
     auto period = billing_period(charges_interval, subscription, now);
@@ -9611,13 +9599,16 @@ void add_charge(const Scope& whole, bool closing, UsageSource& usage, std::vecto
     add_true_up(whole, used, fees);
 }
 
+bool is_about(const UsageQuery& query, const Subscription& subscription) {
+    return (query.subscription.empty() || subscription.id == query.subscription) &&
+           (query.customer.empty() || subscription.customer == query.customer);
+}
+
 // The subscriptions a question is about, each with the period asked about, as far as it was active.
 std::vector<std::pair<Subscription, Period>> asked_about(const Plan& plan, const UsageQuery& query, Timestamp now) {
     std::vector<Subscription> asked;
     for (const auto& each : plan.subscriptions) {
-        const bool chosen =
-            (query.subscription.empty() || each.id == query.subscription) && (query.customer.empty() || each.customer == query.customer);
-        if (chosen && (query.period || each.active.contains(now))) asked.push_back(each);
+        if (is_about(query, each) && (query.period || each.active.contains(now))) asked.push_back(each);
     }
     if (!plan.lists_subscriptions && !query.subscription.empty()) asked.push_back({.id = query.subscription, .customer = query.customer});
     if (query.subscription.empty() && query.customer.empty())
@@ -9633,14 +9624,10 @@ std::vector<std::pair<Subscription, Period>> asked_about(const Plan& plan, const
 }
 
 Period Plan::period_around(const UsageQuery& query, Timestamp at) const {
-    Subscription asked;
-    for (const auto& each : subscriptions) {
-        if (query.subscription.empty() ? each.customer != query.customer : each.id != query.subscription) continue;
-        asked = each;
-        break;
-    }
-    asked.active = {};
-    return billing_period(charges_interval, asked, at);
+    const auto asked = std::find_if(subscriptions.begin(), subscriptions.end(), [&](const auto& each) { return is_about(query, each); });
+    auto subscription = asked == subscriptions.end() ? Subscription() : *asked;
+    subscription.active = {};
+    return billing_period(charges_interval, subscription, at);
 }
 
 std::vector<std::string> Plan::subscriptions_of(const UsageQuery& query, Timestamp now) const {
@@ -9760,7 +9747,7 @@ std::shared_ptr<const Book::Impl> load(const json& catalogue) {
     plan->premium = root.flag("premium", true);
     for (const auto& metric : root.list("billable_metrics")) {
         plan->billable_metrics.push_back(read_metric(metric));
-        if (plan->billable_metrics.back().measured) plan->metrics.push_back(rounded(plan->billable_metrics.back()));
+        if (plan->billable_metrics.back().obstacle.empty()) plan->metrics.push_back(rounded(plan->billable_metrics.back()));
     }
     for (const auto& charge : at.list("charges")) plan->charges.push_back(read_charge(charge, plan->billable_metrics, plan->premium));
     plan->lists_subscriptions = root.find("subscriptions").has_value();

@@ -608,8 +608,8 @@ public:
     /// A plan as Lago's API shows it: {"plan": {"code", "amount_currency", "interval", "charges": [...]}, "billable_metrics": [...]},
     /// optionally with "subscriptions": [{"external_id", "external_customer_id", "started_at", "terminated_at", "subscription_at",
     /// "billing_time", "timezone"}]; without that list any subscription is taken, on calendar periods, UTC. "premium": false leaves out
-    /// what needs Lago's premium licence to be priced. Charges over custom_agg metrics (scripts of the server's), prorated weighted sums and
-    /// weighted sums with bounds per transaction are refused as unsupported; such metrics may be listed.
+    /// what needs Lago's premium licence to be priced. Charges over metrics with an expression or a script (custom_agg) are refused as unsupported,
+    /// as are weighted sums with bounds per transaction, on which Lago itself fails; such metrics may be listed.
     static Book lago(const json& catalogue);
 
     /// {"meters": [...], "prices": [...]} as FlexPrice's API shows them; meters of every kind but expressions, with buckets, groups, filters and

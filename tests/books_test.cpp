@@ -134,6 +134,11 @@ TEST_CASE("a plan that cannot be is refused with the path of the field", "[lago]
     CHECK(field_of(unneeded) == "accepted");
     CHECK(Book::lago(unneeded).metrics().size() == 1);
     CHECK(field_of(catalogue({{"charge_model", "standard"}}, scripted)) == "plan.charges[0].billable_metric_code: custom_agg is not measured here");
+    CHECK(field_of(catalogue({{"charge_model", "standard"}}, {{"code", "calls"}, {"aggregation_type", "count_agg"}, {"expression", "1 + 1"}})) ==
+          "plan.charges[0].billable_metric_code: its expression is not evaluated here");
+    CHECK(field_of(catalogue({{"charge_model", "standard"}, {"min_amount_cents", -1}})) == "plan.charges[0].min_amount_cents: value_is_out_of_range");
+    CHECK(field_of(catalogue({{"charge_model", "standard"}, {"applied_pricing_unit", {{"code", "credits"}}}})) ==
+          "plan.charges[0].applied_pricing_unit.conversion_rate: must be above zero");
     auto unknown = catalogue({{"charge_model", "standard"}});
     unknown["plan"]["charges"][0]["billable_metric_code"] = "nothing";
     CHECK(field_of(unknown) == "plan.charges[0].billable_metric_code: no such billable metric: nothing");
@@ -350,6 +355,7 @@ TEST_CASE("a pricing unit is rounded to its own hundredths, then converted", "[l
     CHECK(fees.amount_cents == 2);
     CHECK(fees.fees[0].vendor["pricing_unit_details"]["amount_cents"] == 1);
     check_lines(fees);
+    CHECK(Book::lago(source).price("calls", 1).amount_cents == 2);
 }
 
 TEST_CASE("instant estimates price the event alone", "[lago]") {
@@ -760,6 +766,12 @@ TEST_CASE("under bounds per transaction each event of a unique count is one", "[
     CHECK(fees.fees[0].units == 1);
     CHECK(fees.amount_cents == 600);
     check_lines(fees);
+}
+
+TEST_CASE("what goes wrong with a charge names it", "[lago]") {
+    const auto source = catalogue({{"charge_model", "standard"}, {"properties", {{"amount", "1.000000000000000000000000000001"}}}}, tokens_metric);
+    const std::vector<Event> events{event("tokens", {{"value", "12345678901.3"}})};
+    CHECK(refusal([&] { usage_of(source, events); }) == "other plan.charges[0]: the exact result needs more than 38 digits or 76 decimals");
 }
 
 TEST_CASE("what a charge in advance was paid for stands when its live units fall below zero", "[lago][meter]") {
