@@ -2066,10 +2066,10 @@ Scalar scalar_of_member(const json& object, std::string_view key, std::string& k
     return found == object.end() ? Scalar{} : scalar_of(*found, keep);
 }
 
-// The value at a path of keys.
+// The value at a path of keys, or of the key that is written like the path.
 Scalar scalar_at(const json& tree, std::string_view path, std::string& keep) {
     const std::size_t dot = path.find('.');
-    if (dot == std::string_view::npos) return scalar_of_member(tree, path, keep);
+    if (dot == std::string_view::npos || tree.contains(std::string(path))) return scalar_of_member(tree, path, keep);
     const auto found = tree.find(std::string(path.substr(0, dot)));
     return found == tree.end() || !found->is_object() ? Scalar{} : scalar_at(*found, path.substr(dot + 1), keep);
 }
@@ -9888,10 +9888,10 @@ int read_minute(const Node& at, std::string_view field) {
 }
 
 // Its price may stand in it, or be one of the catalogue's.
-TimeBucket read_time_bucket(const Node& at, const Price& listed = {}) {
-    TimeBucket bucket{at.text("id"), read_minute(at, "start"), read_minute(at, "end"), listed, {}};
+TimeBucket read_time_bucket(const Node& at, const std::optional<Price>& listed = {}) {
+    TimeBucket bucket{at.text("id"), read_minute(at, "start"), read_minute(at, "end"), {}, {}};
     if (bucket.from >= bucket.to) throw Error(ErrorCode::bad_value, at.path("end"), "is not after start");
-    if (at.find("price")) bucket.price = read_price(at.object("price"));
+    bucket.price = at.find("price") || !listed ? read_price(at.object("price")) : *listed;
     bucket.commitment = read_commitment(at, of_time_bucket, bucket.price);
     return bucket;
 }
@@ -10854,7 +10854,7 @@ Item read_line_item(const Node& at, const std::vector<Item>& items) {
         item.terms.commitment = read_commitment(at, of_line_item, item.price());
     item.windowed = at.flag("commitment_windowed", item.windowed);
     for (const auto& bucket : at.list("commitment_time_buckets"))
-        item.terms.buckets.push_back(read_time_bucket(bucket, bucket.find("price") ? Price() : listed(bucket, items).price()));
+        item.terms.buckets.push_back(bucket.find("price") ? read_time_bucket(bucket) : read_time_bucket(bucket, listed(bucket, items).price()));
     check_item(at, item);
     return item;
 }
@@ -10885,9 +10885,32 @@ std::optional<Subscription> read_subscription(const Node& at, const std::vector<
     return subscription;
 }
 
+// A price in a unit of its own as it is created, its amounts in money; one that FlexPrice shows has them already (9.10).
+json in_money(const Node& at, const std::vector<Node>& units) {
+    auto price = at.value();
+    if (at.text("price_unit_type") != "CUSTOM" || at.find("amount") || at.find("tiers")) return price;
+    const auto config = at.object("price_unit_config");
+    const auto code = config.required_text("price_unit");
+    const auto unit = std::find_if(units.begin(), units.end(), [&](const Node& each) { return each.text("code") == code; });
+    if (unit == units.end()) throw Error(ErrorCode::bad_value, config.path("price_unit"), "no such price unit: " + code);
+    const auto rate = unit->decimal("conversion_rate").value_or(Decimal());
+    if (rate <= 0) throw Error(ErrorCode::bad_value, unit->path("conversion_rate"), "must be above 0");
+    const auto convert = [&](const Node& from, json& into, const char* field) {
+        if (const auto value = from.decimal(field)) into[field] = (*value * rate).to_string();
+    };
+    convert(config, price, "amount");
+    for (const auto& each : config.list("price_unit_tiers")) {
+        auto& tier = price["tiers"].emplace_back(each.value());
+        for (const char* field : {"unit_amount", "flat_amount"}) convert(each, tier, field);
+    }
+    return price;
+}
+
 void read_prices(const Node& root, Catalogue& book) {
+    const auto units = root.list("price_units");
     for (const auto& at : root.list("prices")) {
-        const auto& price = book.items.emplace_back(read_item(at, book.metrics)).price();
+        const auto in_currency = in_money(at, units);
+        const auto& price = book.items.emplace_back(read_item(Node(in_currency, at.path()), book.metrics)).price();
         if (book.currency_code.empty()) book.currency_code = price.currency_code, book.currency = price.currency;
         if (price.currency_code != book.currency_code) throw Error(ErrorCode::bad_value, at.path("currency"), "differs from that of the first price");
     }

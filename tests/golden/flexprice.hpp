@@ -173,7 +173,7 @@ json windowed_commitment(const json& vector) {
     flexprice::WindowedPrice price{price_of(vector), {}, {}};
     if (is_given(properties, "commitment")) price.commitment = read_commitment(properties, price.price);
     for (const auto& bucket : properties.value("commitment_time_buckets", json::array())) {
-        price.buckets.push_back(flexprice::read_time_bucket(Node(bucket)));
+        price.buckets.push_back(flexprice::read_time_bucket(Node(bucket), flexprice::Price()));
     }
     flexprice::Committed total;
     std::vector<Decimal> amounts;

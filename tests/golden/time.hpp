@@ -118,9 +118,10 @@ json fill_commitment_windows(const json& vector) {
     const Period period{Timestamp::parse(query.at("start_time").get<std::string>()), Timestamp::parse(query.at("end_time").get<std::string>())};
     WindowedPrice terms{{}, Commitment{.amount = 1, .true_up = aggregation.value("line_item_true_up", false)}, {}};
     for (const auto& bucket : {aggregation.value("time_bucket", json())}) {
-        if (!bucket.is_null()) terms.buckets.push_back(read_time_bucket(meter::Node(bucket)));
+        if (!bucket.is_null()) terms.buckets.push_back(read_time_bucket(meter::Node(bucket), Price()));
     }
-    for (const auto& bucket : aggregation.value("time_buckets", json::array())) terms.buckets.push_back(read_time_bucket(meter::Node(bucket)));
+    for (const auto& bucket : aggregation.value("time_buckets", json::array()))
+        terms.buckets.push_back(read_time_bucket(meter::Node(bucket), Price()));
     const auto grid = commitment_windows(window_size(vector), period, {});
     meter::Bins bins(grid);
     std::map<Timestamp, Decimal> used;
