@@ -9896,9 +9896,11 @@ TimeBucket read_time_bucket(const Node& at, const std::optional<Price>& listed =
     return bucket;
 }
 
-// One window of a windowed commitment; without a known start no time bucket holds it.
-struct Window {
+// What came together in one bucket, day or month, or in all of a period: a sum for an average. A window of a commitment is one; without a known start
+// no time bucket holds it.
+struct Part {
     std::optional<Timestamp> start = {};
+    Group group = {};
     Decimal units = {};
     std::int64_t events = 0;
 
@@ -9910,7 +9912,7 @@ struct WindowedPrice {
     std::optional<Commitment> commitment;
     std::vector<TimeBucket> buckets;
 
-    const TimeBucket* bucket_of(const Window& window) const {
+    const TimeBucket* bucket_of(const Part& window) const {
         for (const auto& bucket : buckets) {
             if (window.start && bucket.from <= window.minute() && window.minute() < bucket.to) return &bucket;
         }
@@ -9919,39 +9921,39 @@ struct WindowedPrice {
 
     // What holds in the window: its time bucket's, else the item's own. A commitment of the item's that is worth nothing is none
     // (billing_commitment.go).
-    std::pair<const Price*, const Commitment*> at(const Window& window) const {
+    std::pair<const Price*, const Commitment*> at(const Part& window) const {
         if (const auto* bucket = bucket_of(window)) return {&bucket->price, &bucket->commitment};
         return {&price, commitment && !commitment->amount.is_zero() ? &*commitment : nullptr};
     }
 
     // The rule of 9.13 for one window; a window out of all commitments pays its plain cost.
-    Committed charge(const Window& window) const {
+    Committed charge(const Part& window) const {
         const auto [rate, terms] = at(window);
         const auto cost = price_units(*rate, window.units).amount;
         return terms ? commit(*terms, cost) : Committed{cost, cost, {}, {}};
     }
 
     // Whether a window without events has something to make up for.
-    bool fills(const Window& window) const {
+    bool fills(const Part& window) const {
         const auto* terms = at(window).second;
         return terms && terms->true_up;
     }
 
     // The windows in order, and between them the empty ones of the grid that are charged all the same.
-    std::vector<Window> filled(std::vector<Window> windows, const BinGrid& grid) const {
+    std::vector<Part> filled(std::vector<Part> windows, const BinGrid& grid) const {
         std::set<Timestamp> known;
         for (const auto& window : windows) known.insert(window.start.value_or(Timestamp()));
         for (std::int64_t i = 0; i < grid.count(); ++i) {
-            const Window empty{.start = grid.start(i)};
+            const Part empty{.start = grid.start(i)};
             if (!known.contains(*empty.start) && fills(empty)) windows.push_back(empty);
         }
-        std::stable_sort(windows.begin(), windows.end(), [](const Window& a, const Window& b) { return a.start < b.start; });
+        std::stable_sort(windows.begin(), windows.end(), [](const Part& a, const Part& b) { return a.start < b.start; });
         return windows;
     }
 };
 
 // Every window under its commitment.
-Priced price_windows(const WindowedPrice& terms, const std::vector<Window>& windows, Committed& committed) {
+Priced price_windows(const WindowedPrice& terms, const std::vector<Part>& windows, Committed& committed) {
     Priced sum;
     for (const auto& window : windows) {
         auto priced = price_units(*terms.at(window).first, window.units);
@@ -10140,14 +10142,6 @@ struct Subscription {
 
 // --- what is billed of a meter ---
 
-// What came together in one bucket, day or month, or in all of a period: a sum for an average.
-struct Part {
-    std::optional<Timestamp> start = {};  // of a bucket, day or month
-    Group group = {};
-    Decimal number = {};
-    std::int64_t events = 0;
-};
-
 // A meter over its period alone, to be measured part by part.
 Metric part_metric(Metric metric) {
     metric.recurring = false;
@@ -10182,7 +10176,7 @@ Lot lot_of(const Metric& metric, const AggregateQuery& query, Bin bin, UsageSour
 std::vector<Decimal> values_of(const Metric& metric, const Lot& lot) {
     const bool shares = metric.aggregation == Aggregation::average;
     std::vector<Decimal> values;
-    for (const auto& part : lot.parts) values.push_back(shares ? exact_share(part.number, std::max<std::int64_t>(part.events, 1)) : part.number);
+    for (const auto& part : lot.parts) values.push_back(shares ? exact_share(part.units, std::max<std::int64_t>(part.events, 1)) : part.units);
     return values;
 }
 
@@ -10248,22 +10242,16 @@ Priced price_use(const Item& item, const Use& use) {
     return priced;
 }
 
-std::vector<Window> windows_of(const Lot& lot) {
-    std::vector<Window> windows;
-    for (const auto& part : lot.parts) windows.push_back({part.start, part.number, part.events});
-    return windows;
-}
-
 // The windows up to now that a commitment is for (9.14).
-std::vector<Window> windows_of(const Item& item, const Lot& lot, Timestamp now) {
+std::vector<Part> windows_of(const Item& item, const Lot& lot, Timestamp now) {
     const Period elapsed{lot.query.period.from, std::min(lot.query.period.to, now)};
-    if (elapsed.from >= elapsed.to || elapsed.from == Period().from) return windows_of(lot);
+    if (elapsed.from >= elapsed.to || elapsed.from == Period().from) return lot.parts;
     auto options = commitment_windows(item.metric.bucket, elapsed, lot.query.billing_anchor);
     options.time_zone = lot.query.time_zone;
     const BinGrid grid(elapsed, options);
     if (grid.count() > static_cast<std::int64_t>(limits::aggregate_rows))
         throw Error(ErrorCode::too_large, "period", "has more than " + std::to_string(limits::aggregate_rows) + " windows of a commitment");
-    return item.terms.filled(windows_of(lot), grid);
+    return item.terms.filled(lot.parts, grid);
 }
 
 Priced commit_use(const Item& item, const Use& use, Priced priced, Timestamp now, Committed& committed) {
@@ -10329,11 +10317,11 @@ void add_event(const Metric& metric, const Event& event, Timestamp now, UsageSou
     const auto step = step_of(metric, event, query, usage);
     ++part.events;
     if (metric.aggregation == Aggregation::latest)
-        part.number = step;
+        part.units = step;
     else if (metric.aggregation == Aggregation::max)
-        part.number = std::max(part.number, step);
+        part.units = std::max(part.units, step);
     else
-        part.number += step;
+        part.units += step;
 }
 
 void add_event(const Item& item, const Event& event, Timestamp now, UsageSource& usage, Use& use) {
@@ -10700,7 +10688,7 @@ Fee Catalogue::price(std::string_view charge, const Decimal& units, std::int64_t
     for (const auto& item : items) {
         if (item.charge != charge) continue;
         const auto quantity = item.fixed ? fixed_quantity(units, item.fixed->quantity) : units;
-        const Lot all{.parts = {{.number = quantity, .events = 1}}};
+        const Lot all{.parts = {{.units = quantity, .events = 1}}};
         const Use use{all, std::vector<Lot>(item.grants.size() + 1, all), {}};
         Committed committed;
         auto fee = fee_of(*this, item, quantity, commit_use(item, use, price_use(item, use), {}, committed));
@@ -10958,7 +10946,7 @@ AnalyticsItem bucketed_item(const Catalogue& book, const Item& item, const Analy
     AnalyticsItem answer{.metric = item.metric.code, .events = events_of(lot)};
     std::map<Timestamp, AnalyticsPoint> points;
     Committed committed;
-    for (const auto& window : windowed ? windows_of(item, lot, now) : windows_of(lot)) {
+    for (const auto& window : windowed ? windows_of(item, lot, now) : lot.parts) {
         const auto cost = windowed ? price_windows(item.terms, {window}, committed).amount : price_buckets(item.price(), {window.units}).amount;
         const auto start = bins.around(*window.start).from;
         auto& point = points.try_emplace(start, AnalyticsPoint{.start = start}).first->second;

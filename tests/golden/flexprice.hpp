@@ -156,10 +156,10 @@ std::optional<meter::Timestamp> start_of(const json& window, const json& input) 
 }
 
 /// A list of windows, or the 24 hours of a day with units in some of them, or the whole quantity as one window.
-std::vector<flexprice::Window> windows_of(const json& input) {
+std::vector<flexprice::Part> windows_of(const json& input) {
     if (!input.contains("windows")) return {{.units = number(input, "units")}};
     const auto& source = input.at("windows");
-    std::vector<flexprice::Window> windows;
+    std::vector<flexprice::Part> windows;
     if (source.is_array()) {
         for (const auto& window : source) windows.push_back({.start = start_of(window, input), .units = number(window, "units")});
         return windows;

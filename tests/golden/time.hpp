@@ -129,7 +129,7 @@ json fill_commitment_windows(const json& vector) {
         const auto start = bins.around(Timestamp::parse(event.at("timestamp").get<std::string>())).from;
         used[start] += number(event.value("properties", json::object()), "value");
     }
-    std::vector<Window> windows;
+    std::vector<Part> windows;
     for (const auto& [start, units] : used) windows.push_back({.start = start, .units = units});
     json hours = json::array();
     for (const auto& window : terms.filled(windows, meter::BinGrid(period, grid))) hours.push_back(window.minute() / 60);
