@@ -1,6 +1,5 @@
 // Requests and answers of each vendor, as pure functions: bodies against what the official clients send, answers against the dossiers.
-#include "../meter.cpp"
-#include "testing.hpp"
+#include "inside.hpp"
 
 #include <fstream>
 
@@ -95,6 +94,12 @@ json captured_events(const json& capture) {
     if (body.is_array()) return body;
     if (body.contains("events")) return body["events"];
     return json::array({body.contains("event") && body["event"].is_object() ? body["event"] : body});
+}
+
+std::string event_json(const Vendor& vendor, const Event& event) {
+    std::string body;
+    append_event_json(body, vendor, event, json_text(event.properties));
+    return body;
 }
 
 // The capture's members must all be there with the same value; ours adds at most what a client of ours always sends.
@@ -252,7 +257,7 @@ TEST_CASE("wire: events that a vendor would lose without a word are not sent") {
 
 // ---- answers -------------------------------------------------------------------------------------
 
-Answer answer_of(const char* vendor, int status, const std::string& body, std::vector<std::string> ids = {"a", "b", "c"}) {
+Answer answer_of(const char* vendor, int status, const std::string& body, std::vector<std::string_view> ids = {"a", "b", "c"}) {
     return read_answer(vendor_named(vendor), HttpResponse{.status = status, .body = body}, ids);
 }
 
@@ -357,7 +362,7 @@ TEST_CASE("wire: Autumn's indices in the message, and its codes") {
 TEST_CASE("wire: what leaves the fate of the events open") {
     for (const int status : {408, 500, 502, 504, 520}) CHECK(answer_of("zyg", status, "").unknown);
     for (const int status : {400, 401, 403, 404, 413, 429, 503}) CHECK_FALSE(answer_of("zyg", status, "").unknown);
-    const std::vector<std::string> ids = {"a"};
+    const std::vector<std::string_view> ids = {"a"};
     CHECK(read_answer(vendor_named("zyg"), HttpResponse{.error = "reset", .sent = true}, ids).unknown);
     CHECK_FALSE(read_answer(vendor_named("zyg"), HttpResponse{.error = "refused", .sent = false}, ids).unknown);
 }
@@ -422,7 +427,7 @@ TEST_CASE("wire: one refused event among many stands alone after log2 requests")
         for (std::size_t i = 0; i < 100; ++i) {
             Item item;
             item.sequence = static_cast<std::int64_t>(i) + 1;
-            item.body = "x";
+            item.body.size = 1;
             batch.items.push_back(item);
         }
         std::size_t requests = 0;
@@ -445,7 +450,7 @@ TEST_CASE("wire: requests keep to the limits by count and bytes, and always make
     Shipment batch;
     for (int i = 0; i < 10; ++i) {
         Item item;
-        item.body = std::string(100, 'x');
+        item.body.size = 100;
         batch.items.push_back(item);
     }
     CHECK(next_request(batch, 3, 100000).size() == 3);

@@ -14,7 +14,10 @@ std::optional<Timestamp> optional_ms(const json& object, const char* key) {
 }
 
 /// "2026-05-29 03:00:00", also with a T: a clock's time without its zone.
-Timestamp from_clock(const json& text) { return Timestamp::parse(text.get<std::string>() + "Z"); }
+Timestamp from_clock(const json& text) {
+    const auto clock = text.get<std::string>();
+    return Timestamp::parse(clock.ends_with('Z') ? clock : clock + "Z");
+}
 json to_clock(Timestamp time, const meter::Zone& zone) {
     auto text = Timestamp(zone.to_local(time)).to_string(0);
     text.pop_back();
@@ -52,17 +55,21 @@ json usage_window(const json& vector) {
     return {{"window_start_ms", to_ms(window->from)}, {"window_end_ms", to_ms(window->to)}};
 }
 
+/// The billing cycle of the vector's subscription, if it has one.
+std::optional<meter::BillingCycle> billing_cycle(const json& input) {
+    const auto billed = input.value("subscription", json());
+    if (billed.is_null()) return {};
+    const auto start = from_ms(billed.at("start"));
+    return meter::BillingCycle{{start, from_ms(billed.at("end"))}, optional_ms(billed, "created").value_or(start)};
+}
+
 json range(const json& vector) {
     const auto& input = vector.at("input");
-    const auto bin = bin_named(input.at("bin_size").get<std::string>());
-    std::optional<meter::BillingCycle> cycle;
-    if (input.contains("subscription")) {
-        const auto& billed = input.at("subscription");
-        cycle = {{from_ms(billed.at("start")), from_ms(billed.at("end"))}, from_ms(billed.at("created"))};
-    }
-    const auto ranges = input.contains("custom_range")
-                            ? meter::autumn::custom_ranges(from_ms(input.at("custom_range").at("start")), from_ms(input.at("custom_range").at("end")))
-                            : meter::autumn::named_ranges(input.at("range").get<std::string>(), bin, from_ms(input.at("now_ms")), cycle);
+    const auto bin = bin_named(input.value("bin_size", "day"));
+    const auto custom = input.value("custom_range", json());
+    const auto ranges = custom.is_null()
+                            ? meter::autumn::named_ranges(input.value("range", "1bc"), bin, from_ms(input.at("now_ms")), billing_cycle(input))
+                            : meter::autumn::custom_ranges(from_ms(custom.at("start")), from_ms(custom.at("end")));
     return {{"list_start_ms", to_ms(ranges.list.from)},
             {"list_end_ms", to_ms(ranges.list.to)},
             {"total_start_ms", to_ms(ranges.total.from)},
@@ -71,12 +78,13 @@ json range(const json& vector) {
 
 json period_grid(const json& vector) {
     const auto& input = vector.at("input");
-    const auto zone = input.at("timezone").get<std::string>();
-    const meter::autumn::Range range{from_clock(input.at("start_utc")), from_clock(input.at("end_utc"))};
+    const auto zone = input.value("timezone", "UTC");
+    const auto range = meter::autumn::up_to(from_clock(input.at("start_utc")), from_clock(input.at("end_utc")));
     json periods = json::array();
-    for (const auto start : starts(meter::autumn::list_bins(range, bin_named(input.at("bin_size").get<std::string>()), zone))) {
+    for (const auto start : starts(meter::BinGrid(range, {.bin = bin_named(input.value("bin_size", "day")), .time_zone = zone}))) {
         periods.push_back(to_clock(start, meter::Zone(zone)));
     }
+    if (periods.empty()) return {{"periods", periods}};
     return {{"first", periods.front()}, {"last", periods.back()}, {"periods", periods}};
 }
 
