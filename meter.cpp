@@ -2069,10 +2069,10 @@ Scalar scalar_of_member(const json& object, std::string_view key, std::string& k
     return found == object.end() ? Scalar{} : scalar_of(*found, keep);
 }
 
-// The value at a path of keys.
+// The value at a path of keys, or of the key that is written like the path.
 Scalar scalar_at(const json& tree, std::string_view path, std::string& keep) {
     const std::size_t dot = path.find('.');
-    if (dot == std::string_view::npos) return scalar_of_member(tree, path, keep);
+    if (dot == std::string_view::npos || tree.contains(std::string(path))) return scalar_of_member(tree, path, keep);
     const auto found = tree.find(std::string(path.substr(0, dot)));
     return found == tree.end() || !found->is_object() ? Scalar{} : scalar_at(*found, path.substr(dot + 1), keep);
 }
@@ -10086,17 +10086,19 @@ int read_minute(const Node& at, std::string_view field) {
 }
 
 // Its price may stand in it, or be one of the catalogue's.
-TimeBucket read_time_bucket(const Node& at, const Price& listed = {}) {
-    TimeBucket bucket{at.text("id"), read_minute(at, "start"), read_minute(at, "end"), listed, {}};
+TimeBucket read_time_bucket(const Node& at, const std::optional<Price>& listed = {}) {
+    TimeBucket bucket{at.text("id"), read_minute(at, "start"), read_minute(at, "end"), {}, {}};
     if (bucket.from >= bucket.to) throw Error(ErrorCode::bad_value, at.path("end"), "is not after start");
-    if (at.find("price")) bucket.price = read_price(at.object("price"));
+    bucket.price = at.find("price") || !listed ? read_price(at.object("price")) : *listed;
     bucket.commitment = read_commitment(at, of_time_bucket, bucket.price);
     return bucket;
 }
 
-// One window of a windowed commitment; without a known start no time bucket holds it.
-struct Window {
+// What came together in one bucket, day or month, or in all of a period: a sum for an average. A window of a commitment is one; without a known start
+// no time bucket holds it.
+struct Part {
     std::optional<Timestamp> start = {};
+    Group group = {};
     Decimal units = {};
     std::int64_t events = 0;
 
@@ -10108,7 +10110,7 @@ struct WindowedPrice {
     std::optional<Commitment> commitment;
     std::vector<TimeBucket> buckets;
 
-    const TimeBucket* bucket_of(const Window& window) const {
+    const TimeBucket* bucket_of(const Part& window) const {
         for (const auto& bucket : buckets) {
             if (window.start && bucket.from <= window.minute() && window.minute() < bucket.to) return &bucket;
         }
@@ -10117,39 +10119,39 @@ struct WindowedPrice {
 
     // What holds in the window: its time bucket's, else the item's own. A commitment of the item's that is worth nothing is none
     // (billing_commitment.go).
-    std::pair<const Price*, const Commitment*> at(const Window& window) const {
+    std::pair<const Price*, const Commitment*> at(const Part& window) const {
         if (const auto* bucket = bucket_of(window)) return {&bucket->price, &bucket->commitment};
         return {&price, commitment && !commitment->amount.is_zero() ? &*commitment : nullptr};
     }
 
     // The rule of 9.13 for one window; a window out of all commitments pays its plain cost.
-    Committed charge(const Window& window) const {
+    Committed charge(const Part& window) const {
         const auto [rate, terms] = at(window);
         const auto cost = price_units(*rate, window.units).amount;
         return terms ? commit(*terms, cost) : Committed{cost, cost, {}, {}};
     }
 
     // Whether a window without events has something to make up for.
-    bool fills(const Window& window) const {
+    bool fills(const Part& window) const {
         const auto* terms = at(window).second;
         return terms && terms->true_up;
     }
 
     // The windows in order, and between them the empty ones of the grid that are charged all the same.
-    std::vector<Window> filled(std::vector<Window> windows, const BinGrid& grid) const {
+    std::vector<Part> filled(std::vector<Part> windows, const BinGrid& grid) const {
         std::set<Timestamp> known;
         for (const auto& window : windows) known.insert(window.start.value_or(Timestamp()));
         for (std::int64_t i = 0; i < grid.count(); ++i) {
-            const Window empty{.start = grid.start(i)};
+            const Part empty{.start = grid.start(i)};
             if (!known.contains(*empty.start) && fills(empty)) windows.push_back(empty);
         }
-        std::stable_sort(windows.begin(), windows.end(), [](const Window& a, const Window& b) { return a.start < b.start; });
+        std::stable_sort(windows.begin(), windows.end(), [](const Part& a, const Part& b) { return a.start < b.start; });
         return windows;
     }
 };
 
 // Every window under its commitment.
-Priced price_windows(const WindowedPrice& terms, const std::vector<Window>& windows, Committed& committed) {
+Priced price_windows(const WindowedPrice& terms, const std::vector<Part>& windows, Committed& committed) {
     Priced sum;
     for (const auto& window : windows) {
         auto priced = price_units(*terms.at(window).first, window.units);
@@ -10338,14 +10340,6 @@ struct Subscription {
 
 // --- what is billed of a meter ---
 
-// What came together in one bucket, day or month, or in all of a period: a sum for an average.
-struct Part {
-    std::optional<Timestamp> start = {};  // of a bucket, day or month
-    Group group = {};
-    Decimal number = {};
-    std::int64_t events = 0;
-};
-
 // A meter over its period alone, to be measured part by part.
 Metric part_metric(Metric metric) {
     metric.recurring = false;
@@ -10355,57 +10349,69 @@ Metric part_metric(Metric metric) {
     return metric;
 }
 
-std::vector<Part> parts_of(const Metric& metric, AggregateQuery query, Bin bin, UsageSource& usage) {
-    query.bin = bin;
+// What a question about a meter came to, part by part.
+struct Lot {
+    AggregateQuery query = {};  // whose, and when
+    Bin bin = Bin::none;
+    std::vector<Part> parts = {};
+};
+
+AggregateQuery question_of(const Metric& metric, const Lot& lot) {
+    auto query = lot.query;
+    query.bin = lot.bin;
     query.week_start = std::chrono::Sunday;
-    if (bin == metric.bucket && !metric.bucket_group.empty()) query.group_by.push_back(metric.bucket_group);
-    std::vector<Part> parts;
-    for (const auto& row : usage.measure(part_metric(metric), query)) parts.push_back({row.bin, row.group, row.value, row.events});
-    return parts;
+    if (lot.bin == metric.bucket && !metric.bucket_group.empty()) query.group_by.push_back(metric.bucket_group);
+    return query;
 }
 
-std::vector<Decimal> values_of(const Metric& metric, const std::vector<Part>& parts) {
+Lot lot_of(const Metric& metric, const AggregateQuery& query, Bin bin, UsageSource& usage) {
+    Lot lot{query, bin};
+    for (const auto& row : usage.measure(part_metric(metric), question_of(metric, lot)))
+        lot.parts.push_back({row.bin, row.group, row.value, row.events});
+    return lot;
+}
+
+std::vector<Decimal> values_of(const Metric& metric, const Lot& lot) {
     const bool shares = metric.aggregation == Aggregation::average;
     std::vector<Decimal> values;
-    for (const auto& part : parts) values.push_back(shares ? exact_share(part.number, std::max<std::int64_t>(part.events, 1)) : part.number);
+    for (const auto& part : lot.parts) values.push_back(shares ? exact_share(part.units, std::max<std::int64_t>(part.events, 1)) : part.units);
     return values;
+}
+
+Decimal units_of(const Item& item, const Lot& lot) { return total(values_of(item.metric, lot)); }
+
+std::int64_t events_of(const Lot& lot) {
+    std::int64_t events = 0;
+    for (const auto& part : lot.parts) events += part.events;
+    return events;
 }
 
 // Everything that the bill of an item depends on.
 struct Use {
-    AggregateQuery query;                                      // whose, and when
-    std::vector<Part> parts;                                   // buckets, or the whole
-    std::vector<Part> stretches;                               // days or months of an entitlement, or all since the subscription began
-    Decimal before;                                            // of one that never begins anew: since the subscription began, up to the period
-    std::vector<std::pair<Period, std::vector<Part>>> grants;  // what was used in the time of each grant
+    Lot whole;               // by buckets, if the meter has them
+    std::vector<Lot> apart;  // what was used in the time of each grant; by days or months of an entitlement, or since the subscription began
+    Decimal before;          // since the subscription began, up to the period, of an entitlement that never begins anew
 };
 
-// The time in which the limit counts that is never begun anew.
-AggregateQuery limited(const Item& item, const Subscription& subscription, AggregateQuery query) {
-    if (*item.entitlement.reset == Bin::none) query.period.from = subscription.active.from;
-    return query;
-}
-
 Use measure(const Item& item, const Subscription& subscription, const AggregateQuery& query, UsageSource& usage) {
-    Use use{query, parts_of(item.metric, query, item.metric.bucket, usage), {}, {}, {}};
+    Use use{lot_of(item.metric, query, item.metric.bucket, usage), {}, {}};
+    auto asked = query;
     for (const auto& grant : item.grants) {
-        auto asked = query;
         asked.period = grant.period.value_or(query.period);
-        use.grants.emplace_back(asked.period, parts_of(item.metric, asked, Bin::none, usage));
+        use.apart.push_back(lot_of(item.metric, asked, Bin::none, usage));
     }
     if (!item.limited_apart()) return use;
-    auto asked = limited(item, subscription, query);
-    use.stretches = parts_of(item.metric, asked, *item.entitlement.reset, usage);
+    asked.period = query.period;
+    if (*item.entitlement.reset == Bin::none) asked.period.from = subscription.active.from;
+    use.apart.push_back(lot_of(item.metric, asked, *item.entitlement.reset, usage));
     asked.period.to = query.period.from;
-    if (asked.period.from < asked.period.to) use.before = total(values_of(item.metric, parts_of(item.metric, asked, Bin::none, usage)));
+    if (asked.period.from < asked.period.to) use.before = units_of(item, lot_of(item.metric, asked, Bin::none, usage));
     return use;
 }
 
-Decimal units_of(const Item& item, const Use& use) { return total(values_of(item.metric, use.parts)); }
-
 Decimal billable(const Item& item, const Use& use) {
-    if (!item.limited_apart()) return item.entitlement.billable(units_of(item, use));
-    auto values = values_of(item.metric, use.stretches);
+    if (!item.limited_apart()) return item.entitlement.billable(units_of(item, use.whole));
+    auto values = values_of(item.metric, use.apart.back());
     if (!use.before.is_zero()) values.front() -= use.before;
     return item.entitlement.billable(values);
 }
@@ -10414,7 +10420,7 @@ Decimal billable(const Item& item, const Use& use) {
 Priced price_grants(const Item& item, const Use& use) {
     Decimal units, money;
     for (std::size_t i = 0; i < item.grants.size(); ++i) {
-        const auto used = total(values_of(item.metric, use.grants.at(i).second));
+        const auto used = units_of(item, use.apart.at(i));
         if (item.grants[i].money) money += item.grants[i].overage(price_units(item.price(), used).amount);
         if (!item.grants[i].money) units += item.grants[i].overage(used);
     }
@@ -10426,7 +10432,7 @@ Priced price_grants(const Item& item, const Use& use) {
 // Before commitments. What is left of buckets by an entitlement is priced as one quantity (billing_meter_usage.go).
 Priced price_use(const Item& item, const Use& use) {
     if (!item.grants.empty()) return price_grants(item, use);
-    const auto values = values_of(item.metric, use.parts);
+    const auto values = values_of(item.metric, use.whole);
     const auto units = total(values), left = billable(item, use);
     if (left == units) return item.bucketed() ? price_buckets(item.price(), values) : price_units(item.price(), units);
     auto priced = price_units(item.price(), left);
@@ -10434,28 +10440,21 @@ Priced price_use(const Item& item, const Use& use) {
     return priced;
 }
 
-std::vector<Window> windows_of(const std::vector<Part>& parts) {
-    std::vector<Window> windows;
-    for (const auto& part : parts) windows.push_back({part.start, part.number, part.events});
-    return windows;
-}
-
 // The windows up to now that a commitment is for (9.14).
-std::vector<Window> windows_of(const Item& item, const Use& use, Timestamp now) {
-    auto windows = windows_of(use.parts);
-    const Period elapsed{use.query.period.from, std::min(use.query.period.to, now)};
-    if (elapsed.from >= elapsed.to || elapsed.from == Period().from) return windows;
-    auto options = commitment_windows(item.metric.bucket, elapsed, use.query.billing_anchor);
-    options.time_zone = use.query.time_zone;
+std::vector<Part> windows_of(const Item& item, const Lot& lot, Timestamp now) {
+    const Period elapsed{lot.query.period.from, std::min(lot.query.period.to, now)};
+    if (elapsed.from >= elapsed.to || elapsed.from == Period().from) return lot.parts;
+    auto options = commitment_windows(item.metric.bucket, elapsed, lot.query.billing_anchor);
+    options.time_zone = lot.query.time_zone;
     const BinGrid grid(elapsed, options);
     if (grid.count() > static_cast<std::int64_t>(limits::aggregate_rows))
         throw Error(ErrorCode::too_large, "period", "has more than " + std::to_string(limits::aggregate_rows) + " windows of a commitment");
-    return item.terms.filled(std::move(windows), grid);
+    return item.terms.filled(lot.parts, grid);
 }
 
 Priced commit_use(const Item& item, const Use& use, Priced priced, Timestamp now, Committed& committed) {
     if (!item.commits()) return priced;
-    if (item.windowed) return price_windows(item.terms, windows_of(item, use, now), committed);
+    if (item.windowed) return price_windows(item.terms, windows_of(item, use.whole, now), committed);
     if (!item.terms.commitment) return priced;
     committed = commit(*item.terms.commitment, priced.amount);
     settle(priced, committed);
@@ -10499,39 +10498,35 @@ Decimal step_of(const Metric& metric, const Event& event, AggregateQuery query, 
 }
 
 // Adds the event to the part it falls into, now.
-void add_event(const Metric& metric, const Event& event, AggregateQuery query, Bin bin, Timestamp now, UsageSource& usage, std::vector<Part>& parts) {
-    Group group;
-    if (bin == metric.bucket && !metric.bucket_group.empty()) group.emplace_back(text_at(event, metric.bucket_group));
+void add_event(const Metric& metric, const Event& event, Timestamp now, UsageSource& usage, Lot& lot) {
+    auto query = question_of(metric, lot);
+    const bool grouped = !query.group_by.empty();
+    const Group group = grouped ? Group{text_at(event, metric.bucket_group)} : Group();
     std::optional<Timestamp> start;
-    if (bin != Bin::none) {
-        query.bin = bin;
-        query.week_start = std::chrono::Sunday;
+    if (lot.bin != Bin::none) {
         const auto stretch = Bins(bins_of(query, metered_rules)).around(now);
         start = stretch.from;
-        query.bin = Bin::none;
         query.period = overlap(query.period, stretch);
     }
-    const auto found = std::find_if(parts.begin(), parts.end(), [&](const Part& part) { return part.start == start && part.group == group; });
-    Part& part = found == parts.end() ? parts.emplace_back(Part{start, group, {}, 0}) : *found;
+    query.bin = Bin::none;
+    query.group_by.clear();
+    const auto found = std::find_if(lot.parts.begin(), lot.parts.end(), [&](const Part& part) { return part.start == start && part.group == group; });
+    Part& part = found == lot.parts.end() ? lot.parts.emplace_back(Part{start, group, {}, 0}) : *found;
     const auto step = step_of(metric, event, query, usage);
     ++part.events;
     if (metric.aggregation == Aggregation::latest)
-        part.number = step;
+        part.units = step;
     else if (metric.aggregation == Aggregation::max)
-        part.number = std::max(part.number, step);
+        part.units = std::max(part.units, step);
     else
-        part.number += step;
+        part.units += step;
 }
 
-void add_event(const Item& item, const Subscription& subscription, const Event& event, Timestamp now, UsageSource& usage, Use& use) {
-    add_event(item.metric, event, use.query, item.metric.bucket, now, usage, use.parts);
-    auto query = use.query;
-    for (auto& [period, parts] : use.grants) {
-        query.period = period;
-        if (period.contains(now)) add_event(item.metric, event, query, Bin::none, now, usage, parts);
+void add_event(const Item& item, const Event& event, Timestamp now, UsageSource& usage, Use& use) {
+    add_event(item.metric, event, now, usage, use.whole);
+    for (auto& lot : use.apart) {
+        if (lot.query.period.contains(now)) add_event(item.metric, event, now, usage, lot);
     }
-    if (item.limited_apart())
-        add_event(item.metric, event, limited(item, subscription, use.query), *item.entitlement.reset, now, usage, use.stretches);
 }
 
 // --- the catalogue ---
@@ -10573,9 +10568,9 @@ struct Catalogue final : Book::Impl {
     }
 };
 
-Fee fee_of(const Catalogue& book, const std::string& charge, const std::string& metric, const Decimal& units, Priced priced) {
-    return {.charge = charge,
-            .metric = metric,
+Fee fee_of(const Catalogue& book, const Item& item, const Decimal& units, Priced priced) {
+    return {.charge = item.charge,
+            .metric = item.metric.code,
             .currency = book.currency_code,
             .units = units,
             .amount = priced.amount,
@@ -10621,12 +10616,6 @@ json commitment_json(const Item& item, const Committed& committed) {
               {"computed_true_up_amount", committed.true_up.to_string()}}}};
 }
 
-std::int64_t events_of(const std::vector<Part>& parts) {
-    std::int64_t events = 0;
-    for (const auto& part : parts) events += part.events;
-    return events;
-}
-
 // --- bills ---
 
 // An item's part of a bill before the commitments.
@@ -10640,16 +10629,15 @@ FeeLine overage_line(const Decimal& money, const Decimal& factor) {
     return {.step = Step::overage, .units = money, .rate = factor, .amount = money * factor};
 }
 
-// around(time) of every cycle of the calendar that meets the period.
-template <class Around, class Visit>
-void each_cycle(const Period& period, Around&& around, Visit&& visit) {
-    std::size_t cycles = 0;
-    for (auto at = period.from; at < period.to; ++cycles) {
-        if (cycles == limits::carried_bins) throw Error(ErrorCode::too_large, "period", "has too many billing periods");
-        const Period cycle = around(at);
-        visit(cycle);
-        at = cycle.to;
+// around(time) of every cycle that meets the period.
+template <class Around>
+std::vector<Period> cycles_of(const Period& period, Around&& around) {
+    std::vector<Period> cycles;
+    for (auto at = period.from; at < period.to; at = cycles.back().to) {
+        if (cycles.size() == limits::carried_bins) throw Error(ErrorCode::too_large, "period", "has too many billing periods");
+        cycles.push_back(around(at));
     }
+    return cycles;
 }
 
 // What a subscription owes for a time, mostly a billing period.
@@ -10683,7 +10671,7 @@ private:
     void add_extra(const char* charge, FeeLine line) {
         Priced priced;
         priced.add(std::move(line));
-        add(nullptr, period_, 0, fee_of(book_, charge, "", 1, std::move(priced)));
+        add(nullptr, period_, 0, fee_of(book_, {.charge = charge}, 1, std::move(priced)));
     }
 
     // Rounded to the currency before its commitment, and after (9.9).
@@ -10693,10 +10681,10 @@ private:
         round(priced);
         if (commits) priced = commit_use(*item, use, std::move(priced), now_, committed);
         round(priced);
-        auto& fee = add(item, use.query.period, events_of(use.parts), fee_of(book_, item->charge, item->metric.code, units, std::move(priced)));
+        auto& fee = add(item, use.whole.query.period, events_of(use.whole), fee_of(book_, *item, units, std::move(priced)));
         fee.vendor = commitment_json(*item, committed);
     }
-    void add_charge(const Charge& charge) { add_charge(charge, units_of(*charge.item, charge.use), charge.priced, true); }
+    void add_charge(const Charge& charge) { add_charge(charge, units_of(*charge.item, charge.use.whole), charge.priced, true); }
 
     std::vector<Charge> charges(const Period& period) const {
         std::vector<Charge> list;
@@ -10756,11 +10744,9 @@ private:
     // What the items came to from one moment to another, billing period by billing period.
     Decimal spent(const Period& before) const {
         Decimal sum;
-        each_cycle(
-            before, [&](Timestamp at) { return subscription_.period(at); },
-            [&](const Period& cycle) {
-                for (const auto& charge : charges(overlap(cycle, before))) sum += charge.priced.amount;
-            });
+        for (const auto& cycle : cycles_of(before, [&](Timestamp at) { return subscription_.period(at); })) {
+            for (const auto& charge : charges(overlap(cycle, before))) sum += charge.priced.amount;
+        }
         return sum;
     }
 
@@ -10773,7 +10759,7 @@ private:
         for (const auto& charge : list) {
             auto priced = charge.priced;
             lower_to(priced, divided(priced.amount, cost) * committed.utilized);
-            add_charge(charge, units_of(*charge.item, charge.use), std::move(priced), false);
+            add_charge(charge, units_of(*charge.item, charge.use.whole), std::move(priced), false);
         }
         const auto beyond = cost - committed.utilized;
         if (!beyond.is_zero()) add_extra("Overage", overage_line(beyond, commitment.overage_factor));
@@ -10791,20 +10777,19 @@ private:
         const bool longer = is_longer(*fixed.cycle, subscription_.stride);
         const auto anchor = item.active.from > Period().from ? item.active.from : subscription_.anchor.value_or(Timestamp());
         const Cycle own(*fixed.cycle, anchor.micros(), Zone({}));
-        each_cycle(
-            overlap(period_, item.active), [&](Timestamp at) { return longer ? overlap(own.around(at), item.active) : subscription_.period(at); },
-            [&](const Period& cycle) {
-                const bool due = fixed.advance ? period_.contains(cycle.from) : period_.from < cycle.to && cycle.to <= period_.to;
-                const auto active = overlap(cycle, item.active);
-                if (due) add_fixed(item, active, divided((active.to - active.from).count(), (cycle.to - cycle.from).count()));
-            });
+        const auto around = [&](Timestamp at) { return longer ? overlap(own.around(at), item.active) : subscription_.period(at); };
+        for (const auto& cycle : cycles_of(overlap(period_, item.active), around)) {
+            const bool due = fixed.advance ? period_.contains(cycle.from) : period_.from < cycle.to && cycle.to <= period_.to;
+            const auto active = overlap(cycle, item.active);
+            if (due) add_fixed(item, active, divided((active.to - active.from).count(), (cycle.to - cycle.from).count()));
+        }
     }
 
     void add_fixed(const Item& item, const Period& period, const Decimal& share) {
         auto priced = price_units(item.price(), item.fixed->quantity);
         lower_to(priced, priced.amount * share);
         round(priced);
-        auto& fee = add(&item, period, 0, fee_of(book_, item.charge, "", item.fixed->quantity, std::move(priced)));
+        auto& fee = add(&item, period, 0, fee_of(book_, item, item.fixed->quantity, std::move(priced)));
         fee.pay_in_advance = item.fixed->advance;
     }
 
@@ -10856,15 +10841,16 @@ Fees Catalogue::usage(const UsageQuery& query, Timestamp now, UsageSource& usage
     return sum_up(*this, std::move(list));
 }
 
-// price(subscription, item) of every item that measures the event now.
+// The units and price(subscription, item) of every item that measures the event now.
 template <class PriceItem>
 Fees price_event(const Catalogue& book, const Event& event, Timestamp now, PriceItem&& price) {
     if (event.customer.empty() && !book.lists_subscriptions) throw Error(ErrorCode::bad_value, "customer", "is required");
     std::vector<Fee> list;
     for (const auto& subscription : book.chosen(event.subscription, event.customer)) {
-        if (!subscription.active.contains(now)) continue;
         for (const auto& item : subscription.items) {
-            if (!item.fixed && item.active.contains(now) && measures(item.metric, event)) list.push_back(price(subscription, item));
+            if (item.fixed || !overlap(subscription.active, item.active).contains(now) || !measures(item.metric, event)) continue;
+            auto [units, priced] = price(subscription, item);
+            list.push_back(fee_for(subscription, subscription.period(now), 1, fee_of(book, item, units, std::move(priced))));
         }
     }
     return sum_up(book, std::move(list));
@@ -10880,21 +10866,19 @@ Fees Catalogue::estimate_fees(const Event& event, Timestamp now, UsageSource& us
             Committed committed;
             return commit_use(item, use, price_use(item, use), now, committed);
         };
-        const auto units = units_of(item, use);
+        const auto units = units_of(item, use.whole);
         const auto before = priced();
-        add_event(item, subscription, event, now, usage_source, use);
-        return fee_for(subscription, query.period, 1,
-                       fee_of(*this, item.charge, item.metric.code, units_of(item, use) - units, difference(priced(), before)));
+        add_event(item, event, now, usage_source, use);
+        return std::pair(units_of(item, use.whole) - units, difference(priced(), before));
     });
     if (fees.fees.empty()) throw Error(ErrorCode::not_found, "name", "no price measures events named " + event.name);
     return fees;
 }
 
 Fees Catalogue::estimate_instant_fees(const Event& event, Timestamp now) const {
-    return price_event(*this, event, now, [&](const Subscription& subscription, const Item& item) {
+    return price_event(*this, event, now, [&](const Subscription&, const Item& item) {
         const auto units = quantity_of(item.metric, event);
-        return fee_for(subscription, subscription.period(now), 1,
-                       fee_of(*this, item.charge, item.metric.code, units, price_units(item.price(), units)));
+        return std::pair(units, price_units(item.price(), units));
     });
 }
 
@@ -10902,10 +10886,10 @@ Fee Catalogue::price(std::string_view charge, const Decimal& units, std::int64_t
     for (const auto& item : items) {
         if (item.charge != charge) continue;
         const auto quantity = item.fixed ? fixed_quantity(units, item.fixed->quantity) : units;
-        Use use{{}, {{{}, {}, quantity, 1}}, {{{}, {}, quantity, 1}}, {}, {}};
-        for (std::size_t i = 0; i < item.grants.size(); ++i) use.grants.push_back({{}, use.parts});
+        const Lot all{.parts = {{.units = quantity, .events = 1}}};
+        const Use use{all, std::vector<Lot>(item.grants.size() + 1, all), {}};
         Committed committed;
-        auto fee = fee_of(*this, item.charge, item.metric.code, quantity, commit_use(item, use, price_use(item, use), {}, committed));
+        auto fee = fee_of(*this, item, quantity, commit_use(item, use, price_use(item, use), {}, committed));
         fee.vendor = breakup(item.price(), quantity);
         return fee;
     }
@@ -11052,7 +11036,7 @@ Item read_line_item(const Node& at, const std::vector<Item>& items) {
         item.terms.commitment = read_commitment(at, of_line_item, item.price());
     item.windowed = at.flag("commitment_windowed", item.windowed);
     for (const auto& bucket : at.list("commitment_time_buckets"))
-        item.terms.buckets.push_back(read_time_bucket(bucket, bucket.find("price") ? Price() : listed(bucket, items).price()));
+        item.terms.buckets.push_back(bucket.find("price") ? read_time_bucket(bucket) : read_time_bucket(bucket, listed(bucket, items).price()));
     check_item(at, item);
     return item;
 }
@@ -11083,9 +11067,32 @@ std::optional<Subscription> read_subscription(const Node& at, const std::vector<
     return subscription;
 }
 
+// A price in a unit of its own as it is created, its amounts in money; one that FlexPrice shows has them already (9.10).
+json in_money(const Node& at, const std::vector<Node>& units) {
+    auto price = at.value();
+    if (at.text("price_unit_type") != "CUSTOM" || at.find("amount") || at.find("tiers")) return price;
+    const auto config = at.object("price_unit_config");
+    const auto code = config.required_text("price_unit");
+    const auto unit = std::find_if(units.begin(), units.end(), [&](const Node& each) { return each.text("code") == code; });
+    if (unit == units.end()) throw Error(ErrorCode::bad_value, config.path("price_unit"), "no such price unit: " + code);
+    const auto rate = unit->decimal("conversion_rate").value_or(Decimal());
+    if (rate <= 0) throw Error(ErrorCode::bad_value, unit->path("conversion_rate"), "must be above 0");
+    const auto convert = [&](const Node& from, json& into, const char* field) {
+        if (const auto value = from.decimal(field)) into[field] = (*value * rate).to_string();
+    };
+    convert(config, price, "amount");
+    for (const auto& each : config.list("price_unit_tiers")) {
+        auto& tier = price["tiers"].emplace_back(each.value());
+        for (const char* field : {"unit_amount", "flat_amount"}) convert(each, tier, field);
+    }
+    return price;
+}
+
 void read_prices(const Node& root, Catalogue& book) {
+    const auto units = root.list("price_units");
     for (const auto& at : root.list("prices")) {
-        const auto& price = book.items.emplace_back(read_item(at, book.metrics)).price();
+        const auto in_currency = in_money(at, units);
+        const auto& price = book.items.emplace_back(read_item(Node(in_currency, at.path()), book.metrics)).price();
         if (book.currency_code.empty()) book.currency_code = price.currency_code, book.currency = price.currency;
         if (price.currency_code != book.currency_code) throw Error(ErrorCode::bad_value, at.path("currency"), "differs from that of the first price");
     }
@@ -11129,15 +11136,15 @@ std::vector<AnalyticsItem> plain_items(const Item& item, const AnalyticsQuery& q
 
 // Each bucket priced alone, and the sum rounded once. Wider windows of the question put buckets together: their sum or greatest, and what all of
 // them cost. Buckets stay whole in narrower ones (6.6).
-AnalyticsItem bucketed_item(const Catalogue& book, const Item& item, const AnalyticsQuery& query, const Use& use, Timestamp now) {
+AnalyticsItem bucketed_item(const Catalogue& book, const Item& item, const AnalyticsQuery& query, const Lot& lot, Timestamp now) {
     const bool windowed = item.windowed && item.commits() && !shows_a_part(query);
-    auto asked = use.query;
+    auto asked = lot.query;
     asked.bin = std::max(query.bin, item.metric.bucket);
     Bins bins(bins_of(asked, metered_rules));
-    AnalyticsItem answer{.metric = item.metric.code, .events = events_of(use.parts)};
+    AnalyticsItem answer{.metric = item.metric.code, .events = events_of(lot)};
     std::map<Timestamp, AnalyticsPoint> points;
     Committed committed;
-    for (const auto& window : windowed ? windows_of(item, use, now) : windows_of(use.parts)) {
+    for (const auto& window : windowed ? windows_of(item, lot, now) : lot.parts) {
         const auto cost = windowed ? price_windows(item.terms, {window}, committed).amount : price_buckets(item.price(), {window.units}).amount;
         const auto start = bins.around(*window.start).from;
         auto& point = points.try_emplace(start, AnalyticsPoint{.start = start}).first->second;
@@ -11158,27 +11165,27 @@ std::vector<AnalyticsItem> bucketed_items(const Catalogue& book, const Item& ite
     if (query.top > 0) throw Error(ErrorCode::bad_value, "top", "has no meaning for the buckets of " + item.metric.code);
     auto asked = aggregate_query(query);
     asked.fill = false;
-    std::map<Group, std::vector<Part>> groups;
-    if (query.group_by.empty()) groups[{}];
-    for (auto& part : parts_of(item.metric, asked, item.metric.bucket, usage)) {
-        Group group(part.group.begin(), part.group.begin() + static_cast<std::ptrdiff_t>(query.group_by.size()));
-        groups[std::move(group)].push_back(std::move(part));
+    std::map<Group, Lot> groups;
+    if (query.group_by.empty()) groups[{}].query = asked;
+    for (auto& part : lot_of(item.metric, asked, item.metric.bucket, usage).parts) {
+        auto& lot = groups[{part.group.begin(), part.group.begin() + static_cast<std::ptrdiff_t>(query.group_by.size())}];
+        lot.query = asked;
+        lot.parts.push_back(std::move(part));
     }
     std::vector<AnalyticsItem> list;
-    for (auto& [group, parts] : groups) {
-        list.push_back(bucketed_item(book, item, query, {asked, std::move(parts), {}, {}, {}}, now));
+    for (const auto& [group, lot] : groups) {
+        list.push_back(bucketed_item(book, item, query, lot, now));
         list.back().group = group;
     }
     return list;
 }
 
-// What the coupons for which holds(Coupon) leave out of analytics (6.7).
-template <class Holds>
-Decimal shown_discount(const Catalogue& book, const Item& item, const Subscription& subscription, const Decimal& cost, Holds&& holds) {
+// What the coupons of that time take off.
+Decimal shown_discount(const Catalogue& book, const Item& item, const Subscription& subscription, const Decimal& cost, const Period& period) {
     std::vector<Discount> discounts;
     for (const auto* coupons : {&item.coupons, &subscription.coupons}) {
         for (const auto& coupon : *coupons) {
-            if (coupon.shown && holds(coupon)) discounts.push_back(coupon.discount);
+            if (coupon.shown && coupon.meets(period)) discounts.push_back(coupon.discount);
         }
     }
     return compound_discount(cost, discounts, book.currency);
@@ -11186,11 +11193,9 @@ Decimal shown_discount(const Catalogue& book, const Item& item, const Subscripti
 
 // A coupon of any part of the time is for all of it; with points, for those in its time (6.7).
 void discount_item(const Catalogue& book, const Item& item, const Subscription& subscription, const Period& period, AnalyticsItem& answer) {
-    if (answer.points.empty())
-        answer.discount = shown_discount(book, item, subscription, answer.cost, [&](const Coupon& coupon) { return coupon.meets(period); });
+    if (answer.points.empty()) answer.discount = shown_discount(book, item, subscription, answer.cost, period);
     for (auto& point : answer.points) {
-        const Period moment{point.start, point.start};
-        point.discount = shown_discount(book, item, subscription, point.cost, [&](const Coupon& coupon) { return coupon.meets(moment); });
+        point.discount = shown_discount(book, item, subscription, point.cost, {point.start, point.start});
         answer.discount += point.discount;
     }
 }

@@ -614,7 +614,8 @@ public:
 
     /// {"meters": [...], "prices": [...]} as FlexPrice's API shows them; meters of every kind but expressions, with buckets, groups, filters and
     /// reset_usage. A price may carry "entitlement" (begun anew by billing period, DAILY, MONTHLY or NEVER), "grants" [{"measure", "quota",
-    /// "start_date", "end_date"}], "commitment" (also for each bucket: "windowed") and "commitment_time_buckets". With "subscriptions": [{"id",
+    /// "start_date", "end_date"}], "commitment" (also for each bucket: "windowed") and "commitment_time_buckets"; one in a unit of its own, as it is
+    /// created, needs that unit among "price_units" [{"code", "conversion_rate"}]. With "subscriptions": [{"id",
     /// "external_customer_id", "start_date", "end_date", "subscription_status", "cancelled_at", "billing_period", "billing_period_count",
     /// "billing_anchor", "line_items", "commitment_amount", "overage_factor", "enable_true_up", "commitment_duration",
     /// "coupon_associations"}] only these customers have prices, in their billing periods, those of line items on their terms; without that list any
