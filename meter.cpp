@@ -7725,7 +7725,7 @@ Decimal postgres_quotient(const Decimal& a, const Decimal& b) {
     return Decimal::divide(a, b, std::clamp(16 - 4 * difference, std::max(a.scale(), b.scale()), Decimal::max_scale), Rounding::half_up);
 }
 
-// A division whose result is a double in Lago: as many digits as that has for certain.
+// A division that Lago leaves to floating point: as many digits as that has for certain.
 Decimal ratio(const Decimal& a, const Decimal& b) { return b.is_zero() ? Decimal() : Decimal::divide_significant(a, b, 16, Rounding::half_up); }
 
 using Step = FeeLine::Step;
@@ -8911,7 +8911,7 @@ Quantity quantity_of(const Scope& scope, const AggregateQuery& query, UsageSourc
 
 // --- proration: the share of the period that a unit counts for (dossier 4.7) ---
 
-// Of as many digits as it has in Lago, where it is a double (prorated_aggregations/base_service.rb).
+// As long as Lago has it, where it is a floating-point number (prorated_aggregations/base_service.rb).
 Decimal share_of(const Scope& scope, const Period& period) { return ratio(days_in(scope.subscription, period), scope.whole_days()); }
 
 // What an event at that time pays of a prorated charge: from its day to the end of the billing period.
