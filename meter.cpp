@@ -7763,7 +7763,7 @@ Decimal postgres_quotient(const Decimal& a, const Decimal& b) {
     return Decimal::divide(a, b, std::clamp(16 - 4 * difference, std::max(a.scale(), b.scale()), Decimal::max_scale), Rounding::half_up);
 }
 
-// A division whose result is a double in Lago: as many digits as that has for certain.
+// A division that Lago leaves to floating point: as many digits as that has for certain.
 Decimal ratio(const Decimal& a, const Decimal& b) { return b.is_zero() ? Decimal() : Decimal::divide_significant(a, b, 16, Rounding::half_up); }
 
 using Step = FeeLine::Step;
@@ -8840,6 +8840,8 @@ struct Scope {
     Scope within(const ChargeFilter& part) const { return {plan, charge, &part, subscription, period}; }
     const Price& price() const { return filter ? filter->price : charge.price; }
     const BillableMetric& metric() const { return plan.billable_metrics[charge.metric]; }
+    // Whether events count as one each, whatever they hold.
+    bool counts() const { return metric().kind == Kind::count || metric().kind == Kind::unique_count; }
     // The lower end is cut to milliseconds (base_store.rb:178).
     AggregateQuery query() const {
         constexpr std::int64_t millisecond = 1000;
@@ -8914,16 +8916,12 @@ std::vector<EventStep> running_steps(const Scope& scope, const AggregateQuery& q
 // What each event of the period is worth by itself (compute_per_event_aggregation): a sum's number; of a maximum its own at the event that
 // reached it first, else nothing; 1 for each event that is counted, whatever it does to a unique count.
 std::vector<Decimal> event_values(const Scope& scope, const AggregateQuery& query, UsageSource& usage) {
-    const auto kind = scope.metric().kind;
     const auto steps = usage.steps(in_period(scope.metric()), query);
     const auto highest = std::max_element(steps.begin(), steps.end(), [](const auto& a, const auto& b) { return a.value < b.value; });
     std::vector<Decimal> values;
     for (auto step = steps.begin(); step != steps.end(); ++step) {
-        if (kind == Kind::count || kind == Kind::unique_count) {
-            values.emplace_back(1);
-        } else {
-            values.push_back(kind != Kind::max || step == highest ? step->value : Decimal());
-        }
+        const bool worthless = scope.metric().kind == Kind::max && step != highest;
+        values.push_back(scope.counts() ? Decimal(1) : worthless ? Decimal() : step->value);
     }
     return values;
 }
@@ -8931,12 +8929,11 @@ std::vector<Decimal> event_values(const Scope& scope, const AggregateQuery& quer
 // What a percentage charge needs besides units: running totals for free units, each event's value for bounds per transaction.
 void measure_percentage(const Scope& scope, const AggregateQuery& query, UsageSource& usage, Quantity& quantity) {
     const auto& price = scope.price();
-    const auto kind = scope.metric().kind;
     if (has_bounds(price, quantity)) {
         for (const auto& value : event_values(scope, query, usage)) quantity.bounded.add(price, value);
     }
-    if (kind == Kind::count || kind == Kind::unique_count) quantity.running = running_count(price, quantity.units);
-    if (kind != Kind::sum) return;  // others have no running totals
+    if (scope.counts()) quantity.running = running_count(price, quantity.units);
+    if (scope.metric().kind != Kind::sum) return;  // others have no running totals
     for (const auto& step : running_steps(scope, query, usage)) run_on(price, quantity.running, step.value);
 }
 
@@ -8952,7 +8949,7 @@ Quantity quantity_of(const Scope& scope, const AggregateQuery& query, UsageSourc
 
 // --- proration: the share of the period that a unit counts for (dossier 4.7) ---
 
-// Of as many digits as it has in Lago, where it is a double (prorated_aggregations/base_service.rb).
+// As long as Lago has it, where it is a floating-point number (prorated_aggregations/base_service.rb).
 Decimal share_of(const Scope& scope, const Period& period) { return ratio(days_in(scope.subscription, period), scope.whole_days()); }
 
 // What an event at that time pays of a prorated charge: from its day to the end of the billing period.
@@ -9243,47 +9240,38 @@ struct AdvanceStep {
 };
 
 // The events of a pay-in-advance charge in one group, one by one in order of time.
-class AdvanceWalk {
-public:
-    explicit AdvanceWalk(const Scope& scope) : scope_(scope), counts_(scope.metric().kind != Kind::sum) { quantity_.premium = scope.plan.premium; }
+struct AdvanceWalk {
+    const Scope& scope;
+    Quantity quantity = {.units = {}, .premium = scope.plan.premium};
+    AdvanceState state = {};
 
-    // An event that brings no fee: from before the period, of a recurring metric, or without the property.
-    void pass(const Decimal& step) { take(step, {}); }
+    // By itself for an event that brings no fee: from before the period, of a recurring metric, or without the property.
+    void take(const Decimal& step, const Decimal& amount) {
+        const auto& price = scope.price();
+        quantity.units += step;
+        quantity.events = scope.metric().kind == Kind::unique_count ? quantity.units.to_int64().value_or(0) : quantity.events + 1;
+        quantity.precise_amount += amount;
+        if (price.model != Model::percentage) return;
+        if (scope.counts()) quantity.running = running_count(price, quantity.units);
+        if (!scope.counts() && runs_on(price, quantity.running)) run_on(price, quantity.running, step);
+    }
 
     AdvanceStep add(const EventStep& step, const Event& event) {
-        const auto bounded = quantity_.bounded;
-        take(step.value, event.precise_total_amount_cents.value_or(Decimal()));
+        const auto bounded = quantity.bounded;
+        const auto amount = quotient(event.precise_total_amount_cents.value_or(Decimal()), scope.plan.currency.subunits);
+        take(step.value, amount);
         // A count's values never leave out the event (count_service.rb:66): on both sides the same, which are nothing to their difference.
-        if (!counts_ && has_bounds(scope_.price(), quantity_)) quantity_.bounded.add(scope_.price(), step.value);
-        const bool one = scope_.metric().kind == Kind::count;
-        AdvanceStep result{quantity_, quantity_, one ? Contribution{1, 1} : state_.add(step.value, share_paid(scope_, step.time))};
+        if (!scope.counts() && has_bounds(scope.price(), quantity)) quantity.bounded.add(scope.price(), step.value);
+        const bool one = scope.metric().kind == Kind::count;
+        AdvanceStep result{quantity, quantity, one ? Contribution{1, 1} : state.add(step.value, share_paid(scope, step.time))};
         auto& without = result.without;
         without.units -= result.contribution.priced;
         --without.events;
         without.without_event = true;
-        without.precise_amount -= quotient(event.precise_total_amount_cents.value_or(Decimal()), scope_.plan.currency.subunits);
+        without.precise_amount -= amount;
         without.bounded = bounded;
         return result;
     }
-
-private:
-    void take(const Decimal& step, const Decimal& cents) {
-        const auto& price = scope_.price();
-        quantity_.units += step;
-        ++quantity_.events;
-        if (scope_.metric().kind == Kind::unique_count) quantity_.events = quantity_.units.to_int64().value_or(0);
-        cents_ += cents;
-        quantity_.precise_amount = quotient(cents_, scope_.plan.currency.subunits);
-        if (price.model != Model::percentage) return;
-        if (counts_) quantity_.running = running_count(price, quantity_.units);
-        if (!counts_ && runs_on(price, quantity_.running)) run_on(price, quantity_.running, step);
-    }
-
-    const Scope& scope_;
-    bool counts_;
-    Quantity quantity_;
-    AdvanceState state_;
-    Decimal cents_;
 };
 
 Fee advance_fee(const Scope& scope, const Group& group, const Event& event, const AdvanceStep& step) {
@@ -9293,10 +9281,7 @@ Fee advance_fee(const Scope& scope, const Group& group, const Event& event, cons
                      added_details(details(scope.price(), step.with, with), details(scope.price(), step.without, without)));
 }
 
-struct PlacedFee {
-    std::pair<Timestamp, std::int64_t> place;
-    Fee fee;
-};
+using PlacedFees = std::multimap<std::pair<Timestamp, std::int64_t>, Fee>;  // by time and sequence of their events
 
 // Which events' fees are asked for: those of a period, or one of them.
 struct AdvanceQuestion {
@@ -9306,14 +9291,14 @@ struct AdvanceQuestion {
 };
 
 // Over the scope's period, which is a billing period. An event without the property to be counted has no fee (pay_in_advance_service.rb:59).
-void add_advance_fees(const Scope& scope, const Group& group, const AdvanceQuestion& question, UsageSource& usage, std::vector<PlacedFee>& fees) {
+void add_advance_fees(const Scope& scope, const Group& group, const AdvanceQuestion& question, UsageSource& usage, PlacedFees& fees) {
     const auto& metric = scope.metric();
     auto query = beside(scope.query(), group);
     query.period.to = std::min(query.period.to, question.period.to);
-    AdvanceWalk walk(scope);
+    AdvanceWalk walk{scope};
     for (const auto& step : usage.steps(metric.metric, query)) {
         if (step.time < query.period.from || (metric.kind == Kind::unique_count && step.item == 0)) {
-            walk.pass(step.value);
+            walk.take(step.value, {});
             continue;
         }
         const bool wanted = question.wants(step);
@@ -9322,7 +9307,7 @@ void add_advance_fees(const Scope& scope, const Group& group, const AdvanceQuest
         if (!wanted || billing_filter(scope.charge, event.properties) != scope.filter) continue;
         if (fees.size() == limits::advance_fees)
             throw Error(ErrorCode::too_large, "period", "has more than " + std::to_string(limits::advance_fees) + " fees");
-        fees.push_back({{step.time, step.sequence}, advance_fee(scope, group, event, billed)});
+        fees.emplace(std::pair(step.time, step.sequence), advance_fee(scope, group, event, billed));
     }
 }
 
@@ -9383,10 +9368,9 @@ Contribution contribution_of(const Scope& scope, const Event& event, Timestamp n
 
 // Both sides of the estimate, of which `step` has only the one without the event. A sum's running totals have the event on both.
 void add_event(const Scope& scope, const Event& event, AdvanceStep& step) {
-    const bool counts = scope.metric().kind != Kind::sum;
-    const auto value = counts ? Decimal(1) : summed(scope.metric(), event);
+    const auto value = scope.counts() ? Decimal(1) : summed(scope.metric(), event);
     auto& running = step.without.running;
-    if (!counts && runs_on(scope.price(), running)) run_on(scope.price(), running, value);
+    if (!scope.counts() && runs_on(scope.price(), running)) run_on(scope.price(), running, value);
     auto& with = step.with = step.without;
     with.units += step.contribution.priced;
     ++with.events;
@@ -9648,10 +9632,9 @@ Fees Plan::usage(const UsageQuery& query, Timestamp now, UsageSource& usage_sour
 
 // --- the fees of recorded events (dossier 7) ---
 
-Fees in_order(const Plan& plan, std::vector<PlacedFee> placed) {
-    std::stable_sort(placed.begin(), placed.end(), [](const PlacedFee& a, const PlacedFee& b) { return a.place < b.place; });
+Fees in_order(const Plan& plan, PlacedFees placed) {
     std::vector<Fee> list;
-    for (auto& each : placed) list.push_back(std::move(each.fee));
+    for (auto& each : placed) list.push_back(std::move(each.second));
     return sum_up(plan, std::move(list));
 }
 
@@ -9659,7 +9642,7 @@ Fees Plan::advance_fees(const Event& event, UsageSource& usage_source) const {
     const auto time = event.timestamp.value();
     const auto subscription = subscription_at(*this, event.subscription, time);
     const auto period = billing_period(charges_interval, subscription, time);
-    std::vector<PlacedFee> fees;
+    PlacedFees fees;
     ask_about_charges([&](const Charge& charge) {
         if (!charge.pay_in_advance || metric_code(charge) != event.name) return;
         const Scope scope{*this, charge, billing_filter(charge, event.properties), subscription, period};
@@ -9687,7 +9670,7 @@ std::set<Group> advance_groups(const Scope& scope, UsageSource& usage) {
 }
 
 Fees Plan::advance_fees(const UsageQuery& query, Timestamp now, UsageSource& usage_source) const {
-    std::vector<PlacedFee> fees;
+    PlacedFees fees;
     const auto add = [&](const Scope& scope, const Period& asked) {
         for (const auto& group : advance_groups(scope, usage_source)) add_advance_fees(scope, group, {asked}, usage_source, fees);
     };

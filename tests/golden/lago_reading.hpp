@@ -238,7 +238,7 @@ json counts(const json& vector) {
     const auto scope = one.scope();
     json list = json::array();
     one.log.ask([&](UsageSource& usage) {
-        lago::AdvanceWalk walk(scope);
+        lago::AdvanceWalk walk{scope};
         for (const auto& step : lago::period_steps(scope, one.query, usage)) {
             const auto units = walk.add(step, usage.event(step.sequence)).with.units;
             if (step.time == one.period.to - moment) list.push_back(text(units));
@@ -254,8 +254,7 @@ json running_total(const json& vector) {
     const auto scope = one.scope();
     auto answer = counted(vector);
     answer["running_total"] = json::array();
-    const auto kind = scope.metric().kind;
-    if (kind == lago::Kind::count || kind == lago::Kind::unique_count) {
+    if (scope.counts()) {
         const auto totals = lago::running_count(scope.price(), number(answer, "aggregation"));
         for (Decimal total = 1; total <= totals.length; total += 1) answer["running_total"].push_back(text(total));
         return answer;
