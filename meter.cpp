@@ -9997,8 +9997,14 @@ constexpr CommitmentFields of_price{"type", "amount", "quantity", "overage_facto
 // A commitment's quantity is worth what the price asks for it. A missing factor makes overage free.
 Commitment read_commitment(const Node& at, const CommitmentFields& fields, const Price& price = {}) {
     const bool by_quantity = at.text(fields.type, at.find(fields.amount) ? "amount" : "quantity") == "quantity";
-    const auto value = at_least(at, by_quantity ? fields.quantity : fields.amount, 0, 0);
-    return {by_quantity ? price_units(price, value).amount : value, at_least(at, fields.factor, 0, 0), at.flag(fields.true_up)};
+    const auto field = by_quantity ? fields.quantity : fields.amount;
+    Commitment commitment{at_least(at, field, 0, 0), at_least(at, fields.factor, 0, 0), at.flag(fields.true_up)};
+    try {
+        if (by_quantity) commitment.amount = price_units(price, commitment.amount).amount;
+    } catch (const Error& error) {
+        throw Error(error.code(), at.path(field), error.reason());
+    }
+    return commitment;
 }
 
 Committed commit(const Commitment& commitment, const Decimal& cost) {
@@ -11079,7 +11085,7 @@ void read_prices(const Node& root, Catalogue& book) {
         if (book.currency_code.empty()) book.currency_code = price.currency_code, book.currency = price.currency;
         if (price.currency_code != book.currency_code) throw Error(ErrorCode::bad_value, at.path("currency"), "differs from that of the first price");
     }
-    if (book.items.empty()) root.refuse("has no prices");
+    if (book.items.empty()) throw Error(ErrorCode::bad_value, "prices", "must not be empty");
 }
 
 std::shared_ptr<const Book::Impl> load(const json& catalogue) {

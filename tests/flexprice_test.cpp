@@ -540,6 +540,10 @@ TEST_CASE("impossible FlexPrice catalogues are refused by path and reason") {
     CHECK(subscription_refused(
               {{"id", "s"}, {"external_customer_id", "acme"}, {"start_date", "2026-03-01T00:00:00Z"}, {"end_date", "2026-02-01T00:00:00Z"}}) ==
           "subscriptions[0].end_date: is before start_date");
+    CHECK(refused({{"prices", json::array()}}) == "prices: must not be empty");
+    CHECK(refused(catalogue(meter_json({{"type", "COUNT"}}),
+                            flat({{"commitment", {{"type", "quantity"}, {"quantity", "1e30"}}}}, "12345678901234567"))) ==
+          "prices[0].commitment.quantity: the exact result needs more than 38 digits or 76 decimals");
     json currencies = catalogue(meter_json({{"type", "COUNT"}}), flat());
     currencies["prices"].push_back(flat({{"id", "q"}, {"currency", "eur"}}));
     CHECK(refused(currencies) == "prices[1].currency: differs from that of the first price");
