@@ -1834,7 +1834,8 @@ bool like(std::string_view text, std::string_view pattern) {
 struct NumberBound {
     std::int64_t edge = 0;
     bool below = false, at = false, above = false;
-    bool holds(std::int64_t cell) const noexcept { return cell < edge ? below : cell == edge ? at : above; }
+    // Without a branch, so that a loop over cells is one over vectors of them.
+    bool holds(std::int64_t cell) const noexcept { return ((cell < edge) & below) | ((cell == edge) & at) | ((cell > edge) & above); }
 };
 
 // A clause made ready to meet many values.
@@ -3167,6 +3168,8 @@ private:
 
 enum class CellKind : std::uint8_t { missing, null, boolean, number, wide, text, json, interned };
 
+constexpr bool in_dictionary(CellKind kind) noexcept { return kind == CellKind::wide || kind == CellKind::text || kind == CellKind::json; }
+
 struct Column {
     std::vector<CellKind> kinds{};  // one for all rows, or one a row
     std::vector<std::int64_t> cells{};
@@ -3175,11 +3178,7 @@ struct Column {
     std::vector<char> text{};               // a vector, because moving one does not move the texts
     CellKind kind(std::size_t row) const noexcept { return kinds.size() == 1 ? kinds[0] : kinds[row]; }
     bool all(CellKind kind) const noexcept { return kinds.size() == 1 && kinds[0] == kind; }
-    std::string_view word(std::size_t row) const {
-        const auto at = static_cast<std::uint64_t>(cells[row]);
-        if (at >= words.size()) damaged("columns");
-        return words[static_cast<std::size_t>(at)];
-    }
+    std::string_view word(std::size_t row) const noexcept { return words[static_cast<std::size_t>(cells[row])]; }
 };
 
 struct SmallNumber {
@@ -3412,6 +3411,18 @@ private:
     std::size_t left_;
 };
 
+// Every cell that is a place in the dictionary is one of its `count`, so that Column::word need not look.
+void check_places(const Column& column, std::size_t count) {
+    const auto within = [count](std::int64_t cell) { return static_cast<std::uint64_t>(cell) < count; };
+    if (column.kinds.size() == 1) {
+        if (in_dictionary(column.kinds[0]) && !std::all_of(column.cells.begin(), column.cells.end(), within)) damaged("columns.dictionary");
+        return;
+    }
+    for (std::size_t row = 0; row < column.kinds.size(); ++row) {
+        if (in_dictionary(column.kinds[row]) && !within(column.cells[row])) damaged("columns.dictionary");
+    }
+}
+
 // Rows `first` to `last` of a packed column of `rows` rows.
 Column unpack_column(std::string_view data, std::size_t rows, std::size_t first, std::size_t last) {
     Unpacker in(data);
@@ -3430,8 +3441,9 @@ Column unpack_column(std::string_view data, std::size_t rows, std::size_t first,
         const std::uint8_t* kinds = in.take(rows);
         for (std::size_t i = first; i < last; ++i) column.kinds.push_back(checked(kinds[i]));
     }
-    if (in.left() == 0) return column;
-    const auto count = static_cast<std::size_t>(in.bytes(4));
+    const auto count = in.left() == 0 ? 0 : static_cast<std::size_t>(in.bytes(4));
+    check_places(column, count);
+    if (count == 0) return column;
     std::vector<std::int64_t> lengths;
     if (count > data.size()) damaged("columns.dictionary");
     in.integers(lengths, count, 0, count);
@@ -3452,8 +3464,10 @@ Column unpack_column(std::string_view data, std::size_t rows, std::size_t first,
 // The fields of an event that are not properties, as columns know them. Properties are known as "." and their path.
 namespace fields {
 constexpr std::string_view id = "id", name = "name", time = "time", sequence = "sequence", customer = "customer", subscription = "subscription",
-                           source = "source", value = "value", cents = "precise_total_amount_cents";
-}
+                           source = "source", value = "value", cents = "precise_total_amount_cents", recorded = "recorded_at";
+// Moments are microseconds.
+bool is_moment(std::string_view key) { return key == time || key == recorded; }
+}  // namespace fields
 
 constexpr std::size_t max_segment_columns = 1000;
 constexpr std::int64_t min_chunk_events = 64, max_segment_rows = 1 << 22;
@@ -3480,6 +3494,8 @@ public:
         const std::size_t row = times_.size();
         sequences_.push_back(sequence);
         times_.push_back(checked_time(time, "log"));
+        first_time_ = std::min(first_time_, time);
+        last_time_ = std::max(last_time_, time);
         customers_.push_back(customer);
         subscriptions_.push_back(subscription);
         if (source != 0) column(fields::source).add_interned(row, source);
@@ -3497,6 +3513,8 @@ public:
     }
     std::size_t rows() const noexcept { return times_.size(); }
     const std::vector<std::int64_t>& times() const noexcept { return times_; }
+    std::int64_t first_time() const noexcept { return first_time_; }
+    std::int64_t last_time() const noexcept { return last_time_; }
     const std::vector<std::int64_t>& sequences() const noexcept { return sequences_; }
     const std::vector<std::int64_t>& customers() const noexcept { return customers_; }
     const std::vector<std::int64_t>& subscriptions() const noexcept { return subscriptions_; }
@@ -3534,6 +3552,7 @@ private:
 
     std::vector<std::string> only_;
     std::vector<std::int64_t> times_, sequences_, customers_, subscriptions_;
+    std::int64_t first_time_ = std::numeric_limits<std::int64_t>::max(), last_time_ = std::numeric_limits<std::int64_t>::min();
     std::deque<Named> columns_;
     std::unordered_map<std::string, std::size_t> places_;
     std::size_t next_ = 0;
@@ -3636,8 +3655,7 @@ Segment seal_part(std::int64_t name, const Part& part) {
         return std::tuple(part.customers()[row], part.subscriptions()[row], part.times()[row], part.sequences()[row]);
     };
     std::sort(order.begin(), order.end(), [&](std::uint32_t a, std::uint32_t b) { return key(a) < key(b); });
-    const auto [first, last] = std::minmax_element(part.times().begin(), part.times().end());
-    Segment segment{name, static_cast<std::int64_t>(part.rows()), *first, *last, {}, {}};
+    Segment segment{name, static_cast<std::int64_t>(part.rows()), part.first_time(), part.last_time(), {}, {}};
     const auto add = [&](std::string_view column, Bytes bytes) {
         segment.keys.emplace_back(column);
         segment.columns.push_back(std::move(bytes));
@@ -3757,6 +3775,23 @@ struct Batch {
     Parts rebuilt{};  // where the columns' texts live when they were read again from the log
 };
 
+// Calls use(row) for the rows that belong to the answer.
+template <class Use>
+void each_row(const Batch& batch, Use&& use) {
+    if (batch.mask.empty()) {
+        for (std::size_t row = 0; row < batch.rows; ++row) use(row);
+        return;
+    }
+    for (std::size_t row = 0; row < batch.rows; ++row) {
+        if (batch.mask[row]) use(row);
+    }
+}
+
+std::int64_t matching_rows(const Batch& batch) {
+    return batch.mask.empty() ? static_cast<std::int64_t>(batch.rows)
+                              : std::count_if(batch.mask.begin(), batch.mask.end(), [](auto m) { return m != 0; });
+}
+
 // One place that rows come from: a sealed segment, or the part of the unsealed tail with one name.
 struct Source {
     std::int64_t name = 0, rows = 0, first_time = 0, last_time = 0;
@@ -3842,9 +3877,9 @@ std::string text_of(Connection& db, std::int64_t id) {
 std::vector<Source> part_sources(const Parts& parts, const ScanQuestion& question, std::int64_t sequence_first = 0, std::int64_t sequence_last = 0) {
     std::vector<Source> found;
     for (const auto& [name, part] : parts) {
-        const auto [first, last] = std::minmax_element(part.times().begin(), part.times().end());
-        if (question.wants(name, *first, *last))
-            found.push_back({name, static_cast<std::int64_t>(part.rows()), *first, *last, nullptr, &part, sequence_first, sequence_last});
+        if (question.wants(name, part.first_time(), part.last_time()))
+            found.push_back(
+                {name, static_cast<std::int64_t>(part.rows()), part.first_time(), part.last_time(), nullptr, &part, sequence_first, sequence_last});
     }
     return found;
 }
@@ -3885,9 +3920,11 @@ Column id_column(Connection& db, const Column& sequence) {
 }
 
 Column interned_column(std::vector<std::int64_t> ids) {
-    Column column{{}, std::move(ids), 0, {}, {}};
-    for (const std::int64_t id : column.cells) column.kinds.push_back(id == 0 ? CellKind::missing : CellKind::interned);
-    if (std::find(column.kinds.begin(), column.kinds.end(), CellKind::missing) == column.kinds.end()) column.kinds = {CellKind::interned};
+    Column column{{CellKind::interned}, std::move(ids), 0, {}, {}};
+    if (std::find(column.cells.begin(), column.cells.end(), 0) == column.cells.end()) return column;
+    column.kinds.resize(column.cells.size());
+    std::transform(column.cells.begin(), column.cells.end(), column.kinds.begin(),
+                   [](std::int64_t id) { return id == 0 ? CellKind::missing : CellKind::interned; });
     return column;
 }
 
@@ -3950,12 +3987,16 @@ private:
     Column owners(std::vector<std::int64_t> Directory::*ids) const {
         const Directory all = directory();
         std::vector<std::int64_t> cells(rows());
-        for (std::size_t i = 0; i < all.customers.size(); ++i) {
-            const auto begin = std::clamp(static_cast<std::size_t>(all.starts[i]), first_, last_),
-                       end = std::clamp(static_cast<std::size_t>(all.starts[i + 1]), first_, last_);
-            std::fill(cells.begin() + static_cast<std::ptrdiff_t>(begin - first_), cells.begin() + static_cast<std::ptrdiff_t>(end - first_),
-                      (all.*ids)[i]);
+        const auto add = [](std::int64_t a, std::int64_t b) {
+            return static_cast<std::int64_t>(static_cast<std::uint64_t>(a) + static_cast<std::uint64_t>(b));
+        };
+        std::int64_t last = 0;
+        for (std::size_t i = 0; i < all.customers.size() && all.starts[i] < static_cast<std::int64_t>(last_); ++i) {
+            std::int64_t& cell = cells[std::max(static_cast<std::size_t>(all.starts[i]), first_) - first_];
+            cell = add(cell, (all.*ids)[i] - last);
+            last = (all.*ids)[i];
         }
+        std::partial_sum(cells.begin(), cells.end(), cells.begin(), add);
         return interned_column(std::move(cells));
     }
 
@@ -3964,6 +4005,13 @@ private:
     std::size_t first_ = 0, last_;
     bool exact_ = true;
 };
+
+// Nor is when an event was recorded.
+Column recorded_column(Connection& db, const Column& sequence) {
+    Column column{{CellKind::number}, {}, 0, {}, {}};
+    for (const std::int64_t at : sequence.cells) column.cells.push_back(db.integer("SELECT timestamp + delay FROM log WHERE sequence = ?", at));
+    return column;
+}
 
 // The columns of a part that is held in memory.
 Column part_column(const Part& part, const std::string& key) {
@@ -3981,9 +4029,7 @@ Column part_column(const Part& part, const std::string& key) {
 template <class Keep>
 void mask_out(Batch& batch, const Column& column, Keep&& keep) {
     if (batch.mask.empty()) batch.mask.assign(batch.rows, 1);
-    for (std::size_t row = 0; row < batch.rows; ++row) {
-        if (!keep(column.cells[row])) batch.mask[row] = 0;
-    }
+    for (std::size_t row = 0; row < batch.rows; ++row) batch.mask[row] &= static_cast<std::uint8_t>(keep(column.cells[row]));
 }
 
 // What there are columns for; of a part when that is read in place of the source's segment.
@@ -4041,6 +4087,8 @@ Batch load(const Reader& reader, const Source& source, const ScanQuestion& quest
             batch.columns.push_back(constant_column(CellKind::interned, source.name, batch.rows));
         } else if (key == fields::id) {
             batch.columns.push_back(id_column(reader.db, column(std::string(fields::sequence))));
+        } else if (key == fields::recorded) {
+            batch.columns.push_back(recorded_column(reader.db, column(std::string(fields::sequence))));
         } else if (is_presence(key)) {
             batch.columns.push_back(presence_column(key, column_keys(source, part), batch.rows, column));
         } else {
@@ -4048,7 +4096,8 @@ Batch load(const Reader& reader, const Source& source, const ScanQuestion& quest
         }
     }
     if (source.first_time < question.from || source.last_time >= question.to) {
-        mask_out(batch, column(std::string(fields::time)), [&](std::int64_t time) { return time >= question.from && time < question.to; });
+        mask_out(batch, column(std::string(fields::time)),
+                 [from = question.from, to = question.to](std::int64_t time) { return (time >= from) & (time < to); });
     }
     const bool exact = part == nullptr && segment->exact();
     for (const auto& [key, owner] : {std::pair{fields::customer, question.customer}, std::pair{fields::subscription, question.subscription}}) {
@@ -4063,7 +4112,7 @@ Batch load(const Reader& reader, const Source& source, const ScanQuestion& quest
 std::string column_key(const std::string& field) {
     if (field.empty()) refuse("field", "is empty");
     for (const std::string_view known :
-         {fields::id, fields::name, fields::source, fields::customer, fields::subscription, fields::value, fields::cents}) {
+         {fields::id, fields::name, fields::source, fields::customer, fields::subscription, fields::value, fields::cents, fields::recorded}) {
         if (field == known) return field;
     }
     if (field == "timestamp") return std::string(fields::time);
@@ -4122,24 +4171,32 @@ public:
         column_ = question.key(filter.op == Operator::exists ? presence_key(key) : key);
         coercion_ = key[0] == '.' ? rules.properties : rules.fields;
         if (key == fields::time) seconds_ = rules.seconds;
-        clause_ = make_clause(key == fields::time && !seconds_ ? in_micros(filter) : filter);
+        if (key == fields::recorded) coercion_ = nullptr;
+        clause_ = make_clause(fields::is_moment(key) && !seconds_ ? in_micros(filter) : filter);
     }
 
     // Clears the mask of rows that do not meet the condition.
     void apply(Connection& db, Batch& batch) const {
         if (kind_ == Filter::Kind::all && parts_.empty()) return;
-        const std::vector<std::uint8_t> met = rows(db, batch);
-        if (batch.mask.empty()) batch.mask.assign(batch.rows, 1);
-        for (std::size_t row = 0; row < batch.rows; ++row) batch.mask[row] = batch.mask[row] && met[row];
+        Mask met = rows(db, batch);
+        if (batch.mask.empty())
+            batch.mask = std::move(met);
+        else
+            std::transform(met.begin(), met.end(), batch.mask.begin(), batch.mask.begin(), std::bit_and<std::uint8_t>());
     }
 
 private:
-    std::vector<std::uint8_t> rows(Connection& db, const Batch& batch) const {
+    using Mask = std::vector<std::uint8_t>;
+
+    Mask rows(Connection& db, const Batch& batch) const {
         if (kind_ == Filter::Kind::clause) return clause_rows(db, batch.columns[column_], batch.rows);
-        std::vector<std::uint8_t> met(batch.rows, kind_ == Filter::Kind::all ? 1 : 0);
+        Mask met(batch.rows, kind_ == Filter::Kind::all ? 1 : 0);
         for (const Condition& part : parts_) {
-            const std::vector<std::uint8_t> one = part.rows(db, batch);
-            for (std::size_t row = 0; row < batch.rows; ++row) met[row] = kind_ == Filter::Kind::all ? met[row] && one[row] : met[row] || one[row];
+            const Mask one = part.rows(db, batch);
+            if (kind_ == Filter::Kind::all)
+                std::transform(one.begin(), one.end(), met.begin(), met.begin(), std::bit_and<std::uint8_t>());
+            else
+                std::transform(one.begin(), one.end(), met.begin(), met.begin(), std::bit_or<std::uint8_t>());
         }
         return met;
     }
@@ -4150,14 +4207,22 @@ private:
     }
 
     // Every distinct text is looked at once; a row then costs one table access.
-    std::vector<std::uint8_t> clause_rows(Connection& db, const Column& column, std::size_t count) const {
-        std::vector<std::uint8_t> met(count);
+    Mask clause_rows(Connection& db, const Column& column, std::size_t count) const {
+        const auto bound = coercion_ || seconds_ ? std::nullopt : clause_.bound(column.scale);
+        Mask met(count);
+        if (bound && column.all(CellKind::number)) {
+            std::transform(column.cells.begin(), column.cells.end(), met.begin(), [bound = *bound](std::int64_t cell) { return bound.holds(cell); });
+            return met;
+        }
         std::unordered_map<std::int64_t, bool> interned;
         std::vector<std::int8_t> words(column.words.size(), -1);
-        const auto bound = coercion_ || seconds_ ? std::nullopt : clause_.bound(column.scale);
         for (std::size_t row = 0; row < count; ++row) {
             const CellKind kind = column.kind(row);
-            if (kind == CellKind::number && bound) {
+            if (kind == CellKind::text) {
+                std::int8_t& known = words[static_cast<std::size_t>(column.cells[row])];
+                if (known < 0) known = holds(cell_scalar(column, row)) ? 1 : 0;
+                met[row] = static_cast<std::uint8_t>(known);
+            } else if (kind == CellKind::number && bound) {
                 met[row] = bound->holds(column.cells[row]);
             } else if (kind == CellKind::interned) {
                 const auto [known, fresh] = interned.try_emplace(column.cells[row]);
@@ -4166,11 +4231,6 @@ private:
                     known->second = holds({Scalar::Kind::text, false, {}, text});
                 }
                 met[row] = known->second;
-            } else if (kind == CellKind::text) {
-                column.word(row);  // checks the place
-                std::int8_t& known = words[static_cast<std::size_t>(column.cells[row])];
-                if (known < 0) known = holds(cell_scalar(column, row)) ? 1 : 0;
-                met[row] = static_cast<std::uint8_t>(known);
             } else {
                 met[row] = holds(cell_scalar(column, row)) ? 1 : 0;
             }
@@ -4851,7 +4911,8 @@ void check_list(const ListQuery& query) {
     check_filter(query.filter);
     check_question("customer", query.customer);
     check_question("subscription", query.subscription);
-    for (const auto& [field, texts] : {std::pair{"names", &query.names}, std::pair{"sources", &query.sources}, std::pair{"ids", &query.ids}}) {
+    for (const auto& [field, texts] :
+         {std::pair{"names", &query.names}, std::pair{"sources", &query.sources}, std::pair{"ids", &query.ids}, std::pair{"texts", &query.texts}}) {
         for (const std::string& text : *texts) check_question(field, text);
     }
     check_sort(query.sort);
@@ -5054,9 +5115,24 @@ private:
     std::vector<Rank> heap_{};
 };
 
-std::int64_t matching_rows(const Batch& batch) {
-    return batch.mask.empty() ? static_cast<std::int64_t>(batch.rows)
-                              : std::count_if(batch.mask.begin(), batch.mask.end(), [](auto m) { return m != 0; });
+char lower_ascii(char c) noexcept { return c >= 'A' && c <= 'Z' ? static_cast<char>(c - 'A' + 'a') : c; }
+
+bool contains_folded(std::string_view text, std::string_view part) {
+    const auto same = [](char a, char b) { return lower_ascii(a) == lower_ascii(b); };
+    return std::search(text.begin(), text.end(), part.begin(), part.end(), same) != text.end();
+}
+
+// Leaves only the rows whose properties contain all of the texts.
+void search_properties(const Reader& reader, const std::vector<std::string>& texts, std::size_t sequence, Batch& batch) {
+    if (texts.empty()) return;
+    if (batch.mask.empty()) batch.mask.assign(batch.rows, 1);
+    for (std::size_t row = 0; row < batch.rows; ++row) {
+        if (!batch.mask[row]) continue;
+        const auto event = event_at(reader, batch.columns[sequence].cells[row]);
+        const std::string properties = event ? event->properties.dump() : "";
+        const bool all = std::all_of(texts.begin(), texts.end(), [&](const std::string& text) { return contains_folded(properties, text); });
+        batch.mask[row] = all ? 1 : 0;
+    }
 }
 
 struct Listing {
@@ -5071,6 +5147,7 @@ Listing list_ranks(const Reader& reader, const ListQuery& query, const FilterRul
     auto question = scan_question(reader, query.names, query.customer, query.subscription, query.period);
     if (!question) return listing;
     const Condition condition(list_filter(query), *question, rules);
+    const std::size_t sequence = query.texts.empty() ? 0 : question->key(fields::sequence);
     const ScanQuestion counted = *question;  // of what can only be counted, columns to sort by need not be read
     ListOrder order(reader, query.sort, *question);
     if (start && start->cells.size() != order.cells()) bad_cursor();
@@ -5087,11 +5164,10 @@ Listing list_ranks(const Reader& reader, const ListQuery& query, const FilterRul
         Batch batch = load(reader, source, excluded ? counted : *question);
         if (batch.rows == 0) continue;
         condition.apply(reader, batch);
+        search_properties(reader, query.texts, sequence, batch);
         listing.total += matching_rows(batch);
         if (excluded) continue;
-        for (std::size_t row = 0; row < batch.rows; ++row) {
-            if (batch.mask.empty() || batch.mask[row]) top.add(order.row(batch, row));
-        }
+        each_row(batch, [&](std::size_t row) { top.add(order.row(batch, row)); });
     }
     listing.ranks = std::move(top).sorted();
     return listing;
@@ -5168,6 +5244,7 @@ json question_json(const ListQuery& query) {
             {"names", query.names},
             {"sources", query.sources},
             {"ids", query.ids},
+            {"texts", query.texts},
             {"from", query.period.from.micros()},
             {"to", query.period.to.micros()},
             {"filter", query.filter.to_json()},
@@ -5182,6 +5259,7 @@ ListQuery question_from(const json& tree) {
     query.names = tree.at("names").get<std::vector<std::string>>();
     query.sources = tree.at("sources").get<std::vector<std::string>>();
     query.ids = tree.at("ids").get<std::vector<std::string>>();
+    query.texts = tree.at("texts").get<std::vector<std::string>>();
     query.period = {Timestamp(tree.at("from").get<std::int64_t>()), Timestamp(tree.at("to").get<std::int64_t>())};
     query.filter = Filter::from_json(tree.at("filter"));
     query.rules = tree.at("rules").get<std::string>();
@@ -5253,13 +5331,6 @@ Page list_page(const Reader& reader, const ListQuery& query, const FilterRules& 
 
 // ---- names ----
 
-char lower_ascii(char c) noexcept { return c >= 'A' && c <= 'Z' ? static_cast<char>(c - 'A' + 'a') : c; }
-
-bool contains_folded(std::string_view text, std::string_view part) {
-    const auto same = [](char a, char b) { return lower_ascii(a) == lower_ascii(b); };
-    return std::search(text.begin(), text.end(), part.begin(), part.end(), same) != text.end();
-}
-
 // What rows of names tell apart.
 struct NameKeys {
     bool names = true, sources = false;
@@ -5287,11 +5358,10 @@ NameCounts count_names(const Reader& reader, ScanQuestion question, const Filter
         Batch batch = load(reader, source, question);
         if (batch.rows == 0) continue;
         condition.apply(reader, batch);
-        for (std::size_t row = 0; row < batch.rows; ++row) {
-            if (!batch.mask.empty() && !batch.mask[row]) continue;
+        each_row(batch, [&](std::size_t row) {
             const std::int64_t at = batch.columns[time].cells[row];
             count_name(counts, keys.names ? source.name : 0, keys.sources ? batch.columns[sender].cells[row] : 0, 1, at, at);
-        }
+        });
     }
     return counts;
 }
@@ -5391,6 +5461,7 @@ struct NumberRules {
     enum class Text : std::uint8_t { none, plain, number };  // texts that are numbers: none, those written -?digits[.digits], or all of Decimal's
     Text text = Text::plain;
     bool zero = false;                         // what is no number counts as 0; else the event takes no part
+    bool text_fields_zero = false;             // likewise for an event's name and source alone
     std::optional<std::int64_t> missing = {};  // what a missing one counts as, when not as other things that are no number
     bool not_negative = false;                 // numbers below 0 count as 0, one by one
     std::optional<Rounding> seconds = {};      // times are whole Unix seconds
@@ -5450,33 +5521,82 @@ struct Rules {
 class Numbering {
 public:
     std::uint32_t number(std::uint64_t key) {
-        if ((keys_.size() + 1) * 10 > slots_.size() * 7) grow();
+        if ((keys_.size() + 1) * 2 > slots_.size()) grow();
         std::size_t at = place(key);
-        for (; slots_[at] != empty; at = (at + 1) & (slots_.size() - 1)) {
-            if (keys_[slots_[at]] == key) return slots_[at];
+        for (; slots_[at].number != empty; at = (at + 1) & (slots_.size() - 1)) {
+            if (slots_[at].key == key) return slots_[at].number;
         }
-        slots_[at] = static_cast<std::uint32_t>(keys_.size());
+        slots_[at] = {key, append(key)};
+        return slots_[at].number;
+    }
+    // For a key that is new, before any call of number().
+    std::uint32_t append(std::uint64_t key) {
         keys_.push_back(key);
-        return slots_[at];
+        return static_cast<std::uint32_t>(keys_.size() - 1);
     }
     const std::vector<std::uint64_t>& keys() const noexcept { return keys_; }
 
 private:
     static constexpr std::uint32_t empty = 0xFFFFFFFF;
+    struct Slot {
+        std::uint64_t key = 0;
+        std::uint32_t number = empty;
+    };
     std::size_t place(std::uint64_t key) const noexcept { return static_cast<std::size_t>(key * 0x9E3779B97F4A7C15ULL >> 32) & (slots_.size() - 1); }
     void grow() {
-        slots_.assign(std::max<std::size_t>(64, slots_.size() * 2), empty);
+        slots_.assign(std::bit_ceil(std::max<std::size_t>(64, keys_.size() * 4)), Slot());
         for (std::size_t i = 0; i < keys_.size(); ++i) {
             std::size_t at = place(keys_[i]);
-            while (slots_[at] != empty) at = (at + 1) & (slots_.size() - 1);
-            slots_[at] = static_cast<std::uint32_t>(i);
+            while (slots_[at].number != empty) at = (at + 1) & (slots_.size() - 1);
+            slots_[at] = {keys_[i], static_cast<std::uint32_t>(i)};
         }
     }
-    std::vector<std::uint32_t> slots_;
+    std::vector<Slot> slots_;
     std::vector<std::uint64_t> keys_;
 };
 
 constexpr std::uint64_t pair_key(std::uint32_t a, std::uint32_t b) noexcept { return std::uint64_t{a} << 32 | b; }
+
+// As Numbering, for pairs of numbers that begin at 0 themselves: found in a table of all pairs while that is small.
+class PairNumbering {
+public:
+    std::uint32_t number(std::uint32_t a, std::uint32_t b) {
+        if (a < rows_ && b < width_) {
+            const std::uint32_t known = table_[a * width_ + b];
+            if (known != empty) return known;
+        }
+        return add(a, b);
+    }
+    // Of every row (a, b), in place of a.
+    void number(const Batch& batch, std::vector<std::uint32_t>& a, const std::vector<std::uint32_t>& b) {
+        each_row(batch, [&, firsts = a.data(), seconds = b.data()](std::size_t row) { firsts[row] = number(firsts[row], seconds[row]); });
+    }
+    std::size_t size() const noexcept { return numbers_.keys().size(); }
+    std::uint32_t first(std::size_t number) const { return static_cast<std::uint32_t>(numbers_.keys()[number] >> 32); }
+    std::uint32_t second(std::size_t number) const { return static_cast<std::uint32_t>(numbers_.keys()[number]); }
+
+private:
+    static constexpr std::uint32_t empty = 0xFFFFFFFF;
+    static constexpr std::size_t most_cells = 1 << 20;
+    static std::size_t grown(std::size_t size, std::uint32_t place) { return std::max(size, std::bit_ceil(place + std::size_t{1})); }
+
+    std::uint32_t add(std::uint32_t a, std::uint32_t b) {
+        const std::uint64_t key = pair_key(a, b);
+        const std::size_t rows = grown(rows_, a), width = grown(width_, b);
+        overflowed_ = overflowed_ || rows > most_cells / width;
+        if (overflowed_) return numbers_.number(key);
+        if (rows > rows_ || width > width_) {
+            rows_ = rows, width_ = width;
+            table_.assign(rows_ * width_, empty);
+            for (std::size_t i = 0; i < size(); ++i) table_[first(i) * width_ + second(i)] = static_cast<std::uint32_t>(i);
+        }
+        return table_[a * width_ + b] = numbers_.append(key);
+    }
+    std::size_t rows_ = 0, width_ = 0;
+    bool overflowed_ = false;  // what is in the table stays there
+    std::vector<std::uint32_t> table_;
+    Numbering numbers_;
+};
 
 // As Numbering, for texts, which it keeps.
 class TextNumbering {
@@ -5493,6 +5613,7 @@ public:
         ends_.push_back(bytes_.size());
         return slots_[at].number;
     }
+    std::size_t size() const noexcept { return ends_.size(); }
     std::string_view operator[](std::uint32_t number) const {
         const std::size_t begin = number == 0 ? 0 : ends_[number - 1];
         return std::string_view(bytes_).substr(begin, ends_[number] - begin);
@@ -5517,6 +5638,16 @@ private:
     std::string bytes_;
 };
 
+// For each of `count` numbers, from 0 on, its place among them in order.
+template <class Less>
+std::vector<std::uint32_t> ranks_of(std::size_t count, Less&& less) {
+    std::vector<std::uint32_t> order(count), ranks(count);
+    std::iota(order.begin(), order.end(), 0U);
+    std::sort(order.begin(), order.end(), less);
+    for (std::size_t i = 0; i < count; ++i) ranks[order[i]] = static_cast<std::uint32_t>(i);
+    return ranks;
+}
+
 // ---- values as small integers ----
 
 constexpr std::uint32_t no_value = 0;  // the row lacks the field
@@ -5529,33 +5660,23 @@ public:
 
     // The number of every row's value.
     const std::vector<std::uint32_t>& number(Connection& db, const Column& column, const Batch& batch) {
-        const bool written = blank_ == Blank::written;
-        rows_.assign(batch.rows, written || blank_ == Blank::text ? text("") : no_value);
-        if (batch.mask.empty() && column.all(CellKind::interned)) return number_interned(db, column.cells);
+        rows_.resize(batch.rows);
         words_.assign(column.words.size(), unknown);
-        std::int64_t last_cell = -1;
-        std::uint32_t last = no_value;
-        for (std::size_t row = 0; row < batch.rows; ++row) {
-            if (!batch.mask.empty() && !batch.mask[row]) continue;
-            const CellKind kind = column.kind(row);
-            if (kind == CellKind::missing || (kind == CellKind::null && !typed_ && !written) || (kind == CellKind::json && written)) continue;
-            const std::int64_t cell = column.cells[row];
-            if (kind == CellKind::interned) {
-                if (cell != last_cell) last = interned(db, cell), last_cell = cell;
-                rows_[row] = last;
-            } else if (kind == CellKind::text) {
-                const std::string_view word = column.word(row);
-                std::uint32_t& known = words_[static_cast<std::size_t>(cell)];
-                if (known == unknown) known = typed_ ? text(marked(kind, word)) : text(word);
-                rows_[row] = known;
-            } else {
-                const std::string value = kind == CellKind::null && written ? "null"
-                                          : times_                          ? Timestamp(cell).to_string()
-                                                                            : scalar_text(cell_scalar(column, row));
-                rows_[row] = text(typed_ ? marked(kind, value) : value);
-            }
+        if (column.all(CellKind::interned)) {
+            number_interned(db, column, batch);
+        } else if (column.all(CellKind::text)) {
+            each_row(batch, [&](std::size_t row) { rows_[row] = word(column, row); });
+        } else {
+            each_row(batch, [&](std::size_t row) { rows_[row] = any(db, column, row); });
         }
         return rows_;
+    }
+    // How many numbers there are, that of no value with them; their order, no value first.
+    std::size_t size() const noexcept { return texts_.size() + 1; }
+    std::vector<std::uint32_t> ranks() const {
+        return ranks_of(size(), [&](std::uint32_t a, std::uint32_t b) {
+            return a == no_value || b == no_value ? b != no_value && a == no_value : texts_[a - 1] < texts_[b - 1];
+        });
     }
     std::optional<std::string> name(std::uint32_t number) const {
         if (number == no_value) return std::nullopt;
@@ -5572,25 +5693,43 @@ private:
     static std::string marked(CellKind kind, std::string_view value) {
         return static_cast<char>('a' + static_cast<int>(kind == CellKind::wide ? CellKind::number : kind)) + std::string(value);
     }
-    const std::vector<std::uint32_t>& number_interned(Connection& db, const std::vector<std::int64_t>& ids) {
+    // Rows are in order of customer and subscription: the same text comes many times in a row.
+    void number_interned(Connection& db, const Column& column, const Batch& batch) {
         std::int64_t last_id = 0;
         std::uint32_t last = no_value;
-        for (std::size_t row = 0; row < ids.size(); ++row) {
+        each_row(batch, [&, out = rows_.data(), ids = column.cells.data()](std::size_t row) {
             if (ids[row] != last_id) last = interned(db, ids[row]), last_id = ids[row];
-            rows_[row] = last;
-        }
-        return rows_;
+            out[row] = last;
+        });
     }
     std::uint32_t interned(Connection& db, std::int64_t id) {
-        const std::uint32_t at = interned_.number(static_cast<std::uint64_t>(id));
+        if (id < 0 || id > std::numeric_limits<std::uint32_t>::max()) damaged("columns");
+        const std::uint32_t at = interned_.number(0, static_cast<std::uint32_t>(id));
         if (at == interned_texts_.size()) interned_texts_.push_back(text(text_of(db, id)));
         return interned_texts_[at];
+    }
+    std::uint32_t word(const Column& column, std::size_t row) {
+        std::uint32_t& known = words_[static_cast<std::size_t>(column.cells[row])];
+        if (known == unknown) known = typed_ ? text(marked(CellKind::text, column.word(row))) : text(column.word(row));
+        return known;
+    }
+    std::uint32_t any(Connection& db, const Column& column, std::size_t row) {
+        const bool written = blank_ == Blank::written;
+        const CellKind kind = column.kind(row);
+        if (kind == CellKind::missing || (kind == CellKind::null && !typed_ && !written) || (kind == CellKind::json && written))
+            return written || blank_ == Blank::text ? text("") : no_value;
+        if (kind == CellKind::interned) return interned(db, column.cells[row]);
+        if (kind == CellKind::text) return word(column, row);
+        const std::string value = kind == CellKind::null && written ? "null"
+                                  : times_                          ? Timestamp(column.cells[row]).to_string()
+                                                                    : scalar_text(cell_scalar(column, row));
+        return text(typed_ ? marked(kind, value) : value);
     }
     Blank blank_;
     bool typed_ = false, times_ = false;
     std::string_view uncounted_{};
     TextNumbering texts_;
-    Numbering interned_;
+    PairNumbering interned_;
     std::vector<std::uint32_t> interned_texts_, rows_, words_;
 };
 
@@ -5616,50 +5755,103 @@ struct Grouping {
     std::string within{};                    // one more field, which is not part of the group; none when empty
 };
 
+// Times -> the numbers of their bins. Rows are in order of customer, so that times jump: they are looked up by cells of time so short that
+// one bin ends in each at most.
+class BinNumbering {
+public:
+    explicit BinNumbering(const BinOptions& bins) : calendar_(bins) {
+        if (bins.bin == Bin::none) return;
+        const Stride stride = stride_of(bins.bin);
+        const std::int64_t shortest = stride.micros + stride.months * 28 * micros_per_day;
+        cell_bits_ = static_cast<int>(std::bit_width(static_cast<std::uint64_t>(shortest))) - 2;
+        cells_.resize(cell_count);
+    }
+    // Of every row.
+    const std::vector<std::uint32_t>& number(const Batch& batch, const std::vector<std::int64_t>& times) {
+        rows_.resize(batch.rows);
+        each_row(batch, [&, out = rows_.data(), cells = cells_.data()](std::size_t row) {
+            const std::int64_t key = times[row] >> cell_bits_;
+            Cell& cell = cells[static_cast<std::size_t>(key) % cell_count];
+            if (cell.key != key) cell = cell_of(key, times[row]);
+            out[row] = times[row] < cell.edge ? cell.before : cell.after;
+        });
+        return rows_;
+    }
+    Timestamp start(std::uint32_t bin) const { return Timestamp(static_cast<std::int64_t>(starts_.keys()[bin])); }
+    // All of time without bins.
+    Period around(Timestamp time) { return calendar_.around(time); }
+
+private:
+    static constexpr std::size_t cell_count = 4096;
+    static constexpr std::int64_t no_key = std::numeric_limits<std::int64_t>::min(), never = std::numeric_limits<std::int64_t>::max();
+    struct Cell {
+        std::int64_t key = no_key, edge = never;
+        std::uint32_t before = 0, after = 0;
+    };
+
+    Cell cell_of(std::int64_t key, std::int64_t time) {
+        checked_time(time, "columns.time");
+        const std::int64_t begin = key << cell_bits_, end = begin + (std::int64_t{1} << cell_bits_);
+        const Period first = around(Timestamp(begin));
+        if (first.to.micros() >= end) return {key, never, number_of(first), 0};
+        const Period second = around(first.to);
+        if (second.to.micros() >= end) return {key, first.to.micros(), number_of(first), number_of(second)};
+        return {no_key, never, number_of(around(Timestamp(time))), 0};  // as where a zone left out a day: looked up each time
+    }
+    std::uint32_t number_of(const Period& bin) { return starts_.number(static_cast<std::uint64_t>(bin.from.micros())); }
+
+    Bins calendar_;
+    int cell_bits_ = 0;
+    std::vector<Cell> cells_;
+    Numbering starts_;
+    std::vector<std::uint32_t> rows_;
+};
+
 // Gives every row of a batch the number of the answer's row it belongs to: one for each bin and combination of group values met.
 class Slots {
 public:
     Slots(const BinOptions& bins, const Grouping& grouping, ScanQuestion& question)
-        : bin_(bins.bin), calendar_(bins), width_(grouping.fields.size()), named_(grouping.named) {
-        if (bin_ != Bin::none) time_ = question.key(fields::time), recent_.resize(recent_cells);
+        : binned_(bins.bin != Bin::none), bins_(bins), width_(grouping.fields.size()), named_(grouping.named) {
+        if (binned_) time_ = question.key(fields::time);
         for (const std::string& field : grouping.fields) add_field(field, grouping.blank, question);
         if (!grouping.within.empty()) add_field(grouping.within, grouping.blank, question);
     }
 
     const std::vector<std::uint32_t>& place(Connection& db, const Batch& batch) {
-        group_.assign(batch.rows, 0);
+        if (fields_.empty()) slot_.assign(batch.rows, 0);
         combine(0, width_, db, batch);
-        if (named_) put_rest_together();
+        if (named_) put_rest_together(batch);
         combine(width_, fields_.size(), db, batch);
-        slot_.assign(batch.rows, 0);
-        std::uint64_t last_key = ~std::uint64_t{0};
-        std::uint32_t last = 0;
-        for (std::size_t row = 0; row < batch.rows; ++row) {
-            if (!batch.mask.empty() && !batch.mask[row]) continue;
-            const std::uint64_t key = pair_key(group_[row], bin_ == Bin::none ? 0 : bin_of(batch.columns[time_].cells[row]));
-            if (key != last_key) last = slots_.number(key), last_key = key;
-            slot_[row] = last;
-        }
-        if (slots_.keys().size() > limits::aggregate_rows) throw_too_many_rows();
+        if (binned_) in_bins_.number(batch, slot_, bins_.number(batch, batch.columns[time_].cells));
+        size_ = count();
+        if (size_ > limits::aggregate_rows) throw_too_many_rows();
         return slot_;
     }
 
-    std::size_t size() const noexcept { return slots_.keys().size(); }
+    // Of the batches so far. Some slots may have no rows.
+    std::size_t size() const noexcept { return size_; }
 
     // The bin and group of a slot, without a value.
     Measured row(std::size_t slot) const {
         Measured row;
-        const std::uint64_t key = slots_.keys()[slot];
-        if (bin_ != Bin::none) row.bin = Timestamp(static_cast<std::int64_t>(bins_.keys()[key & 0xFFFFFFFF]));
-        auto group = static_cast<std::uint32_t>(key >> 32);
-        if (fields_.size() > width_ && width_ > 0) group = static_cast<std::uint32_t>(fields_[width_].combinations.keys()[group] >> 32);
+        if (binned_) row.bin = bins_.start(in_bins_.second(slot));
+        const std::uint32_t group = named_ ? kept_[group_of(slot)] : group_of(slot);
         row.rest = group == rest;
         row.group = row.rest ? Group(width_) : names(group);
         return row;
     }
 
+    // In the order of their rows: by bin, then group, the rest last.
+    void sort(std::vector<std::size_t>& slots) const {
+        const auto groups = group_ranks();
+        const auto key = [&](std::size_t slot) {
+            return std::pair(binned_ ? bins_.start(in_bins_.second(slot)) : Timestamp(), groups[group_of(slot)]);
+        };
+        std::sort(slots.begin(), slots.end(), [&](std::size_t a, std::size_t b) { return key(a) < key(b); });
+    }
+
     // The bin of a row; all of time without bins.
-    Period bin(const Measured& row) { return row.bin ? calendar_.around(*row.bin) : Period(); }
+    Period bin(const Measured& row) { return row.bin ? bins_.around(*row.bin) : Period(); }
 
     [[noreturn]] static void throw_too_many_rows() {
         throw Error(ErrorCode::too_large, "bin", "the answer has more than " + std::to_string(limits::aggregate_rows) + " rows");
@@ -5671,88 +5863,84 @@ private:
     struct Field {
         std::size_t column;
         Values values;
-        Numbering combinations{};  // of the fields before it and this one; not of the first
+        PairNumbering combinations{};  // of the fields before it and this one; not of the first
     };
 
+    std::size_t count() const {
+        if (binned_) return in_bins_.size();
+        if (fields_.empty()) return 1;
+        if (named_ && fields_.size() == width_) return kept_.size();
+        return fields_.size() == 1 ? fields_[0].values.size() : fields_.back().combinations.size();
+    }
     void add_field(const std::string& field, Blank blank, ScanQuestion& question) {
         const std::string key = column_key(field);
-        fields_.push_back({question.key(key), Values(blank, key == fields::time)});
+        fields_.push_back({question.key(key), Values(blank, fields::is_moment(key))});
     }
     Group names(std::uint32_t group) const {
         Group names(width_);
         if (names.empty()) return names;
         for (std::size_t i = width_; --i > 0;) {
-            const std::uint64_t pair = fields_[i].combinations.keys()[group];
-            names[i] = fields_[i].values.name(static_cast<std::uint32_t>(pair));
-            group = static_cast<std::uint32_t>(pair >> 32);
+            names[i] = fields_[i].values.name(fields_[i].combinations.second(group));
+            group = fields_[i].combinations.first(group);
         }
         names[0] = fields_[0].values.name(group);
         return names;
     }
-    void put_rest_together() {
-        for (std::uint32_t& group : group_) {
-            if (group >= named_groups_.size()) named_groups_.resize(group + std::size_t{1}, unknown);
-            std::uint32_t& known = named_groups_[group];
-            if (known == unknown) known = named_->contains(names(group)) ? group : rest;
-            group = known;
+    std::uint32_t group_of(std::size_t slot) const {
+        if (width_ == 0) return 0;
+        const auto group = binned_ ? in_bins_.first(slot) : static_cast<std::uint32_t>(slot);
+        return fields_.size() > width_ ? fields_[width_].combinations.first(group) : group;
+    }
+    std::vector<std::uint32_t> group_ranks() const {
+        if (width_ == 0) return {0};
+        auto ranks = fields_[0].values.ranks();
+        for (std::size_t i = 1; i < width_; ++i) {
+            const auto own = fields_[i].values.ranks();
+            const auto& pairs = fields_[i].combinations;
+            std::vector<std::uint64_t> keys(pairs.size());
+            for (std::size_t pair = 0; pair < keys.size(); ++pair) keys[pair] = pair_key(ranks[pairs.first(pair)], own[pairs.second(pair)]);
+            ranks = ranks_of(keys.size(), [&](std::uint32_t a, std::uint32_t b) { return keys[a] < keys[b]; });
         }
+        if (!named_) return ranks;
+        std::vector<std::uint32_t> kept;
+        for (const std::uint32_t group : kept_) kept.push_back(group == rest ? rest : ranks[group]);
+        return kept;
     }
-    // The number of the bin that holds the time. Rows are in order of customer, so that times jump: the bins met of late are kept in a table
-    // whose cells are about as long as the bins.
-    std::uint32_t bin_of(std::int64_t time) {
-        RecentBin& recent = recent_[static_cast<std::size_t>(time >> cell_bits_) % recent_cells];
-        if (time >= recent.start && time < recent.end) return recent.bin;
-        const Period whole = calendar_.around(Timestamp(checked_time(time, "columns.time")));
-        const RecentBin met{whole.from.micros(), whole.to.micros(), bins_.number(static_cast<std::uint64_t>(whole.from.micros()))};
-        recent = met;
-        if (cell_bits_ == 0) cell_bits_ = static_cast<int>(std::bit_width(static_cast<std::uint64_t>(met.end - met.start))) - 1;
-        return met.bin;
+    // Each group that keeps its name gets a number of its own, all others one together.
+    void put_rest_together(const Batch& batch) {
+        each_row(batch, [&](std::size_t row) {
+            const std::uint32_t group = slot_[row];
+            if (group >= places_.size()) places_.resize(group + std::size_t{1}, unknown);
+            std::uint32_t& place = places_[group];
+            if (place == unknown) place = named_->contains(names(group)) ? keep(group) : 0;
+            slot_[row] = place;
+        });
     }
-    // group_ so far, with some more fields.
+    std::uint32_t keep(std::uint32_t group) {
+        kept_.push_back(group);
+        return static_cast<std::uint32_t>(kept_.size() - 1);
+    }
+    // slot_ so far, with some more fields.
     void combine(std::size_t first, std::size_t last, Connection& db, const Batch& batch) {
         for (std::size_t i = first; i < last; ++i) {
             const auto& values = fields_[i].values.number(db, batch.columns[fields_[i].column], batch);
             if (i == 0)
-                group_ = values;
+                slot_ = values;
             else
-                combine(values, fields_[i].combinations);
+                fields_[i].combinations.number(batch, slot_, values);
         }
     }
-    void combine(const std::vector<std::uint32_t>& values, Numbering& numbering) {
-        std::uint64_t last_key = ~std::uint64_t{0};
-        std::uint32_t last = 0;
-        for (std::size_t row = 0; row < values.size(); ++row) {
-            const std::uint64_t key = pair_key(group_[row], values[row]);
-            if (key != last_key) last = numbering.number(key), last_key = key;
-            group_[row] = last;
-        }
-    }
-    Bin bin_;
-    Bins calendar_;
-    std::size_t time_ = 0, width_;
+    bool binned_;
+    BinNumbering bins_;
+    std::size_t time_ = 0, width_, size_ = 0;
     std::vector<Field> fields_;  // the first `width_` of them are the group
     const std::set<Group>* named_;
-    std::vector<std::uint32_t> named_groups_;  // for each combination its own number, or that of the rest
-    struct RecentBin {
-        std::int64_t start = 1, end = 0;
-        std::uint32_t bin = 0;
-    };
-    static constexpr std::size_t recent_cells = 4096;
-    std::vector<RecentBin> recent_;
-    int cell_bits_ = 0;  // of a time, cut off; known when the first bin is
-    Numbering bins_, slots_;
-    std::vector<std::uint32_t> group_, slot_;
+    std::vector<std::uint32_t> places_, kept_{rest};  // for each group its place in `kept_`, where its own number is, or that of the rest
+    PairNumbering in_bins_;
+    std::vector<std::uint32_t> slot_;  // of each row, while it is found out
 };
 
 // ---- numbers of a column ----
-
-template <class Use>
-void each_row(const Batch& batch, Use&& use) {
-    const bool all = batch.mask.empty();
-    for (std::size_t row = 0; row < batch.rows; ++row) {
-        if (all || batch.mask[row]) use(row);
-    }
-}
 
 // -?digits[.digits], as lago-api wants it (postgres_store.rb:508).
 bool plain_number(std::string_view text) noexcept {
@@ -5772,7 +5960,8 @@ bool plain_number(std::string_view text) noexcept {
 class Numbers {
 public:
     Numbers(const std::string& property, const NumberRules& rules, ScanQuestion& question, const std::optional<Decimal>& multiplier = {})
-        : rules_(rules), multiplier_(multiplier), is_time_(column_key(property) == fields::time), column_(question.key(column_key(property))) {
+        : rules_(rules), multiplier_(multiplier), is_time_(fields::is_moment(column_key(property))), column_(question.key(column_key(property))) {
+        if (rules.text_fields_zero && (property == fields::name || property == fields::source)) rules_.zero = true;
         if (!multiplier_) return;
         const Words digits = DecimalParts::coefficient(*multiplier_);
         constexpr std::int64_t most = std::numeric_limits<std::int64_t>::max();
@@ -6106,14 +6295,14 @@ private:
             const bool counts = values[row] != no_value || counts_absent_;
             if (counts || keeps_absent_) ++events_[slots[row]];
             if (!counts) return;
-            const std::size_t before = seen_.keys().size();
-            if (seen_.number(pair_key(slots[row], values[row])) == before) ++counts_[slots[row]];
+            const std::size_t before = seen_.size();
+            if (seen_.number(slots[row], values[row]) == before) ++counts_[slots[row]];
         });
     }
     std::size_t column_;
     bool counts_absent_, keeps_absent_;
     Values values_;
-    Numbering seen_;
+    PairNumbering seen_;
     std::vector<std::int64_t> counts_;
 };
 
@@ -6200,10 +6389,10 @@ struct Step {
 // A value's first add counts 1, a repeated action nothing, whatever follows an add -1; each value begins as removed
 // (lago-api, unique_count_query.rb:12-37).
 void count_items(std::vector<Step>& steps, std::uint32_t add, std::uint32_t remove) {
-    Numbering items;
+    PairNumbering items;
     std::vector<std::uint32_t> last;
     for (Step& step : steps) {
-        const std::uint32_t item = items.number(pair_key(step.slot, step.item));
+        const std::uint32_t item = items.number(step.slot, step.item);
         if (item == last.size()) last.push_back(remove);
         std::uint32_t& before = last[item];
         step.value = step.action == before ? 0 : step.action == add ? 1 : -1;
@@ -6614,9 +6803,14 @@ std::vector<Measured> scanned_rows(const Reader& reader, const Question& asked, 
     });
     accumulator->finish();
     if (asked.rules.add && !ordered && !accumulator->exact_in_binary()) return scanned_rows(reader, asked, true);
-    std::vector<Measured> rows;
+    std::vector<std::size_t> met;
     for (std::size_t slot = 0; slot < slots.size(); ++slot) {
-        if (accumulator->events(slot) == 0) continue;
+        if (accumulator->events(slot) > 0) met.push_back(slot);
+    }
+    slots.sort(met);
+    std::vector<Measured> rows;
+    rows.reserve(met.size());
+    for (const std::size_t slot : met) {
         Measured& row = rows.emplace_back(slots.row(slot));
         row.value = accumulator->value(slot, overlap(slots.bin(row), asked.query.period));
         const bool latest = asked.metric.aggregation == Aggregation::latest;
@@ -6629,6 +6823,11 @@ std::vector<Measured> scanned_rows(const Reader& reader, const Question& asked, 
 
 using RowKey = std::tuple<std::optional<Timestamp>, bool, Group>;
 RowKey key_of(const Measured& row) { return {row.bin, row.rest, row.group}; }
+
+void sort_rows(std::vector<Measured>& rows) {
+    std::sort(rows.begin(), rows.end(),
+              [](const Measured& a, const Measured& b) { return std::tie(a.bin, a.rest, a.group) < std::tie(b.bin, b.rest, b.group); });
+}
 
 // Adds up what is measured in each bucket, and for each value of its group.
 std::vector<Measured> bucketed_rows(const Reader& reader, Question asked) {
@@ -6694,10 +6893,11 @@ std::vector<Measured> added_rows(const Reader& reader, Question asked) {
             same->falls = same->falls || row.falls;
         }
     }
+    sort_rows(rows);
     return rows;
 }
 
-// What the question asks for, in no order.
+// What the question asks for, in order of bin, then group.
 std::vector<Measured> rows_of(const Reader& reader, const Question& asked) {
     const Metric& metric = asked.metric;
     const bool added = metric.recurring && asked.rules.carrying == Carrying::added;
@@ -6749,6 +6949,7 @@ std::vector<Measured> top_rows(const Reader& reader, Question asked) {
     const auto top = static_cast<std::size_t>(asked.query.top);
     if (asked.bins.bin == Bin::none && adds_up(asked.metric, asked.rules)) {
         add_up_rest(rows, top);
+        sort_rows(rows);
         return rows;
     }
     std::set<Group> named;
@@ -6777,6 +6978,7 @@ void fill_bins(std::vector<Measured>& rows, const AggregateQuery& query, const B
             if (!known.contains({grid.start(i), rest, group})) rows.push_back({grid.start(i), group, {}, 0, rest, false});
         }
     }
+    sort_rows(rows);
 }
 
 // Rows in order of bin, then group, the rest last.
@@ -6787,8 +6989,6 @@ std::vector<Measured> measure(const Reader& reader, const Metric& metric, const 
     const Question asked{metric, rules, query, bins_of(query, rules), nullptr};
     auto rows = query.top > 0 && !query.group_by.empty() ? top_rows(reader, asked) : rows_of(reader, asked);
     if (query.fill && query.bin != Bin::none) fill_bins(rows, query, asked.bins);
-    std::sort(rows.begin(), rows.end(),
-              [](const Measured& a, const Measured& b) { return std::tie(a.bin, a.rest, a.group) < std::tie(b.bin, b.rest, b.group); });
     return rows;
 }
 
@@ -7317,6 +7517,8 @@ struct Book::Impl {
     }
     virtual Fees usage(const UsageQuery& query, Timestamp now, UsageSource& usage) const = 0;
     virtual Fee price(std::string_view charge, const Decimal& units, std::int64_t events) const = 0;
+    // What the tokens of a request to a model cost.
+    virtual Fee price_tokens(const json&) const { throw Error(ErrorCode::unsupported, "", vendor + " does not price tokens"); }
     // Whether the vendor has balances, which check() answers for, and whether the book knows such a feature.
     virtual bool has_balances() const { return false; }
     virtual bool knows_feature(const std::string&) const { return false; }
@@ -7346,6 +7548,7 @@ public:
     const std::string& path() const { return path_; }
     std::string path(std::string_view key) const { return path_.empty() ? std::string(key) : path_ + "." + std::string(key); }
     [[noreturn]] void refuse(std::string reason) const { throw Error(ErrorCode::bad_value, path_, std::move(reason)); }
+    [[noreturn]] void refuse(std::string_view key, std::string reason) const { throw Error(ErrorCode::bad_value, path(key), std::move(reason)); }
 
     // The member, unless it is missing or null.
     std::optional<Node> find(std::string_view key) const {
@@ -7370,6 +7573,15 @@ public:
         for (std::size_t i = 0; i < found->value().size(); ++i)
             elements.emplace_back(found->value()[i], found->path() + "[" + std::to_string(i) + "]");
         return elements;
+    }
+
+    // The members of an object; none when it is missing.
+    std::vector<std::pair<std::string, Node>> members(std::string_view key) const {
+        std::vector<std::pair<std::string, Node>> all;
+        if (!find(key)) return all;
+        const auto at = object(key);
+        for (const auto& [name, value] : at.value().items()) all.emplace_back(name, Node(value, at.path(name)));
+        return all;
     }
 
     std::string text(std::string_view key, std::string fallback = {}) const {
@@ -7455,11 +7667,6 @@ std::optional<std::string> property_text(const json& properties, const std::stri
     const auto found = properties.find(key);
     if (found == properties.end() || found->is_null()) return {};
     return found->is_string() ? found->get<std::string>() : found->dump();
-}
-
-// The day of that number in the month, or the month's last when it is shorter.
-std::chrono::sys_days day_in(std::chrono::year_month month, std::chrono::day day) {
-    return std::min(month / day, std::chrono::year_month_day(month / std::chrono::last));
 }
 
 // How Filter, Metric and AggregateQuery name the property of that key.
@@ -7554,6 +7761,9 @@ Decimal postgres_quotient(const Decimal& a, const Decimal& b) {
     return Decimal::divide(a, b, std::clamp(16 - 4 * difference, std::max(a.scale(), b.scale()), Decimal::max_scale), Rounding::half_up);
 }
 
+// A division whose result is a double in Lago: as many digits as that has for certain.
+Decimal ratio(const Decimal& a, const Decimal& b) { return b.is_zero() ? Decimal() : Decimal::divide_significant(a, b, 16, Rounding::half_up); }
+
 using Step = FeeLine::Step;
 
 // Exponents are those of the money gem, not of ISO 4217 (dossier 6.1).
@@ -7580,23 +7790,30 @@ std::string ruby_text(const Decimal& value) {
 // --- the catalogue ---
 
 enum class Kind { count, sum, max, unique_count, weighted_sum, latest, custom };
-constexpr std::array<std::pair<std::string_view, Kind>, 7> kinds{{
-    {"count_agg", Kind::count},
-    {"sum_agg", Kind::sum},
-    {"max_agg", Kind::max},
-    {"unique_count_agg", Kind::unique_count},
-    {"weighted_sum_agg", Kind::weighted_sum},
-    {"latest_agg", Kind::latest},
-    {"custom_agg", Kind::custom},
+
+// What a kind of metric can be (billable_metric.rb:28-125). A custom one is measured by a script of the server's.
+struct KindRow {
+    Kind kind;
+    std::optional<Aggregation> aggregation;
+    bool of_property, may_recur, may_be_paid_in_advance;
+};
+constexpr std::array<std::pair<std::string_view, KindRow>, 7> kinds{{
+    {"count_agg", {Kind::count, Aggregation::count, false, false, true}},
+    {"sum_agg", {Kind::sum, Aggregation::sum, true, true, true}},
+    {"max_agg", {Kind::max, Aggregation::max, true, false, false}},
+    {"unique_count_agg", {Kind::unique_count, Aggregation::active_count, true, true, true}},
+    {"weighted_sum_agg", {Kind::weighted_sum, Aggregation::weighted_sum, true, true, false}},
+    {"latest_agg", {Kind::latest, Aggregation::latest, true, false, false}},
+    {"custom_agg", {Kind::custom, std::nullopt, false, true, true}},
 }};
 
 struct BillableMetric {
     Kind kind = Kind::count;
     Metric metric;  // not rounded: fees of single events are not
     std::string id, name, description;
-    std::string kind_name;
     std::optional<RoundTo> rounding;
-    bool measured = true;                                     // here; a plan may list others as long as no charge needs them
+    bool measured = true;  // here; a plan may list others as long as no charge needs them
+    bool may_be_paid_in_advance = true;
     std::map<std::string, std::vector<std::string>> filters;  // allowed values by key
 };
 
@@ -7623,8 +7840,7 @@ enum class Model { standard, graduated, graduated_percentage, package, percentag
 struct Price {
     Model model = Model::standard;
     Decimal amount = {}, package_size = 1, free_units = {};
-    Decimal rate = {}, fixed_amount = {}, free_total = {};
-    std::int64_t free_events = 0;
+    Decimal rate = {}, fixed_amount = {}, free_total = {}, free_events = {};
     std::optional<Decimal> minimum = {}, maximum = {};
     std::vector<Tier> tiers = {};
     std::vector<std::string> group_keys = {};
@@ -7651,7 +7867,7 @@ struct Charge {
     std::string pricing_unit = {};
 };
 
-enum class Interval { weekly, monthly, quarterly, semiannual, yearly };
+enum class Interval { weekly = 0, monthly = 1, quarterly = 3, semiannual = 6, yearly = 12 };  // months
 constexpr std::array<std::pair<std::string_view, Interval>, 5> intervals{{
     {"weekly", Interval::weekly},
     {"monthly", Interval::monthly},
@@ -7691,17 +7907,6 @@ Decimal amount(const Node& at, std::string_view field, const char* code, const C
     return {};
 }
 
-std::int64_t whole(const Node& at, std::string_view field, const char* code, std::int64_t least, const Checking& checking, bool optional = false) {
-    const auto found = at.find(field);
-    if (!found && optional) return 0;
-    if (found && found->value().is_number_integer()) {
-        const auto value = Decimal::from_json(found->value()).to_int64();
-        if (value && *value >= least) return *value;
-    }
-    checking.report(at, field, code);
-    return least;
-}
-
 // How a model's ranges join, and what a range costs.
 struct RangeRule {
     std::string_view list;
@@ -7710,10 +7915,11 @@ struct RangeRule {
     bool as_percent;  // the rate is in percent
     bool may_touch;   // ranges whose `from` is the previous `to` are read as touching, when all of them are so
     int gap;          // `from` is the previous `to` + gap, or one more (range_bounds_validator.rb:5)
+    bool sorted;
 };
-constexpr RangeRule graduated_rule{"graduated_ranges", "per_unit_amount", "invalid_amount", false, true, 0};
-constexpr RangeRule graduated_percentage_rule{"graduated_percentage_ranges", "rate", "invalid_rate", true, false, 0};
-constexpr RangeRule volume_rule{"volume_ranges", "per_unit_amount", "invalid_amount", false, false, 1};
+constexpr RangeRule graduated_rule{"graduated_ranges", "per_unit_amount", "invalid_amount", false, true, 0, false};
+constexpr RangeRule graduated_percentage_rule{"graduated_percentage_ranges", "rate", "invalid_rate", true, false, 0, false};
+constexpr RangeRule volume_rule{"volume_ranges", "per_unit_amount", "invalid_amount", false, false, 1, true};
 
 std::optional<Decimal> bound(const Node& range, std::string_view field) {
     const auto found = range.find(field);
@@ -7769,44 +7975,61 @@ std::vector<Tier> read_ranges(const Node& properties, const RangeRule& rule, con
         tier.flat = amount(range, "flat_amount", "invalid_amount", checking);
         tiers.push_back(std::move(tier));
     }
+    if (rule.sorted) std::stable_sort(tiers.begin(), tiers.end(), [](const Tier& a, const Tier& b) { return a.from < b.from; });
     set_lower_bounds(tiers, rule.may_touch);
     return tiers;
 }
 
-void read_standard(const Node& properties, Price& price, const Checking& checking) {
-    price.amount = amount(properties, "amount", "invalid_amount", checking);
+// A field of a model: money or a rate, or a whole number of at least so many.
+struct Field {
+    std::string_view name;
+    const char* code;
+    Decimal Price::*value;
+    bool optional = false;
+    std::optional<std::int64_t> least = {};
+};
+constexpr std::array<Field, 1> standard_fields{{{"amount", "invalid_amount", &Price::amount}}};
+constexpr std::array<Field, 3> package_fields{{{"amount", "invalid_amount", &Price::amount},
+                                               {"package_size", "invalid_package_size", &Price::package_size, false, 1},
+                                               {"free_units", "invalid_free_units", &Price::free_units, false, 0}}};
+constexpr std::array<Field, 4> percentage_fields{
+    {{"rate", "invalid_rate", &Price::rate},
+     {"fixed_amount", "invalid_fixed_amount", &Price::fixed_amount, true},
+     {"free_units_per_events", "invalid_free_units_per_events", &Price::free_events, true, 1},
+     {"free_units_per_total_aggregation", "invalid_free_units_per_total_aggregation", &Price::free_total, true}}};
+
+Decimal read_field(const Node& at, const Field& field, const Checking& checking) {
+    if (!field.least) return amount(at, field.name, field.code, checking, field.optional);
+    const auto found = at.find(field.name);
+    if (!found && field.optional) return {};
+    if (found && found->value().is_number_integer()) {
+        const auto value = Decimal::from_json(found->value());
+        if (value >= *field.least) return value;
+    }
+    checking.report(at, field.name, field.code);
+    return *field.least;
 }
 
-void read_graduated(const Node& properties, Price& price, const Checking& checking) {
-    price.tiers = read_ranges(properties, graduated_rule, checking);
+bool is_filled_text(const json& value) {
+    return value.is_string() && value.get_ref<const std::string&>().find_first_not_of(" \t\r\n") != std::string::npos;
 }
 
-void read_graduated_percentage(const Node& properties, Price& price, const Checking& checking) {
-    price.tiers = read_ranges(properties, graduated_percentage_rule, checking);
+// What Rails takes for nothing.
+bool is_blank(const json& value) {
+    if (value.is_structured()) return value.empty();
+    return value.is_string() ? !is_filled_text(value) : value.is_null() || value == false;
+}
+
+void check_not_latest(const Node& properties, const Checking& checking) {
     if (checking.kind == Kind::latest) checking.report(properties, "billable_metric", "invalid_value");
-    if (!checking.premium) checking.report(properties, "charge_model", "graduated_percentage_requires_premium_license");
 }
 
-void read_volume(const Node& properties, Price& price, const Checking& checking) {
-    price.tiers = read_ranges(properties, volume_rule, checking);
-    std::stable_sort(price.tiers.begin(), price.tiers.end(), [](const Tier& a, const Tier& b) { return a.from < b.from; });
-}
-
-void read_package(const Node& properties, Price& price, const Checking& checking) {
-    price.amount = amount(properties, "amount", "invalid_amount", checking);
-    price.package_size = whole(properties, "package_size", "invalid_package_size", 1, checking);
-    price.free_units = whole(properties, "free_units", "invalid_free_units", 0, checking);
-}
-
-void read_percentage(const Node& properties, Price& price, const Checking& checking) {
-    price.rate = amount(properties, "rate", "invalid_rate", checking);
-    price.fixed_amount = amount(properties, "fixed_amount", "invalid_fixed_amount", checking, true);
-    price.free_events = whole(properties, "free_units_per_events", "invalid_free_units_per_events", 1, checking, true);
-    price.free_total = amount(properties, "free_units_per_total_aggregation", "invalid_free_units_per_total_aggregation", checking, true);
-    if (checking.kind == Kind::latest) checking.report(properties, "billable_metric", "invalid_value");
+void read_bounds(const Node& properties, Price& price, const Checking& checking) {
+    check_not_latest(properties, checking);
     if (!checking.premium) return;  // bounds per transaction are a premium feature: neither checked nor applied without
     const auto read_bound = [&](std::string_view field) -> std::optional<Decimal> {
-        if (!properties.find(field)) return {};
+        const auto found = properties.find(field);
+        if (!found || is_blank(found->value())) return {};
         return amount(properties, field, "invalid_amount", checking);
     };
     price.minimum = read_bound("per_transaction_min_amount");
@@ -7816,10 +8039,9 @@ void read_percentage(const Node& properties, Price& price, const Checking& check
     }
 }
 
-void read_nothing(const Node&, Price&, const Checking&) {}
-
-bool is_filled_text(const json& value) {
-    return value.is_string() && value.get_ref<const std::string&>().find_first_not_of(" \t\r\n") != std::string::npos;
+void check_licence(const Node& properties, Price&, const Checking& checking) {
+    check_not_latest(properties, checking);
+    if (!checking.premium) checking.report(properties, "charge_model", "graduated_percentage_requires_premium_license");
 }
 
 std::vector<std::string> read_group_keys(const Node& properties, const Checking& checking) {
@@ -7846,7 +8068,7 @@ bool is_presentation_key(const json& key) {
 void check_presentation_keys(const Node& properties, const Checking& checking) {
     const auto field = "presentation_group_keys";
     const auto found = properties.find(field);
-    if (!found || (found->value().is_structured() ? found->value().empty() : found->value() == false || found->value() == "")) return;
+    if (!found || is_blank(found->value())) return;
     const auto& keys = found->value();
     if (!keys.is_array() || !std::all_of(keys.begin(), keys.end(), is_presentation_key)) checking.report(properties, field, "invalid_type");
     if (!keys.is_array()) return;
@@ -7863,10 +8085,9 @@ void check_presentation_keys(const Node& properties, const Checking& checking) {
 
 // Running totals of a percentage charge (dossier 4.6), as far as the model looks at them.
 struct RunningTotal {
-    std::int64_t length = 0;
-    Decimal last;
-    Decimal at_free_events;       // after the last free event; counts only when `length` exceeds the free events
-    std::int64_t below_free = 0;  // how many are below the free total
+    Decimal length, last;
+    Decimal at_free_events;  // after the last free event; counts only when `length` exceeds the free events
+    Decimal below_free;      // how many are below the free total
 };
 
 // What the events come to under a percentage charge with bounds per transaction, each held between them (percentage_service.rb:142-179).
@@ -7878,7 +8099,7 @@ struct BoundedTotal {
 
     // A free event starts the sum anew, as it does there.
     void add(const Price& price, Decimal value) {
-        const auto free_events = all_used ? 0 : price.free_events - events;
+        const auto free_events = all_used ? Decimal() : price.free_events - events;
         const auto free_total = all_used ? Decimal() : price.free_total - free_used;
         ++events;
         if (free_events > 0 || free_total > 0) {
@@ -7961,8 +8182,8 @@ Decimal percentage_free_units(const Price& price, const RunningTotal& running) {
     return price.free_total;
 }
 
-std::int64_t percentage_free_events(const Price& price, const RunningTotal& running) {
-    if (price.free_events == 0 || running.below_free == 0) return std::max(price.free_events, running.below_free);
+Decimal percentage_free_events(const Price& price, const RunningTotal& running) {
+    if (price.free_events.is_zero() || running.below_free.is_zero()) return std::max(price.free_events, running.below_free);
     return std::min(price.free_events, running.below_free);
 }
 
@@ -8002,7 +8223,7 @@ Priced price_dynamic(const Price& price, const Quantity& quantity) { return quan
 struct ProratedEvent {
     Decimal full, prorated;
 
-    Decimal share() const { return quotient(prorated, full); }
+    Decimal share() const { return ratio(prorated, full); }
 };
 
 // The tier that the running total has come to (prorated_graduated_service.rb). What overflows a tier upwards stands at the next
@@ -8091,8 +8312,9 @@ Priced price_prorated_graduated(const std::vector<Tier>& tiers, const Decimal& u
 
 // --- prices without history (estimate_instant_fees, dossier 3.4) ---
 
-// The fixed amount is due also for no units; free units and licences play no part.
+// The fixed amount is due also for no units, but nothing for less; free units and licences play no part.
 Priced price_instant(const Price& price, const Decimal& units) {
+    if (units.is_negative()) return {};
     if (price.model == Model::standard) return price_standard(price, {.units = units});
     Priced priced;
     priced.add(percentage_line(units, price.rate));
@@ -8119,20 +8341,15 @@ json range_details(const FeeLine& line, bool as_percent) {
     return details;
 }
 
-json tiers_details(const Priced& priced, std::string_view list, bool as_percent) {
-    auto ranges = json::array();
-    for (const auto& line : priced.lines) {
-        if (line.step == Step::tier) ranges.push_back(range_details(line, as_percent));
-    }
-    return {{std::string(list), std::move(ranges)}};
-}
-
 json details_none(const Price&, const Quantity&, const Priced&) { return json::object(); }
 
-json details_graduated(const Price&, const Quantity&, const Priced& priced) { return tiers_details(priced, "graduated_ranges", false); }
-
-json details_graduated_percentage(const Price&, const Quantity&, const Priced& priced) {
-    return tiers_details(priced, "graduated_percentage_ranges", true);
+json details_tiers(const Price& price, const Quantity&, const Priced& priced) {
+    const auto& rule = price.model == Model::graduated ? graduated_rule : graduated_percentage_rule;
+    auto ranges = json::array();
+    for (const auto& line : priced.lines) {
+        if (line.step == Step::tier) ranges.push_back(range_details(line, rule.as_percent));
+    }
+    return {{std::string(rule.list), std::move(ranges)}};
 }
 
 json details_volume(const Price&, const Quantity& quantity, const Priced& priced) {
@@ -8153,17 +8370,17 @@ json details_package(const Price& price, const Quantity& quantity, const Priced&
 
 json details_percentage(const Price& price, const Quantity& quantity, const Priced& priced) {
     const auto free_units = percentage_free_units(price, quantity.running);
-    const auto free_events = std::min(percentage_free_events(price, quantity.running), quantity.events);
+    const auto free_events = std::min(percentage_free_events(price, quantity.running), Decimal(quantity.events));
     const auto paid_events = quantity.events - free_events;
     Decimal by_rate, fixed, bounds;
     for (const auto& line : priced.lines) (line.step == Step::percentage ? by_rate : line.step == Step::fixed ? fixed : bounds) += line.amount;
     return {{"units", quantity.units.to_string()},
             {"free_units", free_units.to_string()},
-            {"free_events", free_events},
+            {"free_events", free_events.to_int64().value()},
             {"paid_units", at_least_zero(quantity.units - free_units).to_string()},
             {"rate", price.rate.to_string()},
             {"per_unit_total_amount", by_rate.to_string()},
-            {"paid_events", paid_events},
+            {"paid_events", paid_events.to_int64().value()},
             {"fixed_fee_unit_amount", paid_events > 0 ? price.fixed_amount.to_string() : "0"},
             {"fixed_fee_total_amount", fixed.to_string()},
             {"min_max_adjustment_total_amount", bounds.to_string()}};
@@ -8173,7 +8390,9 @@ json details_percentage(const Price& price, const Quantity& quantity, const Pric
 
 struct ModelRow {
     Model model;
-    void (*read)(const Node& properties, Price& price, const Checking& checking);
+    std::span<const Field> fields;
+    const RangeRule* ranges;
+    void (*check)(const Node& properties, Price& price, const Checking& checking);  // what else it has, or must be
     Priced (*price)(const Price& price, const Quantity& quantity);
     json (*details)(const Price& price, const Quantity& quantity, const Priced& priced);
     const char* defaults;  // properties when they are left out (build_default_properties_service.rb:26)
@@ -8184,14 +8403,16 @@ constexpr const char* default_ranges = R"({"graduated_ranges": [{"from_value": 0
 
 using ModelTable = std::array<std::pair<std::string_view, ModelRow>, 8>;
 constexpr ModelTable models{{
-    {"standard", {Model::standard, read_standard, price_standard, details_none, R"({"amount": "0"})"}},
-    {"graduated", {Model::graduated, read_graduated, price_graduated, details_graduated, default_ranges}},
-    {"graduated_percentage", {Model::graduated_percentage, read_graduated_percentage, price_graduated, details_graduated_percentage, default_ranges}},
-    {"package", {Model::package, read_package, price_package, details_package, R"({"package_size": 1, "free_units": 0, "amount": "0"})"}},
-    {"percentage", {Model::percentage, read_percentage, price_percentage, details_percentage, R"({"rate": "0"})"}},
-    {"volume", {Model::volume, read_volume, price_volume, details_volume, default_ranges}},
-    {"dynamic", {Model::dynamic, read_nothing, price_dynamic, details_none, "{}"}},
-    {"custom", {Model::custom, read_nothing, price_custom, details_none, "{}"}},
+    {"standard", {Model::standard, standard_fields, nullptr, nullptr, price_standard, details_none, R"({"amount": "0"})"}},
+    {"graduated", {Model::graduated, {}, &graduated_rule, nullptr, price_graduated, details_tiers, default_ranges}},
+    {"graduated_percentage",
+     {Model::graduated_percentage, {}, &graduated_percentage_rule, check_licence, price_graduated, details_tiers, default_ranges}},
+    {"package",
+     {Model::package, package_fields, nullptr, nullptr, price_package, details_package, R"({"package_size": 1, "free_units": 0, "amount": "0"})"}},
+    {"percentage", {Model::percentage, percentage_fields, nullptr, read_bounds, price_percentage, details_percentage, R"({"rate": "0"})"}},
+    {"volume", {Model::volume, {}, &volume_rule, nullptr, price_volume, details_volume, default_ranges}},
+    {"dynamic", {Model::dynamic, {}, nullptr, nullptr, price_dynamic, details_none, "{}"}},
+    {"custom", {Model::custom, {}, nullptr, nullptr, price_custom, details_none, "{}"}},
 }};
 
 const ModelRow& row_of(Model model) {
@@ -8200,7 +8421,9 @@ const ModelRow& row_of(Model model) {
 
 Price read_price(const ModelRow& row, const Node& properties, const Checking& checking) {
     Price price{.model = row.model};
-    row.read(properties, price, checking);
+    for (const auto& field : row.fields) price.*field.value = read_field(properties, field, checking);
+    if (row.ranges) price.tiers = read_ranges(properties, *row.ranges, checking);
+    if (row.check) row.check(properties, price, checking);
     price.group_keys = read_group_keys(properties, checking);
     check_presentation_keys(properties, checking);
     return price;
@@ -8240,14 +8463,6 @@ std::optional<Rounding> read_rounding(const Node& at) {
     return at.choice("rounding_function", functions);
 }
 
-// How each kind is measured; a custom one by a script of the server's.
-constexpr std::array<std::pair<Kind, Aggregation>, 6> measured_kinds{{{Kind::count, Aggregation::count},
-                                                                      {Kind::sum, Aggregation::sum},
-                                                                      {Kind::max, Aggregation::max},
-                                                                      {Kind::unique_count, Aggregation::active_count},
-                                                                      {Kind::weighted_sum, Aggregation::weighted_sum},
-                                                                      {Kind::latest, Aggregation::latest}}};
-
 int read_precision(const Node& at) {
     const auto precision = at.decimal("rounding_precision").value_or(Decimal());
     if (precision.abs() > Decimal::max_digits || precision.scale() > 0)
@@ -8256,18 +8471,17 @@ int read_precision(const Node& at) {
 }
 
 BillableMetric read_metric(const Node& at) {
+    const auto row = at.choice("aggregation_type", kinds);
     BillableMetric metric;
-    metric.kind = at.choice("aggregation_type", kinds);
-    metric.kind_name = at.text("aggregation_type");
-    const auto row = std::find_if(measured_kinds.begin(), measured_kinds.end(), [&](const auto& pair) { return pair.first == metric.kind; });
-    metric.measured = row != measured_kinds.end();
+    metric.kind = row.kind;
+    metric.measured = row.aggregation.has_value();
+    metric.may_be_paid_in_advance = row.may_be_paid_in_advance;
     metric.metric.code = at.required_text("code");
     metric.metric.rules = "lago";
-    if (metric.measured) metric.metric.aggregation = row->second;
-    if (metric.kind != Kind::count && metric.kind != Kind::custom) metric.metric.property = property_field(at.required_text("field_name"));
+    metric.metric.aggregation = row.aggregation.value_or(Aggregation::count);
+    if (row.of_property) metric.metric.property = property_field(at.required_text("field_name"));
     metric.metric.recurring = at.flag("recurring");
-    const bool carries = metric.kind != Kind::count && metric.kind != Kind::max && metric.kind != Kind::latest;
-    if (metric.metric.recurring && !carries) throw Error(ErrorCode::bad_value, at.path("recurring"), "not_compatible_with_aggregation_type");
+    if (metric.metric.recurring && !row.may_recur) throw Error(ErrorCode::bad_value, at.path("recurring"), "not_compatible_with_aggregation_type");
     metric.id = at.text("lago_id");
     metric.name = at.text("name", metric.metric.code);
     metric.description = at.text("description");
@@ -8279,25 +8493,24 @@ BillableMetric read_metric(const Node& at) {
 // Rules between a charge and its metric (charge.rb:118-180).
 void check_charge(const Node& at, const Charge& charge, const BillableMetric& metric, const Checking& checking) {
     const auto model = charge.price.model;
-    const bool countable = metric.kind == Kind::count || metric.kind == Kind::sum || metric.kind == Kind::unique_count || metric.kind == Kind::custom;
-    if (charge.pay_in_advance && (model == Model::volume || !countable)) {
+    if (charge.pay_in_advance && (model == Model::volume || !metric.may_be_paid_in_advance)) {
         checking.report(at, "pay_in_advance", "invalid_aggregation_type_or_charge_model");
     }
-    const bool prorates =
-        charge.pay_in_advance ? model == Model::standard : model == Model::standard || model == Model::volume || model == Model::graduated;
-    if (charge.prorated && !(metric.metric.recurring && prorates)) checking.report(at, "prorated", "invalid_billable_metric_or_charge_model");
+    const bool carries = metric.metric.recurring && metric.kind != Kind::weighted_sum;  // whose value is a share of the period already
+    const bool prorates = model == Model::standard || (!charge.pay_in_advance && (model == Model::volume || model == Model::graduated));
+    if (charge.prorated && !(carries && prorates)) checking.report(at, "prorated", "invalid_billable_metric_or_charge_model");
     if ((model == Model::dynamic && metric.kind != Kind::sum) || (model == Model::custom && metric.kind != Kind::custom)) {
         checking.report(at, "charge_model", "invalid_aggregation_type_or_charge_model");
     }
     if (charge.pay_in_advance && !charge.minimum_cents.is_zero()) checking.report(at, "min_amount_cents", "not_compatible_with_pay_in_advance");
 }
 
-// What Lago prices and this library does not.
-void check_measured(const Node& at, const Charge& charge, const BillableMetric& metric) {
+// What cannot be priced: a metric of a script, and bounds per transaction of a sum that has no values of single events, on which Lago
+// itself fails.
+void check_measured(const Node& at, const Charge& charge, const BillableMetric& metric, bool premium) {
     const auto bounded = [](const Price& price) { return price.minimum || price.maximum; };
-    if (!metric.measured) throw Error(ErrorCode::unsupported, at.path("billable_metric_code"), metric.kind_name + " is not measured here");
-    if (metric.kind != Kind::weighted_sum) return;
-    if (charge.prorated) throw Error(ErrorCode::unsupported, at.path("prorated"), "a weighted sum is not prorated here");
+    if (!metric.measured) throw Error(ErrorCode::unsupported, at.path("billable_metric_code"), "custom_agg is not measured here");
+    if (metric.kind != Kind::weighted_sum || !premium) return;
     if (bounded(charge.price) || std::any_of(charge.filters.begin(), charge.filters.end(), [&](const auto& each) { return bounded(each.price); }))
         throw Error(ErrorCode::unsupported, at.path("properties"), "bounds per transaction are not known for a weighted sum");
 }
@@ -8326,13 +8539,12 @@ std::size_t find_metric(const Node& at, const std::vector<BillableMetric>& metri
 }
 
 // A plan that exists was made under a licence that allowed it; which licence prices it is Plan::premium.
-Charge read_charge(const Node& at, const std::vector<BillableMetric>& metrics) {
-    constexpr bool premium = true;
+Charge read_charge(const Node& at, const std::vector<BillableMetric>& metrics, bool premium) {
     Problems problems;
     Charge charge;
     charge.metric = find_metric(at, metrics);
     const auto& metric = metrics[charge.metric];
-    const Checking checking{metric.kind, premium, problems};
+    const Checking checking{metric.kind, true, problems};
     const auto row = at.choice("charge_model", models);
     charge.id = at.raw("lago_id");
     charge.code = at.text("code", metric.metric.code);
@@ -8349,7 +8561,7 @@ Charge read_charge(const Node& at, const std::vector<BillableMetric>& metrics) {
     for (const auto& filter : at.list("filters")) charge.filters.push_back(read_filter(filter, row, metric, checking));
     check_charge(at, charge, metric, checking);
     if (!problems.empty()) throw Error(ErrorCode::bad_value, problems.front().path, problems.front().code);
-    check_measured(at, charge, metric);
+    check_measured(at, charge, metric, premium);
     return charge;
 }
 
@@ -8373,52 +8585,18 @@ Subscription read_subscription(const Node& at) {
 
 // --- billing periods (dossier 4.2) ---
 
-constexpr int months_in(Interval interval) {
-    switch (interval) {
-        case Interval::weekly:
-            return 0;
-        case Interval::monthly:
-            return 1;
-        case Interval::quarterly:
-            return 3;
-        case Interval::semiannual:
-            return 6;
-        case Interval::yearly:
-            return 12;
-    }
-    return 0;
-}
-
-// The date on the customer's calendar, and the moment such a date begins.
+// The date on the customer's calendar.
 std::chrono::year_month_day local_date(const Subscription& subscription, Timestamp time) {
     return date_of(Timestamp(subscription.zone.to_local(time)));
 }
-Timestamp start_of(const Subscription& subscription, std::chrono::sys_days day) { return subscription.zone.to_utc(midnight(day).micros()); }
 
-// Weeks from Monday, or from the anchor's weekday.
-Period week_around(std::chrono::sys_days today, const Subscription& subscription) {
-    using namespace std::chrono;
-    const auto first = subscription.anniversary ? weekday(sys_days(local_date(subscription, subscription.anchor))) : Monday;
-    const auto from = today - (weekday(today) - first);
-    return {start_of(subscription, from), start_of(subscription, from + weeks(1))};
-}
-
-// Months from January's first day, or from the anchor's day, which a short month clips.
-Period months_around(std::chrono::sys_days today, int count, const Subscription& subscription) {
-    using namespace std::chrono;
-    const auto anchor = subscription.anniversary ? local_date(subscription, subscription.anchor) : year(1970) / January / day(1);
-    const auto anchor_month = anchor.year() / anchor.month();
-    const year_month_day date(today);
-    auto passed = static_cast<int>((date.year() / date.month() - anchor_month).count());
-    if (today < day_in(date.year() / date.month(), anchor.day())) --passed;
-    const auto whole = (passed >= 0 ? passed : passed - count + 1) / count * count;
-    const auto boundary = [&](int month) { return start_of(subscription, day_in(anchor_month + months(month), anchor.day())); };
-    return {boundary(whole), boundary(whole + count)};
-}
-
+// Weeks from Monday and months from January's first day, or both from the anchor's day, which a short month clips.
 Period billing_period(Interval interval, const Subscription& subscription, Timestamp now) {
-    const std::chrono::sys_days today(local_date(subscription, now));
-    const auto period = interval == Interval::weekly ? week_around(today, subscription) : months_around(today, months_in(interval), subscription);
+    using namespace std::chrono;
+    const bool weekly = interval == Interval::weekly;
+    const auto first = subscription.anniversary ? local_date(subscription, subscription.anchor) : year(1970) / January / (weekly ? 5 : 1);
+    const Stride stride{static_cast<int>(interval), weekly ? 7 * micros_per_day : 0};
+    const auto period = Cycle(stride, midnight(first).micros(), subscription.zone).around(now);
     return {std::max(period.from, subscription.active.from), std::min(period.to, subscription.active.to)};
 }
 
@@ -8514,13 +8692,18 @@ bool is_ignored(const Values& entry, const json& properties) {
     return !listed.empty() && matches(listed, properties);
 }
 
-// Whether the filter's bucket has the event.
-bool takes(const Charge& charge, const ChargeFilter& filter, const json& properties) {
-    if (!matches(filter.values, properties)) return false;
+// What falls to other filters than this one, or to any when there is none.
+std::vector<Values> left_by(const Charge& charge, const ChargeFilter* filter) {
     std::vector<Values> all;
     for (const auto& each : charge.filters) all.push_back(each.values);
-    const auto ignored = ignored_values(all, static_cast<std::size_t>(&filter - charge.filters.data()));
-    return std::none_of(ignored.begin(), ignored.end(), [&](const Values& entry) { return is_ignored(entry, properties); });
+    return filter ? ignored_values(all, static_cast<std::size_t>(filter - charge.filters.data())) : all;
+}
+
+// Whether the filter's bucket has the event.
+bool takes(const Charge& charge, const ChargeFilter& filter, const json& properties) {
+    const auto ignored = left_by(charge, &filter);
+    return matches(filter.values, properties) &&
+           std::none_of(ignored.begin(), ignored.end(), [&](const Values& entry) { return is_ignored(entry, properties); });
 }
 
 // The filter in whose bucket an event is billed: the one that prices it, unless that leaves the event to a narrower one of the same keys.
@@ -8543,13 +8726,10 @@ Filter excluding(const Values& entry) {
 // The events priced by the filter, or by the charge itself when there is none.
 Filter bucket(const Charge& charge, const ChargeFilter* filter) {
     auto result = Filter::all({});
-    std::vector<Values> all;
-    for (const auto& each : charge.filters) all.push_back(each.values);
-    if (filter) {
-        for (const auto& [key, values] : filter->values) result.parts.push_back(Filter::where(property_field(key), Operator::in, json(values)));
-        all = ignored_values(all, static_cast<std::size_t>(filter - charge.filters.data()));
+    for (const auto& [key, values] : filter ? filter->values : Values()) {
+        result.parts.push_back(Filter::where(property_field(key), Operator::in, json(values)));
     }
-    for (const auto& entry : all) {
+    for (const auto& entry : left_by(charge, filter)) {
         auto part = excluding(entry);
         if (!part.empty()) result.parts.push_back(std::move(part));
     }
@@ -8570,47 +8750,41 @@ Filter beside(const std::string& key, const std::optional<std::string>& value) {
 
 // --- one event of a pay-in-advance charge (dossier 7.2) ---
 
-// What the period's events have come to, event by event: prices follow the period's maximum.
-struct AdvanceState {
-    std::optional<Decimal> current, maximum;
-
-    // What current usage is priced by, of live units (base_service.rb:194).
-    Decimal paid(const Decimal& live) const { return at_least_zero(live - current.value_or(Decimal()) + maximum.value_or(Decimal())); }
-};
-
 struct Contribution {
     Decimal priced;  // units the event adds to what is priced
     Decimal shown;   // units its fee shows
 };
 
-// One event of a sum (`step` its number) or a unique count (`step` 1, 0 or -1).
-Contribution contribute(AdvanceState& state, const Decimal& step) {
-    if (!state.current) {
-        state.current = state.maximum = step;
-        return {at_least_zero(step), at_least_zero(step)};
+// Up at 5 decimals (prorated_aggregations/base_service.rb).
+Decimal prorated(const Decimal& units, const Decimal& share) { return (units * share).round(5, Rounding::ceil); }
+
+// What the period's events have come to, event by event: prices follow the period's maximum.
+struct AdvanceState {
+    std::optional<Decimal> current, maximum;
+    Decimal prorated_maximum = {};
+
+    // One event of a sum (`step` its number) or a unique count (`step` 1, 0 or -1); a prorated charge pays the share of the period left.
+    Contribution add(const Decimal& step, const std::optional<Decimal>& share) {
+        Contribution contribution{at_least_zero(step), at_least_zero(step)};
+        if (!current) {
+            current = maximum = step;
+        } else {
+            current = *current + step;
+            const auto above = at_least_zero(*current - *maximum);
+            contribution.priced = above;
+            if (!above.is_zero()) contribution.shown = above;
+            if (!above.is_zero()) maximum = std::max(*current, above);
+        }
+        if (share) contribution.priced = prorated(contribution.priced, *share);
+        prorated_maximum += contribution.priced;
+        return contribution;
     }
-    *state.current += step;
-    if (*state.current <= *state.maximum) return {Decimal(), at_least_zero(step)};
-    const auto above = *state.current - *state.maximum;
-    state.maximum = std::max(*state.current, above);
-    return {above, above};
-}
 
-// The same for a prorated charge, paid by the share of the period left at each event; up at 5 decimals (prorated_aggregations/base_service.rb).
-struct ProratedAdvance {
-    AdvanceState state;
-    Decimal maximum;
-
-    void add(const Decimal& step, const Decimal& share) {
-        const auto before = state.maximum;
-        const auto paid = (contribute(state, step).priced * share).round(5, Rounding::ceil);
-        if (!before || *state.maximum > *before) maximum += paid;
-    }
-
-    // What current usage is priced by; `live` includes units from before the period, which weigh `share` of it.
-    Decimal paid(const Decimal& live, const Decimal& share) const {
-        const auto older = at_least_zero(live) - at_least_zero(state.current.value_or(Decimal()));
-        return (older * share).round(5, Rounding::ceil) + maximum;
+    // What current usage is priced by (base_service.rb:194). Of a prorated charge the live units from before the period weigh `share` of it.
+    Decimal paid(const Decimal& live, const std::optional<Decimal>& share) const {
+        const auto now = current.value_or(Decimal());
+        if (!share) return at_least_zero(live - now + maximum.value_or(Decimal()));
+        return prorated(at_least_zero(live) - at_least_zero(now), *share) + prorated_maximum;
     }
 };
 
@@ -8640,10 +8814,23 @@ struct Plan final : Book::Impl {
     Fees advance_fees(const UsageQuery& query, Timestamp now, UsageSource& usage) const override;
     Fees usage(const UsageQuery& query, Timestamp now, UsageSource& usage) const override;
     Fee price(std::string_view charge, const Decimal& units, std::int64_t events) const override;
+    // Asks about each charge; what goes wrong with one names it.
+    template <class Ask>
+    void ask_about_charges(Ask&& ask) const {
+        for (std::size_t i = 0; i < charges.size(); ++i) {
+            try {
+                ask(charges[i]);
+            } catch (const Error& error) {
+                if (!error.field().empty()) throw;
+                throw Error(error.code(), "plan.charges[" + std::to_string(i) + "]", error.reason());
+            }
+        }
+    }
+    const std::string& metric_code(const Charge& charge) const { return billable_metrics[charge.metric].metric.code; }
     std::vector<std::string> charge_names(const std::string& metric) const override {
         std::vector<std::string> codes;
         for (const auto& each : charges) {
-            if (billable_metrics[each.metric].metric.code == metric) codes.push_back(each.code);
+            if (metric_code(each) == metric) codes.push_back(each.code);
         }
         return codes;
     }
@@ -8657,6 +8844,7 @@ struct Scope {
     const Subscription& subscription;
     Period period;
 
+    Scope within(const ChargeFilter& part) const { return {plan, charge, &part, subscription, period}; }
     const Price& price() const { return filter ? filter->price : charge.price; }
     const BillableMetric& metric() const { return plan.billable_metrics[charge.metric]; }
     // The lower end is cut to milliseconds (base_store.rb:178).
@@ -8674,6 +8862,26 @@ struct Scope {
 
 using Group = std::vector<std::pair<std::string, std::optional<std::string>>>;
 
+// A missing and an empty value are shown alike (base_store.rb:295).
+Group group_of(const Scope& scope, const std::vector<std::optional<std::string>>& values) {
+    Group group;
+    for (std::size_t i = 0; i < values.size(); ++i) {
+        group.emplace_back(scope.price().group_keys[i], values[i] && values[i]->empty() ? std::nullopt : values[i]);
+    }
+    return group;
+}
+
+Group group_of(const Scope& scope, const Event& event) {
+    std::vector<std::optional<std::string>> values;
+    for (const auto& key : scope.price().group_keys) values.push_back(property_text(event.properties, key));
+    return group_of(scope, values);
+}
+
+std::vector<Measured> measure_groups(const Scope& scope, AggregateQuery query, UsageSource& usage) {
+    for (const auto& key : scope.price().group_keys) query.group_by.push_back(property_field(key));
+    return usage.measure(scope.metric().metric, query);
+}
+
 AggregateQuery beside(AggregateQuery query, const Group& group) {
     for (const auto& [key, value] : group) query.filter.parts.push_back(beside(key, value));
     return query;
@@ -8688,56 +8896,53 @@ bool runs_on(const Price& price, const RunningTotal& running) {
 
 void run_on(const Price& price, RunningTotal& running, const Decimal& step) {
     running.last += step;
-    if (++running.length == price.free_events) running.at_free_events = running.last;
-    if (running.last < price.free_total) ++running.below_free;
+    running.length += 1;
+    if (running.length == price.free_events) running.at_free_events = running.last;
+    if (running.last < price.free_total) running.below_free += 1;
 }
 
 // Running totals 1, 2, 3 ... of a count.
 RunningTotal running_count(const Price& price, const Decimal& units) {
-    if (price.free_events == 0 && price.free_total.is_zero()) return {};
-    const auto length = units.to_int64().value_or(0);
-    const auto below = at_least_zero(price.free_total.round(0, Rounding::ceil) - 1).to_int64().value_or(length);
-    return {.length = length, .last = units, .at_free_events = price.free_events, .below_free = std::min(length, below)};
-}
-
-BoundedTotal bounded_count(const Price& price, const Decimal& units) {
-    BoundedTotal bounded;
-    for (auto left = units.to_int64().value_or(0); left > 0; --left) bounded.add(price, 1);
-    return bounded;
+    if ((price.free_events.is_zero() && price.free_total.is_zero()) || units <= 0) return {};
+    const auto below = at_least_zero(price.free_total.round(0, Rounding::ceil) - 1);
+    return {.length = units, .last = units, .at_free_events = price.free_events, .below_free = std::min(units, below)};
 }
 
 // The steps whose sums are the running totals.
 std::vector<EventStep> running_steps(const Scope& scope, const AggregateQuery& query, UsageSource& usage) {
     const auto& price = scope.price();
     const auto& metric = scope.metric().metric;
-    if (price.free_events > 0) return usage.steps(metric, query, static_cast<std::size_t>(price.free_events), {});
-    return price.free_total.is_zero() ? std::vector<EventStep>()
-                                      : usage.steps(metric, query, std::numeric_limits<std::size_t>::max(), price.free_total);
+    constexpr auto all = std::numeric_limits<std::size_t>::max();
+    if (price.free_events.is_zero()) return price.free_total.is_zero() ? std::vector<EventStep>() : usage.steps(metric, query, all, price.free_total);
+    const auto first = smaller(price.free_events, Decimal(std::numeric_limits<std::ptrdiff_t>::max()));
+    return usage.steps(metric, query, static_cast<std::size_t>(first.to_int64().value()), {});
 }
 
-// Each event's value under bounds per transaction: a sum's number; of a maximum its own at the event that reached it first, else nothing
-// (max_service_spec.rb:241).
-BoundedTotal bounded_numbers(const Scope& scope, const AggregateQuery& query, UsageSource& usage) {
+// What each event of the period is worth by itself (compute_per_event_aggregation): a sum's number; of a maximum its own at the event that
+// reached it first, else nothing; 1 for each event that is counted, whatever it does to a unique count.
+std::vector<Decimal> event_values(const Scope& scope, const AggregateQuery& query, UsageSource& usage) {
+    const auto kind = scope.metric().kind;
     const auto steps = usage.steps(in_period(scope.metric()), query);
     const auto highest = std::max_element(steps.begin(), steps.end(), [](const auto& a, const auto& b) { return a.value < b.value; });
-    BoundedTotal bounded;
+    std::vector<Decimal> values;
     for (auto step = steps.begin(); step != steps.end(); ++step) {
-        const bool counts = scope.metric().kind == Kind::sum || step == highest;
-        bounded.add(scope.price(), counts ? step->value : Decimal());
+        if (kind == Kind::count || kind == Kind::unique_count) {
+            values.emplace_back(1);
+        } else {
+            values.push_back(kind != Kind::max || step == highest ? step->value : Decimal());
+        }
     }
-    return bounded;
+    return values;
 }
 
 // What a percentage charge needs besides units: running totals for free units, each event's value for bounds per transaction.
 void measure_percentage(const Scope& scope, const AggregateQuery& query, UsageSource& usage, Quantity& quantity) {
     const auto& price = scope.price();
     const auto kind = scope.metric().kind;
-    if (kind == Kind::count || kind == Kind::unique_count) {
-        if (has_bounds(price, quantity)) quantity.bounded = bounded_count(price, quantity.units);
-        quantity.running = running_count(price, quantity.units);
-        return;
+    if (has_bounds(price, quantity)) {
+        for (const auto& value : event_values(scope, query, usage)) quantity.bounded.add(price, value);
     }
-    if (has_bounds(price, quantity)) quantity.bounded = bounded_numbers(scope, query, usage);
+    if (kind == Kind::count || kind == Kind::unique_count) quantity.running = running_count(price, quantity.units);
     if (kind != Kind::sum) return;  // others have no running totals
     for (const auto& step : running_steps(scope, query, usage)) run_on(price, quantity.running, step.value);
 }
@@ -8754,14 +8959,18 @@ Quantity quantity_of(const Scope& scope, const AggregateQuery& query, UsageSourc
 
 // --- proration: the share of the period that a unit counts for (dossier 4.7) ---
 
-Decimal share_of(const Scope& scope, const Period& period) { return quotient(days_in(scope.subscription, period), scope.whole_days()); }
+// Of as many digits as it has in Lago, where it is a double (prorated_aggregations/base_service.rb).
+Decimal share_of(const Scope& scope, const Period& period) { return ratio(days_in(scope.subscription, period), scope.whole_days()); }
 
 // From that time's day to the end of the billing period.
 Decimal share_left(const Scope& scope, Timestamp time) {
     return share_of(scope, {time, billing_period(scope.plan.charges_interval, scope.subscription, time).to});
 }
 
-Decimal prorated(const Decimal& units, const Decimal& share) { return (units * share).round(5, Rounding::ceil); }
+// What an event at that time pays of a prorated charge.
+std::optional<Decimal> share_paid(const Scope& scope, Timestamp time) {
+    return scope.charge.prorated ? std::optional(share_left(scope, time)) : std::nullopt;
+}
 
 // The steps of the events of the period. What a recurring unique count had before is not added once more.
 std::vector<EventStep> period_steps(const Scope& scope, const AggregateQuery& query, UsageSource& usage) {
@@ -8771,16 +8980,24 @@ std::vector<EventStep> period_steps(const Scope& scope, const AggregateQuery& qu
     return steps;
 }
 
-// Of a sum: what was there before the period, for all of it, then each event for the days from its own to the end (sum_service.rb:164).
+// The numbers of the period's events, each for the days from its own to the end (sum_service.rb:164).
 std::vector<ProratedEvent> prorated_numbers(const Scope& scope, const AggregateQuery& query, UsageSource& usage) {
+    const auto whole = scope.whole_days();
+    std::vector<ProratedEvent> events;
+    for (const auto& step : period_steps(scope, query, usage)) {
+        const auto days = days_in(scope.subscription, {std::max(step.time, scope.period.from), scope.period.to});
+        events.push_back({step.value, step.value * postgres_quotient(days, whole)});
+    }
+    return events;
+}
+
+// Of a sum: what was there before the period, for all of it, then the events of the period.
+std::vector<ProratedEvent> prorated_sum(const Scope& scope, const AggregateQuery& query, UsageSource& usage) {
     auto before = query;
     before.period = {Timestamp::min(), query.period.from};
     const auto older = usage.measure(in_period(scope.metric()), before).front().value;
-    std::vector<ProratedEvent> events;
-    if (!older.is_zero()) events.push_back({older, older * share_of(scope, scope.period)});
-    for (const auto& step : period_steps(scope, query, usage)) {
-        events.push_back({step.value, step.value * share_of(scope, {std::max(step.time, scope.period.from), scope.period.to})});
-    }
+    auto events = prorated_numbers(scope, query, usage);
+    if (!older.is_zero()) events.insert(events.begin(), {older, older * share_of(scope, scope.period)});
     return events;
 }
 
@@ -8817,12 +9034,13 @@ std::vector<ProratedEvent> prorated_items(const Scope& scope, const AggregateQue
     const auto day = [&](Timestamp time) { return std::chrono::sys_days(local_date(scope.subscription, time)); };
     const auto first = day(scope.period.from), last = day(scope.period.to - std::chrono::microseconds(1));
     const std::chrono::days least(scope.price().group_keys.empty() ? -1 : 0);
+    const auto whole = scope.whole_days();
     std::vector<std::pair<std::pair<Timestamp, std::int64_t>, ProratedEvent>> placed;
     for (const auto& [added, removed] : presences(scope.subscription, usage.steps(scope.metric().metric, query))) {
         const auto until = removed ? std::min(day(removed->time), last) : last;
         const auto days = std::max(until - std::max(day(added.time), first), least).count() + 1;
         if (days == 0) continue;  // nor is its removal one of the period's (prorated_graduated_service.rb)
-        placed.push_back({{added.time, added.sequence}, {1, quotient(days, scope.whole_days())}});
+        placed.push_back({{added.time, added.sequence}, {1, postgres_quotient(days, whole)}});
         if (removed) placed.push_back({{removed->time, removed->sequence}, {-1, 0}});
     }
     std::sort(placed.begin(), placed.end(), [](const auto& a, const auto& b) { return a.first < b.first; });
@@ -8831,11 +9049,11 @@ std::vector<ProratedEvent> prorated_items(const Scope& scope, const AggregateQue
     return events;
 }
 
-// What the events of a pay-in-advance charge paid when they came.
-ProratedAdvance prorated_advance(const Scope& scope, const AggregateQuery& query, UsageSource& usage) {
-    ProratedAdvance advance{};
-    for (const auto& step : period_steps(scope, query, usage)) advance.add(step.value, share_left(scope, step.time));
-    return advance;
+// What the period's events have come to, each as it was paid when it came.
+AdvanceState advance_state(const Scope& scope, const AggregateQuery& query, UsageSource& usage) {
+    AdvanceState state;
+    for (const auto& step : period_steps(scope, query, usage)) state.add(step.value, share_paid(scope, step.time));
+    return state;
 }
 
 // --- fees (dossier 3.2, 6) ---
@@ -8890,48 +9108,42 @@ std::int64_t whole_cents(const Decimal& cents) {
     return *value;
 }
 
-// As fee_serializer.rb:8-65 shows a fee that is not stored.
+// As fee_serializer.rb:8-65 shows a fee that is not stored, and what it shows of all of these.
+constexpr const char* fee_constants = R"({"lago_id": null, "lago_fixed_charge_id": null, "lago_invoice_id": null, "lago_true_up_fee_id": null,
+    "lago_true_up_parent_fee_id": null, "lago_original_fee_id": null, "created_at": null, "succeeded_at": null, "failed_at": null,
+    "refunded_at": null, "pricing_unit_details": null, "description": null, "taxes_amount_cents": 0, "taxes_precise_amount": "0.0",
+    "taxes_rate": 0.0, "precise_coupons_amount_cents": "0.0", "payment_status": "pending", "self_billed": false,
+    "presentation_breakdowns": [], "applied_taxes": []})";
+
 json fee_json(const Scope& scope, const Fee& fee, json details) {
+    static const json constants = json::parse(fee_constants);
     const auto cents = whole_cents(fee.amount_cents);
     const auto text = [](const std::string& value) { return value.empty() ? json(nullptr) : json(value); };
-    json out{{"lago_id", nullptr},
-             {"lago_charge_id", scope.charge.id},
-             {"lago_charge_filter_id", scope.filter ? scope.filter->id : json(nullptr)},
-             {"lago_subscription_id", scope.subscription.lago_id},
-             {"external_subscription_id", text(fee.subscription)},
-             {"lago_customer_id", scope.subscription.lago_customer_id},
-             {"external_customer_id", text(fee.customer)},
-             {"item", item_json(scope, fee)},
-             {"pay_in_advance", fee.pay_in_advance},
-             {"invoiceable", scope.charge.invoiceable},
-             {"amount_cents", cents},
-             {"amount_currency", fee.currency},
-             {"precise_amount", ruby_text(fee.amount)},
-             {"precise_total_amount", ruby_text(fee.amount)},
-             {"taxes_amount_cents", 0},
-             {"taxes_precise_amount", "0.0"},
-             {"taxes_rate", 0.0},
-             {"total_aggregated_units", ruby_text(fee.units)},
-             {"total_amount_cents", cents},
-             {"total_amount_currency", fee.currency},
-             {"units", ruby_text(fee.units)},
-             {"description", nullptr},
-             {"precise_unit_amount", ruby_text(fee.unit_amount)},
-             {"precise_coupons_amount_cents", "0.0"},
-             {"sub_total_excluding_taxes_amount_cents", cents},
-             {"sub_total_excluding_taxes_precise_amount_cents", ruby_text(fee.amount * scope.plan.currency.subunits)},
-             {"events_count", fee.events},
-             {"payment_status", "pending"},
-             {"amount_details", std::move(details)},
-             {"self_billed", false},
-             {"presentation_breakdowns", json::array()},
-             {"from_date", time_text(fee.period.from)},
-             {"to_date", time_text(fee.period.to - std::chrono::microseconds(1))},
-             {"applied_taxes", json::array()}};
-    for (const char* absent : {"lago_fixed_charge_id", "lago_invoice_id", "lago_true_up_fee_id", "lago_true_up_parent_fee_id", "lago_original_fee_id",
-                               "created_at", "succeeded_at", "failed_at", "refunded_at", "pricing_unit_details"}) {
-        out[absent] = nullptr;
-    }
+    auto out = constants;
+    out.update({{"lago_charge_id", scope.charge.id},
+                {"lago_charge_filter_id", scope.filter ? scope.filter->id : json(nullptr)},
+                {"lago_subscription_id", scope.subscription.lago_id},
+                {"external_subscription_id", text(fee.subscription)},
+                {"lago_customer_id", scope.subscription.lago_customer_id},
+                {"external_customer_id", text(fee.customer)},
+                {"item", item_json(scope, fee)},
+                {"pay_in_advance", fee.pay_in_advance},
+                {"invoiceable", scope.charge.invoiceable},
+                {"amount_cents", cents},
+                {"amount_currency", fee.currency},
+                {"precise_amount", ruby_text(fee.amount)},
+                {"precise_total_amount", ruby_text(fee.amount)},
+                {"total_aggregated_units", ruby_text(fee.units)},
+                {"total_amount_cents", cents},
+                {"total_amount_currency", fee.currency},
+                {"units", ruby_text(fee.units)},
+                {"precise_unit_amount", ruby_text(fee.unit_amount)},
+                {"sub_total_excluding_taxes_amount_cents", cents},
+                {"sub_total_excluding_taxes_precise_amount_cents", ruby_text(fee.amount * scope.plan.currency.subunits)},
+                {"events_count", fee.events},
+                {"amount_details", std::move(details)},
+                {"from_date", time_text(fee.period.from)},
+                {"to_date", time_text(fee.period.to - std::chrono::microseconds(1))}});
     return out;
 }
 
@@ -8959,12 +9171,25 @@ void set_amounts(Fee& fee, Priced priced, Currency currency) {
     fee.lines = std::move(priced.lines);
 }
 
-// Units or an amount below zero are shown as zero (charge_service.rb:275).
-void clamp(Priced& priced, Decimal& units) {
+// Of priced units or an amount below zero nothing is billed, nor shown (charge_service.rb:275).
+void clamp(Priced& priced, const Decimal& units, Decimal& shown) {
+    shown = at_least_zero(shown);
     if (!units.is_negative() && !priced.amount.is_negative()) return;
-    units = {};
+    shown = {};
     raise_to(priced, {});
     lower_to(priced, {});
+}
+
+// The fee of one event, as fee_serializer.rb shows it.
+Fee event_fee(const Scope& scope, Group group, const Event& event, const Decimal& units, Priced priced, json details) {
+    auto fee = empty_fee(scope, std::move(group));
+    fee.event = event.id;
+    fee.units = units;
+    fee.events = 1;
+    set_amounts(fee, std::move(priced), scope.plan.currency);
+    fee.vendor = fee_json(scope, fee, std::move(details));
+    fee.vendor["event_transaction_id"] = event.id.empty() ? json(nullptr) : json(event.id);
+    return fee;
 }
 
 Fees sum_up(const Plan& plan, std::vector<Fee> list) {
@@ -9038,15 +9263,16 @@ public:
     AdvanceStep add(const EventStep& step, const Event& event) {
         const auto bounded = quantity_.bounded;
         take(step.value, event.precise_total_amount_cents.value_or(Decimal()));
+        // A count's values never leave out the event (count_service.rb:66): on both sides the same, which are nothing to their difference.
         if (!counts_ && has_bounds(scope_.price(), quantity_)) quantity_.bounded.add(scope_.price(), step.value);
-        AdvanceStep result{quantity_, quantity_, scope_.metric().kind == Kind::count ? Contribution{1, 1} : contribute(state_, step.value)};
-        if (scope_.charge.prorated) result.contribution.priced = prorated(result.contribution.priced, share_left(scope_, step.time));
+        const bool one = scope_.metric().kind == Kind::count;
+        AdvanceStep result{quantity_, quantity_, one ? Contribution{1, 1} : state_.add(step.value, share_paid(scope_, step.time))};
         auto& without = result.without;
         without.units -= result.contribution.priced;
         --without.events;
         without.without_event = true;
         without.precise_amount -= quotient(event.precise_total_amount_cents.value_or(Decimal()), scope_.plan.currency.subunits);
-        if (!counts_) without.bounded = bounded;  // a count's never leave out the event (count_service.rb:66)
+        without.bounded = bounded;
         return result;
     }
 
@@ -9058,16 +9284,9 @@ private:
         if (scope_.metric().kind == Kind::unique_count) quantity_.events = quantity_.units.to_int64().value_or(0);
         cents_ += cents;
         quantity_.precise_amount = quotient(cents_, scope_.plan.currency.subunits);
-        if (price.model == Model::percentage) counts_ ? take_count(step) : take_number(step);
-    }
-    void take_number(const Decimal& step) {
-        if (runs_on(scope_.price(), quantity_.running)) run_on(scope_.price(), quantity_.running, step);
-    }
-    void take_count(const Decimal& step) {
-        quantity_.running = running_count(scope_.price(), quantity_.units);
-        if (!has_bounds(scope_.price(), quantity_)) return;
-        if (step > 0) quantity_.bounded.add(scope_.price(), step);
-        if (step < 0) quantity_.bounded = bounded_count(scope_.price(), quantity_.units);
+        if (price.model != Model::percentage) return;
+        if (counts_) quantity_.running = running_count(price, quantity_.units);
+        if (!counts_ && runs_on(price, quantity_.running)) run_on(price, quantity_.running, step);
     }
 
     const Scope& scope_;
@@ -9077,23 +9296,11 @@ private:
     Decimal cents_;
 };
 
-Group group_of(const Scope& scope, const Event& event) {
-    Group group;
-    for (const auto& key : scope.price().group_keys) group.emplace_back(key, property_text(event.properties, key));
-    return group;
-}
-
 Fee advance_fee(const Scope& scope, const Group& group, const Event& event, const AdvanceStep& step) {
     const auto with = apply(scope.price(), step.with), without = apply(scope.price(), step.without);
-    auto fee = empty_fee(scope, group);
-    fee.event = event.id;
-    fee.units = step.contribution.shown;
-    fee.events = 1;
-    set_amounts(fee, difference(with, without), scope.plan.currency);
     const auto details = row_of(scope.price().model).details;
-    fee.vendor = fee_json(scope, fee, added_details(details(scope.price(), step.with, with), details(scope.price(), step.without, without)));
-    fee.vendor["event_transaction_id"] = event.id;
-    return fee;
+    return event_fee(scope, group, event, step.contribution.shown, difference(with, without),
+                     added_details(details(scope.price(), step.with, with), details(scope.price(), step.without, without)));
 }
 
 struct PlacedFee {
@@ -9168,7 +9375,8 @@ Decimal unique_step(const Scope& scope, const Event& event, AggregateQuery query
 }
 
 // `measured` is what the query comes to without the event.
-Contribution contribution_of(const Scope& scope, const Event& event, const AggregateQuery& query, const Measured& measured, UsageSource& usage) {
+Contribution contribution_of(const Scope& scope, const Event& event, Timestamp now, const AggregateQuery& query, const Measured& measured,
+                             UsageSource& usage) {
     const auto& metric = scope.metric();
     if (metric.kind == Kind::count) return {1, 1};
     const bool unique = metric.kind == Kind::unique_count, carries = metric.metric.recurring;
@@ -9176,43 +9384,34 @@ Contribution contribution_of(const Scope& scope, const Event& event, const Aggre
     const auto own = carries ? usage.measure(in_period(metric), query).front() : measured;
     AdvanceState state;
     if (own.falls || (unique && carries)) {
-        for (const auto& each : period_steps(scope, query, usage)) contribute(state, each.value);
+        state = advance_state(scope, query, usage);
     } else if (own.events > 0) {
         state.current = state.maximum = own.value;
     }
-    return contribute(state, step);
+    return state.add(step, share_paid(scope, now));
 }
 
-// The quantity once the event has been added to it.
-Quantity with_event(const Scope& scope, Quantity quantity, const Event& event, const Contribution& contribution) {
-    quantity.units += contribution.priced;
-    ++quantity.events;
-    if (scope.metric().kind == Kind::sum) {
-        const auto value = summed(scope.metric(), event);
-        if (runs_on(scope.price(), quantity.running)) run_on(scope.price(), quantity.running, value);
-        if (has_bounds(scope.price(), quantity))
-            quantity.bounded.add(scope.price(), value);  // a count's never include the event (count_service.rb:66)
-    }
-    quantity.precise_amount += quotient(event.precise_total_amount_cents.value_or(Decimal()), scope.plan.currency.subunits);
-    return quantity;
+// Both sides of the estimate, of which `step` has only the one without the event. A sum's running totals have the event on both.
+void add_event(const Scope& scope, const Event& event, AdvanceStep& step) {
+    const bool counts = scope.metric().kind != Kind::sum;
+    const auto value = counts ? Decimal(1) : summed(scope.metric(), event);
+    auto& running = step.without.running;
+    if (!counts && runs_on(scope.price(), running)) run_on(scope.price(), running, value);
+    auto& with = step.with = step.without;
+    with.units += step.contribution.priced;
+    ++with.events;
+    if (has_bounds(scope.price(), with)) with.bounded.add(scope.price(), value);
+    with.precise_amount += quotient(event.precise_total_amount_cents.value_or(Decimal()), scope.plan.currency.subunits);
 }
 
 Fee estimate(const Scope& scope, const Event& event, Timestamp now, UsageSource& usage) {
     auto group = group_of(scope, event);
     const auto query = beside(scope.query(), group);
     const auto measured = usage.measure(scope.metric().metric, query).front();
-    auto contribution = contribution_of(scope, event, query, measured, usage);
-    if (scope.charge.prorated) contribution.priced = prorated(contribution.priced, share_left(scope, now));
-    const auto before = quantity_of(scope, query, usage, measured);
-    const auto after = with_event(scope, before, event, contribution);
-    auto fee = empty_fee(scope, std::move(group));
-    fee.event = event.id;
-    fee.units = contribution.shown;
-    fee.events = 1;
-    set_amounts(fee, difference(apply(scope.price(), after), apply(scope.price(), before)), scope.plan.currency);
-    fee.vendor = fee_json(scope, fee, json::object());
-    fee.vendor["event_transaction_id"] = event.id.empty() ? json(nullptr) : json(event.id);
-    return fee;
+    AdvanceStep step{{}, quantity_of(scope, query, usage, measured), contribution_of(scope, event, now, query, measured, usage)};
+    add_event(scope, event, step);
+    const auto priced = difference(apply(scope.price(), step.with), apply(scope.price(), step.without));
+    return event_fee(scope, std::move(group), event, step.contribution.shown, priced, json::object());
 }
 
 Decimal rounded(const BillableMetric& metric, const Decimal& value) {
@@ -9222,28 +9421,23 @@ Decimal rounded(const BillableMetric& metric, const Decimal& value) {
 // As estimate_instant_fees: standard and percentage charges, the event priced alone, its units rounded as the metric says.
 Fee instant(const Scope& scope, const Event& event) {
     const auto& metric = scope.metric();
-    auto fee = empty_fee(scope, group_of(scope, event));
-    fee.event = event.id;
-    fee.units = at_least_zero(rounded(metric, metric.kind == Kind::count ? Decimal(1) : summed(metric, event)));
-    fee.events = 1;
-    set_amounts(fee, price_instant(scope.price(), fee.units), scope.plan.currency);
-    fee.vendor = fee_json(scope, fee, nullptr);
+    const auto units = rounded(metric, metric.kind == Kind::count ? Decimal(1) : summed(metric, event));
+    auto fee = event_fee(scope, group_of(scope, event), event, at_least_zero(units), price_instant(scope.price(), units), nullptr);
     fee.vendor.erase("applied_taxes");
     fee.vendor["amount_cents"] = fee.vendor["total_amount_cents"] = ruby_text(fee.amount_cents);
     fee.vendor["precise_unit_amount"] = ruby_text(fee.unit_amount * scope.plan.currency.subunits);
-    fee.vendor["event_transaction_id"] = event.id.empty() ? json(nullptr) : json(event.id);
     return fee;
 }
 
 Fees Plan::estimate_instant_fees(const Event& event, Timestamp now) const {
     const auto subscription = subscription_at(*this, event.subscription, now);
+    const auto period = billing_period(charges_interval, subscription, now);
     std::vector<Fee> list;
-    for (const auto& charge : charges) {
-        const bool instantly = charge.price.model == Model::standard || charge.price.model == Model::percentage;
-        if (!charge.pay_in_advance || !instantly || billable_metrics[charge.metric].metric.code != event.name) continue;
-        list.push_back(
-            instant({*this, charge, filter_of(charge, event.properties), subscription, billing_period(charges_interval, subscription, now)}, event));
-    }
+    ask_about_charges([&](const Charge& charge) {
+        if (!charge.pay_in_advance || metric_code(charge) != event.name) return;
+        if (charge.price.model != Model::standard && charge.price.model != Model::percentage) return;
+        list.push_back(instant({*this, charge, filter_of(charge, event.properties), subscription, period}, event));
+    });
     return sum_up(*this, std::move(list));
 }
 
@@ -9257,13 +9451,12 @@ Fees Plan::estimate_fees(const Event& event, Timestamp now, UsageSource& usage_s
     const auto whole = period;
     period.to = std::min(period.to, now + std::chrono::microseconds(1));
     std::vector<Fee> list;
-    for (const auto& charge : charges) {
-        if (!charge.pay_in_advance || billable_metrics[charge.metric].metric.code != event.name) continue;
-        const Scope scope{*this, charge, filter_of(charge, event.properties), subscription, period};
-        list.push_back(estimate(scope, event, now, usage_source));
+    ask_about_charges([&](const Charge& charge) {
+        if (!charge.pay_in_advance || metric_code(charge) != event.name) return;
+        list.push_back(estimate({*this, charge, filter_of(charge, event.properties), subscription, period}, event, now, usage_source));
         list.back().period = whole;
         list.back().vendor["to_date"] = time_text(whole.to - std::chrono::microseconds(1));
-    }
+    });
     if (list.empty()) throw Error(ErrorCode::bad_value, "name", "does_not_match_an_instant_charge");
     return sum_up(*this, std::move(list));
 }
@@ -9273,9 +9466,8 @@ Fees Plan::estimate_fees(const Event& event, Timestamp now, UsageSource& usage_s
 // A pay-in-advance charge has been paid up to the period's maximum, which a live value below it does not bring back.
 Decimal paid_in_advance(const Scope& scope, const AggregateQuery& query, UsageSource& usage, const Measured& measured) {
     if (scope.metric().kind == Kind::count || !measured.falls) return measured.value;
-    AdvanceState state;
-    for (const auto& step : period_steps(scope, query, usage)) contribute(state, step.value);
-    return state.current ? state.paid(measured.value) : measured.value;
+    const auto state = advance_state(scope, query, usage);
+    return state.current ? state.paid(measured.value, {}) : measured.value;
 }
 
 // Of the plan, or of the pricing unit that the charge is written in, which has hundredths.
@@ -9296,10 +9488,10 @@ struct Counted {
 Counted count_prorated(const Scope& scope, const AggregateQuery& query, const Measured& measured, UsageSource& usage) {
     const bool items = scope.metric().kind == Kind::unique_count;
     Counted counted{{.units = {}, .full_units = measured.value, .prorated = true, .events = measured.events},
-                    items ? prorated_items(scope, query, usage) : prorated_numbers(scope, query, usage)};
+                    items ? prorated_items(scope, query, usage) : prorated_sum(scope, query, usage)};
     auto& units = counted.quantity.units;
     if (scope.charge.pay_in_advance) {
-        units = prorated_advance(scope, query, usage).paid(measured.value, share_of(scope, scope.period));
+        units = advance_state(scope, query, usage).paid(measured.value, share_of(scope, scope.period));
     } else {
         for (const auto& event : counted.prorated) units += event.prorated;
         units = units.round(5, Rounding::ceil);
@@ -9358,21 +9550,15 @@ struct CountedGroup {
     Counted counted;
 };
 
-// Without events there is one group of nothing (sum_service_spec.rb:938). A missing and an empty value are groups apart, and shown alike.
+// Without events there is one group of nothing (sum_service_spec.rb:938). A missing and an empty value are groups apart.
 std::vector<CountedGroup> count_groups(const Scope& scope, const AggregateQuery& query, UsageSource& usage) {
-    auto grouped = query;
     const auto& keys = scope.price().group_keys;
-    for (const auto& key : keys) grouped.group_by.push_back(property_field(key));
-    auto rows = usage.measure(scope.metric().metric, grouped);
+    auto rows = measure_groups(scope, query, usage);
     if (rows.empty()) rows.push_back({.group = std::vector<std::optional<std::string>>(keys.size()), .falls = false});
     std::vector<CountedGroup> groups;
     for (auto& row : rows) {
-        auto& one = groups.emplace_back(CountedGroup{query, {}, std::move(row), {}});
-        for (std::size_t i = 0; i < keys.size(); ++i) {
-            const auto& value = one.measured.group[i];
-            one.query.filter.parts.push_back(in_group(keys[i], value));
-            one.group.emplace_back(keys[i], value && value->empty() ? std::nullopt : value);
-        }
+        auto& one = groups.emplace_back(CountedGroup{query, group_of(scope, row.group), std::move(row), {}});
+        for (std::size_t i = 0; i < keys.size(); ++i) one.query.filter.parts.push_back(in_group(keys[i], one.measured.group[i]));
         one.measured.value = rounded(scope.metric(), one.measured.value);
         one.measured.events = counted_events(scope, one.query, one.measured, usage);
         one.counted = count_period(scope, one.query, one.measured, usage);
@@ -9386,7 +9572,7 @@ Fee usage_fee(const Scope& scope, CountedGroup one, UsageSource& usage) {
     const auto& quantity = one.counted.quantity;
     auto priced = price_counted(scope.price(), one.counted);
     auto details = row_of(scope.price().model).details(scope.price(), quantity, priced);
-    clamp(priced, fee.units);
+    clamp(priced, quantity.units, fee.units);
     fee.events = quantity.events;
     auto pricing_unit = set_period_amounts(scope, quantity, std::move(priced), fee);
     fee.vendor = fee_json(scope, fee, std::move(details));
@@ -9413,13 +9599,11 @@ void add_true_up(const Scope& scope, const Decimal& used_cents, std::vector<Fee>
     fees.push_back(std::move(fee));
 }
 
-void add_charge(const Plan& plan, const Charge& charge, const Subscription& subscription, const Period& period, bool closing, UsageSource& usage,
-                std::vector<Fee>& fees) {
+void add_charge(const Scope& whole, bool closing, UsageSource& usage, std::vector<Fee>& fees) {
     const auto first = fees.size();
-    const Scope whole{plan, charge, nullptr, subscription, period};
-    for (const auto& filter : charge.filters) add_bucket({plan, charge, &filter, subscription, period}, usage, fees);
+    for (const auto& filter : whole.charge.filters) add_bucket(whole.within(filter), usage, fees);
     add_bucket(whole, usage, fees);
-    if (!closing || charge.minimum_cents.is_zero()) return;
+    if (!closing || whole.charge.minimum_cents.is_zero()) return;
     Decimal used;
     for (std::size_t i = first; i < fees.size(); ++i) used += fees[i].amount_cents;
     add_true_up(whole, used, fees);
@@ -9465,8 +9649,10 @@ std::vector<std::string> Plan::subscriptions_of(const UsageQuery& query, Timesta
 
 Fees Plan::usage(const UsageQuery& query, Timestamp now, UsageSource& usage_source) const {
     std::vector<Fee> list;
-    for (const auto& [subscription, period] : asked_about(*this, query, now)) {
-        for (const auto& charge : charges) add_charge(*this, charge, subscription, period, query.closing, usage_source, list);
+    for (const auto& asked : asked_about(*this, query, now)) {
+        ask_about_charges([&](const Charge& charge) {
+            add_charge({*this, charge, nullptr, asked.first, asked.second}, query.closing, usage_source, list);
+        });
     }
     return sum_up(*this, std::move(list));
 }
@@ -9485,11 +9671,11 @@ Fees Plan::advance_fees(const Event& event, UsageSource& usage_source) const {
     const auto subscription = subscription_at(*this, event.subscription, time);
     const auto period = billing_period(charges_interval, subscription, time);
     std::vector<PlacedFee> fees;
-    for (const auto& charge : charges) {
-        if (!charge.pay_in_advance || billable_metrics[charge.metric].metric.code != event.name) continue;
+    ask_about_charges([&](const Charge& charge) {
+        if (!charge.pay_in_advance || metric_code(charge) != event.name) return;
         const Scope scope{*this, charge, billing_filter(charge, event.properties), subscription, period};
         add_advance_fees(scope, group_of(scope, event), {{time, time + std::chrono::microseconds(1)}, event.sequence}, usage_source, fees);
-    }
+    });
     return in_order(*this, std::move(fees));
 }
 
@@ -9506,18 +9692,8 @@ std::vector<Period> billing_periods(const Plan& plan, const Subscription& subscr
 
 // To a fee of one event, a missing and an empty value are the same group.
 std::set<Group> advance_groups(const Scope& scope, UsageSource& usage) {
-    const auto& keys = scope.price().group_keys;
-    auto query = scope.query();
-    for (const auto& key : keys) query.group_by.push_back(property_field(key));
     std::set<Group> groups;
-    for (const auto& row : usage.measure(scope.metric().metric, query)) {
-        Group group;
-        for (std::size_t i = 0; i < keys.size(); ++i) {
-            const auto& value = row.group[i];
-            group.emplace_back(keys[i], value && value->empty() ? std::nullopt : value);
-        }
-        groups.insert(std::move(group));
-    }
+    for (const auto& row : measure_groups(scope, scope.query(), usage)) groups.insert(group_of(scope, row.group));
     return groups;
 }
 
@@ -9526,13 +9702,14 @@ Fees Plan::advance_fees(const UsageQuery& query, Timestamp now, UsageSource& usa
     const auto add = [&](const Scope& scope, const Period& asked) {
         for (const auto& group : advance_groups(scope, usage_source)) add_advance_fees(scope, group, {asked}, usage_source, fees);
     };
-    for (const auto& [subscription, asked] : asked_about(*this, query, now)) {
-        for (const auto& period : billing_periods(*this, subscription, asked)) {
-            for (const auto& charge : charges) {
-                if (!charge.pay_in_advance) continue;
-                for (const auto& filter : charge.filters) add({*this, charge, &filter, subscription, period}, asked);
-                add({*this, charge, nullptr, subscription, period}, asked);
-            }
+    for (const auto& asked : asked_about(*this, query, now)) {
+        for (const auto& period : billing_periods(*this, asked.first, asked.second)) {
+            ask_about_charges([&](const Charge& charge) {
+                if (!charge.pay_in_advance) return;
+                const Scope whole{*this, charge, nullptr, asked.first, period};
+                for (const auto& filter : charge.filters) add(whole.within(filter), asked.second);
+                add(whole, asked.second);
+            });
         }
     }
     return in_order(*this, std::move(fees));
@@ -9553,20 +9730,16 @@ void spread_evenly(const Price& price, std::int64_t events, Quantity& quantity) 
 Fee Plan::price(std::string_view name, const Decimal& units, std::int64_t events) const {
     const auto charge = std::find_if(charges.begin(), charges.end(), [&](const Charge& each) { return each.code == name; });
     if (charge == charges.end()) not_found("charge", "charge_not_found");
+    const Subscription nobody;
+    const Scope scope{*this, *charge, nullptr, nobody, {}};
     Quantity quantity{.units = units, .events = events, .premium = premium};
     if (charge->price.model == Model::percentage) spread_evenly(charge->price, events, quantity);
     auto priced = apply(charge->price, quantity);
-    Fee fee;
-    fee.charge = charge->code;
-    fee.metric = billable_metrics[charge->metric].metric.code;
-    fee.currency = currency_code;
+    auto fee = empty_fee(scope, {});
     fee.units = units;
     fee.events = events;
-    clamp(priced, fee.units);
-    fee.unit_amount = unit_amount(charge->price, quantity, priced.amount);
-    fee.amount = priced.amount;
-    fee.amount_cents = to_cents(priced.amount, currency);
-    fee.lines = std::move(priced.lines);
+    clamp(priced, units, fee.units);
+    set_period_amounts(scope, quantity, std::move(priced), fee);
     return fee;
 }
 
@@ -9587,7 +9760,7 @@ std::shared_ptr<const Book::Impl> load(const json& catalogue) {
         plan->billable_metrics.push_back(read_metric(metric));
         if (plan->billable_metrics.back().measured) plan->metrics.push_back(rounded(plan->billable_metrics.back()));
     }
-    for (const auto& charge : at.list("charges")) plan->charges.push_back(read_charge(charge, plan->billable_metrics));
+    for (const auto& charge : at.list("charges")) plan->charges.push_back(read_charge(charge, plan->billable_metrics, plan->premium));
     plan->lists_subscriptions = root.find("subscriptions").has_value();
     for (const auto& each : root.list("subscriptions")) plan->subscriptions.push_back(read_subscription(each));
     return plan;
@@ -9609,24 +9782,24 @@ constexpr std::pair<std::string_view, Bin> window_sizes[] = {
     {"6HOUR", Bin::hours_6}, {"12HOUR", Bin::hours_12},  {"DAY", Bin::day},          {"WEEK", Bin::week}, {"MONTH", Bin::month},
 };
 
-// The windows of commitments: weeks from Monday; months from the anchor or the period's beginning, clamped (billing_commitment.go:50-101).
+// The windows of commitments: weeks from Monday; months from the day of the anchor or the period's beginning, clamped
+// (billing_commitment.go:50-101).
 BinOptions commitment_windows(Bin bin, const Period& period, const std::optional<Timestamp>& anchor) {
     BinOptions windows{.bin = bin};
-    if (windows.bin == Bin::month) windows.anchor = anchor.value_or(period.from);
+    if (windows.bin == Bin::month) windows.anchor = midnight(date_of(anchor.value_or(period.from)));
     return windows;
 }
 
 using Step = FeeLine::Step;
 
-constexpr std::array<std::pair<std::string_view, int>, 6> decimals_table{{{"jpy", 0}, {"krw", 0}, {"vnd", 0}, {"clp", 0}, {"kwd", 3}, {"clf", 4}}};
+constexpr std::pair<std::string_view, Currency> currencies[] = {{"jpy", {0, 1}}, {"krw", {0, 1}},    {"vnd", {0, 1}},
+                                                                {"clp", {0, 1}}, {"kwd", {3, 1000}}, {"clf", {4, 10000}}};
 
-// Decimals of a currency; any other has 2 (types/currency.go). The code's case does not count.
+// Any other has 2 decimals (types/currency.go). The code's case does not count.
 Currency currency_of(std::string code) {
     std::transform(code.begin(), code.end(), code.begin(), [](unsigned char c) { return static_cast<char>(std::tolower(c)); });
-    for (const auto& [name, decimals] : decimals_table) {
-        if (name == code) return {decimals, decimals == 0 ? 1 : decimals == 3 ? 1000 : 10000};
-    }
-    return {};
+    const auto found = std::find_if(std::begin(currencies), std::end(currencies), [&](const auto& each) { return each.first == code; });
+    return found == std::end(currencies) ? Currency() : found->second;
 }
 
 Decimal rounded(const Decimal& amount, Currency currency) { return amount.round(currency.decimals, Rounding::half_up); }
@@ -9634,15 +9807,19 @@ Decimal rounded(const Decimal& amount, Currency currency) { return amount.round(
 // shopspring/decimal's division: 16 decimals, half away from zero; 0 for a zero divisor.
 Decimal divided(const Decimal& a, const Decimal& b) { return b.is_zero() ? Decimal() : Decimal::divide(a, b, 16, Rounding::half_up); }
 
+Decimal total(const std::vector<Decimal>& numbers) {
+    Decimal sum;
+    for (const auto& number : numbers) sum += number;
+    return sum;
+}
+
 // --- prices ---
 
 enum class Model { flat, package, tiered };
-constexpr std::array<std::pair<std::string_view, Model>, 3> models{
-    {{"FLAT_FEE", Model::flat}, {"PACKAGE", Model::package}, {"TIERED", Model::tiered}}};
+constexpr std::pair<std::string_view, Model> models[] = {{"FLAT_FEE", Model::flat}, {"PACKAGE", Model::package}, {"TIERED", Model::tiered}};
 
 enum class TierMode { none, volume, slab };
-constexpr std::array<std::pair<std::string_view, TierMode>, 3> tier_modes{
-    {{"", TierMode::none}, {"VOLUME", TierMode::volume}, {"SLAB", TierMode::slab}}};
+constexpr std::pair<std::string_view, TierMode> tier_modes[] = {{"", TierMode::none}, {"VOLUME", TierMode::volume}, {"SLAB", TierMode::slab}};
 
 struct Price {
     Model model = Model::flat;
@@ -9662,15 +9839,20 @@ Decimal at_least(const Node& at, std::string_view field, const Decimal& least, s
     return *value;
 }
 
+Decimal whole_at_least(const Node& at, std::string_view field, const Decimal& least) {
+    const auto value = at_least(at, field, least);
+    if (value.round(0, Rounding::floor) != value) throw Error(ErrorCode::bad_value, at.path(field), "must be a whole number");
+    return value;
+}
+
 // Sorted by limit, the open tier last; no check that limits differ or that an open tier exists, since FlexPrice makes none (9.3).
 std::vector<Tier> read_tiers(const Node& at) {
     std::vector<Tier> tiers;
     for (const auto& each : at.list("tiers")) {
-        tiers.push_back({.above = {},
-                         .up_to = each.decimal("up_to"),
-                         .rate = at_least(each, "unit_amount", 0),
-                         .flat = at_least(each, "flat_amount", 0, 0),
-                         .from = {}});
+        auto& tier = tiers.emplace_back();
+        if (each.find("up_to")) tier.up_to = whole_at_least(each, "up_to", 0);
+        tier.rate = at_least(each, "unit_amount", 0);
+        tier.flat = at_least(each, "flat_amount", 0, 0);
     }
     std::stable_sort(tiers.begin(), tiers.end(), [](const Tier& a, const Tier& b) { return a.up_to && (!b.up_to || *a.up_to < *b.up_to); });
     for (std::size_t i = 1; i < tiers.size(); ++i) tiers[i].above = tiers[i].from = tiers[i - 1].up_to.value_or(Decimal());
@@ -9686,7 +9868,7 @@ Price read_price(const Node& at) {
     if (price.model != Model::tiered) price.amount = at_least(at, "amount", 0);
     if (price.model == Model::package) {
         const auto transform = at.object("transform_quantity");
-        price.divide_by = at_least(transform, "divide_by", 1);
+        price.divide_by = whole_at_least(transform, "divide_by", 1);
         price.round_down = transform.text("round") == "down";
     }
     if (price.model == Model::tiered) {
@@ -9697,11 +9879,10 @@ Price read_price(const Node& at) {
 }
 
 // The first tier that reaches the quantity, its limit included; else the last.
-const Tier& volume_tier(const std::vector<Tier>& tiers, const Decimal& units) {
-    for (const auto& tier : tiers) {
-        if (!tier.up_to || units <= *tier.up_to) return tier;
-    }
-    return tiers.back();
+std::size_t tier_of(const std::vector<Tier>& tiers, const Decimal& units) {
+    std::size_t i = 0;
+    while (i + 1 < tiers.size() && tiers[i].up_to && units > *tiers[i].up_to) ++i;
+    return i;
 }
 
 // The tier walk alone, which prices a bucket of 0 at the first tier's flat amount (9.7). Slab units beyond the last limit are free.
@@ -9709,12 +9890,13 @@ Priced price_tiers(const Price& price, const Decimal& units) {
     Priced priced;
     if (price.tiers.empty() || price.mode == TierMode::none) return priced;
     if (price.mode == TierMode::slab) return graduated(price.tiers, units);
-    priced.add(tier_line(volume_tier(price.tiers, units), units));
+    priced.add(tier_line(price.tiers[tier_of(price.tiers, units)], units));
     return priced;
 }
 
-Decimal package_count(const Price& price, const Decimal& units) {
-    return divided(units, price.divide_by).round(0, price.round_down ? Rounding::floor : Rounding::ceil);
+FeeLine package_line(const Price& price, const Decimal& units) {
+    const auto count = divided(units, price.divide_by).round(0, price.round_down ? Rounding::floor : Rounding::ceil);
+    return {.step = Step::package, .units = units, .rate = price.amount, .per = price.divide_by, .amount = count * price.amount};
 }
 
 // CalculateCost: unrounded; no units cost nothing under any model.
@@ -9722,15 +9904,7 @@ Priced price_units(const Price& price, const Decimal& units) {
     Priced priced;
     if (units.is_zero()) return priced;
     if (price.model == Model::tiered) return price_tiers(price, units);
-    if (price.model == Model::flat) {
-        priced.add(units_line(units, price.amount));
-    } else {
-        priced.add({.step = Step::package,
-                    .units = units,
-                    .rate = price.amount,
-                    .per = price.divide_by,
-                    .amount = package_count(price, units) * price.amount});
-    }
+    priced.add(price.model == Model::flat ? units_line(units, price.amount) : package_line(price, units));
     return priced;
 }
 
@@ -9744,43 +9918,38 @@ Priced price_buckets(const Price& price, const std::vector<Decimal>& buckets) {
 }
 
 // CalculateCostWithBreakup (9.6).
-struct Breakup {
-    Decimal cost, unit_cost, tier_unit_amount;
-    int tier = -1;
-};
-
-Breakup breakup(const Price& price, const Decimal& units) {
-    Breakup result;
-    result.cost = price_units(price, units).amount;
-    result.unit_cost = divided(result.cost, units);
-    if (price.model == Model::package) result.tier_unit_amount = divided(price.amount, price.divide_by);
-    if (units.is_zero()) return result;
-    if (price.model == Model::flat) result.tier_unit_amount = price.amount;
-    if (price.model == Model::tiered && price.mode != TierMode::none) {
-        const auto reached =
-            std::find_if(price.tiers.begin(), price.tiers.end() - 1, [&](const Tier& tier) { return !tier.up_to || units <= *tier.up_to; });
-        result.tier = static_cast<int>(reached - price.tiers.begin());
-        result.tier_unit_amount = reached->rate;
+json breakup(const Price& price, const Decimal& units) {
+    const auto cost = price_units(price, units).amount;
+    Decimal unit;
+    std::int64_t tier = -1;
+    if (price.model == Model::package) {
+        unit = divided(price.amount, price.divide_by);
+    } else if (price.model == Model::flat) {
+        unit = units.is_zero() ? Decimal() : price.amount;
+    } else if (!units.is_zero() && price.mode != TierMode::none && !price.tiers.empty()) {
+        const auto reached = tier_of(price.tiers, units);
+        unit = price.tiers[reached].rate;
+        tier = static_cast<std::int64_t>(reached);
     }
-    return result;
+    return {{"final_cost", cost.to_string()},
+            {"effective_unit_cost", divided(cost, units).to_string()},
+            {"tier_unit_amount", unit.to_string()},
+            {"selected_tier_index", tier}};
 }
 
-// A fixed price without a quantity is for its least, or for one (9.11).
-Decimal fixed_quantity(const Decimal& quantity, const std::optional<Decimal>& least) {
-    return quantity.is_zero() ? least.value_or(Decimal(1)) : quantity;
-}
+// A fixed price without a quantity is for its least (9.11).
+Decimal fixed_quantity(const Decimal& quantity, const Decimal& least) { return quantity.is_zero() ? least : quantity; }
 
 // --- entitlements and grants (9.12) ---
 
-// After what an entitlement's limit begins anew.
-enum class Reset { period, day, month, never };
-constexpr std::array<std::pair<std::string_view, Reset>, 3> resets{{{"DAILY", Reset::day}, {"MONTHLY", Reset::month}, {"NEVER", Reset::never}}};
+// After what an entitlement's limit begins anew; never, without bins.
+constexpr std::pair<std::string_view, Bin> resets[] = {{"DAILY", Bin::day}, {"MONTHLY", Bin::month}, {"NEVER", Bin::none}};
 
 // What is billed of a quantity: what exceeds the limit, each day's or month's where it is theirs.
 struct Entitlement {
     bool enabled = false;
     std::optional<Decimal> limit = {};  // none: everything is free
-    Reset reset = Reset::period;
+    std::optional<Bin> reset = {};      // none: with each bill
 
     Decimal billable(const Decimal& units) const {
         if (!enabled) return units;
@@ -9793,12 +9962,13 @@ struct Entitlement {
     }
 };
 
-// Where the limit is begun anew as often as bills are written, or by a word not known, it is the period's (billing_meter_usage.go).
+// Where the limit is begun anew as often as bills are written, or by a word not known, it is with each bill (billing_meter_usage.go).
 Entitlement read_entitlement(const Node& at, std::string_view billing_period) {
+    Entitlement entitlement{.enabled = at.flag("is_enabled")};
     const auto word = at.text("usage_reset_period");
-    const auto row = std::find_if(resets.begin(), resets.end(), [&](const auto& each) { return each.first == word; });
-    const bool apart = row != resets.end() && word != billing_period;
-    Entitlement entitlement{at.flag("is_enabled"), {}, apart ? row->second : Reset::period};
+    for (const auto& [name, bin] : resets) {
+        if (word == name && word != billing_period) entitlement.reset = bin;
+    }
     if (at.find("usage_limit")) entitlement.limit = at_least(at, "usage_limit", 0);
     return entitlement;
 }
@@ -9813,7 +9983,7 @@ struct Grant {
 };
 
 Grant read_grant(const Node& at) {
-    static constexpr std::array<std::pair<std::string_view, bool>, 2> measures{{{"quantity", false}, {"amount", true}}};
+    static constexpr std::pair<std::string_view, bool> measures[] = {{"quantity", false}, {"amount", true}};
     Grant grant{at.choice("measure", measures), at_least(at, "quota", 0), {}};
     const auto from = at.time("start_date"), to = at.time("end_date");
     if (from || to) grant.period = {from.value_or(Period().from), to.value_or(Period().to)};
@@ -9827,6 +9997,8 @@ struct Commitment {
     Decimal amount = {};  // money, or what the committed quantity costs
     Decimal overage_factor = {};
     bool true_up = false;
+
+    bool counts() const { return amount > 0 && overage_factor > 1; }  // that of a subscription (9.15)
 };
 
 struct Committed {
@@ -9841,11 +10013,20 @@ struct Committed {
     }
 };
 
+// What the parts of a commitment are called.
+struct CommitmentFields {
+    std::string_view type, amount, quantity, factor, true_up;
+};
+constexpr CommitmentFields of_price{"type", "amount", "quantity", "overage_factor", "true_up_enabled"},
+    of_line_item{"commitment_type", "commitment_amount", "commitment_quantity", "commitment_overage_factor", "commitment_true_up_enabled"},
+    of_time_bucket{"commitment_type", "commitment_value", "commitment_value", "overage_factor", "true_up_enabled"},
+    of_subscription{"", "commitment_amount", "", "overage_factor", "enable_true_up"};
+
 // A commitment's quantity is worth what the price asks for it. A missing factor makes overage free.
-Commitment read_commitment(const Node& at, const Price& price) {
-    const bool by_quantity = at.text("type", at.text("commitment_type")) == "quantity";
-    const auto value = at_least(at, by_quantity ? "quantity" : "amount", 0, at_least(at, "commitment_value", 0, 0));
-    return {by_quantity ? price_units(price, value).amount : value, at_least(at, "overage_factor", 0, 0), at.flag("true_up_enabled")};
+Commitment read_commitment(const Node& at, const CommitmentFields& fields, const Price& price = {}) {
+    const bool by_quantity = at.text(fields.type, at.find(fields.amount) ? "amount" : "quantity") == "quantity";
+    const auto value = at_least(at, by_quantity ? fields.quantity : fields.amount, 0, 0);
+    return {by_quantity ? price_units(price, value).amount : value, at_least(at, fields.factor, 0, 0), at.flag(fields.true_up)};
 }
 
 Committed commit(const Commitment& commitment, const Decimal& cost) {
@@ -9870,6 +10051,25 @@ Decimal missing_to(const Decimal& commitment, const Decimal& used, Currency curr
     return at_least_zero(rounded(commitment - rounded(used, currency), currency));
 }
 
+// What one unit of a charge counts as where a commitment ends in it.
+Decimal unit_price(const Price& price, const Decimal& cost, const Decimal& units) {
+    return price.model == Model::flat ? price.amount : divided(cost, units);
+}
+
+// The part of a charge that a commitment covers, and the part beyond it before the overage factor.
+struct Split {
+    Decimal covered, covered_units, beyond, beyond_units;
+};
+
+// Takes a charge off what is left of the subscription's commitment: all of it, or the whole units that still fit, or nothing (9.15).
+Split split(const Decimal& cost, const Decimal& units, const Decimal& unit, Decimal& left) {
+    const auto before = std::exchange(left, at_least_zero(left - cost));
+    if (cost <= before) return {cost, units, {}, {}};
+    if (before <= 0 || unit.is_zero()) return {{}, {}, cost, units};
+    const auto fitting = divided(before, unit).round(0, Rounding::floor);
+    return {fitting * unit, fitting, (units - fitting) * unit, units - fitting};
+}
+
 // The lines that make a cost what a commitment charges for it.
 void settle(Priced& priced, const Committed& committed) {
     const auto beyond = at_least_zero(priced.amount - committed.utilized);
@@ -9885,34 +10085,31 @@ struct TimeBucket {
     int from = 0, to = 0;
     Price price;
     Commitment commitment;
-
-    bool holds(int minute) const { return from <= minute && minute < to; }
 };
 
 int read_minute(const Node& at, std::string_view field) {
     const auto text = at.required_text(field);
     if (text.size() != 5 || text[2] != ':') throw Error(ErrorCode::bad_value, at.path(field), "must be a time of day like 09:30");
-    const auto hours = Decimal::parse(text.substr(0, 2)), minutes = Decimal::parse(text.substr(3));
-    if (!hours || !minutes || *hours > 24 || *minutes > 59 || hours->is_negative() || minutes->is_negative() || hours->scale() + minutes->scale() > 0)
-        throw Error(ErrorCode::bad_value, at.path(field), "must be a time of day like 09:30");
-    return static_cast<int>(hours->to_int64().value() * 60 + minutes->to_int64().value());
+    const auto digit = [&](std::size_t i) { return text[i] >= '0' && text[i] <= '9' ? text[i] - '0' : 100; };
+    const int minutes = digit(3) * 10 + digit(4), minute = (digit(0) * 10 + digit(1)) * 60 + minutes;
+    if (minutes > 59 || minute > 24 * 60) throw Error(ErrorCode::bad_value, at.path(field), "must be a time of day like 09:30");
+    return minute;
 }
 
 // Its price may stand in it, or be one of the catalogue's.
-TimeBucket read_time_bucket(const Node& at, const std::map<std::string, Price>& known = {}) {
-    TimeBucket bucket{at.text("id"), read_minute(at, "start"), read_minute(at, "end"), {}, {}};
+TimeBucket read_time_bucket(const Node& at, const Price& listed = {}) {
+    TimeBucket bucket{at.text("id"), read_minute(at, "start"), read_minute(at, "end"), listed, {}};
     if (bucket.from >= bucket.to) throw Error(ErrorCode::bad_value, at.path("end"), "is not after start");
-    const auto listed = known.find(at.text("price_id"));
-    if (listed != known.end()) bucket.price = listed->second;
     if (at.find("price")) bucket.price = read_price(at.object("price"));
-    bucket.commitment = read_commitment(at, bucket.price);
+    bucket.commitment = read_commitment(at, of_time_bucket, bucket.price);
     return bucket;
 }
 
 // One window of a windowed commitment; without a known start no time bucket holds it.
 struct Window {
-    std::optional<Timestamp> start;
-    Decimal units;
+    std::optional<Timestamp> start = {};
+    Decimal units = {};
+    std::int64_t events = 0;
 
     int minute() const { return static_cast<int>((start->micros() - midnight(date_of(*start)).micros()) / micros_per_minute); }
 };
@@ -9923,22 +10120,30 @@ struct WindowedPrice {
     std::vector<TimeBucket> buckets;
 
     const TimeBucket* bucket_of(const Window& window) const {
-        if (!window.start) return nullptr;
-        const auto found = std::find_if(buckets.begin(), buckets.end(), [&](const TimeBucket& bucket) { return bucket.holds(window.minute()); });
-        return found == buckets.end() ? nullptr : &*found;
+        for (const auto& bucket : buckets) {
+            if (window.start && bucket.from <= window.minute() && window.minute() < bucket.to) return &bucket;
+        }
+        return nullptr;
+    }
+
+    // What holds in the window: its time bucket's, else the item's own. A commitment of the item's that is worth nothing is none
+    // (billing_commitment.go).
+    std::pair<const Price*, const Commitment*> at(const Window& window) const {
+        if (const auto* bucket = bucket_of(window)) return {&bucket->price, &bucket->commitment};
+        return {&price, commitment && !commitment->amount.is_zero() ? &*commitment : nullptr};
     }
 
     // The rule of 9.13 for one window; a window out of all commitments pays its plain cost.
     Committed charge(const Window& window) const {
-        if (const auto* bucket = bucket_of(window)) return commit(bucket->commitment, price_units(bucket->price, window.units).amount);
-        const auto cost = price_units(price, window.units).amount;
-        return commitment ? commit(*commitment, cost) : Committed{cost, cost, {}, {}};
+        const auto [rate, terms] = at(window);
+        const auto cost = price_units(*rate, window.units).amount;
+        return terms ? commit(*terms, cost) : Committed{cost, cost, {}, {}};
     }
 
     // Whether a window without events has something to make up for.
     bool fills(const Window& window) const {
-        const auto* bucket = bucket_of(window);
-        return bucket ? bucket->commitment.true_up : commitment && commitment->true_up;
+        const auto* terms = at(window).second;
+        return terms && terms->true_up;
     }
 
     // The windows in order, and between them the empty ones of the grid that are charged all the same.
@@ -9946,7 +10151,7 @@ struct WindowedPrice {
         std::set<Timestamp> known;
         for (const auto& window : windows) known.insert(window.start.value_or(Timestamp()));
         for (std::int64_t i = 0; i < grid.count(); ++i) {
-            const Window empty{grid.start(i), {}};
+            const Window empty{.start = grid.start(i)};
             if (!known.contains(*empty.start) && fills(empty)) windows.push_back(empty);
         }
         std::stable_sort(windows.begin(), windows.end(), [](const Window& a, const Window& b) { return a.start < b.start; });
@@ -9958,8 +10163,7 @@ struct WindowedPrice {
 Priced price_windows(const WindowedPrice& terms, const std::vector<Window>& windows, Committed& committed) {
     Priced sum;
     for (const auto& window : windows) {
-        const auto* bucket = terms.bucket_of(window);
-        auto priced = price_units(bucket ? bucket->price : terms.price, window.units);
+        auto priced = price_units(*terms.at(window).first, window.units);
         const auto charge = terms.charge(window);
         settle(priced, charge);
         committed += charge;
@@ -9970,26 +10174,35 @@ Priced price_windows(const WindowedPrice& terms, const std::vector<Window>& wind
 
 // --- discounts (9.17) ---
 
-// Rounded to the currency, never more than the price.
-Decimal discount(const Decimal& price, const Decimal& off, Currency currency) { return std::min(rounded(off, currency), price); }
+// A percentage, or money.
+struct Discount {
+    bool money = false;
+    Decimal value = {};
 
-Decimal percentage_discount(const Decimal& price, const Decimal& percentage, Currency currency) {
-    return discount(price, price * percent(percentage), currency);
+    // Rounded to the currency, never more than the price.
+    Decimal off(const Decimal& price, Currency currency) const {
+        return std::min(rounded(money ? value : divided(price * value, 100), currency), price);
+    }
+};
+
+Discount read_discount(const Node& at) {
+    static constexpr std::pair<std::string_view, bool> types[] = {{"percentage", false}, {"fixed", true}};
+    const bool money = at.choice("type", types);
+    return {money, at_least(at, money ? "amount_off" : "percentage_off", 0)};
 }
 
 // One after the other, each on what the one before left.
-Decimal compound_discount(const Decimal& price, const std::vector<Decimal>& percentages, Currency currency) {
+Decimal compound_discount(const Decimal& price, const std::vector<Discount>& discounts, Currency currency) {
     auto left = price;
-    for (const auto& percentage : percentages) left -= percentage_discount(left, percentage, currency);
+    for (const auto& discount : discounts) {
+        if (left > 0) left -= discount.off(left, currency);
+    }
     return price - left;
 }
 
 // ---- the book of prices and meters ----
 
 // --- values and filters (4.8, 6.2, 6.3) ---
-
-constexpr std::array<Meeting, 3> as_text{Meeting::text, Meeting::text, Meeting::text}, as_empty{Meeting::empty, Meeting::empty, Meeting::empty},
-    not_at_all{Meeting::never, Meeting::never, Meeting::never};
 
 // A number as Go's %v writes it: of a float64, from a million up and below a ten-thousandth with an exponent (6.3).
 std::string go_text(const Decimal& number) {
@@ -10003,17 +10216,17 @@ std::string go_text(const Decimal& number) {
 }
 
 // Property filters of a question read a missing property as "" (4.8); those of a meter do not.
-constexpr Coercion property_filter{.missing = {as_empty, as_empty},
-                                   .boolean = {as_text, as_text},
-                                   .number = {as_text, as_text},
-                                   .text = {as_text, as_text},
-                                   .structure = {as_text, as_text}};
-constexpr Coercion meter_filter{.missing = {not_at_all, not_at_all},
-                                .boolean = {as_text, as_text},
-                                .number = {as_text, as_text},
-                                .text = {as_text, as_text},
-                                .structure = {as_text, as_text},
-                                .stored_number = go_text};
+constexpr Coercion property_filter{.missing = {empty_any, empty_any},
+                                   .boolean = {text_any, text_any},
+                                   .number = {text_any, text_any},
+                                   .text = {text_any, text_any},
+                                   .structure = {text_any, text_any}};
+constexpr Coercion meter_filter = [] {
+    auto filter = property_filter;
+    filter.missing = {never_any, never_any};
+    filter.stored_number = go_text;
+    return filter;
+}();
 
 // Of the table meter_usage: dossier 6.2, 6.8; a meter's own windows 5.4, 5.5.
 constexpr Rules metered_rules{.name = "flexprice",
@@ -10033,19 +10246,18 @@ constexpr Rules metered_rules{.name = "flexprice",
 
 // --- meters ---
 
-constexpr std::array<std::pair<std::string_view, Aggregation>, 8> aggregations{{{"COUNT", Aggregation::count},
-                                                                                {"SUM", Aggregation::sum},
-                                                                                {"AVG", Aggregation::average},
-                                                                                {"MAX", Aggregation::max},
-                                                                                {"LATEST", Aggregation::latest},
-                                                                                {"WEIGHTED_SUM", Aggregation::weighted_sum},
-                                                                                {"COUNT_UNIQUE", Aggregation::unique_count},
-                                                                                {"SUM_WITH_MULTIPLIER", Aggregation::sum}}};
-
-struct Meter {
-    std::string id;
-    Metric metric;
+constexpr std::pair<std::string_view, Aggregation> aggregations[] = {
+    {"COUNT", Aggregation::count},
+    {"SUM", Aggregation::sum},
+    {"AVG", Aggregation::average},
+    {"MAX", Aggregation::max},
+    {"LATEST", Aggregation::latest},
+    {"WEIGHTED_SUM", Aggregation::weighted_sum},
+    {"COUNT_UNIQUE", Aggregation::unique_count},
+    {"SUM_WITH_MULTIPLIER", Aggregation::sum},
 };
+
+std::string meter_code(const std::string& id) { return "flexprice:" + id; }
 
 // Buckets: of MAX and SUM only, with groups of MAX only (5.13).
 void read_buckets(const Node& aggregation, Metric& metric) {
@@ -10059,12 +10271,10 @@ void read_buckets(const Node& aggregation, Metric& metric) {
     metric.bucket_group = property_field(group);
 }
 
-Meter read_meter(const Node& at) {
-    static constexpr std::array<std::pair<std::string_view, bool>, 3> carried{{{"", false}, {"BILLING_PERIOD", false}, {"NEVER", true}}};
+Metric read_meter(const Node& at) {
+    static constexpr std::pair<std::string_view, bool> carried[] = {{"", false}, {"BILLING_PERIOD", false}, {"NEVER", true}};
     const auto aggregation = at.object("aggregation");
-    Meter meter{at.required_text("id"), {.event = at.required_text("event_name"), .rules = "flexprice"}};
-    auto& metric = meter.metric;
-    metric.code = "flexprice:" + meter.id;
+    Metric metric{.code = meter_code(at.required_text("id")), .event = at.required_text("event_name"), .rules = "flexprice"};
     metric.aggregation = aggregation.choice("type", aggregations);
     if (!aggregation.text("expression").empty())
         throw Error(ErrorCode::unsupported, aggregation.path("expression"), "expressions are not evaluated here");
@@ -10080,19 +10290,35 @@ Meter read_meter(const Node& at) {
         if (values.empty()) throw Error(ErrorCode::bad_value, filter.path("values"), "must not be empty");
         metric.filter.parts.push_back(Filter::where(property_field(filter.required_text("key")), Operator::in, json(values)));
     }
-    return meter;
+    return metric;
 }
 
-// A percentage off, for a time.
 struct Coupon {
-    Decimal percentage = {};
-    Period active = {};
+    std::string id = {};
+    Discount discount = {};
+    Period active = {};      // both ends are in it
+    Timestamp billed_until;  // bills that begin later are too many for it
+    bool shown = true;       // in analytics (6.7)
+
+    bool meets(const Period& period) const { return active.from <= period.to && period.from <= active.to; }
+    bool reduces(const Period& bill) const { return meets(bill) && bill.from < billed_until; }
 };
 
-// A usage price on the terms of one subscription.
+// Months are longer than weeks.
+bool is_longer(Stride a, Stride b) { return std::pair(a.months, a.micros) > std::pair(b.months, b.micros); }
+
+// A price that does not depend on usage.
+struct Fixed {
+    Decimal quantity = 1;
+    std::optional<Stride> cycle = {};  // none: it is charged once
+    bool advance = false;
+};
+
+// A price on the terms of one subscription.
 struct Item {
     std::string id = {}, charge = {};
     Metric metric = {};
+    std::optional<Fixed> fixed = {};
     WindowedPrice terms = {};
     bool windowed = false;  // the commitment is for each bucket
     Entitlement entitlement = {};
@@ -10102,30 +10328,26 @@ struct Item {
 
     const Price& price() const { return terms.price; }
     bool bucketed() const { return metric.bucket != Bin::none; }
+    bool limited_apart() const { return entitlement.enabled && entitlement.reset && !bucketed(); }  // by days, months or all time
     bool commits() const { return terms.commitment || !terms.buckets.empty(); }
 };
 
 struct Subscription {
     std::string id = {}, customer = {};
     Period active = {};
-    Stride cycle{1, 0};
+    Stride stride{1, 0};
     std::optional<Timestamp> anchor = {};  // without one bills are for calendar months, weeks from the first day of 1970, ...
     std::vector<Item> items = {};
     std::optional<Commitment> commitment = {};  // over all items (9.15)
-    std::optional<Stride> commitment_cycle = {};
+    std::optional<Stride> commitment_stride = {};
     bool starts = true;  // its events have a price from the beginning (7.3): not of one that is paused or cancelled
     std::vector<Coupon> coupons = {};
 
-    Period period(Timestamp now) const { return overlap(Cycle(cycle, anchor.value_or(Timestamp()).micros(), Zone({})).around(now), active); }
+    Cycle cycle(Stride each) const { return Cycle(each, anchor.value_or(Timestamp()).micros(), Zone({})); }
+    Period period(Timestamp now) const { return overlap(cycle(stride).around(now), active); }
 };
 
 // --- what is billed of a meter ---
-
-Decimal total(const std::vector<Decimal>& quantities) {
-    Decimal sum;
-    for (const auto& quantity : quantities) sum += quantity;
-    return sum;
-}
 
 // What came together in one bucket, day or month, or in all of a period: a sum for an average.
 struct Part {
@@ -10153,14 +10375,10 @@ std::vector<Part> parts_of(const Metric& metric, AggregateQuery query, Bin bin, 
     return parts;
 }
 
-Decimal value_of(const Metric& metric, const Part& part) {
-    if (metric.aggregation != Aggregation::average) return part.number;
-    return part.events == 0 ? Decimal() : exact_share(part.number, part.events);
-}
-
 std::vector<Decimal> values_of(const Metric& metric, const std::vector<Part>& parts) {
+    const bool shares = metric.aggregation == Aggregation::average;
     std::vector<Decimal> values;
-    for (const auto& part : parts) values.push_back(value_of(metric, part));
+    for (const auto& part : parts) values.push_back(shares ? exact_share(part.number, std::max<std::int64_t>(part.events, 1)) : part.number);
     return values;
 }
 
@@ -10173,34 +10391,34 @@ struct Use {
     std::vector<std::pair<Period, std::vector<Part>>> grants;  // what was used in the time of each grant
 };
 
-Bin stretch_of(Reset reset) { return reset == Reset::day ? Bin::day : reset == Reset::month ? Bin::month : Bin::none; }
+// The time in which the limit counts that is never begun anew.
+AggregateQuery limited(const Item& item, const Subscription& subscription, AggregateQuery query) {
+    if (*item.entitlement.reset == Bin::none) query.period.from = subscription.active.from;
+    return query;
+}
 
 Use measure(const Item& item, const Subscription& subscription, const AggregateQuery& query, UsageSource& usage) {
-    const auto over = [&](const Period& period) {
-        auto asked = query;
-        asked.period = period;
-        return asked;
-    };
     Use use{query, parts_of(item.metric, query, item.metric.bucket, usage), {}, {}, {}};
     for (const auto& grant : item.grants) {
-        const auto period = grant.period.value_or(query.period);
-        use.grants.emplace_back(period, parts_of(item.metric, over(period), Bin::none, usage));
+        auto asked = query;
+        asked.period = grant.period.value_or(query.period);
+        use.grants.emplace_back(asked.period, parts_of(item.metric, asked, Bin::none, usage));
     }
-    if (!item.entitlement.enabled || item.bucketed()) return use;
-    const auto stretch = stretch_of(item.entitlement.reset);
-    if (stretch != Bin::none) use.stretches = parts_of(item.metric, query, stretch, usage);
-    if (item.entitlement.reset == Reset::never) {
-        use.before = total(values_of(item.metric, parts_of(item.metric, over({subscription.active.from, query.period.from}), Bin::none, usage)));
-        use.stretches = parts_of(item.metric, over({subscription.active.from, query.period.to}), Bin::none, usage);
-    }
+    if (!item.limited_apart()) return use;
+    auto asked = limited(item, subscription, query);
+    use.stretches = parts_of(item.metric, asked, *item.entitlement.reset, usage);
+    asked.period.to = query.period.from;
+    if (asked.period.from < asked.period.to) use.before = total(values_of(item.metric, parts_of(item.metric, asked, Bin::none, usage)));
     return use;
 }
 
+Decimal units_of(const Item& item, const Use& use) { return total(values_of(item.metric, use.parts)); }
+
 Decimal billable(const Item& item, const Use& use) {
-    const auto units = total(values_of(item.metric, use.parts));
-    if (!item.entitlement.enabled || item.entitlement.reset == Reset::period || item.bucketed()) return item.entitlement.billable(units);
-    const auto values = values_of(item.metric, use.stretches);
-    return item.entitlement.reset == Reset::never ? item.entitlement.billable(total(values) - use.before) : item.entitlement.billable(values);
+    if (!item.limited_apart()) return item.entitlement.billable(units_of(item, use));
+    auto values = values_of(item.metric, use.stretches);
+    if (!use.before.is_zero()) values.front() -= use.before;
+    return item.entitlement.billable(values);
 }
 
 // What grants leave: of units, or money in place of them.
@@ -10227,10 +10445,15 @@ Priced price_use(const Item& item, const Use& use) {
     return priced;
 }
 
+std::vector<Window> windows_of(const std::vector<Part>& parts) {
+    std::vector<Window> windows;
+    for (const auto& part : parts) windows.push_back({part.start, part.number, part.events});
+    return windows;
+}
+
 // The windows up to now that a commitment is for (9.14).
 std::vector<Window> windows_of(const Item& item, const Use& use, Timestamp now) {
-    std::vector<Window> windows;
-    for (const auto& part : use.parts) windows.push_back({part.start, value_of(item.metric, part)});
+    auto windows = windows_of(use.parts);
     const Period elapsed{use.query.period.from, std::min(use.query.period.to, now)};
     if (elapsed.from >= elapsed.to || elapsed.from == Period().from) return windows;
     auto options = commitment_windows(item.metric.bucket, elapsed, use.query.billing_anchor);
@@ -10252,23 +10475,29 @@ Priced commit_use(const Item& item, const Use& use, Priced priced, Timestamp now
 
 // --- one event more ---
 
-std::string_view property_of(const Metric& metric) { return std::string_view(metric.property).substr(property_field("").size()); }
+// The property that a metric's or filter's field names.
+Scalar property_at(const Event& event, std::string_view field, std::string& keep) {
+    return scalar_at(event.properties, field.substr(property_field("").size()), keep);
+}
+
+std::string text_at(const Event& event, std::string_view field) {
+    std::string keep;
+    return scalar_text(property_at(event, field, keep));
+}
 
 bool measures(const Metric& metric, const Event& event) {
     return event.name == metric.event && std::all_of(metric.filter.parts.begin(), metric.filter.parts.end(), [&](const Filter& clause) {
                std::string keep;
-               const auto path = std::string_view(clause.field).substr(property_field("").size());
-               return meets(meter_filter, make_clause(clause), scalar_at(event.properties, path, keep));
+               return meets(meter_filter, make_clause(clause), property_at(event, clause.field, keep));
            });
 }
 
 // What metering notes of the event (6.2).
 Decimal quantity_of(const Metric& metric, const Event& event) {
     if (metric.aggregation == Aggregation::count) return 1;
+    if (metric.aggregation == Aggregation::unique_count) return text_at(event, metric.property).empty() ? 0 : 1;
     std::string keep;
-    const auto value = scalar_at(event.properties, property_of(metric), keep);
-    if (metric.aggregation == Aggregation::unique_count) return scalar_text(value).empty() ? 0 : 1;
-    const auto number = scalar_number(value).value_or(Decimal()) * metric.multiplier.value_or(Decimal(1));
+    const auto number = scalar_number(property_at(event, metric.property, keep)).value_or(Decimal()) * metric.multiplier.value_or(Decimal(1));
     return at_least_zero(number.round(15, Rounding::down));
 }
 
@@ -10276,19 +10505,14 @@ Decimal quantity_of(const Metric& metric, const Event& event) {
 Decimal step_of(const Metric& metric, const Event& event, AggregateQuery query, UsageSource& usage) {
     const auto quantity = quantity_of(metric, event);
     if (metric.aggregation != Aggregation::unique_count || quantity.is_zero()) return quantity;
-    std::string keep;
-    const auto text = scalar_text(scalar_at(event.properties, property_of(metric), keep));
-    query.filter = Filter::all({query.filter, Filter::equals(metric.property, text)});
+    query.filter = Filter::all({query.filter, Filter::equals(metric.property, text_at(event, metric.property))});
     return usage.measure(part_metric(metric), query).front().value > 0 ? Decimal() : quantity;
 }
 
 // Adds the event to the part it falls into, now.
 void add_event(const Metric& metric, const Event& event, AggregateQuery query, Bin bin, Timestamp now, UsageSource& usage, std::vector<Part>& parts) {
     Group group;
-    if (bin == metric.bucket && !metric.bucket_group.empty()) {
-        std::string keep;
-        group.emplace_back(scalar_text(scalar_at(event.properties, std::string_view(metric.bucket_group).substr(property_field("").size()), keep)));
-    }
+    if (bin == metric.bucket && !metric.bucket_group.empty()) group.emplace_back(text_at(event, metric.bucket_group));
     std::optional<Timestamp> start;
     if (bin != Bin::none) {
         query.bin = bin;
@@ -10317,30 +10541,20 @@ void add_event(const Item& item, const Subscription& subscription, const Event& 
         query.period = period;
         if (period.contains(now)) add_event(item.metric, event, query, Bin::none, now, usage, parts);
     }
-    if (!item.entitlement.enabled || item.bucketed() || item.entitlement.reset == Reset::period) return;
-    query.period = {item.entitlement.reset == Reset::never ? subscription.active.from : use.query.period.from, use.query.period.to};
-    add_event(item.metric, event, query, stretch_of(item.entitlement.reset), now, usage, use.stretches);
+    if (item.limited_apart())
+        add_event(item.metric, event, limited(item, subscription, use.query), *item.entitlement.reset, now, usage, use.stretches);
 }
 
 // --- the catalogue ---
 
-struct Fixed {
-    std::string charge;
-    Price price;
-    std::optional<Decimal> least;
-};
-
 struct Catalogue final : Book::Impl {
     std::vector<Item> items;  // of the prices as they stand in the catalogue
-    std::vector<Fixed> fixed;
     std::vector<Subscription> subscriptions;
     bool lists_subscriptions = false;
     std::string currency_code;
     Currency currency = {};
 
-    bool serves(const std::string& subscription, const std::string& customer) const override {
-        return lists_subscriptions ? !chosen(subscription, customer).empty() : !customer.empty();
-    }
+    bool serves(const std::string& subscription, const std::string& customer) const override { return !chosen(subscription, customer).empty(); }
     Period period_around(const UsageQuery& query, Timestamp at) const override {
         const auto list = chosen(query.subscription, query.customer);
         return list.empty() ? this_month(at) : list.front().period(at);
@@ -10371,16 +10585,14 @@ struct Catalogue final : Book::Impl {
 };
 
 Fee fee_of(const Catalogue& book, const std::string& charge, const std::string& metric, const Decimal& units, Priced priced) {
-    Fee fee;
-    fee.charge = charge;
-    fee.metric = metric;
-    fee.currency = book.currency_code;
-    fee.units = units;
-    fee.amount = priced.amount;
-    fee.amount_cents = to_cents(priced.amount, book.currency);
-    fee.unit_amount = quotient(priced.amount, units);
-    fee.lines = std::move(priced.lines);
-    return fee;
+    return {.charge = charge,
+            .metric = metric,
+            .currency = book.currency_code,
+            .units = units,
+            .amount = priced.amount,
+            .amount_cents = to_cents(priced.amount, book.currency),
+            .unit_amount = quotient(priced.amount, units),
+            .lines = std::move(priced.lines)};
 }
 
 Fees sum_up(const Catalogue& book, std::vector<Fee> list) {
@@ -10426,20 +10638,6 @@ std::int64_t events_of(const std::vector<Part>& parts) {
     return events;
 }
 
-// A line of a bill: rounded to the currency before its commitment, and after (9.9).
-Fee line_of(const Catalogue& book, const Subscription& subscription, const Item& item, const Use& use, Priced priced, Timestamp now, bool commits) {
-    Committed committed;
-    round_to(priced, rounded(priced.amount, book.currency));
-    if (commits) {
-        priced = commit_use(item, use, std::move(priced), now, committed);
-        round_to(priced, rounded(priced.amount, book.currency));
-    }
-    auto fee = fee_for(subscription, use.query.period, events_of(use.parts),
-                       fee_of(book, item.charge, item.metric.code, total(values_of(item.metric, use.parts)), std::move(priced)));
-    fee.vendor = commitment_json(item, committed);
-    return fee;
-}
-
 // --- bills ---
 
 // An item's part of a bill before the commitments.
@@ -10449,114 +10647,214 @@ struct Charge {
     Priced priced;
 };
 
-std::vector<Charge> charges_of(const Catalogue& book, const Subscription& subscription, const Period& period, UsageSource& usage) {
-    std::vector<Charge> charges;
-    for (const auto& item : subscription.items) {
-        const auto query = query_of(book, subscription, item, period);
-        if (query.period.from >= query.period.to) continue;
-        auto use = measure(item, subscription, query, usage);
-        auto priced = price_use(item, use);
-        round_to(priced, rounded(priced.amount, book.currency));
-        charges.push_back({&item, std::move(use), std::move(priced)});
-    }
-    return charges;
-}
-
-Fee extra_fee(const Catalogue& book, const Subscription& subscription, const Period& period, const char* charge, FeeLine line) {
-    Priced priced;
-    priced.add(std::move(line));
-    return fee_for(subscription, period, 0, fee_of(book, charge, "", 1, std::move(priced)));
-}
-
 FeeLine overage_line(const Decimal& money, const Decimal& factor) {
     return {.step = Step::overage, .units = money, .rate = factor, .amount = money * factor};
 }
 
-// A charge that what is left of the subscription's commitment does not cover becomes two; the whole units that still fit pay the plain price.
-void split_charge(const Catalogue& book, const Subscription& subscription, const Charge& charge, Decimal& left, Timestamp now,
-                  std::vector<Fee>& fees) {
-    const auto& item = *charge.item;
-    const auto cost = charge.priced.amount, units = billable(item, charge.use);
-    const auto unit = item.price().model == Model::flat ? item.price().amount : divided(cost, units);
-    const auto covered = divided(left, unit).round(0, Rounding::floor);
-    const bool splits = left > 0;
-    if (splits) {
-        Priced normal;
-        normal.add(units_line(covered, unit));
-        fees.push_back(line_of(book, subscription, item, charge.use, std::move(normal), now, true));
-        fees.back().units = covered;
+// around(time) of every cycle of the calendar that meets the period.
+template <class Around, class Visit>
+void each_cycle(const Period& period, Around&& around, Visit&& visit) {
+    std::size_t cycles = 0;
+    for (auto at = period.from; at < period.to; ++cycles) {
+        if (cycles == limits::carried_bins) throw Error(ErrorCode::too_large, "period", "has too many billing periods");
+        const Period cycle = around(at);
+        visit(cycle);
+        at = cycle.to;
     }
-    Priced beyond;
-    beyond.add(overage_line(splits ? (units - covered) * unit : cost, subscription.commitment->overage_factor));
-    fees.push_back(line_of(book, subscription, item, charge.use, std::move(beyond), now, !splits));
-    if (splits) fees.back().units = units - covered;
-    left = {};
 }
 
-// The commitment of a subscription for each billing period (9.15).
-void add_committed(const Catalogue& book, const Subscription& subscription, const std::vector<Charge>& charges, const Period& period, Timestamp now,
-                   std::vector<Fee>& fees) {
-    auto left = subscription.commitment->amount;
-    bool overage = false;
-    for (const auto& charge : charges) {
-        overage = overage || charge.priced.amount > left;
-        if (charge.priced.amount > left) {
-            split_charge(book, subscription, charge, left, now, fees);
-        } else {
-            left -= charge.priced.amount;
-            fees.push_back(line_of(book, subscription, *charge.item, charge.use, charge.priced, now, true));
+// What a subscription owes for a time, mostly a billing period.
+class Bill {
+public:
+    Bill(const Catalogue& book, const Subscription& subscription, const Period& period, Timestamp now, UsageSource& usage)
+        : book_(book), subscription_(subscription), period_(period), now_(now), usage_(usage) {
+        add_usage();
+        for (const auto& item : subscription.items) {
+            if (item.fixed) add_fixed(item);
+        }
+        take_coupons();
+    }
+
+    void move_to(std::vector<Fee>& fees) {
+        for (auto& line : lines_) fees.push_back(std::move(line.fee));
+    }
+
+private:
+    struct Line {
+        const Item* item;  // none: it is for the whole bill
+        Fee fee;
+    };
+
+    void round(Priced& priced) const { round_to(priced, rounded(priced.amount, book_.currency)); }
+
+    Fee& add(const Item* item, const Period& period, std::int64_t events, Fee fee) {
+        return lines_.emplace_back(Line{item, fee_for(subscription_, period, events, std::move(fee))}).fee;
+    }
+
+    void add_extra(const char* charge, FeeLine line) {
+        Priced priced;
+        priced.add(std::move(line));
+        add(nullptr, period_, 0, fee_of(book_, charge, "", 1, std::move(priced)));
+    }
+
+    // Rounded to the currency before its commitment, and after (9.9).
+    void add_charge(const Charge& charge, const Decimal& units, Priced priced, bool commits) {
+        const auto& [item, use, plain] = charge;
+        Committed committed;
+        round(priced);
+        if (commits) priced = commit_use(*item, use, std::move(priced), now_, committed);
+        round(priced);
+        auto& fee = add(item, use.query.period, events_of(use.parts), fee_of(book_, item->charge, item->metric.code, units, std::move(priced)));
+        fee.vendor = commitment_json(*item, committed);
+    }
+    void add_charge(const Charge& charge) { add_charge(charge, units_of(*charge.item, charge.use), charge.priced, true); }
+
+    std::vector<Charge> charges(const Period& period) const {
+        std::vector<Charge> list;
+        for (const auto& item : subscription_.items) {
+            const auto query = query_of(book_, subscription_, item, period);
+            if (item.fixed || query.period.from >= query.period.to) continue;
+            auto use = measure(item, subscription_, query, usage_);
+            auto priced = price_use(item, use);
+            round(priced);
+            list.push_back({&item, std::move(use), std::move(priced)});
+        }
+        return list;
+    }
+
+    void add_usage() {
+        const auto list = charges(period_);
+        if (!subscription_.commitment) {
+            for (const auto& charge : list) add_charge(charge);
+            return;
+        }
+        const auto stride = subscription_.commitment_stride.value_or(subscription_.stride);
+        const auto term = overlap(subscription_.cycle(stride).around(period_.from), subscription_.active);
+        if (subscription_.commitment_stride && term.from < period_.from)
+            add_cumulative(list, term);
+        else
+            add_committed(list);
+    }
+
+    // The commitment of a subscription for each billing period (9.15).
+    void add_committed(const std::vector<Charge>& list) {
+        const auto& commitment = *subscription_.commitment;
+        auto left = commitment.amount;
+        bool overage = false;
+        for (const auto& charge : list) {
+            const auto cost = charge.priced.amount, units = billable(*charge.item, charge.use);
+            const auto unit = unit_price(charge.item->price(), cost, units);
+            const auto parts = split(cost, units, unit, left);
+            overage = overage || !parts.beyond.is_zero();
+            if (parts.beyond.is_zero())
+                add_charge(charge);
+            else
+                add_split(charge, unit, parts);
+        }
+        const auto missing = missing_to(commitment.amount, commitment.amount - left, book_.currency);
+        if (commitment.true_up && !overage && !missing.is_zero()) add_extra("True Up", {.step = Step::minimum, .amount = missing});
+    }
+
+    // The item's own commitment is for what is covered.
+    void add_split(const Charge& charge, const Decimal& unit, const Split& parts) {
+        Priced normal, beyond;
+        normal.add(units_line(parts.covered_units, unit));
+        beyond.add(overage_line(parts.beyond, subscription_.commitment->overage_factor));
+        if (!parts.covered_units.is_zero()) add_charge(charge, parts.covered_units, std::move(normal), true);
+        add_charge(charge, parts.beyond_units, std::move(beyond), false);
+    }
+
+    // What the items came to from one moment to another, billing period by billing period.
+    Decimal spent(const Period& before) const {
+        Decimal sum;
+        each_cycle(
+            before, [&](Timestamp at) { return subscription_.period(at); },
+            [&](const Period& cycle) {
+                for (const auto& charge : charges(overlap(cycle, before))) sum += charge.priced.amount;
+            });
+        return sum;
+    }
+
+    // A commitment over several billing periods, of which this is not the first (9.16).
+    void add_cumulative(const std::vector<Charge>& list, const Period& term) {
+        const auto& commitment = *subscription_.commitment;
+        Decimal cost;
+        for (const auto& charge : list) cost += charge.priced.amount;
+        const auto committed = commit_rest(commitment, spent({term.from, period_.from}), cost, period_.to >= term.to);
+        for (const auto& charge : list) {
+            auto priced = charge.priced;
+            lower_to(priced, divided(priced.amount, cost) * committed.utilized);
+            add_charge(charge, units_of(*charge.item, charge.use), std::move(priced), false);
+        }
+        const auto beyond = cost - committed.utilized;
+        if (!beyond.is_zero()) add_extra("Overage", overage_line(beyond, commitment.overage_factor));
+        if (!committed.true_up.is_zero()) add_extra("True Up", {.step = Step::minimum, .amount = committed.true_up});
+    }
+
+    // What falls due: in advance where a cycle begins, in arrears where it ends. One that is longer than the billing period counts from the item's
+    // beginning and is paid whole; of others the share of time that the item is active (billing.go, CalculateFixedCharges).
+    void add_fixed(const Item& item) {
+        const auto& fixed = *item.fixed;
+        if (!fixed.cycle) {
+            if (period_.contains(item.active.from)) add_fixed(item, {item.active.from, item.active.from}, 1);
+            return;
+        }
+        const bool longer = is_longer(*fixed.cycle, subscription_.stride);
+        const auto anchor = item.active.from > Period().from ? item.active.from : subscription_.anchor.value_or(Timestamp());
+        const Cycle own(*fixed.cycle, anchor.micros(), Zone({}));
+        each_cycle(
+            overlap(period_, item.active), [&](Timestamp at) { return longer ? overlap(own.around(at), item.active) : subscription_.period(at); },
+            [&](const Period& cycle) {
+                const bool due = fixed.advance ? period_.contains(cycle.from) : period_.from < cycle.to && cycle.to <= period_.to;
+                const auto active = overlap(cycle, item.active);
+                if (due) add_fixed(item, active, divided((active.to - active.from).count(), (cycle.to - cycle.from).count()));
+            });
+    }
+
+    void add_fixed(const Item& item, const Period& period, const Decimal& share) {
+        auto priced = price_units(item.price(), item.fixed->quantity);
+        lower_to(priced, priced.amount * share);
+        round(priced);
+        auto& fee = add(&item, period, 0, fee_of(book_, item.charge, "", item.fixed->quantity, std::move(priced)));
+        fee.pay_in_advance = item.fixed->advance;
+    }
+
+    // Coupons of an item come off its last line, each of the whole amount; then those of the subscription, one after the other, off what is left
+    // of all lines (coupon_application.go).
+    void take_coupons() {
+        Decimal left;
+        std::set<const Item*> seen{nullptr};
+        for (auto line = lines_.rbegin(); line != lines_.rend(); ++line) {
+            if (seen.insert(line->item).second) take_coupons(*line->item, line->fee);
+            left += line->fee.amount;
+        }
+        for (const auto& coupon : subscription_.coupons) {
+            if (left <= 0 || !coupon.reduces(period_)) continue;
+            const auto off = coupon.discount.off(left, book_.currency);
+            left -= off;
+            add_extra("Coupon", {.step = Step::discount, .amount = -off});
         }
     }
-    const auto missing = missing_to(subscription.commitment->amount, subscription.commitment->amount - left, book.currency);
-    if (overage || !subscription.commitment->true_up || missing.is_zero()) return;
-    fees.push_back(extra_fee(book, subscription, period, "True Up", {.step = Step::minimum, .amount = missing}));
-}
 
-// What the items came to in the billing periods from one moment to another.
-Decimal base_between(const Catalogue& book, const Subscription& subscription, Timestamp from, Timestamp to, UsageSource& usage) {
-    Decimal base;
-    for (std::size_t periods = 0; from < to; ++periods) {
-        if (periods == limits::carried_bins) throw Error(ErrorCode::too_large, "period", "is too many billing periods into the commitment");
-        const auto period = subscription.period(from);
-        for (const auto& charge : charges_of(book, subscription, {period.from, std::min(period.to, to)}, usage)) base += charge.priced.amount;
-        from = period.to;
+    void take_coupons(const Item& item, Fee& fee) const {
+        Priced priced{fee.amount, std::move(fee.lines)};
+        for (const auto& coupon : item.coupons) {
+            if (!coupon.reduces(period_)) continue;
+            const auto off = std::min(coupon.discount.off(fee.amount, book_.currency), priced.amount);
+            priced.add({.step = Step::discount, .amount = -off});
+        }
+        fee.amount = priced.amount;
+        fee.amount_cents = to_cents(fee.amount, book_.currency);
+        fee.lines = std::move(priced.lines);
     }
-    return base;
-}
 
-// A commitment over several billing periods, of which this is not the first (9.16).
-void add_cumulative(const Catalogue& book, const Subscription& subscription, std::vector<Charge> charges, const Period& period, const Period& term,
-                    UsageSource& usage, Timestamp now, std::vector<Fee>& fees) {
-    Decimal cost;
-    for (const auto& charge : charges) cost += charge.priced.amount;
-    const auto before = base_between(book, subscription, term.from, period.from, usage);
-    const auto committed = commit_rest(*subscription.commitment, before, cost, period.to >= term.to);
-    for (auto& charge : charges) {
-        lower_to(charge.priced, rounded(divided(charge.priced.amount, cost) * committed.utilized, book.currency));
-        fees.push_back(line_of(book, subscription, *charge.item, charge.use, std::move(charge.priced), now, false));
-    }
-    const auto beyond = cost - committed.utilized;
-    if (!beyond.is_zero())
-        fees.push_back(extra_fee(book, subscription, period, "Overage", overage_line(beyond, subscription.commitment->overage_factor)));
-    if (!committed.true_up.is_zero())
-        fees.push_back(extra_fee(book, subscription, period, "True Up", {.step = Step::minimum, .amount = committed.true_up}));
-}
-
-void add_bill(const Catalogue& book, const Subscription& subscription, const Period& period, Timestamp now, UsageSource& usage,
-              std::vector<Fee>& fees) {
-    auto charges = charges_of(book, subscription, period, usage);
-    if (!subscription.commitment) {
-        for (const auto& charge : charges) fees.push_back(line_of(book, subscription, *charge.item, charge.use, charge.priced, now, true));
-        return;
-    }
-    const auto cycle =
-        Cycle(subscription.commitment_cycle.value_or(subscription.cycle), subscription.anchor.value_or(Timestamp()).micros(), Zone({}));
-    const auto term = overlap(cycle.around(period.from), subscription.active);
-    if (subscription.commitment_cycle && term.from < period.from)
-        add_cumulative(book, subscription, std::move(charges), period, term, usage, now, fees);
-    else
-        add_committed(book, subscription, charges, period, now, fees);
-}
+    const Catalogue& book_;
+    const Subscription& subscription_;
+    Period period_;
+    Timestamp now_;
+    UsageSource& usage_;
+    std::vector<Line> lines_;
+};
 
 Fees Catalogue::usage(const UsageQuery& query, Timestamp now, UsageSource& usage_source) const {
     if (query.customer.empty() && (!lists_subscriptions || query.subscription.empty())) throw Error(ErrorCode::bad_value, "customer", "is required");
@@ -10564,7 +10862,7 @@ Fees Catalogue::usage(const UsageQuery& query, Timestamp now, UsageSource& usage
     for (const auto& subscription : chosen(query.subscription, query.customer)) {
         if (!query.period && !subscription.active.contains(now)) continue;
         const auto period = query.period ? overlap(*query.period, subscription.active) : subscription.period(now);
-        if (period.from < period.to) add_bill(*this, subscription, period, now, usage_source, list);
+        if (period.from < period.to) Bill(*this, subscription, period, now, usage_source).move_to(list);
     }
     return sum_up(*this, std::move(list));
 }
@@ -10577,7 +10875,7 @@ Fees price_event(const Catalogue& book, const Event& event, Timestamp now, Price
     for (const auto& subscription : book.chosen(event.subscription, event.customer)) {
         if (!subscription.active.contains(now)) continue;
         for (const auto& item : subscription.items) {
-            if (item.active.contains(now) && measures(item.metric, event)) list.push_back(price(subscription, item));
+            if (!item.fixed && item.active.contains(now) && measures(item.metric, event)) list.push_back(price(subscription, item));
         }
     }
     return sum_up(book, std::move(list));
@@ -10589,16 +10887,15 @@ Fees Catalogue::estimate_fees(const Event& event, Timestamp now, UsageSource& us
     auto fees = price_event(*this, event, now, [&](const Subscription& subscription, const Item& item) {
         const auto query = query_of(*this, subscription, item, {subscription.period(now).from, now + std::chrono::microseconds(1)});
         auto use = flexprice::measure(item, subscription, query, usage_source);
-        const auto units = [&] { return total(values_of(item.metric, use.parts)); };
         const auto priced = [&] {
             Committed committed;
             return commit_use(item, use, price_use(item, use), now, committed);
         };
-        const auto units_before = units();
+        const auto units = units_of(item, use);
         const auto before = priced();
         add_event(item, subscription, event, now, usage_source, use);
         return fee_for(subscription, query.period, 1,
-                       fee_of(*this, item.charge, item.metric.code, units() - units_before, difference(priced(), before)));
+                       fee_of(*this, item.charge, item.metric.code, units_of(item, use) - units, difference(priced(), before)));
     });
     if (fees.fees.empty()) throw Error(ErrorCode::not_found, "name", "no price measures events named " + event.name);
     return fees;
@@ -10612,29 +10909,15 @@ Fees Catalogue::estimate_instant_fees(const Event& event, Timestamp now) const {
     });
 }
 
-json breakup_json(const Price& price, const Decimal& units) {
-    const auto parts = breakup(price, units);
-    return {{"final_cost", parts.cost.to_string()},
-            {"effective_unit_cost", parts.unit_cost.to_string()},
-            {"tier_unit_amount", parts.tier_unit_amount.to_string()},
-            {"selected_tier_index", parts.tier}};
-}
-
 Fee Catalogue::price(std::string_view charge, const Decimal& units, std::int64_t) const {
-    for (const auto& each : fixed) {
-        if (each.charge != charge) continue;
-        const auto quantity = fixed_quantity(units, each.least);
-        auto fee = fee_of(*this, each.charge, "", quantity, price_units(each.price, quantity));
-        fee.vendor = breakup_json(each.price, quantity);
-        return fee;
-    }
     for (const auto& item : items) {
         if (item.charge != charge) continue;
-        Use use{{}, {{{}, {}, units, 1}}, {{{}, {}, units, 1}}, {}, {}};
+        const auto quantity = item.fixed ? fixed_quantity(units, item.fixed->quantity) : units;
+        Use use{{}, {{{}, {}, quantity, 1}}, {{{}, {}, quantity, 1}}, {}, {}};
         for (std::size_t i = 0; i < item.grants.size(); ++i) use.grants.push_back({{}, use.parts});
         Committed committed;
-        auto fee = fee_of(*this, item.charge, item.metric.code, units, commit_use(item, use, price_use(item, use), {}, committed));
-        fee.vendor = breakup_json(item.price(), units);
+        auto fee = fee_of(*this, item.charge, item.metric.code, quantity, commit_use(item, use, price_use(item, use), {}, committed));
+        fee.vendor = breakup(item.price(), quantity);
         return fee;
     }
     throw Error(ErrorCode::not_found, "charge", "charge_not_found");
@@ -10643,37 +10926,49 @@ Fee Catalogue::price(std::string_view charge, const Decimal& units, std::int64_t
 // Each event priced alone, unrounded, under the first item of the customer that measures it. Which item that is is decided once for each meter,
 // at the time of the first such event (dossier 7.3).
 std::vector<std::optional<Decimal>> Catalogue::event_costs(std::span<const std::optional<Event>> events) const {
-    std::map<std::pair<std::string, std::string>, std::optional<Item>> found;
-    const auto item_at = [&](const std::string& customer, const Metric& metric, Timestamp time) -> std::optional<Item> {
-        for (const auto& subscription : chosen({}, customer)) {
-            if (!subscription.starts || !subscription.active.contains(time)) continue;
+    std::map<std::pair<std::string, std::string>, std::optional<Price>> found;
+    const auto price_at = [&](const Event& event, const Metric& metric) -> std::optional<Price> {
+        const auto time = event.timestamp.value();
+        for (const auto& subscription : chosen({}, event.customer)) {
             for (const auto& item : subscription.items) {
-                if (item.metric.code == metric.code && item.active.contains(time)) return item;
+                const bool holds = subscription.starts && subscription.active.contains(time) && item.active.contains(time);
+                if (holds && item.metric.code == metric.code) return item.price();
             }
         }
         return std::nullopt;
     };
-    std::vector<std::optional<Decimal>> costs(events.size());
-    for (std::size_t i = 0; i < events.size(); ++i) {
-        const auto metric =
-            !events[i] ? metrics.end() : std::find_if(metrics.begin(), metrics.end(), [&](const Metric& each) { return measures(each, *events[i]); });
-        if (metric == metrics.end()) continue;
-        const auto [place, fresh] = found.try_emplace({events[i]->customer, metric->code});
-        if (fresh) place->second = item_at(events[i]->customer, *metric, events[i]->timestamp.value());
-        if (place->second) costs[i] = price_units(place->second->price(), quantity_of(*metric, *events[i])).amount;
-    }
+    const auto cost_of = [&](const Event& event) -> std::optional<Decimal> {
+        const auto metric = std::find_if(metrics.begin(), metrics.end(), [&](const Metric& each) { return measures(each, event); });
+        if (metric == metrics.end()) return std::nullopt;
+        const auto [place, fresh] = found.try_emplace({event.customer, metric->code});
+        if (fresh) place->second = price_at(event, *metric);
+        if (!place->second) return std::nullopt;
+        return price_units(*place->second, quantity_of(*metric, event)).amount;
+    };
+    std::vector<std::optional<Decimal>> costs;
+    for (const auto& event : events) costs.push_back(event ? cost_of(*event) : std::nullopt);
     return costs;
 }
 
 // --- the catalogue, read from FlexPrice's JSON ---
 
-constexpr std::array<std::pair<std::string_view, Stride>, 7> billing_periods{{{"", {1, 0}},
-                                                                              {"DAILY", {0, micros_per_day}},
-                                                                              {"WEEKLY", {0, 7 * micros_per_day}},
-                                                                              {"MONTHLY", {1, 0}},
-                                                                              {"QUARTERLY", {3, 0}},
-                                                                              {"HALF_YEARLY", {6, 0}},
-                                                                              {"ANNUAL", {12, 0}}}};
+std::int64_t read_count(const Node& at, std::string_view field) {
+    const auto count = at.decimal(field).value_or(1).to_int64().value_or(0);
+    if (count < 1 || count > 1000) throw Error(ErrorCode::bad_value, at.path(field), "must be a whole number from 1 to 1000");
+    return count;
+}
+
+constexpr std::pair<std::string_view, Stride> billing_periods[] = {
+    {"", {1, 0}},        {"DAILY", {0, micros_per_day}}, {"WEEKLY", {0, 7 * micros_per_day}},
+    {"MONTHLY", {1, 0}}, {"QUARTERLY", {3, 0}},          {"HALF_YEARLY", {6, 0}},
+    {"ANNUAL", {12, 0}},
+};
+
+// Nothing of what is charged once.
+std::optional<Stride> read_cycle(const Node& at) {
+    if (at.text("billing_period") == "ONETIME") return {};
+    return repeated(at.choice("billing_period", billing_periods), read_count(at, "billing_period_count"));
+}
 
 Period read_period(const Node& at, std::string_view from, std::string_view to) {
     Period period{at.time(from).value_or(Period().from), at.time(to).value_or(Period().to)};
@@ -10681,116 +10976,131 @@ Period read_period(const Node& at, std::string_view from, std::string_view to) {
     return period;
 }
 
-// Percentages that are taken off every bill; other coupons do not show in analytics (6.7).
-std::vector<Coupon> read_coupons(const Node& at, const std::string& line_item) {
+// How many bills a coupon comes off; nothing for all that are written in its time.
+std::optional<std::int64_t> read_times(const Node& at) {
+    const auto cadence = at.text("cadence", "forever");
+    if (cadence == "once") return 1;
+    if (cadence != "repeated" && cadence != "forever") throw Error(ErrorCode::bad_value, at.path("cadence"), "is not known: " + cadence);
+    if (cadence == "forever" || !at.find("duration_in_periods")) return {};
+    return read_count(at, "duration_in_periods");
+}
+
+// Those of the subscription, or of one of its line items, in the order in which they are taken off (coupon_selection.go).
+std::vector<Coupon> read_coupons(const Node& at, const Subscription& subscription, const std::string& line_item) {
+    const auto cycle = subscription.cycle(subscription.stride);
     std::vector<Coupon> coupons;
     for (const auto& each : at.list("coupon_associations")) {
-        const auto coupon = each.object("coupon");
-        const auto cadence = coupon.text("cadence", "forever");
-        if (coupon.text("type") != "percentage" || (cadence != "repeated" && cadence != "forever")) continue;
         if (each.text("subscription_line_item_id") != line_item) continue;
-        coupons.push_back({at_least(coupon, "percentage_off", 0), read_period(each, "start_date", "end_date")});
+        const auto from = each.object("coupon");
+        Coupon coupon{each.text("id"), read_discount(from), read_period(each, "start_date", "end_date"), Period().to, true};
+        coupon.shown = !coupon.discount.money && from.text("cadence") != "once";
+        const auto first = std::max(coupon.active.from, subscription.active.from);
+        if (const auto times = read_times(from)) coupon.billed_until = cycle.boundary(cycle.index(first) + *times);
+        coupons.push_back(std::move(coupon));
     }
+    std::sort(coupons.begin(), coupons.end(),
+              [](const Coupon& a, const Coupon& b) { return std::tie(a.active.from, a.id) < std::tie(b.active.from, b.id); });
     return coupons;
 }
 
-// Grants go with plain prices (9.12).
-void check_grants(const Node& at, const Item& item) {
-    if (item.grants.empty()) return;
-    const auto refuse = [&](const char* reason) { throw Error(ErrorCode::bad_value, at.path("grants"), reason); };
-    if (item.price().model == Model::tiered) refuse("are not for tiered prices");
-    if (item.commits()) refuse("do not go with a commitment");
-    for (const auto aggregation : {Aggregation::max, Aggregation::average, Aggregation::latest}) {
-        if (item.metric.aggregation == aggregation) refuse("are not for MAX, AVG and LATEST meters");
-    }
-}
-
+// Grants go with plain prices (9.12), windowed commitments with buckets (9.14).
 void check_item(const Node& at, const Item& item) {
-    check_grants(at, item);
-    if (item.windowed && !item.bucketed()) throw Error(ErrorCode::bad_value, at.path("commitment_windowed"), "needs a meter with buckets");
+    const auto refuse = [&](const char* field, const char* reason) { throw Error(ErrorCode::bad_value, at.path(field), reason); };
+    const auto kind = item.metric.aggregation;
+    if (item.windowed && !item.bucketed()) refuse("commitment_windowed", "needs a meter with buckets");
+    if (item.grants.empty()) return;
+    if (item.price().model == Model::tiered) refuse("grants", "are not for tiered prices");
+    if (item.commits()) refuse("grants", "do not go with a commitment");
+    if (kind == Aggregation::max || kind == Aggregation::average || kind == Aggregation::latest)
+        refuse("grants", "are not for MAX, AVG and LATEST meters");
 }
 
-Item read_item(const Node& at, const std::vector<Meter>& meters) {
+void read_usage_terms(const Node& at, const std::vector<Metric>& meters, Item& item) {
     const auto id = at.required_text("meter_id");
-    const auto meter = std::find_if(meters.begin(), meters.end(), [&](const Meter& each) { return each.id == id; });
+    const auto meter = std::find_if(meters.begin(), meters.end(), [&](const Metric& each) { return each.code == meter_code(id); });
     if (meter == meters.end()) throw Error(ErrorCode::bad_value, at.path("meter_id"), "no such meter: " + id);
-    Item item{
-        .id = at.text("id", id), .charge = at.text("display_name", at.text("id", id)), .metric = meter->metric, .terms = {read_price(at), {}, {}}};
+    item.metric = *meter;
     if (at.find("entitlement")) item.entitlement = read_entitlement(at.object("entitlement"), at.text("billing_period", "MONTHLY"));
     for (const auto& grant : at.list("grants")) item.grants.push_back(read_grant(grant));
+    item.windowed = at.flag("commitment_windowed");
     if (at.find("commitment")) {
-        item.terms.commitment = read_commitment(at.object("commitment"), item.price());
-        item.windowed = at.object("commitment").flag("windowed");
+        item.terms.commitment = read_commitment(at.object("commitment"), of_price, item.price());
+        item.windowed = at.object("commitment").flag("windowed", item.windowed);
     }
-    item.windowed = item.windowed || at.flag("commitment_windowed");
     for (const auto& bucket : at.list("commitment_time_buckets")) item.terms.buckets.push_back(read_time_bucket(bucket));
+    check_item(at, item);
+}
+
+Item read_item(const Node& at, const std::vector<Metric>& meters) {
+    static constexpr std::pair<std::string_view, bool> types[] = {{"USAGE", false}, {"FIXED", true}},
+                                                       cadences[] = {{"ARREAR", false}, {"ADVANCE", true}};
+    const bool fixed = at.choice("type", types, "USAGE");
+    Item item{.id = at.text("id", at.text("meter_id")), .terms = {read_price(at), {}, {}}};
+    item.charge = at.text("display_name", item.id);
+    if (fixed)
+        item.fixed = Fixed{at_least(at, "min_quantity", 0, 1), read_cycle(at), at.choice("invoice_cadence", cadences, "ARREAR")};
+    else
+        read_usage_terms(at, meters, item);
+    return item;
+}
+
+const Item& listed(const Node& at, const std::vector<Item>& items) {
+    const auto id = at.required_text("price_id");
+    const auto found = std::find_if(items.begin(), items.end(), [&](const Item& item) { return item.id == id; });
+    if (found == items.end()) throw Error(ErrorCode::bad_value, at.path("price_id"), "no such price: " + id);
+    return *found;
+}
+
+// A price on the terms of a line item.
+Item read_line_item(const Node& at, const std::vector<Item>& items) {
+    auto item = listed(at, items);
+    item.active = read_period(at, "start_date", "end_date");
+    if (item.fixed) {
+        item.fixed->quantity = fixed_quantity(at_least(at, "quantity", 0, 0), item.fixed->quantity);
+        return item;
+    }
+    if (at_least(at, "commitment_amount", 0, 0) > 0 || at_least(at, "commitment_quantity", 0, 0) > 0)
+        item.terms.commitment = read_commitment(at, of_line_item, item.price());
+    item.windowed = at.flag("commitment_windowed", item.windowed);
+    for (const auto& bucket : at.list("commitment_time_buckets"))
+        item.terms.buckets.push_back(read_time_bucket(bucket, bucket.find("price") ? Price() : listed(bucket, items).price()));
     check_item(at, item);
     return item;
 }
 
-// The terms of a line item, over those of its price.
-void read_terms(const Node& at, const std::map<std::string, Price>& prices, Item& item) {
-    const auto amount = at_least(at, "commitment_amount", 0, 0), quantity = at_least(at, "commitment_quantity", 0, 0);
-    if (!amount.is_zero() || !quantity.is_zero()) {
-        const auto worth = quantity.is_zero() ? amount : price_units(item.price(), quantity).amount;
-        item.terms.commitment = Commitment{worth, at_least(at, "commitment_overage_factor", 0, 0), at.flag("commitment_true_up_enabled")};
-    }
-    item.windowed = at.flag("commitment_windowed", item.windowed);
-    for (const auto& bucket : at.list("commitment_time_buckets")) item.terms.buckets.push_back(read_time_bucket(bucket, prices));
-    check_item(at, item);
-}
-
-std::vector<Item> read_line_items(const Node& at, const std::vector<Item>& items, const std::map<std::string, Price>& prices) {
-    std::vector<Item> list;
-    for (const auto& each : at.list("line_items")) {
-        if (each.text("price_type", "USAGE") != "USAGE") continue;
-        const auto id = each.required_text("price_id");
-        const auto price = std::find_if(items.begin(), items.end(), [&](const Item& item) { return item.id == id; });
-        if (price == items.end()) throw Error(ErrorCode::bad_value, each.path("price_id"), "no such price by usage: " + id);
-        auto item = *price;
-        item.active = read_period(each, "start_date", "end_date");
-        read_terms(each, prices, item);
-        item.coupons = read_coupons(at, each.text("id"));
-        list.push_back(std::move(item));
-    }
-    return list;
-}
-
 // Those that are billed at all; a cancelled one until it was cancelled.
-std::optional<Subscription> read_subscription(const Node& at, const std::vector<Item>& items, const std::map<std::string, Price>& prices) {
+std::optional<Subscription> read_subscription(const Node& at, const std::vector<Item>& items) {
     const auto status = at.text("subscription_status", "active");
     const bool starts = status == "active" || status == "trialing";
     if (!starts && status != "paused" && status != "cancelled") return {};
     Subscription subscription{.id = at.required_text("id"), .customer = {}, .active = read_period(at, "start_date", "end_date"), .starts = starts};
     subscription.customer = at.find("customer") ? at.object("customer").required_text("external_id") : at.required_text("external_customer_id");
     if (status == "cancelled") subscription.active.to = std::min(subscription.active.to, at.time("cancelled_at").value_or(subscription.active.to));
-    const auto count = at_least(at, "billing_period_count", 1, 1).to_int64().value_or(0);
-    if (count < 1 || count > 1000) throw Error(ErrorCode::bad_value, at.path("billing_period_count"), "must be a whole number from 1 to 1000");
-    subscription.cycle = repeated(at.choice("billing_period", billing_periods), count);
+    subscription.stride = repeated(at.choice("billing_period", billing_periods), read_count(at, "billing_period_count"));
     subscription.anchor = at.time("billing_anchor");
     if (!subscription.anchor) subscription.anchor = at.time("start_date");
-    subscription.items = at.find("line_items") ? read_line_items(at, items, prices) : items;
-    subscription.coupons = read_coupons(at, "");
-    const Commitment commitment{at_least(at, "commitment_amount", 0, 0), at_least(at, "overage_factor", 0, 0), at.flag("enable_true_up")};
-    if (commitment.amount > 0 && commitment.overage_factor > 1) subscription.commitment = commitment;
+    if (!at.find("line_items")) subscription.items = items;
+    for (const auto& each : at.list("line_items")) {
+        subscription.items.push_back(read_line_item(each, items));
+        if (each.find("id")) subscription.items.back().coupons = read_coupons(at, subscription, each.text("id"));
+    }
+    for (auto& item : subscription.items) item.active.from = std::max(item.active.from, subscription.active.from);
+    subscription.coupons = read_coupons(at, subscription, "");
+    const auto commitment = read_commitment(at, of_subscription);
+    if (commitment.counts()) subscription.commitment = commitment;
     const auto duration = at.text("commitment_duration");
-    if (!duration.empty() && duration != at.text("billing_period")) subscription.commitment_cycle = at.choice("commitment_duration", billing_periods);
+    if (!duration.empty() && duration != at.text("billing_period"))
+        subscription.commitment_stride = at.choice("commitment_duration", billing_periods);
     return subscription;
 }
 
-void read_prices(const Node& root, const std::vector<Meter>& meters, Catalogue& book, std::map<std::string, Price>& known) {
+void read_prices(const Node& root, Catalogue& book) {
     for (const auto& at : root.list("prices")) {
-        const auto price = read_price(at);
+        const auto& price = book.items.emplace_back(read_item(at, book.metrics)).price();
         if (book.currency_code.empty()) book.currency_code = price.currency_code, book.currency = price.currency;
         if (price.currency_code != book.currency_code) throw Error(ErrorCode::bad_value, at.path("currency"), "differs from that of the first price");
-        known.try_emplace(at.text("id"), price);
-        if (at.text("type", "USAGE") == "USAGE") {
-            book.items.push_back(read_item(at, meters));
-        } else {
-            book.fixed.push_back({at.text("display_name", at.text("id")), price, at.decimal("min_quantity")});
-        }
     }
-    if (book.items.empty()) root.refuse("has no price by usage");
+    if (book.items.empty()) root.refuse("has no prices");
 }
 
 std::shared_ptr<const Book::Impl> load(const json& catalogue) {
@@ -10799,14 +11109,11 @@ std::shared_ptr<const Book::Impl> load(const json& catalogue) {
     book->vendor = "flexprice";
     book->code = root.text("id", root.text("code", "flexprice"));
     book->source = catalogue;
-    std::vector<Meter> meters;
-    for (const auto& meter : root.list("meters")) meters.push_back(read_meter(meter));
-    for (const auto& meter : meters) book->metrics.push_back(meter.metric);
-    std::map<std::string, Price> prices;
-    read_prices(root, meters, *book, prices);
+    for (const auto& meter : root.list("meters")) book->metrics.push_back(read_meter(meter));
+    read_prices(root, *book);
     book->lists_subscriptions = root.find("subscriptions").has_value();
     for (const auto& each : root.list("subscriptions")) {
-        if (auto subscription = read_subscription(each, book->items, prices)) book->subscriptions.push_back(std::move(*subscription));
+        if (auto subscription = read_subscription(each, book->items)) book->subscriptions.push_back(std::move(*subscription));
     }
     return book;
 }
@@ -10831,52 +11138,30 @@ std::vector<AnalyticsItem> plain_items(const Item& item, const AnalyticsQuery& q
     return list;
 }
 
-// What one bucket came to and costs.
-struct PricedBucket {
-    Timestamp start = {};
-    Decimal usage = {}, cost = {};
-    std::int64_t events = 0;
-};
-
-// Wider windows put buckets together: their sum or greatest, and what all of them cost. Buckets stay whole in narrower ones (6.6).
-std::vector<AnalyticsPoint> points_of(const Item& item, const AnalyticsQuery& query, const std::vector<PricedBucket>& buckets) {
-    if (query.bin == Bin::none) return {};
-    auto asked = aggregate_query(query);
+// Each bucket priced alone, and the sum rounded once. Wider windows of the question put buckets together: their sum or greatest, and what all of
+// them cost. Buckets stay whole in narrower ones (6.6).
+AnalyticsItem bucketed_item(const Catalogue& book, const Item& item, const AnalyticsQuery& query, const Use& use, Timestamp now) {
+    const bool windowed = item.windowed && item.commits() && !shows_a_part(query);
+    auto asked = use.query;
     asked.bin = std::max(query.bin, item.metric.bucket);
     Bins bins(bins_of(asked, metered_rules));
-    std::map<Timestamp, AnalyticsPoint> points;
-    for (const auto& bucket : buckets) {
-        const auto start = bins.around(bucket.start).from;
-        auto& point = points.try_emplace(start, AnalyticsPoint{.start = start}).first->second;
-        point.usage = item.metric.aggregation == Aggregation::max ? std::max(point.usage, bucket.usage) : point.usage + bucket.usage;
-        point.cost += bucket.cost;
-        point.events += bucket.events;
-    }
-    std::vector<AnalyticsPoint> list;
-    for (auto& [start, point] : points) list.push_back(point);
-    return list;
-}
-
-// Each bucket priced alone, and the sum rounded once.
-AnalyticsItem bucketed_item(const Catalogue& book, const Item& item, const AnalyticsQuery& query, const Use& use, Timestamp now) {
     AnalyticsItem answer{.metric = item.metric.code, .events = events_of(use.parts)};
-    std::map<Timestamp, std::int64_t> events;
-    for (const auto& part : use.parts) events[part.start.value()] += part.events;
-    std::vector<PricedBucket> buckets;
+    std::map<Timestamp, AnalyticsPoint> points;
     Committed committed;
-    const bool windowed = item.windowed && item.commits() && !shows_a_part(query);
-    std::vector<Window> windows;
-    for (const auto& part : use.parts) windows.push_back({part.start, part.number});
-    if (windowed) windows = windows_of(item, use, now);
-    for (const auto& window : windows) {
+    for (const auto& window : windowed ? windows_of(item, use, now) : windows_of(use.parts)) {
         const auto cost = windowed ? price_windows(item.terms, {window}, committed).amount : price_buckets(item.price(), {window.units}).amount;
-        buckets.push_back({*window.start, window.units, cost, std::exchange(events[*window.start], 0)});
+        const auto start = bins.around(*window.start).from;
+        auto& point = points.try_emplace(start, AnalyticsPoint{.start = start}).first->second;
+        point.usage = item.metric.aggregation == Aggregation::max ? std::max(point.usage, window.units) : point.usage + window.units;
+        point.cost += cost;
+        point.events += window.events;
         answer.usage += window.units;
         answer.cost += cost;
     }
     answer.cost = rounded(answer.cost, book.currency);
     if (windowed) answer.vendor = commitment_json(item, committed);
-    answer.points = points_of(item, query, buckets);
+    if (query.bin == Bin::none) return answer;
+    for (auto& [start, point] : points) answer.points.push_back(point);
     return answer;
 }
 
@@ -10898,26 +11183,25 @@ std::vector<AnalyticsItem> bucketed_items(const Catalogue& book, const Item& ite
     return list;
 }
 
-std::vector<Decimal> percentages_at(const Item& item, const Subscription& subscription, const std::function<bool(const Period&)>& holds) {
-    std::vector<Decimal> percentages;
+// What the coupons for which holds(Coupon) leave out of analytics (6.7).
+template <class Holds>
+Decimal shown_discount(const Catalogue& book, const Item& item, const Subscription& subscription, const Decimal& cost, Holds&& holds) {
+    std::vector<Discount> discounts;
     for (const auto* coupons : {&item.coupons, &subscription.coupons}) {
         for (const auto& coupon : *coupons) {
-            if (holds(coupon.active)) percentages.push_back(coupon.percentage);
+            if (coupon.shown && holds(coupon)) discounts.push_back(coupon.discount);
         }
     }
-    return percentages;
+    return compound_discount(cost, discounts, book.currency);
 }
 
 // A coupon of any part of the time is for all of it; with points, for those in its time (6.7).
 void discount_item(const Catalogue& book, const Item& item, const Subscription& subscription, const Period& period, AnalyticsItem& answer) {
-    if (answer.points.empty()) {
-        const auto overlaps = [&](const Period& active) { return active.from <= period.to && period.from <= active.to; };
-        answer.discount = compound_discount(answer.cost, percentages_at(item, subscription, overlaps), book.currency);
-        return;
-    }
+    if (answer.points.empty())
+        answer.discount = shown_discount(book, item, subscription, answer.cost, [&](const Coupon& coupon) { return coupon.meets(period); });
     for (auto& point : answer.points) {
-        const auto dated = [&](const Period& active) { return active.from <= point.start && point.start <= active.to; };
-        point.discount = compound_discount(point.cost, percentages_at(item, subscription, dated), book.currency);
+        const Period moment{point.start, point.start};
+        point.discount = shown_discount(book, item, subscription, point.cost, [&](const Coupon& coupon) { return coupon.meets(moment); });
         answer.discount += point.discount;
     }
 }
@@ -10959,44 +11243,53 @@ namespace polar {
 // ---- its calendar ----
 
 // Intervals of meter quantities, and how many days a question may span at most (time_queries.py:46).
-struct Interval {
-    Bin bin;
-    Stride stride;
-    int most_days;
-};
+constexpr std::pair<Bin, int> most_days[] = {{Bin::hour, 7}, {Bin::day, 366}, {Bin::week, 371}, {Bin::month, 1460}, {Bin::year, 3650}};
 
-constexpr Interval intervals[] = {
-    {Bin::hour, {0, micros_per_hour}, 7}, {Bin::day, {0, micros_per_day}, 366}, {Bin::week, {0, 7 * micros_per_day}, 371},
-    {Bin::month, {1, 0}, 1460},           {Bin::year, {12, 0}, 3650},
-};
-
-const Interval& interval_of(Bin bin) {
-    const auto row = std::find_if(std::begin(intervals), std::end(intervals), [&](const Interval& each) { return each.bin == bin; });
-    if (row == std::end(intervals)) refuse("interval", "must be hour, day, week, month or year");
-    return *row;
+// PostgreSQL takes a local time that the clock shows twice for the second of the two, and puts one that it skips as far behind the skip as the
+// time would have been without it (DetermineTimeZoneOffset).
+Timestamp postgres_time(std::int64_t local, const Zone& zone) {
+    const Timestamp first = zone.to_utc(local);
+    if (zone.to_local(first) != local) return Timestamp(local - zone.span_at(first.micros() - 1).offset);
+    const std::int64_t change = zone.span_at(first.micros()).to;
+    if (change - first.micros() > micros_per_day) return first;
+    const Timestamp second(local - zone.span_at(change).offset);
+    return second.micros() >= change ? second : first;
 }
 
 // The moments that have a row in the answer: the start, and on by one interval each, on the zone's clock, until the end has passed. Each is
 // counted from the one before, so a 31st that a short month moved stays where it is. (generate_series in time_queries.py:32)
-std::vector<Timestamp> quantity_rows(Timestamp start, Timestamp end, const Interval& interval, const Zone& zone) {
+std::vector<Timestamp> quantity_rows(Timestamp start, Timestamp end, Bin interval, const Zone& zone) {
+    const auto most = std::find_if(std::begin(most_days), std::end(most_days), [&](const auto& row) { return row.first == interval; });
+    if (most == std::end(most_days)) refuse("interval", "must be hour, day, week, month or year");
     if (start < Timestamp::from_civil(2023, 1, 1)) refuse("start", "must not be before 2023-01-01");
     if (start > end) refuse("end", "is before the start");
-    if (cut(end, micros_per_day) - cut(start, micros_per_day) > std::chrono::days(interval.most_days)) {
+    if (cut(end, micros_per_day) - cut(start, micros_per_day) > std::chrono::days(most->second))
         refuse("interval", "is too small for so long a time");
-    }
+    const auto next = [&](Timestamp row) {
+        if (interval == Bin::hour) return row + std::chrono::hours(1);
+        return postgres_time(Cycle(stride_of(interval), zone.to_local(row), Zone({})).boundary(1).micros(), zone);
+    };
     std::vector<Timestamp> rows;
-    for (Timestamp row = start; row <= end;) {
-        rows.push_back(row);
-        row = interval.bin == Bin::hour ? row + std::chrono::hours(1) : Cycle(interval.stride, zone.to_local(row), zone).boundary(1);
-    }
+    for (Timestamp row = start; row <= end; row = next(row)) rows.push_back(row);
     return rows;
+}
+
+// ---- amounts ----
+
+constexpr std::int64_t int32_max = std::numeric_limits<std::int32_t>::max();
+
+// A whole number, if there is one; 1.0 is one, too.
+std::optional<std::int64_t> read_whole(const Node& at, std::string_view field, std::int64_t least, std::int64_t most) {
+    const auto number = at.decimal(field);
+    if (!number) return {};
+    const auto whole = number->to_int64();
+    if (!whole || *whole < least || *whole > most)
+        at.refuse(field, "must be a whole number from " + std::to_string(least) + " to " + std::to_string(most));
+    return whole;
 }
 
 // Amounts are counts of the currency's smallest unit; an invoice has no fractions of it.
 Decimal rounded_half_away(const Decimal& value) { return value.round(0, Rounding::half_up); }
-
-// Unit amounts have up to 12 decimals and 5 digits before them; caps are 32-bit integers (product/schemas.py:421).
-constexpr int rate_decimals = 12, rate_whole_digits = 5;
 
 struct MeteredPrice {
     Decimal unit_amount;  // cents for one unit
@@ -11004,16 +11297,21 @@ struct MeteredPrice {
     std::string currency = "usd";
 };
 
+// Three letters, which Polar writes small.
+std::string read_currency(const Node& at) {
+    auto code = at.text("price_currency", at.text("currency", "usd"));
+    std::transform(code.begin(), code.end(), code.begin(), [](unsigned char c) { return static_cast<char>(std::tolower(c)); });
+    const bool letters = std::all_of(code.begin(), code.end(), [](char c) { return c >= 'a' && c <= 'z'; });
+    if (code.size() != 3 || !letters) at.refuse("price_currency", "must be a code of three letters");
+    return code;
+}
+
+// Unit amounts have up to 12 decimals and 5 digits before them (product/schemas.py:421).
 MeteredPrice read_metered(const Node& at) {
-    MeteredPrice price{at.decimal("unit_amount").value_or(Decimal()), at.decimal("cap_amount"),
-                       at.text("price_currency", at.text("currency", "usd"))};
-    const auto refuse = [&](std::string_view field, const char* reason) { throw Error(ErrorCode::bad_value, at.path(field), reason); };
-    if (price.unit_amount <= 0) refuse("unit_amount", "must be above 0");
-    if (price.unit_amount.scale() > rate_decimals) refuse("unit_amount", "must have at most 12 decimals");
-    if (price.unit_amount.round(0, Rounding::floor).digits() > rate_whole_digits) refuse("unit_amount", "must be below 100000");
-    if (price.cap && (price.cap->is_negative() || price.cap->scale() > 0 || *price.cap > std::numeric_limits<std::int32_t>::max())) {
-        refuse("cap_amount", "must be a whole number from 0 to 2147483647");
-    }
+    MeteredPrice price{at.decimal("unit_amount").value_or(Decimal()), read_whole(at, "cap_amount", 0, int32_max), read_currency(at)};
+    if (price.unit_amount <= 0) at.refuse("unit_amount", "must be above 0");
+    if (price.unit_amount.scale() > 12) at.refuse("unit_amount", "must have at most 12 decimals");
+    if (price.unit_amount >= 100000) at.refuse("unit_amount", "must be below 100000");
     return price;
 }
 
@@ -11027,21 +11325,25 @@ Decimal power_of_two(int exponent) {
 // (product_price.py:318): mantissa x 2^exponent, so the product is a quotient of integers that fit.
 Decimal exact_amount(const Decimal& unit_amount, double units) {
     constexpr int mantissa_bits = 53, negligible = 86;  // below 2^-33 units, at less than 10^5 cents each
+    constexpr int digits_kept = 28;                     // of the product, by Python's decimals
     int exponent = 0;
     const auto mantissa = static_cast<std::int64_t>(std::ldexp(std::frexp(units, &exponent), mantissa_bits));
     exponent -= mantissa_bits;
     const auto product = unit_amount * Decimal(mantissa);
     if (exponent >= 0) return rounded_half_away(product * power_of_two(std::min(exponent, 127)));
-    return -exponent > negligible ? Decimal() : Decimal::divide(product, power_of_two(-exponent), 0, Rounding::half_up);
+    if (-exponent > negligible) return {};
+    return rounded_half_away(Decimal::divide_significant(product, power_of_two(-exponent), digits_kept, Rounding::half_even));
 }
 
 // Polar's numbers are doubles, added and divided as such.
 Decimal double_sum(const Decimal& a, const Decimal& b) { return Decimal::from_double(a.to_double() + b.to_double()); }
 Decimal double_quotient(const Decimal& a, const Decimal& b) { return Decimal::from_double(a.to_double() / b.to_double()); }
 
+Decimal units_to_pay(const Decimal& consumed, const Decimal& credited) { return at_least_zero(double_sum(consumed, -credited)); }
+
 // Units beyond credits at the price, rounded, then capped.
 Priced price_units(const MeteredPrice& price, const Decimal& consumed, const Decimal& credited) {
-    const Decimal units = at_least_zero(double_sum(consumed, -credited));
+    const Decimal units = units_to_pay(consumed, credited);
     Priced priced;
     if (!credited.is_zero()) priced.add(free_line(at_least_zero(std::min(consumed, credited))));
     priced.add(units_line(units, price.unit_amount));
@@ -11052,11 +11354,9 @@ Priced price_units(const MeteredPrice& price, const Decimal& consumed, const Dec
 
 // --- the words on the invoice ---
 
+// With commas between thousands.
 std::string grouped(std::string digits) {
-    auto point = digits.find('.');
-    if (point == std::string::npos) point = digits.size();
-    const auto first = static_cast<std::ptrdiff_t>(digits.front() == '-' ? 1 : 0);
-    for (auto i = static_cast<std::ptrdiff_t>(point) - 3; i > first; i -= 3) digits.insert(static_cast<std::size_t>(i), ",");
+    for (auto at = std::min(digits.find('.'), digits.size()); at > 3;) digits.insert(at -= 3, ",");
     return digits;
 }
 
@@ -11066,40 +11366,58 @@ Currency currency_of(std::string_view code) {
     return std::find(whole.begin(), whole.end(), code) == whole.end() ? Currency() : Currency{0, 1};
 }
 
-// Cents as an amount in the currency, with at least its own decimals.
+// Cents as an amount in the currency, with at least its own decimals, as Babel writes it for en_US.
 std::string money(const Decimal& cents, const std::string& code) {
-    static constexpr std::array<std::pair<std::string_view, std::string_view>, 4> symbols{
-        {{"usd", "$"}, {"eur", "\u20ac"}, {"gbp", "\u00a3"}, {"jpy", "\u00a5"}}};
+    static constexpr std::pair<std::string_view, std::string_view> symbols[] = {
+        {"usd", "$"},      {"eur", "\u20ac"}, {"gbp", "\u00a3"}, {"jpy", "\u00a5"},     {"aud", "A$"},  {"brl", "R$"},       {"cad", "CA$"},
+        {"inr", "\u20b9"}, {"mxn", "MX$"},    {"nzd", "NZ$"},    {"hkd", "HK$"},        {"twd", "NT$"}, {"cny", "CN\u00a5"}, {"krw", "\u20a9"},
+        {"ils", "\u20aa"}, {"php", "\u20b1"}, {"vnd", "\u20ab"}, {"xof", "F\u202fCFA"}, {"xaf", "FCFA"}};
     const auto currency = currency_of(code);
     const auto amount = cents * Decimal::scaled(1, currency.decimals);
-    std::string symbol = code + " ";
+    std::string symbol = code;
+    std::transform(symbol.begin(), symbol.end(), symbol.begin(), [](unsigned char c) { return static_cast<char>(std::toupper(c)); });
     for (const auto& [known, sign] : symbols) {
         if (known == code) symbol = sign;
     }
     return symbol + grouped(amount.to_fixed(std::max(currency.decimals, amount.scale())));
 }
 
-std::string label(const MeteredPrice& price, const Decimal& consumed, const Priced& priced) {
+// The units are those left to be paid.
+std::string label(const MeteredPrice& price, const Decimal& units, const Priced& priced) {
     auto text =
-        "(" + grouped(consumed.round(3, Rounding::half_even).to_string()) + " consumed units) \u00d7 " + money(price.unit_amount, price.currency);
+        "(" + grouped(units.round(3, Rounding::half_even).to_string()) + " consumed units) \u00d7 " + money(price.unit_amount, price.currency);
     if (priced.lines.back().step == FeeLine::Step::maximum) text += " \u2014 Capped at " + money(*price.cap, price.currency);
     return text;
 }
 
+// --- how prices of a meter are shown: its scale makes the amount of one unit that of what the label names (meter/schemas.py:28) ---
+
+struct MeterUnit {
+    Decimal scale = 1;
+    std::string label = "unit";
+};
+
+MeterUnit read_unit(const Node& at) {
+    const auto name = at.text("unit", "scalar");
+    if (name == "scalar") return {};
+    if (name == "token") return {1000000, "1M tokens"};
+    if (name != "custom") at.refuse("unit", "is not known: " + name);
+    MeterUnit unit{at.decimal("custom_multiplier").value_or(1), at.text("custom_label", "unit")};
+    if (unit.scale <= 0) at.refuse("custom_multiplier", "must be above 0");
+    return unit;
+}
+
 // --- functions of meters (7) ---
 
-constexpr std::array<std::pair<std::string_view, Aggregation>, 6> functions{{{"count", Aggregation::count},
-                                                                             {"sum", Aggregation::sum},
-                                                                             {"max", Aggregation::max},
-                                                                             {"min", Aggregation::min},
-                                                                             {"avg", Aggregation::average},
-                                                                             {"unique", Aggregation::unique_count}}};
+constexpr std::pair<std::string_view, Aggregation> functions[] = {{"count", Aggregation::count}, {"sum", Aggregation::sum},
+                                                                  {"max", Aggregation::max},     {"min", Aggregation::min},
+                                                                  {"avg", Aggregation::average}, {"unique", Aggregation::unique_count}};
 
 // Sums and counts may be added up.
 bool is_summable(Aggregation function) { return function == Aggregation::count || function == Aggregation::sum; }
 
 bool is_function(Aggregation function) {
-    return std::any_of(functions.begin(), functions.end(), [&](const auto& row) { return row.second == function; });
+    return std::any_of(std::begin(functions), std::end(functions), [&](const auto& row) { return row.second == function; });
 }
 
 // Of values that meters have come to; 0 of none.
@@ -11120,26 +11438,41 @@ struct Tiers {
     std::vector<Tier> tiers;
 };
 
-// Sorted by bound, the open tier last. Problems carry pydantic's words.
-Tiers read_tiers(const Node& at, Problems& problems) {
-    static constexpr std::array<std::pair<std::string_view, bool>, 2> types{{{"volume", true}, {"graduated", false}}};
+// Sorted by bound, the open tier last. What is wrong is said in pydantic's words.
+Tiers read_tiers(const Node& at) {
+    static constexpr std::pair<std::string_view, bool> types[] = {{"volume", true}, {"graduated", false}};
     Tiers result{at.choice("type", types, "volume"), {}};
     for (const auto& each : at.list("tiers")) {
         Tier tier{.above = {}, .up_to = each.decimal("bound"), .rate = each.decimal("unit_amount").value_or(Decimal()), .flat = {}, .from = {}};
-        if (tier.up_to && *tier.up_to <= 0) problems.push_back({each.path("bound"), "bound", "greater_than"});
-        if (tier.rate.is_negative()) problems.push_back({each.path("unit_amount"), "unit_amount", "greater_than_equal"});
+        if (tier.up_to && !tier.up_to->to_int64()) each.refuse("bound", "int_from_float");
+        if (tier.up_to && *tier.up_to <= 0) each.refuse("bound", "greater_than");
+        if (!each.find("unit_amount")) each.refuse("unit_amount", "missing");
+        if (tier.rate.is_negative()) each.refuse("unit_amount", "greater_than_equal");
         result.tiers.push_back(std::move(tier));
     }
-    if (result.tiers.empty()) problems.push_back({at.path("tiers"), "tiers", "too_short"});
+    if (result.tiers.empty()) at.refuse("tiers", "too_short");
     std::stable_sort(result.tiers.begin(), result.tiers.end(),
                      [](const Tier& a, const Tier& b) { return a.up_to && (!b.up_to || *a.up_to < *b.up_to); });
     for (std::size_t i = 1; i < result.tiers.size(); ++i) {
         const auto& bound = result.tiers[i - 1].up_to;
-        if (!bound) problems.push_back({at.path("tiers"), "tiers", "unbounded_tier_not_last"});
-        if (bound && bound == result.tiers[i].up_to) problems.push_back({at.path("tiers"), "tiers", "duplicate_tier_bound"});
-        result.tiers[i].above = result.tiers[i].from = bound.value_or(Decimal());
+        if (!bound) at.refuse("tiers", "unbounded_tier_not_last");
+        if (bound == result.tiers[i].up_to) at.refuse("tiers", "duplicate_tier_bound");
+        result.tiers[i].above = result.tiers[i].from = *bound;
     }
     return result;
+}
+
+// Seats are sold by tiers of min_seats to max_seats without gaps.
+Tiers read_seat_tiers(const Node& at) {
+    auto given = at.list("tiers");
+    const auto least = [](const Node& tier) { return read_whole(tier, "min_seats", 0, int32_max).value_or(1); };
+    std::stable_sort(given.begin(), given.end(), [&](const Node& a, const Node& b) { return least(a) < least(b); });
+    json tiers = json::array();
+    for (const auto& tier : given) {
+        if (!tiers.empty() && tiers.back().at("bound") != least(tier) - 1) tier.refuse("min_seats", "gap");
+        tiers.push_back({{"bound", tier.raw("max_seats")}, {"unit_amount", tier.raw("price_per_seat")}});
+    }
+    return read_tiers(Node(json{{"type", at.text("seat_tier_type", "volume")}, {"tiers", tiers}}, at.path()));
 }
 
 // Bounds are the last quantity included. A volume needs a tier that holds it; graduated units past the last bound are free.
@@ -11156,70 +11489,65 @@ Priced price_tiers(const Tiers& tiers, const Decimal& quantity) {
     throw Error(ErrorCode::bad_value, "quantity", "uncovered");
 }
 
-// ---- the book of a product and its meters ----
+// Seats and units are whole, and so are the cents that they come to (product_price.py:426).
+Priced price_bought(const Tiers& tiers, const Decimal& quantity) {
+    auto priced = price_tiers(tiers, quantity);
+    if (quantity.scale() > 0) refuse("quantity", "must be a whole number");
+    if (priced.amount.scale() > 0) refuse("quantity", "comes to a fraction of a cent: " + priced.amount.to_string());
+    return priced;
+}
 
-// --- its three evaluators of filters, which disagree where types differ (6.2) ---
+// --- three evaluators of filters, which disagree where types differ (6.2); what is not written never matches ---
 
 using enum Meeting;
 
-// One evaluator: metadata by a table, and how a time becomes whole seconds.
-struct Evaluator {
-    Coercion metadata;
-    Rounding seconds;
-};
-
 // Quantities and balances (filter.py:52).
-constexpr Evaluator postgres{{.missing = {never_any, never_any},
-                              .boolean = {{number, never, never}, text_any},
-                              .number = {{number, number, never}, text_any},
-                              .text = {text_any, text_any},
-                              .structure = {never_any, text_any},
-                              .asked_booleans = {"f", "t"}},
-                             Rounding::half_up};
+constexpr Coercion postgres{.boolean = {{number, never, never}, text_any},
+                            .number = {{number, number, never}, text_any},
+                            .text = {text_any, text_any},
+                            .structure = {{}, text_any},
+                            .asked_booleans = {"f", "t"}};
 
 // What a meter bills (filter.py:127).
-constexpr Evaluator billing{{.missing = {never_any, never_any},
-                             .boolean = {{number, number, differ}, text_any},
-                             .number = {{number, number, differ}, text_any},
-                             .text = {{differ, differ, text}, text_any},
-                             .structure = {{differ, differ, differ}, text_any},
-                             .stored_booleans = {"False", "True"},
-                             .asked_booleans = {"False", "True"}},
-                            Rounding::down};
+constexpr Coercion billing{.boolean = {{number, number, differ}, text_any},
+                           .number = {{number, number, differ}, text_any},
+                           .text = {{differ, differ, text}, text_any},
+                           .structure = {{differ, differ, differ}, text_any},
+                           .stored_booleans = {"False", "True"},
+                           .asked_booleans = {"False", "True"}};
 
 // Lists of events (tinybird/service.py:722).
-constexpr Evaluator clickhouse{{.missing = {{zero, zero, empty}, empty_any},
-                                .boolean = {{zero, zero, empty}, empty_any},
-                                .number = {{number, number, empty}, empty_any},
-                                .text = {{zero, zero, text}, text_any},
-                                .structure = {{zero, zero, empty}, empty_any}},
-                               Rounding::down};
+constexpr Coercion clickhouse{.missing = {{zero, zero, empty}, empty_any},
+                              .boolean = {{zero, zero, empty}, empty_any},
+                              .number = {{number, number, empty}, empty_any},
+                              .text = {{zero, zero, text}, text_any},
+                              .structure = {{zero, zero, empty}, empty_any}};
 
 // name and source meet texts alone, timestamp numbers alone, in every evaluator.
-constexpr Coercion built_in{.missing = {never_any, never_any},
-                            .boolean = {never_any, never_any},
-                            .number = {{never, number, never}, {never, text, never}},
-                            .text = {{never, never, text}, {never, never, text}},
-                            .structure = {never_any, never_any}};
+constexpr Coercion built_in{.number = {{never, number, never}, {never, text, never}}, .text = {{never, never, text}, {never, never, text}}};
 
 // What a question asks beside the meter's filter: a text is what the property is written as (kit/metadata.py:138); numbers and booleans, which
 // Polar's parameter does not have, are themselves.
-constexpr Coercion parameter{.missing = {never_any, never_any},
-                             .boolean = {{number, differ, text}, text_any},
+constexpr Coercion parameter{.boolean = {{number, differ, text}, text_any},
                              .number = {{differ, number, text}, text_any},
                              .text = {{differ, differ, text}, text_any},
                              .structure = {{differ, differ, text}, text_any}};
 
-constexpr Rules rules(std::string_view name, const Evaluator& evaluator) {
+// A time becomes whole seconds in the evaluator's own way. What a meter bills are also events that it would add a name of, as nothing.
+constexpr Rules rules(std::string_view name, const Coercion& metadata, Rounding seconds) {
     return {.name = name,
-            .filter = {&evaluator.metadata, &built_in, evaluator.seconds},
-            .asked_filter = FilterRules{&parameter, &built_in, evaluator.seconds},
-            .numbers = {.text = NumberRules::Text::none, .missing = {}, .seconds = Rounding::half_up},
+            .filter = {&metadata, &built_in, seconds},
+            .asked_filter = FilterRules{&parameter, &built_in, seconds},
+            .numbers = {.text = NumberRules::Text::none, .text_fields_zero = &metadata == &billing, .missing = {}, .seconds = Rounding::half_up},
             .keeps_absent = true,
             .typed_values = true,
             .quotient = double_quotient,
             .add = double_sum};
 }
+
+constexpr Rules quantity_rules = rules("polar", postgres, Rounding::half_up);
+constexpr Rules billing_rules = rules("polar_billing", billing, Rounding::down);
+constexpr Rules list_rules = rules("polar_events", clickhouse, Rounding::down);
 
 // The field of an event that is not in the log.
 Scalar field_of(const Event& event, std::string_view field, Rounding seconds, std::string& keep) {
@@ -11236,26 +11564,22 @@ bool bills(const Filter& filter, const Event& event) {
     if (filter.kind == Filter::Kind::any) return std::any_of(filter.parts.begin(), filter.parts.end(), each);
     std::string keep;
     const bool metadata = filter.field.starts_with(property_field(""));
-    return meets(metadata ? billing.metadata : built_in, make_clause(filter), field_of(event, filter.field, billing.seconds, keep));
+    return meets(metadata ? billing : built_in, make_clause(filter), field_of(event, filter.field, *billing_rules.filter.seconds, keep));
 }
 
 // --- meters ---
 
 // Text of at most 1000 characters, a 32-bit integer (1.0 is 1) or a boolean (filter.py:31).
 json clause_value(const Node& at) {
-    const auto value = at.find("value");
-    const auto bad = [&]() -> json { throw Error(ErrorCode::bad_value, at.path("value"), "must be text, a whole number or true or false"); };
-    if (!value) return bad();
-    if (value->value().is_string()) {
-        const auto& text = value->value().get_ref<const std::string&>();
-        const auto characters = std::count_if(text.begin(), text.end(), [](char c) { return (static_cast<unsigned char>(c) & 0xC0) != 0x80; });
-        if (characters > 1000) throw Error(ErrorCode::bad_value, at.path("value"), "is longer than 1000 characters");
-        return text;
-    }
-    if (!value->value().is_number()) return value->value().is_boolean() ? value->value() : bad();
-    const auto whole = at.decimal("value")->to_int64();
-    if (!whole || *whole < std::numeric_limits<std::int32_t>::min() || *whole > std::numeric_limits<std::int32_t>::max()) return bad();
-    return *whole;
+    const json value = at.raw("value");
+    if (value.is_number()) return *read_whole(at, "value", -int32_max - 1, int32_max);
+    if (value.is_boolean()) return value;
+    if (!value.is_string()) at.refuse("value", "must be text, a whole number or true or false");
+    const auto& text = value.get_ref<const std::string&>();
+    if (const char* fault = text_fault(text)) at.refuse("value", fault);
+    const auto characters = std::count_if(text.begin(), text.end(), [](char c) { return (static_cast<unsigned char>(c) & 0xC0) != 0x80; });
+    if (characters > 1000) at.refuse("value", "is longer than 1000 characters");
+    return value;
 }
 
 // Events that Polar itself makes have this source; those of all other sources reach Polar as the user's.
@@ -11282,14 +11606,9 @@ std::string field_named(std::string property, bool built_in_too) {
 }
 
 Filter read_clause(const Node& at) {
-    static constexpr std::array<std::pair<std::string_view, Operator>, 8> operators{{{"eq", Operator::eq},
-                                                                                     {"ne", Operator::ne},
-                                                                                     {"gt", Operator::gt},
-                                                                                     {"gte", Operator::gte},
-                                                                                     {"lt", Operator::lt},
-                                                                                     {"lte", Operator::lte},
-                                                                                     {"like", Operator::contains},
-                                                                                     {"not_like", Operator::not_contains}}};
+    static constexpr std::pair<std::string_view, Operator> operators[] = {
+        {"eq", Operator::eq}, {"ne", Operator::ne},   {"gt", Operator::gt},         {"gte", Operator::gte},
+        {"lt", Operator::lt}, {"lte", Operator::lte}, {"like", Operator::contains}, {"not_like", Operator::not_contains}};
     const auto field = field_named(at.required_text("property"), true);
     const auto op = at.choice("operator", operators);
     const auto value = clause_value(at);
@@ -11297,7 +11616,7 @@ Filter read_clause(const Node& at) {
 }
 
 Filter read_filter(const Node& at, std::size_t depth = 1) {
-    static constexpr std::array<std::pair<std::string_view, bool>, 2> conjunctions{{{"and", true}, {"or", false}}};
+    static constexpr std::pair<std::string_view, bool> conjunctions[] = {{"and", true}, {"or", false}};
     if (depth > limits::json_depth) at.refuse("is nested too deep");
     const bool all = at.choice("conjunction", conjunctions, "and");
     std::vector<Filter> parts;
@@ -11308,10 +11627,10 @@ Filter read_filter(const Node& at, std::size_t depth = 1) {
 struct Meter {
     std::string id;
     Metric metric;
+    MeterUnit unit;
 };
 
-constexpr std::string_view metric_prefix = "polar:";
-std::string metric_code(std::string_view meter) { return std::string(metric_prefix) + std::string(meter); }
+std::string metric_code(const std::string& meter) { return "polar:" + meter; }
 
 // The name that all events of the filter have, if it says so.
 std::string event_name(const Filter& filter) {
@@ -11338,7 +11657,7 @@ Metric read_metric(const Node& aggregation, Filter filter, std::string code) {
 Meter read_meter(const Node& at) {
     const auto id = at.required_text("id");
     const auto filter = at.find("filter") ? read_filter(at.object("filter")) : Filter();
-    return {id, read_metric(at.object("aggregation"), filter, metric_code(id))};
+    return {id, read_metric(at.object("aggregation"), filter, metric_code(id)), read_unit(at)};
 }
 
 // --- credits (10.1, 10.2) ---
@@ -11374,30 +11693,28 @@ std::optional<Decimal> credited_units(const std::string& meter, const AggregateQ
 
 struct Subscription {
     std::string id, customer;  // events name the customer by its external id
-    Period active, current;
-    Stride stride;
-    Decimal seats, units;
+    Period active = {}, current = {};
+    Stride stride = {};
+    std::optional<Timestamp> trial_end = {};
+    Decimal seats = {}, units = {};
 };
 
-constexpr std::pair<std::string_view, Stride> recurring_intervals[] = {
-    {"day", {0, micros_per_day}}, {"week", {0, 7 * micros_per_day}}, {"month", {1, 0}}, {"year", {12, 0}}};
-
 Subscription read_subscription(const Node& at) {
-    Subscription subscription{.id = at.required_text("id"), .customer = {}, .active = {}, .current = {}, .stride = {}, .seats = {}, .units = {}};
-    subscription.customer = at.object("customer").required_text("external_id");
+    static constexpr std::pair<std::string_view, Bin> intervals[] = {
+        {"day", Bin::day}, {"week", Bin::week}, {"month", Bin::month}, {"year", Bin::year}};
+    Subscription subscription{.id = at.required_text("id"), .customer = at.object("customer").required_text("external_id")};
     const auto start = at.time("current_period_start");
-    if (!start) throw Error(ErrorCode::bad_value, at.path("current_period_start"), "is required");
-    const auto count = at.decimal("recurring_interval_count").value_or(1).to_int64();
-    if (!count || *count < 1 || *count > 999) throw Error(ErrorCode::bad_value, at.path("recurring_interval_count"), "must be from 1 to 999");
-    subscription.stride = repeated(at.choice("recurring_interval", recurring_intervals, "month"), *count);
+    if (!start) at.refuse("current_period_start", "is required");
+    const auto interval = stride_of(at.choice("recurring_interval", intervals, "month"));
+    subscription.stride = repeated(interval, read_whole(at, "recurring_interval_count", 1, 999).value_or(1));
     const Timestamp next = Cycle(subscription.stride, start->micros(), Zone({})).boundary(1);
     subscription.current = {*start, at.time("current_period_end").value_or(next)};
     subscription.active = {at.time("started_at").value_or(Timestamp::min()), at.time("ended_at").value_or(Period().to)};
-    for (const auto& [period, field] : {std::pair{&subscription.current, "current_period_end"}, std::pair{&subscription.active, "ended_at"}}) {
-        if (period->from >= period->to) throw Error(ErrorCode::bad_value, at.path(field), "ends before it begins");
-    }
-    subscription.seats = at.decimal("seats").value_or(Decimal());
-    subscription.units = at.decimal("units").value_or(Decimal());
+    if (subscription.current.from >= subscription.current.to) at.refuse("current_period_end", "ends before it begins");
+    if (subscription.active.from >= subscription.active.to) at.refuse("ended_at", "ends before it begins");
+    subscription.trial_end = at.time("trial_end");
+    subscription.seats = read_whole(at, "seats", 0, int32_max).value_or(0);
+    subscription.units = read_whole(at, "units", 0, int32_max).value_or(0);
     return subscription;
 }
 
@@ -11414,59 +11731,41 @@ Period period_around(const Subscription& subscription, Timestamp now) {
 
 struct Charge {
     std::string name;
-    Currency currency;
-    MeteredPrice price;             // its currency code stands for tiers, too
-    std::optional<Tiers> tiers;     // of seats or units, which are bought; else units are measured
-    Decimal Subscription::*bought;  // of those
-    Meter meter;
-    Decimal granted;
+    Currency currency = {};
+    MeteredPrice price = {};                  // its currency code stands for tiers, too
+    Decimal Subscription::*bought = nullptr;  // seats or units; else units are measured
+    std::optional<Tiers> tiers = {};          // of those
+    Meter meter = {};
+    Decimal granted = {};
 };
 
 // Currency units, as fees have them, from Polar's cents.
 Priced in_units(Priced priced, Currency currency) {
-    Priced scaled;
     for (auto& line : priced.lines) {
         line.rate = quotient(line.rate, currency.subunits);
         line.amount = quotient(line.amount, currency.subunits);
-        scaled.add(std::move(line));
     }
-    return scaled;
-}
-
-// Seats are sold by tiers of min_seats to max_seats without gaps (11).
-Tiers read_seat_tiers(const Node& at, Problems& problems) {
-    json tiers = json::array();
-    Decimal above;
-    for (const auto& tier : at.list("tiers")) {
-        const auto least = tier.decimal("min_seats");
-        if (!tiers.empty() && least && *least != above + 1) problems.push_back({tier.path("min_seats"), "min_seats", "gap"});
-        tiers.push_back({{"bound", tier.raw("max_seats")}, {"unit_amount", tier.raw("price_per_seat")}});
-        above = tier.decimal("max_seats").value_or(Decimal());
-    }
-    return read_tiers(Node(json{{"type", at.text("seat_tier_type", "volume")}, {"tiers", tiers}}, at.path()), problems);
+    priced.amount = quotient(priced.amount, currency.subunits);
+    return priced;
 }
 
 Charge read_charge(const Node& at, const Node& product, const std::vector<Meter>& meters) {
-    enum class Kind { metered, seats, units };
-    static constexpr std::array<std::pair<std::string_view, Kind>, 3> kinds{
-        {{"metered_unit", Kind::metered}, {"seat_based", Kind::seats}, {"unit_based", Kind::units}}};
-    const auto kind = at.choice("amount_type", kinds, "metered_unit");
-    Charge charge{.name = at.text("id"), .currency = {}, .price = {}, .tiers = {}, .bought = nullptr, .meter = {}, .granted = {}};
-    if (kind == Kind::metered) {
-        charge.price = read_metered(at);
+    static constexpr std::pair<std::string_view, Decimal Subscription::*> kinds[] = {
+        {"metered_unit", nullptr}, {"seat_based", &Subscription::seats}, {"unit_based", &Subscription::units}};
+    Charge charge{.name = at.text("id"), .bought = at.choice("amount_type", kinds, "metered_unit")};
+    if (charge.bought) {
+        const bool seats = charge.bought == &Subscription::seats;
+        charge.price.currency = read_currency(at);
+        charge.tiers = seats ? read_seat_tiers(at.object("seat_tiers")) : read_tiers(at.object("tiers"));
+        if (charge.name.empty()) charge.name = seats ? "seats" : "units";
+    } else {
         const auto id = at.required_text("meter_id");
         const auto found = std::find_if(meters.begin(), meters.end(), [&](const Meter& meter) { return meter.id == id; });
-        if (found == meters.end()) throw Error(ErrorCode::bad_value, at.path("meter_id"), "no such meter: " + id);
+        if (found == meters.end()) at.refuse("meter_id", "no such meter: " + id);
+        charge.price = read_metered(at);
         charge.meter = *found;
         charge.granted = granted_units(product, id);
         if (charge.name.empty()) charge.name = id;
-    } else {
-        Problems problems;
-        charge.price.currency = at.text("price_currency", "usd");
-        charge.bought = kind == Kind::seats ? &Subscription::seats : &Subscription::units;
-        charge.tiers = kind == Kind::seats ? read_seat_tiers(at.object("seat_tiers"), problems) : read_tiers(at.object("tiers"), problems);
-        if (!problems.empty()) throw Error(ErrorCode::bad_value, problems.front().path, problems.front().code);
-        if (charge.name.empty()) charge.name = kind == Kind::seats ? "seats" : "units";
     }
     charge.currency = currency_of(charge.price.currency);
     return charge;
@@ -11480,12 +11779,18 @@ struct Plan final : Book::Impl {
     bool lists_subscriptions = false;
 
     // That of the id or, without one, the customer's earliest; nothing when the catalogue lists none.
-    const Subscription* find(const std::string& subscription, const std::string& customer, const std::optional<Timestamp>& active_at) const;
+    const Subscription* find(const std::string& id, const std::string& customer, const std::optional<Timestamp>& active_at = {}) const {
+        const auto found = std::find_if(subscriptions.begin(), subscriptions.end(), [&](const Subscription& each) {
+            if (active_at && !each.active.contains(*active_at)) return false;
+            return id.empty() ? each.customer == customer : each.id == id;
+        });
+        return found == subscriptions.end() ? nullptr : &*found;
+    }
     bool serves(const std::string& subscription, const std::string& customer) const override {
-        return lists_subscriptions ? find(subscription, customer, {}) != nullptr : !customer.empty();
+        return lists_subscriptions ? find(subscription, customer) != nullptr : !customer.empty();
     }
     Period period_around(const UsageQuery& query, Timestamp at) const override {
-        const auto* subscription = lists_subscriptions ? find(query.subscription, query.customer, {}) : nullptr;
+        const auto* subscription = find(query.subscription, query.customer);
         return subscription ? polar::period_around(*subscription, at) : this_month(at);
     }
     Fees usage(const UsageQuery& query, Timestamp now, UsageSource& usage) const override;
@@ -11500,40 +11805,37 @@ struct Plan final : Book::Impl {
     }
 };
 
-const Subscription* Plan::find(const std::string& subscription, const std::string& customer, const std::optional<Timestamp>& active_at) const {
-    const auto found = std::find_if(subscriptions.begin(), subscriptions.end(), [&](const Subscription& each) {
-        if (active_at && !each.active.contains(*active_at)) return false;
-        if (!subscription.empty()) return each.id == subscription;
-        return each.customer == customer;
-    });
-    return found == subscriptions.end() ? nullptr : &*found;
-}
-
-// Whose usage a bill is about, and when.
+// Whose usage a bill is about, and which: what users did in the period, after a trial.
 struct Account {
-    const Subscription* subscription;
-    AggregateQuery query;
-};
+    const Subscription* subscription = nullptr;
+    AggregateQuery query = {};
 
-// Where subscriptions are not listed, a customer is billed by calendar months. Only what users did is billed.
-Account open_account(const Plan& plan, const std::string& subscription, const std::string& customer, Timestamp now) {
-    Account account{plan.lists_subscriptions ? plan.find(subscription, customer, now) : nullptr, {}};
-    if (plan.lists_subscriptions && !account.subscription) throw Error(ErrorCode::not_found, "subscription", "has no period now");
-    if (!account.subscription && customer.empty()) throw Error(ErrorCode::bad_value, "customer", "is required");
-    account.query.customer = account.subscription ? account.subscription->customer : customer;
-    account.query.period = account.subscription ? period_around(*account.subscription, now) : this_month(now);
-    return account;
-}
+    Decimal credited(const Charge& charge, UsageSource& usage) const {
+        return credited_units(charge.meter.id, query, usage).value_or(charge.granted);
+    }
+};
 
 AggregateQuery of_users(AggregateQuery query) {
     query.filter = Filter::all({std::move(query.filter), by_users()});
     return query;
 }
 
+// Where subscriptions are not listed, a customer is billed by calendar months.
+Account open_account(const Plan& plan, const std::string& subscription, const std::string& customer, Timestamp now) {
+    Account account{plan.find(subscription, customer, now)};
+    if (plan.lists_subscriptions && !account.subscription) throw Error(ErrorCode::not_found, "subscription", "has no period now");
+    if (!account.subscription && customer.empty()) refuse("customer", "is required");
+    account.query.customer = account.subscription ? account.subscription->customer : customer;
+    account.query.period = account.subscription ? period_around(*account.subscription, now) : this_month(now);
+    if (account.subscription && account.subscription->trial_end)
+        account.query.filter = Filter::where("timestamp", Operator::gte, account.subscription->trial_end->unix_seconds().to_int64().value());
+    return account;
+}
+
 Fee fee_of(const Charge& charge, const Account& account, const Decimal& units, Priced priced) {
-    Fee fee{.charge = charge.name, .metric = charge.meter.metric.code};
+    Fee fee{.charge = charge.name, .metric = charge.meter.metric.code, .customer = account.query.customer, .currency = charge.price.currency};
     priced = in_units(std::move(priced), charge.currency);
-    fee.currency = charge.price.currency;
+    if (account.subscription) fee.subscription = account.subscription->id;
     fee.units = units;
     fee.amount = priced.amount;
     fee.amount_cents = to_cents(priced.amount, charge.currency);
@@ -11541,14 +11843,12 @@ Fee fee_of(const Charge& charge, const Account& account, const Decimal& units, P
     fee.pay_in_advance = charge.tiers.has_value();
     fee.period = account.query.period;
     fee.lines = std::move(priced.lines);
-    fee.customer = account.query.customer;
-    if (account.subscription) fee.subscription = account.subscription->id;
     return fee;
 }
 
 Fees summed(const Plan& plan, std::vector<Fee> list) {
     const auto& first = plan.charges.front();
-    Fees fees{.fees = std::move(list), .currency = first.price.currency, .subunits = first.currency.subunits, .amount_cents = {}};
+    Fees fees{.fees = std::move(list), .currency = first.price.currency, .subunits = first.currency.subunits};
     for (const auto& fee : fees.fees) fees.amount_cents += fee.amount_cents;
     return fees;
 }
@@ -11556,11 +11856,13 @@ Fees summed(const Plan& plan, std::vector<Fee> list) {
 // The fee for what a meter has come to, with the words of the invoice (product_price.py:335).
 Fee metered_fee(const Charge& charge, const Account& account, UsageSource& usage) {
     const auto row = usage.measure(charge.meter.metric, of_users(account.query)).front();
-    const auto credited = credited_units(charge.meter.id, account.query, usage).value_or(charge.granted);
+    const auto credited = account.credited(charge, usage);
     const auto priced = price_units(charge.price, row.value, credited);
     auto fee = fee_of(charge, account, row.value, priced);
     fee.events = row.events;
-    fee.vendor = {{"label", label(charge.price, row.value, priced)},
+    const auto& shown = charge.meter.unit;
+    fee.vendor = {{"label", label(charge.price, units_to_pay(row.value, credited), priced)},
+                  {"unit_price", money(charge.price.unit_amount * shown.scale, charge.price.currency) + " / " + shown.label},
                   {"meter_id", charge.meter.id},
                   {"consumed_units", row.value.to_string()},
                   {"credited_units", credited.to_string()},
@@ -11577,7 +11879,7 @@ Fees Plan::usage(const UsageQuery& asked, Timestamp now, UsageSource& usage_sour
             list.push_back(metered_fee(charge, account, usage_source));
         } else if (account.subscription) {
             const auto& bought = account.subscription->*charge.bought;
-            list.push_back(fee_of(charge, account, bought, price_tiers(*charge.tiers, bought)));
+            list.push_back(fee_of(charge, account, bought, price_bought(*charge.tiers, bought)));
         }
     }
     return summed(*this, std::move(list));
@@ -11609,8 +11911,8 @@ std::optional<Decimal> consumed_with(const Metric& metric, const Event& event, c
         return usage.measure(metric, query).front().value > 0 ? before.value : before.value + 1;
     }
     if (value.kind != Scalar::Kind::number) return std::nullopt;
-    if (metric.aggregation == Aggregation::sum) return double_sum(before.value, value.number);
     if (before.events == 0) return value.number;
+    if (metric.aggregation == Aggregation::sum) return double_sum(before.value, value.number);
     if (metric.aggregation == Aggregation::max) return std::max(before.value, value.number);
     if (metric.aggregation == Aggregation::min) return std::min(before.value, value.number);
     auto sum = metric;
@@ -11631,7 +11933,7 @@ Fees Plan::estimate_fees(const Event& event, Timestamp now, UsageSource& usage_s
         const auto before = usage_source.measure(charge.meter.metric, query).front();
         const auto after = consumed_with(charge.meter.metric, happening, before, query, usage_source);
         if (!after) continue;
-        const auto credited = credited_units(charge.meter.id, account.query, usage_source).value_or(charge.granted);
+        const auto credited = account.credited(charge, usage_source);
         const auto added = difference(price_units(charge.price, *after, credited), price_units(charge.price, before.value, credited));
         list.push_back(fee_of(charge, account, *after - before.value, added));
         list.back().events = 1;
@@ -11643,8 +11945,7 @@ Fees Plan::estimate_fees(const Event& event, Timestamp now, UsageSource& usage_s
 Fee Plan::price(std::string_view name, const Decimal& units, std::int64_t) const {
     const auto charge = std::find_if(charges.begin(), charges.end(), [&](const Charge& each) { return each.name == name; });
     if (charge == charges.end()) throw Error(ErrorCode::not_found, "charge", "charge_not_found");
-    return fee_of(*charge, {nullptr, {}}, units,
-                  charge->tiers ? price_tiers(*charge->tiers, units) : price_units(charge->price, units, charge->granted));
+    return fee_of(*charge, {}, units, charge->tiers ? price_bought(*charge->tiers, units) : price_units(charge->price, units, charge->granted));
 }
 
 std::shared_ptr<const Book::Impl> load(const json& catalogue) {
@@ -11661,12 +11962,11 @@ std::shared_ptr<const Book::Impl> load(const json& catalogue) {
     }
     for (const auto& price : product.list("prices")) {
         const auto type = price.text("amount_type");
-        if (type != "fixed" && type != "custom" && type != "free") book->charges.push_back(read_charge(price, product, meters));
+        if (type == "fixed" || type == "custom" || type == "free") continue;
+        book->charges.push_back(read_charge(price, product, meters));
+        if (book->charges.back().price.currency != book->charges.front().price.currency) product.refuse("has prices in several currencies");
     }
     if (book->charges.empty()) product.refuse("has no price by usage, seats or units");
-    for (const auto& charge : book->charges) {
-        if (charge.price.currency != book->charges.front().price.currency) product.refuse("has prices in several currencies");
-    }
     book->lists_subscriptions = root.find("subscriptions").has_value();
     for (const auto& at : root.list("subscriptions")) book->subscriptions.push_back(read_subscription(at));
     std::stable_sort(book->subscriptions.begin(), book->subscriptions.end(),
@@ -11697,31 +11997,21 @@ AggregateQuery of_customers(const std::vector<std::string>& customers) {
     return query;
 }
 
-// The rows of a bin, one for each customer or one for all, as one value.
-Decimal quantity(std::span<const Measured> rows, const std::optional<Aggregation>& over_customers) {
-    if (!over_customers) return rows.front().value;
-    std::vector<Decimal> values;
-    for (const auto& row : rows) values.push_back(row.value);
-    return folded(*over_customers, values);
-}
-
+// Of the bins that have events; where each customer has a row in one, what the function makes of these.
 std::map<Timestamp, Decimal> quantities_by_bin(const Metric& metric, AggregateQuery asked, const std::optional<Aggregation>& over_customers,
                                                UsageSource& usage) {
     if (over_customers) asked.group_by = {"customer"};
-    const auto rows = usage.measure(metric, asked);
+    std::map<Timestamp, std::vector<Decimal>> values;
+    for (const auto& row : usage.measure(metric, asked)) values[*row.bin].push_back(row.value);
     std::map<Timestamp, Decimal> found;
-    for (auto begin = rows.begin(); begin != rows.end();) {
-        const auto end = std::find_if(begin, rows.end(), [&](const Measured& row) { return row.bin != begin->bin; });
-        found[*begin->bin] = quantity({begin, end}, over_customers);
-        begin = end;
-    }
+    for (const auto& [bin, each] : values) found[bin] = over_customers ? folded(*over_customers, each) : each.front();
     return found;
 }
 
 // The total of the rows that have events; an average or unique count is one over all events, whatever their time (service.py:360).
 Decimal total_of(const Metric& metric, AggregateQuery asked, const std::vector<Decimal>& rows, UsageSource& usage) {
-    if (is_summable(metric.aggregation)) return folded(Aggregation::sum, rows);
-    if (metric.aggregation == Aggregation::max || metric.aggregation == Aggregation::min) return folded(metric.aggregation, rows);
+    const auto function = is_summable(metric.aggregation) ? Aggregation::sum : metric.aggregation;
+    if (function != Aggregation::average && function != Aggregation::unique_count) return folded(function, rows);
     asked.bin = Bin::none;
     asked.period = {};
     return usage.measure(metric, asked).front().value;
@@ -11731,7 +12021,7 @@ Decimal total_of(const Metric& metric, AggregateQuery asked, const std::vector<D
 Quantities quantities(Metric metric, const QuantitiesQuery& query, UsageSource& usage) {
     if (!is_function(metric.aggregation)) refuse("meter", "has an aggregation that Polar does not know");
     if (query.over_customers && !is_function(*query.over_customers)) refuse("over_customers", "is not one of Polar's functions");
-    const auto times = quantity_rows(query.start, query.end, interval_of(query.interval), Zone(query.time_zone));
+    const auto times = quantity_rows(query.start, query.end, query.interval, Zone(query.time_zone));
     metric.rules = "polar";
     Bins bins({.bin = query.interval, .time_zone = query.time_zone});
     AggregateQuery asked = of_customers(query.customers);
@@ -11751,24 +12041,28 @@ Quantities quantities(Metric metric, const QuantitiesQuery& query, UsageSource& 
     return answer;
 }
 
-// Since the last reset. At the next one usage eats what does not roll over first (customer_meter/service.py:194).
+// Of what was recorded since the last reset happened. At the next one usage eats what does not roll over first (customer_meter/service.py:194).
 CustomerMeter customer_meter(const std::string& id, Metric metric, const std::vector<std::string>& customers, UsageSource& usage) {
     if (customers.empty()) refuse("customers", "is empty");
     metric.rules = "polar";
     AggregateQuery asked = of_customers(customers);
     const auto reset = usage.measure(system_metric("meter.reset", id, Aggregation::max, "timestamp"), asked).front();
-    if (reset.events > 0) asked.period.from = Timestamp::from_unix(reset.value);
+    if (reset.events > 0)
+        asked.filter = Filter::all({asked.filter, Filter::where("recorded_at", Operator::gte, json::parse(reset.value.to_string()))});
     const auto credited = [&](const Filter& which) {
         auto query = asked;
         query.filter = Filter::all({asked.filter, which});
         return credited_units(id, query, usage).value_or(Decimal());
     };
+    // Of a customer with two ids, Polar takes the property of all but sums and counts for one key, which a path is not (:430).
+    const bool nested = std::count(metric.property.begin(), metric.property.end(), '.') > 1;
+    const bool reads_nothing = nested && customers.size() > 1 && !is_summable(metric.aggregation);
     CustomerMeter answer;
-    answer.consumed = usage.measure(metric, of_users(asked)).front().value;
+    if (!reads_nothing) answer.consumed = usage.measure(metric, of_users(asked)).front().value;
     answer.credited = credited({});
     answer.balance = double_sum(answer.credited, -answer.consumed);
     const Decimal rolling = credited(Filter::equals("properties.rollover", true));
-    const Decimal left = credited(Filter::where("properties.rollover", Operator::ne, true)) + rolling - answer.consumed;
+    const Decimal left = double_sum(credited(Filter::where("properties.rollover", Operator::ne, true)) + rolling, -answer.consumed);
     answer.rollover = at_least_zero(std::min(left.round(0, Rounding::down), rolling));
     return answer;
 }
@@ -11785,6 +12079,7 @@ namespace autumn {
 
 // Of resets, prices and usage windows (getCycleIntervalFunctions.ts:27).
 constexpr std::pair<std::string_view, Stride> intervals[] = {
+    {"minute", {0, micros_per_minute}},
     {"hour", {0, micros_per_hour}},
     {"day", {0, micros_per_day}},
     {"week", {0, 7 * micros_per_day}},
@@ -11820,35 +12115,27 @@ std::optional<Period> usage_window(std::string_view interval, Timestamp now, con
     return cycle_around(now, anchor.value_or(calendar_anchor(stride)), stride);
 }
 
-// Both ends belong to it.
-struct Range {
-    Timestamp from, to;
+// What an analytics range covers: the bins of the list, and the total beside them. Its last moment, a whole second, belongs to it.
+struct Ranges {
+    Period list, total;
 };
 
-// What an analytics range covers: the bins of the list, and the total beside them.
-struct Ranges {
-    Range list, total;
-};
+Period up_to(Timestamp from, Timestamp last) { return {from, last + std::chrono::microseconds(1)}; }
 
 // Without a billing cycle its ranges are the last day (aggregate.ts:90). The total of a range of days begins earlier than its list, with
 // the day when bins are days and else with the hour (getCountAndSum.ts:79).
 Ranges named_ranges(std::string_view name, Bin bin, Timestamp now, const std::optional<BillingCycle>& cycle) {
     const bool days = name.ends_with('h') || name.ends_with('d');
     const Period period = named_period(days || cycle ? name : "24h", cut(now, micros_per_second), cycle);
-    const Range list{period.from, period.to};
+    const auto list = up_to(period.from, period.to);
     if (!days && cycle) return {list, list};
     return {list, {cut(list.from, bin == Bin::day ? micros_per_day : micros_per_hour), list.to}};
 }
 
 // Milliseconds are cut off at both ends (aggregate.ts:101).
 Ranges custom_ranges(Timestamp from, Timestamp to) {
-    const Range range{cut(from, micros_per_second), cut(to, micros_per_second)};
+    const auto range = up_to(cut(from, micros_per_second), cut(to, micros_per_second));
     return {range, range};
-}
-
-// The bins of a list. The range's last moment belongs to it, so an end at midnight adds a day (aggregate.ts:142).
-BinGrid list_bins(const Range& range, Bin bin, std::string time_zone) {
-    return BinGrid({range.from, range.to + std::chrono::seconds(1)}, {.bin = bin, .time_zone = std::move(time_zone)});
 }
 
 // ---- prices ----
@@ -11869,7 +12156,7 @@ struct Item {
     bool volume = false;
     bool prepaid = false, usage_based = false;
     Decimal included = {}, billing_units = 1;
-    std::vector<Tier> tiers = {};  // limits without the included units; the rate is for one unit
+    std::vector<Tier> tiers = {};  // limits without the included units; the rate is for one pack of billing units
 };
 
 // The limits of tiers are in total units to users and beyond the included ones inside (7.2); "inf" stays.
@@ -11885,20 +12172,24 @@ std::optional<Decimal> read_limit(const Node& at) {
 
 void add_tier(Item& item, const std::optional<Decimal>& limit, const Decimal& amount, const Decimal& flat) {
     const auto above = item.tiers.empty() ? Decimal() : item.tiers.back().up_to.value_or(Decimal());
-    item.tiers.push_back({.above = above, .up_to = limit, .rate = divided(amount, item.billing_units), .flat = flat, .from = above});
+    item.tiers.push_back({.above = above, .up_to = limit, .rate = amount, .flat = flat, .from = above});
 }
 
 // The amounts in a currency: its own block where there is one, else the base's (7.10).
 Node in_currency(const Node& at, const std::string& currency) {
-    const auto blocks = at.find("currencies");
-    const auto block = blocks && !currency.empty() ? blocks->find(currency) : std::nullopt;
-    return block.value_or(at);
+    if (currency.empty() || !at.find("currencies")) return at;
+    const auto blocks = at.object("currencies");
+    return blocks.find(currency) ? blocks.object(currency) : at;
+}
+
+// Which of two words there is; without any it is the first.
+bool is_second(const Node& at, std::string_view key, std::string_view first, std::string_view second) {
+    return at.choice(key, std::array{std::pair(first, false), std::pair(second, true)}, std::string(first));
 }
 
 Item read_item(const Node& at, bool limits_include_included, const std::string& currency = {}) {
-    static constexpr std::array<std::pair<std::string_view, bool>, 3> behaviors{{{"", false}, {"graduated", false}, {"volume", true}}};
     Item item;
-    item.volume = at.choice("tier_behavior", behaviors);
+    item.volume = is_second(at, "tier_behavior", "graduated", "volume");
     item.prepaid = at.text("billing_method") == "prepaid";
     item.usage_based = at.text("billing_method") == "usage_based";
     item.included = at.decimal("included").value_or(Decimal());
@@ -11939,7 +12230,10 @@ Priced finished(Priced priced, bool negative) {
 // 7.4: flat amounts play no part, units beyond the last limit are free.
 Priced price_graduated(const Item& item, const Decimal& units) {
     auto tiers = item.tiers;
-    for (auto& tier : tiers) tier.flat = {};
+    for (auto& tier : tiers) {
+        tier.rate = divided(tier.rate, item.billing_units);
+        tier.flat = {};
+    }
     return units.is_zero() ? Priced() : graduated(tiers, units);
 }
 
@@ -11952,7 +12246,10 @@ Priced price_volume(const Item& item, const Decimal& included, const Decimal& un
     }
     for (const auto& tier : item.tiers) {
         if (tier.up_to && units > *tier.up_to + included) continue;
-        priced.add(tier_line(tier, units));
+        auto line = tier_line(tier, units);
+        line.rate = divided(tier.rate, item.billing_units);
+        line.amount = divided(units * tier.rate, item.billing_units) + tier.flat;
+        priced.add(std::move(line));
         break;
     }
     return priced;
@@ -12004,95 +12301,186 @@ struct CreditSystem {
 CreditSystem read_credit_system(const Node& at, std::string_view id_field) {
     CreditSystem system{at.text(id_field), {}};
     for (const auto& each : at.list("credit_schema")) {
-        const auto amount = at_least_zero(each.decimal("credit_cost").value_or(each.decimal("credit_amount").value_or(Decimal())));
-        system.costs[each.required_text("metered_feature_id")] = divided(amount, each.decimal("feature_amount").value_or(Decimal(1)));
+        const auto amount = each.decimal("credit_cost").value_or(each.decimal("credit_amount").value_or(Decimal()));
+        const auto units = each.decimal("feature_amount").value_or(Decimal(1));
+        if (amount.is_negative()) throw Error(ErrorCode::bad_value, each.path("credit_cost"), "must not be negative");
+        if (units <= 0) throw Error(ErrorCode::bad_value, each.path("feature_amount"), "must be above 0");
+        system.costs[each.required_text("metered_feature_id")] = divided(amount, units);
     }
     return system;
 }
 
-// Credits for that many units of a feature; the system's own units are credits already.
+// Credits for that many units of a feature, as a JavaScript number keeps them; the system's own units are credits already.
 Decimal credits(const CreditSystem& system, const std::string& feature, const Decimal& units) {
     if (feature == system.id) return units;
     const auto found = system.costs.find(feature);
     if (found == system.costs.end()) throw Error(ErrorCode::bad_value, "feature_id", "invalid_request");
-    return found->second * units;
+    return Decimal::divide_significant(found->second * units, 1, 17, Rounding::half_up);
+}
+
+// --- tokens: what a request to a model takes from an AI credit system (4.8; aiCreditSystemUtils.ts) ---
+
+struct TokenKind {
+    std::string_view field, rate;  // in the request, and in a model's prices
+    std::string_view otherwise;    // the rate of models that have none of this kind
+    bool in_context;               // long contexts have a rate of their own
+};
+
+constexpr std::array<TokenKind, 7> token_kinds{{{"input_tokens", "input", "input", true},
+                                                {"output_tokens", "output", "output", true},
+                                                {"cache_read_tokens", "cache_read", "input", true},
+                                                {"cache_write_tokens", "cache_write", "input", true},
+                                                {"audio_input_tokens", "input_audio", "input", false},
+                                                {"audio_output_tokens", "output_audio", "output", false},
+                                                {"reasoning_tokens", "reasoning", "output", false}}};
+
+// USD for a million tokens, by the name of the rate; those of contexts of more tokens than a size go before the others.
+using TokenRates = std::map<std::string, Decimal, std::less<>>;
+struct Model {
+    TokenRates rates = {};
+    std::map<Decimal, TokenRates> contexts = {};
+};
+
+// What is added to a model's prices, in percent: as said of the model, else of its provider, else of all.
+struct Markups {
+    std::map<std::string, Decimal> models = {}, providers = {};
+    std::optional<Decimal> otherwise = {};
+    std::map<std::string, Model> custom = {};  // models without prices elsewhere: "custom/..."
+};
+
+std::optional<Decimal> read_rate(const Node& at, std::string_view key) {
+    const auto rate = at.decimal(key);
+    if (rate && rate->is_negative()) throw Error(ErrorCode::bad_value, at.path(key), "must not be negative");
+    return rate;
+}
+
+TokenRates read_token_rates(const Node& at, bool context) {
+    TokenRates rates;
+    for (const auto& kind : token_kinds) {
+        if (context && !kind.in_context) continue;
+        if (const auto rate = read_rate(at, kind.rate)) rates.emplace(kind.rate, *rate);
+    }
+    return rates;
+}
+
+Model read_model(const Node& at) {
+    Model model{read_token_rates(at, false)};
+    for (const auto* needed : {"input", "output"}) {
+        if (!model.rates.contains(needed)) throw Error(ErrorCode::bad_value, at.path(needed), "is required");
+    }
+    const auto contexts = at.list("tiers");
+    for (const auto& each : contexts) model.contexts[each.object("tier").decimal("size").value_or(Decimal())] = read_token_rates(each, true);
+    if (contexts.empty() && at.find("context_over_200k")) model.contexts[200000] = read_token_rates(at.object("context_over_200k"), true);
+    return model;
+}
+
+std::optional<Decimal> read_markup(const Node& at, const char* key) {
+    auto markup = at.decimal(key);
+    if (markup && *markup < -100) throw Error(ErrorCode::bad_value, at.path(key), "must not be below -100");
+    return markup;
+}
+
+// Of a feature, or of its "config".
+Markups read_markups(const Node& feature) {
+    Markups markups;
+    for (const auto& at : {feature, feature.find("config") ? feature.object("config") : feature}) {
+        if (const auto markup = read_markup(at, "default_markup")) markups.otherwise = markup;
+        for (const auto& [provider, each] : at.members("provider_markups")) {
+            if (const auto markup = read_markup(each, "markup")) markups.providers[provider] = *markup;
+        }
+        for (const auto& [model, each] : at.members("model_markups")) {
+            if (const auto markup = read_markup(each, "markup")) markups.models[model] = *markup;
+            const auto input = read_rate(each, "input_cost"), output = read_rate(each, "output_cost");
+            if (input && output) markups.custom[model] = {{{"input", *input}, {"output", *output}}, {}};
+        }
+    }
+    return markups;
+}
+
+Decimal markup_of(const Markups& markups, const std::string& model) {
+    if (const auto own = markups.models.find(model); own != markups.models.end()) return own->second;
+    if (const auto of_all = markups.providers.find(model.substr(0, model.find('/'))); of_all != markups.providers.end()) return of_all->second;
+    return markups.otherwise.value_or(Decimal());
+}
+
+using Tokens = std::array<Decimal, token_kinds.size()>;
+
+// The size of the context is its text, whether it was in a cache or not. Of a custom model other kinds of tokens than text cost nothing.
+Priced price_tokens(const Model& model, const Tokens& tokens, bool custom, const Decimal& markup) {
+    const auto larger = model.contexts.lower_bound(tokens[0] + tokens[2] + tokens[3]);
+    const TokenRates* context = larger == model.contexts.begin() ? nullptr : &std::prev(larger)->second;
+    const auto rate = [&](std::string_view name) -> std::optional<Decimal> {
+        for (const auto* rates : {context, &model.rates}) {
+            if (!rates) continue;
+            if (const auto found = rates->find(name); found != rates->end()) return found->second;
+        }
+        return {};
+    };
+    Priced priced;
+    for (std::size_t i = 0; i < (custom ? 2 : tokens.size()); ++i) {
+        if (tokens[i].is_zero()) continue;
+        const auto per_million = rate(token_kinds[i].rate);
+        priced.add(units_line(tokens[i], (per_million ? *per_million : *rate(token_kinds[i].otherwise)) * Decimal::scaled(1, 6)));
+    }
+    if (!markup.is_zero()) {
+        auto line = units_line(priced.amount, percent(markup));
+        line.step = Step::percentage;
+        priced.add(std::move(line));
+    }
+    return priced;
 }
 
 // --- balances: which pays, and whether there is enough (5.2, 7.7) ---
 
 struct Balance {
-    std::string id;
     Decimal balance, starting;
     bool overage_allowed = false, unlimited = false;
     std::optional<Decimal> least = {};  // how far down overage may go
     Decimal cost = 1;                   // of one unit, in the balance's own
 };
 
-enum class OverageBehavior { cap, reject, overflow };
+enum class OverageBehavior { cap, reject, overflow };  // overflow: no balance has a floor or ceiling
 
-// Takes `units` off `balance` down to `floor`, as far as there is any room; what could not be taken is left in `units`.
-void take(Balance& balance, Decimal& units, const std::optional<Decimal>& floor) {
+// Takes `units` off the balance, or gives them back when they are negative, as far as there is room to `bound`; the rest stays in `units`.
+void take(Balance& balance, Decimal& units, const std::optional<Decimal>& bound) {
     const auto wanted = units * balance.cost;
-    const auto taken = floor ? std::min(wanted, at_least_zero(balance.balance - *floor)) : wanted;
+    auto taken = wanted;
+    if (bound)
+        taken = wanted.is_negative() ? std::max(wanted, -at_least_zero(*bound - balance.balance))
+                                     : std::min(wanted, at_least_zero(balance.balance - *bound));
     balance.balance = (balance.balance - taken).round(amount_decimals, Rounding::half_up);
     units -= taken == wanted ? units : divided(taken, balance.cost);
 }
 
-// Gives `units` back to `balance` up to `ceiling`.
-void give(Balance& balance, Decimal& units, const std::optional<Decimal>& ceiling) {
-    const auto wanted = units * balance.cost;
-    const auto given = ceiling ? std::min(wanted, at_least_zero(*ceiling - balance.balance)) : wanted;
-    balance.balance = (balance.balance + given).round(amount_decimals, Rounding::half_up);
-    units -= given == wanted ? units : divided(given, balance.cost);
-}
-
-// Usage: every balance down to 0 in order, then those that allow overage down to their floor.
-Decimal deduct(std::vector<Balance>& balances, Decimal units, OverageBehavior behavior) {
-    for (auto& balance : balances) {
-        if (balance.unlimited) return {};
-        take(balance, units, Decimal());
-    }
-    for (auto& balance : balances) {
-        const bool overflows = behavior == OverageBehavior::overflow;
-        if (balance.overage_allowed || overflows) take(balance, units, overflows ? std::nullopt : balance.least);
-    }
-    return units;
-}
-
-// A refund: negative balances up to 0, then every balance up to where it started; the rest only where overage is allowed.
-Decimal refund(std::vector<Balance>& balances, Decimal units) {
-    for (auto& balance : balances) give(balance, units, Decimal());
-    for (auto& balance : balances) give(balance, units, balance.starting);
-    for (auto& balance : balances) {
-        if (balance.overage_allowed) give(balance, units, {});
-    }
-    return units;
-}
-
-// What is left of `value` that no balance took; with reject nothing moves unless all of it fits.
+// What is left of `value` that no balance took (7.7): nothing where one is unlimited. First every balance goes to 0, in order; then usage goes on
+// to the floors of those that allow overage, a refund to where each started. With reject nothing moves unless all of it fits.
 Decimal settle(std::vector<Balance>& balances, const Decimal& value, OverageBehavior behavior) {
+    if (std::any_of(balances.begin(), balances.end(), [](const Balance& each) { return each.unlimited; })) return {};
+    const bool refund = value.is_negative(), overflows = behavior == OverageBehavior::overflow;
     auto changed = balances;
-    const auto left = value.is_negative() ? -refund(changed, -value) : deduct(changed, value, behavior);
+    auto left = value;
+    for (auto& balance : changed) take(balance, left, Decimal());
+    for (auto& balance : changed) {
+        const auto bound = refund ? std::optional(balance.starting) : balance.least;
+        if (refund || balance.overage_allowed) take(balance, left, overflows ? std::nullopt : bound);
+    }
+    for (auto& balance : changed) {
+        if (overflows) take(balance, left, {});
+    }
+    left = left.round(amount_decimals, Rounding::half_up);
     if (behavior != OverageBehavior::reject || left.is_zero()) balances = std::move(changed);
     return left;
 }
 
-struct Standing {
-    Decimal remaining, overage;
-    bool unlimited = false, overage_allowed = false;
-    std::optional<Decimal> max_purchase = {};  // overage at most; unbounded when absent
-    std::optional<Decimal> headroom = {};      // what usage limits leave; nothing without one
-};
+bool over_limit(const Check& check) { return check.usage_limit_left && check.required > *check.usage_limit_left; }
 
-bool over_limit(const Standing& standing, const Decimal& required) { return standing.headroom && required > *standing.headroom; }
-
-// Whether `required` more units may be used; first rule that applies (5.2).
-bool allowed(const Standing& standing, const Decimal& required) {
-    if (standing.unlimited || required.is_negative()) return true;
-    if (over_limit(standing, required)) return false;
-    if (!standing.overage_allowed) return standing.remaining >= required;
-    if (!standing.max_purchase) return true;
-    return at_least_zero(*standing.max_purchase - standing.overage) + standing.remaining >= required;
+// Whether the units may be used that a check of a balance requires; first rule that applies (5.2).
+bool allowed(const Check& check) {
+    if (check.flag || check.unlimited || check.required.is_negative()) return true;
+    if (over_limit(check)) return false;
+    if (!check.overage_allowed) return check.balance >= check.required;
+    if (!check.overage_limit) return true;
+    return at_least_zero(*check.overage_limit - check.overage) + check.balance >= check.required;
 }
 
 // --- money ---
@@ -12118,13 +12506,15 @@ Decimal minor_units(const Decimal& amount, const std::string& code) {
 
 struct Feature {
     std::string id;
-    bool flag = false;               // boolean: there or not, nothing is counted
-    std::vector<std::string> names;  // of the events that use it, each once
-    CreditSystem system;             // without costs when it is none
+    bool flag = false;                    // boolean: there or not, nothing is counted
+    std::vector<std::string> names;       // of the events that use it, each once
+    CreditSystem system;                  // without costs when it is none
+    std::optional<Markups> markups = {};  // of an AI credit system
 };
 
 Feature read_feature(const Node& at) {
     Feature feature{at.required_text("id"), at.text("type") == "boolean", at.texts("event_names"), read_credit_system(at, "id")};
+    if (at.text("type") == "ai_credit_system") feature.markups = read_markups(at);
     feature.names.push_back(feature.id);
     std::sort(feature.names.begin(), feature.names.end());
     feature.names.erase(std::unique(feature.names.begin(), feature.names.end()), feature.names.end());
@@ -12147,13 +12537,19 @@ struct PlanItem {
 // Rules of plan items (7.1).
 void check_item(const Node& at, const Node& price, const Item& item) {
     const auto refuse = [](const std::string& path, const char* reason) { throw Error(ErrorCode::bad_value, path, reason); };
-    if (price.find("amount").has_value() == !price.list("tiers").empty()) refuse(price.path("amount"), "exactly one of amount and tiers is required");
+    const auto tiers = price.list("tiers");
+    if (price.find("amount").has_value() == !tiers.empty()) refuse(price.path("amount"), "exactly one of amount and tiers is required");
     if (!item.prepaid && !item.usage_based) refuse(price.path("billing_method"), "must be prepaid or usage_based");
     if (item.volume && !item.prepaid) refuse(price.path("tier_behavior"), "volume is for prepaid items only");
-    if (item.included.is_negative()) refuse(at.path("included"), "must not be negative");
+    if (!item.prepaid && at.find("proration")) refuse(at.path("proration"), "is for prepaid items only");
+    const auto reset = at.find("reset");
+    if (!item.prepaid && reset && price.find("interval") && reset->text("interval") != price.text("interval"))
+        refuse(price.path("interval"), "may differ from the reset's for prepaid items only");
     for (std::size_t i = 0; i < item.tiers.size(); ++i) {
         const auto path = price.path("tiers") + "[" + std::to_string(i) + "]";
         const auto& tier = item.tiers[i];
+        if (i < tiers.size() && !tiers[i].find("to")) refuse(path + ".to", "is required");
+        if (i < tiers.size() && !tiers[i].find("amount") && !tiers[i].find("flat_amount")) refuse(path + ".amount", "is required");
         if (tier.rate.is_negative() || tier.flat.is_negative()) refuse(path + ".amount", "must not be negative");
         if (!tier.flat.is_zero() && (!item.volume || item.tiers.size() < 2)) refuse(path + ".flat_amount", "is for volume with several tiers only");
         if (tier.up_to && *tier.up_to <= tier.above) refuse(path + ".to", i == 0 ? "must be above included" : "must be above the tier before");
@@ -12163,7 +12559,8 @@ void check_item(const Node& at, const Node& price, const Item& item) {
 
 Item read_amounts(const Node& at, const std::string& currency) {
     const auto included = at.decimal("included").value_or(Decimal());
-    if (included.is_negative()) throw Error(ErrorCode::bad_value, at.path("included"), "must not be negative");
+    if (included.is_negative() || included > Decimal(10000000000000))
+        throw Error(ErrorCode::bad_value, at.path("included"), "must be from 0 to 10^13");
     if (!at.find("price")) return {.included = included};
     const auto price = at.object("price");
     auto merged = price.value();
@@ -12252,8 +12649,8 @@ struct Controls {
 };
 
 UsageLimit read_usage_limit(const Node& at) {
-    static constexpr std::array<std::pair<std::string_view, bool>, 3> anchors{{{"", false}, {"billing_cycle", false}, {"utc", true}}};
-    UsageLimit limit{at.decimal("limit").value_or(Decimal(-1)), at.text("interval"), at.choice("anchor", anchors), at.flag("enabled", true)};
+    UsageLimit limit{at.decimal("limit").value_or(Decimal(-1)), at.text("interval"), is_second(at, "anchor", "billing_cycle", "utc"),
+                     at.flag("enabled", true)};
     if (limit.limit.is_negative()) throw Error(ErrorCode::bad_value, at.path("limit"), "must be a number, and not negative");
     if (limit.interval != "lifetime") at.choice("interval", intervals);
     if (!at.find("filter")) return limit;
@@ -12267,8 +12664,7 @@ UsageLimit read_usage_limit(const Node& at) {
 }
 
 SpendLimit read_spend_limit(const Node& at) {
-    static constexpr std::array<std::pair<std::string_view, bool>, 3> types{{{"", false}, {"absolute", false}, {"usage_percentage", true}}};
-    SpendLimit limit{at.flag("enabled"), at.choice("limit_type", types), at.decimal("overage_limit")};
+    SpendLimit limit{at.flag("enabled"), is_second(at, "limit_type", "absolute", "usage_percentage"), at.decimal("overage_limit")};
     if (limit.limit && limit.limit->is_negative()) throw Error(ErrorCode::bad_value, at.path("overage_limit"), "must not be negative");
     if (at.find("skip_overage_billing")) limit.skip_billing = at.flag("skip_overage_billing");
     return limit;
@@ -12276,11 +12672,11 @@ SpendLimit read_spend_limit(const Node& at) {
 
 Controls read_controls(const Node& holder) {
     Controls controls;
-    const auto at = holder.find("billing_controls");
-    if (!at) return controls;
-    for (const auto& each : at->list("usage_limits")) controls.usage_limits[each.required_text("feature_id")].push_back(read_usage_limit(each));
-    for (const auto& each : at->list("spend_limits")) controls.spend_limits[each.text("feature_id")] = read_spend_limit(each);
-    for (const auto& each : at->list("overage_allowed")) controls.overage_allowed[each.required_text("feature_id")] = each.flag("enabled");
+    if (!holder.find("billing_controls")) return controls;
+    const auto at = holder.object("billing_controls");
+    for (const auto& each : at.list("usage_limits")) controls.usage_limits[each.required_text("feature_id")].push_back(read_usage_limit(each));
+    for (const auto& each : at.list("spend_limits")) controls.spend_limits[each.text("feature_id")] = read_spend_limit(each);
+    for (const auto& each : at.list("overage_allowed")) controls.overage_allowed[each.required_text("feature_id")] = each.flag("enabled");
     return controls;
 }
 
@@ -12301,25 +12697,27 @@ bool stricter(const UsageLimit& a, const UsageLimit& b) {
     return ours < theirs || (ours == theirs && a.utc && !b.utc);
 }
 
-// What several plans say together.
-void add_controls(Controls& all, const Controls& more) {
-    for (const auto& [feature, limit] : more.spend_limits) {
-        const auto [place, fresh] = all.spend_limits.try_emplace(feature, limit);
-        if (!fresh && stricter(limit, place->second)) place->second = limit;
+// What several plans say together: of each feature the stricter word.
+template <class Value, class Stricter>
+void add_stricter(std::map<std::string, Value>& all, const std::map<std::string, Value>& more, const Stricter& stricter) {
+    for (const auto& [feature, value] : more) {
+        const auto [place, fresh] = all.try_emplace(feature, value);
+        if (!fresh && stricter(value, place->second)) place->second = value;
     }
+}
+
+void add_controls(Controls& all, const Controls& more) {
+    add_stricter(all.spend_limits, more.spend_limits, [](const SpendLimit& a, const SpendLimit& b) { return stricter(a, b); });
+    add_stricter(all.overage_allowed, more.overage_allowed, [](bool a, bool) { return !a; });
     for (const auto& [feature, limits] : more.usage_limits) {
+        auto& list = all.usage_limits[feature];
         for (const auto& limit : limits) {
-            auto& list = all.usage_limits[feature];
             const auto same = std::find_if(list.begin(), list.end(), [&](const UsageLimit& each) { return each.properties == limit.properties; });
             if (same == list.end())
                 list.push_back(limit);
             else if (stricter(limit, *same))
                 *same = limit;
         }
-    }
-    for (const auto& [feature, allowed] : more.overage_allowed) {
-        const auto [place, fresh] = all.overage_allowed.try_emplace(feature, allowed);
-        place->second = place->second && allowed;
     }
 }
 
@@ -12344,29 +12742,31 @@ Holder read_holder(const Node& at) {
     return holder;
 }
 
-const Holder* find_holder(const std::vector<Holder>& list, const std::string& id) {
-    const auto found = std::find_if(list.begin(), list.end(), [&](const Holder& holder) { return holder.id == id; });
+// The one with that id, if there is one.
+template <class Named>
+const Named* find_id(const std::vector<Named>& list, const std::string& id) {
+    const auto found = std::find_if(list.begin(), list.end(), [&](const Named& each) { return each.id == id; });
     return found == list.end() ? nullptr : &*found;
 }
 
 struct Plans final : Book::Impl {
     std::string currency;
     std::vector<Feature> features;
+    std::map<std::string, Model> models;  // by "provider/model"
     std::vector<PlanItem> items;
     std::map<std::string, Controls> controls;      // by plan
     std::optional<std::vector<Holder>> customers;  // when absent any customer, who has all plans
 
     bool serves(const std::string&, const std::string& customer) const override {
-        return !customer.empty() && (!customers || find_holder(*customers, customer));
+        return !customer.empty() && (!customers || find_id(*customers, customer));
     }
     bool has_balances() const override { return true; }
     Period period_around(const UsageQuery& query, Timestamp at) const override;
-    bool knows_feature(const std::string& id) const override {
-        return std::any_of(features.begin(), features.end(), [&](const Feature& each) { return each.id == id; });
-    }
+    bool knows_feature(const std::string& id) const override { return find_id(features, id) != nullptr; }
     Fees usage(const UsageQuery& query, Timestamp now, UsageSource& source) const override;
     Fees estimate_fees(const Event& event, Timestamp now, UsageSource& source) const override;
     Fee price(std::string_view charge, const Decimal& units, std::int64_t events) const override;
+    Fee price_tokens(const json& request) const override;
     Check check(const Event& event, Timestamp now, UsageSource& source) const override;
     std::vector<std::string> charge_names(const std::string& metric) const override {
         std::set<std::string> names;
@@ -12376,21 +12776,10 @@ struct Plans final : Book::Impl {
         return {names.begin(), names.end()};
     }
 
-    const Feature& feature(const std::string& id) const {
-        return *std::find_if(features.begin(), features.end(), [&](const Feature& each) { return each.id == id; });
-    }
+    const Feature& feature(const std::string& id) const { return *find_id(features, id); }
 };
 
 // ---- accounts: the balances of a customer, and what the log's events took from them ----
-
-AggregateQuery customer_query(const std::string& customer, const std::string& subscription, const Period& period) {
-    if (customer.empty()) throw Error(ErrorCode::bad_value, "customer", "is required");
-    AggregateQuery query;
-    query.customer = customer;
-    query.subscription = subscription;
-    query.period = period;
-    return query;
-}
 
 // An event counts its value, 1 when it has none: the rules of that name say so.
 Metric feature_metric(const std::string& feature) {
@@ -12423,16 +12812,18 @@ struct Holding {
 struct Account {
     const Plans& plans;
     std::string customer, entity;
+    Timestamp now;
     const Holder* holder = nullptr;                       // the customer in the catalogue
     std::map<std::string, const Subscription*> own = {};  // the customer's, by plan
     Controls inherited = {};                              // from these plans
     std::vector<Holding> holdings = {};
     std::set<std::string> entities = {};  // those whose balances are among them
+    bool alone = false;                   // it is about the use by the entity alone
 
     // What the entity says goes before what the customer says, and that before the plan (7.6).
     template <class Value>
     const Value* control(std::map<std::string, Value> Controls::*which, const std::string& feature, const std::string& of_entity) const {
-        const Holder* part = holder ? find_holder(holder->entities, of_entity) : nullptr;
+        const Holder* part = holder ? find_id(holder->entities, of_entity) : nullptr;
         for (const Controls* controls : {part ? &part->controls : nullptr, holder ? &holder->controls : nullptr, &inherited}) {
             if (!controls) continue;
             if (const auto found = (controls->*which).find(feature); found != (controls->*which).end()) return &found->second;
@@ -12440,6 +12831,15 @@ struct Account {
         return nullptr;
     }
 };
+
+// The events of a period that it is about.
+AggregateQuery query_of(const Account& account, const Period& period) {
+    AggregateQuery query;
+    query.customer = account.customer;
+    query.subscription = account.alone ? account.entity : "";
+    query.period = period;
+    return query;
+}
 
 Decimal bought_units(const PlanItem& item, const Subscription& subscription) {
     const auto bought = subscription.quantities.find(item.feature);
@@ -12460,7 +12860,6 @@ std::optional<Decimal> spend_limit(const Account& account, const std::string& fe
 
 void add_holding(Account& account, const PlanItem& item, const std::string& entity, const Subscription& subscription) {
     Holding holding{&item, entity, &subscription, {}};
-    holding.state.id = item.feature;
     const auto packs = prepaid_packs(item.item, bought_units(item, subscription));
     holding.state.starting = holding.state.balance = starting_balance(item.item, packs, subscription.products);
     holding.state.unlimited = item.unlimited;
@@ -12478,26 +12877,31 @@ void set_floors(Account& account) {
     }
 }
 
-// An entity's balances of the items that are granted to each entity of its kind; of all kinds when it is not told.
+// An entity's balances: of the items that are granted to each entity of its kind, of all kinds when it is not told, and of its own plans.
 void open_entity(Account& account, const std::string& entity) {
     if (!account.entities.insert(entity).second) return;
-    const Holder* part = account.holder ? find_holder(account.holder->entities, entity) : nullptr;
+    const Holder* part = account.holder ? find_id(account.holder->entities, entity) : nullptr;
     for (const auto& item : account.plans.items) {
         const auto own = account.own.find(item.plan);
         if (own == account.own.end() || item.entity_feature.empty()) continue;
         if (!part || part->feature.empty() || part->feature == item.entity_feature) add_holding(account, item, entity, *own->second);
     }
+    if (!part) return;
+    for (const auto& item : account.plans.items) {
+        const auto own = part->subscriptions.find(item.plan);
+        if (own != part->subscriptions.end() && own->second.active(account.now)) add_holding(account, item, entity, own->second);
+    }
 }
 
 // The subscriptions that the customer has at a moment, and what their plans say.
-void open_plans(Account& account, Timestamp now) {
+void open_plans(Account& account) {
     static const Subscription anyone;
     if (!account.plans.customers) {
         for (const auto& item : account.plans.items) account.own[item.plan] = &anyone;
     }
     if (account.holder) {
         for (const auto& [plan, subscription] : account.holder->subscriptions) {
-            if (subscription.active(now)) account.own[plan] = &subscription;
+            if (subscription.active(account.now)) account.own[plan] = &subscription;
         }
     }
     for (const auto& [plan, subscription] : account.own) {
@@ -12508,22 +12912,17 @@ void open_plans(Account& account, Timestamp now) {
 
 // The balances that the customer has at a moment: of its own plans, and of its entities' plans.
 Account open_account(const Plans& plans, const std::string& customer, const std::string& entity, Timestamp now) {
-    Account account{plans, customer, entity, plans.customers ? find_holder(*plans.customers, customer) : nullptr};
+    Account account{plans, customer, entity, now, plans.customers ? find_id(*plans.customers, customer) : nullptr};
+    if (customer.empty()) throw Error(ErrorCode::bad_value, "customer", "is required");
     if (plans.customers && !account.holder) throw Error(ErrorCode::not_found, "customer", "customer_not_found");
-    open_plans(account, now);
+    open_plans(account);
     for (const auto& item : plans.items) {
         const auto own = account.own.find(item.plan);
         if (own != account.own.end() && item.entity_feature.empty()) add_holding(account, item, {}, *own->second);
     }
     if (!entity.empty()) open_entity(account, entity);
     if (account.holder) {
-        for (const auto& part : account.holder->entities) {
-            open_entity(account, part.id);
-            for (const auto& item : plans.items) {
-                const auto own = part.subscriptions.find(item.plan);
-                if (own != part.subscriptions.end() && own->second.active(now)) add_holding(account, item, part.id, own->second);
-            }
-        }
+        for (const auto& part : account.holder->entities) open_entity(account, part.id);
     }
     set_floors(account);
     return account;
@@ -12531,13 +12930,15 @@ Account open_account(const Plans& plans, const std::string& customer, const std:
 
 bool visible(const Holding& holding, const std::string& entity) { return entity.empty() || holding.entity.empty() || holding.entity == entity; }
 
-// What a unit of the feature costs in the item's own units; nothing when the item does not pay for it.
+// What a unit of the feature costs in the item's own units, 1 where that says 0 (runDeductionOnContextV2.lua:52); nothing when the item does
+// not pay for it.
 std::optional<Decimal> cost_of(const Plans& plans, const PlanItem& item, const std::string& feature) {
     if (item.flag) return {};
     if (item.feature == feature) return Decimal(1);
     const auto& costs = plans.feature(item.feature).system.costs;
     const auto found = costs.find(feature);
-    return found == costs.end() ? std::nullopt : std::optional(found->second);
+    if (found == costs.end()) return {};
+    return found->second.is_zero() ? Decimal(1) : found->second;
 }
 
 // The balances that pay for the feature's use by an entity, in the order in which they do (7.7).
@@ -12550,7 +12951,8 @@ std::vector<std::size_t> payers(const Account& account, const std::string& featu
         const auto& holding = account.holdings[i];
         const auto stride = holding.item->reset.value_or(Stride());
         return std::tuple(!holding.state.unlimited, holding.entity.empty() == !entity.empty(), holding.item->feature != feature, !holding.item->reset,
-                          stride.months, stride.micros, std::string_view(holding.entity), holding.item->add_on, holding.state.overage_allowed);
+                          stride.months, stride.micros, std::string_view(holding.entity), holding.item->add_on, holding.state.overage_allowed,
+                          holding.subscription->started.value_or(Timestamp::min()));
     };
     std::stable_sort(order.begin(), order.end(), [&](std::size_t a, std::size_t b) { return rank(a) < rank(b); });
     return order;
@@ -12609,10 +13011,11 @@ struct Use {
     Measured row;
 };
 
+// Of these features, or of all when there are none.
 std::vector<Use> uses_of(const Plans& plans, const std::set<std::string>& features, const AggregateQuery& query, UsageSource& source) {
     std::vector<Use> list;
     for (const auto& feature : plans.features) {
-        if (!features.contains(feature.id)) continue;
+        if (!features.empty() && !features.contains(feature.id)) continue;
         for (const auto& name : feature.names) {
             for (auto& row : source.measure(feature_metric(name), query)) {
                 const auto entity = row.group.empty() ? query.subscription : row.group[0].value_or("");
@@ -12638,11 +13041,9 @@ std::set<std::string> related(const Plans& plans, const std::string& feature) {
     return all;
 }
 
-// What is to be followed: the use of these features, until now.
+// What is to be followed: the use of these features.
 struct Course {
     std::set<std::string> features;
-    Timestamp now;
-    bool alone = false;   // by the account's entity alone
     bool counts = false;  // also how many events took something off each balance
 };
 
@@ -12672,40 +13073,17 @@ void take_use(Account& account, const Course& course, const Use& used, Aggregate
 
 // All that was used in a stretch of time without resets.
 void spend(Account& account, const Course& course, const Period& period, UsageSource& source) {
-    auto query = customer_query(account.customer, course.alone ? account.entity : "", period);
+    auto query = query_of(account, period);
     const bool entities =
         std::any_of(account.plans.items.begin(), account.plans.items.end(), [](const auto& item) { return !item.entity_feature.empty(); }) ||
         std::any_of(account.holdings.begin(), account.holdings.end(), [](const auto& holding) { return !holding.entity.empty(); });
-    if (entities && !course.alone) query.group_by = {"subscription"};
+    if (entities && !account.alone) query.group_by = {"subscription"};
     const auto uses = uses_of(account.plans, course.features, query, source);
     for (const auto& used : uses) {
         if (!used.entity.empty()) open_entity(account, used.entity);
     }
     set_floors(account);
     for (const auto& used : uses) take_use(account, course, used, query, source);
-}
-
-// Where the history begins that today's balances follow from: with the oldest of the current cycles.
-Timestamp beginning(const std::vector<Holding>& holdings, Timestamp now) {
-    Timestamp from = now;
-    for (const auto& holding : holdings) from = std::min(from, holding.around(holding.item->reset, now).from);
-    return from;
-}
-
-// The history's beginning and every reset after it; of very many the last ones.
-std::vector<Timestamp> resets(const std::vector<Holding>& holdings, Timestamp from, Timestamp now) {
-    constexpr std::size_t most = 1000;
-    std::set<Timestamp> moments;
-    for (const auto& holding : holdings) {
-        const auto cycle = holding.cycle(holding.item->reset);
-        if (!cycle) continue;
-        auto k = cycle->index(now);
-        for (std::size_t i = 0; i < most && cycle->boundary(k) > from; ++i) moments.insert(cycle->boundary(k--));
-    }
-    while (moments.size() > most) moments.erase(moments.begin());
-    std::vector<Timestamp> list{from};
-    list.insert(list.end(), moments.begin(), moments.end());
-    return list;
 }
 
 void refill(Account& account, const Course& course, Timestamp at) {
@@ -12720,23 +13098,41 @@ void refill(Account& account, const Course& course, Timestamp at) {
 
 // The month of the first use; now when there is none.
 Timestamp first_use(const Account& account, const Course& course, UsageSource& source) {
-    auto query = customer_query(account.customer, course.alone ? account.entity : "", {});
+    auto query = query_of(account, {});
     query.bin = Bin::month;
-    Timestamp first = course.now;
+    Timestamp first = account.now;
     for (const auto& used : uses_of(account.plans, course.features, query, source)) first = std::min(first, used.row.bin.value());
     return first;
 }
 
-// Brings the balances up to now: what was used from reset to reset.
-void follow(Account& account, const Course& course, UsageSource& source) {
+// Where the history begins that today's balances follow from, with the oldest of the current cycles, and every reset after it; of very many the
+// last ones.
+std::set<Timestamp> turns(const Account& account, const Course& course, UsageSource& source) {
+    constexpr std::size_t most = 1000;
+    Timestamp from = account.now;
     const auto holdings = followed(account, course);
-    Timestamp from = beginning(holdings, course.now);
+    for (const auto& holding : holdings) from = std::min(from, holding.around(holding.item->reset, account.now).from);
     const bool resetting = std::any_of(holdings.begin(), holdings.end(), [](const Holding& holding) { return holding.item->reset.has_value(); });
     if (from == Timestamp::min() && resetting) from = first_use(account, course, source);
-    const auto moments = resets(holdings, from, course.now);
-    for (std::size_t i = 0; i < moments.size(); ++i) {
-        refill(account, course, moments[i]);
-        spend(account, course, {moments[i], i + 1 < moments.size() ? moments[i + 1] : course.now + std::chrono::microseconds(1)}, source);
+    std::set<Timestamp> moments;
+    for (const auto& holding : holdings) {
+        const auto cycle = holding.cycle(holding.item->reset);
+        if (!cycle) continue;
+        auto k = cycle->index(account.now);
+        for (std::size_t i = 0; i < most && cycle->boundary(k) > from; ++i) moments.insert(cycle->boundary(k--));
+    }
+    while (moments.size() > most) moments.erase(moments.begin());
+    moments.insert(from);
+    return moments;
+}
+
+// Brings the balances up to now: what was used from reset to reset.
+void follow(Account& account, const Course& course, UsageSource& source) {
+    const auto moments = turns(account, course, source);
+    for (auto at = moments.begin(); at != moments.end(); ++at) {
+        refill(account, course, *at);
+        const auto next = std::next(at);
+        spend(account, course, {*at, next == moments.end() ? account.now + std::chrono::microseconds(1) : *next}, source);
     }
 }
 
@@ -12773,20 +13169,24 @@ Priced price_item(const Account& account, const PlanItem& item) {
     return control && control->skip_billing.value_or(false) ? Priced() : price_overage(item.item, usages);
 }
 
+// Of a feature: so many units, and what they come to.
+Fee fee_of(const std::string& feature, const Decimal& units, std::int64_t events, Priced priced, const std::string& currency) {
+    return {.charge = feature,
+            .metric = feature_metric(feature).code,
+            .currency = currency,
+            .units = units,
+            .events = events,
+            .amount = priced.amount,
+            .amount_cents = minor_units(priced.amount, currency),
+            .unit_amount = quotient(priced.amount, units),
+            .lines = std::move(priced.lines)};
+}
+
 Fee fee_of(const Account& account, const PlanItem& item, const Period& period, const Taken& taken, Priced priced) {
-    Fee fee;
-    fee.charge = item.feature;
-    fee.metric = feature_metric(item.feature).code;
+    auto fee = fee_of(item.feature, taken.units, taken.events, std::move(priced), account.plans.currency);
     fee.customer = account.customer;
     fee.subscription = account.entity;
-    fee.currency = account.plans.currency;
-    fee.units = taken.units;
-    fee.events = taken.events;
-    fee.amount = priced.amount;
-    fee.amount_cents = minor_units(priced.amount, account.plans.currency);
-    fee.unit_amount = quotient(priced.amount, taken.units);
     fee.period = period;
-    fee.lines = std::move(priced.lines);
     return fee;
 }
 
@@ -12797,31 +13197,25 @@ Fees sum_up(std::vector<Fee> list, const std::string& currency) {
 }
 
 // Balances that share no feature are followed apart: their resets do not cut each other's time.
-void follow_all(Account& account, Timestamp now, bool alone, UsageSource& source) {
+void follow_all(Account& account, UsageSource& source) {
     std::set<std::string> seen;
     for (const auto& item : account.plans.items) {
         if (seen.contains(item.feature)) continue;
-        const Course course{related(account.plans, item.feature), now, alone, true};
+        const Course course{related(account.plans, item.feature), true};
         follow(account, course, source);
         seen.insert(course.features.begin(), course.features.end());
     }
 }
 
-std::set<std::string> all_features(const Plans& plans) {
-    std::set<std::string> all;
-    for (const auto& feature : plans.features) all.insert(feature.id);
-    return all;
-}
-
 // Of the period asked for, in which nothing is reset; else of every item's billing cycle around now, as far as it has come.
 Fees Plans::usage(const UsageQuery& asked, Timestamp now, UsageSource& usage_source) const {
     auto account = open_account(*this, asked.customer, asked.subscription, now);
-    const bool alone = !asked.subscription.empty();
-    if (alone) std::erase_if(account.holdings, [&](const Holding& holding) { return !visible(holding, asked.subscription); });
+    account.alone = !asked.subscription.empty();
+    if (account.alone) std::erase_if(account.holdings, [&](const Holding& holding) { return !visible(holding, asked.subscription); });
     if (asked.period) {
-        spend(account, {all_features(*this), now, alone, true}, *asked.period, usage_source);
+        spend(account, {{}, true}, *asked.period, usage_source);
     } else {
-        follow_all(account, now, alone, usage_source);
+        follow_all(account, usage_source);
     }
     std::vector<Fee> list;
     for (const auto& item : items) {
@@ -12851,7 +13245,7 @@ Fees Plans::estimate_fees(const Event& event, Timestamp now, UsageSource& usage_
         if (std::find(feature.names.begin(), feature.names.end(), event.name) != feature.names.end()) used.merge(related(*this, feature.id));
     }
     if (used.empty()) throw Error(ErrorCode::not_found, "name", "no feature is used by events named " + event.name);
-    follow(before, {used, now}, usage_source);
+    follow(before, {used}, usage_source);
     auto after = before;
     use_event(after, event.name, event.subscription, event.value.value_or(Decimal(1)));
     std::vector<Fee> list;
@@ -12865,49 +13259,72 @@ Fees Plans::estimate_fees(const Event& event, Timestamp now, UsageSource& usage_
 }
 
 Fee Plans::price(std::string_view charge, const Decimal& units, std::int64_t events) const {
-    const Account nobody{*this, {}, {}};
     for (const auto& item : items) {
         if (item.flag || item.feature != charge) continue;
         Priced priced;
         if (!item.item.tiers.empty()) priced = item.item.prepaid ? price_prepaid(item.item, units) : price_overage(item.item, {units});
-        return fee_of(nobody, item, {}, {units, events}, std::move(priced));
+        return fee_of(item.feature, units, events, std::move(priced), currency);
     }
     throw Error(ErrorCode::not_found, "charge", "charge_not_found");
 }
 
-// A feature's balances together, as one who may use them sees them.
-struct Position {
-    bool held = false, flag = false;
-    Standing standing = {};
-    Decimal granted = {}, used = {};
-    std::optional<Timestamp> next_reset = {};
-};
+// The AI credit system that a request names; without one it is the only one there is.
+const Feature& ai_system(const std::vector<Feature>& features, const std::string& id) {
+    std::vector<const Feature*> found;
+    for (const auto& each : features) {
+        if (id.empty() ? each.markups.has_value() : each.id == id) found.push_back(&each);
+    }
+    if (found.empty()) throw Error(ErrorCode::not_found, "feature_id", "feature_not_found");
+    if (found.size() > 1 || !found[0]->markups) throw Error(ErrorCode::bad_value, "feature_id", "invalid_request");
+    return *found[0];
+}
 
-Position position_of(const Account& account, const std::string& feature, const std::string& entity, Timestamp now) {
-    Position position;
+Fee Plans::price_tokens(const json& request) const {
+    const Node at(request);
+    const auto& system = ai_system(features, at.text("feature_id"));
+    const auto id = at.required_text("model_id");
+    const bool custom = id.starts_with("custom/");
+    const auto& known = custom ? system.markups->custom : models;
+    const auto model = known.find(id);
+    if (model == known.end()) throw Error(ErrorCode::bad_value, "model_id", "invalid_request");
+    Tokens tokens;
+    for (std::size_t i = 0; i < tokens.size(); ++i) {
+        tokens[i] = at.decimal(token_kinds[i].field).value_or(Decimal());
+        if (tokens[i].is_negative() || tokens[i] != tokens[i].round(0, Rounding::down))
+            throw Error(ErrorCode::bad_value, at.path(token_kinds[i].field), "must be a whole number, and not negative");
+    }
+    auto priced = autumn::price_tokens(model->second, tokens, custom, markup_of(*system.markups, id));
+    const auto cost = priced.amount;
+    return fee_of(system.id, cost, 1, std::move(priced), currency);
+}
+
+// A feature's balances together, as one who may use them sees them; nothing when there are none.
+std::optional<Check> balances_of(const Account& account, const std::string& feature, const std::string& entity) {
+    std::optional<Check> check;
     Decimal most;
     bool limited = false, unlimited_overage = false;
     for (const auto& holding : account.holdings) {
         if (holding.item->feature != feature || !visible(holding, entity)) continue;
-        const auto& item = *holding.item;
-        position.held = true;
-        position.flag = position.flag || item.flag;
-        position.granted += holding.state.starting;
-        position.used += holding.used;
-        position.standing.remaining += at_least_zero(holding.state.balance);
-        position.standing.overage += at_least_zero(-holding.state.balance);
-        position.standing.unlimited = position.standing.unlimited || holding.state.unlimited;
-        position.standing.overage_allowed = position.standing.overage_allowed || holding.state.overage_allowed;
-        limited = limited || item.item.usage_based;
-        unlimited_overage = unlimited_overage || (item.item.usage_based && !item.max_purchase);
+        const auto& [item, state] = std::tie(*holding.item, holding.state);
+        if (!check) check.emplace(Check{.feature = feature});
+        check->flag |= item.flag;
+        check->unlimited |= state.unlimited;
+        check->overage_allowed |= state.overage_allowed;
+        check->granted += state.starting;
+        check->usage += holding.used;
+        check->balance += at_least_zero(state.balance);
+        check->overage += at_least_zero(-state.balance);
+        limited |= item.item.usage_based;
+        unlimited_overage |= item.item.usage_based && !item.max_purchase;
         if (item.item.usage_based) most += item.max_purchase.value_or(Decimal());
         if (!item.reset) continue;
-        const auto reset = holding.around(item.reset, now).to;
-        position.next_reset = std::min(position.next_reset.value_or(reset), reset);
+        const auto reset = holding.around(item.reset, account.now).to;
+        check->next_reset = std::min(check->next_reset.value_or(reset), reset);
     }
-    position.standing.max_purchase = spend_limit(account, feature, entity);
-    if (!position.standing.max_purchase && limited && !unlimited_overage) position.standing.max_purchase = most;
-    return position;
+    if (!check) return {};
+    check->overage_limit = spend_limit(account, feature, entity);
+    if (!check->overage_limit && limited && !unlimited_overage) check->overage_limit = most;
+    return check;
 }
 
 // Credits that one unit of a member costs; the system's own units are credits.
@@ -12930,16 +13347,17 @@ std::optional<Timestamp> anchor_of(const Account& account, const std::string& fe
 }
 
 // What is left of the usage limits of a feature that hold for the event; nothing without such limits (7.8).
-std::optional<Decimal> headroom(const Account& account, const std::string& feature, const Event& event, Timestamp now, UsageSource& source) {
+std::optional<Decimal> headroom(const Account& account, const std::string& feature, const Event& event, UsageSource& source) {
     const auto* limits = account.control(&Controls::usage_limits, feature, event.subscription);
     if (!limits) return {};
-    const Holder* part = account.holder ? find_holder(account.holder->entities, event.subscription) : nullptr;
+    const Holder* part = account.holder ? find_id(account.holder->entities, event.subscription) : nullptr;
     const bool own = part && part->controls.usage_limits.contains(feature);  // then only the entity's own use counts
     std::optional<Decimal> least;
     for (const auto& limit : *limits) {
         if (!limit.enabled || !holds_for(limit, event.properties)) continue;
         const auto anchor = limit.utc ? std::nullopt : anchor_of(account, feature, event.subscription);
-        auto query = customer_query(account.customer, own ? event.subscription : "", usage_window(limit.interval, now, anchor).value_or(Period()));
+        auto query = query_of(account, usage_window(limit.interval, account.now, anchor).value_or(Period()));
+        if (own) query.subscription = event.subscription;
         for (const auto& [property, text] : limit.properties) query.filter.parts.push_back(Filter::equals(property_field(property), text));
         Decimal left = limit.limit;
         for (const auto& [member, cost] : costs_of(account.plans.feature(feature))) {
@@ -12951,57 +13369,47 @@ std::optional<Decimal> headroom(const Account& account, const std::string& featu
 }
 
 // The balance that answers for the feature (5.3): its own if that allows it, else a credit system's.
-std::string answering(const Account& account, const Event& event, const Decimal& required, Timestamp now, UsageSource& source) {
+std::string answering(const Account& account, const Event& event, const Decimal& required, UsageSource& source) {
+    const auto held = [&](const std::string& feature) { return balances_of(account, feature, event.subscription); };
     const auto allows = [&](const std::string& feature) {
-        auto position = position_of(account, feature, event.subscription, now);
-        position.standing.headroom = headroom(account, feature, event, now, source);
-        return position.held && allowed(position.standing, required);  // in the feature's units, also for credits
+        auto check = held(feature);
+        if (!check) return false;
+        check->required = required;  // in the feature's units, also for credits
+        check->usage_limit_left = headroom(account, feature, event, source);
+        return allowed(*check);
     };
     std::vector<std::string> systems, owned;
     for (const auto& feature : account.plans.features) {
-        if (feature.system.costs.contains(event.name)) systems.push_back(feature.id);
-    }
-    for (const auto& system : systems) {
-        if (position_of(account, system, event.subscription, now).held) owned.push_back(system);
+        if (!feature.system.costs.contains(event.name)) continue;
+        systems.push_back(feature.id);
+        if (held(feature.id)) owned.push_back(feature.id);
     }
     if (systems.empty() || allows(event.name)) return event.name;
-    for (const auto& system : owned) {
-        if (allows(system)) return system;
-    }
-    if (!owned.empty()) return owned.front();
-    return position_of(account, event.name, event.subscription, now).held ? event.name : systems.front();
+    if (const auto first = std::find_if(owned.begin(), owned.end(), allows); first != owned.end()) return *first;
+    return !owned.empty() ? owned.front() : held(event.name) ? event.name : systems.front();
 }
-
-std::optional<Decimal> lesser(const std::optional<Decimal>& a, const std::optional<Decimal>& b) { return a && b ? std::min(*a, *b) : a ? a : b; }
 
 Check Plans::check(const Event& event, Timestamp now, UsageSource& usage_source) const {
     if (!knows_feature(event.name)) throw Error(ErrorCode::not_found, "name", "feature_not_found");
     const auto units = event.value.value_or(Decimal(1));
     auto account = open_account(*this, event.customer, event.subscription, now);
-    follow(account, {related(*this, event.name), now}, usage_source);
-    const auto feature = answering(account, event, units, now, usage_source);
-    auto position = position_of(account, feature, event.subscription, now);
-    auto& standing = position.standing;
-    standing.headroom = headroom(account, feature, event, now, usage_source);
-    Check check{.feature = feature, .required = units};
+    follow(account, {related(*this, event.name)}, usage_source);
+    const auto feature = answering(account, event, units, usage_source);
+    const auto held = balances_of(account, feature, event.subscription);
+    auto check = held.value_or(Check{.feature = feature});
+    check.required = units;
+    check.usage_limit_left = headroom(account, feature, event, usage_source);
     if (feature != event.name) {
         const auto& system = this->feature(feature).system;
         check.required = credits(system, event.name, units);
-        const auto members = headroom(account, event.name, event, now, usage_source);
-        if (members) standing.headroom = lesser(standing.headroom, credits(system, event.name, *members));
+        if (const auto members = headroom(account, event.name, event, usage_source)) {
+            const auto left = credits(system, event.name, *members);
+            check.usage_limit_left = std::min(check.usage_limit_left.value_or(left), left);
+        }
     }
-    check.allowed = position.flag || (position.held && allowed(standing, check.required));
-    if (!check.allowed) check.reason = !position.held ? "no_balance" : over_limit(standing, check.required) ? "usage_limit" : "insufficient_balance";
-    check.flag = position.flag;
-    check.unlimited = standing.unlimited;
-    check.overage_allowed = standing.overage_allowed;
-    check.granted = position.granted;
-    check.usage = position.used;
-    check.balance = standing.remaining;
-    check.overage = standing.overage;
-    check.overage_limit = standing.overage_allowed ? standing.max_purchase : std::nullopt;
-    check.usage_limit_left = standing.headroom;
-    check.next_reset = position.next_reset;
+    check.allowed = held && allowed(check);
+    if (!check.allowed) check.reason = !held ? "no_balance" : over_limit(check) ? "usage_limit" : "insufficient_balance";
+    if (!check.overage_allowed) check.overage_limit.reset();
     return check;
 }
 
@@ -13042,6 +13450,12 @@ std::shared_ptr<const Book::Impl> load(const json& catalogue) {
         plans->features.push_back(read_feature(each));
         if (!ids.insert(plans->features.back().id).second) throw Error(ErrorCode::bad_value, each.path("id"), "is there twice");
     }
+    for (const auto& [provider, each] : root.members("models")) {
+        for (const auto& [name, model] : each.members("models")) {
+            if (model.value().is_object() && !model.find("cost")) continue;  // models.dev knows some without prices
+            plans->models.emplace(provider + "/" + name, read_model(model.object("cost")));
+        }
+    }
     if (root.find("customers")) plans->customers.emplace();
     for (const auto& each : root.list("customers")) plans->customers->push_back(read_holder(each));
     complete(*plans);
@@ -13066,7 +13480,7 @@ constexpr Coercion exact_text{.missing = {no_such, {Meeting::empty, Meeting::emp
 constexpr std::string_view other_groups = "AUTUMN_RESERVED";
 
 // The hours whose beginning belongs to the range: an event counts with its hour (aggregate_simple.pipe:30).
-Period whole_hours(const Range& range) {
+Period whole_hours(const Period& range) {
     const Timestamp from = cut(range.from, micros_per_hour);
     return {from == range.from ? from : from + std::chrono::hours(1), cut(range.to, micros_per_hour) + std::chrono::hours(1)};
 }
@@ -13093,8 +13507,8 @@ Ranges ranges_of(const AnalyticsQuery& asked, Bin bin, Timestamp now) {
 }
 
 // Bins that begin after now are left out, which no event can be in.
-std::vector<Timestamp> bins_until(Timestamp now, const Range& range, Bin bin, std::size_t metrics) {
-    const BinGrid grid = list_bins(range, bin, {});
+std::vector<Timestamp> bins_until(Timestamp now, const Period& range, Bin bin, std::size_t metrics) {
+    const BinGrid grid(range, {.bin = bin});
     if (grid.count() > static_cast<std::int64_t>(limits::aggregate_rows / metrics))
         throw Error(ErrorCode::too_large, "bin", "the answer has more than " + std::to_string(limits::aggregate_rows) + " points");
     std::vector<Timestamp> starts;
@@ -13102,80 +13516,72 @@ std::vector<Timestamp> bins_until(Timestamp now, const Range& range, Bin bin, st
     return starts;
 }
 
-struct Cell {
-    Decimal usage;
-    std::int64_t events = 0;
-    void add(const Decimal& value, std::int64_t count) { usage += value, events += count; }
-};
-
-// Of one bin, by group: the rest last, and one without a name where nothing is grouped.
-using GroupKey = std::pair<bool, std::string>;
-using Cells = std::map<GroupKey, Cell>;
-
-// The greatest groups of a bin keep their names, the rest goes together (aggregate_groupable.pipe:238).
-Cells top_cells(const Cells& cells, std::size_t most) {
-    std::vector<std::pair<GroupKey, Cell>> order(cells.begin(), cells.end());
-    std::stable_sort(order.begin(), order.end(), [](const auto& a, const auto& b) { return a.second.usage > b.second.usage; });
-    Cells top;
-    for (std::size_t i = 0; i < order.size(); ++i)
-        top[i < most ? order[i].first : GroupKey(true, "")].add(order[i].second.usage, order[i].second.events);
-    return top;
-}
-
-// What the metric comes to in every bin. Events without a group, or of one without a name, are in none.
-std::vector<Cells> cells_of(const std::vector<Measured>& rows, const std::vector<Timestamp>& bins) {
-    std::vector<Cells> cells(bins.size());
-    for (const auto& row : rows) {
-        const auto bin = std::lower_bound(bins.begin(), bins.end(), *row.bin);
-        if (bin == bins.end() || *bin != *row.bin) continue;
-        const auto name = row.group.empty() ? "" : row.group[0].value_or("");
-        if (row.group.empty() || !name.empty()) cells[static_cast<std::size_t>(bin - bins.begin())][{false, name}].add(row.value, row.events);
-    }
-    return cells;
-}
-
 Decimal shown(const Decimal& value) { return value.round(10, Rounding::half_up); }
 
-AnalyticsItem item_of(const std::string& metric, const GroupKey& key, bool grouped, const std::vector<Cells>& cells,
-                      const std::vector<Timestamp>& bins) {
-    AnalyticsItem item{.metric = metric, .rest = key.first};
+// Of one metric, by group: the rest last, and one without a name where nothing is grouped.
+using GroupKey = std::pair<bool, std::string>;
+using GroupItems = std::map<GroupKey, AnalyticsItem>;
+
+// With a point for every bin.
+AnalyticsItem& item_at(GroupItems& items, const GroupKey& key, const Metric& metric, const std::vector<Timestamp>& bins, bool grouped) {
+    const auto [place, fresh] = items.try_emplace(key, AnalyticsItem{.metric = metric.code, .rest = key.first});
+    auto& item = place->second;
+    if (!fresh) return item;
     if (grouped) item.group = {key.first ? std::nullopt : std::optional(key.second)};
     if (key.first) item.vendor = {{"group", other_groups}};
-    Decimal usage;
-    for (std::size_t i = 0; i < bins.size(); ++i) {
-        const auto found = cells[i].find(key);
-        const Cell cell = found == cells[i].end() ? Cell() : found->second;
-        item.points.push_back({.start = bins[i], .usage = shown(cell.usage), .events = cell.events});
-        usage += cell.usage;
-        item.events += cell.events;
-    }
-    item.usage = shown(usage);
+    for (const auto start : bins) item.points.push_back({.start = start});
     return item;
 }
 
-// Every item has a point for every bin, and every metric an item for every group of any of them; without groups there is no item.
-std::vector<AnalyticsItem> items_of(const std::vector<std::string>& metrics, const std::vector<std::vector<Cells>>& cells,
-                                    const std::vector<Timestamp>& bins, bool grouped) {
-    std::set<GroupKey> keys;
-    if (!grouped) keys.emplace(false, "");
-    for (const auto& of_metric : cells) {
-        for (const auto& of_bin : of_metric) {
-            for (const auto& [key, cell] : of_bin) keys.insert(key);
-        }
+// What the metric comes to. The greatest groups of a bin keep their names, its rest goes together (aggregate_groupable.pipe:238). Events without
+// a group, or of one without a name, are in none.
+GroupItems items_of(const Metric& metric, const std::vector<Measured>& rows, const std::vector<Timestamp>& bins, bool grouped, std::size_t most) {
+    std::map<Timestamp, std::vector<const Measured*>> by_bin;
+    for (const auto& row : rows) {
+        if (!grouped || !row.group[0].value_or("").empty()) by_bin[*row.bin].push_back(&row);
     }
-    if (metrics.size() * bins.size() * keys.size() > limits::aggregate_rows)
-        throw Error(ErrorCode::too_large, "group_by", "the answer has more than " + std::to_string(limits::aggregate_rows) + " points");
-    std::vector<AnalyticsItem> items;
-    for (std::size_t i = 0; i < metrics.size(); ++i) {
-        for (const auto& key : keys) items.push_back(item_of(metrics[i], key, grouped, cells[i], bins));
+    GroupItems items;
+    for (std::size_t i = 0; i < bins.size(); ++i) {
+        auto& cells = by_bin[bins[i]];
+        std::stable_sort(cells.begin(), cells.end(), [](const auto* a, const auto* b) { return a->value > b->value; });
+        for (std::size_t place = 0; place < cells.size(); ++place) {
+            const bool rest = grouped && place >= most;
+            auto& item = item_at(items, {rest, grouped && !rest ? *cells[place]->group[0] : ""}, metric, bins, grouped);
+            item.usage += cells[place]->value;
+            item.events += cells[place]->events;
+            item.points[i].usage += cells[place]->value;
+            item.points[i].events += cells[place]->events;
+        }
     }
     return items;
 }
 
+// Every metric has an item for every group of any of them; without groups there is no item.
+std::vector<AnalyticsItem> all_items(std::vector<GroupItems>& by_metric, std::span<const Metric> metrics, const std::vector<Timestamp>& bins,
+                                     bool grouped) {
+    std::set<GroupKey> keys;
+    if (!grouped) keys.emplace(false, "");
+    for (const auto& items : by_metric) {
+        for (const auto& [key, item] : items) keys.insert(key);
+    }
+    if (metrics.size() * bins.size() * keys.size() > limits::aggregate_rows)
+        throw Error(ErrorCode::too_large, "group_by", "the answer has more than " + std::to_string(limits::aggregate_rows) + " points");
+    std::vector<AnalyticsItem> all;
+    for (std::size_t i = 0; i < metrics.size(); ++i) {
+        for (const auto& key : keys) {
+            auto& item = all.emplace_back(std::move(item_at(by_metric[i], key, metrics[i], bins, grouped)));
+            item.usage = shown(item.usage);
+            for (auto& point : item.points) point.usage = shown(point.usage);
+        }
+    }
+    return all;
+}
+
 // Of the metrics that have events, grouped or not. With a filter they go by the moment, not the hour, and their period may begin before the
 // list's (getCountAndSum.ts:79 and 166).
-std::vector<AnalyticsTotal> totals_of(std::span<const Metric> metrics, AggregateQuery query, const Range& range, UsageSource& source) {
-    query.period = query.filter.empty() ? whole_hours(range) : Period{range.from, range.to + std::chrono::microseconds(1)};
+std::vector<AnalyticsTotal> totals_of(std::span<const Metric> metrics, AggregateQuery query, const Period& range, UsageSource& source) {
+    query.group_by.clear();
+    query.period = query.filter.empty() ? whole_hours(range) : range;
     std::vector<AnalyticsTotal> totals;
     if (query.period.from >= query.period.to) return totals;
     for (const auto& metric : metrics) {
@@ -13191,26 +13597,21 @@ Analytics analytics(const AnalyticsQuery& asked, std::span<const Metric> metrics
     const Bin bin = asked.bin == Bin::none ? Bin::day : asked.bin;
     const auto ranges = ranges_of(asked, bin, now);
     const auto bins = bins_until(now, ranges.list, bin, metrics.size());
-    AggregateQuery query;
-    query.customer = asked.customer;
-    query.subscription = asked.subscription;
-    query.filter = asked.filter;
-    if (!asked.sources.empty()) query.filter = Filter::all({query.filter, Filter::where("source", Operator::in, asked.sources)});
-    Analytics answer;
-    answer.period = {ranges.list.from, ranges.list.to + std::chrono::microseconds(1)};
+    auto hours = asked;
+    hours.period = whole_hours(ranges.list);
+    hours.top = 0;
+    hours.fill = false;
+    auto query = aggregate_query(hours);
+    Analytics answer{.period = ranges.list};
     answer.totals = totals_of(metrics, query, ranges.total, source);
-    query.period = whole_hours(ranges.list);
     query.bin = bin;
-    query.group_by = asked.group_by;
-    std::vector<std::vector<Cells>> cells;
+    const bool grouped = !asked.group_by.empty();
+    std::vector<GroupItems> items;
     for (const auto& metric : metrics) {
-        cells.push_back(cells_of(query.period.from < query.period.to ? source.measure(metric, query) : std::vector<Measured>(), bins));
-        if (asked.group_by.empty()) continue;
-        for (auto& each : cells.back()) each = top_cells(each, static_cast<std::size_t>(asked.top == 0 ? 9 : asked.top));
+        const auto rows = query.period.from < query.period.to ? source.measure(metric, query) : std::vector<Measured>();
+        items.push_back(items_of(metric, rows, bins, grouped, static_cast<std::size_t>(asked.top == 0 ? 9 : asked.top)));
     }
-    std::vector<std::string> codes;
-    for (const auto& metric : metrics) codes.push_back(metric.code);
-    answer.items = items_of(codes, cells, bins, !asked.group_by.empty());
+    answer.items = all_items(items, metrics, bins, grouped);
     return answer;
 }
 
@@ -13275,9 +13676,9 @@ constexpr std::array<Rules, 9> all_rules{{
      .carrying = Carrying::added,
      .week_start = std::chrono::Sunday,
      .month_end = MonthEnd::overflow},
-    polar::rules("polar", polar::postgres),
-    polar::rules("polar_billing", polar::billing),
-    polar::rules("polar_events", polar::clickhouse),
+    polar::quantity_rules,
+    polar::billing_rules,
+    polar::list_rules,
     {.name = "autumn", .filter = {.properties = &autumn::exact_text}, .numbers = {.missing = 1}},
     openmeter::rules,
 }};
@@ -13377,14 +13778,29 @@ Analytics analytics(AnalyticsQuery query, const AnalyticsSource& source) {
     return rules.answer(query, rules, source);
 }
 
+bool deeper_than(const json& value, std::size_t levels) {
+    if (!value.is_structured()) return false;
+    return levels == 0 || std::any_of(value.begin(), value.end(), [&](const json& each) { return deeper_than(each, levels - 1); });
+}
+
+// A catalogue is copied and written out level by level. Filters of the greatest depth have two levels each.
+void check_depth(const json& catalogue) {
+    constexpr auto levels = 4 * limits::json_depth;
+    if (!catalogue.is_object()) return;
+    for (const auto& [key, value] : catalogue.items()) {
+        if (deeper_than(value, levels)) throw Error(ErrorCode::bad_value, key, "nested more than " + std::to_string(levels) + " deep");
+    }
+}
+
 }  // namespace
 
-Book Book::lago(const json& catalogue) { return Book(meter::lago::load(catalogue)); }
-Book Book::flexprice(const json& catalogue) { return Book(meter::flexprice::load(catalogue)); }
-Book Book::polar(const json& catalogue) { return Book(meter::polar::load(catalogue)); }
-Book Book::autumn(const json& catalogue) { return Book(meter::autumn::load(catalogue)); }
+Book Book::lago(const json& catalogue) { return of("lago", catalogue); }
+Book Book::flexprice(const json& catalogue) { return of("flexprice", catalogue); }
+Book Book::polar(const json& catalogue) { return of("polar", catalogue); }
+Book Book::autumn(const json& catalogue) { return of("autumn", catalogue); }
 
 Book Book::of(std::string_view vendor, const json& catalogue) {
+    check_depth(catalogue);
     for (const auto& [name, load] : book_vendors) {
         if (name == vendor) return Book(load(catalogue));
     }
@@ -13396,6 +13812,7 @@ const std::string& Book::code() const noexcept { return impl_->code; }
 const json& Book::source() const noexcept { return impl_->source; }
 std::vector<Metric> Book::metrics() const { return impl_->metrics; }
 Fee Book::price(std::string_view charge, const Decimal& units, std::int64_t events) const { return impl_->price(charge, units, events); }
+Fee Book::price_tokens(const json& request) const { return impl_->price_tokens(request); }
 
 // =============================================================================================
 // 9 wire: each vendor's requests, answers and rules, as tables. Pure. Uses 1-3.
@@ -14498,6 +14915,7 @@ Scalar event_scalar(const Event& event, const std::string& key, std::string& kep
     if (key == fields::customer) return text(event.customer);
     if (key == fields::subscription) return text(event.subscription);
     if (key == fields::time) return number(event.timestamp.value_or(Timestamp()).micros());
+    if (key == fields::recorded) return event.recorded_at ? number(event.recorded_at->micros()) : Scalar{};
     if (key == fields::value) return event.value ? number(*event.value) : Scalar{};
     if (key == fields::cents) return event.precise_total_amount_cents ? number(*event.precise_total_amount_cents) : Scalar{};
     const json* value = find_property(event.properties, std::string_view(key).substr(1));
@@ -14517,7 +14935,7 @@ public:
         for (const Filter& part : filter.parts) parts_.emplace_back(part);
         if (kind_ != Filter::Kind::clause) return;
         key_ = column_key(filter.field);
-        clause_ = make_clause(key_ == fields::time ? in_micros(filter) : filter);
+        clause_ = make_clause(fields::is_moment(key_) ? in_micros(filter) : filter);
     }
 
     bool holds(const Event& event) const {
@@ -16912,9 +17330,10 @@ Aggregate Meter::aggregate(const Metric& metric, const AggregateQuery& query) co
     check_metric(metric);
     const Rules& rules = rules_named(metric.rules);
     return impl_->store.scan([&](const Reader& reader) {
+        auto rows = measure(reader, metric, rules, query);
         Aggregate answer;
-        for (Measured& row : measure(reader, metric, rules, query))
-            answer.rows.push_back({row.bin, std::move(row.group), row.value, row.events, row.rest});
+        answer.rows.reserve(rows.size());
+        for (Measured& row : rows) answer.rows.push_back({row.bin, std::move(row.group), row.value, row.events, row.rest});
         return answer;
     });
 }

@@ -303,7 +303,7 @@ struct Receipt {
 enum class Operator { eq, ne, gt, gte, lt, lte, in, not_in, contains, not_contains, like, not_like, exists };
 
 /// A condition on events: a tree of all (and), any (or) and clauses on one field each.
-/// Fields: id, name, source, customer, subscription, timestamp, value, or the path of a property ("model", "request.region");
+/// Fields: id, name, source, customer, subscription, timestamp, recorded_at, value, or the path of a property ("model", "request.region");
 /// "properties.name" is the property even where a field has that name; a key with a dot in it is taken for a path.
 /// Numbers compare as decimals, texts as texts (a number and a text holding a number are equal), timestamps as instants; a missing
 /// property, like null, satisfies only ne, not_in, not_contains, not_like and exists false. So does an object with members, but that it satisfies
@@ -398,6 +398,9 @@ struct ListQuery {
     std::vector<std::string> names = {}, sources = {}, ids = {};  ///< any of them; no condition when empty
     Period period = {};
     Filter filter = {};
+    /// Only events whose properties, as JSON without spaces, contain each of these; ASCII letters of either case. Reads every event that all else
+    /// lets through. The pair key: value of Autumn's filter_by is the text "key":"value" with its quotes.
+    std::vector<std::string> texts = {};
     std::string rules = {};  ///< by which the filter compares, as in Metric::rules: with "polar_events" it is that of Polar's events.list
     /// Fields as in Filter, at most limits::sort_keys; by timestamp, newest first, when empty. What is still equal goes by sequence, in the direction
     /// of the last key: a total order. Any other first key than the timestamp reads that column of the whole period.
@@ -614,9 +617,11 @@ public:
     /// "external_customer_id", "start_date", "end_date", "subscription_status", "cancelled_at", "billing_period", "billing_period_count",
     /// "billing_anchor", "line_items", "commitment_amount", "overage_factor", "enable_true_up", "commitment_duration",
     /// "coupon_associations"}] only these customers have prices, in their billing periods, those of line items on their terms; without that list any
-    /// customer has all, in calendar months, UTC. usage() is what an invoice lists for usage, each line rounded to the currency, before coupons;
-    /// estimate_fees() is not rounded. FIXED prices are for price() alone. FlexPrice counts some copies of an id twice; here an id is
-    /// one event.
+    /// customer has all, in calendar months, UTC. usage() is what an invoice comes to, each line rounded to the currency: usage, the FIXED prices
+    /// that fall due in the period (in ADVANCE where a billing period begins in it, in ARREAR where one ends, ONETIME where the line item begins;
+    /// of a line item that begins or ends between, its share of the time), and coupons, those of cadence "once" or "repeated" on so many of the
+    /// first bills. Taxes, credits and the proration of a subscription's own first period are not known. estimate_fees() is for usage alone, not
+    /// rounded and before coupons. FlexPrice counts some copies of an id twice; here an id is one event.
     static Book flexprice(const json& catalogue);
     /// {"product": {"id", "prices": [...], "benefits": [...]}, "meters": [...]} as Polar's API shows them, optionally with "subscriptions":
     /// [{"id", "customer": {"external_id"}, "current_period_start", "current_period_end", "recurring_interval",
@@ -630,6 +635,8 @@ public:
     /// included, or "plans": [...], main plans and add-ons whose balances a customer has together. An item's "quantity" is what was bought of
     /// a prepaid one. An event uses the feature of its name (or with that name among its "event_names"): as many units as its value, 1 without
     /// one; its subscription is Autumn's entity.
+    /// A feature of the type "ai_credit_system" has "model_markups", "provider_markups" and "default_markup" (percent), and the prices of models
+    /// ("custom/..." ones apart, which have theirs in model_markups) stand in "models", as models.dev's api.json writes them: see price_tokens().
     /// Balances and bills run in cycles of an item's "reset" and "price" intervals (a price without one is monthly), on calendar periods, UTC,
     /// for any customer. With "customers": [{"id", "subscriptions": [{"plan_id", "started_at", "current_period_start", "expires_at",
     /// "quantity", "feature_quantities"}], "billing_controls", "entities": [...]}] only these customers have these plans, from when they
@@ -649,6 +656,11 @@ public:
     /// What that many units would cost under the charge or price of that name, with the lines that lead to it; nothing is looked up.
     /// Lago's percentage charges are told how many events the units come from, and take them as equal. Throws not_found.
     Fee price(std::string_view charge, const Decimal& units, std::int64_t events = 0) const;
+    /// What a request to a model takes from an AI credit system of Autumn's, in credits, which are USD: the value of the event to record. The
+    /// request is track_tokens' body: {"model_id": "provider/model", "input_tokens", "output_tokens", "cache_read_tokens", "cache_write_tokens",
+    /// "audio_input_tokens", "audio_output_tokens", "reasoning_tokens", "feature_id"}, the last only where there are several such systems. Not
+    /// rounded. Throws not_found without such a system, bad_value for a model without prices, unsupported for books of others.
+    Fee price_tokens(const json& request) const;
 
     struct Impl;
     explicit Book(std::shared_ptr<const Impl> impl) : impl_(std::move(impl)) {}
@@ -1094,7 +1106,8 @@ public:
     Quantities quantities(const Metric& metric, const QuantitiesQuery& query) const;
     /// Balance of a meter of a loaded Polar book. `customers`: the ids that one customer goes by. Credits and resets are Polar's own events, as
     /// far as they are in the log: source "system", name "meter.credited" (properties meter_id, units, rollover) or "meter.reset"
-    /// (meter_id). Throws not_found, bad_value.
+    /// (meter_id). What was recorded from the moment of the last reset on counts, whenever it happened. Of a customer with several ids Polar reads
+    /// no nested properties but for sums, and so it is here. Throws not_found, bad_value.
     CustomerMeter customer_meter(const std::string& meter, const std::vector<std::string>& customers) const;
     /// The values that a metric counts and that are active at the end of the period: added in it (or before, of a recurring metric) and not
     /// removed since (Lago's active unique values, unique_count_query.rb:12). As many as aggregate() says. Throws not_found for an unknown

@@ -1,8 +1,8 @@
 // Section 8: how each vendor measures and prices.
-#include "../meter.cpp"
+#include "inside.hpp"
+
 #include "golden/log.hpp"
 #include "plain_usage.hpp"
-#include "testing.hpp"
 
 using namespace meter;
 
@@ -149,8 +149,6 @@ std::vector<std::vector<std::pair<std::string, std::vector<std::string>>>> plain
     for (const auto& values : list) out.emplace_back(values.begin(), values.end());
     return out;
 }
-
-Period period(const char* from, const char* to) { return {Timestamp::parse(from), Timestamp::parse(to)}; }
 
 lago::Subscription anniversary(const char* at) { return {.id = "sub", .anniversary = true, .anchor = Timestamp::parse(at), .active = {}}; }
 
@@ -415,7 +413,8 @@ TEST_CASE("instant estimates leave the log out of account", "[lago][meter]") {
     m.record(event("tokens", {{"value", 1000}}));
     CHECK(tokens("99.2").to_json() == fee.to_json());
     CHECK(tokens("1000").amount == 6);
-    CHECK(tokens("-3").amount == Decimal("0.5"));  // no units, but the fixed amount
+    CHECK(tokens("0").amount == Decimal("0.5"));  // no units, but the fixed amount
+    CHECK(tokens("-3").amount.is_zero());
     CHECK(tokens("-3").units.is_zero());
     CHECK(m.estimate_instant_fees(event("calls", json::object())).amount_cents == 1000);
 }
@@ -731,11 +730,14 @@ TEST_CASE("what Lago's metrics cannot be is refused", "[lago]") {
     }
     auto prorated = standard_1;
     prorated["prorated"] = true;
-    CHECK(refused(prorated, "weighted_sum_agg", true) == "plan.charges[0].prorated: a weighted sum is not prorated here");
+    CHECK(refused(prorated, "weighted_sum_agg", true) == "plan.charges[0].prorated: invalid_billable_metric_or_charge_model");
     CHECK(refused(prorated, "unique_count_agg", true) == "accepted");
     const json bounded{{"charge_model", "percentage"}, {"properties", {{"rate", "1"}, {"per_transaction_min_amount", "1"}}}};
     CHECK(refused(bounded, "weighted_sum_agg") == "plan.charges[0].properties: bounds per transaction are not known for a weighted sum");
     CHECK(refused(bounded, "max_agg") == "accepted");
+    auto unlicensed = catalogue(bounded, {{"code", "m"}, {"aggregation_type", "weighted_sum_agg"}, {"field_name", "value"}});
+    unlicensed["premium"] = false;  // where bounds play no part
+    CHECK(field_of(unlicensed) == "accepted");
     CHECK(refused({{"charge_model", "custom"}}, "sum_agg") == "plan.charges[0].charge_model: invalid_aggregation_type_or_charge_model");
 }
 
@@ -746,6 +748,44 @@ TEST_CASE("of a maximum under bounds per transaction one event counts", "[lago][
     m.load(Book::lago(catalogue(charge, peak)));
     m.record({event("calls", {{"value", 10}}), event("calls", {{"value", 50}}), event("calls", {{"value", 50}})});
     CHECK(m.usage({.subscription = "sub_1"}).amount_cents == 300);
+}
+
+TEST_CASE("under bounds per transaction each event of a unique count is one", "[lago][meter]") {
+    const json users{{"code", "users"}, {"aggregation_type", "unique_count_agg"}, {"field_name", "user"}};
+    const json charge{{"charge_model", "percentage"}, {"properties", {{"rate", "10"}, {"per_transaction_min_amount", "2"}}}};
+    Meter m(at_march_10());
+    m.load(Book::lago(catalogue(charge, users)));
+    m.record({event("users", {{"user", "ann"}}), event("users", {{"user", "ann"}, {"operation_type", "remove"}}), event("users", {{"user", "bob"}})});
+    const auto fees = m.usage({.subscription = "sub_1"});
+    CHECK(fees.fees[0].units == 1);
+    CHECK(fees.amount_cents == 600);
+    check_lines(fees);
+}
+
+TEST_CASE("what a charge in advance was paid for stands when its live units fall below zero", "[lago][meter]") {
+    const auto m =
+        advance_log(standard_1, tokens_metric, {event("tokens", {{"value", 10}}), event("tokens", {{"value", -15}}, "2026-03-06T00:00:00Z")});
+    const auto fees = m.usage({.subscription = "sub_1"});
+    CHECK(fees.fees[0].units.is_zero());
+    CHECK(fees.amount_cents == 1000);
+}
+
+TEST_CASE("a prorated sum of long numbers is priced", "[lago][meter]") {
+    auto metric = tokens_metric;
+    metric["recurring"] = true;
+    const auto charge = [](const char* model, json properties) {
+        return json{{"charge_model", model}, {"prorated", true}, {"properties", std::move(properties)}};
+    };
+    const std::vector<Event> events{event("tokens", {{"value", "123456789.123456789"}}, "2026-02-02"),
+                                    event("tokens", {{"value", "31000000000.000031"}}, "2026-03-11")};
+    Meter m(at_march_10());
+    m.load(Book::lago(catalogue(charge("standard", {{"amount", "1"}}), metric)));
+    m.record(events);
+    CHECK(m.usage({.subscription = "sub_1"}).fees[0].amount == Decimal("21123456789.12348"));
+    const json range{{"from_value", 0}, {"to_value", 1000}, {"per_unit_amount", "0"}, {"flat_amount", "0"}};
+    const json rest{{"from_value", 1001}, {"to_value", nullptr}, {"per_unit_amount", "0.001"}, {"flat_amount", "0"}};
+    m.load(Book::lago(catalogue(charge("graduated", {{"graduated_ranges", {range, rest}}}), metric)));
+    CHECK(m.usage({.subscription = "sub_1"}).amount_cents == 2112345579);
 }
 
 TEST_CASE("percentage charges ask for the values they need", "[lago]") {
@@ -1025,6 +1065,7 @@ TEST_CASE("Polar's values count by their JSON type", "[polar]") {
         CHECK(row(Aggregation::max, "timestamp").value == Timestamp::parse("2026-03-06T00:00:01Z").unix_seconds());
     }
     CHECK(m.aggregate({.aggregation = Aggregation::max, .property = "name", .rules = "polar"}, {}).rows.empty());
+    CHECK(m.aggregate({.event = "e", .aggregation = Aggregation::max, .property = "name", .rules = "polar_billing"}, {}).rows.at(0).events == 10);
     CHECK(refusal([&] { m.aggregate({.event = "e", .every_event = true}, {}); }) ==
           "bad_value metric.event: has no meaning for a metric of every event");
 }
@@ -1058,16 +1099,15 @@ TEST_CASE("Polar bills what users did, by the credits that are known", "[polar]"
 }
 
 TEST_CASE("a customer's Polar meter stands since its last reset", "[polar]") {
-    Meter m = polar_log(polar_book({polar_meter("m", {{"func", "sum"}, {"property", "n"}})}, {polar_price("m", "1")}), {});
-    int minute = 0;
-    const auto happens = [&](const char* name, const char* customer, json properties) {
+    Timestamp now = Timestamp::parse("2026-03-01T00:00:00Z");
+    Meter m({.clock = [&now] { return now; }});
+    m.load(polar_book({polar_meter("m", {{"func", "sum"}, {"property", "n"}}), polar_meter("top", {{"func", "max"}, {"property", "a.b"}})},
+                      {polar_price("m", "1"), polar_price("top", "1")}));
+    const auto happens = [&](const char* name, const char* customer, json properties, std::chrono::minutes late = {}) {
         const bool own = std::string_view(name).starts_with("meter.");
         if (own && !properties.contains("meter_id")) properties["meter_id"] = "m";
-        m.record({.name = name,
-                  .customer = customer,
-                  .timestamp = Timestamp::parse("2026-03-01T00:00:00Z") + std::chrono::minutes(++minute),
-                  .source = own ? "system" : "",
-                  .properties = std::move(properties)});
+        now = now + std::chrono::minutes(1);
+        m.record({.name = name, .customer = customer, .timestamp = now - late, .source = own ? "system" : "", .properties = std::move(properties)});
     };
     const auto shown = [&](const std::vector<std::string>& customers) {
         const auto found = m.customer_meter("m", customers);
@@ -1087,6 +1127,12 @@ TEST_CASE("a customer's Polar meter stands since its last reset", "[polar]") {
     happens("meter.credited", "acme", {{"units", 10}});
     happens("use", "acme", {{"n", 30}});
     CHECK(shown({"acme", "7f3c"}) == "30 10 -20 19");
+    happens("use", "acme", {{"n", 2.25}, {"a", {{"b", 7}}}}, std::chrono::hours(24));  // what came late is of the time in which it came
+    CHECK(shown({"acme", "7f3c"}) == "32.25 10 -22.25 16");
+    happens("meter.reset", "acme", json::object(), std::chrono::minutes(1));
+    CHECK(shown({"acme"}) == "2.25 0 -2.25 0");
+    CHECK(m.customer_meter("top", {"acme"}).consumed == 7);
+    CHECK(m.customer_meter("top", {"acme", "7f3c"}).consumed == 0);  // Polar's own defect (dossier 10.3)
     CHECK(shown({"nobody"}) == "0 0 0 0");
     CHECK(refusal([&] { m.customer_meter("m", {}); }) == "bad_value customers: is empty");
     CHECK(refusal([&] { m.customer_meter("x", {"acme"}); }) == "not_found meter: \"x\" is in no Polar book that is loaded");
@@ -1132,6 +1178,12 @@ TEST_CASE("Polar bills by the subscription's own periods, and what was bought of
     const auto book = Book::polar(source);
     CHECK(book.price("seats", 4).amount_cents == 4000);
     CHECK(refusal([&] { m.usage({.customer = "other"}); }) == "not_found customer: no book that is loaded prices it");
+    json trial = source;
+    trial["subscriptions"][0]["trial_end"] = "2026-03-05T00:00:00Z";
+    trial["product"]["prices"][2]["seat_tiers"]["tiers"] = {{{"min_seats", 5}, {"price_per_seat", 9}},
+                                                            {{"min_seats", 1}, {"max_seats", 4}, {"price_per_seat", 10}}};
+    CHECK(polar_log(Book::polar(trial), events).usage({.customer = "acme"}).fees.at(0).units == 1);
+    CHECK(Book::polar(trial).price("seats", 5).amount_cents == 45);
     const auto refused = [&](const char* field, json value) {
         json changed = source;
         changed["subscriptions"][0][field] = std::move(value);
@@ -1140,10 +1192,49 @@ TEST_CASE("Polar bills by the subscription's own periods, and what was bought of
     CHECK(refused("current_period_start", nullptr) == "bad_value subscriptions[0].current_period_start: is required");
     CHECK(refused("current_period_end", "2026-02-28T12:00:00Z") == "bad_value subscriptions[0].current_period_end: ends before it begins");
     CHECK(refused("recurring_interval", "fortnight") == "bad_value subscriptions[0].recurring_interval: is not known: fortnight");
-    CHECK(refused("recurring_interval_count", 0) == "bad_value subscriptions[0].recurring_interval_count: must be from 1 to 999");
+    CHECK(refused("recurring_interval_count", 0) == "bad_value subscriptions[0].recurring_interval_count: must be a whole number from 1 to 999");
+    CHECK(refused("seats", 1.5) == "bad_value subscriptions[0].seats: must be a whole number from 0 to 2147483647");
     CHECK(refused("customer", {{"id", "x"}}) == "bad_value subscriptions[0].customer.external_id: is required");
     source["product"]["prices"][2]["seat_tiers"]["tiers"][1]["min_seats"] = 6;
     CHECK(refusal([&] { Book::polar(source); }) == "bad_value product.prices[2].seat_tiers.tiers[1].min_seats: gap");
+    source["product"]["prices"].erase(2);
+    auto& tiers = source["product"]["prices"][2]["tiers"]["tiers"];
+    tiers[0].erase("unit_amount");
+    CHECK(refusal([&] { Book::polar(source); }) == "bad_value product.prices[2].tiers.tiers[0].unit_amount: missing");
+    tiers[0] = {{"bound", 1.5}, {"unit_amount", 1}};
+    CHECK(refusal([&] { Book::polar(source); }) == "bad_value product.prices[2].tiers.tiers[0].bound: int_from_float");
+}
+
+TEST_CASE("Polar's fees show what is paid for, and the price as its meter's unit wants it", "[polar]") {
+    json source{{"product",
+                 {{"id", "pro"},
+                  {"prices", {polar_price("m", "0.002")}},
+                  {"benefits", {{{"type", "meter_credit"}, {"properties", {{"meter_id", "m"}, {"units", 1000}}}}}}}},
+                {"meters", json::array({polar_meter("m", {{"func", "sum"}, {"property", "n"}})})}};
+    auto& price = source["product"]["prices"][0];
+    auto& meter = source["meters"][0];
+    const auto shown = [&] {
+        const auto fee = customer_usage(Book::polar(source), {customer_event("e", {{"n", 1235567.8915}})}).fees.at(0).vendor;
+        return fee.at("label").get<std::string>() + ", " + fee.at("unit_price").get<std::string>();
+    };
+    CHECK(shown() == "(1,234,567.892 consumed units) \u00d7 $0.00002, $0.00002 / unit");
+    meter["unit"] = "token";
+    price["price_currency"] = "eur";
+    CHECK(shown() == "(1,234,567.892 consumed units) \u00d7 \u20ac0.00002, \u20ac20.00 / 1M tokens");
+    meter.update({{"unit", "custom"}, {"custom_label", "gigabyte"}, {"custom_multiplier", 1000}});
+    price["price_currency"] = "CHF";
+    CHECK(shown() == "(1,234,567.892 consumed units) \u00d7 CHF0.00002, CHF0.02 / gigabyte");
+    price.update({{"price_currency", "jpy"}, {"cap_amount", 2000}});
+    CHECK(shown() == "(1,234,567.892 consumed units) \u00d7 \u00a50.002 \u2014 Capped at \u00a52,000, \u00a52 / gigabyte");
+    source["product"]["benefits"][0]["properties"]["units"] = 2000000;
+    CHECK(shown() == "(0 consumed units) \u00d7 \u00a50.002, \u00a52 / gigabyte");
+    meter["custom_multiplier"] = 0;
+    CHECK(refusal(shown) == "bad_value meters[0].custom_multiplier: must be above 0");
+    meter["unit"] = "byte";
+    CHECK(refusal(shown) == "bad_value meters[0].unit: is not known: byte");
+    price["price_currency"] = "euro";
+    meter["unit"] = "token";
+    CHECK(refusal(shown) == "bad_value product.prices[0].price_currency: must be a code of three letters");
 }
 
 TEST_CASE("Polar's periods go on by the subscription's interval, before and after the current one", "[polar]") {
@@ -1208,6 +1299,21 @@ TEST_CASE("meter quantities through the face", "[polar]") {
     CHECK(refused([](auto& q) { q.meter = "none"; }) == "not_found meter: \"none\" is in no Polar book that is loaded");
     CHECK(refusal([&] { m.quantities({.aggregation = Aggregation::latest, .property = "n"}, days); }) ==
           "bad_value meter: has an aggregation that Polar does not know");
+}
+
+TEST_CASE("rows of Polar's quantities step as PostgreSQL does where the clock changes", "[polar]") {
+    Meter m;
+    const auto rows = [&](const char* start, const char* zone) {
+        const auto from = Timestamp::parse(start);
+        std::string text;
+        for (const auto& row : m.quantities(Metric{}, {.start = from, .end = from + std::chrono::hours(49), .time_zone = zone}).rows)
+            text += row.time.to_string().substr(8, 8) + " ";
+        return text;
+    };
+    CHECK(rows("2024-03-09T07:30:00Z", "America/New_York") == "09T07:30 10T07:30 11T07:30 ");  // 2:30 is skipped: 3:30, from there on
+    CHECK(rows("2024-11-02T05:30:00Z", "America/New_York") == "02T05:30 03T06:30 04T06:30 ");  // 1:30 comes twice: the second
+    CHECK(rows("2024-10-26T00:30:00Z", "Europe/Paris") == "26T00:30 27T01:30 28T01:30 ");
+    CHECK(rows("2024-04-05T14:45:00Z", "Australia/Lord_Howe") == "05T14:45 06T15:15 07T15:15 ");
 }
 
 TEST_CASE("Polar's quantities span so many days at most", "[polar]") {
@@ -1306,6 +1412,7 @@ TEST_CASE("Polar's doubles count at their exact value", "[polar]") {
     CHECK(polar::exact_amount(100, 1e-300) == 0);
     CHECK(polar::exact_amount(1, 9007199254740994.0) == Decimal("9007199254740994"));
     CHECK(polar::exact_amount(1, 1e18) == Decimal("1000000000000000000"));
+    CHECK(polar::exact_amount(Decimal("99999.999999999999"), 0.5) == 50000);
     CHECK_THROWS_AS(polar::exact_amount(1, 1e300), Error);
 }
 
@@ -1367,6 +1474,10 @@ TEST_CASE("Autumn refuses what its validation refuses", "[autumn]") {
     CHECK(refused({{"tiers", {tier(10), tier(20)}}}) == at + "tiers[1].to: only the last tier is open, with \"inf\"");
     CHECK(refused({{"tiers", {tier("inf")}}, {"tier_behavior", "volume"}}) == at + "tier_behavior: volume is for prepaid items only");
     CHECK(refused({{"amount", 1}, {"billing_units", 0}}) == at + "billing_units: must be above 0");
+    CHECK(refused({{"tiers", {5}}}) == at + "tiers[0].to: is required");
+    CHECK(refused({{"tiers", {{{"to", "inf"}}}}}) == at + "tiers[0].amount: is required");
+    CHECK(refused({{"amount", 1}, {"currencies", 7}}) == at + "currencies: must be an object");
+    CHECK(refused({{"amount", 1}, {"currencies", {{"usd", true}}}}) == at + "currencies.usd: must be an object");
 }
 
 // --- over the real log ---
@@ -1712,6 +1823,97 @@ TEST_CASE("The balances of several plans stand together", "[autumn][check]") {
     CHECK_THROWS_WITH(Book::autumn(source), "plans[1].id: is there twice");
 }
 
+TEST_CASE("A request's tokens cost what its model does, with a markup", "[autumn]") {
+    const json models{{"acme",
+                       {{"models",
+                         {{"plain", {{"cost", {{"input", 10}, {"output", 20}}}}},
+                          {"vendor/deep",
+                           {{"cost",
+                             {{"input", 1},
+                              {"output", 2},
+                              {"cache_read", "0.5"},
+                              {"output_audio", 7},
+                              {"reasoning", 9},
+                              {"tiers",
+                               {{{"input", 4}, {"output", 8}, {"tier", {{"size", 400000}}}},
+                                {{"input", 2}, {"output", 4}, {"cache_read", 1}, {"tier", {{"size", 200000}}}}}}}}}},
+                          {"free", {{"name", "without prices"}}},
+                          {"wide", {{"cost", {{"input", 1}, {"output", 1}, {"context_over_200k", {{"input", 3}, {"output", 5}}}}}}}}}}}};
+    json system{{"id", "ai"},
+                {"type", "ai_credit_system"},
+                {"model_markups", {{"custom/own", {{"input_cost", 1000}, {"output_cost", 2000}, {"markup", 50}}}, {"acme/plain", {{"markup", 0}}}}}};
+    const auto cost = [&](const char* model, json request) {
+        request["model_id"] = model;
+        return Book::autumn(plan_of({monthly("ai", 10)}, {system}, {{"models", models}})).price_tokens(request).amount.to_string();
+    };
+    CHECK(cost("acme/plain", {{"input_tokens", 1000}, {"output_tokens", 500}}) == "0.02");
+    CHECK(cost("acme/plain", {{"cache_read_tokens", 1000}, {"cache_write_tokens", 100}, {"reasoning_tokens", 10}, {"audio_output_tokens", 1}}) ==
+          "0.01122");
+    CHECK(cost("custom/own", {{"input_tokens", 1000}, {"output_tokens", 500}, {"reasoning_tokens", 99}}) == "3");
+    const char* const deep = "acme/vendor/deep";
+    CHECK(cost(deep, {{"input_tokens", 200000}, {"output_tokens", 10}}) == "0.20002");
+    CHECK(cost(deep, {{"input_tokens", 199999}, {"cache_read_tokens", 2}}) == "0.4");
+    CHECK(cost(deep, {{"input_tokens", 400001}, {"output_tokens", 1}, {"audio_output_tokens", 2}, {"reasoning_tokens", 3}}) == "1.600053");
+    CHECK(cost("acme/wide", {{"input_tokens", 200001}}) == "0.600003");
+    system["default_markup"] = 10;
+    CHECK(cost("acme/wide", {{"input_tokens", 100}}) == "0.00011");
+    system["config"] = {{"provider_markups", {{"acme", {{"markup", -100}}}}}};
+    CHECK(cost("acme/wide", {{"input_tokens", 100}}) == "0");
+    CHECK(cost("acme/plain", {{"input_tokens", 100}}) == "0.001");
+
+    Meter m({.clock = [] { return march_10; }});
+    const auto book = Book::autumn(plan_of({monthly("ai", 10)}, {system}, {{"models", models}}));
+    m.load(book);
+    const auto fee = book.price_tokens({{"model_id", "custom/own"}, {"input_tokens", 1000}, {"output_tokens", 500}});
+    CHECK(fee.charge == "ai");
+    REQUIRE(fee.lines.size() == 3);
+    CHECK(fee.lines[0].amount + fee.lines[1].amount + fee.lines[2].amount == fee.amount);
+    m.record(Event{.name = "ai", .customer = "acme", .value = fee.amount});
+    CHECK(m.check({.name = "ai", .customer = "acme"}).balance == 7);
+
+    const auto refused = [&](const Book& asked, const json& request) { return refusal([&] { asked.price_tokens(request); }); };
+    CHECK(refused(book, {{"model_id", "acme/none"}}) == "bad_value model_id: invalid_request");
+    CHECK(refused(book, {{"model_id", "acme/free"}}) == "bad_value model_id: invalid_request");
+    CHECK(refused(book, {{"model_id", "custom/none"}}) == "bad_value model_id: invalid_request");
+    CHECK(refused(book, json::object()) == "bad_value model_id: is required");
+    CHECK(refused(book, {{"model_id", "acme/plain"}, {"input_tokens", 1.5}}) == "bad_value input_tokens: must be a whole number, and not negative");
+    CHECK(refused(book, {{"model_id", "acme/plain"}, {"feature_id", "chat"}}) == "not_found feature_id: feature_not_found");
+    const auto plain = Book::autumn(plan_of({monthly("chat", 10)}));
+    CHECK(refused(plain, {{"model_id", "acme/plain"}}) == "not_found feature_id: feature_not_found");
+    CHECK(refused(plain, {{"model_id", "acme/plain"}, {"feature_id", "chat"}}) == "bad_value feature_id: invalid_request");
+    auto other = system;
+    other["id"] = "more";
+    CHECK(refused(Book::autumn(plan_of({monthly("ai", 10)}, {system, other})), {{"model_id", "acme/plain"}}) ==
+          "bad_value feature_id: invalid_request");
+}
+
+TEST_CASE("An unlimited balance pays for all, and a unit of a credit system costs at least something", "[autumn][check]") {
+    json endless = monthly("credits", 0);
+    endless["unlimited"] = true;
+    const json system{{"id", "credits"}, {"credit_schema", {{{"metered_feature_id", "chat"}, {"credit_cost", 0}}}}};
+    Checked unlimited(plan_of({monthly("chat", 10), endless}, {system}));
+    unlimited.use(march, 4);
+    CHECK(unlimited.ask(1).balance == 10);
+    Checked counted(plan_of({monthly("credits", 10)}, {system}));
+    counted.use(march, 4);
+    CHECK(counted.ask(1, "credits").balance == 6);
+}
+
+TEST_CASE("Of balances that are alike the older pays first", "[autumn]") {
+    json source = plan_of({monthly("chat", 10)});
+    source["plans"] = {source["plan"], {{"id", "old"}, {"items", {monthly("chat", 5)}}}};
+    source.erase("plan");
+    auto old = subscribed("2025-01-01");
+    old["plan_id"] = "old";
+    source["customers"] = {{{"id", "acme"}, {"subscriptions", {subscribed("2026-01-01"), old}}}};
+    Checked one(source);
+    one.use(march, 6);
+    const auto fees = one.m.usage({.customer = "acme"}).fees;
+    REQUIRE(fees.size() == 2);
+    CHECK(fees[0].units == 1);
+    CHECK(fees[1].units == 5);
+}
+
 TEST_CASE("Refunds give back what was taken, and no more", "[autumn][check]") {
     Checked one(plan_of({monthly("chat", 10)}));
     one.use("2026-03-01T00:00:00Z", -5);  // there is nothing to give back
@@ -1748,8 +1950,7 @@ struct ByHand {
         raise(credits, 0, Decimal("0.5"));
         raise(month, 10, 1);
         raise(once, 40, 1);
-        raise(credits, 8, Decimal("0.5"));
-        credits += units * Decimal("0.5");  // overage is allowed, so nothing of it is lost
+        raise(credits, 8, Decimal("0.5"));  // and what is still left is lost, though overage is allowed
     }
 };
 
@@ -1908,7 +2109,19 @@ TEST_CASE("Autumn's catalogues are refused where they cannot be", "[autumn][chec
     CHECK(item({{"reset", {{"interval", "fortnight"}}}}) == "plan.items[0].reset.interval: is not known: fortnight");
     CHECK(item({{"reset", {{"interval", "day"}, {"interval_count", 0}}}}) ==
           "plan.items[0].reset.interval_count: must be a whole number from 1 to 1000");
-    CHECK(item({{"included", -1}}) == "plan.items[0].included: must not be negative");
+    CHECK(item({{"included", -1}}) == "plan.items[0].included: must be from 0 to 10^13");
+    CHECK(item({{"included", 10000000000000}}) == "accepted");
+    CHECK(item({{"included", 10000000000001}}) == "plan.items[0].included: must be from 0 to 10^13");
+    CHECK(item({{"price", overage_price({{"interval", "year"}})}}) ==
+          "plan.items[0].price.interval: may differ from the reset's for prepaid items only");
+    CHECK(item({{"price", overage_price({{"interval", "year"}, {"billing_method", "prepaid"}})}}) == "accepted");
+    CHECK(item({{"price", overage_price()}, {"proration", {{"on_increase", "charge_immediately"}}}}) ==
+          "plan.items[0].proration: is for prepaid items only");
+    const auto schema = [&](json entry) { return refused(plan_of({monthly("ai", 1)}, {{{"id", "ai"}, {"credit_schema", list_of(entry)}}})); };
+    CHECK(schema({{"metered_feature_id", "chat"}, {"credit_cost", -1}}) == "features[0].credit_schema[0].credit_cost: must not be negative");
+    CHECK(schema({{"metered_feature_id", "chat"}, {"credit_amount", 1}, {"feature_amount", 0}}) ==
+          "features[0].credit_schema[0].feature_amount: must be above 0");
+    CHECK(schema({{"credit_cost", 1}}) == "features[0].credit_schema[0].metered_feature_id: is required");
     CHECK(item({{"price", overage_price({{"max_purchase", -1}})}}) == "plan.items[0].price.max_purchase: must not be negative");
     CHECK(refused(plan_of({})) == "plan: has no items");
     CHECK(refused(plan_of({monthly("chat", 1)}, {{{"id", "chat"}}, {{"id", "chat"}}})) == "features[1].id: is there twice");
@@ -1922,6 +2135,17 @@ TEST_CASE("Autumn's catalogues are refused where they cannot be", "[autumn][chec
           "customers[0].subscriptions[0].started_at: must be milliseconds since 1970");
     CHECK(customer({{"subscriptions", {{{"plan_id", "pro"}, {"quantity", -1}}}}}) == "customers[0].subscriptions[0].quantity: must not be negative");
     const auto control = [&](const char* list, json entry) { return customer({{"billing_controls", {{list, list_of(entry)}}}}); };
+    CHECK(customer({{"billing_controls", 7}}) == "customers[0].billing_controls: must be an object");
+    const auto tokens = [&](json changes, json models = json::object()) {
+        json system{{"id", "ai"}, {"type", "ai_credit_system"}};
+        system.update(changes);
+        return refused(plan_of({monthly("ai", 1)}, {system}, {{"models", models}}));
+    };
+    CHECK(tokens({{"default_markup", -101}}) == "features[0].default_markup: must not be below -100");
+    CHECK(tokens({{"config", 7}}) == "features[0].config: must be an object");
+    CHECK(tokens({{"model_markups", {{"custom/m", {{"input_cost", -1}}}}}}) == "features[0].model_markups.custom/m.input_cost: must not be negative");
+    CHECK(tokens(json::object(), {{"acme", {{"models", {{"m", 7}}}}}}) == "models.acme.models.m.cost: must be an object");
+    CHECK(tokens(json::object(), {{"acme", {{"models", {{"m", {{"cost", {{"input", 1}}}}}}}}}}) == "models.acme.models.m.cost.output: is required");
     const std::string at = "customers[0].billing_controls.";
     CHECK(control("usage_limits", {{"limit", 1}, {"interval", "day"}}) == at + "usage_limits[0].feature_id: is required");
     CHECK(control("usage_limits", {{"feature_id", "chat"}, {"interval", "day"}}) == at + "usage_limits[0].limit: must be a number, and not negative");
@@ -2149,6 +2373,9 @@ TEST_CASE("JSON of any shape is answered with an Error that names the place", "[
           "meters[0].aggregation.func");
     CHECK(refused("autumn", R"({"plan": {"id": "p", "items": [7]}})") == "plan.items[0].feature_id");
     CHECK(refused("stripe", "{}") == "vendor");
+    auto nested = catalogue({{"charge_model", "standard"}});
+    nested["plan"]["unknown"] = json::parse(std::string(100000, '[') + std::string(100000, ']'));
+    CHECK_THROWS_WITH(Book::lago(nested), "plan: nested more than 128 deep");
     json deep{{"property", "name"}, {"operator", "eq"}, {"value", "x"}};
     for (int i = 0; i < 100; ++i) deep = {{"conjunction", "and"}, {"clauses", {deep}}};
     CHECK_THROWS_AS(Book::polar({{"product", {{"id", "p"}}}, {"meters", {{{"id", "m"}, {"filter", deep}, {"aggregation", {{"func", "count"}}}}}}}),

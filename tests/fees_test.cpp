@@ -1,6 +1,5 @@
 // Section 7: tiers, packages, rounding, lines.
-#include "../meter.cpp"
-#include "testing.hpp"
+#include "inside.hpp"
 
 using namespace meter;
 

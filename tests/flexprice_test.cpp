@@ -194,6 +194,7 @@ TEST_CASE("FlexPrice's entitlements begin anew by the day, the month, or never")
     CHECK(left("MONTHLY", "ANNUAL", months) == 800);
     CHECK(left("NEVER", "MONTHLY", months) == 300);
     CHECK(left("MONTHLY", "MONTHLY", months) == 300);
+    CHECK(left("NEVER", "ANNUAL", months) == 1800);  // in the first of its billing periods
 }
 
 TEST_CASE("FlexPrice's grants leave what exceeds each of them") {
@@ -293,6 +294,94 @@ TEST_CASE("a FlexPrice subscription's commitment splits the charge it ends in, a
     for (int i = 0; i < 4; ++i) events.push_back(use({}));
     CHECK(bill(book, events).amount_cents == 1500 + 750);                             // 15 of the 30 are used, 20 come: 5 of them at 1.5
     CHECK(bill(book, {events[0]}, at("2026-12-10T00:00:00Z")).amount_cents == 2500);  // the last month makes up for 30
+}
+
+TEST_CASE("FlexPrice's fixed prices are billed when they fall due") {
+    const auto fixed = [](const char* id, const char* amount, json more) {
+        more.update({{"id", id}, {"type", "FIXED"}, {"currency", "usd"}, {"billing_model", "FLAT_FEE"}, {"amount", amount}});
+        return more;
+    };
+    json book = catalogue(meter_json({{"type", "COUNT"}}), flat());
+    book["prices"].push_back(fixed("seat", "20", {{"min_quantity", 2}}));
+    book["prices"].push_back(fixed("base", "100", {{"invoice_cadence", "ADVANCE"}}));
+    auto fees = bill(book, {use({})});
+    REQUIRE(fees.fees.size() == 3);
+    CHECK(fees.amount_cents == 100 + 4000 + 10000);
+    CHECK(!fees.fees[1].pay_in_advance);
+    CHECK(fees.fees[2].pay_in_advance);
+    // The first days of a month owe what is paid in advance, the last ones what is not.
+    const auto m = with(book, {});
+    const auto owed = [](const Meter& meter, const char* from, const char* to) {
+        return checked(meter.usage({.customer = "acme", .period = Period{at(from), at(to)}})).amount_cents;
+    };
+    CHECK(owed(m, "2026-03-01", "2026-03-10") == 10000);
+    CHECK(owed(m, "2026-03-10", "2026-04-01") == 4000);
+    CHECK(owed(m, "2026-01-01", "2026-04-01") == 3 * 14000);
+
+    book["prices"].push_back(fixed("quarter", "50", {{"billing_period", "QUARTERLY"}}));
+    book["prices"].push_back(fixed("setup", "7", {{"billing_period", "ONETIME"}}));
+    book["subscriptions"] = {{{"id", "s"},
+                              {"external_customer_id", "acme"},
+                              {"start_date", "2026-01-01T00:00:00Z"},
+                              {"billing_period", "MONTHLY"},
+                              {"line_items",
+                               {{{"price_id", "seat"}, {"quantity", "3"}, {"start_date", "2026-03-11T00:00:00Z"}},
+                                {{"price_id", "quarter"}},
+                                {{"price_id", "setup"}, {"start_date", "2026-03-05T00:00:00Z"}}}}}};
+    fees = bill(book, {});
+    REQUIRE(fees.fees.size() == 3);
+    CHECK(fees.fees[0].amount_cents == 4065);  // 60 x 21 / 31
+    CHECK(fees.fees[0].period == Period{at("2026-03-11"), at("2026-04-01")});
+    CHECK(fees.fees[1].amount_cents == 5000);
+    CHECK(fees.fees[1].period == Period{at("2026-01-01"), at("2026-04-01")});
+    CHECK(fees.fees[2].amount_cents == 700);
+    CHECK(owed(with(book, {}), "2026-04-01", "2026-05-01") == 6000);
+    CHECK(owed(with(book, {}), "2026-02-01", "2026-03-01") == 0);
+    book["prices"][3]["invoice_cadence"] = "ADVANCE";
+    CHECK(owed(with(book, {}), "2026-04-01", "2026-05-01") == 6000 + 5000);
+}
+
+TEST_CASE("FlexPrice's coupons come off a bill: of each line, then of what is left") {
+    json book = catalogue(meter_json({{"type", "COUNT"}}), flat({}, "10"));
+    book["prices"].push_back(flat({{"id", "q"}, {"display_name", "second"}}, "3.333"));
+    const auto coupon = [](const char* id, const char* line, json terms, const char* from = nullptr) {
+        json association{{"id", id}, {"coupon", std::move(terms)}};
+        if (*line != 0) association["subscription_line_item_id"] = line;
+        if (from) association["start_date"] = from;
+        return association;
+    };
+    const json tenth{{"type", "percentage"}, {"percentage_off", "10"}, {"cadence", "forever"}};
+    const auto off = [&](const std::vector<json>& coupons, const Timestamp now = march_10) {
+        book["subscriptions"] = {{{"id", "s"},
+                                  {"external_customer_id", "acme"},
+                                  {"start_date", "2026-02-01T00:00:00Z"},
+                                  {"billing_period", "MONTHLY"},
+                                  {"line_items", {{{"id", "li"}, {"price_id", "p"}}, {{"id", "lj"}, {"price_id", "q"}}}},
+                                  {"coupon_associations", coupons}}};
+        const auto time = now - std::chrono::hours(1);
+        return bill(book, {use({}, time.to_string()), use({}, (time - std::chrono::minutes(1)).to_string())}, now).amount_cents;
+    };
+    CHECK(off({}) == 2667);  // 20 and 6.67
+    CHECK(off({coupon("a", "li", tenth)}) == 2667 - 200);
+    CHECK(off({coupon("a", "lj", tenth)}) == 2667 - 67);
+    CHECK(off({coupon("a", "", tenth)}) == 2667 - 267);
+    // Each of a line's of the whole line; each of the bill's of what the one before left, by their beginnings.
+    CHECK(off({coupon("a", "li", tenth), coupon("b", "li", {{"type", "fixed"}, {"amount_off", "5"}})}) == 2667 - 200 - 500);
+    CHECK(off({coupon("b", "", {{"type", "fixed"}, {"amount_off", "6.67"}}, "2026-02-02T00:00:00Z"), coupon("a", "", tenth)}) == 2667 - 267 - 667);
+    CHECK(off({coupon("b", "", {{"type", "fixed"}, {"amount_off", "6.67"}}), coupon("a", "", tenth, "2026-02-02T00:00:00Z")}) == 2000 - 200);
+    CHECK(off({coupon("a", "li", {{"type", "fixed"}, {"amount_off", "50"}})}) == 667);
+    CHECK(off({coupon("a", "", {{"type", "fixed"}, {"amount_off", "50"}})}) == 0);
+    // For a time, both ends in it, or on so many bills.
+    CHECK(off({coupon("a", "", tenth, "2026-04-01T00:00:00Z")}) == 2667 - 267);
+    CHECK(off({coupon("a", "", tenth, "2026-04-01T00:00:01Z")}) == 2667);
+    json few = tenth;
+    few["cadence"] = "once";
+    CHECK(off({coupon("a", "", few)}) == 2667);
+    CHECK(off({coupon("a", "", few)}, at("2026-02-10T00:00:00Z")) == 2667 - 267);
+    CHECK(off({coupon("a", "", few, "2026-03-05T00:00:00Z")}) == 2667 - 267);
+    few["cadence"] = "repeated", few["duration_in_periods"] = 2;
+    CHECK(off({coupon("a", "", few)}) == 2667 - 267);
+    CHECK(off({coupon("a", "", few)}, at("2026-04-10T00:00:00Z")) == 2667);
 }
 
 TEST_CASE("an estimate is what FlexPrice's bill grows by, whatever is measured") {
@@ -402,7 +491,7 @@ TEST_CASE("impossible FlexPrice catalogues are refused by path and reason") {
     CHECK(subscription_refused({{"id", "s"}, {"external_customer_id", "acme"}, {"billing_period", "SOMETIMES"}}) ==
           "subscriptions[0].billing_period: is not known: SOMETIMES");
     CHECK(subscription_refused({{"id", "s"}, {"external_customer_id", "acme"}, {"line_items", {{{"price_id", "x"}}}}}) ==
-          "subscriptions[0].line_items[0].price_id: no such price by usage: x");
+          "subscriptions[0].line_items[0].price_id: no such price: x");
     CHECK(subscription_refused(
               {{"id", "s"}, {"external_customer_id", "acme"}, {"start_date", "2026-03-01T00:00:00Z"}, {"end_date", "2026-02-01T00:00:00Z"}}) ==
           "subscriptions[0].end_date: is before start_date");

@@ -504,6 +504,36 @@ TEST_CASE("Monitoring counts a period's events by window, of the last day when n
     }
 }
 
+TEST_CASE("A list is searched for texts in the properties") {
+    Meter m(options_for());
+    m.record({{.id = "1", .name = "a", .timestamp = noon, .properties = {{"model", "GPT-4"}, {"tier", "x"}}},
+              {.id = "2", .name = "b", .timestamp = noon, .properties = {{"meta", {{"Model", "gpt-4"}}}}},
+              {.id = "3", .name = "a", .timestamp = noon, .properties = {{"model", 4}, {"note", "the \"model\""}}},
+              {.id = "4", .name = "a", .timestamp = noon, .properties = {{"model", "gpt-4o"}, {"tier", "x"}}},
+              {.id = "5", .name = "a", .timestamp = noon}});
+    const std::string model = R"("model":"gpt-4")";
+    for (int sealed = 0; sealed < 2; ++sealed) {
+        const auto found = [&](ListQuery query) { return ids_of(m.list(query)); };
+        CHECK(found({.texts = {model}}) == Ids{"2", "1"});
+        CHECK(found({.names = {"a"}, .texts = {model}}) == Ids{"1"});
+        CHECK(found({.texts = {"gpt-4", R"("TIER":"x")"}}) == Ids{"4", "1"});
+        CHECK(found({.texts = {R"(\"model\")"}}) == Ids{"3"});
+        CHECK(found({.names = {"a"}, .texts = {"", "{}"}}) == Ids{"5"});
+        CHECK(found({.texts = {"absent"}}).empty());
+        CHECK(found({.ids = {"1", "3"}, .texts = {model}}) == Ids{"1"});
+        ListQuery query{.texts = {"gpt-4"}, .limit = 1, .count = true};
+        Page page = m.list(query);
+        CHECK(page.total == 3);
+        CHECK(ids_of(page) == Ids{"4"});
+        CHECK(ids_of(m.list(page.next)) == Ids{"2"});
+        query.after = page.next;
+        query.texts = {"gpt"};
+        CHECK(error_of([&] { m.list(query); }).code() == ErrorCode::bad_cursor);
+        m.record(std::vector<Event>(64, {.name = "filler", .timestamp = noon}));
+    }
+    CHECK(error_of([&] { m.list({.texts = {std::string("\0", 1)}}); }).field() == "texts");
+}
+
 TEST_CASE("Monitoring knows what each upstream has had and waits for") {
     MeterOptions options = options_for();
     auto now = std::make_shared<Timestamp>(noon);

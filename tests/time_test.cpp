@@ -1,11 +1,10 @@
 // Section 2: timestamps, periods, zones, cycles and bins. Zones need the system's zone files (Debian: tzdata).
-#include "../meter.cpp"
+#include "inside.hpp"
 
 #include <cstdlib>
 #include <ctime>
 #include <random>
 
-#include "testing.hpp"
 
 using meter::Bin;
 using meter::BinGrid;
@@ -173,8 +172,6 @@ TEST_CASE("Periods are half-open", "[time]") {
 // --- zones, cycles, bins ------------------------------------------------------------------------
 
 namespace {
-
-Period period(const char* from, const char* to) { return {Timestamp::parse(from), Timestamp::parse(to)}; }
 
 /// Where the bins begin, and where the last one ends.
 std::vector<std::string> edges(const Period& period, const BinOptions& options) {

@@ -1,6 +1,5 @@
 // Requests and answers of each vendor, as pure functions: bodies against what the official clients send, answers against the dossiers.
-#include "../meter.cpp"
-#include "testing.hpp"
+#include "inside.hpp"
 
 #include <fstream>
 

@@ -6,28 +6,54 @@ namespace golden::autumn_vectors {
 namespace autumn = meter::autumn;
 using meter::Node;
 
-autumn::Item item_of(const json& vector) {
-    const auto& properties = vector.at("properties");
-    const auto& input = vector.at("input");
-    const auto currency = input.contains("currency") && input.at("currency").is_string() ? input.at("currency").get<std::string>() : "";
-    return autumn::read_item(Node(properties), properties.value("tier_to_includes_included", false), currency);
+/// A text member; empty when it is missing or null.
+std::string text_at(const json& object, const char* key) {
+    const auto found = object.find(key);
+    return found == object.end() || found->is_null() ? "" : found->get<std::string>();
 }
 
-json tiers(const json& vector) {
-    const auto& input = vector.at("input");
+bool flag_at(const json& object, const char* key, bool fallback = false) {
+    const auto found = object.find(key);
+    return found == object.end() || found->is_null() ? fallback : found->get<bool>();
+}
+
+/// A number that there need not be.
+std::optional<Decimal> number_at(const json& object, const char* key) {
+    const auto found = object.find(key);
+    return found == object.end() || found->is_null() ? std::nullopt : std::optional(Decimal::from_json(*found));
+}
+
+/// The member of a vector; an empty object when it is missing.
+json part_of(const json& vector, const char* key) { return vector.value(key, json::object()); }
+
+autumn::Item item_of(const json& vector) {
+    const auto properties = part_of(vector, "properties");
+    return autumn::read_item(Node(properties), flag_at(properties, "tier_to_includes_included"), text_at(part_of(vector, "input"), "currency"));
+}
+
+/// Refusals are the vendor's own words.
+template <class Answer>
+json or_error(Answer&& answer) {
     try {
-        const auto priced =
-            autumn::price_quantity(item_of(vector), number(input, "allowance"), number(input, "overage"), input.value("allow_negative", true));
-        return {{"amount", text(priced.amount)}};
+        return answer();
     } catch (const meter::Error& error) {
         return {{"error", error.reason()}};
     }
 }
 
+json tiers(const json& vector) {
+    const auto input = part_of(vector, "input");
+    return or_error([&]() -> json {
+        const auto priced =
+            autumn::price_quantity(item_of(vector), number(input, "allowance"), number(input, "overage"), flag_at(input, "allow_negative", true));
+        return {{"amount", text(priced.amount)}};
+    });
+}
+
 json fixed(const json& vector) {
-    const auto& input = vector.at("input");
-    const auto amounts = autumn::in_currency(Node(vector.at("properties")), input.value("currency", ""));
-    return {{"amount", text(amounts.decimal("amount").value() * number(input, "multiplier", 1))}};
+    const auto properties = part_of(vector, "properties"), input = part_of(vector, "input");
+    const auto amounts = autumn::in_currency(Node(properties), text_at(input, "currency"));
+    return {{"amount", text(number(amounts.value(), "amount", number(properties, "amount")) * number(input, "multiplier", 1))}};
 }
 
 json minor_units(const json& vector) {
@@ -85,42 +111,70 @@ json tier_boundary(const json& vector) {
 }
 
 json credit_cost(const json& vector) {
-    const auto system = autumn::read_credit_system(Node(vector.at("properties")), "credit_feature_id");
-    try {
-        return {{"credits", text(autumn::credits(system, vector.at("input").at("feature_id"), number(vector.at("input"), "amount", 1)))}};
-    } catch (const meter::Error& error) {
-        return {{"error", error.reason()}};
-    }
+    const auto properties = part_of(vector, "properties"), input = part_of(vector, "input");
+    const auto system = autumn::read_credit_system(Node(properties), "credit_feature_id");
+    return or_error([&]() -> json { return {{"credits", text(autumn::credits(system, text_at(input, "feature_id"), number(input, "amount", 1)))}}; });
+}
+
+/// A request to a model, of a book whose only plan grants the credit system. Both may be spelt as track_tokens' body or shorter.
+json token_cost(const json& vector) {
+    auto system = part_of(vector, "properties");
+    auto request = part_of(vector, "input");
+    const auto rename = [](json& object, const char* from, const char* to) {
+        if (object.contains(from) && !object.contains(to)) object[to] = object[from];
+    };
+    for (const auto* name : {"model", "model_name", "modelName"}) rename(request, name, "model_id");
+    for (const auto* kind : {"input", "output", "cache_read", "cache_write", "audio_input", "audio_output", "reasoning"})
+        rename(request, kind, (std::string(kind) + "_tokens").c_str());
+    request.erase("feature_id");
+    if (system.contains("input_cost")) system["model_markups"][text_at(request, "model_id")] = system;  // the rates of the one model there is
+    for (const auto* name : {"credit_feature_id", "feature_id"}) rename(system, name, "id");
+    system["id"] = text_at(system, "id").empty() ? "ai_credits" : text_at(system, "id");
+    system["type"] = "ai_credit_system";
+    const json catalogue{
+        {"plan", {{"id", "plan"}, {"items", {{{"feature_id", system["id"]}}}}}}, {"features", {system}}, {"models", part_of(system, "models")}};
+    return or_error([&]() -> json {
+        const auto fee = meter::Book::autumn(catalogue).price_tokens(request);
+        json answer;
+        for (const auto* name : {"cost", "credits", "usd", "amount"}) answer[name] = text(fee.amount);
+        return answer;
+    });
+}
+
+autumn::OverageBehavior behavior_of(const std::string& name) {
+    if (name == "reject") return autumn::OverageBehavior::reject;
+    return name == "overflow" || name == "allow" ? autumn::OverageBehavior::overflow : autumn::OverageBehavior::cap;
 }
 
 json deduction(const json& vector) {
-    const auto& properties = vector.at("properties");
+    const auto properties = part_of(vector, "properties"), input = part_of(vector, "input");
     std::vector<autumn::Balance> balances;
     for (const auto& source : properties.at("balances")) {
-        autumn::Balance balance{source.at("id"), number(source, "balance"), number(source, "starting_balance")};
-        balance.overage_allowed = source.value("usage_allowed", false);
-        balance.unlimited = source.value("unlimited", false);
-        if (source.contains("min_balance") && !source.at("min_balance").is_null()) balance.least = number(source, "min_balance");
+        autumn::Balance balance{number(source, "balance"), number(source, "starting_balance") + number(source, "adjustment")};
+        balance.overage_allowed = flag_at(source, "usage_allowed");
+        balance.unlimited = flag_at(source, "unlimited");
+        balance.least = number_at(source, "min_balance");
         balance.cost = number(source, "credit_cost", 1);
+        if (balance.cost.is_zero()) balance.cost = 1;
         balances.push_back(std::move(balance));
     }
-    const auto behavior = properties.value("overage_behavior", "cap");
-    const auto left = autumn::settle(balances, number(vector.at("input"), "value"),
-                                     behavior == "reject"     ? autumn::OverageBehavior::reject
-                                     : behavior == "overflow" ? autumn::OverageBehavior::overflow
-                                                              : autumn::OverageBehavior::cap);
+    const auto behavior = behavior_of(text_at(properties.contains("overage_behavior") ? properties : input, "overage_behavior"));
+    const auto left = autumn::settle(balances, number(input, "value", 1), behavior);
     json out{{"balances", json::object()}, {"remaining", text(left)}};
-    for (const auto& balance : balances) out["balances"][balance.id] = text(balance.balance);
+    if (behavior == autumn::OverageBehavior::reject && !left.is_zero()) out["error"] = "insufficient_balance";
+    for (std::size_t i = 0; i < balances.size(); ++i) out["balances"][text_at(properties.at("balances")[i], "id")] = text(balances[i].balance);
     return out;
 }
 
 json check(const json& vector) {
-    const auto& properties = vector.at("properties");
-    autumn::Standing standing{number(properties, "remaining"), number(properties, "overage")};
-    standing.unlimited = properties.value("unlimited", false);
-    standing.overage_allowed = properties.value("overage_allowed", false);
-    if (!properties.at("max_purchase").is_null()) standing.max_purchase = number(properties, "max_purchase");
-    return {{"allowed", autumn::allowed(standing, number(vector.at("input"), "required_balance", 1))}};
+    const auto properties = part_of(vector, "properties");
+    const auto required = number(part_of(vector, "input"), "required_balance", 1);
+    meter::Check standing{.required = required, .balance = number(properties, "remaining"), .overage = number(properties, "overage")};
+    standing.unlimited = flag_at(properties, "unlimited");
+    standing.overage_allowed = flag_at(properties, "overage_allowed");
+    standing.overage_limit = number_at(properties, properties.contains("overage_limit") ? "overage_limit" : "max_purchase");
+    standing.usage_limit_left = number_at(properties, "headroom");
+    return {{"allowed", autumn::allowed(standing)}, {"required_balance", text(required)}};
 }
 
 }  // namespace golden::autumn_vectors
@@ -141,6 +195,7 @@ inline Vendor autumn_pricing() {
              {"prepaid_display_quantity", prepaid_display_quantity},
              {"tier_boundary", tier_boundary},
              {"credit_cost", credit_cost},
+             {"token_cost", token_cost},
              {"deduction", deduction},
              {"check", check}}};
 }

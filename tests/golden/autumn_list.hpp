@@ -26,7 +26,6 @@ Period period_of(const json& query) {
 }
 
 ListQuery question_of(const json& query) {
-    if (query.contains("filter_by")) throw Unknown{};  // a search in the text of the properties, hidden from the vendor's users
     ListQuery question;
     question.customer = query.value("customer_id", "");
     question.subscription = query.value("entity_id", "");
@@ -34,6 +33,9 @@ ListQuery question_of(const json& query) {
         const auto& features = query.at("feature_id");
         question.names = features.is_array() ? features.get<std::vector<std::string>>() : std::vector<std::string>{features.get<std::string>()};
     }
+    // A pair is searched as it would stand in the properties' text (2.2).
+    const auto pairs = query.value("filter_by", json::object());
+    for (const auto& [key, value] : pairs.items()) question.texts.push_back(json(key).dump() + ":" + value.dump());
     question.period = period_of(query);
     question.sort = {{"timestamp", true}, {"id", true}};
     question.limit = integer(query, "limit", 100);
@@ -53,16 +55,11 @@ json answer(const Meter& meter, const json& query) {
 json list(const json& vector) {
     Meter meter;
     for (const auto& given : vector.at("input").at("events")) {
-        Event event;
-        event.id = given.at("id").get<std::string>();
-        event.name = given.at("feature_id").get<std::string>();
-        event.customer = given.at("customer_id").get<std::string>();
-        event.timestamp = time_vectors::from_ms(given.at("timestamp"));
-        event.value = Decimal::from_json(given.at("value"));
-        event.properties = given.at("properties");
+        auto event = autumn_reading::event_of(given);
+        event.id = given.value("id", "");
         meter.record(event);
     }
-    return answer(meter, vector.at("input").at("query"));
+    return answer(meter, vector.at("input").value("query", json::object()));
 }
 
 }  // namespace golden::autumn_list

@@ -6,13 +6,21 @@ namespace golden::autumn_reading {
 namespace autumn = meter::autumn;
 using meter::Event;
 
+/// A text member; empty when it is missing or null.
+std::string text_at(const json& object, const char* key, const char* fallback = "") {
+    const auto found = object.find(key);
+    return found == object.end() || found->is_null() ? fallback : found->get<std::string>();
+}
+
+/// An event is stored under the name that it was tracked by (3.10).
 Event event_of(const json& given) {
     Event event;
-    event.name = given.at("feature_id").get<std::string>();
-    event.customer = given.value("customer_id", "cus_1");
+    event.name = text_at(given, given.contains("event_name") ? "event_name" : "feature_id");
+    event.customer = text_at(given, "customer_id", "cus_1");
+    event.subscription = text_at(given, "entity_id");
     event.timestamp = given.contains("timestamp") ? time_vectors::from_ms(given.at("timestamp")) : meter::Timestamp();
-    if (const auto& value = given.at("value"); !value.is_null()) event.value = Decimal::from_json(value);
-    event.properties = given.at("properties");
+    if (const auto value = given.value("value", json()); !value.is_null()) event.value = Decimal::from_json(value);
+    if (const auto properties = given.value("properties", json()); !properties.is_null()) event.properties = properties;
     return event;
 }
 
@@ -37,17 +45,19 @@ Question question_of(const json& input) {
     const auto& query = input.at("query");
     const auto& features = query.at("feature_id");
     Question question;
-    question.now = time_vectors::from_ms(input.at("now_ms"));
+    question.now = time_vectors::optional_ms(input, "now_ms").value_or(meter::Timestamp());
     question.features = features.is_array() ? features.get<std::vector<std::string>>() : std::vector<std::string>{features.get<std::string>()};
     for (const auto& feature : question.features) question.query.metrics.push_back(autumn::feature_metric(feature).code);
-    question.query.customer = query.value("customer_id", "");
+    question.query.customer = text_at(query, "customer_id");
+    question.query.subscription = text_at(query, "entity_id");
     if (query.contains("group_by")) question.query.group_by = {field_of(query.at("group_by"))};
     const auto filter_by = query.value("filter_by", json::object());
     for (const auto& [path, text] : filter_by.items())
         question.query.filter.parts.push_back(meter::Filter::equals(meter::property_field(path), text));
-    question.query.top = query.value("max_groups", 0);
+    question.query.top = integer(query, "max_groups");
     if (query.contains("bin_size")) question.query.bin = time_vectors::bin_named(query.at("bin_size"));
-    question.query.range = query.value("range", "");
+    question.query.range = text_at(query, "range");
+    question.query.billing_cycle = time_vectors::billing_cycle(input);
     if (query.contains("custom_range")) {
         const auto& range = query.at("custom_range");
         question.query.period = {time_vectors::from_ms(range.at("start")), time_vectors::from_ms(range.at("end")) + std::chrono::microseconds(1)};
@@ -91,31 +101,54 @@ json shown(const meter::Analytics& answer) {
 
 json aggregate(const json& vector) { return shown(answer_to(question_of(vector.at("input")), events_of(vector.at("input")))); }
 
-// What the events took from each balance is the use in the bill of a plan that grants these balances.
-json deducted(const json& vector) {
-    const auto& input = vector.at("input");
-    json items = json::array(), features = json::array(), taken = json::object();
-    for (const auto& balance : input.at("balances")) {
+/// A plan that grants these balances, and the credit systems among them.
+meter::Book book_of(const json& balances) {
+    json items = json::array(), features = json::array();
+    for (const auto& balance : balances) {
         const auto& feature = balance.at("feature_id");
-        items.push_back({{"feature_id", feature}, {"included", balance.at("remaining")}});
+        items.push_back(
+            {{"feature_id", feature}, {"included", balance.value("remaining", json())}, {"unlimited", balance.value("unlimited", false)}});
         json schema = json::array();
         const auto costs = balance.value("credit_cost", json::object());
         for (const auto& [member, cost] : costs.items()) schema.push_back({{"metered_feature_id", member}, {"credit_cost", cost}});
         features.push_back({{"id", feature}, {"credit_schema", schema}});
     }
-    const auto book = meter::Book::autumn({{"plan", {{"id", "plan"}, {"items", items}}}, {"features", features}});
+    return meter::Book::autumn({{"plan", {{"id", "plan"}, {"items", items}}}, {"features", features}});
+}
+
+/// What the events took from each balance is the use in the plan's bill; what an entity's took, that in the entity's.
+json deducted(const json& vector) {
+    const auto& input = vector.at("input");
+    const auto book = book_of(input.at("balances"));
     const auto events = events_of(input);
+    meter::Timestamp now;
+    std::set<std::string> entities;
+    for (const auto& event : events) {
+        now = std::max(now, event.timestamp.value());
+        if (!event.subscription.empty()) entities.insert(event.subscription);
+    }
     Log log(events);
-    const auto fees = log.ask([&](meter::UsageSource& usage) { return book.impl().usage({.customer = "cus_1"}, meter::Timestamp(), usage); });
-    for (std::size_t i = 0; i < fees.fees.size(); ++i) {
-        const auto& schema = features[i].at("credit_schema");
-        taken[fees.fees[i].charge] = {{"feature_type", schema.empty() ? "metered" : "credit_system"},
-                                      {"deducted", text(fees.fees[i].units)},
-                                      {"events", fees.fees[i].events},
-                                      {"credit_cost", schema.empty() ? json(nullptr) : schema[0].at("credit_cost")}};
+    const auto usage_of = [&](const std::string& entity) {
+        const meter::UsageQuery asked{.subscription = entity, .customer = text_at(input.at("query"), "customer_id", "cus_1")};
+        return log.ask([&](meter::UsageSource& usage) { return book.impl().usage(asked, now, usage); });
+    };
+    json taken = json::object(), total = json::object();
+    for (const auto& fee : usage_of("").fees) {
+        const auto& balance = *std::find_if(input.at("balances").begin(), input.at("balances").end(),
+                                            [&](const json& each) { return each.at("feature_id") == fee.charge; });
+        const auto costs = balance.value("credit_cost", json::object());
+        taken[fee.charge] = {{"feature_type", costs.empty() ? "metered" : "credit_system"},
+                             {"deducted", text(fee.units)},
+                             {"events", fee.events},
+                             {"credit_cost", costs.empty() ? json(nullptr) : *costs.begin()}};
+    }
+    for (const auto& entity : entities) {
+        for (const auto& fee : usage_of(entity).fees) taken[fee.charge]["grouped_values"][entity] = {{"deducted", text(fee.units)}};
     }
     const auto feature = input.at("query").at("feature_id").get<std::string>();
-    return {{"total", {{feature, {{"sum", text(log.value(autumn::feature_metric(feature)))}}}}}, {"deductions", taken}};
+    const auto sum = log.value(autumn::feature_metric(feature));
+    if (!sum.is_zero()) total[feature] = {{"sum", text(sum)}};
+    return {{"total", total}, {"deductions", taken}};
 }
 
 /// A day for each bin of the vector, and in it an event for each of its numbers.

@@ -48,7 +48,7 @@ Filter property_filter(const json& wanted) {
 /// The question but for the cursor. Both ends of the period are in it; without them it is the seven days up to now.
 ListQuery question_of(const json& query, Timestamp now) {
     const auto time = [&](const char* key, Timestamp otherwise) {
-        return query.contains(key) ? Timestamp::parse(query.at(key).get<std::string>()) : otherwise;
+        return query.value(key, json()).is_string() ? Timestamp::parse(query.at(key).get<std::string>()) : otherwise;
     };
     const auto texts = [&](const char* key) {
         const auto text = query.value(key, "");
@@ -62,6 +62,10 @@ ListQuery question_of(const json& query, Timestamp now) {
     question.sources = texts("source");
     question.period = {time("start_time", to - std::chrono::days(7)), to + microseconds(1)};
     question.filter = property_filter(query.value("property_filters", json::object()));
+    for (const auto& [key, allowed] : {std::pair{"sort", std::pair{"timestamp", "event_name"}}, {"order", {"asc", "desc"}}}) {
+        const auto given = query.value(key, allowed.first);
+        if (given != allowed.first && given != allowed.second) throw std::runtime_error("Please check the request payload");
+    }
     question.sort = {{query.value("sort", "timestamp") == "timestamp" ? "timestamp" : "name", query.value("order", "desc") == "desc"}, {"id", true}};
     const auto size = query.value("page_size", std::int64_t{0});
     question.limit = size <= 0 ? 50 : size;

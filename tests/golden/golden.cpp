@@ -49,15 +49,18 @@ bool same_value(const json& expected, const json& got) {
     return a && b && *a == *b;
 }
 
-/// What `compare` says to do with our number first; nothing when it says how near it must be.
-json adjusted(const json& got, const json& rule) {
-    if (!rule.contains("round")) return got;
+/// The number under a rule of `compare`: how near it must be, or what to do with ours first. Of a list each.
+bool agrees(const json& expected, const json& got, const json& rule) {
+    if (expected.is_array() && got.is_array()) {
+        return std::equal(expected.begin(), expected.end(), got.begin(), got.end(),
+                          [&](const json& theirs, const json& ours) { return agrees(theirs, ours, rule); });
+    }
+    const auto a = Decimal::parse(text_of(expected)), b = Decimal::parse(text_of(got));
+    if (!a || !b) return same_value(expected, got);
+    if (rule.contains("tolerance")) return (*a - *b).abs() <= Decimal::from_json(rule.at("tolerance"));
+    if (!rule.contains("round")) return *a == *b;
     const auto mode = rule.value("mode", "half_up") == "ceil" ? meter::Rounding::ceil : meter::Rounding::half_up;
-    return Decimal::from_json(got).round(rule.at("round").get<int>(), mode).to_string();
-}
-
-bool near(const json& expected, const json& got, const json& rule) {
-    return (Decimal::from_json(expected) - Decimal::from_json(got)).abs() <= Decimal::from_json(rule.at("tolerance"));
+    return *a == b->round(rule.at("round").get<int>(), mode);
 }
 
 /// Every member that is expected is there and equal; lists are equal in length too.
@@ -66,9 +69,7 @@ bool matches(const json& expected, const json& got, const json& compare) {
         return std::all_of(expected.items().begin(), expected.items().end(), [&](const auto& member) {
             if (!got.contains(member.key())) return false;
             const auto& ours = got.at(member.key());
-            if (!compare.contains(member.key())) return matches(member.value(), ours, compare);
-            const auto& rule = compare.at(member.key());
-            return rule.contains("tolerance") ? near(member.value(), ours, rule) : same_value(member.value(), adjusted(ours, rule));
+            return compare.contains(member.key()) ? agrees(member.value(), ours, compare.at(member.key())) : matches(member.value(), ours, compare);
         });
     }
     if (expected.is_array() && got.is_array()) {
@@ -80,9 +81,14 @@ bool matches(const json& expected, const json& got, const json& compare) {
 
 /// Where a vendor's documents disagree with its code, the vector says what the code does beside it, and the code is the judge.
 json judged(json expected) {
-    if (expected.contains("amount_by_code")) {
-        expected["amount"] = expected["amount_by_code"];
-        expected.erase("amount_by_code");
+    constexpr std::string_view suffix = "_by_code";
+    json by_code = json::object();
+    for (const auto& [key, value] : expected.items()) {
+        if (key.ends_with(suffix)) by_code[key] = value;
+    }
+    for (const auto& [key, value] : by_code.items()) {
+        expected[key.substr(0, key.size() - suffix.size())] = value;
+        expected.erase(key);
     }
     return expected;
 }

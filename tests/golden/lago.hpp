@@ -16,6 +16,13 @@ const lago::ModelRow& row_of(const json& vector) {
     throw std::runtime_error("unknown model " + name);
 }
 
+/// The member, unless it is missing or null.
+template <class T>
+T given(const json& object, const char* key, T fallback) {
+    const auto found = object.find(key);
+    return found == object.end() || found->is_null() ? fallback : found->get<T>();
+}
+
 /// The price that properties say; the vectors of some kinds leave out what a plan could not.
 lago::Price price_of(const lago::ModelRow& row, const json& properties) {
     meter::Problems problems;
@@ -24,13 +31,15 @@ lago::Price price_of(const lago::ModelRow& row, const json& properties) {
 
 lago::Price price_of(const json& vector) { return price_of(row_of(vector), vector.at("properties")); }
 
-meter::Currency currency_of(const json& input) { return lago::currency_of(input.value("currency", "EUR")); }
+std::string currency_code(const json& input) { return given<std::string>(input, "currency", "EUR"); }
+
+meter::Currency currency_of(const json& input) { return lago::currency_of(currency_code(input)); }
 
 lago::Quantity quantity_of(const json& input, const lago::Price& price) {
     lago::Quantity quantity;
     quantity.units = number(input, "units");
-    if (input.contains("full_units")) quantity.full_units = number(input, "full_units");
-    quantity.prorated = input.value("prorated", false);
+    if (!input.value("full_units", json()).is_null()) quantity.full_units = number(input, "full_units");
+    quantity.prorated = given(input, "prorated", false);
     quantity.events = integer(input, "events_count");
     Decimal before;
     for (const auto& total : numbers(input, "running_total")) {
@@ -38,9 +47,9 @@ lago::Quantity quantity_of(const json& input, const lago::Price& price) {
         before = total;
     }
     for (const auto& value : numbers(input, "events_values")) quantity.bounded.add(price, value);
-    quantity.premium = input.value("premium", false);
+    quantity.premium = given(input, "premium", false);
     quantity.precise_amount = meter::quotient(number(input, "precise_total_amount_cents"), currency_of(input).subunits);
-    if (input.contains("custom_aggregation")) quantity.precise_amount = number(input.at("custom_aggregation"), "amount");
+    if (!input.value("custom_aggregation", json()).is_null()) quantity.precise_amount = number(input.at("custom_aggregation"), "amount");
     return quantity;
 }
 
@@ -100,11 +109,11 @@ json range_detail(const json& vector) {
     std::vector<meter::Tier> tiers(1);
     auto& tier = tiers.front();
     tier.from = number(range, "from_value");
-    if (!range.at("to_value").is_null()) tier.up_to = number(range, "to_value");
+    if (!range.value("to_value", json()).is_null()) tier.up_to = number(range, "to_value");
     tier.rate = as_percent ? meter::percent(number(range, "rate")) : number(range, "per_unit_amount");
     tier.flat = number(range, "flat_amount");
     lago::set_lower_bounds(tiers, false);
-    if (input.value("adjacent", false)) tier.above = tier.from;
+    if (given(input, "adjacent", false)) tier.above = tier.from;
     return lago::range_details(meter::graduated(tiers, number(input, "total_units")).lines.front(), as_percent);
 }
 
@@ -130,8 +139,8 @@ json calculate_price(const json& vector) {
 
 /// The vectors have prices that no plan may have.
 json estimate_instant(const json& vector) {
-    const auto units = meter::at_least_zero(number(vector.at("input"), "units"));
-    return {{"amount", text(lago::price_instant(price_of(vector), units).amount)}, {"units", text(units)}};
+    const auto units = number(vector.at("input"), "units");
+    return {{"amount", text(lago::price_instant(price_of(vector), units).amount)}, {"units", text(meter::at_least_zero(units))}};
 }
 
 json difference(const json& vector) {
@@ -155,85 +164,127 @@ json amount_details_delta(const json& vector) {
 
 // --- vectors with events ---
 
-/// A plan of the vector's one charge, for the subscription "sub".
-meter::Book book_of(const json& vector, bool prorated = false) {
-    const auto& input = vector.at("input");
-    json metric{{"code", "metric"},
-                {"aggregation_type", input.value("aggregation_type", "sum_agg")},
-                {"field_name", input.value("field_name", "amount")},
-                {"recurring", prorated}};
-    json charge{{"billable_metric_code", "metric"},
-                {"charge_model", vector.at("model")},
-                {"pay_in_advance", true},
-                {"prorated", prorated},
-                {"properties", vector.at("properties")}};
-    return meter::Book::lago({{"plan", {{"code", "plan"}, {"amount_currency", input.value("currency", "EUR")}, {"charges", {charge}}}},
-                              {"premium", input.value("premium", false)},
-                              {"billable_metrics", {metric}}});
+const char* const left_keys[] = {"days_to_period_end_inclusive", "days_left", "remaining_days"};
+
+/// The first day of a month of that many days.
+Timestamp month_of(std::int64_t days) {
+    return Timestamp::parse(days == 28 ? "2026-02-01" : days == 29 ? "2024-02-01" : days == 30 ? "2026-04-01" : "2026-03-01");
 }
 
-Event event_of(const json& source) {
-    Event event{.name = "metric", .subscription = "sub", .timestamp = Timestamp::parse("2026-03-05"), .properties = source.at("properties")};
-    if (source.contains("precise_total_amount_cents")) event.precise_total_amount_cents = number(source, "precise_total_amount_cents");
-    return event;
-}
-
-/// A database of its own with the book and the events, at that time.
-meter::Meter log_of(const json& vector, const json& events, bool prorated, Timestamp now) {
-    meter::Meter log({.clock = [now] { return now; }});
-    log.load(book_of(vector, prorated));
-    std::vector<Event> list;
-    for (const auto& source : events) {
-        list.push_back(event_of(source));
-        list.back().id = std::to_string(list.size());
+/// The vector's metric and its one charge, paid in advance, for the subscription "sub".
+struct Case {
+    explicit Case(const json& vector)
+        : vector(vector), input(vector.at("input")), days(integer(period(), "days", integer(input, "period_days", 31))) {
+        prorated = given(input, "prorated", false);
+        field = given<std::string>(input, "field_name", "amount");
     }
-    log.record(list);
-    return log;
+
+    meter::Book book() const {
+        json metric{{"code", "metric"},
+                    {"aggregation_type", given<std::string>(input, "aggregation_type", "sum_agg")},
+                    {"field_name", field},
+                    {"recurring", given(input, "recurring", prorated)}};
+        for (const auto* key : {"rounding_function", "rounding_precision"}) metric[key] = input.value(key, json());
+        json charge{{"billable_metric_code", "metric"},
+                    {"charge_model", vector.at("model")},
+                    {"pay_in_advance", given(input, "pay_in_advance", true)},
+                    {"prorated", prorated},
+                    {"properties", vector.at("properties")}};
+        return meter::Book::lago({{"plan", {{"code", "plan"}, {"amount_currency", currency_code(input)}, {"charges", {charge}}}},
+                                  {"premium", given(input, "premium", false)},
+                                  {"billable_metrics", {metric}}});
+    }
+
+    /// The moment that the object says, itself or by the days left in the period, the day included; else the fifth day of the period.
+    Timestamp time_in(const json& object) const {
+        for (const auto* key : {"timestamp", "date", "at", "now"}) {
+            if (object.contains(key) && object.at(key).is_string()) return Timestamp::parse(object.at(key).get<std::string>());
+        }
+        for (const auto* key : left_keys) {
+            if (object.contains(key)) return first_day() + std::chrono::hours(24 * (days - integer(object, key)));
+        }
+        return first_day() + std::chrono::hours(24 * 4);
+    }
+
+    Event event(const json& source) const {
+        Event event{.name = "metric", .subscription = "sub", .timestamp = time_in(source)};
+        event.properties =
+            source.contains("properties") ? source.at("properties") : json{{field, source.value("units_delta", source.value("value", json()))}};
+        if (!source.value("precise_total_amount_cents", json()).is_null())
+            event.precise_total_amount_cents = number(source, "precise_total_amount_cents");
+        return event;
+    }
+
+    /// A database of its own with the book and the events, at that time.
+    meter::Meter log(const json& events, Timestamp now) const {
+        meter::Meter log({.clock = [now] { return now; }});
+        log.load(book());
+        std::vector<Event> list;
+        for (const auto& source : events) {
+            list.push_back(event(source));
+            list.back().id = std::to_string(list.size());
+        }
+        log.record(list);
+        return log;
+    }
+
+    Timestamp first_day() const { return period().contains("from") ? Timestamp::parse(period().at("from").get<std::string>()) : month_of(days); }
+    Timestamp last_day() const { return first_day() + std::chrono::hours(24 * (days - 1)); }
+
+    const json& vector;
+    const json& input;
+    std::int64_t days;
+    bool prorated = false;
+    std::string field;
+
+private:
+    json period() const { return input.value("period", json()).is_object() ? input.at("period") : json::object(); }
+};
+
+json fee_figures(const meter::Fee& fee) {
+    return {{"units", text(fee.units)},
+            {"amount", text(fee.amount)},
+            {"amount_cents", text(fee.amount_cents)},
+            {"unit_amount", text(fee.unit_amount)},
+            {"precise_unit_amount", text(fee.unit_amount)},
+            {"events_count", fee.events},
+            {"amount_details", fee.vendor.at("amount_details")}};
 }
 
 json pay_in_advance_sequence(const json& vector) {
-    const auto log = log_of(vector, vector.at("input").at("events"), false, Timestamp::parse("2026-03-10"));
+    const Case one(vector);
+    const auto log = one.log(one.input.at("events"), one.last_day());
     auto fees = json::array();
-    for (const auto& fee : log.advance_fees({.subscription = "sub"}).fees) {
-        fees.push_back({{"units", text(fee.units)},
-                        {"amount_cents", text(fee.amount_cents)},
-                        {"events_count", fee.events},
-                        {"amount_details", fee.vendor.at("amount_details")}});
-    }
+    for (const auto& fee : log.advance_fees({.subscription = "sub"}).fees) fees.push_back(fee_figures(fee));
     return {{"fees", fees}};
 }
 
-json estimated(const json& vector, bool prorated, Timestamp now) {
-    const auto log = log_of(vector, vector.at("input").at("persisted_events"), prorated, now);
-    const auto fees = log.estimate_fees(event_of(vector.at("input").at("estimated_event")));
-    const auto& fee = fees.fees.at(0);
-    return {{"units", text(fee.units)}, {"amount_cents", text(fee.amount_cents)}, {"events_count", fee.events}};
+json estimated(const Case& one, Timestamp now) {
+    const auto log = one.log(one.input.value("persisted_events", json::array()), now);
+    return fee_figures(log.estimate_fees(one.event(one.input.at("estimated_event"))).fees.at(0));
 }
 
-json estimate_fees(const json& vector) { return estimated(vector, false, Timestamp::parse("2026-03-10")); }
-
-/// A day with that many days left, itself included, in a month of that many days.
-Timestamp day_with_left(std::int64_t days_left, std::int64_t month_days) {
-    const auto month = month_days == 28 ? "2026-02-01" : month_days == 29 ? "2024-02-01" : month_days == 30 ? "2026-04-01" : "2026-03-01";
-    return Timestamp::parse(month) + std::chrono::hours(24 * (month_days - days_left));
+json estimate_fees(const json& vector) {
+    const Case one(vector);
+    return estimated(one, one.last_day());
 }
 
+/// Made at the time that the vector says, else when the event is.
 json estimate_fees_prorated(const json& vector) {
-    const auto& input = vector.at("input");
-    if (!input.contains("days_to_period_end_inclusive") || !input.contains("period_days")) throw Unknown();
-    return estimated(vector, true, day_with_left(integer(input, "days_to_period_end_inclusive"), integer(input, "period_days")));
+    Case one(vector);
+    one.prorated = true;
+    const auto& event = one.input.at("estimated_event");
+    const bool said = one.time_in(one.input) != one.time_in(json::object());
+    return estimated(one, one.time_in(said ? one.input : event));
 }
 
 json current_usage_pay_in_advance(const json& vector) {
-    const auto& input = vector.at("input");
-    const auto days = integer(input, "period_days");
-    const auto now = day_with_left(1, days);
-    auto log = log_of(vector, json::array(), input.value("prorated", false), now);
+    const Case one(vector);
+    auto log = one.log(json::array(), one.last_day());
     auto steps = json::array();
-    for (const auto& step : input.at("steps")) {
-        auto event = event_of({{"properties", {{"amount", step.at("units_delta")}}}});
-        event.timestamp = day_with_left(integer(step, "days_to_period_end_inclusive", days), days);
-        log.record(event);
+    for (auto step : one.input.at("steps")) {
+        if (one.prorated && one.time_in(step) == one.time_in(json::object())) step["days_left"] = one.days;
+        log.record(one.event(step));
         const auto fees = log.usage({.subscription = "sub"});
         steps.push_back({{"amount_cents", text(fees.amount_cents)}, {"units", text(fees.fees.at(0).units)}});
     }
@@ -241,9 +292,8 @@ json current_usage_pay_in_advance(const json& vector) {
 }
 
 json estimate_instant_fee(const json& vector) {
-    const auto log = log_of(vector, json::array(), false, Timestamp::parse("2026-03-10"));
-    const auto fee = log.estimate_instant_fees(event_of({{"properties", {{"amount", vector.at("input").at("units")}}}})).fees.at(0);
-    return {{"amount", text(fee.amount)}, {"units", text(fee.units)}, {"amount_cents", text(fee.amount_cents)}};
+    const Case one(vector);
+    return fee_figures(one.log(json::array(), one.last_day()).estimate_instant_fees(one.event({{"value", one.input.at("units")}})).fees.at(0));
 }
 
 // --- cents ---
@@ -255,14 +305,16 @@ json fee(const json& vector) {
     const auto quantity = quantity_of(input, price);
     auto priced = row.price(price, quantity);
     const auto details = row.details(price, quantity, priced);
-    auto units = quantity.full_units && !quantity.prorated ? *quantity.full_units : quantity.units;
-    meter::lago::clamp(priced, units);
-    auto figures = lago::figures(priced.amount, lago::unit_amount(price, quantity, priced.amount), currency_of(input));
-    json out{{"units", text(units)}, {"amount_details", details}};
-    if (input.contains("conversion_rate")) {
+    auto units = quantity.prorated ? quantity.full_units.value_or(quantity.units) : quantity.units;
+    meter::lago::clamp(priced, quantity.units, units);
+    const bool converts = !input.value("conversion_rate", json()).is_null();
+    auto figures = lago::figures(priced.amount, lago::unit_amount(price, quantity, priced.amount), converts ? meter::Currency() : currency_of(input));
+    json out{{"units", text(units)}, {"events_count", quantity.events}, {"amount_details", details}};
+    if (converts) {
         out["pricing_unit_amount_cents"] = text(figures.cents);
         out["pricing_unit_precise_amount_cents"] = text(figures.precise_cents);
         out["pricing_unit_unit_amount_cents"] = text(figures.unit_cents);
+        out["pricing_unit_precise_unit_amount"] = text(figures.unit_amount);
         figures = lago::converted(figures, number(input, "conversion_rate"), currency_of(input));
     }
     out["amount_cents"] = text(figures.cents);
@@ -277,23 +329,32 @@ json true_up(const json& vector) {
     const auto cents = lago::true_up_cents(number(input, "min_amount_cents"), number(input, "used_amount_cents"),
                                            static_cast<int>(integer(input, "days")), static_cast<int>(integer(input, "period_days")));
     const auto currency = currency_of(input);
-    return {{"amount_cents", text(meter::to_cents(meter::quotient(cents, currency.subunits), currency))}, {"precise_amount_cents", text(cents)}};
+    return {{"amount_cents", text(meter::to_cents(meter::quotient(cents, currency.subunits), currency))},
+            {"precise_amount_cents", text(cents)},
+            {"units", cents.is_zero() ? "0" : "1"}};
 }
 
 json to_cents(const json& vector) {
     const auto& input = vector.at("input");
-    const auto cents = text(meter::to_cents(number(input, "amount"), currency_of(input)));
-    return {{"amount_cents", cents}, {"cents", cents}};
+    const auto amount = number(input, "amount", number(input, "precise_amount", number(input, "units")));
+    const auto figures = lago::figures(amount, amount, currency_of(input));
+    return {{"amount_cents", text(figures.cents)}, {"cents", text(figures.cents)}, {"precise_amount_cents", text(figures.precise_cents)}};
 }
 
 json validation(const json& vector) {
     meter::Problems problems;
     const auto& input = vector.at("input");
-    lago::Kind kind = lago::Kind::sum;
-    for (const auto& [name, value] : lago::kinds) {
-        if (input.value("aggregation_type", "sum_agg") == name) kind = value;
-    }
-    lago::read_price(row_of(vector), Node(vector.at("properties")), {kind, input.value("premium", true), problems});
+    const auto metric = lago::read_metric(Node(json{{"code", "metric"},
+                                                    {"aggregation_type", given<std::string>(input, "aggregation_type", "sum_agg")},
+                                                    {"field_name", "value"},
+                                                    {"recurring", given(input, "recurring", false)}}));
+    const lago::Checking checking{metric.kind, given(input, "premium", true), problems};
+    lago::Charge charge;
+    charge.price = lago::read_price(row_of(vector), Node(vector.at("properties")), checking);
+    charge.pay_in_advance = given(input, "pay_in_advance", false);
+    charge.prorated = given(input, "prorated", false);
+    charge.minimum_cents = number(input, "min_amount_cents");
+    lago::check_charge(Node(input), charge, metric, checking);
     auto errors = json::object();
     for (const auto& problem : problems) {
         auto& codes = errors[problem.field];
@@ -338,18 +399,24 @@ json rounding(const json& vector) {
     return {{"units", text(lago::rounded(lago::read_metric(Node(metric)), number(vector, "units")))}};
 }
 
+/// The state of the last event that was paid, when there was one.
+lago::AdvanceState cached_state(const json& vector) {
+    const auto cached = vector.value("cached", json());
+    if (!cached.is_object() || cached.empty()) return {};
+    const auto current = number(cached, "current_aggregation");
+    return {current, number(cached, "max_aggregation", current), number(cached, "max_aggregation_with_proration")};
+}
+
 json current_usage(const json& vector) {
-    const lago::AdvanceState state{number(vector.at("cached"), "current_aggregation"), number(vector.at("cached"), "max_aggregation")};
-    return {{"aggregation", text(state.paid(number(vector, "total_aggregation")))}};
+    const auto live = number(vector, "total_aggregation");
+    return {{"aggregation", text(cached_state(vector).paid(live, {}))}, {"current_usage_units", text(meter::at_least_zero(live))}};
 }
 
 json current_usage_prorated(const json& vector) {
-    const lago::ProratedAdvance advance{{number(vector.at("cached"), "current_aggregation"), Decimal()},
-                                        number(vector.at("cached"), "max_aggregation_with_proration")};
     const auto& period = vector.at("period");
     const auto share = meter::quotient(days_between(period.at("from"), period.at("to")), number(period, "days"));
-    const auto live = number(vector, "current_usage_units_raw");
-    return {{"aggregation", text(advance.paid(live, share))}, {"current_usage_units", text(live)}};
+    const auto live = number(vector, "current_usage_units_raw", number(vector, "total_aggregation"));
+    return {{"aggregation", text(cached_state(vector).paid(live, share))}, {"current_usage_units", text(meter::at_least_zero(live))}};
 }
 
 }  // namespace golden::lago_vectors

@@ -9,16 +9,48 @@ using meter::Event;
 using meter::Timestamp;
 using meter::UsageSource;
 
+using lago_vectors::given;
+
 Timestamp time_at(const json& object, const char* key) { return Timestamp::parse(object.at(key).get<std::string>()); }
 
 constexpr const char* name = "metric";
 constexpr std::chrono::microseconds moment(1);
 
+std::string text_of(const json& value) { return value.is_string() ? value.get<std::string>() : value.dump(); }
+
+/// Lists of values by key, as texts.
+lago::Values values_of(const json& object) {
+    lago::Values values;
+    for (const auto& [key, list] : object.items()) {
+        values[key];
+        for (const auto& value : list.is_array() ? list : json::array({list})) values[key].push_back(text_of(value));
+    }
+    return values;
+}
+
 Event event_of(const json& source) {
     Event event{.name = name, .subscription = "sub", .properties = source.value("properties", json::object())};
+    if (event.properties.is_null()) event.properties = json::object();
     if (source.contains("timestamp")) event.timestamp = time_at(source, "timestamp");
-    if (source.contains("precise_total_amount_cents")) event.precise_total_amount_cents = number(source, "precise_total_amount_cents");
+    if (!source.value("precise_total_amount_cents", json()).is_null())
+        event.precise_total_amount_cents = number(source, "precise_total_amount_cents");
     return event;
+}
+
+/// The vector's events in the order in which the server got them, and last the one in question, if it says one.
+std::vector<json> events_of(const json& vector) {
+    auto events = vector.at("events").get<std::vector<json>>();
+    std::stable_sort(events.begin(), events.end(),
+                     [](const json& a, const json& b) { return a.value("created_at", "") < b.value("created_at", ""); });
+    if (!vector.contains("event")) return events;
+    const auto same = [&](const json& each) {
+        return each.value("timestamp", "") == vector.at("event").value("timestamp", "") &&
+               each.at("properties") == vector.at("event").at("properties");
+    };
+    const auto asked = std::find_if(events.begin(), events.end(), same);
+    if (asked != events.end()) events.erase(asked);
+    events.push_back(vector.at("event"));
+    return events;
 }
 
 /// What stands from before the period is an event before it, in its group.
@@ -34,11 +66,23 @@ void add_initial(const json& vector, const std::string& field, std::vector<Event
     }
 }
 
+/// The metric that the vector says, or that the part of Lago is about where its number comes from.
+std::string kind_asked_for(const json& vector) {
+    for (const auto* key : {"aggregation_type", "metric_type", "metric", "of"}) {
+        if (vector.at("aggregation").contains(key)) return vector.at("aggregation").at(key).get<std::string>();
+    }
+    for (const auto* kind : {"weighted_sum", "unique_count", "latest", "max", "sum", "count"}) {
+        if (vector.value("source", "").find(std::string("/") + kind + "_") != std::string::npos) return std::string(kind) + "_agg";
+    }
+    return vector.at("aggregation").contains("field_name") ? "sum_agg" : "count_agg";
+}
+
 /// The helpers that are no kind of metric look at the events of one.
-std::string type_of(const json& aggregation) {
-    const auto type = aggregation.at("type").get<std::string>();
+std::string type_of(const json& vector) {
+    const auto type = vector.at("aggregation").at("type").get<std::string>();
+    if (type == "per_event_aggregation") return kind_asked_for(vector);
     if (type == "events_in_scope" || type == "sum_precise_total_amount_cents") return "count_agg";
-    if (type == "events_values" || type == "prorated_sum") return "sum_agg";
+    if (type == "events_values" || type == "prorated_sum" || type == "prorated_events_values") return "sum_agg";
     if (type == "active_unique_property") return "unique_count_agg";
     return type == "last_value" ? "latest_agg" : type;
 }
@@ -52,8 +96,9 @@ json properties_of(const json& vector) {
 
 json catalogue_of(const json& vector) {
     const auto& aggregation = vector.at("aggregation");
-    json metric{{"code", name}, {"aggregation_type", type_of(aggregation)}, {"field_name", aggregation.value("field_name", "value")}};
-    metric["recurring"] = aggregation.value("recurring", vector.contains("initial"));
+    json metric{{"code", name}, {"aggregation_type", type_of(vector)}, {"field_name", given<std::string>(aggregation, "field_name", "value")}};
+    metric["recurring"] = given(aggregation, "recurring", vector.contains("initial"));
+    for (const auto* key : {"rounding_function", "rounding_precision"}) metric[key] = aggregation.value(key, json());
     json charge{{"billable_metric_code", name}, {"charge_model", vector.contains("options") ? "percentage" : "standard"}};
     charge["properties"] = properties_of(vector);
     charge["pay_in_advance"] = vector.at("expected").contains("pay_in_advance_aggregation");
@@ -67,13 +112,17 @@ json catalogue_of(const json& vector) {
     return {{"plan", {{"code", "plan"}, {"amount_currency", "EUR"}, {"charges", {charge}}}}, {"billable_metrics", {metric}}};
 }
 
-/// Periods of as many days as the vector's billing period has: calendar months, or months from one end of its period.
-lago::Subscription subscription_of(const meter::Period& period, int days) {
+/// Periods of as many days as the vector's billing period has: of the calendar, or from one end of its period; months, if they can be.
+lago::Subscription subscription_of(const meter::Period& period, int days, lago::Interval& interval) {
     lago::Subscription subscription{.id = "sub"};
-    for (const auto anchor : {Timestamp(), period.from, period.to - moment + std::chrono::seconds(1)}) {
-        subscription.anchor = anchor;
-        subscription.anniversary = anchor != Timestamp();
-        if (days == 0 || lago::period_days(lago::Interval::monthly, subscription, period.from) == days) return subscription;
+    for (const auto each :
+         {lago::Interval::monthly, lago::Interval::weekly, lago::Interval::quarterly, lago::Interval::semiannual, lago::Interval::yearly}) {
+        for (const auto anchor : {Timestamp(), period.from, period.to - moment + std::chrono::seconds(1)}) {
+            interval = each;
+            subscription.anchor = anchor;
+            subscription.anniversary = anchor != Timestamp();
+            if (days == 0 || lago::period_days(interval, subscription, period.from) == days) return subscription;
+        }
     }
     throw std::runtime_error("no billing period of that length");
 }
@@ -85,14 +134,15 @@ struct Case {
           plan(dynamic_cast<const lago::Plan&>(meter::Book::lago(catalogue_of(vector)).impl())),
           period{time_at(vector.at("period"), "from"),
                  time_at(vector.at("period"), vector.at("period").contains("max_timestamp") ? "max_timestamp" : "to") + moment},
-          subscription(subscription_of(period, static_cast<int>(integer(vector.at("period"), "days")))),
-          log(events_of(vector)) {
-        plan.charges[0].prorated = aggregation.value("prorated", false);
+          subscription(subscription_of(period, static_cast<int>(integer(vector.at("period"), "days")), plan.charges_interval)),
+          log(logged(vector)) {
+        plan.charges[0].prorated = given(aggregation, "prorated", false);
         query = scope().query();
+        if (!given(aggregation, "use_from_boundary", true) && !given(aggregation, "force_from", false)) query.period.from = Timestamp::min();
         if (vector.contains("filters")) restrict_to(vector.at("filters"));
-        const auto wanted = vector.value("grouped_by_values", json::object());
+        const auto wanted = given(vector, "grouped_by_values", json::object());
         for (const auto& [key, value] : wanted.items()) {
-            query.filter.parts.push_back(lago::beside(key, value.is_null() ? std::nullopt : std::optional(value.get<std::string>())));
+            query.filter.parts.push_back(lago::beside(key, value.is_null() ? std::nullopt : std::optional(text_of(value))));
         }
     }
 
@@ -106,17 +156,17 @@ struct Case {
     AggregateQuery query = {};
 
 private:
-    static std::vector<Event> events_of(const json& vector) {
+    static std::vector<Event> logged(const json& vector) {
         std::vector<Event> events;
-        for (const auto& source : vector.at("events")) events.push_back(event_of(source));
+        for (const auto& source : events_of(vector)) events.push_back(event_of(source));
         add_initial(vector, vector.at("aggregation").value("field_name", "value"), events);
         return events;
     }
     void restrict_to(const json& filters) {
-        for (const auto& [key, values] : filters.value("matching", lago::Values{})) {
+        for (const auto& [key, values] : values_of(given(filters, "matching", json::object()))) {
             query.filter.parts.push_back(meter::Filter::where(meter::property_field(key), meter::Operator::in, json(values)));
         }
-        for (const auto& entry : filters.value("ignored", std::vector<lago::Values>{})) query.filter.parts.push_back(lago::excluding(entry));
+        for (const auto& entry : given(filters, "ignored", json::array())) query.filter.parts.push_back(lago::excluding(values_of(entry)));
     }
 };
 
@@ -143,7 +193,9 @@ json figures(const Case& one, const lago::CountedGroup& group, UsageSource& usag
         answer["variation"] = text(sum_of(one, group.query, false, usage));
         answer["total_aggregated_units"] = text(lago::total_units(one.scope(), group.query, group.measured.value, usage));
     }
-    if (one.aggregation.at("type") == "last_value") answer["value"] = text(usage.steps(metric.metric, group.query).back().value);
+    if (one.aggregation.at("type") != "last_value") return answer;
+    const auto steps = usage.steps(metric.metric, group.query);
+    answer["value"] = steps.empty() ? json() : json(text(steps.back().value));
     return answer;
 }
 
@@ -216,14 +268,51 @@ json advance(const json& vector) {
     Case one(vector);
     const auto scope = one.scope();
     return one.log.ask([&](UsageSource& usage) -> json {
-        const auto last = usage.event(static_cast<std::int64_t>(vector.at("events").size()));
-        if (!vector.contains("cached"))
-            return {{"pay_in_advance_aggregation", text(one.plan.advance_fees(last, usage).amount_cents * Decimal("0.01"))}};
-        lago::AdvanceState state{number(vector.at("cached"), "current_aggregation"), number(vector.at("cached"), "max_aggregation")};
-        const auto added = lago::contribute(state, lago::period_steps(scope, one.query, usage).back().value).priced;
+        const auto events = events_of(vector).size();
+        if (events == 0) return {{"pay_in_advance_aggregation", "0"}};
+        const auto last = usage.event(static_cast<std::int64_t>(events));
+        auto state = lago_vectors::cached_state(vector);
+        if (!state.current) return {{"pay_in_advance_aggregation", text(one.plan.advance_fees(last, usage).amount_cents * Decimal("0.01"))}};
+        const auto steps = lago::period_steps(scope, one.query, usage);
+        const auto step = std::find_if(steps.begin(), steps.end(), [&](const auto& each) { return each.sequence == last.sequence; });
+        const auto added = state.add(step == steps.end() ? Decimal() : step->value, lago::share_paid(scope, *last.timestamp)).priced;
         return {
-            {"pay_in_advance_aggregation", text(scope.charge.prorated ? lago::prorated(added, lago::share_left(scope, *last.timestamp)) : added)}};
+            {"pay_in_advance_aggregation", text(added)}, {"current_aggregation", text(*state.current)}, {"max_aggregation", text(*state.maximum)}};
     });
+}
+
+/// The worth of each event by itself, and its share of the period.
+json per_event(const json& vector) {
+    auto as_charge = vector;
+    const auto option = [&](const char* key) {
+        return given(vector.at("aggregation"), key, given(vector.value("options", json::object()), key, false));
+    };
+    const bool shares = vector.at("aggregation").at("type") == "prorated_events_values";
+    const bool prorated = shares || given(vector.at("aggregation"), "prorated", false);
+    as_charge["aggregation"]["prorated"] = prorated;
+    if (prorated) as_charge["aggregation"]["recurring"] = true;
+    const auto asked = vector.value("event", vector.value("estimated_event", json::object()));
+    if (option("include_event_value")) as_charge.erase("event");  // which is not in the log
+    Case one(as_charge);
+    const auto scope = one.scope();
+    json full = json::array(), shared = json::array();
+    one.log.ask([&](UsageSource& usage) {
+        if (!prorated) {
+            for (const auto& value : lago::event_values(scope, one.query, usage)) full.push_back(text(value));
+            return 0;
+        }
+        const bool items = scope.metric().kind == lago::Kind::unique_count;
+        const auto weigh = items ? lago::prorated_items : shares ? lago::prorated_numbers : lago::prorated_sum;
+        for (const auto& event : weigh(scope, one.query, usage)) {
+            full.push_back(text(event.full));
+            shared.push_back(text(event.prorated));
+        }
+        return 0;
+    });
+    if (option("exclude_event") && !full.empty()) full.erase(full.size() - 1);
+    if (option("include_event_value"))
+        full.push_back(scope.metric().kind == lago::Kind::sum ? text(lago::summed(scope.metric(), event_of(asked))) : "1");
+    return {{"values", shares ? shared : full}, {"event_aggregation", full}, {"event_prorated_aggregation", shared}, {"prorated_values", shared}};
 }
 
 json aggregate(const json& vector) {
@@ -248,13 +337,14 @@ json prorated_sum(const json& vector) {
 json values(const json& vector) {
     Case one(vector);
     const auto limit = integer(vector.at("aggregation"), "limit", 1000);
+    const auto field = given<std::string>(vector.at("aggregation"), "field_name", "value");
     json list = json::array();
     one.log.ask([&](UsageSource& usage) {
         for (const auto& step : usage.steps(one.plan.billable_metrics[0].metric, one.query, static_cast<std::size_t>(limit), {}))
-            list.push_back(meter::property_text(usage.event(step.sequence).properties, "value").value_or(""));
+            list.push_back(meter::property_text(usage.event(step.sequence).properties, field).value_or(""));
         return 0;
     });
-    return {{"values", list}};
+    return {{"values", list}, {"events_count", list.size()}};
 }
 
 /// An add of an active value changes nothing.
@@ -276,7 +366,9 @@ inline Vendor lago_reads() {
                   {{"aggregation prorated_sum", prorated_sum},
                    {"aggregation events_in_scope", values},
                    {"aggregation events_values", values},
-                   {"aggregation active_unique_property", active}}};
+                   {"aggregation active_unique_property", active},
+                   {"aggregation per_event_aggregation", per_event},
+                   {"aggregation prorated_events_values", per_event}}};
     for (const auto kind : {"aggregation count_agg", "aggregation sum_agg", "aggregation max_agg", "aggregation latest_agg", "aggregation last_value",
                             "aggregation unique_count_agg", "aggregation weighted_sum_agg", "aggregation sum_precise_total_amount_cents"}) {
         vendor.kinds.push_back({kind, aggregate});

@@ -7,14 +7,13 @@ class Log {
 public:
     /// Events without an id or time get one. Throws for an event that is not stored, unless it is a copy of one that is.
     explicit Log(std::vector<meter::Event> events) : store_(options()) {
-        meter::Drafts drafts;
         for (std::size_t i = 0; i < events.size(); ++i) {
             if (events[i].id.empty()) events[i].id = "event-" + std::to_string(i);
-            meter::add_draft(drafts, [&](meter::Draft& draft) { draft_event(drafts, draft, events[i]); });
         }
-        if (!drafts.accepted.empty()) store_.append(drafts, meter::Timestamp());
-        for (const auto& receipt : drafts.receipts) {
-            if (receipt.status == meter::ReceiptStatus::refused) throw std::runtime_error(receipt.field + " " + receipt.reason);
+        for (auto begin = events.begin(); begin != events.end();) {
+            const auto end = std::find_if(begin, events.end(), [&](const meter::Event& event) { return event.recorded_at != begin->recorded_at; });
+            record({begin, end}, begin->recorded_at.value_or(meter::Timestamp()));
+            begin = end;
         }
     }
 
@@ -33,6 +32,14 @@ public:
     }
 
 private:
+    void record(std::span<const meter::Event> events, meter::Timestamp now) {
+        meter::Drafts drafts;
+        for (const auto& event : events) meter::add_draft(drafts, [&](meter::Draft& draft) { draft_event(drafts, draft, event); });
+        if (!drafts.accepted.empty()) store_.append(drafts, now);
+        for (const auto& receipt : drafts.receipts) {
+            if (receipt.status == meter::ReceiptStatus::refused) throw std::runtime_error(receipt.field + " " + receipt.reason);
+        }
+    }
     static meter::StoreOptions options() {
         meter::StoreOptions options;
         options.path = ":memory:";

@@ -10,16 +10,25 @@ using meter::Timestamp;
 
 json metered_unit(const json& vector) {
     const auto price = polar::read_metered(Node(vector.at("price")));
-    const auto consumed = number(vector, "consumed_units");
-    const auto priced = polar::price_units(price, consumed, number(vector, "credited_units"));
-    return {{"amount", text(priced.amount)}, {"label", polar::label(price, consumed, priced)}};
+    const auto consumed = number(vector, "consumed_units"), credited = number(vector, "credited_units");
+    const auto priced = polar::price_units(price, consumed, credited);
+    return {{"amount", text(priced.amount)}, {"label", polar::label(price, polar::units_to_pay(consumed, credited), priced)}};
+}
+
+/// The unit is a meter's; its price stands beside it or is one like others.
+json display_scale(const json& vector) {
+    const auto unit = polar::read_unit(Node(vector.value("meter", vector)));
+    const auto amount = number(vector.value("price", vector), "unit_amount") * unit.scale;
+    json answer{{"scale", text(unit.scale)}, {"multiplier", text(unit.scale)}, {"label", unit.label}};
+    for (const char* name : {"amount", "display_amount", "displayed_amount", "display_cents", "displayed_cents", "scaled_amount", "displayed"})
+        answer[name] = text(amount);
+    return answer;
 }
 
 json round_half_away(const json& vector) { return {{"rounded", text(polar::rounded_half_away(number(vector, "value")))}}; }
 
 json tiers(const json& vector) {
-    meter::Problems problems;
-    const auto tiers = polar::read_tiers(Node(vector.at("tiers")), problems);
+    const auto tiers = polar::read_tiers(Node(vector.at("tiers")));
     try {
         return {{"amount", text(polar::price_tiers(tiers, number(vector, "quantity")).amount)}};
     } catch (const meter::Error& error) {
@@ -28,9 +37,12 @@ json tiers(const json& vector) {
 }
 
 json tiers_validation(const json& vector) {
-    meter::Problems problems;
-    polar::read_tiers(Node(vector.at("tiers")), problems);
-    return {{"error_type", problems.empty() ? json(nullptr) : json(problems.front().code)}};
+    try {
+        polar::read_tiers(Node(vector.at("tiers")));
+        return {{"error_type", nullptr}};
+    } catch (const meter::Error& error) {
+        return {{"error_type", error.reason()}};
+    }
 }
 
 json metered_price_validation(const json& vector) {
@@ -57,35 +69,49 @@ Event event_of(const json& entry, const json& aggregation, std::int64_t place) {
     return event;
 }
 
-/// The prices that are active, of a product whose meter takes every event.
-meter::Book book_of(const json& vector) {
-    json prices = json::array();
-    for (const auto& name : vector.at("active_prices")) {
-        prices.push_back(vector.at("prices").at(name.get<std::string>()));
-        prices.back().update({{"id", name}, {"meter_id", "m"}});
-    }
-    return meter::Book::polar(
-        {{"product", {{"id", "p"}, {"prices", prices}}}, {"meters", {{{"id", "m"}, {"aggregation", vector.at("meter").at("aggregation")}}}}});
+/// A product of this one price, whose meter takes every event.
+meter::Book book_of(const json& vector, const std::string& name) {
+    auto price = vector.at("prices").at(name);
+    price.update({{"id", name}, {"meter_id", "m"}});
+    return meter::Book::polar({{"product", {{"id", "p"}, {"prices", json::array({price})}}},
+                               {"meters", {{{"id", "m"}, {"aggregation", vector.at("meter").at("aggregation")}}}}});
 }
 
-/// Entries of sums and counts belong to a price, and wait while that is not on the subscription; an order has no items without entries.
-json billing_run(const json& vector) {
-    const auto& aggregation = vector.at("meter").at("aggregation");
-    const auto& active = vector.at("active_prices");
-    const bool by_price = polar::is_summable(Node(aggregation).choice("func", polar::functions));
+/// Whether there is an entry at all when the order is made.
+bool is_there(const json& entry) {
+    return entry.value("pending", true) && !entry.value("billed", false) && !entry.value("deleted", false) &&
+           !entry.value("created_after_cutoff", false);
+}
+
+/// What the entries come to at one price.
+json item_of(const json& vector, const std::string& price, const std::vector<json>& entries) {
     std::vector<Event> events;
-    for (const auto& entry : vector.at("entries")) {
-        const bool waits = by_price && std::find(active.begin(), active.end(), entry.at("price")) == active.end();
-        if (waits || entry.value("deleted", false)) continue;
-        events.push_back(event_of(entry, aggregation, static_cast<std::int64_t>(events.size())));
+    for (const auto& entry : entries)
+        events.push_back(event_of(entry, vector.at("meter").at("aggregation"), static_cast<std::int64_t>(events.size())));
+    const auto book = book_of(vector, price);
+    const auto fees =
+        Log(events).ask([&](meter::UsageSource& usage) { return book.impl().usage({.customer = "c1"}, cutoff - std::chrono::seconds(1), usage); });
+    return {{"price", price}, {"amount", text(fees.fees.at(0).amount_cents)}};
+}
+
+/// Entries of sums and counts belong to a price, and wait while that is not on the subscription; those of other meters are taken together.
+json billing_run(const json& vector) {
+    const auto& active = vector.at("active_prices");
+    const bool by_price = polar::is_summable(Node(vector.at("meter").at("aggregation")).choice("func", polar::functions));
+    std::vector<std::pair<std::string, std::vector<json>>> lines;
+    for (const bool late : {false, true}) {
+        for (const auto& entry : vector.at("entries")) {
+            const json price = by_price ? entry.at("price") : active.empty() ? json() : active.at(0);
+            if (!is_there(entry) || entry.value("after_cutoff", false) != late) continue;
+            if (std::find(active.begin(), active.end(), price) == active.end()) continue;
+            auto line = std::find_if(lines.begin(), lines.end(), [&](const auto& each) { return each.first == price; });
+            if (line == lines.end() && late) continue;
+            if (line == lines.end()) line = lines.insert(line, {price.get<std::string>(), {}});
+            line->second.push_back(entry);
+        }
     }
     auto items = json::array();
-    const meter::UsageQuery asked{.customer = "c1"};
-    const auto fees =
-        Log(events).ask([&](meter::UsageSource& usage) { return book_of(vector).impl().usage(asked, cutoff - std::chrono::seconds(1), usage); });
-    for (const auto& fee : fees.fees) {
-        if (fee.events > 0) items.push_back({{"price", fee.charge}, {"amount", text(fee.amount_cents)}});
-    }
+    for (const auto& [price, entries] : lines) items.push_back(item_of(vector, price, entries));
     return {{"items", items}};
 }
 
@@ -101,7 +127,8 @@ inline Vendor polar_pricing() {
              {"tiers", tiers},
              {"tiers_validation", tiers_validation},
              {"metered_price_validation", metered_price_validation},
-             {"billing_run", billing_run}}};
+             {"billing_run", billing_run},
+             {"display_scale", display_scale}}};
 }
 
 }  // namespace golden

@@ -16,6 +16,7 @@ Event event_of(const json& given) {
     event.source = given.value("source", "user");
     event.customer = given.value("customer_id", given.value("external_customer_id", ""));
     event.timestamp = Timestamp::parse(given.at("timestamp").get<std::string>());
+    event.recorded_at = given.contains("ingested_at") ? Timestamp::parse(given.at("ingested_at").get<std::string>()) : event.timestamp;
     event.properties = given.value("metadata", json::object());
     return event;
 }
@@ -35,19 +36,23 @@ Metric metric_of(const json& aggregation, const json& filter, std::string rules)
 
 Metric metric_of(const json& meter) { return metric_of(meter.at("aggregation"), meter.at("filter"), "polar"); }
 
-/// Ids of the events that the filter counts.
-json matching(Log& log, const json& filter, const char* rules) {
+/// Ids of the events that the filter counts, in the order of the vector.
+json matching(const json& vector, const char* rules) {
     meter::AggregateQuery by_id;
     by_id.group_by = {"id"};
+    std::set<std::string> found;
+    const auto metric = metric_of({{"func", "count"}}, vector.at("filter"), rules);
+    for (const auto& row : log_of(vector.at("events")).ask([&](meter::UsageSource& usage) { return usage.measure(metric, by_id); }))
+        found.insert(row.group.at(0).value());
     json ids = json::array();
-    for (const auto& row : log.ask([&](meter::UsageSource& usage) { return usage.measure(metric_of({{"func", "count"}}, filter, rules), by_id); }))
-        ids.push_back(row.group.at(0).value());
+    for (const auto& event : vector.at("events")) {
+        if (found.contains(event.at("id"))) ids.push_back(event.at("id"));
+    }
     return ids;
 }
 
 json filter(const json& vector) {
-    auto log = log_of(vector.at("events"));
-    const auto sql = matching(log, vector.at("filter"), "polar"), billing = matching(log, vector.at("filter"), "polar_billing");
+    const auto sql = matching(vector, "polar"), billing = matching(vector, "polar_billing");
     json answer{{"matched_by", {{"sql", sql}, {"billing", billing}}}};
     if (sql == billing) answer["matched"] = sql;
     return answer;
@@ -56,7 +61,8 @@ json filter(const json& vector) {
 json filter_parse(const json& vector) {
     try {
         const auto clause = polar::read_clause(Node(vector.at("clause")));
-        return {{"accepted", true}, {"property", clause.field.substr(meter::property_field("").size())}};
+        const auto prefix = meter::property_field("");
+        return {{"accepted", true}, {"property", clause.field.starts_with(prefix) ? clause.field.substr(prefix.size()) : clause.field}};
     } catch (const meter::Error&) {
         return {{"accepted", false}};
     }

@@ -14,7 +14,10 @@ std::optional<Timestamp> optional_ms(const json& object, const char* key) {
 }
 
 /// "2026-05-29 03:00:00", also with a T: a clock's time without its zone.
-Timestamp from_clock(const json& text) { return Timestamp::parse(text.get<std::string>() + "Z"); }
+Timestamp from_clock(const json& text) {
+    const auto clock = text.get<std::string>();
+    return Timestamp::parse(clock.ends_with('Z') ? clock : clock + "Z");
+}
 json to_clock(Timestamp time, const meter::Zone& zone) {
     auto text = Timestamp(zone.to_local(time)).to_string(0);
     text.pop_back();
@@ -52,17 +55,21 @@ json usage_window(const json& vector) {
     return {{"window_start_ms", to_ms(window->from)}, {"window_end_ms", to_ms(window->to)}};
 }
 
+/// The billing cycle of the vector's subscription, if it has one.
+std::optional<meter::BillingCycle> billing_cycle(const json& input) {
+    const auto billed = input.value("subscription", json());
+    if (billed.is_null()) return {};
+    const auto start = from_ms(billed.at("start"));
+    return meter::BillingCycle{{start, from_ms(billed.at("end"))}, optional_ms(billed, "created").value_or(start)};
+}
+
 json range(const json& vector) {
     const auto& input = vector.at("input");
-    const auto bin = bin_named(input.at("bin_size").get<std::string>());
-    std::optional<meter::BillingCycle> cycle;
-    if (input.contains("subscription")) {
-        const auto& billed = input.at("subscription");
-        cycle = {{from_ms(billed.at("start")), from_ms(billed.at("end"))}, from_ms(billed.at("created"))};
-    }
-    const auto ranges = input.contains("custom_range")
-                            ? meter::autumn::custom_ranges(from_ms(input.at("custom_range").at("start")), from_ms(input.at("custom_range").at("end")))
-                            : meter::autumn::named_ranges(input.at("range").get<std::string>(), bin, from_ms(input.at("now_ms")), cycle);
+    const auto bin = bin_named(input.value("bin_size", "day"));
+    const auto custom = input.value("custom_range", json());
+    const auto ranges = custom.is_null()
+                            ? meter::autumn::named_ranges(input.value("range", "1bc"), bin, from_ms(input.at("now_ms")), billing_cycle(input))
+                            : meter::autumn::custom_ranges(from_ms(custom.at("start")), from_ms(custom.at("end")));
     return {{"list_start_ms", to_ms(ranges.list.from)},
             {"list_end_ms", to_ms(ranges.list.to)},
             {"total_start_ms", to_ms(ranges.total.from)},
@@ -71,12 +78,13 @@ json range(const json& vector) {
 
 json period_grid(const json& vector) {
     const auto& input = vector.at("input");
-    const auto zone = input.at("timezone").get<std::string>();
-    const meter::autumn::Range range{from_clock(input.at("start_utc")), from_clock(input.at("end_utc"))};
+    const auto zone = input.value("timezone", "UTC");
+    const auto range = meter::autumn::up_to(from_clock(input.at("start_utc")), from_clock(input.at("end_utc")));
     json periods = json::array();
-    for (const auto start : starts(meter::autumn::list_bins(range, bin_named(input.at("bin_size").get<std::string>()), zone))) {
+    for (const auto start : starts(meter::BinGrid(range, {.bin = bin_named(input.value("bin_size", "day")), .time_zone = zone}))) {
         periods.push_back(to_clock(start, meter::Zone(zone)));
     }
+    if (periods.empty()) return {{"periods", periods}};
     return {{"first", periods.front()}, {"last", periods.back()}, {"periods", periods}};
 }
 
@@ -95,19 +103,20 @@ json bucket_starts(const json& vector) {
     const auto& query = vector.at("query");
     const auto time = [&](const char* key) { return Timestamp::parse(query.at(key).get<std::string>()); };
     const Period period{time("start_time"), time("end_time")};
-    const auto anchor = query.contains("billing_anchor") ? std::optional(time("billing_anchor")) : std::nullopt;
+    const auto anchor = query.value("billing_anchor", json()).is_string() ? std::optional(time("billing_anchor")) : std::nullopt;
     const auto windows = meter::flexprice::commitment_windows(window_size(vector), period, anchor);
     json list = json::array();
     for (const auto start : starts(meter::BinGrid(period, windows))) list.push_back(start.to_string());
     return {{"bucket_starts", list}};
 }
 
-/// The month after `from` in a row of months that begin on a day.
+/// That day of the month after the one of `from`.
 json add_month_clamped(const json& vector) {
     const auto& query = vector.at("query");
     const auto from = Timestamp::parse(query.at("from").get<std::string>());
-    const auto anchor = Timestamp::from_civil(2000, 1, query.at("day").get<unsigned>());
-    return {{"next", meter::Cycle({1, 0}, anchor.micros(), meter::Zone({})).around(from).to.to_string()}};
+    const auto anchor = Timestamp::from_civil(2000, 1, static_cast<unsigned>(integer(query, "day")));
+    const meter::Cycle months({1, 0}, anchor.micros() + from.micros() - meter::midnight(meter::date_of(from)).micros(), meter::Zone({}));
+    return {{"next", months.around(meter::this_month(from).to - std::chrono::microseconds(1)).to.to_string()}};
 }
 
 /// The hours that a commitment charges: those with usage, and the empty ones that it makes up for.
@@ -115,14 +124,22 @@ json fill_commitment_windows(const json& vector) {
     using namespace meter::flexprice;
     const auto &query = vector.at("query"), &aggregation = vector.at("aggregation");
     const Period period{Timestamp::parse(query.at("start_time").get<std::string>()), Timestamp::parse(query.at("end_time").get<std::string>())};
-    WindowedPrice terms{{}, Commitment{.true_up = aggregation.at("line_item_true_up").get<bool>()}, {}};
-    terms.buckets.push_back(read_time_bucket(meter::Node(aggregation.at("time_bucket"))));
+    WindowedPrice terms{{}, Commitment{.amount = 1, .true_up = aggregation.value("line_item_true_up", false)}, {}};
+    for (const auto& bucket : {aggregation.value("time_bucket", json())}) {
+        if (!bucket.is_null()) terms.buckets.push_back(read_time_bucket(meter::Node(bucket)));
+    }
+    for (const auto& bucket : aggregation.value("time_buckets", json::array())) terms.buckets.push_back(read_time_bucket(meter::Node(bucket)));
+    const auto grid = commitment_windows(window_size(vector), period, {});
+    meter::Bins bins(grid);
+    std::map<Timestamp, Decimal> used;
+    for (const auto& event : vector.at("events")) {
+        const auto start = bins.around(Timestamp::parse(event.at("timestamp").get<std::string>())).from;
+        used[start] += number(event.value("properties", json::object()), "value");
+    }
     std::vector<Window> windows;
-    for (const auto& event : vector.at("events"))
-        windows.push_back({Timestamp::parse(event.at("timestamp").get<std::string>()), number(event.at("properties"), "value")});
+    for (const auto& [start, units] : used) windows.push_back({.start = start, .units = units});
     json hours = json::array();
-    for (const auto& window : terms.filled(windows, meter::BinGrid(period, commitment_windows(window_size(vector), period, {}))))
-        hours.push_back(window.minute() / 60);
+    for (const auto& window : terms.filled(windows, meter::BinGrid(period, grid))) hours.push_back(window.minute() / 60);
     return {{"window_hours", hours}};
 }
 
