@@ -17228,10 +17228,6 @@ std::vector<Receipt> Meter::record(std::span<const Event> events, std::span<cons
 
 std::vector<Receipt> Meter::record_json(std::string_view lines) {
     Drafts drafts;
-    const auto breaks = static_cast<std::size_t>(std::count(lines.begin(), lines.end(), '\n'));
-    const std::size_t count = std::min(breaks + 1, limits::batch_events);
-    drafts.accepted.reserve(count);
-    drafts.receipts.reserve(count);
     drafts.json_text.reserve(lines.size());
     for (std::size_t begin = 0; begin < lines.size();) {
         const std::size_t end = std::min(lines.find('\n', begin), lines.size());
