@@ -17381,6 +17381,7 @@ Fees Meter::advance_fees(std::string_view id) const {
 }
 
 Fees Meter::advance_fees(const UsageQuery& query) const {
+    if (query.period) check_period(*query.period);
     return impl_->price([&](const Books& books, UsageSource& usage) {
         const Timestamp now = impl_->options.clock();
         return ask_books(versions_for(books, query), query, now,
@@ -17389,6 +17390,7 @@ Fees Meter::advance_fees(const UsageQuery& query) const {
 }
 
 Fees Meter::usage(const UsageQuery& query) const {
+    if (query.period) check_period(*query.period);
     return impl_->price([&](const Books& books, UsageSource& usage) {
         const Timestamp now = impl_->options.clock();
         return ask_books(versions_for(books, query), query, now,
