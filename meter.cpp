@@ -4208,10 +4208,12 @@ private:
 
     // Every distinct text is looked at once; a row then costs one table access.
     Mask clause_rows(Connection& db, const Column& column, std::size_t count) const {
-        const auto bound = coercion_ || seconds_ ? std::nullopt : clause_.bound(column.scale);
+        const auto found = coercion_ || seconds_ ? std::nullopt : clause_.bound(column.scale);
+        const bool bounded = found.has_value();
+        const NumberBound bound = found.value_or(NumberBound());
         Mask met(count);
-        if (bound && column.all(CellKind::number)) {
-            std::transform(column.cells.begin(), column.cells.end(), met.begin(), [bound = *bound](std::int64_t cell) { return bound.holds(cell); });
+        if (bounded && column.all(CellKind::number)) {
+            std::transform(column.cells.begin(), column.cells.end(), met.begin(), [bound](std::int64_t cell) { return bound.holds(cell); });
             return met;
         }
         std::unordered_map<std::int64_t, bool> interned;
@@ -4222,8 +4224,8 @@ private:
                 std::int8_t& known = words[static_cast<std::size_t>(column.cells[row])];
                 if (known < 0) known = holds(cell_scalar(column, row)) ? 1 : 0;
                 met[row] = static_cast<std::uint8_t>(known);
-            } else if (kind == CellKind::number && bound) {
-                met[row] = bound->holds(column.cells[row]);
+            } else if (kind == CellKind::number && bounded) {
+                met[row] = bound.holds(column.cells[row]);
             } else if (kind == CellKind::interned) {
                 const auto [known, fresh] = interned.try_emplace(column.cells[row]);
                 if (fresh) {
@@ -17407,6 +17409,7 @@ Fees Meter::advance_fees(std::string_view id) const {
 }
 
 Fees Meter::advance_fees(const UsageQuery& query) const {
+    if (query.period) check_period(*query.period);
     return impl_->price([&](const Books& books, UsageSource& usage) {
         const Timestamp now = impl_->options.clock();
         return ask_books(versions_for(books, query), query, now,
@@ -17415,6 +17418,7 @@ Fees Meter::advance_fees(const UsageQuery& query) const {
 }
 
 Fees Meter::usage(const UsageQuery& query) const {
+    if (query.period) check_period(*query.period);
     return impl_->price([&](const Books& books, UsageSource& usage) {
         const Timestamp now = impl_->options.clock();
         return ask_books(versions_for(books, query), query, now,

@@ -1019,6 +1019,15 @@ TEST_CASE("Fees that cannot be computed are named beside their customer and do n
     CHECK(all.b == 2000);
 }
 
+TEST_CASE("Usage and fees in advance of a period that ends before it begins, or of no one, are refused") {
+    Meter m;
+    m.load(Book::lago(lago_plan("basic", "1")));
+    const Period reversed = month("2026-03-01T00:00:00Z", "2026-02-01T00:00:00Z");
+    CHECK(error_of([&] { m.usage({.subscription = "sub_1", .period = reversed}); }).field() == "period");
+    CHECK(error_of([&] { m.advance_fees(UsageQuery{.subscription = "sub_1", .period = reversed}); }).field() == "period");
+    CHECK(error_of([&] { m.usage({}); }).field() == "subscription");
+}
+
 TEST_CASE("A dry run over books in two currencies, or a period that ends before it begins, is refused") {
     Clocked c(noon);
     c.meter.record(tokens(4, noon));
