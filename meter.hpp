@@ -102,7 +102,7 @@ public:
     explicit Decimal(const char* text) : Decimal(std::string_view(text)) {}
     /// As the constructor, but nothing instead of a throw.
     static std::optional<Decimal> parse(std::string_view text) noexcept;
-    /// coefficient x 10^-scale; scale from 0 to max_scale.
+    /// coefficient x 10^-scale. Throws bad_value for a scale not from 0 to max_scale.
     static Decimal scaled(std::int64_t coefficient, int scale);
     /// The shortest decimal that reads back as the same double: 0.1 is 0.1. Throws bad_value for NaN and infinities, overflow for
     /// what does not fit.
@@ -165,7 +165,7 @@ public:
     static Timestamp parse(std::string_view text);
     /// Seconds since 1970; what is finer than microseconds is cut, towards the past. Throws bad_value outside min()..max().
     static Timestamp from_unix(const Decimal& seconds);
-    static Timestamp from_unix_ms(const Decimal& milliseconds);
+    static Timestamp from_unix_ms(const Decimal& milliseconds);  ///< the same of milliseconds
     /// Throws bad_value for what is not in the calendar.
     static Timestamp from_civil(int year, unsigned month, unsigned day, unsigned hour = 0, unsigned minute = 0, unsigned second = 0);
 
@@ -173,7 +173,7 @@ public:
     Decimal unix_seconds() const;
     /// "2026-01-05T11:30:00Z", with 3 or 6 decimals when there is a fraction. Outside min()..max(): the nearest end.
     std::string to_string() const;
-    /// With exactly `decimals` (0 to 6) decimals, cut.
+    /// With exactly `decimals` (0 to 6, else bad_value) decimals, cut.
     std::string to_string(int decimals) const;
 
     friend constexpr auto operator<=>(Timestamp, Timestamp) noexcept = default;
@@ -195,8 +195,9 @@ struct Period {
     friend constexpr bool operator==(const Period&, const Period&) noexcept = default;
 };
 
-Period last_days(int days, Timestamp now = Timestamp::now());  ///< the days up to `now`, 24 hours each
-Period this_month(Timestamp now = Timestamp::now());           ///< the calendar month around `now`, UTC
+/// The days up to `now`, 24 hours each, no earlier than Timestamp::min(). Throws bad_value for a negative number.
+Period last_days(int days, Timestamp now = Timestamp::now());
+Period this_month(Timestamp now = Timestamp::now());  ///< the calendar month around `now`, UTC
 
 /// When a subscription is billed.
 struct BillingCycle {
@@ -607,13 +608,14 @@ public:
     /// A plan as Lago's API shows it: {"plan": {"code", "amount_currency", "interval", "charges": [...]}, "billable_metrics": [...]},
     /// optionally with "subscriptions": [{"external_id", "external_customer_id", "started_at", "terminated_at", "subscription_at",
     /// "billing_time", "timezone"}]; without that list any subscription is taken, on calendar periods, UTC. "premium": false leaves out
-    /// what needs Lago's premium licence to be priced. Charges over custom_agg metrics (scripts of the server's), prorated weighted sums and
-    /// weighted sums with bounds per transaction are refused as unsupported; such metrics may be listed.
+    /// what needs Lago's premium licence to be priced. Charges over metrics with an expression or a script (custom_agg) are refused as unsupported,
+    /// as are weighted sums with bounds per transaction, on which Lago itself fails; such metrics may be listed.
     static Book lago(const json& catalogue);
 
     /// {"meters": [...], "prices": [...]} as FlexPrice's API shows them; meters of every kind but expressions, with buckets, groups, filters and
     /// reset_usage. A price may carry "entitlement" (begun anew by billing period, DAILY, MONTHLY or NEVER), "grants" [{"measure", "quota",
-    /// "start_date", "end_date"}], "commitment" (also for each bucket: "windowed") and "commitment_time_buckets". With "subscriptions": [{"id",
+    /// "start_date", "end_date"}], "commitment" (also for each bucket: "windowed") and "commitment_time_buckets"; one in a unit of its own, as it is
+    /// created, needs that unit among "price_units" [{"code", "conversion_rate"}]. With "subscriptions": [{"id",
     /// "external_customer_id", "start_date", "end_date", "subscription_status", "cancelled_at", "billing_period", "billing_period_count",
     /// "billing_anchor", "line_items", "commitment_amount", "overage_factor", "enable_true_up", "commitment_duration",
     /// "coupon_associations"}] only these customers have prices, in their billing periods, those of line items on their terms; without that list any
@@ -625,11 +627,12 @@ public:
     static Book flexprice(const json& catalogue);
     /// {"product": {"id", "prices": [...], "benefits": [...]}, "meters": [...]} as Polar's API shows them, optionally with "subscriptions":
     /// [{"id", "customer": {"external_id"}, "current_period_start", "current_period_end", "recurring_interval",
-    /// "recurring_interval_count", "started_at", "ended_at", "seats", "units"}]; without that list any customer is taken, on calendar
-    /// months, UTC. Prices by usage (metered_unit), and by seats and units (seat_based, unit_based), which are those of the subscription.
-    /// Units come off that "meter.credited" events in the log have credited in the period (see Meter::customer_meter), or when there are
-    /// none, those that the product's meter_credit benefits grant. Events with the source "system" are Polar's own, all others the
-    /// user's, and only these are billed. Events belong to the period of their timestamp; Polar bills by when it received them.
+    /// "recurring_interval_count", "started_at", "ended_at", "trial_end", "seats", "units"}]; without that list any customer is taken, on
+    /// calendar months, UTC. Prices by usage (metered_unit), and by seats and units (seat_based, unit_based), which are those of the
+    /// subscription. Of what was used in a trial nothing is billed. Units come off that "meter.credited" events in the log have credited in
+    /// the period (see Meter::customer_meter), or when there are none, those that the product's meter_credit benefits grant. Events with the
+    /// source "system" are Polar's own, all others the user's, and only these are billed. Events belong to the period of their timestamp;
+    /// Polar bills by when it received them. A fee's `vendor` has the words of the invoice ("label") and the price in the meter's own unit.
     static Book polar(const json& catalogue);
     /// {"plan": {"id", "items": [...]}, "features": [...], "currency": "usd"} as Autumn's API (2.1 and later) shows them, credit systems
     /// included, or "plans": [...], main plans and add-ons whose balances a customer has together. An item's "quantity" is what was bought of
@@ -642,7 +645,8 @@ public:
     /// "quantity", "feature_quantities"}], "billing_controls", "entities": [...]}] only these customers have these plans, from when they
     /// started, and their cycles are counted from there; entities (of that same form, their kind in "feature_id") may have plans for
     /// themselves. "billing_controls" ("usage_limits", "spend_limits", "overage_allowed") are those of an entity, its customer or the plans,
-    /// the first that names the feature. Rollovers are not known. The code is "id", or the first plan's.
+    /// the first that names the feature. Usage limits decide checks; what was used beyond one is taken off balances all the same, where Autumn drops
+    /// it. Rollovers are not known. The code is "id", or the first plan's.
     /// usage() of a customer adds up the overage of all entities before it is priced; with a subscription it is of that entity's events alone.
     /// Without a period it is of each item's cycle under way, as far as it has come; balances are not reset within a period that is given.
     static Book autumn(const json& catalogue);
@@ -966,7 +970,7 @@ struct WorkerOptions {
     std::function<void(const FlushReport&)> done = {};  ///< after each round, on the worker's thread
 };
 
-/// An event set aside for one upstream. Only retention deletes it; release() sends it again.
+/// An event set aside for one upstream. Nothing deletes it, prune() neither; release() sends it again.
 struct Parked {
     Event event = {};
     /// In a word: refused (by the vendor), too_large, unsendable (the vendor's format has no place for it), before_send (it threw),
@@ -1032,12 +1036,13 @@ struct MeterOptions {
     /// Events after which a stretch of the log is sealed into columns. While that is done, and to answer questions about what is not sealed
     /// yet, about 100 to 200 bytes an event are in memory.
     std::int64_t chunk_events = 65536;
-    std::function<Timestamp()> clock = {};       ///< the system's when empty
-    std::function<std::uint64_t()> random = {};  ///< 64 random bits a call; the system's when empty
+    std::function<Timestamp()> clock = {};       ///< the system's when empty; called from any thread
+    std::function<std::uint64_t()> random = {};  ///< 64 random bits a call; the system's when empty; called from any thread
 };
 
 /// The database, and everything one can ask of it. Any thread may call any function at any time; several processes may hold the same
-/// file. A function that throws has changed nothing unless it says otherwise.
+/// file. A function that throws has changed nothing unless it says otherwise. Besides what is said at each, every one may throw busy, io or corrupt,
+/// those that write also full and read_only, those that count or price also overflow. One that was moved from can only be assigned to or destroyed.
 class Meter {
 public:
     /// Opens or makes the database (file mode 0600). Throws not_a_database, newer_schema, read_only, corrupt, io, busy.
@@ -1068,6 +1073,7 @@ public:
     /// but an event that cannot be stored, or lacks a customer or subscription, is refused in its receipt.
     std::vector<Receipt> record(std::span<const Event> events, std::span<const Limit> limits);
 
+    /// The event of that id; nothing when there is none, or no longer.
     std::optional<Event> find(std::string_view id) const;
     /// Throws bad_value for a limit, offset, period, sort or text that cannot be, naming it; bad_cursor for a cursor of another question.
     Page list(const ListQuery& query = {}) const;
@@ -1083,7 +1089,8 @@ public:
     Monitoring monitoring(const MonitoringQuery& query = {}) const;
 
     /// Removes the oldest events, in whole sealed chunks (MeterOptions::chunk_events), as far as the options allow and every upstream has
-    /// had them; parked events and all that follow stay. Ids of removed events are forgotten: the same id would be stored again.
+    /// had them; parked events and all that follow stay. Ids of removed events are forgotten: the same id would be stored again. Throws
+    /// bad_value for negative keep_bytes.
     PruneReport prune(const PruneOptions& options);
     /// Gives the room of removed events back to the disk, in short steps between which others write. `progress` is told pages.
     void compact(const std::function<void(std::int64_t done, std::int64_t total)>& progress = {});
@@ -1098,6 +1105,7 @@ public:
     std::vector<Metric> metrics() const;
     /// Throws not_found for an unknown metric, bad_value for a wrong period or field, too_large over limits::aggregate_rows.
     Aggregate aggregate(const AggregateQuery& query) const;
+    /// The same of a metric that need not be declared; the query's `metric` does not count. Throws bad_value for one that define() would refuse.
     Aggregate aggregate(const Metric& metric, const AggregateQuery& query = {}) const;
     /// Rows and total as Polar's API gives them. Throws not_found for a meter that no loaded book of Polar's has, bad_value for what
     /// Polar refuses, naming the member.
@@ -1164,7 +1172,9 @@ public:
     /// Those of all events of the period, in order of time: what Lago has invoiced in advance. Their sum may differ from what usage() says, since
     /// each is rounded. Throws as usage() does, and too_large for more than limits::advance_fees fees or 1200 billing periods.
     Fees advance_fees(const UsageQuery& query) const;
-    /// Units and fees of every charge of the subscription's plan over the period.
+    /// Units and fees of every charge of the subscription's plan, or of what the customer has, over the period; by the first book loaded that
+    /// prices it. Throws bad_value for a query without either or a period that ends before it begins; not_found when no book prices it, or none is
+    /// in effect yet.
     Fees usage(const UsageQuery& query) const;
     /// Whether the event's customer (and entity: Event::subscription) may now use so many units (Event::value, 1 when absent) of the feature
     /// that the event names: Autumn's POST /check, by the balances that the events in the log have left. Nothing is recorded. Balances pay in
@@ -1180,9 +1190,12 @@ public:
     /// a period that ends before it begins, and for books in different currencies.
     Comparison compare(const Book& a, const Book& b, const Period& period, bool closing = false) const;
 
-    /// Adds an upstream, or gives one of that name new settings, and ends a pause. A new one starts with the oldest event kept.
+    /// Adds an upstream, or gives one of that name new settings, and ends a pause. A new one starts with the oldest event kept. Keys and callbacks
+    /// are not stored: connect again after each opening. Throws bad_value for a name that belongs to another vendor's, unsupported without a
+    /// transport.
     void connect(const Upstream& upstream);
-    /// Sends what is pending until done, or something stops it, or the deadline. Never throws for the network's sake.
+    /// Sends what is pending until done, or something stops it, or the deadline. Never throws for the network's sake; not_found for a name that is
+    /// not connected, bad_value for a negative deadline, and what the database throws: what was answered by then has been noted.
     FlushReport flush(const FlushOptions& options = {});
     /// Starts a thread that sends in the background; with other options when it runs already. Throws bad_value.
     void start(const WorkerOptions& options = {});
@@ -1192,10 +1205,13 @@ public:
     /// Tells the background thread whether there is a network. Coming online ends the waits that began because nothing answered; a wait
     /// a server asked for goes on.
     void set_online(bool online);
+    /// All that were ever connected, also those that are not now.
     std::vector<UpstreamStatus> upstreams() const;
+    /// Throws not_found.
     Balance balance(const std::string& upstream) const;
+    /// In order of sequence; `limit` is 1 to limits::page_events. The next page comes after the last sequence of this. Throws not_found, bad_value.
     std::vector<Parked> parked(const std::string& upstream, std::int64_t limit = 100, std::int64_t after_sequence = 0) const;
-    /// Parked events become pending again: those of the given sequences, or all. Answers how many.
+    /// Parked events become pending again: those of the given sequences, all when none are given. Answers how many. Throws not_found.
     std::int64_t release(const std::string& upstream, std::span<const std::int64_t> sequences = {});
     /// For devices that never go online: writes what is pending to a file (JSON Lines), to be imported by a Meter that delivers it. The
     /// events stay pending until acknowledge_export(). Throws not_found, io.
@@ -1209,9 +1225,9 @@ public:
     /// Reads back what the vendor holds for a period (by event time) and compares. Vendors show events some time after taking them, so leave
     /// the last minutes out. Throws unsupported (Zyg), not_found, bad_value, too_large, and io when the vendor does not answer.
     Confirmation confirm(const std::string& upstream, const Period& period);
-    /// Delivered events become pending again, for what confirm() found missing. Answers how many.
+    /// Delivered events become pending again, for what confirm() found missing. Answers how many. Throws not_found.
     std::int64_t resend(const std::string& upstream, std::span<const std::int64_t> sequences);
-    /// Ends a pause and any wait.
+    /// Ends a pause and any wait. Throws not_found.
     void resume(const std::string& upstream);
 
 private:

@@ -1255,7 +1255,7 @@ TEST_CASE("worker: stops at once inside a stalled exchange, and loses nothing") 
     if (m.upstreams().empty()) return;
     CHECK(m.balance("lago").pending == 10);
     CHECK(m.upstreams().at(0).state == UpstreamState::pending);  // being stopped is no failure of the vendor's
-    server.interfere = nullptr;
+    server.behave();
     CHECK(only(m.flush()).delivered == 10);
     check_balance(m, "lago", server);
 }
@@ -1484,6 +1484,8 @@ TEST_CASE("confirm: trouble and mistakes are errors") {
     }
     CHECK(code("lago", {noon, noon}) == ErrorCode::bad_value);
     CHECK(code("other", {noon, noon + 1h}) == ErrorCode::not_found);
+    CHECK(code("", {noon, noon + 1h}) == ErrorCode::not_found);
+    CHECK_THROWS_AS(Meter().confirm("", {noon, noon + 1h}), Error);
     UpstreamOptions options = through(transport);
     options.base_url = "https://zyg.example";
     m.connect(Upstream::zyg(options));

@@ -155,7 +155,7 @@ void one_run(const char* self, std::uint64_t seed) {
     Meter m(file_options(path));
     m.connect(make_upstream(vendor, server->url()));
     const std::size_t made = rounds(run, self, m, path, vendor, *server);
-    server->interfere = nullptr;
+    server->behave();
     for (int i = 0; i < 60 && m.balance(vendor).pending > 0; ++i) {
         m.resume(vendor);
         m.flush({.deadline = 10s});

@@ -3,6 +3,7 @@
 #ifndef METER_TESTS_VENDORS_HPP
 #define METER_TESTS_VENDORS_HPP
 
+#include <atomic>
 #include <filesystem>
 #include <map>
 #include <memory>
@@ -25,6 +26,8 @@ class VendorServer {
 public:
     // Answers instead of the vendor when it returns something; `stored` tells the two moments apart.
     std::function<std::optional<Reply>(const Request&, bool stored)> interfere = {};
+    // No more of that; also while requests are under way.
+    void behave() { behaves_ = true; }
 
     virtual ~VendorServer() = default;
     std::string url() const { return server_->url(); }
@@ -70,19 +73,22 @@ protected:
 
 private:
     Reply handle(const Request& request) {
-        if (interfere)
-            if (auto reply = interfere(request, false)) return *reply;
+        if (auto reply = misbehave(request, false)) return *reply;
         const json body = json::parse(request.body, nullptr, false);
         Reply reply = body.is_discarded() ? Reply{.status = 400, .body = R"({"status":400,"error":"Bad Request"})"} : ingest(body);
-        if (interfere)
-            if (auto other = interfere(request, true)) return *other;
+        if (auto other = misbehave(request, true)) return *other;
         return reply;
+    }
+    std::optional<Reply> misbehave(const Request& request, bool stored) const {
+        if (!interfere || behaves_) return std::nullopt;
+        return interfere(request, stored);
     }
 
     std::unique_ptr<Server> server_;
     mutable std::mutex mutex_;
     std::map<std::string, std::size_t> stored_;
     std::map<std::string, json> events_;
+    std::atomic<bool> behaves_{false};
 };
 
 // Lago on Postgres: 100 events, all or nothing, presence and format first, then duplicates, errors by index.
