@@ -25,6 +25,7 @@
 #include <cstring>
 #include <deque>
 #include <filesystem>
+#include <forward_list>
 #include <fstream>
 #include <iterator>
 #include <limits>
@@ -1318,8 +1319,8 @@ auto beneath(const std::string& place, Read&& read) {
 }
 
 // Numbers that Decimal cannot hold are refused on the way in, so that whatever is stored can be measured exactly.
-const char* number_fault(std::string_view text) noexcept {
-    if (text.size() <= 18 && text.find_first_of("eE") == std::string_view::npos) return nullptr;
+const char* number_fault(std::string_view text, bool exponent) noexcept {
+    if (text.size() <= 18 && !exponent) return nullptr;
     return Decimal::parse(text) ? nullptr : "is a number of more than 38 digits, or too large or small";
 }
 
@@ -1480,11 +1481,12 @@ private:
         skip('-', '-');
         if (!skip('0', '0')) digits();
         if (skip('.', '.')) digits();
-        if (skip('e', 'E')) {
+        const bool exponent = skip('e', 'E');
+        if (exponent) {
             skip('+', '-');
             digits();
         }
-        if (const char* fault = number_fault(span(start))) fail(fault);
+        if (const char* fault = number_fault(span(start), exponent)) fail(fault);
         return {JsonToken::Kind::number, false, span(start)};
     }
     JsonToken string() {
@@ -1560,7 +1562,7 @@ void append_json_text(std::string& out, std::string_view text) {
     constexpr std::string_view digits = "0123456789abcdef";
     out.push_back('"');
     std::size_t copied = 0;
-    for (std::size_t at = 0; at < text.size(); ++at) {
+    for (std::size_t at = plain_run(text); at < text.size(); ++at) {
         const char c = text[at];
         if (static_cast<unsigned char>(c) >= 0x20 && c != '"' && c != '\\') continue;
         out.append(text, copied, at - copied);
@@ -1597,7 +1599,7 @@ void append_json_number(std::string& out, Number number, const JsonPath& path) {
     const auto [end, fault] = std::to_chars(digits.data(), digits.data() + digits.size(), number);
     std::string_view text(digits.data(), static_cast<std::size_t>(end - digits.data()));
     if (fault != std::errc() || text.find_first_of("nN") != std::string_view::npos) refuse(path.text(), "is not a finite number");
-    if (const char* reason = number_fault(text)) refuse(path.text(), reason);
+    if (const char* reason = number_fault(text, text.find('e') != std::string_view::npos)) refuse(path.text(), reason);
     out += text;
     if constexpr (std::is_floating_point_v<Number>) {
         if (text.find_first_of(".e") == std::string_view::npos) out += ".0";  // so that it is read back as the float it was
@@ -2067,10 +2069,10 @@ Scalar scalar_of_member(const json& object, std::string_view key, std::string& k
     return found == object.end() ? Scalar{} : scalar_of(*found, keep);
 }
 
-// The value at a path of keys.
+// The value at a path of keys, or of the key that is written like the path.
 Scalar scalar_at(const json& tree, std::string_view path, std::string& keep) {
     const std::size_t dot = path.find('.');
-    if (dot == std::string_view::npos) return scalar_of_member(tree, path, keep);
+    if (dot == std::string_view::npos || tree.contains(std::string(path))) return scalar_of_member(tree, path, keep);
     const auto found = tree.find(std::string(path.substr(0, dot)));
     return found == tree.end() || !found->is_object() ? Scalar{} : scalar_at(*found, path.substr(dot + 1), keep);
 }
@@ -2190,7 +2192,7 @@ struct Drafts {
     std::vector<Receipt> receipts{};           // one for every event, refused ones included
     ErrorCode refusal = ErrorCode::bad_value;  // of the last one refused
     std::string json_text{};                   // properties and extra of each draft, one after the other
-    std::deque<std::string> texts{};           // ids that were made, texts that had escapes
+    std::forward_list<std::string> texts{};    // ids that were made, texts that had escapes
     std::string_view properties(const Draft& draft) const {
         return std::string_view(json_text).substr(draft.properties_at, draft.extra_at - draft.properties_at);
     }
@@ -2274,7 +2276,7 @@ void draft_member(Drafts& drafts, Draft& draft, Extra& extra, std::string_view& 
     if (token.kind == JsonToken::Kind::null) return;  // as if it were absent
     if (text != text_members.end()) {
         if (token.kind != JsonToken::Kind::text) refuse(std::string(key), "must be text");
-        draft.*(text->second) = token.escaped ? drafts.texts.emplace_back(scanner.decode(token)) : token.raw;
+        draft.*(text->second) = token.escaped ? drafts.texts.emplace_front(scanner.decode(token)) : token.raw;
     } else if (key == "timestamp") {
         draft.timestamp = read_timestamp(token);
     } else if (key == "value") {
@@ -2434,6 +2436,12 @@ public:
     }
     std::int64_t last_rowid() const noexcept { return db.getLastInsertRowid(); }
     std::int64_t changes() const noexcept { return sqlite3_changes(db.getHandle()); }
+    // Another number after each commit of this connection, and in a transaction that sees what others have committed.
+    std::uint32_t data_version() const noexcept {
+        std::uint32_t version = 0;
+        sqlite3_file_control(db.getHandle(), "main", SQLITE_FCNTL_DATA_VERSION, &version);
+        return version;
+    }
 
     SQLite::Database db;
 
@@ -2695,17 +2703,43 @@ bool each_filter_bit(std::uint64_t hash, Bit&& bit) {
     return true;
 }
 
-// One block as it is stored. The entries are those of the block, in order.
-void write_block(Connection& db, const Run& run, std::size_t block, std::span<const RunEntry> entries) {
-    Bytes filter(filter_bytes), packed;
-    packed.reserve(entries.size() * entry_bytes);
+// One block as it is stored.
+struct Block {
+    Bytes filter, entries;
+};
+
+// The entries are those of the block, in order.
+Block make_block(const Run& run, std::span<const RunEntry> entries) {
+    Block block{Bytes(filter_bytes), {}};
+    block.entries.reserve(entries.size() * entry_bytes);
+    const auto set = [&](std::size_t byte, std::uint8_t mask) {
+        block.filter[byte] = static_cast<std::uint8_t>(block.filter[byte] | mask);
+        return true;
+    };
     for (const RunEntry& entry : entries) {
-        each_filter_bit(entry.hash,
-                        [&](std::size_t byte, std::uint8_t mask) { return filter[byte] = static_cast<std::uint8_t>(filter[byte] | mask), true; });
-        put_bytes(packed, entry.hash, 6);
-        put_bytes(packed, static_cast<std::uint64_t>(entry.sequence - run.first), 4);
+        each_filter_bit(entry.hash, set);
+        put_bytes(block.entries, entry.hash, 6);
+        put_bytes(block.entries, static_cast<std::uint64_t>(entry.sequence - run.first), 4);
     }
-    db.prepared("INSERT INTO run_blocks VALUES(?, ?, ?)").run(run.block_id(block), filter, packed);
+    return block;
+}
+
+// The blocks from `first` to `last` of a run, from their entries in order.
+std::vector<Block> make_blocks(const Run& run, std::size_t first, std::size_t last, std::span<const RunEntry> entries) {
+    std::vector<Block> blocks;
+    blocks.reserve(last - first);
+    std::size_t begin = 0;
+    for (std::size_t block = first; block < last; ++block) {
+        std::size_t end = begin;
+        while (end < entries.size() && run.block_of(entries[end].hash) == block) ++end;
+        blocks.push_back(make_block(run, entries.subspan(begin, end - begin)));
+        begin = end;
+    }
+    return blocks;
+}
+
+void write_blocks(Connection& db, const Run& run, std::size_t first, std::span<const Block> blocks) {
+    for (const Block& block : blocks) db.prepared("INSERT INTO run_blocks VALUES(?, ?, ?)").run(run.block_id(first++), block.filter, block.entries);
 }
 
 // The entries of a block whose hashes are from `low` to `high`, in order.
@@ -2986,23 +3020,28 @@ struct LogMemory {
     void forget() {
         texts.forget();
         ids.forget();
-        data_version_ = never;
+        known_ = false;
         ++rollbacks;
     }
-    // Takes in what other connections have written since our last transaction; SQLite says whether there was anything.
+    // Called when a transaction has begun and has read: what other connections have written since the last one is not known.
+    void begun(Connection& db) {
+        if (db.data_version() != version_) known_ = false;
+    }
+    // Called when it has been committed: what it wrote itself is known.
+    void ended(Connection& db) { version_ = db.data_version(); }
+    // Inside of a transaction: takes in what is not known.
     void refresh(Connection& db) {
-        const std::int64_t version = db.integer("PRAGMA data_version");
-        if (version == data_version_) return;
+        if (known_) return;
         ids.refresh(db);
         last = last_sequence(db);
-        data_version_ = version;
+        known_ = true;
     }
-    // After we have sealed or merged something ourselves, which data_version does not show.
-    void touch() { data_version_ = never; }
+    // After we have sealed or merged something ourselves.
+    void touch() { known_ = false; }
 
 private:
-    static constexpr std::int64_t never = -1;
-    std::int64_t data_version_ = never;
+    bool known_ = false;
+    std::uint32_t version_ = 0;
 };
 
 // Decides whether a new event may stay in the log, and writes into its receipt what it found.
@@ -3654,33 +3693,28 @@ struct Chunk {
     std::int64_t first = 0, last = 0;  // sequences after `first` up to `last`
     std::int64_t recorded = 0;         // when the latest of them was recorded
     std::vector<Segment> segments{};
-    std::vector<RunEntry> ids{};
+    Run ids{};
+    std::vector<Block> blocks{};  // of the ids
 };
 
 Chunk make_chunk(Connection& db, std::int64_t first, std::int64_t last) {
-    Chunk chunk{first, last, std::numeric_limits<std::int64_t>::min(), {}, {}};
+    Chunk chunk{first, last, std::numeric_limits<std::int64_t>::min(), {}, {}, {}};
+    std::vector<RunEntry> ids;
+    ids.reserve(static_cast<std::size_t>(last - first));
     Parts parts;
     each_log_row(db, first, last, [&](const Prepared& row) {
         add_row(parts[row.integer(2)], row);
-        chunk.ids.push_back({hash_bytes(row.text(9)) >> (64 - hash_bits), row.integer(0)});
+        ids.push_back({hash_bytes(row.text(9)) >> (64 - hash_bits), row.integer(0)});
         chunk.recorded = std::max(chunk.recorded, row.integer(10));
     });
     for (const auto& [name, part] : parts) {
         Segment& segment = chunk.segments.emplace_back(seal_part(name, part));
         if (part.partial()) segment.keys.emplace_back(partial_mark);
     }
-    std::sort(chunk.ids.begin(), chunk.ids.end());
+    std::sort(ids.begin(), ids.end());
+    chunk.ids = {0, 0, first, last, run_bits(ids.size()), {}};
+    chunk.blocks = make_blocks(chunk.ids, 0, chunk.ids.blocks(), ids);
     return chunk;
-}
-
-void write_run(Connection& db, const Run& run, std::span<const RunEntry> entries) {
-    std::size_t begin = 0;
-    for (std::size_t block = 0; block < run.blocks(); ++block) {
-        std::size_t end = begin;
-        while (end < entries.size() && run.block_of(entries[end].hash) == block) ++end;
-        write_block(db, run, block, entries.subspan(begin, end - begin));
-        begin = end;
-    }
 }
 
 void changed(Connection& db) { set_meta(db, "generation", meta(db, "generation") + 1); }
@@ -3691,11 +3725,11 @@ bool write_chunk(Connection& db, const Chunk& chunk) {
     db.prepared("INSERT INTO chunks(first, last, recorded) VALUES(?, ?, ?)").run(chunk.first, chunk.last, chunk.recorded);
     const std::int64_t id = db.last_rowid();
     for (const Segment& segment : chunk.segments) write_segment(db, id, segment);
-    Run run{0, 0, chunk.first, chunk.last, run_bits(chunk.ids.size()), {}};
+    Run run = chunk.ids;
     db.prepared("INSERT INTO runs(level, first, last, bits, state, owner, touched) VALUES(0, ?, ?, ?, 'live', 0, 0)")
         .run(run.first, run.last, run.bits);
     run.id = db.last_rowid();
-    write_run(db, run, chunk.ids);
+    write_blocks(db, run, 0, chunk.blocks);
     set_meta(db, "sealed", chunk.last);
     changed(db);
     return true;
@@ -4397,7 +4431,7 @@ struct StoreOptions {
     bool sync_full = true;
     std::chrono::milliseconds busy_timeout{};
     std::int64_t max_bytes = 0;
-    std::size_t cache_bytes = 0, index_bytes = 0;
+    std::size_t cache_bytes = 0, index_bytes = 0, page_bytes = 0;
     std::int64_t chunk_events = 0;
     bool background = true;
     std::function<Timestamp()> clock{};
@@ -4479,7 +4513,10 @@ public:
         const std::lock_guard lock(writer_mutex_);
         try {
             const Transaction snapshot(*writer_, "BEGIN");
+            last_sequence(*writer_);  // a transaction sees what it sees from its first reading on
+            memory_.begun(*writer_);
             memory_.refresh(*writer_);
+            memory_.ended(*writer_);
             const PackedId packed = pack_id(id);
             return memory_.ids.find(*writer_, packed, id_hash(packed));
         } catch (const SQLite::Exception& fault) {
@@ -4631,10 +4668,11 @@ void Store::prepare(Connection& db) const {
                     "was written by a newer release (schema " + std::to_string(version) + ", known are up to " + std::to_string(schema_version) +
                         "); it was left as it is");
     }
-    if (fresh) db.db.exec("PRAGMA auto_vacuum = INCREMENTAL");
+    if (fresh) db.db.exec("PRAGMA page_size = " + std::to_string(options_.page_bytes) + "; PRAGMA auto_vacuum = INCREMENTAL");
     db.db.exec("PRAGMA journal_mode = WAL");
     db.db.exec(options_.sync_full ? "PRAGMA synchronous = FULL" : "PRAGMA synchronous = NORMAL");
     db.db.exec("PRAGMA temp_store = MEMORY; PRAGMA journal_size_limit = 4194304");
+    db.db.exec("PRAGMA wal_autocheckpoint = " + std::to_string(4'096'000 / found("PRAGMA page_size")));
     db.db.exec("PRAGMA cache_size = -" + std::to_string(options_.cache_bytes / 1024));
     if (options_.max_bytes > 0) {
         db.db.exec("PRAGMA max_page_count = " + std::to_string(std::max<std::int64_t>(1, options_.max_bytes / found("PRAGMA page_size"))));
@@ -4699,8 +4737,10 @@ void Store::run_group(std::span<Job* const> group) {
 void Store::run_transaction(std::span<Job* const> group) {
     try {
         Transaction transaction(*writer_, "BEGIN IMMEDIATE");
+        memory_.begun(*writer_);
         for (Job* job : group) job->run(*writer_);
         transaction.commit();
+        memory_.ended(*writer_);
     } catch (const SQLite::Exception& fault) {
         rethrow(fault, options_.path);
     }
@@ -4771,7 +4811,7 @@ bool Store::merge_one() {
 }
 
 bool Store::write_merged(const Run& merged, std::span<const Run> sources) {
-    constexpr std::size_t step = 64;  // blocks of a transaction
+    constexpr std::size_t step = 32;  // blocks of a transaction
     const std::uint64_t width = std::uint64_t{1} << (hash_bits - merged.bits);
     for (std::size_t block = 0; block < merged.blocks(); block += step) {
         const std::size_t end = std::min(block + step, merged.blocks());
@@ -4789,15 +4829,11 @@ bool Store::write_merged(const Run& merged, std::span<const Run> sources) {
             return gathered;
         });
         std::sort(entries.begin(), entries.end());
+        const std::vector<Block> blocks = make_blocks(merged, block, end, entries);
         const bool mine = write([&](Connection& db) {
             db.prepared("UPDATE runs SET touched = ? WHERE id = ? AND state = 'building'").run(options_.clock().micros(), merged.id);
             if (db.changes() == 0) return false;
-            std::size_t at = 0;
-            for (std::size_t b = block; b < end; ++b) {
-                const std::size_t begin = at;
-                while (at < entries.size() && merged.block_of(entries[at].hash) == b) ++at;
-                write_block(db, merged, b, std::span(entries).subspan(begin, at - begin));
-            }
+            write_blocks(db, merged, block, blocks);
             return true;
         });
         if (!mine) return false;
@@ -6103,10 +6139,11 @@ public:
         }
         return safe ? sum : exact.result();
     }
-    bool falls(std::size_t slot) const override { return falls_.contains(slot); }
+    bool falls(std::size_t slot) const override { return falls_[slot] != 0; }
     bool exact_in_binary() const override {
         constexpr std::int64_t largest = std::int64_t{1} << 53;
-        if (!others_.empty() || !falls_.empty() || (!sums_.empty() && sums_.rbegin()->first > 0)) return false;
+        if (!others_.empty() || std::find(falls_.begin(), falls_.end(), 1) != falls_.end() || (!sums_.empty() && sums_.rbegin()->first > 0))
+            return false;
         for (std::size_t slot = 0; slot < events_.size(); ++slot) {
             if (SumAccumulator::value(slot, {}) > largest) return false;
         }
@@ -6117,9 +6154,10 @@ private:
     void take(Connection&, const Batch& batch, const std::vector<std::uint32_t>& slots, std::size_t count) override {
         std::vector<WideSum>& sums = sums_[numbers_.scale(batch)];
         sums.resize(std::max(count, sums.size()));
+        falls_.resize(events_.size());
         const auto note = [&](std::uint32_t slot, bool negative) {
             ++events_[slot];
-            if (negative) falls_.insert(slot);
+            if (negative) falls_[slot] = 1;
         };
         numbers_.each(
             batch, [&](std::size_t row, std::int64_t cell) { sums[slots[row]].add(cell), note(slots[row], cell < 0); },
@@ -6128,7 +6166,7 @@ private:
     Numbers numbers_;
     std::map<int, std::vector<WideSum>> sums_;          // by scale, so that adding needs no multiplication
     std::unordered_map<std::size_t, ExactSum> others_;  // of texts and wide numbers, few in most logs
-    std::unordered_set<std::size_t> falls_;
+    std::vector<std::uint8_t> falls_;                   // of each slot, whether a number was negative
 };
 
 class AverageAccumulator final : public SumAccumulator {
@@ -7725,7 +7763,7 @@ Decimal postgres_quotient(const Decimal& a, const Decimal& b) {
     return Decimal::divide(a, b, std::clamp(16 - 4 * difference, std::max(a.scale(), b.scale()), Decimal::max_scale), Rounding::half_up);
 }
 
-// A division whose result is a double in Lago: as many digits as that has for certain.
+// A division that Lago leaves to floating point: as many digits as that has for certain.
 Decimal ratio(const Decimal& a, const Decimal& b) { return b.is_zero() ? Decimal() : Decimal::divide_significant(a, b, 16, Rounding::half_up); }
 
 using Step = FeeLine::Step;
@@ -7776,7 +7814,7 @@ struct BillableMetric {
     Metric metric;  // not rounded: fees of single events are not
     std::string id, name, description;
     std::optional<RoundTo> rounding;
-    bool measured = true;  // here; a plan may list others as long as no charge needs them
+    std::string obstacle;  // to measuring it here; a plan may list such metrics as long as no charge needs them
     bool may_be_paid_in_advance = true;
     std::map<std::string, std::vector<std::string>> filters;  // allowed values by key
 };
@@ -7890,8 +7928,6 @@ std::optional<Decimal> bound(const Node& range, std::string_view field) {
     return found && found->value().is_number() ? range.decimal(field) : std::nullopt;
 }
 
-bool is_open(const Node& range) { return !range.find("to_value"); }
-
 // Whether each range starts where the one before ended, and only the last is open.
 bool ranges_join(const std::vector<Node>& ranges, int gap) {
     Decimal start;
@@ -7899,7 +7935,7 @@ bool ranges_join(const std::vector<Node>& ranges, int gap) {
         const auto from = bound(ranges[i], "from_value"), to = bound(ranges[i], "to_value");
         if (!from || (*from != start && *from != start + 1)) return false;
         const bool last = i + 1 == ranges.size();
-        if (last != is_open(ranges[i])) return false;
+        if (last == ranges[i].find("to_value").has_value()) return false;
         if (last) return true;
         if (!to || *to <= *from) return false;
         start = *to + gap;
@@ -8404,41 +8440,38 @@ Decimal unit_amount(const Price& price, const Quantity& quantity, const Decimal&
 
 // --- the plan, read from Lago's JSON ---
 
-Values read_values(const Node& at, std::string_view field, const BillableMetric* declared) {
+// The special value stands for all that the metric declares, not for anything (charge_filter.rb:72).
+Values read_values(const Node& at, const BillableMetric& metric) {
     Values values;
-    const auto found = at.find(field);
+    const auto found = at.find("values");
     if (!found) return values;
     if (!found->value().is_object()) found->refuse("must be an object of lists");
     for (const auto& [key, list] : found->value().items()) {
         values[key] = found->texts(key);
-        const Node entry(list, found->path(key));
-        if (!declared || values[key] != std::vector<std::string>{"__ALL_FILTER_VALUES__"}) continue;
-        const auto all = declared->filters.find(key);  // all that the metric declares, not anything (charge_filter.rb:72)
-        if (all == declared->filters.end()) entry.refuse("is not a filter of the metric");
+        if (values[key] != std::vector<std::string>{"__ALL_FILTER_VALUES__"}) continue;
+        const auto all = metric.filters.find(key);
+        if (all == metric.filters.end()) Node(list, found->path(key)).refuse("is not a filter of the metric");
         values[key] = all->second;
     }
     return values;
 }
 
-std::optional<Rounding> read_rounding(const Node& at) {
+std::optional<RoundTo> read_rounding(const Node& at) {
     static constexpr std::array<std::pair<std::string_view, Rounding>, 3> functions{
         {{"round", Rounding::half_up}, {"ceil", Rounding::ceil}, {"floor", Rounding::floor}}};
     if (!at.find("rounding_function")) return {};
-    return at.choice("rounding_function", functions);
-}
-
-int read_precision(const Node& at) {
     const auto precision = at.decimal("rounding_precision").value_or(Decimal());
     if (precision.abs() > Decimal::max_digits || precision.scale() > 0)
         throw Error(ErrorCode::bad_value, at.path("rounding_precision"), "is out of range");
-    return static_cast<int>(precision.to_int64().value());
+    return RoundTo{at.choice("rounding_function", functions), static_cast<int>(precision.to_int64().value())};
 }
 
 BillableMetric read_metric(const Node& at) {
     const auto row = at.choice("aggregation_type", kinds);
     BillableMetric metric;
     metric.kind = row.kind;
-    metric.measured = row.aggregation.has_value();
+    if (!at.text("expression").empty()) metric.obstacle = "its expression is not evaluated here";  // as the server does with each event
+    if (!row.aggregation) metric.obstacle = "custom_agg is not measured here";
     metric.may_be_paid_in_advance = row.may_be_paid_in_advance;
     metric.metric.code = at.required_text("code");
     metric.metric.rules = "lago";
@@ -8449,7 +8482,7 @@ BillableMetric read_metric(const Node& at) {
     metric.id = at.text("lago_id");
     metric.name = at.text("name", metric.metric.code);
     metric.description = at.text("description");
-    if (const auto rounding = read_rounding(at)) metric.rounding = RoundTo{*rounding, read_precision(at)};
+    metric.rounding = read_rounding(at);
     for (const auto& filter : at.list("filters")) metric.filters[filter.required_text("key")] = filter.texts("values");
     return metric;
 }
@@ -8466,14 +8499,15 @@ void check_charge(const Node& at, const Charge& charge, const BillableMetric& me
     if ((model == Model::dynamic && metric.kind != Kind::sum) || (model == Model::custom && metric.kind != Kind::custom)) {
         checking.report(at, "charge_model", "invalid_aggregation_type_or_charge_model");
     }
+    if (charge.minimum_cents.is_negative()) checking.report(at, "min_amount_cents", "value_is_out_of_range");
     if (charge.pay_in_advance && !charge.minimum_cents.is_zero()) checking.report(at, "min_amount_cents", "not_compatible_with_pay_in_advance");
 }
 
-// What cannot be priced: a metric of a script, and bounds per transaction of a sum that has no values of single events, on which Lago
+// What cannot be priced: a metric of a script or an expression, and bounds per transaction of a sum that has no values of single events, on which Lago
 // itself fails.
 void check_measured(const Node& at, const Charge& charge, const BillableMetric& metric, bool premium) {
     const auto bounded = [](const Price& price) { return price.minimum || price.maximum; };
-    if (!metric.measured) throw Error(ErrorCode::unsupported, at.path("billable_metric_code"), "custom_agg is not measured here");
+    if (!metric.obstacle.empty()) throw Error(ErrorCode::unsupported, at.path("billable_metric_code"), metric.obstacle);
     if (metric.kind != Kind::weighted_sum || !premium) return;
     if (bounded(charge.price) || std::any_of(charge.filters.begin(), charge.filters.end(), [&](const auto& each) { return bounded(each.price); }))
         throw Error(ErrorCode::unsupported, at.path("properties"), "bounds per transaction are not known for a weighted sum");
@@ -8487,7 +8521,7 @@ Price read_properties(const Node& at, const ModelRow& row, const Checking& check
 
 ChargeFilter read_filter(const Node& at, const ModelRow& row, const BillableMetric& metric, const Checking& checking) {
     ChargeFilter filter;
-    filter.values = read_values(at, "values", &metric);
+    filter.values = read_values(at, metric);
     filter.name = at.text("invoice_display_name");
     filter.id = at.raw("lago_id");
     filter.price = read_properties(at, row, checking);
@@ -8518,8 +8552,10 @@ Charge read_charge(const Node& at, const std::vector<BillableMetric>& metrics, b
     charge.prorated = at.flag("prorated");
     charge.minimum_cents = at.decimal("min_amount_cents").value_or(Decimal());
     if (at.find("applied_pricing_unit")) {
-        charge.conversion_rate = at.object("applied_pricing_unit").decimal("conversion_rate");
-        charge.pricing_unit = at.object("applied_pricing_unit").text("code");
+        const auto unit = at.object("applied_pricing_unit");
+        charge.conversion_rate = unit.decimal("conversion_rate").value_or(Decimal());
+        if (*charge.conversion_rate <= 0) throw Error(ErrorCode::bad_value, unit.path("conversion_rate"), "must be above zero");
+        charge.pricing_unit = unit.text("code");
     }
     charge.price = read_properties(at, row, checking);
     for (const auto& filter : at.list("filters")) charge.filters.push_back(read_filter(filter, row, metric, checking));
@@ -8647,27 +8683,25 @@ std::vector<Values> ignored_values(const std::vector<Values>& filters, std::size
     return ignored;
 }
 
-// An empty list in the entry counts for nothing; an entry of nothing else ignores nothing (an_event_store.rb).
-bool is_ignored(const Values& entry, const json& properties) {
-    Values listed;
-    for (const auto& [key, values] : entry) {
-        if (!values.empty()) listed.emplace(key, values);
-    }
-    return !listed.empty() && matches(listed, properties);
+// Without empty lists, which count for nothing, and without entries of nothing else, which ignore nothing (an_event_store.rb).
+std::vector<Values> listed(std::vector<Values> entries) {
+    for (auto& entry : entries) std::erase_if(entry, [](const auto& each) { return each.second.empty(); });
+    std::erase_if(entries, [](const Values& entry) { return entry.empty(); });
+    return entries;
 }
 
 // What falls to other filters than this one, or to any when there is none.
 std::vector<Values> left_by(const Charge& charge, const ChargeFilter* filter) {
     std::vector<Values> all;
     for (const auto& each : charge.filters) all.push_back(each.values);
-    return filter ? ignored_values(all, static_cast<std::size_t>(filter - charge.filters.data())) : all;
+    return listed(filter ? ignored_values(all, static_cast<std::size_t>(filter - charge.filters.data())) : all);
 }
 
 // Whether the filter's bucket has the event.
 bool takes(const Charge& charge, const ChargeFilter& filter, const json& properties) {
-    const auto ignored = left_by(charge, &filter);
+    const auto left = left_by(charge, &filter);
     return matches(filter.values, properties) &&
-           std::none_of(ignored.begin(), ignored.end(), [&](const Values& entry) { return is_ignored(entry, properties); });
+           std::none_of(left.begin(), left.end(), [&](const Values& entry) { return matches(entry, properties); });
 }
 
 // The filter in whose bucket an event is billed: the one that prices it, unless that leaves the event to a narrower one of the same keys.
@@ -8678,13 +8712,11 @@ const ChargeFilter* billing_filter(const Charge& charge, const json& properties)
     return found == charge.filters.end() ? nullptr : &*found;
 }
 
-// Keeps the events that do not match the entry; an empty list in it counts for nothing, an entry of nothing else excludes nothing.
+// Keeps the events that do not match the entry.
 Filter excluding(const Values& entry) {
     auto misses = Filter::any({});
-    for (const auto& [key, values] : entry) {
-        if (!values.empty()) misses.parts.push_back(Filter::where(property_field(key), Operator::not_in, json(values)));
-    }
-    return misses.parts.empty() ? Filter() : misses;
+    for (const auto& [key, values] : entry) misses.parts.push_back(Filter::where(property_field(key), Operator::not_in, json(values)));
+    return misses;
 }
 
 // The events priced by the filter, or by the charge itself when there is none.
@@ -8693,10 +8725,7 @@ Filter bucket(const Charge& charge, const ChargeFilter* filter) {
     for (const auto& [key, values] : filter ? filter->values : Values()) {
         result.parts.push_back(Filter::where(property_field(key), Operator::in, json(values)));
     }
-    for (const auto& entry : left_by(charge, filter)) {
-        auto part = excluding(entry);
-        if (!part.empty()) result.parts.push_back(std::move(part));
-    }
+    for (const auto& entry : left_by(charge, filter)) result.parts.push_back(excluding(entry));
     return result;
 }
 
@@ -8811,6 +8840,8 @@ struct Scope {
     Scope within(const ChargeFilter& part) const { return {plan, charge, &part, subscription, period}; }
     const Price& price() const { return filter ? filter->price : charge.price; }
     const BillableMetric& metric() const { return plan.billable_metrics[charge.metric]; }
+    // Whether events count as one each, whatever they hold.
+    bool counts() const { return metric().kind == Kind::count || metric().kind == Kind::unique_count; }
     // The lower end is cut to milliseconds (base_store.rb:178).
     AggregateQuery query() const {
         constexpr std::int64_t millisecond = 1000;
@@ -8885,16 +8916,12 @@ std::vector<EventStep> running_steps(const Scope& scope, const AggregateQuery& q
 // What each event of the period is worth by itself (compute_per_event_aggregation): a sum's number; of a maximum its own at the event that
 // reached it first, else nothing; 1 for each event that is counted, whatever it does to a unique count.
 std::vector<Decimal> event_values(const Scope& scope, const AggregateQuery& query, UsageSource& usage) {
-    const auto kind = scope.metric().kind;
     const auto steps = usage.steps(in_period(scope.metric()), query);
     const auto highest = std::max_element(steps.begin(), steps.end(), [](const auto& a, const auto& b) { return a.value < b.value; });
     std::vector<Decimal> values;
     for (auto step = steps.begin(); step != steps.end(); ++step) {
-        if (kind == Kind::count || kind == Kind::unique_count) {
-            values.emplace_back(1);
-        } else {
-            values.push_back(kind != Kind::max || step == highest ? step->value : Decimal());
-        }
+        const bool worthless = scope.metric().kind == Kind::max && step != highest;
+        values.push_back(scope.counts() ? Decimal(1) : worthless ? Decimal() : step->value);
     }
     return values;
 }
@@ -8902,12 +8929,11 @@ std::vector<Decimal> event_values(const Scope& scope, const AggregateQuery& quer
 // What a percentage charge needs besides units: running totals for free units, each event's value for bounds per transaction.
 void measure_percentage(const Scope& scope, const AggregateQuery& query, UsageSource& usage, Quantity& quantity) {
     const auto& price = scope.price();
-    const auto kind = scope.metric().kind;
     if (has_bounds(price, quantity)) {
         for (const auto& value : event_values(scope, query, usage)) quantity.bounded.add(price, value);
     }
-    if (kind == Kind::count || kind == Kind::unique_count) quantity.running = running_count(price, quantity.units);
-    if (kind != Kind::sum) return;  // others have no running totals
+    if (scope.counts()) quantity.running = running_count(price, quantity.units);
+    if (scope.metric().kind != Kind::sum) return;  // others have no running totals
     for (const auto& step : running_steps(scope, query, usage)) run_on(price, quantity.running, step.value);
 }
 
@@ -8923,17 +8949,13 @@ Quantity quantity_of(const Scope& scope, const AggregateQuery& query, UsageSourc
 
 // --- proration: the share of the period that a unit counts for (dossier 4.7) ---
 
-// Of as many digits as it has in Lago, where it is a double (prorated_aggregations/base_service.rb).
+// As long as Lago has it, where it is a floating-point number (prorated_aggregations/base_service.rb).
 Decimal share_of(const Scope& scope, const Period& period) { return ratio(days_in(scope.subscription, period), scope.whole_days()); }
 
-// From that time's day to the end of the billing period.
-Decimal share_left(const Scope& scope, Timestamp time) {
-    return share_of(scope, {time, billing_period(scope.plan.charges_interval, scope.subscription, time).to});
-}
-
-// What an event at that time pays of a prorated charge.
+// What an event at that time pays of a prorated charge: from its day to the end of the billing period.
 std::optional<Decimal> share_paid(const Scope& scope, Timestamp time) {
-    return scope.charge.prorated ? std::optional(share_left(scope, time)) : std::nullopt;
+    if (!scope.charge.prorated) return {};
+    return share_of(scope, {time, billing_period(scope.plan.charges_interval, scope.subscription, time).to});
 }
 
 // The steps of the events of the period. What a recurring unique count had before is not added once more.
@@ -9052,16 +9074,18 @@ json group_json(const Group& group) {
     return object;
 }
 
+json filled_text(const std::string& text) { return text.empty() ? json(nullptr) : json(text); }
+
 json item_json(const Scope& scope, const Fee& fee) {
     const auto& metric = scope.metric();
     return {{"type", "charge"},
             {"code", metric.metric.code},
             {"name", metric.name},
-            {"description", metric.description.empty() ? json(nullptr) : json(metric.description)},
+            {"description", filled_text(metric.description)},
             {"invoice_display_name", scope.charge.name.empty() ? metric.name : scope.charge.name},
             {"filters", scope.filter ? json(scope.filter->values) : json(nullptr)},
-            {"filter_invoice_display_name", scope.filter && !scope.filter->name.empty() ? json(scope.filter->name) : json(nullptr)},
-            {"lago_item_id", metric.id.empty() ? json(nullptr) : json(metric.id)},
+            {"filter_invoice_display_name", scope.filter ? filled_text(scope.filter->name) : json(nullptr)},
+            {"lago_item_id", filled_text(metric.id)},
             {"item_type", "BillableMetric"},
             {"grouped_by", group_json(fee.group)}};
 }
@@ -9082,14 +9106,13 @@ constexpr const char* fee_constants = R"({"lago_id": null, "lago_fixed_charge_id
 json fee_json(const Scope& scope, const Fee& fee, json details) {
     static const json constants = json::parse(fee_constants);
     const auto cents = whole_cents(fee.amount_cents);
-    const auto text = [](const std::string& value) { return value.empty() ? json(nullptr) : json(value); };
     auto out = constants;
     out.update({{"lago_charge_id", scope.charge.id},
                 {"lago_charge_filter_id", scope.filter ? scope.filter->id : json(nullptr)},
                 {"lago_subscription_id", scope.subscription.lago_id},
-                {"external_subscription_id", text(fee.subscription)},
+                {"external_subscription_id", filled_text(fee.subscription)},
                 {"lago_customer_id", scope.subscription.lago_customer_id},
-                {"external_customer_id", text(fee.customer)},
+                {"external_customer_id", filled_text(fee.customer)},
                 {"item", item_json(scope, fee)},
                 {"pay_in_advance", fee.pay_in_advance},
                 {"invoiceable", scope.charge.invoiceable},
@@ -9152,7 +9175,7 @@ Fee event_fee(const Scope& scope, Group group, const Event& event, const Decimal
     fee.events = 1;
     set_amounts(fee, std::move(priced), scope.plan.currency);
     fee.vendor = fee_json(scope, fee, std::move(details));
-    fee.vendor["event_transaction_id"] = event.id.empty() ? json(nullptr) : json(event.id);
+    fee.vendor["event_transaction_id"] = filled_text(event.id);
     return fee;
 }
 
@@ -9217,47 +9240,38 @@ struct AdvanceStep {
 };
 
 // The events of a pay-in-advance charge in one group, one by one in order of time.
-class AdvanceWalk {
-public:
-    explicit AdvanceWalk(const Scope& scope) : scope_(scope), counts_(scope.metric().kind != Kind::sum) { quantity_.premium = scope.plan.premium; }
+struct AdvanceWalk {
+    const Scope& scope;
+    Quantity quantity = {.units = {}, .premium = scope.plan.premium};
+    AdvanceState state = {};
 
-    // An event that brings no fee: from before the period, of a recurring metric, or without the property.
-    void pass(const Decimal& step) { take(step, {}); }
+    // By itself for an event that brings no fee: from before the period, of a recurring metric, or without the property.
+    void take(const Decimal& step, const Decimal& amount) {
+        const auto& price = scope.price();
+        quantity.units += step;
+        quantity.events = scope.metric().kind == Kind::unique_count ? quantity.units.to_int64().value_or(0) : quantity.events + 1;
+        quantity.precise_amount += amount;
+        if (price.model != Model::percentage) return;
+        if (scope.counts()) quantity.running = running_count(price, quantity.units);
+        if (!scope.counts() && runs_on(price, quantity.running)) run_on(price, quantity.running, step);
+    }
 
     AdvanceStep add(const EventStep& step, const Event& event) {
-        const auto bounded = quantity_.bounded;
-        take(step.value, event.precise_total_amount_cents.value_or(Decimal()));
+        const auto bounded = quantity.bounded;
+        const auto amount = quotient(event.precise_total_amount_cents.value_or(Decimal()), scope.plan.currency.subunits);
+        take(step.value, amount);
         // A count's values never leave out the event (count_service.rb:66): on both sides the same, which are nothing to their difference.
-        if (!counts_ && has_bounds(scope_.price(), quantity_)) quantity_.bounded.add(scope_.price(), step.value);
-        const bool one = scope_.metric().kind == Kind::count;
-        AdvanceStep result{quantity_, quantity_, one ? Contribution{1, 1} : state_.add(step.value, share_paid(scope_, step.time))};
+        if (!scope.counts() && has_bounds(scope.price(), quantity)) quantity.bounded.add(scope.price(), step.value);
+        const bool one = scope.metric().kind == Kind::count;
+        AdvanceStep result{quantity, quantity, one ? Contribution{1, 1} : state.add(step.value, share_paid(scope, step.time))};
         auto& without = result.without;
         without.units -= result.contribution.priced;
         --without.events;
         without.without_event = true;
-        without.precise_amount -= quotient(event.precise_total_amount_cents.value_or(Decimal()), scope_.plan.currency.subunits);
+        without.precise_amount -= amount;
         without.bounded = bounded;
         return result;
     }
-
-private:
-    void take(const Decimal& step, const Decimal& cents) {
-        const auto& price = scope_.price();
-        quantity_.units += step;
-        ++quantity_.events;
-        if (scope_.metric().kind == Kind::unique_count) quantity_.events = quantity_.units.to_int64().value_or(0);
-        cents_ += cents;
-        quantity_.precise_amount = quotient(cents_, scope_.plan.currency.subunits);
-        if (price.model != Model::percentage) return;
-        if (counts_) quantity_.running = running_count(price, quantity_.units);
-        if (!counts_ && runs_on(price, quantity_.running)) run_on(price, quantity_.running, step);
-    }
-
-    const Scope& scope_;
-    bool counts_;
-    Quantity quantity_;
-    AdvanceState state_;
-    Decimal cents_;
 };
 
 Fee advance_fee(const Scope& scope, const Group& group, const Event& event, const AdvanceStep& step) {
@@ -9267,10 +9281,7 @@ Fee advance_fee(const Scope& scope, const Group& group, const Event& event, cons
                      added_details(details(scope.price(), step.with, with), details(scope.price(), step.without, without)));
 }
 
-struct PlacedFee {
-    std::pair<Timestamp, std::int64_t> place;
-    Fee fee;
-};
+using PlacedFees = std::multimap<std::pair<Timestamp, std::int64_t>, Fee>;  // by time and sequence of their events
 
 // Which events' fees are asked for: those of a period, or one of them.
 struct AdvanceQuestion {
@@ -9280,14 +9291,14 @@ struct AdvanceQuestion {
 };
 
 // Over the scope's period, which is a billing period. An event without the property to be counted has no fee (pay_in_advance_service.rb:59).
-void add_advance_fees(const Scope& scope, const Group& group, const AdvanceQuestion& question, UsageSource& usage, std::vector<PlacedFee>& fees) {
+void add_advance_fees(const Scope& scope, const Group& group, const AdvanceQuestion& question, UsageSource& usage, PlacedFees& fees) {
     const auto& metric = scope.metric();
     auto query = beside(scope.query(), group);
     query.period.to = std::min(query.period.to, question.period.to);
-    AdvanceWalk walk(scope);
+    AdvanceWalk walk{scope};
     for (const auto& step : usage.steps(metric.metric, query)) {
         if (step.time < query.period.from || (metric.kind == Kind::unique_count && step.item == 0)) {
-            walk.pass(step.value);
+            walk.take(step.value, {});
             continue;
         }
         const bool wanted = question.wants(step);
@@ -9296,7 +9307,7 @@ void add_advance_fees(const Scope& scope, const Group& group, const AdvanceQuest
         if (!wanted || billing_filter(scope.charge, event.properties) != scope.filter) continue;
         if (fees.size() == limits::advance_fees)
             throw Error(ErrorCode::too_large, "period", "has more than " + std::to_string(limits::advance_fees) + " fees");
-        fees.push_back({{step.time, step.sequence}, advance_fee(scope, group, event, billed)});
+        fees.emplace(std::pair(step.time, step.sequence), advance_fee(scope, group, event, billed));
     }
 }
 
@@ -9357,10 +9368,9 @@ Contribution contribution_of(const Scope& scope, const Event& event, Timestamp n
 
 // Both sides of the estimate, of which `step` has only the one without the event. A sum's running totals have the event on both.
 void add_event(const Scope& scope, const Event& event, AdvanceStep& step) {
-    const bool counts = scope.metric().kind != Kind::sum;
-    const auto value = counts ? Decimal(1) : summed(scope.metric(), event);
+    const auto value = scope.counts() ? Decimal(1) : summed(scope.metric(), event);
     auto& running = step.without.running;
-    if (!counts && runs_on(scope.price(), running)) run_on(scope.price(), running, value);
+    if (!scope.counts() && runs_on(scope.price(), running)) run_on(scope.price(), running, value);
     auto& with = step.with = step.without;
     with.units += step.contribution.priced;
     ++with.events;
@@ -9407,8 +9417,8 @@ Fees Plan::estimate_instant_fees(const Event& event, Timestamp now) const {
 
 Fees Plan::estimate_fees(const Event& event, Timestamp now, UsageSource& usage_source) const {
     const auto subscription = subscription_at(*this, event.subscription, now);
-    const auto known =
-        std::find_if(billable_metrics.begin(), billable_metrics.end(), [&](const auto& each) { return each.metric.code == event.name; });
+    const auto named = [&](const auto& each) { return each.metric.code == event.name; };
+    const auto known = std::find_if(billable_metrics.begin(), billable_metrics.end(), named);
     if (known == billable_metrics.end()) not_found("name", "billable_metric_not_found");
     if (known->kind == Kind::sum || known->kind == Kind::max || known->kind == Kind::latest) summed(*known, event);
     auto period = billing_period(charges_interval, subscription, now);
@@ -9573,13 +9583,16 @@ void add_charge(const Scope& whole, bool closing, UsageSource& usage, std::vecto
     add_true_up(whole, used, fees);
 }
 
+bool is_about(const UsageQuery& query, const Subscription& subscription) {
+    return (query.subscription.empty() || subscription.id == query.subscription) &&
+           (query.customer.empty() || subscription.customer == query.customer);
+}
+
 // The subscriptions a question is about, each with the period asked about, as far as it was active.
 std::vector<std::pair<Subscription, Period>> asked_about(const Plan& plan, const UsageQuery& query, Timestamp now) {
     std::vector<Subscription> asked;
     for (const auto& each : plan.subscriptions) {
-        const bool chosen =
-            (query.subscription.empty() || each.id == query.subscription) && (query.customer.empty() || each.customer == query.customer);
-        if (chosen && (query.period || each.active.contains(now))) asked.push_back(each);
+        if (is_about(query, each) && (query.period || each.active.contains(now))) asked.push_back(each);
     }
     if (!plan.lists_subscriptions && !query.subscription.empty()) asked.push_back({.id = query.subscription, .customer = query.customer});
     if (query.subscription.empty() && query.customer.empty())
@@ -9595,14 +9608,10 @@ std::vector<std::pair<Subscription, Period>> asked_about(const Plan& plan, const
 }
 
 Period Plan::period_around(const UsageQuery& query, Timestamp at) const {
-    Subscription asked;
-    for (const auto& each : subscriptions) {
-        if (query.subscription.empty() ? each.customer != query.customer : each.id != query.subscription) continue;
-        asked = each;
-        break;
-    }
-    asked.active = {};
-    return billing_period(charges_interval, asked, at);
+    const auto asked = std::find_if(subscriptions.begin(), subscriptions.end(), [&](const auto& each) { return is_about(query, each); });
+    auto subscription = asked == subscriptions.end() ? Subscription() : *asked;
+    subscription.active = {};
+    return billing_period(charges_interval, subscription, at);
 }
 
 std::vector<std::string> Plan::subscriptions_of(const UsageQuery& query, Timestamp now) const {
@@ -9623,10 +9632,9 @@ Fees Plan::usage(const UsageQuery& query, Timestamp now, UsageSource& usage_sour
 
 // --- the fees of recorded events (dossier 7) ---
 
-Fees in_order(const Plan& plan, std::vector<PlacedFee> placed) {
-    std::stable_sort(placed.begin(), placed.end(), [](const PlacedFee& a, const PlacedFee& b) { return a.place < b.place; });
+Fees in_order(const Plan& plan, PlacedFees placed) {
     std::vector<Fee> list;
-    for (auto& each : placed) list.push_back(std::move(each.fee));
+    for (auto& each : placed) list.push_back(std::move(each.second));
     return sum_up(plan, std::move(list));
 }
 
@@ -9634,7 +9642,7 @@ Fees Plan::advance_fees(const Event& event, UsageSource& usage_source) const {
     const auto time = event.timestamp.value();
     const auto subscription = subscription_at(*this, event.subscription, time);
     const auto period = billing_period(charges_interval, subscription, time);
-    std::vector<PlacedFee> fees;
+    PlacedFees fees;
     ask_about_charges([&](const Charge& charge) {
         if (!charge.pay_in_advance || metric_code(charge) != event.name) return;
         const Scope scope{*this, charge, billing_filter(charge, event.properties), subscription, period};
@@ -9662,7 +9670,7 @@ std::set<Group> advance_groups(const Scope& scope, UsageSource& usage) {
 }
 
 Fees Plan::advance_fees(const UsageQuery& query, Timestamp now, UsageSource& usage_source) const {
-    std::vector<PlacedFee> fees;
+    PlacedFees fees;
     const auto add = [&](const Scope& scope, const Period& asked) {
         for (const auto& group : advance_groups(scope, usage_source)) add_advance_fees(scope, group, {asked}, usage_source, fees);
     };
@@ -9722,7 +9730,7 @@ std::shared_ptr<const Book::Impl> load(const json& catalogue) {
     plan->premium = root.flag("premium", true);
     for (const auto& metric : root.list("billable_metrics")) {
         plan->billable_metrics.push_back(read_metric(metric));
-        if (plan->billable_metrics.back().measured) plan->metrics.push_back(rounded(plan->billable_metrics.back()));
+        if (plan->billable_metrics.back().obstacle.empty()) plan->metrics.push_back(rounded(plan->billable_metrics.back()));
     }
     for (const auto& charge : at.list("charges")) plan->charges.push_back(read_charge(charge, plan->billable_metrics, plan->premium));
     plan->lists_subscriptions = root.find("subscriptions").has_value();
@@ -9989,8 +9997,14 @@ constexpr CommitmentFields of_price{"type", "amount", "quantity", "overage_facto
 // A commitment's quantity is worth what the price asks for it. A missing factor makes overage free.
 Commitment read_commitment(const Node& at, const CommitmentFields& fields, const Price& price = {}) {
     const bool by_quantity = at.text(fields.type, at.find(fields.amount) ? "amount" : "quantity") == "quantity";
-    const auto value = at_least(at, by_quantity ? fields.quantity : fields.amount, 0, 0);
-    return {by_quantity ? price_units(price, value).amount : value, at_least(at, fields.factor, 0, 0), at.flag(fields.true_up)};
+    const auto field = by_quantity ? fields.quantity : fields.amount;
+    Commitment commitment{at_least(at, field, 0, 0), at_least(at, fields.factor, 0, 0), at.flag(fields.true_up)};
+    try {
+        if (by_quantity) commitment.amount = price_units(price, commitment.amount).amount;
+    } catch (const Error& error) {
+        throw Error(error.code(), at.path(field), error.reason());
+    }
+    return commitment;
 }
 
 Committed commit(const Commitment& commitment, const Decimal& cost) {
@@ -10061,17 +10075,19 @@ int read_minute(const Node& at, std::string_view field) {
 }
 
 // Its price may stand in it, or be one of the catalogue's.
-TimeBucket read_time_bucket(const Node& at, const Price& listed = {}) {
-    TimeBucket bucket{at.text("id"), read_minute(at, "start"), read_minute(at, "end"), listed, {}};
+TimeBucket read_time_bucket(const Node& at, const std::optional<Price>& listed = {}) {
+    TimeBucket bucket{at.text("id"), read_minute(at, "start"), read_minute(at, "end"), {}, {}};
     if (bucket.from >= bucket.to) throw Error(ErrorCode::bad_value, at.path("end"), "is not after start");
-    if (at.find("price")) bucket.price = read_price(at.object("price"));
+    bucket.price = at.find("price") || !listed ? read_price(at.object("price")) : *listed;
     bucket.commitment = read_commitment(at, of_time_bucket, bucket.price);
     return bucket;
 }
 
-// One window of a windowed commitment; without a known start no time bucket holds it.
-struct Window {
+// What came together in one bucket, day or month, or in all of a period: a sum for an average. A window of a commitment is one; without a known start
+// no time bucket holds it.
+struct Part {
     std::optional<Timestamp> start = {};
+    Group group = {};
     Decimal units = {};
     std::int64_t events = 0;
 
@@ -10083,7 +10099,7 @@ struct WindowedPrice {
     std::optional<Commitment> commitment;
     std::vector<TimeBucket> buckets;
 
-    const TimeBucket* bucket_of(const Window& window) const {
+    const TimeBucket* bucket_of(const Part& window) const {
         for (const auto& bucket : buckets) {
             if (window.start && bucket.from <= window.minute() && window.minute() < bucket.to) return &bucket;
         }
@@ -10092,39 +10108,39 @@ struct WindowedPrice {
 
     // What holds in the window: its time bucket's, else the item's own. A commitment of the item's that is worth nothing is none
     // (billing_commitment.go).
-    std::pair<const Price*, const Commitment*> at(const Window& window) const {
+    std::pair<const Price*, const Commitment*> at(const Part& window) const {
         if (const auto* bucket = bucket_of(window)) return {&bucket->price, &bucket->commitment};
         return {&price, commitment && !commitment->amount.is_zero() ? &*commitment : nullptr};
     }
 
     // The rule of 9.13 for one window; a window out of all commitments pays its plain cost.
-    Committed charge(const Window& window) const {
+    Committed charge(const Part& window) const {
         const auto [rate, terms] = at(window);
         const auto cost = price_units(*rate, window.units).amount;
         return terms ? commit(*terms, cost) : Committed{cost, cost, {}, {}};
     }
 
     // Whether a window without events has something to make up for.
-    bool fills(const Window& window) const {
+    bool fills(const Part& window) const {
         const auto* terms = at(window).second;
         return terms && terms->true_up;
     }
 
     // The windows in order, and between them the empty ones of the grid that are charged all the same.
-    std::vector<Window> filled(std::vector<Window> windows, const BinGrid& grid) const {
+    std::vector<Part> filled(std::vector<Part> windows, const BinGrid& grid) const {
         std::set<Timestamp> known;
         for (const auto& window : windows) known.insert(window.start.value_or(Timestamp()));
         for (std::int64_t i = 0; i < grid.count(); ++i) {
-            const Window empty{.start = grid.start(i)};
+            const Part empty{.start = grid.start(i)};
             if (!known.contains(*empty.start) && fills(empty)) windows.push_back(empty);
         }
-        std::stable_sort(windows.begin(), windows.end(), [](const Window& a, const Window& b) { return a.start < b.start; });
+        std::stable_sort(windows.begin(), windows.end(), [](const Part& a, const Part& b) { return a.start < b.start; });
         return windows;
     }
 };
 
 // Every window under its commitment.
-Priced price_windows(const WindowedPrice& terms, const std::vector<Window>& windows, Committed& committed) {
+Priced price_windows(const WindowedPrice& terms, const std::vector<Part>& windows, Committed& committed) {
     Priced sum;
     for (const auto& window : windows) {
         auto priced = price_units(*terms.at(window).first, window.units);
@@ -10313,14 +10329,6 @@ struct Subscription {
 
 // --- what is billed of a meter ---
 
-// What came together in one bucket, day or month, or in all of a period: a sum for an average.
-struct Part {
-    std::optional<Timestamp> start = {};  // of a bucket, day or month
-    Group group = {};
-    Decimal number = {};
-    std::int64_t events = 0;
-};
-
 // A meter over its period alone, to be measured part by part.
 Metric part_metric(Metric metric) {
     metric.recurring = false;
@@ -10330,57 +10338,69 @@ Metric part_metric(Metric metric) {
     return metric;
 }
 
-std::vector<Part> parts_of(const Metric& metric, AggregateQuery query, Bin bin, UsageSource& usage) {
-    query.bin = bin;
+// What a question about a meter came to, part by part.
+struct Lot {
+    AggregateQuery query = {};  // whose, and when
+    Bin bin = Bin::none;
+    std::vector<Part> parts = {};
+};
+
+AggregateQuery question_of(const Metric& metric, const Lot& lot) {
+    auto query = lot.query;
+    query.bin = lot.bin;
     query.week_start = std::chrono::Sunday;
-    if (bin == metric.bucket && !metric.bucket_group.empty()) query.group_by.push_back(metric.bucket_group);
-    std::vector<Part> parts;
-    for (const auto& row : usage.measure(part_metric(metric), query)) parts.push_back({row.bin, row.group, row.value, row.events});
-    return parts;
+    if (lot.bin == metric.bucket && !metric.bucket_group.empty()) query.group_by.push_back(metric.bucket_group);
+    return query;
 }
 
-std::vector<Decimal> values_of(const Metric& metric, const std::vector<Part>& parts) {
+Lot lot_of(const Metric& metric, const AggregateQuery& query, Bin bin, UsageSource& usage) {
+    Lot lot{query, bin};
+    for (const auto& row : usage.measure(part_metric(metric), question_of(metric, lot)))
+        lot.parts.push_back({row.bin, row.group, row.value, row.events});
+    return lot;
+}
+
+std::vector<Decimal> values_of(const Metric& metric, const Lot& lot) {
     const bool shares = metric.aggregation == Aggregation::average;
     std::vector<Decimal> values;
-    for (const auto& part : parts) values.push_back(shares ? exact_share(part.number, std::max<std::int64_t>(part.events, 1)) : part.number);
+    for (const auto& part : lot.parts) values.push_back(shares ? exact_share(part.units, std::max<std::int64_t>(part.events, 1)) : part.units);
     return values;
+}
+
+Decimal units_of(const Item& item, const Lot& lot) { return total(values_of(item.metric, lot)); }
+
+std::int64_t events_of(const Lot& lot) {
+    std::int64_t events = 0;
+    for (const auto& part : lot.parts) events += part.events;
+    return events;
 }
 
 // Everything that the bill of an item depends on.
 struct Use {
-    AggregateQuery query;                                      // whose, and when
-    std::vector<Part> parts;                                   // buckets, or the whole
-    std::vector<Part> stretches;                               // days or months of an entitlement, or all since the subscription began
-    Decimal before;                                            // of one that never begins anew: since the subscription began, up to the period
-    std::vector<std::pair<Period, std::vector<Part>>> grants;  // what was used in the time of each grant
+    Lot whole;               // by buckets, if the meter has them
+    std::vector<Lot> apart;  // what was used in the time of each grant; by days or months of an entitlement, or since the subscription began
+    Decimal before;          // since the subscription began, up to the period, of an entitlement that never begins anew
 };
 
-// The time in which the limit counts that is never begun anew.
-AggregateQuery limited(const Item& item, const Subscription& subscription, AggregateQuery query) {
-    if (*item.entitlement.reset == Bin::none) query.period.from = subscription.active.from;
-    return query;
-}
-
 Use measure(const Item& item, const Subscription& subscription, const AggregateQuery& query, UsageSource& usage) {
-    Use use{query, parts_of(item.metric, query, item.metric.bucket, usage), {}, {}, {}};
+    Use use{lot_of(item.metric, query, item.metric.bucket, usage), {}, {}};
+    auto asked = query;
     for (const auto& grant : item.grants) {
-        auto asked = query;
         asked.period = grant.period.value_or(query.period);
-        use.grants.emplace_back(asked.period, parts_of(item.metric, asked, Bin::none, usage));
+        use.apart.push_back(lot_of(item.metric, asked, Bin::none, usage));
     }
     if (!item.limited_apart()) return use;
-    auto asked = limited(item, subscription, query);
-    use.stretches = parts_of(item.metric, asked, *item.entitlement.reset, usage);
+    asked.period = query.period;
+    if (*item.entitlement.reset == Bin::none) asked.period.from = subscription.active.from;
+    use.apart.push_back(lot_of(item.metric, asked, *item.entitlement.reset, usage));
     asked.period.to = query.period.from;
-    if (asked.period.from < asked.period.to) use.before = total(values_of(item.metric, parts_of(item.metric, asked, Bin::none, usage)));
+    if (asked.period.from < asked.period.to) use.before = units_of(item, lot_of(item.metric, asked, Bin::none, usage));
     return use;
 }
 
-Decimal units_of(const Item& item, const Use& use) { return total(values_of(item.metric, use.parts)); }
-
 Decimal billable(const Item& item, const Use& use) {
-    if (!item.limited_apart()) return item.entitlement.billable(units_of(item, use));
-    auto values = values_of(item.metric, use.stretches);
+    if (!item.limited_apart()) return item.entitlement.billable(units_of(item, use.whole));
+    auto values = values_of(item.metric, use.apart.back());
     if (!use.before.is_zero()) values.front() -= use.before;
     return item.entitlement.billable(values);
 }
@@ -10389,7 +10409,7 @@ Decimal billable(const Item& item, const Use& use) {
 Priced price_grants(const Item& item, const Use& use) {
     Decimal units, money;
     for (std::size_t i = 0; i < item.grants.size(); ++i) {
-        const auto used = total(values_of(item.metric, use.grants.at(i).second));
+        const auto used = units_of(item, use.apart.at(i));
         if (item.grants[i].money) money += item.grants[i].overage(price_units(item.price(), used).amount);
         if (!item.grants[i].money) units += item.grants[i].overage(used);
     }
@@ -10401,7 +10421,7 @@ Priced price_grants(const Item& item, const Use& use) {
 // Before commitments. What is left of buckets by an entitlement is priced as one quantity (billing_meter_usage.go).
 Priced price_use(const Item& item, const Use& use) {
     if (!item.grants.empty()) return price_grants(item, use);
-    const auto values = values_of(item.metric, use.parts);
+    const auto values = values_of(item.metric, use.whole);
     const auto units = total(values), left = billable(item, use);
     if (left == units) return item.bucketed() ? price_buckets(item.price(), values) : price_units(item.price(), units);
     auto priced = price_units(item.price(), left);
@@ -10409,28 +10429,21 @@ Priced price_use(const Item& item, const Use& use) {
     return priced;
 }
 
-std::vector<Window> windows_of(const std::vector<Part>& parts) {
-    std::vector<Window> windows;
-    for (const auto& part : parts) windows.push_back({part.start, part.number, part.events});
-    return windows;
-}
-
 // The windows up to now that a commitment is for (9.14).
-std::vector<Window> windows_of(const Item& item, const Use& use, Timestamp now) {
-    auto windows = windows_of(use.parts);
-    const Period elapsed{use.query.period.from, std::min(use.query.period.to, now)};
-    if (elapsed.from >= elapsed.to || elapsed.from == Period().from) return windows;
-    auto options = commitment_windows(item.metric.bucket, elapsed, use.query.billing_anchor);
-    options.time_zone = use.query.time_zone;
+std::vector<Part> windows_of(const Item& item, const Lot& lot, Timestamp now) {
+    const Period elapsed{lot.query.period.from, std::min(lot.query.period.to, now)};
+    if (elapsed.from >= elapsed.to || elapsed.from == Period().from) return lot.parts;
+    auto options = commitment_windows(item.metric.bucket, elapsed, lot.query.billing_anchor);
+    options.time_zone = lot.query.time_zone;
     const BinGrid grid(elapsed, options);
     if (grid.count() > static_cast<std::int64_t>(limits::aggregate_rows))
         throw Error(ErrorCode::too_large, "period", "has more than " + std::to_string(limits::aggregate_rows) + " windows of a commitment");
-    return item.terms.filled(std::move(windows), grid);
+    return item.terms.filled(lot.parts, grid);
 }
 
 Priced commit_use(const Item& item, const Use& use, Priced priced, Timestamp now, Committed& committed) {
     if (!item.commits()) return priced;
-    if (item.windowed) return price_windows(item.terms, windows_of(item, use, now), committed);
+    if (item.windowed) return price_windows(item.terms, windows_of(item, use.whole, now), committed);
     if (!item.terms.commitment) return priced;
     committed = commit(*item.terms.commitment, priced.amount);
     settle(priced, committed);
@@ -10474,39 +10487,35 @@ Decimal step_of(const Metric& metric, const Event& event, AggregateQuery query, 
 }
 
 // Adds the event to the part it falls into, now.
-void add_event(const Metric& metric, const Event& event, AggregateQuery query, Bin bin, Timestamp now, UsageSource& usage, std::vector<Part>& parts) {
-    Group group;
-    if (bin == metric.bucket && !metric.bucket_group.empty()) group.emplace_back(text_at(event, metric.bucket_group));
+void add_event(const Metric& metric, const Event& event, Timestamp now, UsageSource& usage, Lot& lot) {
+    auto query = question_of(metric, lot);
+    const bool grouped = !query.group_by.empty();
+    const Group group = grouped ? Group{text_at(event, metric.bucket_group)} : Group();
     std::optional<Timestamp> start;
-    if (bin != Bin::none) {
-        query.bin = bin;
-        query.week_start = std::chrono::Sunday;
+    if (lot.bin != Bin::none) {
         const auto stretch = Bins(bins_of(query, metered_rules)).around(now);
         start = stretch.from;
-        query.bin = Bin::none;
         query.period = overlap(query.period, stretch);
     }
-    const auto found = std::find_if(parts.begin(), parts.end(), [&](const Part& part) { return part.start == start && part.group == group; });
-    Part& part = found == parts.end() ? parts.emplace_back(Part{start, group, {}, 0}) : *found;
+    query.bin = Bin::none;
+    query.group_by.clear();
+    const auto found = std::find_if(lot.parts.begin(), lot.parts.end(), [&](const Part& part) { return part.start == start && part.group == group; });
+    Part& part = found == lot.parts.end() ? lot.parts.emplace_back(Part{start, group, {}, 0}) : *found;
     const auto step = step_of(metric, event, query, usage);
     ++part.events;
     if (metric.aggregation == Aggregation::latest)
-        part.number = step;
+        part.units = step;
     else if (metric.aggregation == Aggregation::max)
-        part.number = std::max(part.number, step);
+        part.units = std::max(part.units, step);
     else
-        part.number += step;
+        part.units += step;
 }
 
-void add_event(const Item& item, const Subscription& subscription, const Event& event, Timestamp now, UsageSource& usage, Use& use) {
-    add_event(item.metric, event, use.query, item.metric.bucket, now, usage, use.parts);
-    auto query = use.query;
-    for (auto& [period, parts] : use.grants) {
-        query.period = period;
-        if (period.contains(now)) add_event(item.metric, event, query, Bin::none, now, usage, parts);
+void add_event(const Item& item, const Event& event, Timestamp now, UsageSource& usage, Use& use) {
+    add_event(item.metric, event, now, usage, use.whole);
+    for (auto& lot : use.apart) {
+        if (lot.query.period.contains(now)) add_event(item.metric, event, now, usage, lot);
     }
-    if (item.limited_apart())
-        add_event(item.metric, event, limited(item, subscription, use.query), *item.entitlement.reset, now, usage, use.stretches);
 }
 
 // --- the catalogue ---
@@ -10548,9 +10557,9 @@ struct Catalogue final : Book::Impl {
     }
 };
 
-Fee fee_of(const Catalogue& book, const std::string& charge, const std::string& metric, const Decimal& units, Priced priced) {
-    return {.charge = charge,
-            .metric = metric,
+Fee fee_of(const Catalogue& book, const Item& item, const Decimal& units, Priced priced) {
+    return {.charge = item.charge,
+            .metric = item.metric.code,
             .currency = book.currency_code,
             .units = units,
             .amount = priced.amount,
@@ -10596,12 +10605,6 @@ json commitment_json(const Item& item, const Committed& committed) {
               {"computed_true_up_amount", committed.true_up.to_string()}}}};
 }
 
-std::int64_t events_of(const std::vector<Part>& parts) {
-    std::int64_t events = 0;
-    for (const auto& part : parts) events += part.events;
-    return events;
-}
-
 // --- bills ---
 
 // An item's part of a bill before the commitments.
@@ -10615,16 +10618,15 @@ FeeLine overage_line(const Decimal& money, const Decimal& factor) {
     return {.step = Step::overage, .units = money, .rate = factor, .amount = money * factor};
 }
 
-// around(time) of every cycle of the calendar that meets the period.
-template <class Around, class Visit>
-void each_cycle(const Period& period, Around&& around, Visit&& visit) {
-    std::size_t cycles = 0;
-    for (auto at = period.from; at < period.to; ++cycles) {
-        if (cycles == limits::carried_bins) throw Error(ErrorCode::too_large, "period", "has too many billing periods");
-        const Period cycle = around(at);
-        visit(cycle);
-        at = cycle.to;
+// around(time) of every cycle that meets the period.
+template <class Around>
+std::vector<Period> cycles_of(const Period& period, Around&& around) {
+    std::vector<Period> cycles;
+    for (auto at = period.from; at < period.to; at = cycles.back().to) {
+        if (cycles.size() == limits::carried_bins) throw Error(ErrorCode::too_large, "period", "has too many billing periods");
+        cycles.push_back(around(at));
     }
+    return cycles;
 }
 
 // What a subscription owes for a time, mostly a billing period.
@@ -10658,7 +10660,7 @@ private:
     void add_extra(const char* charge, FeeLine line) {
         Priced priced;
         priced.add(std::move(line));
-        add(nullptr, period_, 0, fee_of(book_, charge, "", 1, std::move(priced)));
+        add(nullptr, period_, 0, fee_of(book_, {.charge = charge}, 1, std::move(priced)));
     }
 
     // Rounded to the currency before its commitment, and after (9.9).
@@ -10668,10 +10670,10 @@ private:
         round(priced);
         if (commits) priced = commit_use(*item, use, std::move(priced), now_, committed);
         round(priced);
-        auto& fee = add(item, use.query.period, events_of(use.parts), fee_of(book_, item->charge, item->metric.code, units, std::move(priced)));
+        auto& fee = add(item, use.whole.query.period, events_of(use.whole), fee_of(book_, *item, units, std::move(priced)));
         fee.vendor = commitment_json(*item, committed);
     }
-    void add_charge(const Charge& charge) { add_charge(charge, units_of(*charge.item, charge.use), charge.priced, true); }
+    void add_charge(const Charge& charge) { add_charge(charge, units_of(*charge.item, charge.use.whole), charge.priced, true); }
 
     std::vector<Charge> charges(const Period& period) const {
         std::vector<Charge> list;
@@ -10731,11 +10733,9 @@ private:
     // What the items came to from one moment to another, billing period by billing period.
     Decimal spent(const Period& before) const {
         Decimal sum;
-        each_cycle(
-            before, [&](Timestamp at) { return subscription_.period(at); },
-            [&](const Period& cycle) {
-                for (const auto& charge : charges(overlap(cycle, before))) sum += charge.priced.amount;
-            });
+        for (const auto& cycle : cycles_of(before, [&](Timestamp at) { return subscription_.period(at); })) {
+            for (const auto& charge : charges(overlap(cycle, before))) sum += charge.priced.amount;
+        }
         return sum;
     }
 
@@ -10748,7 +10748,7 @@ private:
         for (const auto& charge : list) {
             auto priced = charge.priced;
             lower_to(priced, divided(priced.amount, cost) * committed.utilized);
-            add_charge(charge, units_of(*charge.item, charge.use), std::move(priced), false);
+            add_charge(charge, units_of(*charge.item, charge.use.whole), std::move(priced), false);
         }
         const auto beyond = cost - committed.utilized;
         if (!beyond.is_zero()) add_extra("Overage", overage_line(beyond, commitment.overage_factor));
@@ -10766,20 +10766,19 @@ private:
         const bool longer = is_longer(*fixed.cycle, subscription_.stride);
         const auto anchor = item.active.from > Period().from ? item.active.from : subscription_.anchor.value_or(Timestamp());
         const Cycle own(*fixed.cycle, anchor.micros(), Zone({}));
-        each_cycle(
-            overlap(period_, item.active), [&](Timestamp at) { return longer ? overlap(own.around(at), item.active) : subscription_.period(at); },
-            [&](const Period& cycle) {
-                const bool due = fixed.advance ? period_.contains(cycle.from) : period_.from < cycle.to && cycle.to <= period_.to;
-                const auto active = overlap(cycle, item.active);
-                if (due) add_fixed(item, active, divided((active.to - active.from).count(), (cycle.to - cycle.from).count()));
-            });
+        const auto around = [&](Timestamp at) { return longer ? overlap(own.around(at), item.active) : subscription_.period(at); };
+        for (const auto& cycle : cycles_of(overlap(period_, item.active), around)) {
+            const bool due = fixed.advance ? period_.contains(cycle.from) : period_.from < cycle.to && cycle.to <= period_.to;
+            const auto active = overlap(cycle, item.active);
+            if (due) add_fixed(item, active, divided((active.to - active.from).count(), (cycle.to - cycle.from).count()));
+        }
     }
 
     void add_fixed(const Item& item, const Period& period, const Decimal& share) {
         auto priced = price_units(item.price(), item.fixed->quantity);
         lower_to(priced, priced.amount * share);
         round(priced);
-        auto& fee = add(&item, period, 0, fee_of(book_, item.charge, "", item.fixed->quantity, std::move(priced)));
+        auto& fee = add(&item, period, 0, fee_of(book_, item, item.fixed->quantity, std::move(priced)));
         fee.pay_in_advance = item.fixed->advance;
     }
 
@@ -10831,15 +10830,16 @@ Fees Catalogue::usage(const UsageQuery& query, Timestamp now, UsageSource& usage
     return sum_up(*this, std::move(list));
 }
 
-// price(subscription, item) of every item that measures the event now.
+// The units and price(subscription, item) of every item that measures the event now.
 template <class PriceItem>
 Fees price_event(const Catalogue& book, const Event& event, Timestamp now, PriceItem&& price) {
     if (event.customer.empty() && !book.lists_subscriptions) throw Error(ErrorCode::bad_value, "customer", "is required");
     std::vector<Fee> list;
     for (const auto& subscription : book.chosen(event.subscription, event.customer)) {
-        if (!subscription.active.contains(now)) continue;
         for (const auto& item : subscription.items) {
-            if (!item.fixed && item.active.contains(now) && measures(item.metric, event)) list.push_back(price(subscription, item));
+            if (item.fixed || !overlap(subscription.active, item.active).contains(now) || !measures(item.metric, event)) continue;
+            auto [units, priced] = price(subscription, item);
+            list.push_back(fee_for(subscription, subscription.period(now), 1, fee_of(book, item, units, std::move(priced))));
         }
     }
     return sum_up(book, std::move(list));
@@ -10855,21 +10855,19 @@ Fees Catalogue::estimate_fees(const Event& event, Timestamp now, UsageSource& us
             Committed committed;
             return commit_use(item, use, price_use(item, use), now, committed);
         };
-        const auto units = units_of(item, use);
+        const auto units = units_of(item, use.whole);
         const auto before = priced();
-        add_event(item, subscription, event, now, usage_source, use);
-        return fee_for(subscription, query.period, 1,
-                       fee_of(*this, item.charge, item.metric.code, units_of(item, use) - units, difference(priced(), before)));
+        add_event(item, event, now, usage_source, use);
+        return std::pair(units_of(item, use.whole) - units, difference(priced(), before));
     });
     if (fees.fees.empty()) throw Error(ErrorCode::not_found, "name", "no price measures events named " + event.name);
     return fees;
 }
 
 Fees Catalogue::estimate_instant_fees(const Event& event, Timestamp now) const {
-    return price_event(*this, event, now, [&](const Subscription& subscription, const Item& item) {
+    return price_event(*this, event, now, [&](const Subscription&, const Item& item) {
         const auto units = quantity_of(item.metric, event);
-        return fee_for(subscription, subscription.period(now), 1,
-                       fee_of(*this, item.charge, item.metric.code, units, price_units(item.price(), units)));
+        return std::pair(units, price_units(item.price(), units));
     });
 }
 
@@ -10877,10 +10875,10 @@ Fee Catalogue::price(std::string_view charge, const Decimal& units, std::int64_t
     for (const auto& item : items) {
         if (item.charge != charge) continue;
         const auto quantity = item.fixed ? fixed_quantity(units, item.fixed->quantity) : units;
-        Use use{{}, {{{}, {}, quantity, 1}}, {{{}, {}, quantity, 1}}, {}, {}};
-        for (std::size_t i = 0; i < item.grants.size(); ++i) use.grants.push_back({{}, use.parts});
+        const Lot all{.parts = {{.units = quantity, .events = 1}}};
+        const Use use{all, std::vector<Lot>(item.grants.size() + 1, all), {}};
         Committed committed;
-        auto fee = fee_of(*this, item.charge, item.metric.code, quantity, commit_use(item, use, price_use(item, use), {}, committed));
+        auto fee = fee_of(*this, item, quantity, commit_use(item, use, price_use(item, use), {}, committed));
         fee.vendor = breakup(item.price(), quantity);
         return fee;
     }
@@ -11027,7 +11025,7 @@ Item read_line_item(const Node& at, const std::vector<Item>& items) {
         item.terms.commitment = read_commitment(at, of_line_item, item.price());
     item.windowed = at.flag("commitment_windowed", item.windowed);
     for (const auto& bucket : at.list("commitment_time_buckets"))
-        item.terms.buckets.push_back(read_time_bucket(bucket, bucket.find("price") ? Price() : listed(bucket, items).price()));
+        item.terms.buckets.push_back(bucket.find("price") ? read_time_bucket(bucket) : read_time_bucket(bucket, listed(bucket, items).price()));
     check_item(at, item);
     return item;
 }
@@ -11058,13 +11056,36 @@ std::optional<Subscription> read_subscription(const Node& at, const std::vector<
     return subscription;
 }
 
+// A price in a unit of its own as it is created, its amounts in money; one that FlexPrice shows has them already (9.10).
+json in_money(const Node& at, const std::vector<Node>& units) {
+    auto price = at.value();
+    if (at.text("price_unit_type") != "CUSTOM" || at.find("amount") || at.find("tiers")) return price;
+    const auto config = at.object("price_unit_config");
+    const auto code = config.required_text("price_unit");
+    const auto unit = std::find_if(units.begin(), units.end(), [&](const Node& each) { return each.text("code") == code; });
+    if (unit == units.end()) throw Error(ErrorCode::bad_value, config.path("price_unit"), "no such price unit: " + code);
+    const auto rate = unit->decimal("conversion_rate").value_or(Decimal());
+    if (rate <= 0) throw Error(ErrorCode::bad_value, unit->path("conversion_rate"), "must be above 0");
+    const auto convert = [&](const Node& from, json& into, const char* field) {
+        if (const auto value = from.decimal(field)) into[field] = (*value * rate).to_string();
+    };
+    convert(config, price, "amount");
+    for (const auto& each : config.list("price_unit_tiers")) {
+        auto& tier = price["tiers"].emplace_back(each.value());
+        for (const char* field : {"unit_amount", "flat_amount"}) convert(each, tier, field);
+    }
+    return price;
+}
+
 void read_prices(const Node& root, Catalogue& book) {
+    const auto units = root.list("price_units");
     for (const auto& at : root.list("prices")) {
-        const auto& price = book.items.emplace_back(read_item(at, book.metrics)).price();
+        const auto in_currency = in_money(at, units);
+        const auto& price = book.items.emplace_back(read_item(Node(in_currency, at.path()), book.metrics)).price();
         if (book.currency_code.empty()) book.currency_code = price.currency_code, book.currency = price.currency;
         if (price.currency_code != book.currency_code) throw Error(ErrorCode::bad_value, at.path("currency"), "differs from that of the first price");
     }
-    if (book.items.empty()) root.refuse("has no prices");
+    if (book.items.empty()) throw Error(ErrorCode::bad_value, "prices", "must not be empty");
 }
 
 std::shared_ptr<const Book::Impl> load(const json& catalogue) {
@@ -11104,15 +11125,15 @@ std::vector<AnalyticsItem> plain_items(const Item& item, const AnalyticsQuery& q
 
 // Each bucket priced alone, and the sum rounded once. Wider windows of the question put buckets together: their sum or greatest, and what all of
 // them cost. Buckets stay whole in narrower ones (6.6).
-AnalyticsItem bucketed_item(const Catalogue& book, const Item& item, const AnalyticsQuery& query, const Use& use, Timestamp now) {
+AnalyticsItem bucketed_item(const Catalogue& book, const Item& item, const AnalyticsQuery& query, const Lot& lot, Timestamp now) {
     const bool windowed = item.windowed && item.commits() && !shows_a_part(query);
-    auto asked = use.query;
+    auto asked = lot.query;
     asked.bin = std::max(query.bin, item.metric.bucket);
     Bins bins(bins_of(asked, metered_rules));
-    AnalyticsItem answer{.metric = item.metric.code, .events = events_of(use.parts)};
+    AnalyticsItem answer{.metric = item.metric.code, .events = events_of(lot)};
     std::map<Timestamp, AnalyticsPoint> points;
     Committed committed;
-    for (const auto& window : windowed ? windows_of(item, use, now) : windows_of(use.parts)) {
+    for (const auto& window : windowed ? windows_of(item, lot, now) : lot.parts) {
         const auto cost = windowed ? price_windows(item.terms, {window}, committed).amount : price_buckets(item.price(), {window.units}).amount;
         const auto start = bins.around(*window.start).from;
         auto& point = points.try_emplace(start, AnalyticsPoint{.start = start}).first->second;
@@ -11133,27 +11154,27 @@ std::vector<AnalyticsItem> bucketed_items(const Catalogue& book, const Item& ite
     if (query.top > 0) throw Error(ErrorCode::bad_value, "top", "has no meaning for the buckets of " + item.metric.code);
     auto asked = aggregate_query(query);
     asked.fill = false;
-    std::map<Group, std::vector<Part>> groups;
-    if (query.group_by.empty()) groups[{}];
-    for (auto& part : parts_of(item.metric, asked, item.metric.bucket, usage)) {
-        Group group(part.group.begin(), part.group.begin() + static_cast<std::ptrdiff_t>(query.group_by.size()));
-        groups[std::move(group)].push_back(std::move(part));
+    std::map<Group, Lot> groups;
+    if (query.group_by.empty()) groups[{}].query = asked;
+    for (auto& part : lot_of(item.metric, asked, item.metric.bucket, usage).parts) {
+        auto& lot = groups[{part.group.begin(), part.group.begin() + static_cast<std::ptrdiff_t>(query.group_by.size())}];
+        lot.query = asked;
+        lot.parts.push_back(std::move(part));
     }
     std::vector<AnalyticsItem> list;
-    for (auto& [group, parts] : groups) {
-        list.push_back(bucketed_item(book, item, query, {asked, std::move(parts), {}, {}, {}}, now));
+    for (const auto& [group, lot] : groups) {
+        list.push_back(bucketed_item(book, item, query, lot, now));
         list.back().group = group;
     }
     return list;
 }
 
-// What the coupons for which holds(Coupon) leave out of analytics (6.7).
-template <class Holds>
-Decimal shown_discount(const Catalogue& book, const Item& item, const Subscription& subscription, const Decimal& cost, Holds&& holds) {
+// What the coupons of that time take off.
+Decimal shown_discount(const Catalogue& book, const Item& item, const Subscription& subscription, const Decimal& cost, const Period& period) {
     std::vector<Discount> discounts;
     for (const auto* coupons : {&item.coupons, &subscription.coupons}) {
         for (const auto& coupon : *coupons) {
-            if (coupon.shown && holds(coupon)) discounts.push_back(coupon.discount);
+            if (coupon.shown && coupon.meets(period)) discounts.push_back(coupon.discount);
         }
     }
     return compound_discount(cost, discounts, book.currency);
@@ -11161,11 +11182,9 @@ Decimal shown_discount(const Catalogue& book, const Item& item, const Subscripti
 
 // A coupon of any part of the time is for all of it; with points, for those in its time (6.7).
 void discount_item(const Catalogue& book, const Item& item, const Subscription& subscription, const Period& period, AnalyticsItem& answer) {
-    if (answer.points.empty())
-        answer.discount = shown_discount(book, item, subscription, answer.cost, [&](const Coupon& coupon) { return coupon.meets(period); });
+    if (answer.points.empty()) answer.discount = shown_discount(book, item, subscription, answer.cost, period);
     for (auto& point : answer.points) {
-        const Period moment{point.start, point.start};
-        point.discount = shown_discount(book, item, subscription, point.cost, [&](const Coupon& coupon) { return coupon.meets(moment); });
+        point.discount = shown_discount(book, item, subscription, point.cost, {point.start, point.start});
         answer.discount += point.discount;
     }
 }
@@ -11632,7 +11651,7 @@ Decimal granted_units(const Node& product, const std::string& meter) {
     for (const auto& benefit : product.list("benefits")) {
         if (benefit.text("type") != "meter_credit") continue;
         const auto properties = benefit.object("properties");
-        if (properties.text("meter_id") == meter) units += properties.decimal("units").value_or(Decimal());
+        if (properties.text("meter_id") == meter) units += read_whole(properties, "units", 1, int32_max).value_or(0);
     }
     return units;
 }
@@ -11777,6 +11796,7 @@ struct Account {
     Decimal credited(const Charge& charge, UsageSource& usage) const {
         return credited_units(charge.meter.id, query, usage).value_or(charge.granted);
     }
+    bool on_trial(Timestamp time) const { return subscription && subscription->trial_end && time < *subscription->trial_end; }
 };
 
 AggregateQuery of_users(AggregateQuery query) {
@@ -11791,8 +11811,10 @@ Account open_account(const Plan& plan, const std::string& subscription, const st
     if (!account.subscription && customer.empty()) refuse("customer", "is required");
     account.query.customer = account.subscription ? account.subscription->customer : customer;
     account.query.period = account.subscription ? period_around(*account.subscription, now) : this_month(now);
-    if (account.subscription && account.subscription->trial_end)
-        account.query.filter = Filter::where("timestamp", Operator::gte, account.subscription->trial_end->unix_seconds().to_int64().value());
+    if (account.subscription && account.subscription->trial_end) {
+        const auto second = account.subscription->trial_end->unix_seconds().round(0, Rounding::ceil);
+        account.query.filter = Filter::where("timestamp", Operator::gte, second.to_int64().value());
+    }
     return account;
 }
 
@@ -11895,8 +11917,9 @@ Fees Plan::estimate_fees(const Event& event, Timestamp now, UsageSource& usage_s
     for (const auto& charge : charges) {
         if (charge.tiers) continue;
         const auto before = usage_source.measure(charge.meter.metric, query).front();
-        const auto after = consumed_with(charge.meter.metric, happening, before, query, usage_source);
+        auto after = consumed_with(charge.meter.metric, happening, before, query, usage_source);
         if (!after) continue;
+        if (account.on_trial(*happening.timestamp)) after = before.value;
         const auto credited = account.credited(charge, usage_source);
         const auto added = difference(price_units(charge.price, *after, credited), price_units(charge.price, before.value, credited));
         list.push_back(fee_of(charge, account, *after - before.value, added));
@@ -11927,7 +11950,11 @@ std::shared_ptr<const Book::Impl> load(const json& catalogue) {
     for (const auto& price : product.list("prices")) {
         const auto type = price.text("amount_type");
         if (type == "fixed" || type == "custom" || type == "free") continue;
-        book->charges.push_back(read_charge(price, product, meters));
+        auto charge = read_charge(price, product, meters);
+        for (const auto& each : book->charges) {
+            if (!charge.bought && each.meter.id == charge.meter.id) price.refuse("meter_id", "has another price, too");
+        }
+        book->charges.push_back(std::move(charge));
         if (book->charges.back().price.currency != book->charges.front().price.currency) product.refuse("has prices in several currencies");
     }
     if (book->charges.empty()) product.refuse("has no price by usage, seats or units");
@@ -12114,6 +12141,13 @@ Decimal whole_units(const Decimal& quantity, const Decimal& billing_units) { ret
 
 constexpr int amount_decimals = 10;  // tier results are rounded to these, half up
 
+// A number that there need not be.
+std::optional<Decimal> not_negative(const Node& at, std::string_view key) {
+    const auto number = at.decimal(key);
+    if (number && number->is_negative()) throw Error(ErrorCode::bad_value, at.path(key), "must not be negative");
+    return number;
+}
+
 // --- plan items ---
 
 struct Item {
@@ -12151,12 +12185,13 @@ bool is_second(const Node& at, std::string_view key, std::string_view first, std
     return at.choice(key, std::array{std::pair(first, false), std::pair(second, true)}, std::string(first));
 }
 
-Item read_item(const Node& at, bool limits_include_included, const std::string& currency = {}) {
+// Limits of tiers count the included units with `limits_include_included`.
+Item read_item(const Node& at, const Decimal& included, bool limits_include_included, const std::string& currency = {}) {
     Item item;
     item.volume = is_second(at, "tier_behavior", "graduated", "volume");
     item.prepaid = at.text("billing_method") == "prepaid";
     item.usage_based = at.text("billing_method") == "usage_based";
-    item.included = at.decimal("included").value_or(Decimal());
+    item.included = included;
     item.billing_units = at.decimal("billing_units").value_or(Decimal(1));
     if (item.billing_units <= 0) throw Error(ErrorCode::bad_value, at.path("billing_units"), "must be above 0");
     const auto amounts = in_currency(at, currency);
@@ -12265,9 +12300,8 @@ struct CreditSystem {
 CreditSystem read_credit_system(const Node& at, std::string_view id_field) {
     CreditSystem system{at.text(id_field), {}};
     for (const auto& each : at.list("credit_schema")) {
-        const auto amount = each.decimal("credit_cost").value_or(each.decimal("credit_amount").value_or(Decimal()));
+        const auto amount = not_negative(each, each.find("credit_cost") ? "credit_cost" : "credit_amount").value_or(Decimal());
         const auto units = each.decimal("feature_amount").value_or(Decimal(1));
-        if (amount.is_negative()) throw Error(ErrorCode::bad_value, each.path("credit_cost"), "must not be negative");
         if (units <= 0) throw Error(ErrorCode::bad_value, each.path("feature_amount"), "must be above 0");
         system.costs[each.required_text("metered_feature_id")] = divided(amount, units);
     }
@@ -12312,17 +12346,11 @@ struct Markups {
     std::map<std::string, Model> custom = {};  // models without prices elsewhere: "custom/..."
 };
 
-std::optional<Decimal> read_rate(const Node& at, std::string_view key) {
-    const auto rate = at.decimal(key);
-    if (rate && rate->is_negative()) throw Error(ErrorCode::bad_value, at.path(key), "must not be negative");
-    return rate;
-}
-
 TokenRates read_token_rates(const Node& at, bool context) {
     TokenRates rates;
     for (const auto& kind : token_kinds) {
         if (context && !kind.in_context) continue;
-        if (const auto rate = read_rate(at, kind.rate)) rates.emplace(kind.rate, *rate);
+        if (const auto rate = not_negative(at, kind.rate)) rates.emplace(kind.rate, *rate);
     }
     return rates;
 }
@@ -12354,7 +12382,7 @@ Markups read_markups(const Node& feature) {
         }
         for (const auto& [model, each] : at.members("model_markups")) {
             if (const auto markup = read_markup(each, "markup")) markups.models[model] = *markup;
-            const auto input = read_rate(each, "input_cost"), output = read_rate(each, "output_cost");
+            const auto input = not_negative(each, "input_cost"), output = not_negative(each, "output_cost");
             if (input && output) markups.custom[model] = {{{"input", *input}, {"output", *output}}, {}};
         }
     }
@@ -12401,6 +12429,7 @@ struct Balance {
     bool overage_allowed = false, unlimited = false;
     std::optional<Decimal> least = {};  // how far down overage may go
     Decimal cost = 1;                   // of one unit, in the balance's own
+    std::string_view shares = {};       // those that share this share how far down they may go together
 };
 
 enum class OverageBehavior { cap, reject, overflow };  // overflow: no balance has a floor or ceiling
@@ -12416,6 +12445,15 @@ void take(Balance& balance, Decimal& units, const std::optional<Decimal>& bound)
     units -= taken == wanted ? units : divided(taken, balance.cost);
 }
 
+// How far down overage may go when others have part of what they share.
+std::optional<Decimal> floor_of(const Balance& balance, const std::vector<Balance>& all) {
+    auto least = balance.least;
+    for (const auto& other : all) {
+        if (least && &other != &balance && !other.shares.empty() && other.shares == balance.shares) *least += at_least_zero(-other.balance);
+    }
+    return least;
+}
+
 // What is left of `value` that no balance took (7.7): nothing where one is unlimited. First every balance goes to 0, in order; then usage goes on
 // to the floors of those that allow overage, a refund to where each started. With reject nothing moves unless all of it fits.
 Decimal settle(std::vector<Balance>& balances, const Decimal& value, OverageBehavior behavior) {
@@ -12425,7 +12463,7 @@ Decimal settle(std::vector<Balance>& balances, const Decimal& value, OverageBeha
     auto left = value;
     for (auto& balance : changed) take(balance, left, Decimal());
     for (auto& balance : changed) {
-        const auto bound = refund ? std::optional(balance.starting) : balance.least;
+        const auto bound = refund ? std::optional(balance.starting) : floor_of(balance, changed);
         if (refund || balance.overage_allowed) take(balance, left, overflows ? std::nullopt : bound);
     }
     for (auto& balance : changed) {
@@ -12450,13 +12488,10 @@ bool allowed(const Check& check) {
 // --- money ---
 
 Currency minor_currency(std::string code) {
-    static constexpr std::array<std::string_view, 16> whole{"bif", "clp", "djf", "gnf", "jpy", "kmf", "krw", "mga",
-                                                            "pyg", "rwf", "ugx", "vnd", "vuv", "xaf", "xof", "xpf"};
-    static constexpr std::array<std::string_view, 5> thousandths{"bhd", "jod", "kwd", "omr", "tnd"};
+    constexpr std::string_view whole = "bif clp djf gnf jpy kmf krw mga pyg rwf ugx vnd vuv xaf xof xpf", thousandths = "bhd jod kwd omr tnd";
     std::transform(code.begin(), code.end(), code.begin(), [](unsigned char c) { return static_cast<char>(std::tolower(c)); });
-    const auto is_in = [&](const auto& list) { return std::find(list.begin(), list.end(), code) != list.end(); };
-    if (is_in(whole)) return {0, 1};
-    return is_in(thousandths) ? Currency{3, 1000} : Currency();
+    const auto is_in = [&](std::string_view codes) { return code.size() == 3 && codes.find(code) != std::string_view::npos; };
+    return is_in(whole) ? Currency{0, 1} : is_in(thousandths) ? Currency{3, 1000} : Currency();
 }
 
 // Smallest units as Stripe takes them: three-decimal currencies are rounded to ten (7.10).
@@ -12471,17 +12506,16 @@ Decimal minor_units(const Decimal& amount, const std::string& code) {
 struct Feature {
     std::string id;
     bool flag = false;                    // boolean: there or not, nothing is counted
-    std::vector<std::string> names;       // of the events that use it, each once
+    std::set<std::string> names;          // of the events that use it
     CreditSystem system;                  // without costs when it is none
     std::optional<Markups> markups = {};  // of an AI credit system
 };
 
 Feature read_feature(const Node& at) {
-    Feature feature{at.required_text("id"), at.text("type") == "boolean", at.texts("event_names"), read_credit_system(at, "id")};
+    const auto names = at.texts("event_names");
+    Feature feature{at.required_text("id"), at.text("type") == "boolean", {names.begin(), names.end()}, read_credit_system(at, "id")};
     if (at.text("type") == "ai_credit_system") feature.markups = read_markups(at);
-    feature.names.push_back(feature.id);
-    std::sort(feature.names.begin(), feature.names.end());
-    feature.names.erase(std::unique(feature.names.begin(), feature.names.end()), feature.names.end());
+    feature.names.insert(feature.id);
     return feature;
 }
 
@@ -12503,6 +12537,7 @@ void check_item(const Node& at, const Node& price, const Item& item) {
     const auto refuse = [](const std::string& path, const char* reason) { throw Error(ErrorCode::bad_value, path, reason); };
     const auto tiers = price.list("tiers");
     if (price.find("amount").has_value() == !tiers.empty()) refuse(price.path("amount"), "exactly one of amount and tiers is required");
+    if (item.tiers.empty()) refuse(price.path("currencies"), "have no amount in the book's currency");
     if (!item.prepaid && !item.usage_based) refuse(price.path("billing_method"), "must be prepaid or usage_based");
     if (item.volume && !item.prepaid) refuse(price.path("tier_behavior"), "volume is for prepaid items only");
     if (!item.prepaid && at.find("proration")) refuse(at.path("proration"), "is for prepaid items only");
@@ -12527,9 +12562,7 @@ Item read_amounts(const Node& at, const std::string& currency) {
         throw Error(ErrorCode::bad_value, at.path("included"), "must be from 0 to 10^13");
     if (!at.find("price")) return {.included = included};
     const auto price = at.object("price");
-    auto merged = price.value();
-    merged["included"] = at.raw("included");
-    auto item = autumn::read_item(Node(merged, price.path()), true, currency);
+    auto item = read_item(price, included, true, currency);
     check_item(at, price, item);
     return item;
 }
@@ -12550,8 +12583,7 @@ PlanItem read_plan_item(const Node& at, const Node& plan, const std::string& cur
     item.quantity = at.decimal("quantity").value_or(item.item.included);
     if (const auto price = at.find("price")) {
         item.billed = price->find("interval") ? read_interval(*price) : stride_of("month");
-        const auto most = price->decimal("max_purchase");
-        if (most && most->is_negative()) throw Error(ErrorCode::bad_value, price->path("max_purchase"), "must not be negative");
+        const auto most = not_negative(*price, "max_purchase");
         if (most && *most > 0) item.max_purchase = most;  // 0 is no limit (7.8)
     }
     item.reset = at.find("reset") ? read_interval(at.object("reset")) : item.billed;
@@ -12579,8 +12611,7 @@ struct Subscription {
 
 Subscription read_subscription(const Node& at) {
     Subscription subscription{.started = read_moment(at, "started_at"), .expires = read_moment(at, "expires_at")};
-    subscription.products = at.decimal("quantity").value_or(Decimal(1));
-    if (subscription.products.is_negative()) throw Error(ErrorCode::bad_value, at.path("quantity"), "must not be negative");
+    subscription.products = not_negative(at, "quantity").value_or(Decimal(1));
     for (const auto& each : at.list("feature_quantities"))
         subscription.quantities[each.required_text("feature_id")] = each.decimal("quantity").value_or(Decimal());
     // Cycles go on from the start, unless the current one began elsewhere: after a trial, or a change of plans.
@@ -12628,8 +12659,7 @@ UsageLimit read_usage_limit(const Node& at) {
 }
 
 SpendLimit read_spend_limit(const Node& at) {
-    SpendLimit limit{at.flag("enabled"), is_second(at, "limit_type", "absolute", "usage_percentage"), at.decimal("overage_limit")};
-    if (limit.limit && limit.limit->is_negative()) throw Error(ErrorCode::bad_value, at.path("overage_limit"), "must not be negative");
+    SpendLimit limit{at.flag("enabled"), is_second(at, "limit_type", "absolute", "usage_percentage"), not_negative(at, "overage_limit")};
     if (at.find("skip_overage_billing")) limit.skip_billing = at.flag("skip_overage_billing");
     return limit;
 }
@@ -12836,6 +12866,7 @@ void add_holding(Account& account, const PlanItem& item, const std::string& enti
 void set_floors(Account& account) {
     for (auto& holding : account.holdings) {
         auto most = spend_limit(account, holding.item->feature, holding.entity);
+        if (most) holding.state.shares = holding.item->feature;
         if (!most) most = holding.item->max_purchase;
         if (most) holding.state.least = -*most;
     }
@@ -12962,8 +12993,7 @@ void apply(Account& account, const Takings& takings, std::int64_t events) {
 // Everything that an event of that name uses.
 void use_event(Account& account, const std::string& name, const std::string& entity, const Decimal& units) {
     for (const auto& feature : account.plans.features) {
-        if (std::find(feature.names.begin(), feature.names.end(), name) != feature.names.end())
-            apply(account, takings_of(account, feature.id, entity, units), 1);
+        if (feature.names.contains(name)) apply(account, takings_of(account, feature.id, entity, units), 1);
     }
 }
 
@@ -13102,35 +13132,30 @@ void follow(Account& account, const Course& course, UsageSource& source) {
 
 // ---- the operations ----
 
-struct Taken {
-    Decimal units;
+// The balances of an item together, and what they come to (7.6): the units bought of a prepaid one, else the overage.
+struct Billed {
+    const Holding* first = nullptr;  // nothing when there are none
+    Decimal units = {};
     std::int64_t events = 0;
+    Priced priced = {};
 };
 
-Taken taken_from(const Account& account, const PlanItem& item) {
-    Taken taken;
-    for (const auto& holding : account.holdings) {
-        if (holding.item != &item) continue;
-        taken.units += holding.used;
-        taken.events += holding.events;
-    }
-    return taken;
-}
-
-// What an item comes to: the units bought of a prepaid one, else the overage of all its balances together (7.6).
-Priced price_item(const Account& account, const PlanItem& item) {
-    if (item.item.tiers.empty()) return {};
-    Priced prepaid;
+Billed billed(const Account& account, const PlanItem& item) {
+    Billed all;
     std::vector<Decimal> usages;
     for (const auto& holding : account.holdings) {
         if (holding.item != &item) continue;
+        if (!all.first) all.first = &holding;
+        all.units += holding.used;
+        all.events += holding.events;
         usages.push_back(item.item.included - holding.state.balance);
         if (!item.item.prepaid) continue;
-        for (auto& line : price_prepaid(item.item, bought_units(item, *holding.subscription)).lines) prepaid.add(std::move(line));
+        for (auto& line : price_prepaid(item.item, bought_units(item, *holding.subscription)).lines) all.priced.add(std::move(line));
     }
-    if (item.item.prepaid) return prepaid;
     const auto* control = account.control(&Controls::spend_limits, item.feature, account.entity);
-    return control && control->skip_billing.value_or(false) ? Priced() : price_overage(item.item, usages);
+    const bool skipped = control && control->skip_billing.value_or(false);
+    if (item.item.usage_based && !skipped) all.priced = price_overage(item.item, usages);
+    return all;
 }
 
 // Of a feature: so many units, and what they come to.
@@ -13146,11 +13171,12 @@ Fee fee_of(const std::string& feature, const Decimal& units, std::int64_t events
             .lines = std::move(priced.lines)};
 }
 
-Fee fee_of(const Account& account, const PlanItem& item, const Period& period, const Taken& taken, Priced priced) {
-    auto fee = fee_of(item.feature, taken.units, taken.events, std::move(priced), account.plans.currency);
+// Of a period, or else of the billing cycle around now.
+Fee fee_of(const Account& account, const PlanItem& item, Billed billed, const std::optional<Period>& period = {}) {
+    auto fee = fee_of(item.feature, billed.units, billed.events, std::move(billed.priced), account.plans.currency);
     fee.customer = account.customer;
     fee.subscription = account.entity;
-    fee.period = period;
+    fee.period = period.value_or(billed.first->around(item.billed, account.now));
     return fee;
 }
 
@@ -13183,11 +13209,8 @@ Fees Plans::usage(const UsageQuery& asked, Timestamp now, UsageSource& usage_sou
     }
     std::vector<Fee> list;
     for (const auto& item : items) {
-        if (item.flag) continue;
-        const auto holding = std::find_if(account.holdings.begin(), account.holdings.end(), [&](const Holding& each) { return each.item == &item; });
-        if (holding == account.holdings.end()) continue;
-        const auto period = asked.period.value_or(holding->around(item.billed, now));
-        list.push_back(fee_of(account, item, period, taken_from(account, item), price_item(account, item)));
+        const auto all = billed(account, item);
+        if (all.first && !item.flag) list.push_back(fee_of(account, item, all, asked.period));
     }
     return sum_up(std::move(list), currency);
 }
@@ -13206,7 +13229,7 @@ Fees Plans::estimate_fees(const Event& event, Timestamp now, UsageSource& usage_
     auto before = open_account(*this, event.customer, event.subscription, now);
     std::set<std::string> used;
     for (const auto& feature : features) {
-        if (std::find(feature.names.begin(), feature.names.end(), event.name) != feature.names.end()) used.merge(related(*this, feature.id));
+        if (feature.names.contains(event.name)) used.merge(related(*this, feature.id));
     }
     if (used.empty()) throw Error(ErrorCode::not_found, "name", "no feature is used by events named " + event.name);
     follow(before, {used}, usage_source);
@@ -13214,10 +13237,9 @@ Fees Plans::estimate_fees(const Event& event, Timestamp now, UsageSource& usage_
     use_event(after, event.name, event.subscription, event.value.value_or(Decimal(1)));
     std::vector<Fee> list;
     for (const auto& item : items) {
-        const Taken taken{taken_from(after, item).units - taken_from(before, item).units, 1};
-        if (taken.units.is_zero()) continue;
-        const auto& holding = *std::find_if(after.holdings.begin(), after.holdings.end(), [&](const Holding& each) { return each.item == &item; });
-        list.push_back(fee_of(after, item, holding.around(item.billed, now), taken, difference(price_item(after, item), price_item(before, item))));
+        const auto earlier = billed(before, item), later = billed(after, item);
+        const Billed added{later.first, later.units - earlier.units, 1, difference(later.priced, earlier.priced)};
+        if (!added.units.is_zero()) list.push_back(fee_of(after, item, added));
     }
     return sum_up(std::move(list), currency);
 }
@@ -17032,6 +17054,7 @@ struct Meter::Impl {
         store.max_bytes = options.max_bytes;
         store.cache_bytes = options.cache_bytes;
         store.index_bytes = options.index_bytes;
+        store.page_bytes = options.page_bytes;
         store.chunk_events = options.chunk_events;
         store.clock = options.clock;
         store.schemas = {delivery_schema};
@@ -17045,6 +17068,8 @@ struct Meter::Impl {
         if (options.path.find('\0') != std::string::npos) refuse("path", "contains a NUL character");
         if (options.max_bytes < 0) refuse("max_bytes", "must not be negative");
         if (options.busy_timeout.count() < 0) refuse("busy_timeout", "must not be negative");
+        if (!std::has_single_bit(options.page_bytes) || options.page_bytes < 512 || options.page_bytes > 65536)
+            refuse("page_bytes", "must be a power of two from 512 to 65536");
         if (options.chunk_events < min_chunk_events || options.chunk_events > max_segment_rows) {
             refuse("chunk_events", "must be from " + std::to_string(min_chunk_events) + " to " + std::to_string(max_segment_rows));
         }
@@ -17066,7 +17091,7 @@ struct Meter::Impl {
         if (now < Timestamp::min() || now > Timestamp::max()) refuse("clock", "is outside the years 1 to 9999");
         for (Draft& draft : drafts.accepted) {
             if (!draft.id.empty()) continue;
-            draft.id = drafts.texts.emplace_back(make_uuid(next_moment(now), options.random()));
+            draft.id = drafts.texts.emplace_front(make_uuid(next_moment(now), options.random()));
             drafts.receipts[draft.receipt].id = draft.id;
         }
         if (drafts.accepted.empty()) return;
@@ -17203,6 +17228,11 @@ std::vector<Receipt> Meter::record(std::span<const Event> events, std::span<cons
 
 std::vector<Receipt> Meter::record_json(std::string_view lines) {
     Drafts drafts;
+    const auto breaks = static_cast<std::size_t>(std::count(lines.begin(), lines.end(), '\n'));
+    const std::size_t count = std::min(breaks + 1, limits::batch_events);
+    drafts.accepted.reserve(count);
+    drafts.receipts.reserve(count);
+    drafts.json_text.reserve(lines.size());
     for (std::size_t begin = 0; begin < lines.size();) {
         const std::size_t end = std::min(lines.find('\n', begin), lines.size());
         const std::string_view line = lines.substr(begin, end - begin);

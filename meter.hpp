@@ -608,13 +608,14 @@ public:
     /// A plan as Lago's API shows it: {"plan": {"code", "amount_currency", "interval", "charges": [...]}, "billable_metrics": [...]},
     /// optionally with "subscriptions": [{"external_id", "external_customer_id", "started_at", "terminated_at", "subscription_at",
     /// "billing_time", "timezone"}]; without that list any subscription is taken, on calendar periods, UTC. "premium": false leaves out
-    /// what needs Lago's premium licence to be priced. Charges over custom_agg metrics (scripts of the server's), prorated weighted sums and
-    /// weighted sums with bounds per transaction are refused as unsupported; such metrics may be listed.
+    /// what needs Lago's premium licence to be priced. Charges over metrics with an expression or a script (custom_agg) are refused as unsupported,
+    /// as are weighted sums with bounds per transaction, on which Lago itself fails; such metrics may be listed.
     static Book lago(const json& catalogue);
 
     /// {"meters": [...], "prices": [...]} as FlexPrice's API shows them; meters of every kind but expressions, with buckets, groups, filters and
     /// reset_usage. A price may carry "entitlement" (begun anew by billing period, DAILY, MONTHLY or NEVER), "grants" [{"measure", "quota",
-    /// "start_date", "end_date"}], "commitment" (also for each bucket: "windowed") and "commitment_time_buckets". With "subscriptions": [{"id",
+    /// "start_date", "end_date"}], "commitment" (also for each bucket: "windowed") and "commitment_time_buckets"; one in a unit of its own, as it is
+    /// created, needs that unit among "price_units" [{"code", "conversion_rate"}]. With "subscriptions": [{"id",
     /// "external_customer_id", "start_date", "end_date", "subscription_status", "cancelled_at", "billing_period", "billing_period_count",
     /// "billing_anchor", "line_items", "commitment_amount", "overage_factor", "enable_true_up", "commitment_duration",
     /// "coupon_associations"}] only these customers have prices, in their billing periods, those of line items on their terms; without that list any
@@ -626,11 +627,12 @@ public:
     static Book flexprice(const json& catalogue);
     /// {"product": {"id", "prices": [...], "benefits": [...]}, "meters": [...]} as Polar's API shows them, optionally with "subscriptions":
     /// [{"id", "customer": {"external_id"}, "current_period_start", "current_period_end", "recurring_interval",
-    /// "recurring_interval_count", "started_at", "ended_at", "seats", "units"}]; without that list any customer is taken, on calendar
-    /// months, UTC. Prices by usage (metered_unit), and by seats and units (seat_based, unit_based), which are those of the subscription.
-    /// Units come off that "meter.credited" events in the log have credited in the period (see Meter::customer_meter), or when there are
-    /// none, those that the product's meter_credit benefits grant. Events with the source "system" are Polar's own, all others the
-    /// user's, and only these are billed. Events belong to the period of their timestamp; Polar bills by when it received them.
+    /// "recurring_interval_count", "started_at", "ended_at", "trial_end", "seats", "units"}]; without that list any customer is taken, on
+    /// calendar months, UTC. Prices by usage (metered_unit), and by seats and units (seat_based, unit_based), which are those of the
+    /// subscription. Of what was used in a trial nothing is billed. Units come off that "meter.credited" events in the log have credited in
+    /// the period (see Meter::customer_meter), or when there are none, those that the product's meter_credit benefits grant. Events with the
+    /// source "system" are Polar's own, all others the user's, and only these are billed. Events belong to the period of their timestamp;
+    /// Polar bills by when it received them. A fee's `vendor` has the words of the invoice ("label") and the price in the meter's own unit.
     static Book polar(const json& catalogue);
     /// {"plan": {"id", "items": [...]}, "features": [...], "currency": "usd"} as Autumn's API (2.1 and later) shows them, credit systems
     /// included, or "plans": [...], main plans and add-ons whose balances a customer has together. An item's "quantity" is what was bought of
@@ -643,7 +645,8 @@ public:
     /// "quantity", "feature_quantities"}], "billing_controls", "entities": [...]}] only these customers have these plans, from when they
     /// started, and their cycles are counted from there; entities (of that same form, their kind in "feature_id") may have plans for
     /// themselves. "billing_controls" ("usage_limits", "spend_limits", "overage_allowed") are those of an entity, its customer or the plans,
-    /// the first that names the feature. Rollovers are not known. The code is "id", or the first plan's.
+    /// the first that names the feature. Usage limits decide checks; what was used beyond one is taken off balances all the same, where Autumn drops
+    /// it. Rollovers are not known. The code is "id", or the first plan's.
     /// usage() of a customer adds up the overage of all entities before it is priced; with a subscription it is of that entity's events alone.
     /// Without a period it is of each item's cycle under way, as far as it has come; balances are not reset within a period that is given.
     static Book autumn(const json& catalogue);
@@ -1025,6 +1028,9 @@ struct MeterOptions {
     std::chrono::milliseconds busy_timeout{5000};
     std::int64_t max_bytes = 0;                 ///< the database's size at most; 0: the disk's. Over it, record() throws full
     std::size_t cache_bytes = 8 * 1024 * 1024;  ///< of pages, for each of the up to three connections
+    /// Of the pages of a new file, 512 to 65536, a power of two; a file keeps the size it was made with. Each commit writes whole pages and three
+    /// more than it fills, so that small ones (1024) spare the disk of a device that records a few events at a time; larger ones waste less space.
+    std::size_t page_bytes = 4096;
     /// Memory for the filters that make looking for an id quick: 2 bytes an event, newest first. What goes beyond it costs a disk access an id.
     std::size_t index_bytes = 64 * 1024 * 1024;
     /// Events after which a stretch of the log is sealed into columns. While that is done, and to answer questions about what is not sealed

@@ -134,6 +134,11 @@ TEST_CASE("a plan that cannot be is refused with the path of the field", "[lago]
     CHECK(field_of(unneeded) == "accepted");
     CHECK(Book::lago(unneeded).metrics().size() == 1);
     CHECK(field_of(catalogue({{"charge_model", "standard"}}, scripted)) == "plan.charges[0].billable_metric_code: custom_agg is not measured here");
+    CHECK(field_of(catalogue({{"charge_model", "standard"}}, {{"code", "calls"}, {"aggregation_type", "count_agg"}, {"expression", "1 + 1"}})) ==
+          "plan.charges[0].billable_metric_code: its expression is not evaluated here");
+    CHECK(field_of(catalogue({{"charge_model", "standard"}, {"min_amount_cents", -1}})) == "plan.charges[0].min_amount_cents: value_is_out_of_range");
+    CHECK(field_of(catalogue({{"charge_model", "standard"}, {"applied_pricing_unit", {{"code", "credits"}}}})) ==
+          "plan.charges[0].applied_pricing_unit.conversion_rate: must be above zero");
     auto unknown = catalogue({{"charge_model", "standard"}});
     unknown["plan"]["charges"][0]["billable_metric_code"] = "nothing";
     CHECK(field_of(unknown) == "plan.charges[0].billable_metric_code: no such billable metric: nothing");
@@ -350,6 +355,7 @@ TEST_CASE("a pricing unit is rounded to its own hundredths, then converted", "[l
     CHECK(fees.amount_cents == 2);
     CHECK(fees.fees[0].vendor["pricing_unit_details"]["amount_cents"] == 1);
     check_lines(fees);
+    CHECK(Book::lago(source).price("calls", 1).amount_cents == 2);
 }
 
 TEST_CASE("instant estimates price the event alone", "[lago]") {
@@ -760,6 +766,12 @@ TEST_CASE("under bounds per transaction each event of a unique count is one", "[
     CHECK(fees.fees[0].units == 1);
     CHECK(fees.amount_cents == 600);
     check_lines(fees);
+}
+
+TEST_CASE("what goes wrong with a charge names it", "[lago]") {
+    const auto source = catalogue({{"charge_model", "standard"}, {"properties", {{"amount", "1.000000000000000000000000000001"}}}}, tokens_metric);
+    const std::vector<Event> events{event("tokens", {{"value", "12345678901.3"}})};
+    CHECK(refusal([&] { usage_of(source, events); }) == "other plan.charges[0]: the exact result needs more than 38 digits or 76 decimals");
 }
 
 TEST_CASE("what a charge in advance was paid for stands when its live units fall below zero", "[lago][meter]") {
@@ -1177,12 +1189,25 @@ TEST_CASE("Polar bills by the subscription's own periods, and what was bought of
     CHECK(m.estimate_fees(customer_event("e", json::object())).fees.at(0).amount_cents == 100);
     const auto book = Book::polar(source);
     CHECK(book.price("seats", 4).amount_cents == 4000);
+    CHECK(refusal([&] { book.price("seats", Decimal("4.5")); }) == "bad_value quantity: must be a whole number");
+    CHECK(refusal([&] { book.price("seats", -1); }) == "bad_value quantity: negative");
+    json changed = source;
+    changed["product"]["prices"][3]["tiers"]["tiers"][1]["unit_amount"] = "0.25";
+    CHECK(Book::polar(changed).price("units", 14).amount_cents == 1);
+    CHECK(refusal([&] { Book::polar(changed).price("units", 11); }) == "bad_value quantity: comes to a fraction of a cent: 0.25");
+    changed["product"]["prices"].push_back(polar_price("m", "2"));
+    CHECK(refusal([&] { Book::polar(changed); }) == "bad_value product.prices[4].meter_id: has another price, too");
+    changed = source;
+    changed["product"]["benefits"] = {{{"type", "meter_credit"}, {"properties", {{"meter_id", "m"}, {"units", 0}}}}};
+    CHECK(refusal([&] { Book::polar(changed); }) == "bad_value product.benefits[0].properties.units: must be a whole number from 1 to 2147483647");
     CHECK(refusal([&] { m.usage({.customer = "other"}); }) == "not_found customer: no book that is loaded prices it");
     json trial = source;
-    trial["subscriptions"][0]["trial_end"] = "2026-03-05T00:00:00Z";
+    trial["subscriptions"][0]["trial_end"] = "2026-03-05T00:00:00.5Z";
     trial["product"]["prices"][2]["seat_tiers"]["tiers"] = {{{"min_seats", 5}, {"price_per_seat", 9}},
                                                             {{"min_seats", 1}, {"max_seats", 4}, {"price_per_seat", 10}}};
     CHECK(polar_log(Book::polar(trial), events).usage({.customer = "acme"}).fees.at(0).units == 1);
+    CHECK(polar_log(Book::polar(trial), {}).estimate_fees(events[1]).amount_cents == 0);
+    CHECK(polar_log(Book::polar(trial), {}).estimate_fees(events[2]).amount_cents == 100);
     CHECK(Book::polar(trial).price("seats", 5).amount_cents == 45);
     const auto refused = [&](const char* field, json value) {
         json changed = source;
@@ -1476,6 +1501,8 @@ TEST_CASE("Autumn refuses what its validation refuses", "[autumn]") {
     CHECK(refused({{"amount", 1}, {"billing_units", 0}}) == at + "billing_units: must be above 0");
     CHECK(refused({{"tiers", {5}}}) == at + "tiers[0].to: is required");
     CHECK(refused({{"tiers", {{{"to", "inf"}}}}}) == at + "tiers[0].amount: is required");
+    CHECK(refused({{"amount", 1}, {"currencies", {{"usd", {{"amonut", 2}}}}}}) == at + "currencies: have no amount in the book's currency");
+    CHECK(refused({{"amount", 1}, {"currencies", {{"usd", {{"amount", 2}}}}}}) == "accepted");
     CHECK(refused({{"amount", 1}, {"currencies", 7}}) == at + "currencies: must be an object");
     CHECK(refused({{"amount", 1}, {"currencies", {{"usd", true}}}}) == at + "currencies.usd: must be an object");
 }
@@ -1897,6 +1924,21 @@ TEST_CASE("An unlimited balance pays for all, and a unit of a credit system cost
     Checked counted(plan_of({monthly("credits", 10)}, {system}));
     counted.use(march, 4);
     CHECK(counted.ask(1, "credits").balance == 6);
+}
+
+TEST_CASE("Balances of a feature share its spend limit", "[autumn][check]") {
+    json source = plan_of({{{"feature_id", "chat"}, {"included", 2}, {"price", overage_price()}}});
+    source["plan"]["billing_controls"] = {{"spend_limits", {{{"feature_id", "chat"}, {"enabled", true}, {"overage_limit", 5}}}}};
+    source["plans"] = {source["plan"], {{"id", "more"}, {"add_on", true}, {"items", source["plan"]["items"]}}};
+    source.erase("plan");
+    Checked one(source);
+    one.use(march, 7);
+    CHECK(one.ask(2).allowed);
+    CHECK_FALSE(one.ask(3).allowed);
+    one.use("2026-03-02T00:00:00Z", 7);
+    CHECK(one.ask(1).overage == 5);
+    CHECK(one.ask(1).usage == 9);
+    CHECK(one.m.usage({.customer = "acme"}).amount_cents == 500);
 }
 
 TEST_CASE("Of balances that are alike the older pays first", "[autumn]") {

@@ -262,6 +262,14 @@ TEST_CASE("FlexPrice's windowed commitments charge every window, by the time of 
                                                      {"commitment_value", "5"},
                                                      {"overage_factor", "2"}}};
     CHECK(bill(book, events).amount_cents == 500 + 15 * 200 + 300);
+    // What is worth nothing is no commitment; months are from midnight of their first day.
+    book["prices"][0].erase("commitment_time_buckets");
+    book["prices"][0]["commitment"]["amount"] = 0;
+    CHECK(bill(book, events).amount_cents == 1300);
+    book["prices"][0]["commitment"].update({{"amount", 5}, {"true_up_enabled", true}});
+    book["meters"][0]["aggregation"]["bucket_size"] = "MONTH";
+    book["subscriptions"] = {{{"id", "s"}, {"external_customer_id", "acme"}, {"start_date", "2026-03-01T09:30:00Z"}}};
+    CHECK(bill(book, events).amount_cents == 500 + 2 * 800);
     book["meters"][0]["aggregation"].erase("bucket_size");
     CHECK(refused(book) == "prices[0].commitment_windowed: needs a meter with buckets");
 }
@@ -433,6 +441,13 @@ TEST_CASE("an estimate is what FlexPrice's bill grows by, whatever is measured")
     }
 }
 
+TEST_CASE("a property whose name has a dot is estimated as it is measured") {
+    const json book = catalogue(meter_json({{"type", "SUM"}, {"field", "a.b"}}, {{"filters", {{{"key", "k.l"}, {"values", {"x"}}}}}}), flat());
+    const auto event = use({{"a.b", 5}, {"k.l", "x"}});
+    CHECK(bill(book, {event}).fees.at(0).units == 5);
+    CHECK(with(book, {}).estimate_fees(event).fees.at(0).units == 5);
+}
+
 TEST_CASE("inference costs price each event alone, in billionths") {
     json book = catalogue(meter_json({{"type", "SUM"}, {"field", "n"}}),
                           flat({{"billing_model", "TIERED"},
@@ -465,7 +480,37 @@ TEST_CASE("what if: a quantity under a FlexPrice price, used or fixed") {
     CHECK_THROWS_AS(made.price("nothing", 1), Error);
 }
 
+TEST_CASE("a FlexPrice price in a unit of its own is converted once") {
+    const json meter = meter_json({{"type", "COUNT"}});
+    json price = flat({{"price_unit_type", "CUSTOM"}, {"price_unit_config", {{"amount", "3"}, {"price_unit", "tok"}}}});
+    price.erase("amount");
+    json book = catalogue(meter, price);
+    CHECK(refused(book) == "prices[0].price_unit_config.price_unit: no such price unit: tok");
+    book["price_units"] = {{{"code", "tok"}, {"conversion_rate", "0.01"}}};
+    CHECK(Book::flexprice(book).price("p", 10).amount == Decimal("0.3"));
+    book["prices"][0].update({{"billing_model", "TIERED"}, {"tier_mode", "SLAB"}});
+    book["prices"][0]["price_unit_config"] = {
+        {"price_unit", "tok"},
+        {"price_unit_tiers", {{{"up_to", 5}, {"unit_amount", "2"}, {"flat_amount", "7"}}, {{"up_to", nullptr}, {"unit_amount", "1"}}}}};
+    CHECK(Book::flexprice(book).price("p", 10).amount == Decimal("0.22"));
+    book["prices"][0]["tiers"] = {{{"up_to", nullptr}, {"unit_amount", "1"}}};  // as FlexPrice shows it, in money
+    CHECK(Book::flexprice(book).price("p", 10).amount == 10);
+    book["price_units"][0]["conversion_rate"] = "0";
+    book["prices"][0].erase("tiers");
+    CHECK(refused(book) == "price_units[0].conversion_rate: must be above 0");
+}
+
 TEST_CASE("impossible FlexPrice catalogues are refused by path and reason") {
+    const auto tiers_refused = [](json tier) {
+        tier["unit_amount"] = "1";
+        return refused(catalogue(meter_json({{"type", "COUNT"}}), flat({{"billing_model", "TIERED"}, {"tiers", json::array({tier})}})));
+    };
+    CHECK(tiers_refused({{"up_to", "1.5"}}) == "prices[0].tiers[0].up_to: must be a whole number");
+    CHECK(tiers_refused({{"up_to", -1}}) == "prices[0].tiers[0].up_to: must be at least 0");
+    CHECK(tiers_refused({{"up_to", "18446744073709551615"}}) == "accepted");
+    CHECK(refused(catalogue(meter_json({{"type", "COUNT"}}), flat({{"type", "CREDIT"}}))) == "prices[0].type: is not known: CREDIT");
+    CHECK(refused(catalogue(meter_json({{"type", "COUNT"}}), flat({{"type", "FIXED"}, {"billing_period", "NOW"}}))) ==
+          "prices[0].billing_period: is not known: NOW");
     const auto meter_refused = [](json aggregation, json more = json::object()) {
         return refused(catalogue(meter_json(std::move(aggregation), std::move(more)), flat()));
     };
@@ -495,12 +540,20 @@ TEST_CASE("impossible FlexPrice catalogues are refused by path and reason") {
     CHECK(subscription_refused(
               {{"id", "s"}, {"external_customer_id", "acme"}, {"start_date", "2026-03-01T00:00:00Z"}, {"end_date", "2026-02-01T00:00:00Z"}}) ==
           "subscriptions[0].end_date: is before start_date");
+    CHECK(refused({{"prices", json::array()}}) == "prices: must not be empty");
+    CHECK(refused(catalogue(meter_json({{"type", "COUNT"}}),
+                            flat({{"commitment", {{"type", "quantity"}, {"quantity", "1e30"}}}}, "12345678901234567"))) ==
+          "prices[0].commitment.quantity: the exact result needs more than 38 digits or 76 decimals");
     json currencies = catalogue(meter_json({{"type", "COUNT"}}), flat());
     currencies["prices"].push_back(flat({{"id", "q"}, {"currency", "eur"}}));
     CHECK(refused(currencies) == "prices[1].currency: differs from that of the first price");
     json bucket = catalogue(meter_json({{"type", "SUM"}, {"field", "n"}, {"bucket_size", "HOUR"}}), flat());
     bucket["prices"][0]["commitment_time_buckets"] = {{{"start", "10:00"}, {"end", "9:00"}}};
     CHECK(refused(bucket) == "prices[0].commitment_time_buckets[0].end: must be a time of day like 09:30");
+    bucket["prices"][0]["commitment_time_buckets"] = {{{"start", "10:00"}, {"end", "24:01"}}};
+    CHECK(refused(bucket) == "prices[0].commitment_time_buckets[0].end: must be a time of day like 09:30");
+    bucket["prices"][0]["commitment_time_buckets"] = {{{"start", "10:00"}, {"end", "24:00"}, {"price_id", "p"}}};
+    CHECK(refused(bucket) == "prices[0].commitment_time_buckets[0].price: must be an object");
     bucket["prices"][0]["commitment_time_buckets"] = {{{"start", "10:00"}, {"end", "09:00"}}};
     CHECK(refused(bucket) == "prices[0].commitment_time_buckets[0].end: is not after start");
 }

@@ -568,3 +568,23 @@ TEST_CASE("Periods, zones and windows that cannot be monitored are refused by na
     CHECK(error({.period = Period{}}).field() == "bin");
     CHECK(error({.period = Period{}}).code() == ErrorCode::too_large);
 }
+
+TEST_CASE("filters and orders know when an event was recorded, sealed or not") {
+    Timestamp now = noon;
+    Meter m({.chunk_events = 64, .clock = [&now] { return now; }});
+    for (int i = 0; i < 150; ++i) {
+        now = noon + std::chrono::seconds(i);
+        const auto happened = noon - std::chrono::hours(i % 7);
+        m.record(
+            {.id = std::to_string(i), .name = "e", .customer = i % 2 ? "acme" : "bolt", .timestamp = happened, .properties = {{"recorded_at", 1}}});
+    }
+    const auto since = [](int seconds) { return Filter::where("recorded_at", Operator::gte, (noon + std::chrono::seconds(seconds)).to_string()); };
+    for (const int seconds : {0, 1, 100, 149}) {
+        CHECK(m.list({.filter = since(seconds), .limit = 1, .count = true}).total == 150 - seconds);
+        CHECK(m.aggregate({.event = "e"}, {.filter = since(seconds)}).rows.at(0).value == 150 - seconds);
+    }
+    CHECK(m.aggregate({.event = "e"}, {.customer = "acme", .filter = since(100)}).rows.at(0).value == 25);
+    CHECK(m.list({.filter = Filter::equals("recorded_at", (noon + std::chrono::seconds(70)).unix_seconds().to_int64().value())}).events.size() == 1);
+    CHECK(m.list({.filter = Filter::equals("properties.recorded_at", 1), .limit = 1, .count = true}).total == 150);
+    CHECK(ids_of(m.list({.sort = {{"recorded_at", true}}, .limit = 3})) == Ids{"149", "148", "147"});
+}

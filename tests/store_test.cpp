@@ -280,6 +280,22 @@ TEST_CASE("The same id with the same content is a duplicate, with other content 
     CHECK(count_all(m) == 2001);
 }
 
+TEST_CASE("What another Meter records is seen behind writes of our own that are no events") {
+    Scratch scratch;
+    Meter ours(options_for(scratch.path())), theirs(options_for(scratch.path()));
+    const std::vector<Event> events = numbered("e", 0, 4);
+    ours.record(events[0]);
+    theirs.record(events[1]);
+    ours.define({.code = "n", .event = "api_call"});
+    CHECK(ours.record(events[1]).status == ReceiptStatus::duplicate);
+    CHECK(ours.record(events[2]).sequence == 3);
+    theirs.record(events[3]);
+    ours.define({.code = "m", .event = "api_call"});
+    CHECK(ours.find("e3"));
+    CHECK(ours.record(events[3]).status == ReceiptStatus::duplicate);
+    CHECK(theirs.record(events[2]).status == ReceiptStatus::duplicate);
+}
+
 TEST_CASE("Duplicates are found by another Meter on the same file, and after opening it again") {
     Scratch scratch;
     {
@@ -712,9 +728,26 @@ TEST_CASE("An option that cannot be is refused by name") {
     CHECK(field([](MeterOptions& o) { o.path.clear(); }).field() == "path");
     CHECK(field([](MeterOptions& o) { o.path = std::string("/tmp/a\0b", 8); }).field() == "path");
     CHECK(field([](MeterOptions& o) { o.chunk_events = 63; }).field() == "chunk_events");
+    for (const std::size_t bytes : {0u, 256u, 1000u, 131072u}) CHECK(field([&](MeterOptions& o) { o.page_bytes = bytes; }).field() == "page_bytes");
     CHECK(field([](MeterOptions& o) { o.chunk_events = -1; }).field() == "chunk_events");
     CHECK(field([](MeterOptions& o) { o.chunk_events = std::int64_t{1} << 40; }).field() == "chunk_events");
     CHECK(field([](MeterOptions& o) { o.max_bytes = -1; }).field() == "max_bytes");
+}
+
+TEST_CASE("A file keeps the pages it was made with") {
+    Scratch scratch;
+    const auto open = [&](std::size_t page_bytes) {
+        MeterOptions options = options_for(scratch.path(), 64);
+        options.page_bytes = page_bytes;
+        return Meter(options);
+    };
+    open(1024).record(numbered("e", 0, 1000));
+    CHECK(PlainDatabase(scratch.path()).integer("PRAGMA page_size") == 1024);
+    Meter m = open(4096);
+    CHECK(PlainDatabase(scratch.path()).integer("PRAGMA page_size") == 1024);
+    CHECK(m.record(numbered("e", 999, 1001)).at(0).status == ReceiptStatus::duplicate);
+    CHECK(count_all(m) == 1001);
+    CHECK(m.verify(false).empty());
 }
 
 TEST_CASE("An empty file becomes a database") {

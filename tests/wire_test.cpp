@@ -285,6 +285,17 @@ TEST_CASE("wire: successes are taken from those who give them, and only with the
     for (const Vendor& vendor : vendors) CHECK(answer_of(std::string(vendor.name).c_str(), 200, "<html>hello</html>").meaning == Meaning::wait);
 }
 
+TEST_CASE("wire: a success may repeat the deepest events, and is read in one go however many it repeats") {
+    const auto nested = [](std::size_t depth) { return std::string(depth, '[') + R"("]]{\\")" + std::string(depth, ']'); };
+    const auto answer_with = [](const std::string& event) { return answer_of("lago", 200, R"({"events":[)" + event + "]}", {"a"}).meaning; };
+    CHECK(answer_with(R"({"properties":)" + nested(limits::json_depth) + "}") == Meaning::delivered);
+    CHECK(answer_with(R"({"properties":)" + nested(limits::json_depth * 2) + "}") == Meaning::wait);
+    CHECK(answer_of("flexprice", 400, nested(1'000'000)).meaning == Meaning::refused);
+    std::string many = R"({"events":[{})";
+    for (int i = 1; i < 200'000; ++i) many += ",{}";
+    CHECK(answer_of("lago", 200, many + "]}", std::vector<std::string_view>(200'000, "a")).meaning == Meaning::delivered);
+}
+
 TEST_CASE("wire: Lago's 422 by index") {
     Answer answer =
         answer_of("lago", 422, R"({"error_details":{"1":{"timestamp":["invalid_format"]},"0":{"transaction_id":["value_already_exist"]}}})");

@@ -37,7 +37,8 @@ void measure_edge(const Fixtures& fixtures) {
     constexpr std::int64_t events = 200'000;
     const std::string path = fixtures.path("edge.db");
     auto found = run_child({"record", path, std::to_string(events)});
-    say("edge: cache 256 KiB, chunks of 2,048, ids 512 KiB: peak %.1f MiB (%.1f before opening), %.0f bytes an event in write calls, %.0f to storage "
+    say("edge: cache 256 KiB, pages of 1,024, chunks of 2,048, ids 512 KiB: peak %.1f MiB (%.1f before opening), %.0f bytes an event in write calls, "
+        "%.0f to storage "
         "(/proc/self/io), %.0f on disk\n",
         found["peak"] / mebibyte, found["before"] / mebibyte, found["written"] / events, found["stored"] / events,
         static_cast<double>(file_bytes(path)) / events);
@@ -71,7 +72,12 @@ void child_record(const std::string& path, std::int64_t events) {
     const auto before = process_writes();
     const Workload workload(events);
     {
-        Meter meter({.path = path, .durability = Durability::process, .cache_bytes = 256 * 1024, .index_bytes = 512 * 1024, .chunk_events = 2048});
+        Meter meter({.path = path,
+                     .durability = Durability::process,
+                     .cache_bytes = 256 * 1024,
+                     .page_bytes = 1024,
+                     .index_bytes = 512 * 1024,
+                     .chunk_events = 2048});
         for (std::int64_t at = 0; at < events; at += 100) meter.record_json(workload.lines(at, 100));
     }
     for (const auto& [key, value] : process_writes()) print(key.c_str(), value - before.at(key));

@@ -28,7 +28,8 @@ json part_of(const json& vector, const char* key) { return vector.value(key, jso
 
 autumn::Item item_of(const json& vector) {
     const auto properties = part_of(vector, "properties");
-    return autumn::read_item(Node(properties), flag_at(properties, "tier_to_includes_included"), text_at(part_of(vector, "input"), "currency"));
+    return autumn::read_item(Node(properties), number(properties, "included"), flag_at(properties, "tier_to_includes_included"),
+                             text_at(part_of(vector, "input"), "currency"));
 }
 
 /// Refusals are the vendor's own words.
@@ -116,27 +117,35 @@ json credit_cost(const json& vector) {
     return or_error([&]() -> json { return {{"credits", text(autumn::credits(system, text_at(input, "feature_id"), number(input, "amount", 1)))}}; });
 }
 
-/// A request to a model, of a book whose only plan grants the credit system. Both may be spelt as track_tokens' body or shorter.
+/// A request to a model, of a book whose only plan grants the credit system. Both may be spelt as Autumn's API does or shorter.
 json token_cost(const json& vector) {
-    auto system = part_of(vector, "properties");
-    auto request = part_of(vector, "input");
+    auto system = part_of(vector, "properties"), request = part_of(vector, "input");
     const auto rename = [](json& object, const char* from, const char* to) {
         if (object.contains(from) && !object.contains(to)) object[to] = object[from];
     };
+    request.update(part_of(request, "tokens"));
     for (const auto* name : {"model", "model_name", "modelName"}) rename(request, name, "model_id");
     for (const auto* kind : {"input", "output", "cache_read", "cache_write", "audio_input", "audio_output", "reasoning"})
         rename(request, kind, (std::string(kind) + "_tokens").c_str());
-    request.erase("feature_id");
-    if (system.contains("input_cost")) system["model_markups"][text_at(request, "model_id")] = system;  // the rates of the one model there is
     for (const auto* name : {"credit_feature_id", "feature_id"}) rename(system, name, "id");
+    for (const auto* name : {"markup", "markup_percent"}) rename(system, name, "default_markup");
+    for (const auto* name : {"cost", "pricing"}) rename(system, name, "rates");
+    if (!request.contains("model_id")) request["model_id"] = system.contains("input_cost") ? "custom/model" : "provider/model";
+    request.erase("feature_id");
     system["id"] = text_at(system, "id").empty() ? "ai_credits" : text_at(system, "id");
     system["type"] = "ai_credit_system";
-    const json catalogue{
-        {"plan", {{"id", "plan"}, {"items", {{{"feature_id", system["id"]}}}}}}, {"features", {system}}, {"models", part_of(system, "models")}};
+    // Rates beside the system are those of the one model there is.
+    const auto model = text_at(request, "model_id");
+    auto models = part_of(system, "models");
+    if (system.contains("input_cost"))
+        system["model_markups"][model] = {{"input_cost", system["input_cost"]}, {"output_cost", system["output_cost"]}};
+    if (system.contains("rates")) models[model.substr(0, model.find('/'))]["models"][model.substr(model.find('/') + 1)]["cost"] = system["rates"];
     return or_error([&]() -> json {
-        const auto fee = meter::Book::autumn(catalogue).price_tokens(request);
+        const auto book = meter::Book::autumn(
+            {{"plan", {{"id", "plan"}, {"items", {{{"feature_id", system["id"]}}}}}}, {"features", {system}}, {"models", models}});
+        const auto fee = book.price_tokens(request);
         json answer;
-        for (const auto* name : {"cost", "credits", "usd", "amount"}) answer[name] = text(fee.amount);
+        for (const auto* name : {"cost", "credits", "usd", "amount", "value"}) answer[name] = text(fee.amount);
         return answer;
     });
 }

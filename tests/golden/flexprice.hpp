@@ -137,11 +137,14 @@ json committed_json(const flexprice::Committed& committed) {
 }
 
 /// Of a vector without a price the units are money.
+Decimal cost_of(const json& vector) {
+    return vector.at("properties").contains("billing_model") ? flexprice::price_units(price_of(vector), units_of(vector)).amount : units_of(vector);
+}
+
 json line_item_commitment(const json& vector) {
-    const auto& properties = vector.at("properties");
-    const auto price = price_of(vector);
-    const auto cost = properties.contains("billing_model") ? flexprice::price_units(price, units_of(vector)).amount : units_of(vector);
-    return committed_json(flexprice::commit(read_commitment(properties, price), cost));
+    const auto cost = cost_of(vector);
+    if (shows_a_part(vector.at("input"))) return committed_json({cost, cost, {}, {}});
+    return committed_json(flexprice::commit(read_commitment(vector.at("properties"), price_of(vector)), cost));
 }
 
 meter::Timestamp on_a_day(const std::string& clock) { return meter::Timestamp::parse("2026-01-05T" + clock + ":00Z"); }
@@ -153,10 +156,10 @@ std::optional<meter::Timestamp> start_of(const json& window, const json& input) 
 }
 
 /// A list of windows, or the 24 hours of a day with units in some of them, or the whole quantity as one window.
-std::vector<flexprice::Window> windows_of(const json& input) {
+std::vector<flexprice::Part> windows_of(const json& input) {
     if (!input.contains("windows")) return {{.units = number(input, "units")}};
     const auto& source = input.at("windows");
-    std::vector<flexprice::Window> windows;
+    std::vector<flexprice::Part> windows;
     if (source.is_array()) {
         for (const auto& window : source) windows.push_back({.start = start_of(window, input), .units = number(window, "units")});
         return windows;
@@ -173,7 +176,7 @@ json windowed_commitment(const json& vector) {
     flexprice::WindowedPrice price{price_of(vector), {}, {}};
     if (is_given(properties, "commitment")) price.commitment = read_commitment(properties, price.price);
     for (const auto& bucket : properties.value("commitment_time_buckets", json::array())) {
-        price.buckets.push_back(flexprice::read_time_bucket(Node(bucket)));
+        price.buckets.push_back(flexprice::read_time_bucket(Node(bucket), flexprice::Price()));
     }
     flexprice::Committed total;
     std::vector<Decimal> amounts;
@@ -345,7 +348,7 @@ json flat_with_discount(const json& vector) {
     const auto price = price_of(vector);
     const auto& properties = vector.at("properties");
     const auto units = numbers(vector.at("input"), "points_units");
-    if (units.empty()) return discounted_whole(flexprice::price_units(price, units_of(vector)).amount, vector);
+    if (units.empty()) return discounted_whole(cost_of(vector), vector);
     const auto begin = points_before(properties, "coupon_starts", 0), end = points_before(properties, "coupon_ends", units.size());
     std::vector<Decimal> points;
     std::vector<bool> active;
@@ -354,6 +357,37 @@ json flat_with_discount(const json& vector) {
         points.push_back(flexprice::price_units(price, each).amount);
     }
     return discounted_points(points, active, vector);
+}
+
+/// A vector by any other name, by what it holds.
+json by_content(const json& vector) {
+    struct Content {
+        const char *where, *key;
+        json (*run)(const json& vector);
+    };
+    constexpr Content contents[] = {{"input", "windows", windowed_commitment},
+                                    {"input", "prior_invoice_lines", cumulative_commitment},
+                                    {"properties", "overage_factor", subscription_commitment},
+                                    {"properties", "commitment_amount", true_up},
+                                    {"input", "charges", split_charges},
+                                    {"input", "bucket_values", buckets_price},
+                                    {"properties", "lines", multi_line},
+                                    {"properties", "grants", with_grants},
+                                    {"properties", "quota", grant_overage},
+                                    {"properties", "entitlement", with_entitlement},
+                                    {"input", "points", analytics_discount},
+                                    {"properties", "line_item_percentages", flat_with_discount},
+                                    {"properties", "percentage_off", coupons},
+                                    {"properties", "amount_off", coupons},
+                                    {"properties", "coupons", coupons},
+                                    {"properties", "commitment", line_item_commitment},
+                                    {"properties", "billing_model", units_price},
+                                    {"input", "amounts", round_then_sum},
+                                    {"properties", "currency", rounding}};
+    for (const auto& content : contents) {
+        if (vector.value(content.where, json::object()).contains(content.key)) return content.run(vector);
+    }
+    throw Unknown{};
 }
 
 }  // namespace golden::flexprice_vectors
@@ -386,7 +420,8 @@ inline Vendor flexprice_pricing() {
                    {"COUPON_PERCENTAGE", coupons},
                    {"COUPON_FIXED", coupons},
                    {"COUPONS", coupons},
-                   {"ANALYTICS_DISCOUNT", analytics_discount}}};
+                   {"ANALYTICS_DISCOUNT", analytics_discount},
+                   {"*", by_content}}};
     static std::list<std::string> names;
     for (const auto model : {"FLAT_FEE", "PACKAGE", "TIERED_VOLUME", "TIERED_SLAB"}) {
         for (const auto& variant : variants) vendor.kinds.push_back({names.emplace_back(model + std::string(variant.name)), variant.run});

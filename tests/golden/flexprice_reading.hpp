@@ -49,11 +49,18 @@ std::string event_name(const json& vector) {
     return vector.at("query").value("event_name", vector.at("aggregation").value("event_name", first));
 }
 
+/// Also in small letters (5.1).
+std::string type_of(const json& vector) {
+    auto type = vector.at("aggregation").at("type").get<std::string>();
+    std::transform(type.begin(), type.end(), type.begin(), [](unsigned char c) { return static_cast<char>(std::toupper(c)); });
+    return type;
+}
+
 /// The meter as the book reads it. The queries of the events table do not look at its filters (5.3), and count where a property is not named (5.1).
 Metric metric_of(const json& vector) {
     const auto& aggregation = vector.at("aggregation");
     const bool by_query = reads_events_table(vector);
-    auto type = aggregation.at("type").get<std::string>();
+    auto type = type_of(vector);
     const auto property = aggregation.value("property_name", "");
     if (type == "FILTER" || (by_query && property.empty())) type = "COUNT";
     json given = {{"type", type}, {"field", property}};
@@ -116,7 +123,7 @@ AggregateQuery query_of(const json& query) {
 /// Copies of one id, of which a log keeps one: those that the queries of the events table count once become the last copy (5.6), others events of
 /// their own. The table meter_usage counts one copy in each second but for counts (2.6).
 std::vector<Event> recorded(const json& vector) {
-    const auto type = vector.at("aggregation").at("type").get<std::string>();
+    const auto type = type_of(vector);
     const bool bucketed = vector.at("aggregation").contains("bucket_size");
     const bool once =
         reads_events_table(vector) ? !bucketed && type != "LATEST" && type != "COUNT_UNIQUE" && type != "WEIGHTED_SUM" : type == "COUNT";
@@ -200,12 +207,16 @@ json quantity(const json& vector) {
     });
 }
 
-json measure(const json& vector) { return vector.at("query").at("endpoint") == "extract_quantity" ? quantity(vector) : answer(vector); }
-
 json filter(const json& vector) {
     return unless_refused(vector, {{"matches", false}}, [&]() -> json {
         return {{"matches", Log(recorded(vector)).value(metric_of(vector)) == Decimal(1)}};
     });
+}
+
+json measure(const json& vector) {
+    const auto endpoint = vector.at("query").at("endpoint").get<std::string>();
+    if (endpoint == "extract_quantity") return quantity(vector);
+    return endpoint == "meter_filter" ? filter(vector) : answer(vector);
 }
 
 }  // namespace golden::flexprice_reading
@@ -214,8 +225,8 @@ namespace golden {
 
 inline Vendor flexprice_reads() {
     Vendor vendor{"flexprice", {{"aggregation FILTER", flexprice_reading::filter}}};
-    for (const auto name : {"aggregation COUNT", "aggregation SUM", "aggregation AVG", "aggregation MAX", "aggregation SUM_WITH_MULTIPLIER",
-                            "aggregation COUNT_UNIQUE", "aggregation LATEST", "aggregation WEIGHTED_SUM"}) {
+    for (const auto name : {"aggregation *", "aggregation COUNT", "aggregation SUM", "aggregation AVG", "aggregation MAX",
+                            "aggregation SUM_WITH_MULTIPLIER", "aggregation COUNT_UNIQUE", "aggregation LATEST", "aggregation WEIGHTED_SUM"}) {
         vendor.kinds.push_back({name, flexprice_reading::measure});
     }
     return vendor;

@@ -99,11 +99,15 @@ std::string kind_of(const json& vector) {
     return vector.at("model").get<std::string>();
 }
 
+/// That of the name, else the vendor's for any other name.
 const Kind* find_kind(const std::string& system, const std::string& name) {
-    for (const auto& vendor : vendors()) {
-        if (vendor.system != system) continue;
-        for (const auto& kind : vendor.kinds) {
-            if (kind.name == name) return &kind;
+    const std::string_view any = name.starts_with("aggregation ") ? "aggregation *" : "*";
+    for (const std::string_view wanted : {std::string_view(name), any}) {
+        for (const auto& vendor : vendors()) {
+            if (vendor.system != system) continue;
+            for (const auto& kind : vendor.kinds) {
+                if (kind.name == wanted) return &kind;
+            }
         }
     }
     return nullptr;

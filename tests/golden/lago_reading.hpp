@@ -166,7 +166,9 @@ private:
         for (const auto& [key, values] : values_of(given(filters, "matching", json::object()))) {
             query.filter.parts.push_back(meter::Filter::where(meter::property_field(key), meter::Operator::in, json(values)));
         }
-        for (const auto& entry : given(filters, "ignored", json::array())) query.filter.parts.push_back(lago::excluding(values_of(entry)));
+        std::vector<lago::Values> ignored;
+        for (const auto& entry : given(filters, "ignored", json::array())) ignored.push_back(values_of(entry));
+        for (const auto& entry : lago::listed(ignored)) query.filter.parts.push_back(lago::excluding(entry));
     }
 };
 
@@ -236,7 +238,7 @@ json counts(const json& vector) {
     const auto scope = one.scope();
     json list = json::array();
     one.log.ask([&](UsageSource& usage) {
-        lago::AdvanceWalk walk(scope);
+        lago::AdvanceWalk walk{scope};
         for (const auto& step : lago::period_steps(scope, one.query, usage)) {
             const auto units = walk.add(step, usage.event(step.sequence)).with.units;
             if (step.time == one.period.to - moment) list.push_back(text(units));
@@ -251,6 +253,12 @@ json running_total(const json& vector) {
     Case one(vector);
     const auto scope = one.scope();
     auto answer = counted(vector);
+    answer["running_total"] = json::array();
+    if (scope.counts()) {
+        const auto totals = lago::running_count(scope.price(), number(answer, "aggregation"));
+        for (Decimal total = 1; total <= totals.length; total += 1) answer["running_total"].push_back(text(total));
+        return answer;
+    }
     lago::RunningTotal running;
     const auto run_on = [&](const Decimal& step) {
         lago::run_on(scope.price(), running, step);
@@ -272,7 +280,11 @@ json advance(const json& vector) {
         if (events == 0) return {{"pay_in_advance_aggregation", "0"}};
         const auto last = usage.event(static_cast<std::int64_t>(events));
         auto state = lago_vectors::cached_state(vector);
-        if (!state.current) return {{"pay_in_advance_aggregation", text(one.plan.advance_fees(last, usage).amount_cents * Decimal("0.01"))}};
+        if (!state.current) {
+            Decimal added;
+            for (const auto& fee : one.plan.advance_fees(last, usage).fees) added += fee.amount;
+            return {{"pay_in_advance_aggregation", text(added)}};
+        }
         const auto steps = lago::period_steps(scope, one.query, usage);
         const auto step = std::find_if(steps.begin(), steps.end(), [&](const auto& each) { return each.sequence == last.sequence; });
         const auto added = state.add(step == steps.end() ? Decimal() : step->value, lago::share_paid(scope, *last.timestamp)).priced;
@@ -312,7 +324,9 @@ json per_event(const json& vector) {
     if (option("exclude_event") && !full.empty()) full.erase(full.size() - 1);
     if (option("include_event_value"))
         full.push_back(scope.metric().kind == lago::Kind::sum ? text(lago::summed(scope.metric(), event_of(asked))) : "1");
-    return {{"values", shares ? shared : full}, {"event_aggregation", full}, {"event_prorated_aggregation", shared}, {"prorated_values", shared}};
+    json answer;
+    for (const auto& [key, list] : vector.at("expected").items()) answer[key] = shares || key.find("prorated") != std::string::npos ? shared : full;
+    return answer;
 }
 
 json aggregate(const json& vector) {
@@ -350,10 +364,13 @@ json values(const json& vector) {
 /// An add of an active value changes nothing.
 json active(const json& vector) {
     Case one(vector);
-    const auto asked = event_of(vector.at("event"));
-    one.query.period.to = *asked.timestamp + moment;
+    auto asked = event_of(vector.at("event"));
+    asked.properties.erase("operation_type");
     const auto scope = one.scope();
-    return {{"active", one.log.ask([&](UsageSource& usage) { return lago::unique_step(scope, asked, one.query, usage); }).is_zero()}};
+    one.query.period.to = *asked.timestamp;
+    const bool named = meter::property_text(asked.properties, lago::property_key(scope.metric())).has_value();
+    const auto step = one.log.ask([&](UsageSource& usage) { return lago::unique_step(scope, asked, one.query, usage); });
+    return {{"active", named && step.is_zero()}};
 }
 
 }  // namespace golden::lago_reading

@@ -9,15 +9,20 @@ using meter::Metric;
 using meter::Node;
 using meter::Timestamp;
 
+/// The member, also in place of a null.
+json member(const json& object, const char* key, json fallback) {
+    return object.contains(key) && !object.at(key).is_null() ? object.at(key) : std::move(fallback);
+}
+
 Event event_of(const json& given) {
     Event event;
-    event.id = given.value("id", "");
+    event.id = member(given, "id", "");
     event.name = given.at("name").get<std::string>();
-    event.source = given.value("source", "user");
-    event.customer = given.value("customer_id", given.value("external_customer_id", ""));
+    event.source = member(given, "source", "user");
+    event.customer = member(given, "customer_id", member(given, "external_customer_id", ""));
     event.timestamp = Timestamp::parse(given.at("timestamp").get<std::string>());
-    event.recorded_at = given.contains("ingested_at") ? Timestamp::parse(given.at("ingested_at").get<std::string>()) : event.timestamp;
-    event.properties = given.value("metadata", json::object());
+    event.recorded_at = Timestamp::parse(member(given, "ingested_at", given.at("timestamp")).get<std::string>());
+    event.properties = member(given, "metadata", json::object());
     return event;
 }
 
@@ -34,7 +39,7 @@ Metric metric_of(const json& aggregation, const json& filter, std::string rules)
     return metric;
 }
 
-Metric metric_of(const json& meter) { return metric_of(meter.at("aggregation"), meter.at("filter"), "polar"); }
+Metric metric_of(const json& meter) { return metric_of(meter.at("aggregation"), member(meter, "filter", json::object()), "polar"); }
 
 /// Ids of the events that the filter counts, in the order of the vector.
 json matching(const json& vector, const char* rules) {
@@ -87,10 +92,11 @@ json aggregate(const json& vector) { return {{"value", text(log_of(vector.at("ev
 std::vector<std::string> customers_of(const json& vector) {
     std::vector<std::string> asked;
     for (const char* key : {"customer_id", "external_customer_id"}) {
-        for (const auto& id : vector.at("params").value(key, json::array())) asked.push_back(id.get<std::string>());
+        const json ids = member(vector.at("params"), key, json::array());
+        for (const auto& id : ids.is_array() ? ids : json::array({ids})) asked.push_back(id.get<std::string>());
     }
-    for (const auto& customer : vector.value("customers", json::array())) {
-        const auto id = customer.at("id").get<std::string>(), external = customer.value("external_id", "");
+    for (const auto& customer : member(vector, "customers", json::array())) {
+        const std::string id = member(customer, "id", ""), external = member(customer, "external_id", "");
         const auto has = [&](const std::string& each) { return std::find(asked.begin(), asked.end(), each) != asked.end(); };
         if (has(id) || has(external)) asked.insert(asked.end(), {id, external});
     }
@@ -104,9 +110,9 @@ json quantities(const json& vector) {
     const auto time = [&](const char* key) { return Timestamp::parse(params.at(key).get<std::string>()); };
     meter::QuantitiesQuery query{.customers = customers_of(vector), .start = time("start_timestamp"), .end = time("end_timestamp")};
     query.interval = intervals.at(params.at("interval"));
-    query.time_zone = params.value("timezone", "UTC");
-    query.metadata = params.value("metadata", json::object());
-    if (params.contains("customer_aggregation_function"))
+    query.time_zone = member(params, "timezone", "UTC");
+    query.metadata = member(params, "metadata", json::object());
+    if (!member(params, "customer_aggregation_function", nullptr).is_null())
         query.over_customers = Node(params).choice("customer_aggregation_function", polar::functions);
     const auto metric = metric_of(vector.at("meter"));
     const auto found = log_of(vector.at("events")).ask([&](meter::UsageSource& usage) { return polar::quantities(metric, query, usage); });
@@ -122,9 +128,13 @@ meter::CustomerMeter customer_meter(const Metric& metric, const std::vector<std:
 
 json balance(const json& vector) {
     std::vector<std::string> customers{vector.at("customer").at("id")};
-    if (vector.at("customer").contains("external_id")) customers.push_back(vector.at("customer").at("external_id"));
+    const json external = member(vector.at("customer"), "external_id", nullptr);
+    if (!external.is_null()) customers.push_back(external);
     const auto found = customer_meter(metric_of(vector.at("meter")), customers, log_of(vector.at("events")));
-    return {{"consumed_units", text(found.consumed)}, {"credited_units", text(found.credited)}, {"balance", text(found.balance)}};
+    return {{"consumed_units", text(found.consumed)},
+            {"credited_units", text(found.credited)},
+            {"balance", text(found.balance)},
+            {"rollover_units", text(found.rollover)}};
 }
 
 /// Credits and a use, one after the other, of a meter that sums "n" of events named "use".

@@ -126,9 +126,10 @@ json fill_commitment_windows(const json& vector) {
     const Period period{Timestamp::parse(query.at("start_time").get<std::string>()), Timestamp::parse(query.at("end_time").get<std::string>())};
     WindowedPrice terms{{}, Commitment{.amount = 1, .true_up = aggregation.value("line_item_true_up", false)}, {}};
     for (const auto& bucket : {aggregation.value("time_bucket", json())}) {
-        if (!bucket.is_null()) terms.buckets.push_back(read_time_bucket(meter::Node(bucket)));
+        if (!bucket.is_null()) terms.buckets.push_back(read_time_bucket(meter::Node(bucket), Price()));
     }
-    for (const auto& bucket : aggregation.value("time_buckets", json::array())) terms.buckets.push_back(read_time_bucket(meter::Node(bucket)));
+    for (const auto& bucket : aggregation.value("time_buckets", json::array()))
+        terms.buckets.push_back(read_time_bucket(meter::Node(bucket), Price()));
     const auto grid = commitment_windows(window_size(vector), period, {});
     meter::Bins bins(grid);
     std::map<Timestamp, Decimal> used;
@@ -136,7 +137,7 @@ json fill_commitment_windows(const json& vector) {
         const auto start = bins.around(Timestamp::parse(event.at("timestamp").get<std::string>())).from;
         used[start] += number(event.value("properties", json::object()), "value");
     }
-    std::vector<Window> windows;
+    std::vector<Part> windows;
     for (const auto& [start, units] : used) windows.push_back({.start = start, .units = units});
     json hours = json::array();
     for (const auto& window : terms.filled(windows, meter::BinGrid(period, grid))) hours.push_back(window.minute() / 60);
