@@ -1210,9 +1210,9 @@ TEST_CASE("Polar bills by the subscription's own periods, and what was bought of
     CHECK(polar_log(Book::polar(trial), {}).estimate_fees(events[2]).amount_cents == 100);
     CHECK(Book::polar(trial).price("seats", 5).amount_cents == 45);
     const auto refused = [&](const char* field, json value) {
-        json changed = source;
-        changed["subscriptions"][0][field] = std::move(value);
-        return refusal([&] { Book::polar(changed); });
+        json wrong = source;
+        wrong["subscriptions"][0][field] = std::move(value);
+        return refusal([&] { Book::polar(wrong); });
     };
     CHECK(refused("current_period_start", nullptr) == "bad_value subscriptions[0].current_period_start: is required");
     CHECK(refused("current_period_end", "2026-02-28T12:00:00Z") == "bad_value subscriptions[0].current_period_end: ends before it begins");

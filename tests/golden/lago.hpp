@@ -174,8 +174,8 @@ Timestamp month_of(std::int64_t days) {
 
 /// The vector's metric and its one charge, paid in advance, for the subscription "sub".
 struct Case {
-    explicit Case(const json& vector)
-        : vector(vector), input(vector.at("input")), days(integer(period(), "days", integer(input, "period_days", 31))) {
+    explicit Case(const json& whole)
+        : vector(whole), input(whole.at("input")), days(integer(period(), "days", integer(input, "period_days", 31))) {
         prorated = given(input, "prorated", false);
         field = given<std::string>(input, "field_name", "amount");
     }
