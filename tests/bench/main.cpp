@@ -1,6 +1,7 @@
 // meter_bench: the bars of the store, measured in one run. See README.md beside this file.
 #include <sqlite3.h>
 
+#include <algorithm>
 #include <array>
 #include <cstdio>
 #include <cstdlib>
@@ -119,6 +120,10 @@ int run(const std::vector<std::string>& arguments) {
     if (call.list) {
         for (const Measurement& measurement : all) say("%-20s %s\n", measurement.name.c_str(), measurement.what.c_str());
         return 0;
+    }
+    for (const std::string& name : call.options.only) {
+        if (std::none_of(all.begin(), all.end(), [&](const Measurement& each) { return each.name == name; }))
+            throw std::runtime_error("--only: there is no " + name + "; --list shows what there is");
     }
     print_surroundings(call.options);
     for (const Measurement& measurement : all) {
