@@ -5128,13 +5128,12 @@ bool contains_folded(std::string_view text, std::string_view part) {
 void search_properties(const Reader& reader, const std::vector<std::string>& texts, std::size_t sequence, Batch& batch) {
     if (texts.empty()) return;
     if (batch.mask.empty()) batch.mask.assign(batch.rows, 1);
-    for (std::size_t row = 0; row < batch.rows; ++row) {
-        if (!batch.mask[row]) continue;
+    each_row(batch, [&](std::size_t row) {
         const auto event = event_at(reader, batch.columns[sequence].cells[row]);
         const std::string properties = event ? event->properties.dump() : "";
         const bool all = std::all_of(texts.begin(), texts.end(), [&](const std::string& text) { return contains_folded(properties, text); });
         batch.mask[row] = all ? 1 : 0;
-    }
+    });
 }
 
 struct Listing {

@@ -897,6 +897,14 @@ TEST_CASE("Bins of a zone are filled over the days when clocks are moved, each o
     CHECK(rows_of(m, {.code = "a"}, {.bin = Bin::hours_3, .time_zone = "Europe/Paris", .fill = true}) == Lines{"2026-10-24T22:00:00Z 2 of 2"});
 }
 
+TEST_CASE("A day that a zone left out has no bin, and those beside it are whole") {
+    Meter m(options_for());
+    for (const char* time : {"2011-12-30T09:59:59Z", "2011-12-30T10:00:00Z", "2011-12-31T09:59:59Z"})  // the 30th was left out
+        m.record({.name = "a", .timestamp = Timestamp::parse(time)});
+    CHECK(rows_of(m, {.code = "a"}, {.bin = Bin::day, .time_zone = "Pacific/Apia"}) ==
+          Lines{"2011-12-29T10:00:00Z 1 of 1", "2011-12-30T10:00:00Z 2 of 2"});
+}
+
 TEST_CASE("The groups of greatest value keep their names; all others are measured together, not added up") {
     Meter m(options_for());
     const auto note = [&](const char* group, int n, int hour) {
