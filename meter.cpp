@@ -4603,6 +4603,7 @@ private:
     }
     std::unique_ptr<Connection> open() const;
     void prepare(Connection& db) const;
+    void write_ahead(Connection& db) const;
     void migrate(Connection& db) const;
     void commit(const std::function<void(Connection&)>& run);
     void run_group(std::span<Job* const> group);
@@ -4671,7 +4672,7 @@ void Store::prepare(Connection& db) const {
                         "); it was left as it is");
     }
     if (fresh) db.db.exec("PRAGMA page_size = " + std::to_string(options_.page_bytes) + "; PRAGMA auto_vacuum = INCREMENTAL");
-    db.db.exec("PRAGMA journal_mode = WAL");
+    write_ahead(db);
     db.db.exec(options_.sync_full ? "PRAGMA synchronous = FULL" : "PRAGMA synchronous = NORMAL");
     db.db.exec("PRAGMA temp_store = MEMORY; PRAGMA journal_size_limit = 4194304");
     db.db.exec("PRAGMA wal_autocheckpoint = " + std::to_string(4'096'000 / found("PRAGMA page_size")));
@@ -4689,6 +4690,18 @@ void Store::prepare(Connection& db) const {
     }
     migrate(db);
     transaction.commit();
+}
+
+// A file that several make at once is not in WAL mode yet, and SQLite does not wait for a lock that it needs while it reads: it answers busy
+// at once, lest two wait for each other.
+void Store::write_ahead(Connection& db) const {
+    const auto deadline = std::chrono::steady_clock::now() + options_.busy_timeout;
+    for (;;) {
+        const int code = db.db.tryExec("PRAGMA journal_mode = WAL");
+        if (code == SQLITE_OK) return;
+        if (code != SQLITE_BUSY || std::chrono::steady_clock::now() >= deadline) throw SQLite::Exception(db.db.getHandle(), code);
+        std::this_thread::sleep_for(std::chrono::milliseconds(2));
+    }
 }
 
 // Inside a transaction.

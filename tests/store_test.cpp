@@ -1246,6 +1246,26 @@ TEST_CASE("A file that another process holds is busy after the time allowed, and
     other.run("ROLLBACK");
     CHECK(m.record({.name = "b"}).sequence == 2);
 }
+
+TEST_CASE("A file that is not in WAL mode and that another process holds is waited for, as long as allowed") {
+    Scratch scratch;
+    MeterOptions options = options_for(scratch.path());
+    { const Meter made(options); }
+    const PlainDatabase other(scratch.path());
+    other.run("PRAGMA journal_mode = DELETE; BEGIN IMMEDIATE");
+    options.busy_timeout = std::chrono::milliseconds(50);
+    CHECK(error_of([&] { Meter m(options); }).code() == ErrorCode::busy);
+
+    options.busy_timeout = std::chrono::seconds(60);
+    std::thread holder([&] {
+        std::this_thread::sleep_for(std::chrono::milliseconds(100));
+        other.run("ROLLBACK");
+    });
+    std::optional<Meter> m;
+    CHECK_NOTHROW(m.emplace(options));
+    holder.join();
+    if (m) CHECK(m->record({.name = "a"}).status == ReceiptStatus::stored);
+}
 #endif
 
 // ---- the file without this library ----
