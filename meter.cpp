@@ -2333,6 +2333,7 @@ namespace {
             throw Error(ErrorCode::full, path, "no room left: " + text);
         case SQLITE_BUSY:
         case SQLITE_LOCKED:
+        case SQLITE_PROTOCOL:
             throw Error(ErrorCode::busy, path, "held by another process: " + text);
         case SQLITE_READONLY:
         case SQLITE_PERM:
@@ -2414,7 +2415,11 @@ private:
 class Connection {
 public:
     Connection(const std::string& path, std::chrono::milliseconds busy_timeout)
-        : db(path, SQLite::OPEN_READWRITE | SQLite::OPEN_CREATE | SQLite::OPEN_NOMUTEX, static_cast<int>(busy_timeout.count())) {}
+        : db(path, SQLite::OPEN_READWRITE | SQLite::OPEN_CREATE | SQLite::OPEN_NOMUTEX), busy_timeout_(busy_timeout) {
+        sqlite3_busy_handler(db.getHandle(), wait_a_moment, this);
+    }
+    Connection(const Connection&) = delete;
+    Connection& operator=(const Connection&) = delete;
 
     // `sql` must be a literal, and not be in use already.
     Prepared prepared(const char* sql) {
@@ -2449,7 +2454,19 @@ private:
     struct Finalize {
         void operator()(sqlite3_stmt* statement) const noexcept { sqlite3_finalize(statement); }
     };
+    // What SQLite calls while another holds a lock. Its own handler looks less often the longer it waits, so that where many write without a
+    // pause those who came last go first, and some never.
+    static int wait_a_moment(void* connection, int times) noexcept {
+        Connection& self = *static_cast<Connection*>(connection);
+        const auto now = std::chrono::steady_clock::now();
+        if (times == 0) self.waits_since_ = now;
+        if (now - self.waits_since_ >= self.busy_timeout_) return 0;
+        std::this_thread::sleep_for(std::chrono::milliseconds(1));
+        return 1;
+    }
     std::unordered_map<const void*, std::unique_ptr<sqlite3_stmt, Finalize>> statements_;  // by the address of the literal
+    std::chrono::milliseconds busy_timeout_;
+    std::chrono::steady_clock::time_point waits_since_{};
 };
 
 class Transaction {
@@ -2477,7 +2494,7 @@ private:
 // ---- schema ----
 
 constexpr std::int32_t application_id = 0x6D657472;  // "metr"
-constexpr std::int32_t schema_version = 2;
+constexpr std::int32_t schema_version = 3;
 
 constexpr const char* log_schema = R"sql(
 CREATE TABLE meta(key TEXT PRIMARY KEY, value) WITHOUT ROWID;
@@ -2505,11 +2522,12 @@ CREATE TABLE layouts(id INTEGER PRIMARY KEY, keys TEXT NOT NULL UNIQUE);
 CREATE TABLE segments(
     id INTEGER PRIMARY KEY, chunk INTEGER NOT NULL, name INTEGER NOT NULL, layout INTEGER NOT NULL,
     rows INTEGER NOT NULL, first_time INTEGER NOT NULL, last_time INTEGER NOT NULL);
-CREATE TABLE columns(id INTEGER PRIMARY KEY, data BLOB NOT NULL);
+CREATE TABLE columns(id INTEGER PRIMARY KEY, data BLOB NOT NULL, hash INTEGER);
 CREATE TABLE runs(
     id INTEGER PRIMARY KEY, level INTEGER NOT NULL, first INTEGER NOT NULL, last INTEGER NOT NULL,
     bits INTEGER NOT NULL, state TEXT NOT NULL, owner INTEGER NOT NULL, touched INTEGER NOT NULL);
-CREATE TABLE run_blocks(id INTEGER PRIMARY KEY, filter BLOB NOT NULL, entries BLOB NOT NULL);
+CREATE TABLE run_blocks(
+    id INTEGER PRIMARY KEY, filter BLOB NOT NULL, entries BLOB NOT NULL, filter_hash INTEGER, entries_hash INTEGER);
 CREATE VIEW events AS SELECT l.sequence,
     CASE typeof(l.id) WHEN 'blob' THEN lower(substr(hex(l.id), 1, 8) || '-' || substr(hex(l.id), 9, 4) || '-' || substr(hex(l.id), 13, 4)
         || '-' || substr(hex(l.id), 17, 4) || '-' || substr(hex(l.id), 21)) ELSE l.id END AS id,
@@ -2537,6 +2555,11 @@ INSERT INTO books(vendor, code, effective, source) SELECT vendor, code, -6213559
 DROP TABLE old_metrics;
 DROP TABLE old_books;
 INSERT INTO meta VALUES('books', 0);
+)sql",
+                                      R"sql(
+ALTER TABLE columns ADD COLUMN hash INTEGER;
+ALTER TABLE run_blocks ADD COLUMN filter_hash INTEGER;
+ALTER TABLE run_blocks ADD COLUMN entries_hash INTEGER;
 )sql"};
 static_assert(std::size(migrations) == schema_version - 1);
 
@@ -2634,6 +2657,15 @@ std::uint64_t get_bytes(const std::uint8_t* at, std::size_t width) noexcept {
     return value;
 }
 
+// As above for 1, 2, 4 or 8 bytes; what the compiler makes one load of, and loops of such loads vectors.
+template <class Whole>
+std::uint64_t get_whole(const std::uint8_t* at) noexcept {
+    if constexpr (std::endian::native != std::endian::little) return get_bytes(at, sizeof(Whole));
+    Whole value;
+    std::memcpy(&value, at, sizeof value);
+    return value;
+}
+
 [[noreturn]] void damaged(const char* what) { throw Error(ErrorCode::corrupt, what, "does not have the form it was written in"); }
 
 // Runs `read` on what a file holds: whatever it finds wrong is damage.
@@ -2646,6 +2678,40 @@ auto from_file(const char* what, Read&& read) {
     } catch (const json::exception&) {
         damaged(what);
     }
+}
+
+// The checksum of a blob: four streams of words, each as in FNV-1a, then mixed, so that a word that is another always gives another sum. Part of
+// the file format.
+std::int64_t checksum(std::string_view bytes) noexcept {
+    constexpr std::size_t word = sizeof(std::uint64_t);
+    std::array<std::uint64_t, 4> streams{1, 2, 3, 4};
+    const auto* at = reinterpret_cast<const std::uint8_t*>(bytes.data());
+    const auto take = [](std::uint64_t stream, std::uint64_t next) { return (stream ^ next) * 0x9E3779B97F4A7C15ULL; };
+    std::size_t left = bytes.size();
+    for (; left >= streams.size() * word; left -= streams.size() * word, at += streams.size() * word) {
+        for (std::size_t i = 0; i < streams.size(); ++i) streams[i] = take(streams[i], get_whole<std::uint64_t>(at + i * word));
+    }
+    for (std::size_t i = 0; left > 0; ++i) {
+        const std::size_t width = std::min(left, word);
+        streams[i] = take(streams[i], get_bytes(at, width));
+        at += width, left -= width;
+    }
+    std::uint64_t sum = bytes.size();
+    for (const std::uint64_t stream : streams) sum = mix(sum ^ stream);
+    return static_cast<std::int64_t>(sum);
+}
+
+std::int64_t checksum(std::span<const std::uint8_t> bytes) noexcept {
+    return checksum(std::string_view(reinterpret_cast<const char*>(bytes.data()), bytes.size()));
+}
+
+// A blob of what is derived from the log, as it was written: what a disk has altered must not become an answer. Blobs of files of older
+// schemas have no checksum.
+std::string_view checked_blob(const Prepared& row, int data, int hash, const char* what) {
+    const std::string_view bytes = row.text(data);
+    if (!row.null(hash) && row.integer(hash) != checksum(bytes))
+        throw Error(ErrorCode::corrupt, what, "does not match its checksum; verify(true) makes it again from the log");
+    return bytes;
 }
 
 std::int64_t checked_time(std::int64_t micros, const char* what) {
@@ -2739,16 +2805,18 @@ std::vector<Block> make_blocks(const Run& run, std::size_t first, std::size_t la
 }
 
 void write_blocks(Connection& db, const Run& run, std::size_t first, std::span<const Block> blocks) {
-    for (const Block& block : blocks) db.prepared("INSERT INTO run_blocks VALUES(?, ?, ?)").run(run.block_id(first++), block.filter, block.entries);
+    for (const Block& block : blocks)
+        db.prepared("INSERT INTO run_blocks(id, filter, entries, filter_hash, entries_hash) VALUES(?, ?, ?, ?, ?)")
+            .run(run.block_id(first++), block.filter, block.entries, checksum(block.filter), checksum(block.entries));
 }
 
 // The entries of a block whose hashes are from `low` to `high`, in order.
 template <class Found>
 void read_block(Connection& db, const Run& run, std::size_t block, std::uint64_t low, std::uint64_t high, Found&& found) {
-    const Prepared query = db.prepared("SELECT entries FROM run_blocks WHERE id = ?");
+    const Prepared query = db.prepared("SELECT entries, entries_hash FROM run_blocks WHERE id = ?");
     query.bind(run.block_id(block));
     if (!query.row()) damaged("run_blocks");
-    const std::string_view data = query.text(0);
+    const std::string_view data = checked_blob(query, 0, 1, "run_blocks.entries");
     if (data.size() % entry_bytes != 0) damaged("run_blocks.entries");
     const auto* bytes = reinterpret_cast<const std::uint8_t*>(data.data());
     const std::size_t count = data.size() / entry_bytes;
@@ -2894,10 +2962,10 @@ private:
     static Bytes load_filters(Connection& db, const Run& run) {
         Bytes filters;
         filters.reserve(run.blocks() * filter_bytes);
-        const Prepared query = db.prepared("SELECT filter FROM run_blocks WHERE id >= ? AND id < ? ORDER BY id");
+        const Prepared query = db.prepared("SELECT filter, filter_hash FROM run_blocks WHERE id >= ? AND id < ? ORDER BY id");
         query.bind(run.block_id(0), run.block_id(run.blocks()));
         while (query.row()) {
-            const std::string_view filter = query.text(0);
+            const std::string_view filter = checked_blob(query, 0, 1, "run_blocks.filter");
             if (filter.size() != filter_bytes) damaged("run_blocks.filter");
             filters.insert(filters.end(), filter.begin(), filter.end());
         }
@@ -3684,7 +3752,8 @@ void write_segment(Connection& db, std::int64_t chunk, const Segment& segment) {
         .run(chunk, segment.name, layout_id(db, segment.keys), segment.rows, segment.first_time, segment.last_time);
     const std::int64_t id = db.last_rowid();
     for (std::size_t i = 0; i < segment.columns.size(); ++i) {
-        db.prepared("INSERT INTO columns VALUES(?, ?)").run(id * max_columns + static_cast<std::int64_t>(i), segment.columns[i]);
+        const Bytes& data = segment.columns[i];
+        db.prepared("INSERT INTO columns(id, data, hash) VALUES(?, ?, ?)").run(id * max_columns + static_cast<std::int64_t>(i), data, checksum(data));
     }
 }
 
@@ -3945,7 +4014,7 @@ public:
         const auto place = info_.layout->places.find(key);
         if (place == info_.layout->places.end()) return constant_column(CellKind::missing, 0, rows());
         const Prepared row = blob(place->second);
-        return unpack_column(row.text(0), static_cast<std::size_t>(info_.rows), first_, last_);
+        return unpack_column(checked_blob(row, 0, 1, "columns"), static_cast<std::size_t>(info_.rows), first_, last_);
     }
 
 private:
@@ -3954,14 +4023,14 @@ private:
     };
 
     Prepared blob(std::int64_t place) const {
-        Prepared row = db_.prepared("SELECT data FROM columns WHERE id = ?");
+        Prepared row = db_.prepared("SELECT data, hash FROM columns WHERE id = ?");
         row.bind(info_.id * max_columns + place);
         if (!row.row()) damaged("columns");
         return row;
     }
     Directory directory() const {
         const Prepared row = blob(0);
-        Unpacker in(row.text(0));
+        Unpacker in(checked_blob(row, 0, 1, "columns"));
         const auto count = static_cast<std::size_t>(in.bytes(4));
         if (count == 0 || count > static_cast<std::size_t>(info_.rows)) damaged("columns.customer");
         Directory found;
@@ -4322,18 +4391,34 @@ void verify_chunk(Connection& db, const ChunkInfo& info, std::vector<std::string
                           segment.integer(4) == want.last_time && segment.text(5) == json(want.keys).dump();
         if (!head) problems.push_back(where + ": segment " + std::to_string(segment.integer(0)) + " differs from the log");
         for (std::size_t i = 0; head && i < want.columns.size(); ++i) {
-            const Prepared column = db.prepared("SELECT data FROM columns WHERE id = ?");
+            const Prepared column = db.prepared("SELECT data, hash FROM columns WHERE id = ?");
             column.bind(segment.integer(0) * max_columns + static_cast<std::int64_t>(i));
             const std::string_view bytes(reinterpret_cast<const char*>(want.columns[i].data()), want.columns[i].size());
-            if (!column.row() || column.text(0) != bytes) problems.push_back(where + ": column " + want.keys[i] + " differs from the log");
+            const bool same = column.row() && checked_blob(column, 0, 1, "columns") == bytes;
+            if (!same) problems.push_back(where + ": column " + want.keys[i] + " differs from the log");
         }
     }
     if (more || at != expected.segments.size()) problems.push_back(where + ": has not the segments the log gives");
 }
 
+// Whether the filters of a run are those of its entries.
+void verify_filters(Connection& db, const Run& run, std::vector<std::string>& problems) {
+    for (std::size_t block = 0; block < run.blocks(); ++block) {
+        std::vector<RunEntry> entries;
+        read_block(db, run, block, 0, ~std::uint64_t{0}, [&](const RunEntry& entry) { entries.push_back(entry); });
+        const Block expected = make_block(run, entries);
+        const Prepared row = db.prepared("SELECT filter, filter_hash FROM run_blocks WHERE id = ?");
+        row.bind(run.block_id(block));
+        const std::string_view bytes(reinterpret_cast<const char*>(expected.filter.data()), expected.filter.size());
+        if (!row.row() || checked_blob(row, 0, 1, "run_blocks.filter") != bytes)
+            problems.push_back("run " + std::to_string(run.id) + ": a filter does not match its entries");
+    }
+}
+
 // Whether every id of the sealed log is in the runs, where it belongs.
 void verify_ids(Connection& db, std::vector<std::string>& problems) {
     const std::vector<Run> runs = live_runs(db);
+    for (const Run& run : runs) verify_filters(db, run, problems);
     const Prepared row = db.prepared(
         "SELECT sequence, id FROM log WHERE sequence > (SELECT value FROM meta WHERE key = 'pruned') AND sequence <= (SELECT value FROM meta WHERE "
         "key = 'sealed')");
@@ -4585,10 +4670,14 @@ public:
     // Seals what is full and merges what has become many, now.
     void housekeep() {
         const std::lock_guard lock(housekeeping_mutex_);
-        if (!keeper_ && !in_memory_) keeper_ = open();
-        while (!stopping_ && seal_one()) {
-        }
-        while (!stopping_ && merge_one()) {
+        try {
+            if (!keeper_ && !in_memory_) keeper_ = open();
+            while (!stopping_ && seal_one()) {
+            }
+            while (!stopping_ && merge_one()) {
+            }
+        } catch (const SQLite::Exception& fault) {
+            rethrow(fault, options_.path);
         }
     }
 
@@ -4607,13 +4696,13 @@ private:
     void migrate(Connection& db) const;
     void commit(const std::function<void(Connection&)>& run);
     void run_group(std::span<Job* const> group);
-    void run_transaction(std::span<Job* const> group);
+    void run_transaction(std::span<Job* const> group, bool& begun);
     void wake();
     void work();
     void tidy() noexcept;
     bool seal_one();
     bool merge_one();
-    bool write_merged(const Run& merged, std::span<const Run> sources);
+    bool write_merged(const Run& merged, std::int64_t owner, std::span<const Run> sources);
     void drop_dead_runs();
     // Reading for housekeeping: by its own connection, so that nobody waits.
     template <class F>
@@ -4642,6 +4731,18 @@ private:
     std::thread worker_;
 };
 
+// An empty file, readable by the owner alone from its first byte, where there is none. It is opened to append, since another process may have
+// made a database of it in between, and by one thread at a time, since closing a file ends all locks that the process has on it.
+void make_file(const std::string& path) {
+    namespace fs = std::filesystem;
+    static std::mutex one_at_a_time;
+    const std::lock_guard lock(one_at_a_time);
+    std::error_code ignored;
+    if (fs::exists(path, ignored)) return;
+    std::ofstream(path, std::ios::app).close();
+    fs::permissions(path, fs::perms::owner_read | fs::perms::owner_write, ignored);
+}
+
 std::unique_ptr<Connection> Store::open() const {
     namespace fs = std::filesystem;
     if (!in_memory_) {
@@ -4649,10 +4750,7 @@ std::unique_ptr<Connection> Store::open() const {
         if (fs::is_directory(options_.path, ignored)) throw Error(ErrorCode::io, options_.path, "is a directory, not a file");
         const fs::path parent = fs::path(options_.path).parent_path();
         if (!parent.empty() && !fs::is_directory(parent, ignored)) throw Error(ErrorCode::io, options_.path, "its directory does not exist");
-        if (!fs::exists(options_.path, ignored)) {  // readable by the owner alone from its first byte
-            std::ofstream(options_.path).close();
-            fs::permissions(options_.path, fs::perms::owner_read | fs::perms::owner_write, ignored);
-        }
+        make_file(options_.path);
     }
     auto db = std::make_unique<Connection>(options_.path, options_.busy_timeout);
     if (sqlite3_db_readonly(db->db.getHandle(), "main") == 1) throw Error(ErrorCode::read_only, options_.path, "cannot be written");
@@ -4734,24 +4832,28 @@ void Store::commit(const std::function<void(Connection&)>& run) {
 
 void Store::run_group(std::span<Job* const> group) {
     const std::lock_guard lock(writer_mutex_);
+    // False when the jobs have to be tried one by one.
     const auto attempt = [this](std::span<Job* const> jobs) {
+        bool begun = false;
         try {
-            run_transaction(jobs);
+            run_transaction(jobs, begun);
             return true;
         } catch (...) {
             memory_.forget();
             written_ = {};
-            if (jobs.size() == 1) jobs[0]->error = std::current_exception();
-            return false;
+            if (begun && jobs.size() > 1) return false;
+            for (Job* job : jobs) job->error = std::current_exception();  // where a lock was not to be had, each would wait as long again
+            return true;
         }
     };
-    if (attempt(group) || group.size() == 1) return;
+    if (attempt(group)) return;
     for (std::size_t i = 0; i < group.size(); ++i) attempt(group.subspan(i, 1));
 }
 
-void Store::run_transaction(std::span<Job* const> group) {
+void Store::run_transaction(std::span<Job* const> group, bool& begun) {
     try {
         Transaction transaction(*writer_, "BEGIN IMMEDIATE");
+        begun = true;
         memory_.begun(*writer_);
         for (Job* job : group) job->run(*writer_);
         transaction.commit();
@@ -4815,26 +4917,32 @@ bool Store::merge_one() {
         if (sources.size() < merge_width) continue;
         Run merged{0, level + 1, sources.front().first, sources.back().last, 0, {}};
         merged.bits = run_bits(static_cast<std::size_t>(merged.last - merged.first));
-        write([&](Connection& db) {
-            db.prepared("INSERT INTO runs(level, first, last, bits, state, owner, touched) VALUES(?, ?, ?, ?, 'building', 0, ?)")
+        const std::int64_t owner = write([&](Connection& db) {
+            db.prepared("INSERT INTO runs(level, first, last, bits, state, owner, touched) VALUES(?, ?, ?, ?, 'building', random(), ?)")
                 .run(merged.level, merged.first, merged.last, merged.bits, options_.clock().micros());
             merged.id = db.last_rowid();
+            return db.integer("SELECT owner FROM runs WHERE id = ?", merged.id);
         });
-        return write_merged(merged, sources);
+        return write_merged(merged, owner, sources);
     }
     return false;
 }
 
-bool Store::write_merged(const Run& merged, std::span<const Run> sources) {
+// False when it is another process's now: that takes a run long in the making for abandoned, for instance after this one slept, deletes it, and
+// may give its id to a run of its own; or it has taken the sources away.
+bool Store::write_merged(const Run& merged, std::int64_t owner, std::span<const Run> sources) {
     constexpr std::size_t step = 32;  // blocks of a transaction
     const std::uint64_t width = std::uint64_t{1} << (hash_bits - merged.bits);
     for (std::size_t block = 0; block < merged.blocks(); block += step) {
         const std::size_t end = std::min(block + step, merged.blocks());
         const std::uint64_t low = block * width, high = end * width - 1;
+        bool whole = true;
         std::vector<RunEntry> entries = keep([&](Connection& db) {
             std::vector<RunEntry> gathered;
             const std::int64_t pruned = meta(db, "pruned");
             for (const Run& source : sources) {
+                whole = whole && db.integer("SELECT count(*) FROM runs WHERE id = ? AND first = ? AND state = 'live'", source.id, source.first) == 1;
+                if (!whole) break;
                 for (std::size_t from = source.block_of(low); from <= source.block_of(high); ++from) {
                     read_block(db, source, from, low, high, [&](const RunEntry& entry) {
                         if (entry.sequence > pruned) gathered.push_back(entry);
@@ -4843,10 +4951,12 @@ bool Store::write_merged(const Run& merged, std::span<const Run> sources) {
             }
             return gathered;
         });
+        if (!whole) return false;
         std::sort(entries.begin(), entries.end());
         const std::vector<Block> blocks = make_blocks(merged, block, end, entries);
         const bool mine = write([&](Connection& db) {
-            db.prepared("UPDATE runs SET touched = ? WHERE id = ? AND state = 'building'").run(options_.clock().micros(), merged.id);
+            db.prepared("UPDATE runs SET touched = ? WHERE id = ? AND owner = ? AND state = 'building'")
+                .run(options_.clock().micros(), merged.id, owner);
             if (db.changes() == 0) return false;
             write_blocks(db, merged, block, blocks);
             return true;
@@ -4854,13 +4964,12 @@ bool Store::write_merged(const Run& merged, std::span<const Run> sources) {
         if (!mine) return false;
     }
     return write([&](Connection& db) {
-        // Another process takes a run that has long been in the making for abandoned and deletes it, for instance after this one slept.
-        db.prepared("UPDATE runs SET state = 'live' WHERE id = ? AND state = 'building'").run(merged.id);
-        if (db.changes() == 0) return false;
         for (const Run& source : sources) {
-            db.prepared("UPDATE runs SET state = 'dead' WHERE id = ? AND state = 'live'").run(source.id);
-            if (db.changes() == 0) throw Error(ErrorCode::busy, "runs", "merged by another process");
+            if (db.integer("SELECT count(*) FROM runs WHERE id = ? AND first = ? AND state = 'live'", source.id, source.first) == 0) return false;
         }
+        db.prepared("UPDATE runs SET state = 'live' WHERE id = ? AND owner = ? AND state = 'building'").run(merged.id, owner);
+        if (db.changes() == 0) return false;
+        for (const Run& source : sources) db.prepared("UPDATE runs SET state = 'dead' WHERE id = ?").run(source.id);
         changed(db);
         memory_.touch();
         return true;
@@ -16173,15 +16282,22 @@ private:
     static void each_in_its_thread(std::size_t count, F&& f) {
         if (count == 1) return f(0);
         std::vector<std::exception_ptr> faults(count);
+        const auto one = [&](std::size_t i) {
+            try {
+                f(i);
+            } catch (...) {
+                faults[i] = std::current_exception();
+            }
+        };
         std::vector<std::thread> threads;
-        for (std::size_t i = 0; i < count; ++i)
-            threads.emplace_back([&, i] {
-                try {
-                    f(i);
-                } catch (...) {
-                    faults[i] = std::current_exception();
-                }
-            });
+        threads.reserve(count);
+        for (std::size_t i = 0; i < count; ++i) {
+            try {
+                threads.emplace_back(one, i);
+            } catch (const std::system_error&) {  // no thread to be had: in this one
+                one(i);
+            }
+        }
         for (std::thread& thread : threads) thread.join();
         for (const std::exception_ptr& fault : faults)
             if (fault) std::rethrow_exception(fault);
