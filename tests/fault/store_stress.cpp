@@ -38,7 +38,9 @@ public:
     HttpResponse exchange(const HttpRequest&, std::chrono::milliseconds) override { return {.status = 200, .body = "{}"}; }
 };
 
-Event event_of(const std::string& id) { return {.id = id, .name = "n" + std::to_string(id.size() % 3), .customer = id.substr(0, 2), .properties = {{"n", 1}}}; }
+Event event_of(const std::string& id) {
+    return {.id = id, .name = "n" + std::to_string(id.size() % 3), .customer = id.substr(0, 2), .properties = {{"n", 1}}};
+}
 
 void expect(bool condition, const std::string& what) {
     if (!condition) throw std::runtime_error(what);
@@ -74,7 +76,8 @@ void live(const std::string& path, const std::string& name, int turns, std::uint
         Meter m(options_for(path));
         for (int i = 0; i < 3; ++i) {
             std::vector<Event> events;
-            for (int k = 0; k < 10; ++k) events.push_back(event_of(name + "-" + std::to_string(turn) + "-" + std::to_string(i) + "-" + std::to_string(k)));
+            for (int k = 0; k < 10; ++k)
+                events.push_back(event_of(name + "-" + std::to_string(turn) + "-" + std::to_string(i) + "-" + std::to_string(k)));
             events.push_back(event_of("all-" + std::to_string(turn) + "-" + std::to_string(i)));
             const std::vector<Receipt> receipts = m.record(events);
             for (std::size_t k = 0; k < 10; ++k) expect(receipts[k].status == ReceiptStatus::stored, "not stored: " + receipts[k].reason);
@@ -110,7 +113,8 @@ void one_round(const Choices& choices, std::uint64_t seed) {
     for (int i = 0; i < choices.processes; ++i) {
         const pid_t child = ::fork();
         if (child == 0) {
-            const std::string fault = work(path, std::string(1, static_cast<char>('a' + i)), choices, seed * 1000 + static_cast<std::uint64_t>(2 * i));
+            const std::string fault =
+                work(path, std::string(1, static_cast<char>('a' + i)), choices, seed * 1000 + static_cast<std::uint64_t>(2 * i));
             if (!fault.empty()) std::cerr << "process " << i << ": " << fault << std::endl;
             ::_exit(fault.empty() ? 0 : 1);
         }
@@ -126,7 +130,8 @@ void one_round(const Choices& choices, std::uint64_t seed) {
     Meter m(options_for(path));
     const std::vector<std::string> problems = m.verify();
     expect(problems.empty(), problems.empty() ? "" : problems[0]);
-    const std::int64_t expected = std::int64_t{choices.turns} * 3 * (choices.processes * 2 * 10 + 1), found = m.list({.limit = 1, .count = true}).total.value();
+    const std::int64_t expected = std::int64_t{choices.turns} * 3 * (choices.processes * 2 * 10 + 1),
+                       found = m.list({.limit = 1, .count = true}).total.value();
     expect(found == expected, std::to_string(found) + " events in the log, " + std::to_string(expected) + " recorded");
     std::filesystem::remove_all(folder);
 }

@@ -138,9 +138,9 @@ void damage_blobs(const std::string& name, const std::uint8_t* data, std::size_t
         // Half of the time what is read is not checked, as of an older schema.
         const std::string hash = table == "columns" ? "hash" : table == "run_blocks" ? "entries_hash" : "";
         const std::string unchecked = hash.empty() || place % 2 == 0 ? "" : hash + " = NULL, ";
-        database.run("UPDATE " + table + " SET " + unchecked + column + " = CAST(substr(" + column + ", 1, " + at + ") || " + hex + " || substr(" + column +
-                     ", " + at + " + 2) AS BLOB) WHERE id = (SELECT id FROM " + table + " WHERE length(" + column + ") > 0 LIMIT 1 OFFSET " + row +
-                     " % (SELECT count(*) FROM " + table + "))");
+        database.run("UPDATE " + table + " SET " + unchecked + column + " = CAST(substr(" + column + ", 1, " + at + ") || " + hex + " || substr(" +
+                     column + ", " + at + " + 2) AS BLOB) WHERE id = (SELECT id FROM " + table + " WHERE length(" + column + ") > 0 LIMIT 1 OFFSET " +
+                     row + " % (SELECT count(*) FROM " + table + "))");
     };
     for (; size >= 5; data += 5, size -= 5) {
         switch (data[3] % 6) {
