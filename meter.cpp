@@ -7158,8 +7158,9 @@ ActiveValues active_page(const Reader& reader, const Metric& metric, const Rules
     AggregateQuery about{.customer = query.customer, .subscription = query.subscription, .period = query.period, .filter = query.filter};
     auto values = active_values(reader, {metric, rules, std::move(about)});
     const auto total = static_cast<std::int64_t>(values.size());
-    const auto first = values.begin() + std::min(query.offset, total), last = first + std::min(query.limit, values.end() - first);
-    return {{std::make_move_iterator(first), std::make_move_iterator(last)}, total};
+    const std::int64_t first = std::min(query.offset, total), last = first + std::min(query.limit, total - first);
+    const auto at = [&](std::int64_t place) { return std::make_move_iterator(values.begin() + static_cast<std::ptrdiff_t>(place)); };
+    return {{at(first), at(last)}, total};
 }
 
 void check_active(const Metric& metric, const ActiveQuery& query) {
@@ -14616,10 +14617,11 @@ std::optional<Blames> blame_by_key(const json& body, std::span<const std::string
     for (const auto& [key, value] : details->items()) {
         const auto index = whole_number(key);
         if (!index && value.is_array() && value.size() == 1 && value[0] == "too_many_events") return Blames{{}, true};
-        if (!index || static_cast<std::size_t>(*index) >= ids.size()) return std::nullopt;
+        if (!index || static_cast<std::uint64_t>(*index) >= ids.size()) return std::nullopt;
         const auto at = static_cast<std::size_t>(*index);
         const bool exists = value == json{{"transaction_id", {"value_already_exist"}}};
-        if (exists && std::find(ids.begin(), ids.begin() + *index, ids[at]) != ids.begin() + *index) return std::nullopt;
+        const auto before = ids.first(at);
+        if (exists && std::find(before.begin(), before.end(), ids[at]) != before.end()) return std::nullopt;
         blames.events.push_back({at, exists, false, shortened(words(value))});
     }
     return blames;
@@ -14665,7 +14667,7 @@ std::optional<Blames> blame_by_prefix(const json& body, std::span<const std::str
         const std::size_t to = std::min(message.find("; ", from), message.size());
         const std::string_view part = std::string_view(message).substr(from, to - from);
         const auto index = whole_number(part.substr(0, std::min(part.find_first_of(".: "), part.size())));
-        if (!index || static_cast<std::size_t>(*index) >= ids.size()) return std::nullopt;
+        if (!index || static_cast<std::uint64_t>(*index) >= ids.size()) return std::nullopt;
         Blame& blame = found.try_emplace(static_cast<std::size_t>(*index), Blame{static_cast<std::size_t>(*index), false, true, ""}).first->second;
         blame.early = blame.early && part.find(early) != std::string_view::npos;
         blame.text = shortened(blame.text + (blame.text.empty() ? "" : "; ") + std::string(part));

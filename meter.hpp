@@ -46,7 +46,7 @@ enum class ErrorCode {
     full,            ///< the disk, or MeterOptions::max_bytes, has no room; nothing was stored
     read_only,       ///< the database cannot be written
     io,              ///< the system refused to read or write
-    corrupt,         ///< the database is damaged
+    corrupt,         ///< the database is damaged; it was left as it is. verify() says where, and makes again what is derived from the log
     not_a_database,  ///< the file is something else; it was left as it is
     newer_schema,    ///< the file was written by a newer release; it was left as it is
     unsupported,     ///< not available in this build
