@@ -2685,21 +2685,22 @@ auto from_file(const char* what, Read&& read) {
 // the file format.
 std::int64_t checksum(std::string_view bytes) noexcept {
     constexpr std::size_t word = sizeof(std::uint64_t);
-    std::array<std::uint64_t, 4> streams{1, 2, 3, 4};
     const auto* at = reinterpret_cast<const std::uint8_t*>(bytes.data());
-    const auto take = [](std::uint64_t stream, std::uint64_t next) { return (stream ^ next) * 0x9E3779B97F4A7C15ULL; };
+    const auto take = [](std::uint64_t& stream, std::uint64_t next) { stream = (stream ^ next) * 0x9E3779B97F4A7C15ULL; };
+    std::uint64_t a = 1, b = 2, c = 3, d = 4;
     std::size_t left = bytes.size();
-    for (; left >= streams.size() * word; left -= streams.size() * word, at += streams.size() * word) {
-        for (std::size_t i = 0; i < streams.size(); ++i) streams[i] = take(streams[i], get_whole<std::uint64_t>(at + i * word));
+    for (; left >= 4 * word; left -= 4 * word, at += 4 * word) {
+        take(a, get_whole<std::uint64_t>(at));
+        take(b, get_whole<std::uint64_t>(at + word));
+        take(c, get_whole<std::uint64_t>(at + 2 * word));
+        take(d, get_whole<std::uint64_t>(at + 3 * word));
     }
-    for (std::size_t i = 0; left > 0; ++i) {
+    for (std::uint64_t* const stream : {&a, &b, &c, &d}) {
         const std::size_t width = std::min(left, word);
-        streams[i] = take(streams[i], get_bytes(at, width));
+        if (width > 0) take(*stream, get_bytes(at, width));
         at += width, left -= width;
     }
-    std::uint64_t sum = bytes.size();
-    for (const std::uint64_t stream : streams) sum = mix(sum ^ stream);
-    return static_cast<std::int64_t>(sum);
+    return static_cast<std::int64_t>(mix(mix(mix(mix(bytes.size() ^ a) ^ b) ^ c) ^ d));
 }
 
 std::int64_t checksum(std::span<const std::uint8_t> bytes) noexcept {
@@ -3815,6 +3816,11 @@ struct Layout {
 struct SegmentInfo {
     std::int64_t id = 0, name = 0, rows = 0, first_time = 0, last_time = 0, chunk_first = 0, chunk_last = 0;
     const Layout* layout = nullptr;
+    mutable std::vector<bool> sound{};  // by place: whose checksum was right when it was first read
+    // Ids are given again after a repair.
+    bool same_as(const SegmentInfo& other) const noexcept {
+        return id == other.id && name == other.name && rows == other.rows && chunk_first == other.chunk_first && chunk_last == other.chunk_last;
+    }
 };
 
 // What a scan reads: events of some names, of one customer or subscription or all, in a period, and of those the given columns.
@@ -3904,13 +3910,14 @@ public:
 private:
     void load_segments(Connection& db) {
         layouts_.clear();
-        segments_.clear();
+        std::vector<SegmentInfo> old = std::exchange(segments_, {});
+        auto known = old.begin();
         const Prepared layout = db.prepared("SELECT id, keys FROM layouts");
         while (layout.row()) {
             const auto keys = from_file("layouts", [&] { return json::parse(layout.text(1)).get<std::vector<std::string>>(); });
-            Layout& known = layouts_[layout.integer(0)];
-            for (std::size_t i = 0; i < keys.size(); ++i) known.places[keys[i]] = static_cast<std::int64_t>(i);
-            known.partial = known.places.erase(partial_mark) != 0;
+            Layout& made = layouts_[layout.integer(0)];
+            for (std::size_t i = 0; i < keys.size(); ++i) made.places[keys[i]] = static_cast<std::int64_t>(i);
+            made.partial = made.places.erase(partial_mark) != 0;
         }
         const Prepared row = db.prepared(
             "SELECT s.id, s.name, s.rows, s.first_time, s.last_time, c.first, c.last, s.layout FROM segments s JOIN chunks c ON c.id = s.chunk ORDER "
@@ -3918,8 +3925,10 @@ private:
         while (row.row()) {
             const auto found = layouts_.find(row.integer(7));
             if (found == layouts_.end() || row.integer(2) < 1 || row.integer(2) > max_segment_rows) damaged("segments");
-            segments_.push_back(
-                {row.integer(0), row.integer(1), row.integer(2), row.integer(3), row.integer(4), row.integer(5), row.integer(6), &found->second});
+            SegmentInfo& segment = segments_.emplace_back(SegmentInfo{
+                row.integer(0), row.integer(1), row.integer(2), row.integer(3), row.integer(4), row.integer(5), row.integer(6), &found->second, {}});
+            while (known != old.end() && known->id < segment.id) ++known;
+            if (known != old.end() && known->same_as(segment)) segment.sound = std::move(known->sound);
         }
     }
     std::int64_t generation_ = -1, tail_first_ = 0, tail_last_ = 0;
@@ -4015,7 +4024,7 @@ public:
         const auto place = info_.layout->places.find(key);
         if (place == info_.layout->places.end()) return constant_column(CellKind::missing, 0, rows());
         const Prepared row = blob(place->second);
-        return unpack_column(checked_blob(row, 0, 1, "columns"), static_cast<std::size_t>(info_.rows), first_, last_);
+        return unpack_column(row.text(0), static_cast<std::size_t>(info_.rows), first_, last_);
     }
 
 private:
@@ -4027,11 +4036,17 @@ private:
         Prepared row = db_.prepared("SELECT data, hash FROM columns WHERE id = ?");
         row.bind(info_.id * max_columns + place);
         if (!row.row()) damaged("columns");
+        const auto at = static_cast<std::size_t>(place);
+        if (at >= info_.sound.size() || !info_.sound[at]) {
+            checked_blob(row, 0, 1, "columns");
+            info_.sound.resize(std::max(info_.sound.size(), at + 1));
+            info_.sound[at] = true;
+        }
         return row;
     }
     Directory directory() const {
         const Prepared row = blob(0);
-        Unpacker in(checked_blob(row, 0, 1, "columns"));
+        Unpacker in(row.text(0));
         const auto count = static_cast<std::size_t>(in.bytes(4));
         if (count == 0 || count > static_cast<std::size_t>(info_.rows)) damaged("columns.customer");
         Directory found;
@@ -4831,6 +4846,17 @@ void Store::commit(const std::function<void(Connection&)>& run) {
     if (job.error) std::rethrow_exception(job.error);
 }
 
+// What is being handled, as an object that no other thread has.
+std::exception_ptr own_exception() {
+    try {
+        throw;
+    } catch (const Error& error) {
+        return std::make_exception_ptr(error);
+    } catch (...) {
+        return std::current_exception();
+    }
+}
+
 void Store::run_group(std::span<Job* const> group) {
     const std::lock_guard lock(writer_mutex_);
     // False when the jobs have to be tried one by one.
@@ -4843,7 +4869,7 @@ void Store::run_group(std::span<Job* const> group) {
             memory_.forget();
             written_ = {};
             if (begun && jobs.size() > 1) return false;
-            for (Job* job : jobs) job->error = std::current_exception();  // where a lock was not to be had, each would wait as long again
+            for (Job* job : jobs) job->error = own_exception();  // where a lock was not to be had, each would wait as long again
             return true;
         }
     };

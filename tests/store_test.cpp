@@ -1610,6 +1610,44 @@ TEST_CASE("A bit that flipped in what was sealed never becomes an answer") {
     CHECK(ask() == right);
 }
 
+namespace {
+
+// As FORMAT.md describes it.
+std::int64_t checksum_of(const std::string& bytes) {
+    const auto finalizer = [](std::uint64_t h) {
+        h = (h ^ h >> 33) * 0xFF51AFD7ED558CCDULL;
+        h = (h ^ h >> 33) * 0xC4CEB9FE1A85EC53ULL;
+        return h ^ h >> 33;
+    };
+    std::array<std::uint64_t, 4> streams{1, 2, 3, 4};
+    for (std::size_t at = 0; at < bytes.size(); at += 8) {
+        std::uint64_t word = 0;
+        for (std::size_t i = std::min<std::size_t>(8, bytes.size() - at); i-- > 0;) word = word << 8 | static_cast<unsigned char>(bytes[at + i]);
+        std::uint64_t& stream = streams[at / 8 % 4];
+        stream = (stream ^ word) * 0x9E3779B97F4A7C15ULL;
+    }
+    std::uint64_t sum = bytes.size();
+    for (const std::uint64_t stream : streams) sum = finalizer(sum ^ stream);
+    return static_cast<std::int64_t>(sum);
+}
+
+}  // namespace
+
+TEST_CASE("Checksums are those that FORMAT.md describes") {
+    Scratch scratch;
+    {
+        Meter m(options_for(scratch.path(), 64));
+        m.record(numbered("x", 0, 200));
+        REQUIRE(sealed_to(scratch.path(), 192));
+    }
+    const auto rows = PlainDatabase(scratch.path())
+                          .rows(
+                              "SELECT data, hash FROM columns UNION ALL SELECT filter, filter_hash FROM run_blocks UNION ALL "
+                              "SELECT entries, entries_hash FROM run_blocks");
+    CHECK(rows.size() > 20);
+    for (const auto& row : rows) CHECK(std::stoll(row[1].value()) == checksum_of(row[0].value()));
+}
+
 TEST_CASE("A repair in one Meter does not mislead another that is open on the file") {
     Scratch scratch;
     Meter first(options_for(scratch.path(), 64)), second(options_for(scratch.path(), 64));
