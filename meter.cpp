@@ -2634,6 +2634,15 @@ std::uint64_t get_bytes(const std::uint8_t* at, std::size_t width) noexcept {
     return value;
 }
 
+// As above for 1, 2, 4 or 8 bytes; what the compiler makes one load of, and loops of such loads vectors.
+template <class Whole>
+std::uint64_t get_whole(const std::uint8_t* at) noexcept {
+    if constexpr (std::endian::native != std::endian::little) return get_bytes(at, sizeof(Whole));
+    Whole value;
+    std::memcpy(&value, at, sizeof value);
+    return value;
+}
+
 [[noreturn]] void damaged(const char* what) { throw Error(ErrorCode::corrupt, what, "does not have the form it was written in"); }
 
 // Runs `read` on what a file holds: whatever it finds wrong is damage.
@@ -3378,34 +3387,41 @@ public:
         if (width != 0 && rows > left_ / width) damaged("columns");
         const std::uint8_t* data = take(rows * width);
         out.resize(last - first);
+        const std::span packed(data, rows * width + left_);
         switch (width) {
             case 0:
-                return spread<0>(out, base, data, first);
+                return std::fill(out.begin(), out.end(), static_cast<std::int64_t>(base));
             case 1:
-                return spread<1>(out, base, data, first);
+                return spread<1, std::uint8_t>(out, base, packed, first);
             case 2:
-                return spread<2>(out, base, data, first);
+                return spread<2, std::uint16_t>(out, base, packed, first);
             case 3:
-                return spread<3>(out, base, data, first);
+                return spread<3, std::uint32_t>(out, base, packed, first);
             case 4:
-                return spread<4>(out, base, data, first);
+                return spread<4, std::uint32_t>(out, base, packed, first);
             case 5:
-                return spread<5>(out, base, data, first);
+                return spread<5, std::uint64_t>(out, base, packed, first);
             case 6:
-                return spread<6>(out, base, data, first);
+                return spread<6, std::uint64_t>(out, base, packed, first);
             case 7:
-                return spread<7>(out, base, data, first);
+                return spread<7, std::uint64_t>(out, base, packed, first);
             default:
-                return spread<8>(out, base, data, first);
+                return spread<8, std::uint64_t>(out, base, packed, first);
         }
     }
 
 private:
-    // The width as a constant lets the compiler unroll and vectorise the loop that every aggregate spends its time in.
-    template <std::size_t width>
-    static void spread(std::vector<std::int64_t>& out, std::uint64_t base, const std::uint8_t* data, std::size_t first) {
-        data += first * width;
-        for (std::size_t i = 0; i < out.size(); ++i) out[i] = static_cast<std::int64_t>(base + get_bytes(data + i * width, width));
+    // The width as a constant lets the compiler unroll and vectorise the loop that every aggregate spends its time in. An odd width is read as
+    // part of a wider integer, but for the last rows, where the bytes may end before it.
+    template <std::size_t width, class Whole>
+    static void spread(std::vector<std::int64_t>& out, std::uint64_t base, std::span<const std::uint8_t> packed, std::size_t first) {
+        constexpr std::uint64_t mask = ~std::uint64_t{0} >> (64 - 8 * width);
+        const std::uint8_t* data = packed.data() + first * width;
+        const std::size_t whole = packed.size() < sizeof(Whole) ? 0 : (packed.size() - sizeof(Whole)) / width + 1;
+        const std::size_t rows = out.size(), wide = std::min(rows, whole - std::min(whole, first));
+        std::int64_t* to = out.data();
+        for (std::size_t i = 0; i < wide; ++i) to[i] = static_cast<std::int64_t>(base + (get_whole<Whole>(data + i * width) & mask));
+        for (std::size_t i = wide; i < rows; ++i) to[i] = static_cast<std::int64_t>(base + get_bytes(data + i * width, width));
     }
     const std::uint8_t* at_;
     std::size_t left_;
@@ -3778,12 +3794,9 @@ struct Batch {
 // Calls use(row) for the rows that belong to the answer.
 template <class Use>
 void each_row(const Batch& batch, Use&& use) {
-    if (batch.mask.empty()) {
-        for (std::size_t row = 0; row < batch.rows; ++row) use(row);
-        return;
-    }
+    const std::uint8_t* mask = batch.mask.empty() ? nullptr : batch.mask.data();
     for (std::size_t row = 0; row < batch.rows; ++row) {
-        if (batch.mask[row]) use(row);
+        if (mask == nullptr || mask[row] != 0) use(row);
     }
 }
 
@@ -5662,6 +5675,16 @@ std::vector<std::uint32_t> ranks_of(std::size_t count, Less&& less) {
     return ranks;
 }
 
+// Puts items in the order of their numbers' ranks; what has the same number stays as it was.
+template <class NumberOf>
+void order_by(std::vector<std::size_t>& items, const std::vector<std::uint32_t>& ranks, NumberOf&& number_of) {
+    std::vector<std::size_t> places(ranks.size() + 1), ordered(items.size());
+    for (const std::size_t item : items) ++places[ranks[number_of(item)] + std::size_t{1}];
+    std::partial_sum(places.begin(), places.end(), places.begin());
+    for (const std::size_t item : items) ordered[places[ranks[number_of(item)]]++] = item;
+    items.swap(ordered);
+}
+
 // ---- values as small integers ----
 
 constexpr std::uint32_t no_value = 0;  // the row lacks the field
@@ -5781,15 +5804,19 @@ public:
         cells_.resize(cell_count);
     }
     // Of every row.
-    const std::vector<std::uint32_t>& number(const Batch& batch, const std::vector<std::int64_t>& times) {
-        rows_.resize(batch.rows);
-        each_row(batch, [&, out = rows_.data(), cells = cells_.data()](std::size_t row) {
-            const std::int64_t key = times[row] >> cell_bits_;
+    void number(const Batch& batch, const std::vector<std::int64_t>& times, std::vector<std::uint32_t>& bins) {
+        bins.resize(batch.rows);
+        each_row(batch, [this, out = bins.data(), in = times.data(), cells = cells_.data(), bits = cell_bits_](std::size_t row) {
+            const std::int64_t time = in[row], key = time >> bits;
             Cell& cell = cells[static_cast<std::size_t>(key) % cell_count];
-            if (cell.key != key) cell = cell_of(key, times[row]);
-            out[row] = times[row] < cell.edge ? cell.before : cell.after;
+            if (cell.key != key) cell = cell_of(key, time);
+            out[row] = time < cell.edge ? cell.before : cell.after;
         });
-        return rows_;
+    }
+    // Of the bins that have numbers; some may have no rows.
+    std::size_t size() const noexcept { return starts_.keys().size(); }
+    std::vector<std::uint32_t> ranks() const {
+        return ranks_of(size(), [this](std::uint32_t a, std::uint32_t b) { return start(a) < start(b); });
     }
     Timestamp start(std::uint32_t bin) const { return Timestamp(static_cast<std::int64_t>(starts_.keys()[bin])); }
     // All of time without bins.
@@ -5818,7 +5845,6 @@ private:
     int cell_bits_ = 0;
     std::vector<Cell> cells_;
     Numbering starts_;
-    std::vector<std::uint32_t> rows_;
 };
 
 // Gives every row of a batch the number of the answer's row it belongs to: one for each bin and combination of group values met.
@@ -5832,13 +5858,14 @@ public:
     }
 
     const std::vector<std::uint32_t>& place(Connection& db, const Batch& batch) {
-        if (fields_.empty()) slot_.assign(batch.rows, 0);
+        if (fields_.empty() && !binned_) slot_.assign(batch.rows, 0);
         combine(0, width_, db, batch);
         if (named_) put_rest_together(batch);
         combine(width_, fields_.size(), db, batch);
-        if (binned_) in_bins_.number(batch, slot_, bins_.number(batch, batch.columns[time_].cells));
+        if (binned_) bins_.number(batch, batch.columns[time_].cells, fields_.empty() ? slot_ : bin_);
+        if (binned_ && !fields_.empty()) in_bins_.number(batch, slot_, bin_);
         size_ = count();
-        if (size_ > limits::aggregate_rows) throw_too_many_rows();
+        if (size_ > 4 * limits::aggregate_rows) throw_too_many_rows();
         return slot_;
     }
 
@@ -5848,20 +5875,20 @@ public:
     // The bin and group of a slot, without a value.
     Measured row(std::size_t slot) const {
         Measured row;
-        if (binned_) row.bin = bins_.start(in_bins_.second(slot));
-        const std::uint32_t group = named_ ? kept_[group_of(slot)] : group_of(slot);
-        row.rest = group == rest;
-        row.group = row.rest ? Group(width_) : names(group);
+        if (binned_) row.bin = bins_.start(bin_of(slot));
+        row.group.resize(width_);
+        row.rest = is_rest(slot);
+        for (std::size_t i = 0; i < width_ && !row.rest; ++i) row.group[i] = fields_[i].values.name(value_of(slot, i));
         return row;
     }
 
     // In the order of their rows: by bin, then group, the rest last.
     void sort(std::vector<std::size_t>& slots) const {
-        const auto groups = group_ranks();
-        const auto key = [&](std::size_t slot) {
-            return std::pair(binned_ ? bins_.start(in_bins_.second(slot)) : Timestamp(), groups[group_of(slot)]);
-        };
-        std::sort(slots.begin(), slots.end(), [&](std::size_t a, std::size_t b) { return key(a) < key(b); });
+        for (std::size_t i = width_; i-- > 0;) {
+            order_by(slots, fields_[i].values.ranks(), [&](std::size_t slot) { return is_rest(slot) ? no_value : value_of(slot, i); });
+        }
+        if (named_) order_by(slots, {0, 1}, [&](std::size_t slot) { return is_rest(slot) ? 1U : 0U; });
+        if (binned_) order_by(slots, bins_.ranks(), [&](std::size_t slot) { return bin_of(slot); });
     }
 
     // The bin of a row; all of time without bins.
@@ -5881,8 +5908,8 @@ private:
     };
 
     std::size_t count() const {
+        if (fields_.empty()) return binned_ ? bins_.size() : 1;
         if (binned_) return in_bins_.size();
-        if (fields_.empty()) return 1;
         if (named_ && fields_.size() == width_) return kept_.size();
         return fields_.size() == 1 ? fields_[0].values.size() : fields_.back().combinations.size();
     }
@@ -5890,35 +5917,24 @@ private:
         const std::string key = column_key(field);
         fields_.push_back({question.key(key), Values(blank, fields::is_moment(key))});
     }
-    Group names(std::uint32_t group) const {
-        Group names(width_);
-        if (names.empty()) return names;
-        for (std::size_t i = width_; --i > 0;) {
-            names[i] = fields_[i].values.name(fields_[i].combinations.second(group));
-            group = fields_[i].combinations.first(group);
-        }
-        names[0] = fields_[0].values.name(group);
-        return names;
-    }
+    std::uint32_t bin_of(std::size_t slot) const { return fields_.empty() ? static_cast<std::uint32_t>(slot) : in_bins_.second(slot); }
     std::uint32_t group_of(std::size_t slot) const {
-        if (width_ == 0) return 0;
         const auto group = binned_ ? in_bins_.first(slot) : static_cast<std::uint32_t>(slot);
         return fields_.size() > width_ ? fields_[width_].combinations.first(group) : group;
     }
-    std::vector<std::uint32_t> group_ranks() const {
-        if (width_ == 0) return {0};
-        auto ranks = fields_[0].values.ranks();
-        for (std::size_t i = 1; i < width_; ++i) {
-            const auto own = fields_[i].values.ranks();
-            const auto& pairs = fields_[i].combinations;
-            std::vector<std::uint64_t> keys(pairs.size());
-            for (std::size_t pair = 0; pair < keys.size(); ++pair) keys[pair] = pair_key(ranks[pairs.first(pair)], own[pairs.second(pair)]);
-            ranks = ranks_of(keys.size(), [&](std::uint32_t a, std::uint32_t b) { return keys[a] < keys[b]; });
-        }
-        if (!named_) return ranks;
-        std::vector<std::uint32_t> kept;
-        for (const std::uint32_t group : kept_) kept.push_back(group == rest ? rest : ranks[group]);
-        return kept;
+    bool is_rest(std::size_t slot) const { return named_ && kept_[group_of(slot)] == rest; }
+    // The number of a group's, or slot's, value of a field. That of the rest has none.
+    std::uint32_t value_in(std::uint32_t group, std::size_t field) const {
+        for (std::size_t i = width_ - 1; i > field; --i) group = fields_[i].combinations.first(group);
+        return field == 0 ? group : fields_[field].combinations.second(group);
+    }
+    std::uint32_t value_of(std::size_t slot, std::size_t field) const {
+        return value_in(named_ ? kept_[group_of(slot)] : group_of(slot), field);
+    }
+    Group names(std::uint32_t group) const {
+        Group names(width_);
+        for (std::size_t i = 0; i < width_; ++i) names[i] = fields_[i].values.name(value_in(group, i));
+        return names;
     }
     // Each group that keeps its name gets a number of its own, all others one together.
     void put_rest_together(const Batch& batch) {
@@ -5950,8 +5966,8 @@ private:
     std::vector<Field> fields_;  // the first `width_` of them are the group
     const std::set<Group>* named_;
     std::vector<std::uint32_t> places_, kept_{rest};  // for each group its place in `kept_`, where its own number is, or that of the rest
-    PairNumbering in_bins_;
-    std::vector<std::uint32_t> slot_;  // of each row, while it is found out
+    PairNumbering in_bins_;                  // of groups and bins, where there are both
+    std::vector<std::uint32_t> slot_, bin_;  // of each row, while they are found out
 };
 
 // ---- numbers of a column ----
@@ -5995,7 +6011,7 @@ public:
         words_.assign(column.words.size(), std::nullopt);
         const bool cut_off = rules_.decimals && scale(batch) > *rules_.decimals;
         const bool as_it_stands = !multiplier_ && !cut_off && !rules_.not_negative && !(is_time_ && rules_.seconds);
-        if (as_it_stands && column.all(CellKind::number)) return each_row(batch, [&](std::size_t row) { small(row, column.cells[row]); });
+        if (as_it_stands && column.all(CellKind::number)) return each_row(batch, [&, cells = column.cells.data()](std::size_t row) { small(row, cells[row]); });
         each_row(batch, [&](std::size_t row) {
             if (column.kind(row) == CellKind::number && !cut_off && within(cell_of(column, row))) {
                 const std::int64_t cell = cell_of(column, row) * factor_;
@@ -6141,46 +6157,62 @@ public:
         // A billion integers of 62 bits at these scales add up to less than 38 digits, whatever the order.
         constexpr int safe_scale = 9;
         const bool safe = other == others_.end() && (sums_.empty() || sums_.rbegin()->first <= safe_scale);
-        ExactSum exact = other == others_.end() ? ExactSum() : other->second;
+        ExactSum exact = other == others_.end() ? ExactSum() : other->second.amount;
         Decimal sum;
         for (const auto& [scale, sums] : sums_) {
             if (slot >= sums.size()) continue;
             if (safe) {
-                sum += sums[slot].at_scale(scale);
+                sum += sums[slot].amount.at_scale(scale);
             } else {
-                exact.add(sums[slot].at_scale(scale));
+                exact.add(sums[slot].amount.at_scale(scale));
             }
         }
         return safe ? sum : exact.result();
     }
-    bool falls(std::size_t slot) const override { return falls_[slot] != 0; }
+    bool falls(std::size_t slot) const override {
+        const auto other = others_.find(slot);
+        return (other != others_.end() && other->second.falls) ||
+               std::any_of(sums_.begin(), sums_.end(), [&](const auto& each) { return slot < each.second.size() && each.second[slot].signs < 0; });
+    }
     bool exact_in_binary() const override {
         constexpr std::int64_t largest = std::int64_t{1} << 53;
-        if (!others_.empty() || std::find(falls_.begin(), falls_.end(), 1) != falls_.end() || (!sums_.empty() && sums_.rbegin()->first > 0))
-            return false;
+        if (!others_.empty() || (!sums_.empty() && sums_.rbegin()->first > 0)) return false;
         for (std::size_t slot = 0; slot < events_.size(); ++slot) {
-            if (SumAccumulator::value(slot, {}) > largest) return false;
+            if (falls(slot) || SumAccumulator::value(slot, {}) > largest) return false;
         }
         return true;
     }
 
 private:
     void take(Connection&, const Batch& batch, const std::vector<std::uint32_t>& slots, std::size_t count) override {
-        std::vector<WideSum>& sums = sums_[numbers_.scale(batch)];
+        std::vector<Sum>& sums = sums_[numbers_.scale(batch)];
         sums.resize(std::max(count, sums.size()));
-        falls_.resize(events_.size());
-        const auto note = [&](std::uint32_t slot, bool negative) {
-            ++events_[slot];
-            if (negative) falls_[slot] = 1;
-        };
         numbers_.each(
-            batch, [&](std::size_t row, std::int64_t cell) { sums[slots[row]].add(cell), note(slots[row], cell < 0); },
-            [&](std::size_t row, const Decimal& number) { others_[slots[row]].add(number), note(slots[row], number.is_negative()); });
+            batch,
+            [at = slots.data(), to = sums.data(), events = events_.data()](std::size_t row, std::int64_t cell) {
+                const std::uint32_t slot = at[row];
+                to[slot].amount.add(cell);
+                to[slot].signs |= cell;
+                ++events[slot];
+            },
+            [&](std::size_t row, const Decimal& number) {
+                Other& other = others_[slots[row]];
+                other.amount.add(number);
+                other.falls = other.falls || number.is_negative();
+                ++events_[slots[row]];
+            });
     }
+    struct Sum {
+        WideSum amount{};
+        std::int64_t signs = 0;  // below 0 when some number was
+    };
+    struct Other {
+        ExactSum amount{};
+        bool falls = false;
+    };
     Numbers numbers_;
-    std::map<int, std::vector<WideSum>> sums_;          // by scale, so that adding needs no multiplication
-    std::unordered_map<std::size_t, ExactSum> others_;  // of texts and wide numbers, few in most logs
-    std::vector<std::uint8_t> falls_;                   // of each slot, whether a number was negative
+    std::map<int, std::vector<Sum>> sums_;           // by scale, so that adding needs no multiplication
+    std::unordered_map<std::size_t, Other> others_;  // of texts and wide numbers, few in most logs
 };
 
 class AverageAccumulator final : public SumAccumulator {
@@ -6823,6 +6855,7 @@ std::vector<Measured> scanned_rows(const Reader& reader, const Question& asked, 
     for (std::size_t slot = 0; slot < slots.size(); ++slot) {
         if (accumulator->events(slot) > 0) met.push_back(slot);
     }
+    if (met.size() > limits::aggregate_rows) Slots::throw_too_many_rows();
     slots.sort(met);
     std::vector<Measured> rows;
     rows.reserve(met.size());
