@@ -3483,6 +3483,7 @@ constexpr std::string_view id = "id", name = "name", time = "time", sequence = "
                            source = "source", value = "value", cents = "precise_total_amount_cents", recorded = "recorded_at";
 // Moments are microseconds.
 bool is_moment(std::string_view key) { return key == time || key == recorded; }
+bool is_owner(std::string_view key) { return key == name || key == customer || key == subscription; }
 }  // namespace fields
 
 constexpr std::size_t max_segment_columns = 1000;
@@ -3769,33 +3770,45 @@ struct ScanQuestion {
     std::optional<std::int64_t> customer{}, subscription{};
     std::int64_t from = std::numeric_limits<std::int64_t>::min(), to = std::numeric_limits<std::int64_t>::max();  // microseconds, half-open
     std::vector<std::string> keys{};
+    std::vector<std::string> owner_keys{};  // name, customer, subscription: what Batch::owners tells
 
-    std::size_t key(std::string_view wanted) {
+    std::size_t key(std::string_view wanted) { return place_in(keys, wanted); }
+    std::size_t owner_key(std::string_view wanted) { return place_in(owner_keys, wanted); }
+    bool wants(std::int64_t name, std::int64_t first, std::int64_t last) const {
+        if (last < from || first >= to) return false;
+        return !names || std::find(names->begin(), names->end(), name) != names->end();
+    }
+
+private:
+    static std::size_t place_in(std::vector<std::string>& keys, std::string_view wanted) {
         const auto known = std::find(keys.begin(), keys.end(), wanted);
         if (known != keys.end()) return static_cast<std::size_t>(known - keys.begin());
         keys.emplace_back(wanted);
         return keys.size() - 1;
     }
-    bool wants(std::int64_t name, std::int64_t first, std::int64_t last) const {
-        if (last < from || first >= to) return false;
-        return !names || std::find(names->begin(), names->end(), name) != names->end();
-    }
 };
 
-// Rows of one name. `mask` tells which belong to the answer; all of them when it is empty.
-struct Batch {
-    std::int64_t name = 0;
+// `mask` tells which rows belong to the answer; all of them when it is empty.
+struct Table {
     std::size_t rows = 0;
-    std::vector<Column> columns{};  // as ScanQuestion::keys
+    std::vector<Column> columns{};
     std::vector<std::uint8_t> mask{};
-    Parts rebuilt{};  // where the columns' texts live when they were read again from the log
+};
+
+// Rows of one name, with the columns of ScanQuestion::keys.
+struct Batch : Table {
+    explicit Batch(std::int64_t of_name) noexcept : name(of_name) {}
+    std::int64_t name;
+    Table owners{};                     // a row for each stretch of rows that have the same owner, with the columns of ScanQuestion::owner_keys
+    std::vector<std::uint32_t> ends{};  // where each of those stretches ends
+    Parts rebuilt{};                    // where the columns' texts live when they were read again from the log
 };
 
 // Calls use(row) for the rows that belong to the answer.
 template <class Use>
-void each_row(const Batch& batch, Use&& use) {
-    const std::uint8_t* mask = batch.mask.empty() ? nullptr : batch.mask.data();
-    for (std::size_t row = 0; row < batch.rows; ++row) {
+void each_row(const Table& table, Use&& use) {
+    const std::uint8_t* mask = table.mask.empty() ? nullptr : table.mask.data();
+    for (std::size_t row = 0; row < table.rows; ++row) {
         if (mask == nullptr || mask[row] != 0) use(row);
     }
 }
@@ -3887,6 +3900,22 @@ std::string text_of(Connection& db, std::int64_t id) {
     return row.row() ? std::string(row.text(0)) : std::string();
 }
 
+// Calls use(id, text) for each of the ids, which are in order; for one that is not there with no text.
+template <class Use>
+void each_text(Connection& db, const std::vector<std::int64_t>& ids, Use&& use) {
+    constexpr std::int64_t near = 16;  // so many rows are stepped over as quickly as one is looked for
+    for (auto id = ids.begin(); id != ids.end();) {
+        const auto gap = std::adjacent_find(id, ids.end(), [](std::int64_t a, std::int64_t b) { return b - a > near; });
+        const auto end = gap == ids.end() ? gap : gap + 1;
+        const Prepared row = db.prepared("SELECT id, text FROM texts WHERE id BETWEEN ? AND ? ORDER BY id");
+        row.bind(*id, end[-1]);
+        for (std::int64_t at = -1; id != end; ++id) {
+            while (at < *id) at = row.row() ? row.integer(0) : std::numeric_limits<std::int64_t>::max();
+            use(*id, at == *id ? row.text(1) : std::string_view());
+        }
+    }
+}
+
 std::vector<Source> part_sources(const Parts& parts, const ScanQuestion& question, std::int64_t sequence_first = 0, std::int64_t sequence_last = 0) {
     std::vector<Source> found;
     for (const auto& [name, part] : parts) {
@@ -3941,6 +3970,23 @@ Column interned_column(std::vector<std::int64_t> ids) {
     return column;
 }
 
+// Who the rows belong to: for each stretch of rows of one customer and subscription these, and where it ends.
+struct Owners {
+    std::vector<std::int64_t> customers{}, subscriptions{};
+    std::vector<std::uint32_t> ends{};
+    const std::vector<std::int64_t>& ids(std::string_view key) const { return key == fields::customer ? customers : subscriptions; }
+};
+
+// For each row what is given once for each stretch.
+template <class Value>
+void spread(const std::vector<Value>& values, const std::vector<std::uint32_t>& ends, std::vector<Value>& rows) {
+    rows.resize(ends.empty() ? 0 : ends.back());
+    std::size_t row = 0;
+    for (std::size_t i = 0; i < ends.size(); ++i) {
+        for (const Value value = values[i]; row < ends[i]; ++row) rows[row] = value;
+    }
+}
+
 // A sealed segment opened for reading, or the stretch of it in which one customer's or subscription's rows lie.
 class SegmentReader {
 public:
@@ -3952,9 +3998,20 @@ public:
     // Whether the stretch holds nothing else.
     bool exact() const noexcept { return exact_; }
 
+    Owners owners() const {
+        Directory all = directory();
+        Owners found;
+        for (std::size_t i = 0; i < all.customers.size(); ++i) {
+            const auto begin = static_cast<std::size_t>(all.starts[i]), end = static_cast<std::size_t>(all.starts[i + 1]);
+            if (end <= first_ || begin >= last_) continue;
+            found.customers.push_back(all.customers[i]);
+            found.subscriptions.push_back(all.subscriptions[i]);
+            found.ends.push_back(static_cast<std::uint32_t>(std::min(end, last_) - first_));
+        }
+        return found;
+    }
     Column column(const std::string& key) const {
-        if (key == fields::customer) return owners(&Directory::customers);
-        if (key == fields::subscription) return owners(&Directory::subscriptions);
+        if (key == fields::customer || key == fields::subscription) return spread_owners(key);
         const auto place = info_.layout->places.find(key);
         if (place == info_.layout->places.end()) return constant_column(CellKind::missing, 0, rows());
         const Prepared row = blob(place->second);
@@ -3983,6 +4040,12 @@ private:
         if (found.starts[0] != 0 || !std::is_sorted(found.starts.begin(), found.starts.end())) damaged("columns.customer");
         return found;
     }
+    Column spread_owners(std::string_view key) const {
+        const Owners found = owners();
+        std::vector<std::int64_t> cells;
+        spread(found.ids(key), found.ends, cells);
+        return interned_column(std::move(cells));
+    }
     void find_stretch(const ScanQuestion& question) {
         const Directory all = directory();
         first_ = last_ = 0;
@@ -3997,22 +4060,6 @@ private:
             last_ = static_cast<std::size_t>(all.starts[i + 1]);
         }
     }
-    Column owners(std::vector<std::int64_t> Directory::*ids) const {
-        const Directory all = directory();
-        std::vector<std::int64_t> cells(rows());
-        const auto add = [](std::int64_t a, std::int64_t b) {
-            return static_cast<std::int64_t>(static_cast<std::uint64_t>(a) + static_cast<std::uint64_t>(b));
-        };
-        std::int64_t last = 0;
-        for (std::size_t i = 0; i < all.customers.size() && all.starts[i] < static_cast<std::int64_t>(last_); ++i) {
-            std::int64_t& cell = cells[std::max(static_cast<std::size_t>(all.starts[i]), first_) - first_];
-            cell = add(cell, (all.*ids)[i] - last);
-            last = (all.*ids)[i];
-        }
-        std::partial_sum(cells.begin(), cells.end(), cells.begin(), add);
-        return interned_column(std::move(cells));
-    }
-
     Connection& db_;
     const SegmentInfo& info_;
     std::size_t first_ = 0, last_;
@@ -4037,6 +4084,32 @@ Column part_column(const Part& part, const std::string& key) {
     std::vector<std::uint32_t> order(part.rows());
     std::iota(order.begin(), order.end(), 0U);
     return builder->finish(order);
+}
+
+// In a part they come one by one.
+Owners part_owners(const Part& part) {
+    Owners found{part.customers(), part.subscriptions(), std::vector<std::uint32_t>(part.rows())};
+    std::iota(found.ends.begin(), found.ends.end(), 1U);
+    return found;
+}
+
+void add_owners(Batch& batch, Owners owners, const std::vector<std::string>& keys) {
+    batch.owners.rows = owners.ends.size();
+    for (const std::string& key : keys) {
+        batch.owners.columns.push_back(key == fields::name ? constant_column(CellKind::interned, batch.name, batch.owners.rows)
+                                                           : interned_column(owners.ids(key)));
+    }
+    batch.ends = std::move(owners.ends);
+}
+
+// An owner none of whose rows belongs to the answer does not either.
+void mask_owners(Batch& batch) {
+    if (batch.mask.empty()) return;
+    batch.owners.mask.assign(batch.owners.rows, 0);
+    std::size_t row = 0;
+    for (std::size_t i = 0; i < batch.ends.size(); ++i) {
+        for (; row < batch.ends[i]; ++row) batch.owners.mask[i] |= batch.mask[row];
+    }
 }
 
 template <class Keep>
@@ -4074,7 +4147,7 @@ Column presence_column(const std::string& key, const std::vector<std::string>& c
 
 // Reads one source. No rows may be left; then the columns are not there either.
 Batch load(const Reader& reader, const Source& source, const ScanQuestion& question) {
-    Batch batch{source.name, 0, {}, {}, {}};
+    Batch batch(source.name);
     std::optional<SegmentReader> segment;
     const Part* part = source.part;
     const auto rebuild = [&] {  // what could not take all properties, again from the log, with those asked for
@@ -4108,6 +4181,7 @@ Batch load(const Reader& reader, const Source& source, const ScanQuestion& quest
             batch.columns.push_back(column(key));
         }
     }
+    if (!question.owner_keys.empty()) add_owners(batch, part ? part_owners(*part) : segment->owners(), question.owner_keys);
     if (source.first_time < question.from || source.last_time >= question.to) {
         mask_out(batch, column(std::string(fields::time)),
                  [from = question.from, to = question.to](std::int64_t time) { return (time >= from) & (time < to); });
@@ -5595,8 +5669,8 @@ public:
         return add(a, b);
     }
     // Of every row (a, b), in place of a.
-    void number(const Batch& batch, std::vector<std::uint32_t>& a, const std::vector<std::uint32_t>& b) {
-        each_row(batch, [&, firsts = a.data(), seconds = b.data()](std::size_t row) { firsts[row] = number(firsts[row], seconds[row]); });
+    void number(const Table& table, std::vector<std::uint32_t>& a, const std::vector<std::uint32_t>& b) {
+        each_row(table, [&, firsts = a.data(), seconds = b.data()](std::size_t row) { firsts[row] = number(firsts[row], seconds[row]); });
     }
     std::size_t size() const noexcept { return numbers_.keys().size(); }
     std::uint32_t first(std::size_t number) const { return static_cast<std::uint32_t>(numbers_.keys()[number] >> 32); }
@@ -5696,15 +5770,15 @@ public:
     Values(const Rules& rules, Blank blank) : blank_(blank), typed_(rules.typed_values), uncounted_(rules.uncounted) {}
 
     // The number of every row's value.
-    const std::vector<std::uint32_t>& number(Connection& db, const Column& column, const Batch& batch) {
-        rows_.resize(batch.rows);
+    const std::vector<std::uint32_t>& number(Connection& db, const Column& column, const Table& table) {
+        rows_.resize(table.rows);
         words_.assign(column.words.size(), unknown);
         if (column.all(CellKind::interned)) {
-            number_interned(db, column, batch);
+            number_interned(db, column, table);
         } else if (column.all(CellKind::text)) {
-            each_row(batch, [&](std::size_t row) { rows_[row] = word(column, row); });
+            each_row(table, [&](std::size_t row) { rows_[row] = word(column, row); });
         } else {
-            each_row(batch, [&](std::size_t row) { rows_[row] = any(db, column, row); });
+            each_row(table, [&](std::size_t row) { rows_[row] = any(db, column, row); });
         }
         return rows_;
     }
@@ -5730,20 +5804,30 @@ private:
     static std::string marked(CellKind kind, std::string_view value) {
         return static_cast<char>('a' + static_cast<int>(kind == CellKind::wide ? CellKind::number : kind)) + std::string(value);
     }
-    // Rows are in order of customer and subscription: the same text comes many times in a row.
-    void number_interned(Connection& db, const Column& column, const Batch& batch) {
-        std::int64_t last_id = 0;
-        std::uint32_t last = no_value;
-        each_row(batch, [&, out = rows_.data(), ids = column.cells.data()](std::size_t row) {
-            if (ids[row] != last_id) last = interned(db, ids[row]), last_id = ids[row];
+    // Ids are numbered first, so that the texts of new ones are read together. The same id comes many times in a row.
+    void number_interned(Connection& db, const Column& column, const Table& table) {
+        std::vector<std::int64_t> fresh;
+        std::uint32_t last = 0;
+        each_row(table, [&, id = static_cast<const std::int64_t*>(nullptr), out = rows_.data(), ids = column.cells.data()](std::size_t row) mutable {
+            if (id == nullptr || *id != ids[row]) {
+                last = place_of(ids[row]);
+                if (last == interned_texts_.size()) interned_texts_.push_back(unknown), fresh.push_back(ids[row]);
+            }
+            id = ids + row;
             out[row] = last;
         });
+        std::sort(fresh.begin(), fresh.end());
+        each_text(db, fresh, [this](std::int64_t id, std::string_view value) { interned_texts_[place_of(id)] = text(value); });
+        each_row(table, [texts = interned_texts_.data(), out = rows_.data()](std::size_t row) { out[row] = texts[out[row]]; });
     }
     std::uint32_t interned(Connection& db, std::int64_t id) {
-        if (id < 0 || id > std::numeric_limits<std::uint32_t>::max()) damaged("columns");
-        const std::uint32_t at = interned_.number(0, static_cast<std::uint32_t>(id));
+        const std::uint32_t at = place_of(id);
         if (at == interned_texts_.size()) interned_texts_.push_back(text(text_of(db, id)));
         return interned_texts_[at];
+    }
+    std::uint32_t place_of(std::int64_t id) {
+        if (id < 0 || id > std::numeric_limits<std::uint32_t>::max()) damaged("columns");
+        return interned_.number(0, static_cast<std::uint32_t>(id));
     }
     std::uint32_t word(const Column& column, std::size_t row) {
         std::uint32_t& known = words_[static_cast<std::size_t>(column.cells[row])];
@@ -5766,7 +5850,7 @@ private:
     bool typed_ = false, times_ = false;
     std::string_view uncounted_{};
     TextNumbering texts_;
-    PairNumbering interned_;
+    PairNumbering interned_;  // texts.id
     std::vector<std::uint32_t> interned_texts_, rows_, words_;
 };
 
@@ -5853,15 +5937,24 @@ public:
     Slots(const BinOptions& bins, const Grouping& grouping, ScanQuestion& question)
         : binned_(bins.bin != Bin::none), bins_(bins), width_(grouping.fields.size()), named_(grouping.named) {
         if (binned_) time_ = question.key(fields::time);
-        for (const std::string& field : grouping.fields) add_field(field, grouping.blank, question);
-        if (!grouping.within.empty()) add_field(grouping.within, grouping.blank, question);
+        std::vector<std::string> keys;
+        for (const std::string& field : grouping.fields) keys.push_back(column_key(field));
+        if (!grouping.within.empty()) keys.push_back(column_key(grouping.within));
+        by_owner_ = !keys.empty() && std::all_of(keys.begin(), keys.end(), fields::is_owner);
+        for (const std::string& key : keys)
+            fields_.push_back({by_owner_ ? question.owner_key(key) : question.key(key), Values(grouping.blank, fields::is_moment(key))});
     }
 
     const std::vector<std::uint32_t>& place(Connection& db, const Batch& batch) {
         if (fields_.empty() && !binned_) slot_.assign(batch.rows, 0);
-        combine(0, width_, db, batch);
-        if (named_) put_rest_together(batch);
-        combine(width_, fields_.size(), db, batch);
+        const Table& table = by_owner_ ? batch.owners : batch;
+        combine(0, width_, db, table);
+        if (named_) put_rest_together(table);
+        combine(width_, fields_.size(), db, table);
+        if (by_owner_) {
+            spread(slot_, batch.ends, spread_);
+            slot_.swap(spread_);
+        }
         if (binned_) bins_.number(batch, batch.columns[time_].cells, fields_.empty() ? slot_ : bin_);
         if (binned_ && !fields_.empty()) in_bins_.number(batch, slot_, bin_);
         size_ = count();
@@ -5913,10 +6006,6 @@ private:
         if (named_ && fields_.size() == width_) return kept_.size();
         return fields_.size() == 1 ? fields_[0].values.size() : fields_.back().combinations.size();
     }
-    void add_field(const std::string& field, Blank blank, ScanQuestion& question) {
-        const std::string key = column_key(field);
-        fields_.push_back({question.key(key), Values(blank, fields::is_moment(key))});
-    }
     std::uint32_t bin_of(std::size_t slot) const { return fields_.empty() ? static_cast<std::uint32_t>(slot) : in_bins_.second(slot); }
     std::uint32_t group_of(std::size_t slot) const {
         const auto group = binned_ ? in_bins_.first(slot) : static_cast<std::uint32_t>(slot);
@@ -5937,8 +6026,8 @@ private:
         return names;
     }
     // Each group that keeps its name gets a number of its own, all others one together.
-    void put_rest_together(const Batch& batch) {
-        each_row(batch, [&](std::size_t row) {
+    void put_rest_together(const Table& table) {
+        each_row(table, [&](std::size_t row) {
             const std::uint32_t group = slot_[row];
             if (group >= places_.size()) places_.resize(group + std::size_t{1}, unknown);
             std::uint32_t& place = places_[group];
@@ -5951,23 +6040,23 @@ private:
         return static_cast<std::uint32_t>(kept_.size() - 1);
     }
     // slot_ so far, with some more fields.
-    void combine(std::size_t first, std::size_t last, Connection& db, const Batch& batch) {
+    void combine(std::size_t first, std::size_t last, Connection& db, const Table& table) {
         for (std::size_t i = first; i < last; ++i) {
-            const auto& values = fields_[i].values.number(db, batch.columns[fields_[i].column], batch);
+            const auto& values = fields_[i].values.number(db, table.columns[fields_[i].column], table);
             if (i == 0)
                 slot_ = values;
             else
-                fields_[i].combinations.number(batch, slot_, values);
+                fields_[i].combinations.number(table, slot_, values);
         }
     }
-    bool binned_;
+    bool binned_, by_owner_ = false;  // by_owner_: all fields are the same in each stretch of Batch::owners
     BinNumbering bins_;
     std::size_t time_ = 0, width_, size_ = 0;
     std::vector<Field> fields_;  // the first `width_` of them are the group
     const std::set<Group>* named_;
     std::vector<std::uint32_t> places_, kept_{rest};  // for each group its place in `kept_`, where its own number is, or that of the rest
-    PairNumbering in_bins_;                  // of groups and bins, where there are both
-    std::vector<std::uint32_t> slot_, bin_;  // of each row, while they are found out
+    PairNumbering in_bins_;                           // of groups and bins, where there are both
+    std::vector<std::uint32_t> slot_, spread_, bin_;  // of each row, while they are found out
 };
 
 // ---- numbers of a column ----
@@ -6087,19 +6176,20 @@ struct WideSum {
 };
 
 // A sum of any decimals in any order: what was added and what was taken away, in units of 10^-76, of which Wide holds 10^80 times the
-// largest Decimal.
+// largest Decimal. Small numbers are added by themselves as long as their sum is small.
 class ExactSum {
 public:
     void add(const Decimal& value, std::int64_t times = 1) {
-        Wide units = widen(DecimalParts::coefficient(value));
-        multiply_by_power(units, Decimal::max_scale - value.scale());
-        if (times != 1) units = multiply(units, widen({0, magnitude(times)}));
-        add_to(value.is_negative() == (times < 0) ? given_ : taken_, units);
+        if (times == 1 && DecimalParts::add_small(small_, value, small_)) return;
+        add_wide(value, times);
     }
     // Throws overflow when the sum is not a Decimal.
     Decimal result() const {
-        const bool negative = meter::compare(given_, taken_) < 0;
-        Wide sum = negative ? taken_ : given_, other = negative ? given_ : taken_;
+        if (given_.is_zero() && taken_.is_zero()) return small_;
+        ExactSum all = *this;
+        all.add_wide(small_, 1);
+        const bool negative = meter::compare(all.given_, all.taken_) < 0;
+        Wide sum = negative ? all.taken_ : all.given_, other = negative ? all.given_ : all.taken_;
         other.size = sum.size;
         subtract_multiple(sum, other, 1, 0);
         sum.trim();
@@ -6107,6 +6197,12 @@ public:
     }
 
 private:
+    void add_wide(const Decimal& value, std::int64_t times) {
+        Wide units = widen(DecimalParts::coefficient(value));
+        multiply_by_power(units, Decimal::max_scale - value.scale());
+        if (times != 1) units = multiply(units, widen({0, magnitude(times)}));
+        add_to(value.is_negative() == (times < 0) ? given_ : taken_, units);
+    }
     static void add_to(Wide& sum, const Wide& units) noexcept {
         std::uint64_t carry = 0;
         for (int i = 0; i < units.size || carry != 0; ++i) {
@@ -6116,6 +6212,7 @@ private:
             sum.size = std::max(sum.size, i + 1);
         }
     }
+    Decimal small_{};
     Wide given_{}, taken_{};
 };
 
@@ -6792,6 +6889,7 @@ public:
             Batch batch = load(reader_, source, question);
             if (batch.rows == 0) continue;
             for (const Condition& condition : conditions_) condition.apply(reader_, batch);
+            mask_owners(batch);
             use(batch);
         }
     }
