@@ -3447,34 +3447,41 @@ public:
         if (width != 0 && rows > left_ / width) damaged("columns");
         const std::uint8_t* data = take(rows * width);
         out.resize(last - first);
+        const std::span packed(data, rows * width + left_);
         switch (width) {
             case 0:
-                return spread<0>(out, base, data, first);
+                return std::fill(out.begin(), out.end(), static_cast<std::int64_t>(base));
             case 1:
-                return spread<1>(out, base, data, first);
+                return spread<1, std::uint8_t>(out, base, packed, first);
             case 2:
-                return spread<2>(out, base, data, first);
+                return spread<2, std::uint16_t>(out, base, packed, first);
             case 3:
-                return spread<3>(out, base, data, first);
+                return spread<3, std::uint32_t>(out, base, packed, first);
             case 4:
-                return spread<4>(out, base, data, first);
+                return spread<4, std::uint32_t>(out, base, packed, first);
             case 5:
-                return spread<5>(out, base, data, first);
+                return spread<5, std::uint64_t>(out, base, packed, first);
             case 6:
-                return spread<6>(out, base, data, first);
+                return spread<6, std::uint64_t>(out, base, packed, first);
             case 7:
-                return spread<7>(out, base, data, first);
+                return spread<7, std::uint64_t>(out, base, packed, first);
             default:
-                return spread<8>(out, base, data, first);
+                return spread<8, std::uint64_t>(out, base, packed, first);
         }
     }
 
 private:
-    // The width as a constant lets the compiler unroll and vectorise the loop that every aggregate spends its time in.
-    template <std::size_t width>
-    static void spread(std::vector<std::int64_t>& out, std::uint64_t base, const std::uint8_t* data, std::size_t first) {
-        data += first * width;
-        for (std::size_t i = 0; i < out.size(); ++i) out[i] = static_cast<std::int64_t>(base + get_bytes(data + i * width, width));
+    // The width as a constant lets the compiler unroll and vectorise the loop that every aggregate spends its time in. An odd width is read as
+    // part of a wider integer, but for the last rows, where the bytes may end before it.
+    template <std::size_t width, class Whole>
+    static void spread(std::vector<std::int64_t>& out, std::uint64_t base, std::span<const std::uint8_t> packed, std::size_t first) {
+        constexpr std::uint64_t mask = ~std::uint64_t{0} >> (64 - 8 * width);
+        const std::uint8_t* data = packed.data() + first * width;
+        const std::size_t whole = packed.size() < sizeof(Whole) ? 0 : (packed.size() - sizeof(Whole)) / width + 1;
+        const std::size_t rows = out.size(), wide = std::min(rows, whole - std::min(whole, first));
+        std::int64_t* to = out.data();
+        for (std::size_t i = 0; i < wide; ++i) to[i] = static_cast<std::int64_t>(base + (get_whole<Whole>(data + i * width) & mask));
+        for (std::size_t i = wide; i < rows; ++i) to[i] = static_cast<std::int64_t>(base + get_bytes(data + i * width, width));
     }
     const std::uint8_t* at_;
     std::size_t left_;
@@ -3536,6 +3543,7 @@ constexpr std::string_view id = "id", name = "name", time = "time", sequence = "
                            source = "source", value = "value", cents = "precise_total_amount_cents", recorded = "recorded_at";
 // Moments are microseconds.
 bool is_moment(std::string_view key) { return key == time || key == recorded; }
+bool is_owner(std::string_view key) { return key == name || key == customer || key == subscription; }
 }  // namespace fields
 
 constexpr std::size_t max_segment_columns = 1000;
@@ -3823,37 +3831,46 @@ struct ScanQuestion {
     std::optional<std::int64_t> customer{}, subscription{};
     std::int64_t from = std::numeric_limits<std::int64_t>::min(), to = std::numeric_limits<std::int64_t>::max();  // microseconds, half-open
     std::vector<std::string> keys{};
+    std::vector<std::string> owner_keys{};  // name, customer, subscription: what Batch::owners tells
 
-    std::size_t key(std::string_view wanted) {
+    std::size_t key(std::string_view wanted) { return place_in(keys, wanted); }
+    std::size_t owner_key(std::string_view wanted) { return place_in(owner_keys, wanted); }
+    bool wants(std::int64_t name, std::int64_t first, std::int64_t last) const {
+        if (last < from || first >= to) return false;
+        return !names || std::find(names->begin(), names->end(), name) != names->end();
+    }
+
+private:
+    static std::size_t place_in(std::vector<std::string>& keys, std::string_view wanted) {
         const auto known = std::find(keys.begin(), keys.end(), wanted);
         if (known != keys.end()) return static_cast<std::size_t>(known - keys.begin());
         keys.emplace_back(wanted);
         return keys.size() - 1;
     }
-    bool wants(std::int64_t name, std::int64_t first, std::int64_t last) const {
-        if (last < from || first >= to) return false;
-        return !names || std::find(names->begin(), names->end(), name) != names->end();
-    }
 };
 
-// Rows of one name. `mask` tells which belong to the answer; all of them when it is empty.
-struct Batch {
-    std::int64_t name = 0;
+// `mask` tells which rows belong to the answer; all of them when it is empty.
+struct Table {
     std::size_t rows = 0;
-    std::vector<Column> columns{};  // as ScanQuestion::keys
+    std::vector<Column> columns{};
     std::vector<std::uint8_t> mask{};
-    Parts rebuilt{};  // where the columns' texts live when they were read again from the log
+};
+
+// Rows of one name, with the columns of ScanQuestion::keys.
+struct Batch : Table {
+    explicit Batch(std::int64_t of_name) noexcept : name(of_name) {}
+    std::int64_t name;
+    Table owners{};                     // a row for each stretch of rows that have the same owner, with the columns of ScanQuestion::owner_keys
+    std::vector<std::uint32_t> ends{};  // where each of those stretches ends
+    Parts rebuilt{};                    // where the columns' texts live when they were read again from the log
 };
 
 // Calls use(row) for the rows that belong to the answer.
 template <class Use>
-void each_row(const Batch& batch, Use&& use) {
-    if (batch.mask.empty()) {
-        for (std::size_t row = 0; row < batch.rows; ++row) use(row);
-        return;
-    }
-    for (std::size_t row = 0; row < batch.rows; ++row) {
-        if (batch.mask[row]) use(row);
+void each_row(const Table& table, Use&& use) {
+    const std::uint8_t* mask = table.mask.empty() ? nullptr : table.mask.data();
+    for (std::size_t row = 0; row < table.rows; ++row) {
+        if (mask == nullptr || mask[row] != 0) use(row);
     }
 }
 
@@ -3944,6 +3961,22 @@ std::string text_of(Connection& db, std::int64_t id) {
     return row.row() ? std::string(row.text(0)) : std::string();
 }
 
+// Calls use(id, text) for each of the ids, which are in order; for one that is not there with no text.
+template <class Use>
+void each_text(Connection& db, const std::vector<std::int64_t>& ids, Use&& use) {
+    constexpr std::int64_t near = 16;  // so many rows are stepped over as quickly as one is looked for
+    for (auto id = ids.begin(); id != ids.end();) {
+        const auto gap = std::adjacent_find(id, ids.end(), [](std::int64_t a, std::int64_t b) { return b - a > near; });
+        const auto end = gap == ids.end() ? gap : gap + 1;
+        const Prepared row = db.prepared("SELECT id, text FROM texts WHERE id BETWEEN ? AND ? ORDER BY id");
+        row.bind(*id, end[-1]);
+        for (std::int64_t at = -1; id != end; ++id) {
+            while (at < *id) at = row.row() ? row.integer(0) : std::numeric_limits<std::int64_t>::max();
+            use(*id, at == *id ? row.text(1) : std::string_view());
+        }
+    }
+}
+
 std::vector<Source> part_sources(const Parts& parts, const ScanQuestion& question, std::int64_t sequence_first = 0, std::int64_t sequence_last = 0) {
     std::vector<Source> found;
     for (const auto& [name, part] : parts) {
@@ -3998,6 +4031,23 @@ Column interned_column(std::vector<std::int64_t> ids) {
     return column;
 }
 
+// Who the rows belong to: for each stretch of rows of one customer and subscription these, and where it ends.
+struct Owners {
+    std::vector<std::int64_t> customers{}, subscriptions{};
+    std::vector<std::uint32_t> ends{};
+    const std::vector<std::int64_t>& ids(std::string_view key) const { return key == fields::customer ? customers : subscriptions; }
+};
+
+// For each row what is given once for each stretch.
+template <class Value>
+void spread(const std::vector<Value>& values, const std::vector<std::uint32_t>& ends, std::vector<Value>& rows) {
+    rows.resize(ends.empty() ? 0 : ends.back());
+    std::size_t row = 0;
+    for (std::size_t i = 0; i < ends.size(); ++i) {
+        for (const Value value = values[i]; row < ends[i]; ++row) rows[row] = value;
+    }
+}
+
 // A sealed segment opened for reading, or the stretch of it in which one customer's or subscription's rows lie.
 class SegmentReader {
 public:
@@ -4009,9 +4059,20 @@ public:
     // Whether the stretch holds nothing else.
     bool exact() const noexcept { return exact_; }
 
+    Owners owners() const {
+        Directory all = directory();
+        Owners found;
+        for (std::size_t i = 0; i < all.customers.size(); ++i) {
+            const auto begin = static_cast<std::size_t>(all.starts[i]), end = static_cast<std::size_t>(all.starts[i + 1]);
+            if (end <= first_ || begin >= last_) continue;
+            found.customers.push_back(all.customers[i]);
+            found.subscriptions.push_back(all.subscriptions[i]);
+            found.ends.push_back(static_cast<std::uint32_t>(std::min(end, last_) - first_));
+        }
+        return found;
+    }
     Column column(const std::string& key) const {
-        if (key == fields::customer) return owners(&Directory::customers);
-        if (key == fields::subscription) return owners(&Directory::subscriptions);
+        if (key == fields::customer || key == fields::subscription) return spread_owners(key);
         const auto place = info_.layout->places.find(key);
         if (place == info_.layout->places.end()) return constant_column(CellKind::missing, 0, rows());
         const Prepared row = blob(place->second);
@@ -4040,6 +4101,12 @@ private:
         if (found.starts[0] != 0 || !std::is_sorted(found.starts.begin(), found.starts.end())) damaged("columns.customer");
         return found;
     }
+    Column spread_owners(std::string_view key) const {
+        const Owners found = owners();
+        std::vector<std::int64_t> cells;
+        spread(found.ids(key), found.ends, cells);
+        return interned_column(std::move(cells));
+    }
     void find_stretch(const ScanQuestion& question) {
         const Directory all = directory();
         first_ = last_ = 0;
@@ -4054,22 +4121,6 @@ private:
             last_ = static_cast<std::size_t>(all.starts[i + 1]);
         }
     }
-    Column owners(std::vector<std::int64_t> Directory::*ids) const {
-        const Directory all = directory();
-        std::vector<std::int64_t> cells(rows());
-        const auto add = [](std::int64_t a, std::int64_t b) {
-            return static_cast<std::int64_t>(static_cast<std::uint64_t>(a) + static_cast<std::uint64_t>(b));
-        };
-        std::int64_t last = 0;
-        for (std::size_t i = 0; i < all.customers.size() && all.starts[i] < static_cast<std::int64_t>(last_); ++i) {
-            std::int64_t& cell = cells[std::max(static_cast<std::size_t>(all.starts[i]), first_) - first_];
-            cell = add(cell, (all.*ids)[i] - last);
-            last = (all.*ids)[i];
-        }
-        std::partial_sum(cells.begin(), cells.end(), cells.begin(), add);
-        return interned_column(std::move(cells));
-    }
-
     Connection& db_;
     const SegmentInfo& info_;
     std::size_t first_ = 0, last_;
@@ -4094,6 +4145,32 @@ Column part_column(const Part& part, const std::string& key) {
     std::vector<std::uint32_t> order(part.rows());
     std::iota(order.begin(), order.end(), 0U);
     return builder->finish(order);
+}
+
+// In a part they come one by one.
+Owners part_owners(const Part& part) {
+    Owners found{part.customers(), part.subscriptions(), std::vector<std::uint32_t>(part.rows())};
+    std::iota(found.ends.begin(), found.ends.end(), 1U);
+    return found;
+}
+
+void add_owners(Batch& batch, Owners owners, const std::vector<std::string>& keys) {
+    batch.owners.rows = owners.ends.size();
+    for (const std::string& key : keys) {
+        batch.owners.columns.push_back(key == fields::name ? constant_column(CellKind::interned, batch.name, batch.owners.rows)
+                                                           : interned_column(owners.ids(key)));
+    }
+    batch.ends = std::move(owners.ends);
+}
+
+// An owner none of whose rows belongs to the answer does not either.
+void mask_owners(Batch& batch) {
+    if (batch.mask.empty()) return;
+    batch.owners.mask.assign(batch.owners.rows, 0);
+    std::size_t row = 0;
+    for (std::size_t i = 0; i < batch.ends.size(); ++i) {
+        for (; row < batch.ends[i]; ++row) batch.owners.mask[i] |= batch.mask[row];
+    }
 }
 
 template <class Keep>
@@ -4131,7 +4208,7 @@ Column presence_column(const std::string& key, const std::vector<std::string>& c
 
 // Reads one source. No rows may be left; then the columns are not there either.
 Batch load(const Reader& reader, const Source& source, const ScanQuestion& question) {
-    Batch batch{source.name, 0, {}, {}, {}};
+    Batch batch(source.name);
     std::optional<SegmentReader> segment;
     const Part* part = source.part;
     const auto rebuild = [&] {  // what could not take all properties, again from the log, with those asked for
@@ -4165,6 +4242,7 @@ Batch load(const Reader& reader, const Source& source, const ScanQuestion& quest
             batch.columns.push_back(column(key));
         }
     }
+    if (!question.owner_keys.empty()) add_owners(batch, part ? part_owners(*part) : segment->owners(), question.owner_keys);
     if (source.first_time < question.from || source.last_time >= question.to) {
         mask_out(batch, column(std::string(fields::time)),
                  [from = question.from, to = question.to](std::int64_t time) { return (time >= from) & (time < to); });
@@ -5692,8 +5770,8 @@ public:
         return add(a, b);
     }
     // Of every row (a, b), in place of a.
-    void number(const Batch& batch, std::vector<std::uint32_t>& a, const std::vector<std::uint32_t>& b) {
-        each_row(batch, [&, firsts = a.data(), seconds = b.data()](std::size_t row) { firsts[row] = number(firsts[row], seconds[row]); });
+    void number(const Table& table, std::vector<std::uint32_t>& a, const std::vector<std::uint32_t>& b) {
+        each_row(table, [&, firsts = a.data(), seconds = b.data()](std::size_t row) { firsts[row] = number(firsts[row], seconds[row]); });
     }
     std::size_t size() const noexcept { return numbers_.keys().size(); }
     std::uint32_t first(std::size_t number) const { return static_cast<std::uint32_t>(numbers_.keys()[number] >> 32); }
@@ -5772,6 +5850,16 @@ std::vector<std::uint32_t> ranks_of(std::size_t count, Less&& less) {
     return ranks;
 }
 
+// Puts items in the order of their numbers' ranks; what has the same number stays as it was.
+template <class NumberOf>
+void order_by(std::vector<std::size_t>& items, const std::vector<std::uint32_t>& ranks, NumberOf&& number_of) {
+    std::vector<std::size_t> places(ranks.size() + 1), ordered(items.size());
+    for (const std::size_t item : items) ++places[ranks[number_of(item)] + std::size_t{1}];
+    std::partial_sum(places.begin(), places.end(), places.begin());
+    for (const std::size_t item : items) ordered[places[ranks[number_of(item)]]++] = item;
+    items.swap(ordered);
+}
+
 // ---- values as small integers ----
 
 constexpr std::uint32_t no_value = 0;  // the row lacks the field
@@ -5783,15 +5871,15 @@ public:
     Values(const Rules& rules, Blank blank) : blank_(blank), typed_(rules.typed_values), uncounted_(rules.uncounted) {}
 
     // The number of every row's value.
-    const std::vector<std::uint32_t>& number(Connection& db, const Column& column, const Batch& batch) {
-        rows_.resize(batch.rows);
+    const std::vector<std::uint32_t>& number(Connection& db, const Column& column, const Table& table) {
+        rows_.resize(table.rows);
         words_.assign(column.words.size(), unknown);
         if (column.all(CellKind::interned)) {
-            number_interned(db, column, batch);
+            number_interned(db, column, table);
         } else if (column.all(CellKind::text)) {
-            each_row(batch, [&](std::size_t row) { rows_[row] = word(column, row); });
+            each_row(table, [&](std::size_t row) { rows_[row] = word(column, row); });
         } else {
-            each_row(batch, [&](std::size_t row) { rows_[row] = any(db, column, row); });
+            each_row(table, [&](std::size_t row) { rows_[row] = any(db, column, row); });
         }
         return rows_;
     }
@@ -5817,20 +5905,30 @@ private:
     static std::string marked(CellKind kind, std::string_view value) {
         return static_cast<char>('a' + static_cast<int>(kind == CellKind::wide ? CellKind::number : kind)) + std::string(value);
     }
-    // Rows are in order of customer and subscription: the same text comes many times in a row.
-    void number_interned(Connection& db, const Column& column, const Batch& batch) {
-        std::int64_t last_id = 0;
-        std::uint32_t last = no_value;
-        each_row(batch, [&, out = rows_.data(), ids = column.cells.data()](std::size_t row) {
-            if (ids[row] != last_id) last = interned(db, ids[row]), last_id = ids[row];
+    // Ids are numbered first, so that the texts of new ones are read together. The same id comes many times in a row.
+    void number_interned(Connection& db, const Column& column, const Table& table) {
+        std::vector<std::int64_t> fresh;
+        std::uint32_t last = 0;
+        each_row(table, [&, id = static_cast<const std::int64_t*>(nullptr), out = rows_.data(), ids = column.cells.data()](std::size_t row) mutable {
+            if (id == nullptr || *id != ids[row]) {
+                last = place_of(ids[row]);
+                if (last == interned_texts_.size()) interned_texts_.push_back(unknown), fresh.push_back(ids[row]);
+            }
+            id = ids + row;
             out[row] = last;
         });
+        std::sort(fresh.begin(), fresh.end());
+        each_text(db, fresh, [this](std::int64_t id, std::string_view value) { interned_texts_[place_of(id)] = text(value); });
+        each_row(table, [texts = interned_texts_.data(), out = rows_.data()](std::size_t row) { out[row] = texts[out[row]]; });
     }
     std::uint32_t interned(Connection& db, std::int64_t id) {
-        if (id < 0 || id > std::numeric_limits<std::uint32_t>::max()) damaged("columns");
-        const std::uint32_t at = interned_.number(0, static_cast<std::uint32_t>(id));
+        const std::uint32_t at = place_of(id);
         if (at == interned_texts_.size()) interned_texts_.push_back(text(text_of(db, id)));
         return interned_texts_[at];
+    }
+    std::uint32_t place_of(std::int64_t id) {
+        if (id < 0 || id > std::numeric_limits<std::uint32_t>::max()) damaged("columns");
+        return interned_.number(0, static_cast<std::uint32_t>(id));
     }
     std::uint32_t word(const Column& column, std::size_t row) {
         std::uint32_t& known = words_[static_cast<std::size_t>(column.cells[row])];
@@ -5853,7 +5951,7 @@ private:
     bool typed_ = false, times_ = false;
     std::string_view uncounted_{};
     TextNumbering texts_;
-    PairNumbering interned_;
+    PairNumbering interned_;  // texts.id
     std::vector<std::uint32_t> interned_texts_, rows_, words_;
 };
 
@@ -5891,15 +5989,19 @@ public:
         cells_.resize(cell_count);
     }
     // Of every row.
-    const std::vector<std::uint32_t>& number(const Batch& batch, const std::vector<std::int64_t>& times) {
-        rows_.resize(batch.rows);
-        each_row(batch, [&, out = rows_.data(), cells = cells_.data()](std::size_t row) {
-            const std::int64_t key = times[row] >> cell_bits_;
+    void number(const Batch& batch, const std::vector<std::int64_t>& times, std::vector<std::uint32_t>& bins) {
+        bins.resize(batch.rows);
+        each_row(batch, [this, out = bins.data(), in = times.data(), cells = cells_.data(), bits = cell_bits_](std::size_t row) {
+            const std::int64_t time = in[row], key = time >> bits;
             Cell& cell = cells[static_cast<std::size_t>(key) % cell_count];
-            if (cell.key != key) cell = cell_of(key, times[row]);
-            out[row] = times[row] < cell.edge ? cell.before : cell.after;
+            if (cell.key != key) cell = cell_of(key, time);
+            out[row] = time < cell.edge ? cell.before : cell.after;
         });
-        return rows_;
+    }
+    // Of the bins that have numbers; some may have no rows.
+    std::size_t size() const noexcept { return starts_.keys().size(); }
+    std::vector<std::uint32_t> ranks() const {
+        return ranks_of(size(), [this](std::uint32_t a, std::uint32_t b) { return start(a) < start(b); });
     }
     Timestamp start(std::uint32_t bin) const { return Timestamp(static_cast<std::int64_t>(starts_.keys()[bin])); }
     // All of time without bins.
@@ -5928,7 +6030,6 @@ private:
     int cell_bits_ = 0;
     std::vector<Cell> cells_;
     Numbering starts_;
-    std::vector<std::uint32_t> rows_;
 };
 
 // Gives every row of a batch the number of the answer's row it belongs to: one for each bin and combination of group values met.
@@ -5937,18 +6038,28 @@ public:
     Slots(const BinOptions& bins, const Grouping& grouping, ScanQuestion& question)
         : binned_(bins.bin != Bin::none), bins_(bins), width_(grouping.fields.size()), named_(grouping.named) {
         if (binned_) time_ = question.key(fields::time);
-        for (const std::string& field : grouping.fields) add_field(field, grouping.blank, question);
-        if (!grouping.within.empty()) add_field(grouping.within, grouping.blank, question);
+        std::vector<std::string> keys;
+        for (const std::string& field : grouping.fields) keys.push_back(column_key(field));
+        if (!grouping.within.empty()) keys.push_back(column_key(grouping.within));
+        by_owner_ = !keys.empty() && std::all_of(keys.begin(), keys.end(), fields::is_owner);
+        for (const std::string& key : keys)
+            fields_.push_back({by_owner_ ? question.owner_key(key) : question.key(key), Values(grouping.blank, fields::is_moment(key))});
     }
 
     const std::vector<std::uint32_t>& place(Connection& db, const Batch& batch) {
-        if (fields_.empty()) slot_.assign(batch.rows, 0);
-        combine(0, width_, db, batch);
-        if (named_) put_rest_together(batch);
-        combine(width_, fields_.size(), db, batch);
-        if (binned_) in_bins_.number(batch, slot_, bins_.number(batch, batch.columns[time_].cells));
+        if (fields_.empty() && !binned_) slot_.assign(batch.rows, 0);
+        const Table& table = by_owner_ ? batch.owners : batch;
+        combine(0, width_, db, table);
+        if (named_) put_rest_together(table);
+        combine(width_, fields_.size(), db, table);
+        if (by_owner_) {
+            spread(slot_, batch.ends, spread_);
+            slot_.swap(spread_);
+        }
+        if (binned_) bins_.number(batch, batch.columns[time_].cells, fields_.empty() ? slot_ : bin_);
+        if (binned_ && !fields_.empty()) in_bins_.number(batch, slot_, bin_);
         size_ = count();
-        if (size_ > limits::aggregate_rows) throw_too_many_rows();
+        if (size_ > 4 * limits::aggregate_rows) throw_too_many_rows();
         return slot_;
     }
 
@@ -5958,20 +6069,20 @@ public:
     // The bin and group of a slot, without a value.
     Measured row(std::size_t slot) const {
         Measured row;
-        if (binned_) row.bin = bins_.start(in_bins_.second(slot));
-        const std::uint32_t group = named_ ? kept_[group_of(slot)] : group_of(slot);
-        row.rest = group == rest;
-        row.group = row.rest ? Group(width_) : names(group);
+        if (binned_) row.bin = bins_.start(bin_of(slot));
+        row.group.resize(width_);
+        row.rest = is_rest(slot);
+        for (std::size_t i = 0; i < width_ && !row.rest; ++i) row.group[i] = fields_[i].values.name(value_of(slot, i));
         return row;
     }
 
     // In the order of their rows: by bin, then group, the rest last.
     void sort(std::vector<std::size_t>& slots) const {
-        const auto groups = group_ranks();
-        const auto key = [&](std::size_t slot) {
-            return std::pair(binned_ ? bins_.start(in_bins_.second(slot)) : Timestamp(), groups[group_of(slot)]);
-        };
-        std::sort(slots.begin(), slots.end(), [&](std::size_t a, std::size_t b) { return key(a) < key(b); });
+        for (std::size_t i = width_; i-- > 0;) {
+            order_by(slots, fields_[i].values.ranks(), [&](std::size_t slot) { return is_rest(slot) ? no_value : value_of(slot, i); });
+        }
+        if (named_) order_by(slots, {0, 1}, [&](std::size_t slot) { return is_rest(slot) ? 1U : 0U; });
+        if (binned_) order_by(slots, bins_.ranks(), [&](std::size_t slot) { return bin_of(slot); });
     }
 
     // The bin of a row; all of time without bins.
@@ -5991,48 +6102,33 @@ private:
     };
 
     std::size_t count() const {
+        if (fields_.empty()) return binned_ ? bins_.size() : 1;
         if (binned_) return in_bins_.size();
-        if (fields_.empty()) return 1;
         if (named_ && fields_.size() == width_) return kept_.size();
         return fields_.size() == 1 ? fields_[0].values.size() : fields_.back().combinations.size();
     }
-    void add_field(const std::string& field, Blank blank, ScanQuestion& question) {
-        const std::string key = column_key(field);
-        fields_.push_back({question.key(key), Values(blank, fields::is_moment(key))});
-    }
-    Group names(std::uint32_t group) const {
-        Group names(width_);
-        if (names.empty()) return names;
-        for (std::size_t i = width_; --i > 0;) {
-            names[i] = fields_[i].values.name(fields_[i].combinations.second(group));
-            group = fields_[i].combinations.first(group);
-        }
-        names[0] = fields_[0].values.name(group);
-        return names;
-    }
+    std::uint32_t bin_of(std::size_t slot) const { return fields_.empty() ? static_cast<std::uint32_t>(slot) : in_bins_.second(slot); }
     std::uint32_t group_of(std::size_t slot) const {
-        if (width_ == 0) return 0;
         const auto group = binned_ ? in_bins_.first(slot) : static_cast<std::uint32_t>(slot);
         return fields_.size() > width_ ? fields_[width_].combinations.first(group) : group;
     }
-    std::vector<std::uint32_t> group_ranks() const {
-        if (width_ == 0) return {0};
-        auto ranks = fields_[0].values.ranks();
-        for (std::size_t i = 1; i < width_; ++i) {
-            const auto own = fields_[i].values.ranks();
-            const auto& pairs = fields_[i].combinations;
-            std::vector<std::uint64_t> keys(pairs.size());
-            for (std::size_t pair = 0; pair < keys.size(); ++pair) keys[pair] = pair_key(ranks[pairs.first(pair)], own[pairs.second(pair)]);
-            ranks = ranks_of(keys.size(), [&](std::uint32_t a, std::uint32_t b) { return keys[a] < keys[b]; });
-        }
-        if (!named_) return ranks;
-        std::vector<std::uint32_t> kept;
-        for (const std::uint32_t group : kept_) kept.push_back(group == rest ? rest : ranks[group]);
-        return kept;
+    bool is_rest(std::size_t slot) const { return named_ && kept_[group_of(slot)] == rest; }
+    // The number of a group's, or slot's, value of a field. That of the rest has none.
+    std::uint32_t value_in(std::uint32_t group, std::size_t field) const {
+        for (std::size_t i = width_ - 1; i > field; --i) group = fields_[i].combinations.first(group);
+        return field == 0 ? group : fields_[field].combinations.second(group);
+    }
+    std::uint32_t value_of(std::size_t slot, std::size_t field) const {
+        return value_in(named_ ? kept_[group_of(slot)] : group_of(slot), field);
+    }
+    Group names(std::uint32_t group) const {
+        Group names(width_);
+        for (std::size_t i = 0; i < width_; ++i) names[i] = fields_[i].values.name(value_in(group, i));
+        return names;
     }
     // Each group that keeps its name gets a number of its own, all others one together.
-    void put_rest_together(const Batch& batch) {
-        each_row(batch, [&](std::size_t row) {
+    void put_rest_together(const Table& table) {
+        each_row(table, [&](std::size_t row) {
             const std::uint32_t group = slot_[row];
             if (group >= places_.size()) places_.resize(group + std::size_t{1}, unknown);
             std::uint32_t& place = places_[group];
@@ -6045,23 +6141,23 @@ private:
         return static_cast<std::uint32_t>(kept_.size() - 1);
     }
     // slot_ so far, with some more fields.
-    void combine(std::size_t first, std::size_t last, Connection& db, const Batch& batch) {
+    void combine(std::size_t first, std::size_t last, Connection& db, const Table& table) {
         for (std::size_t i = first; i < last; ++i) {
-            const auto& values = fields_[i].values.number(db, batch.columns[fields_[i].column], batch);
+            const auto& values = fields_[i].values.number(db, table.columns[fields_[i].column], table);
             if (i == 0)
                 slot_ = values;
             else
-                fields_[i].combinations.number(batch, slot_, values);
+                fields_[i].combinations.number(table, slot_, values);
         }
     }
-    bool binned_;
+    bool binned_, by_owner_ = false;  // by_owner_: all fields are the same in each stretch of Batch::owners
     BinNumbering bins_;
     std::size_t time_ = 0, width_, size_ = 0;
     std::vector<Field> fields_;  // the first `width_` of them are the group
     const std::set<Group>* named_;
     std::vector<std::uint32_t> places_, kept_{rest};  // for each group its place in `kept_`, where its own number is, or that of the rest
-    PairNumbering in_bins_;
-    std::vector<std::uint32_t> slot_;  // of each row, while it is found out
+    PairNumbering in_bins_;                           // of groups and bins, where there are both
+    std::vector<std::uint32_t> slot_, spread_, bin_;  // of each row, while they are found out
 };
 
 // ---- numbers of a column ----
@@ -6105,7 +6201,7 @@ public:
         words_.assign(column.words.size(), std::nullopt);
         const bool cut_off = rules_.decimals && scale(batch) > *rules_.decimals;
         const bool as_it_stands = !multiplier_ && !cut_off && !rules_.not_negative && !(is_time_ && rules_.seconds);
-        if (as_it_stands && column.all(CellKind::number)) return each_row(batch, [&](std::size_t row) { small(row, column.cells[row]); });
+        if (as_it_stands && column.all(CellKind::number)) return each_row(batch, [&, cells = column.cells.data()](std::size_t row) { small(row, cells[row]); });
         each_row(batch, [&](std::size_t row) {
             if (column.kind(row) == CellKind::number && !cut_off && within(cell_of(column, row))) {
                 const std::int64_t cell = cell_of(column, row) * factor_;
@@ -6181,19 +6277,20 @@ struct WideSum {
 };
 
 // A sum of any decimals in any order: what was added and what was taken away, in units of 10^-76, of which Wide holds 10^80 times the
-// largest Decimal.
+// largest Decimal. Small numbers are added by themselves as long as their sum is small.
 class ExactSum {
 public:
     void add(const Decimal& value, std::int64_t times = 1) {
-        Wide units = widen(DecimalParts::coefficient(value));
-        multiply_by_power(units, Decimal::max_scale - value.scale());
-        if (times != 1) units = multiply(units, widen({0, magnitude(times)}));
-        add_to(value.is_negative() == (times < 0) ? given_ : taken_, units);
+        if (times == 1 && DecimalParts::add_small(small_, value, small_)) return;
+        add_wide(value, times);
     }
     // Throws overflow when the sum is not a Decimal.
     Decimal result() const {
-        const bool negative = meter::compare(given_, taken_) < 0;
-        Wide sum = negative ? taken_ : given_, other = negative ? given_ : taken_;
+        if (given_.is_zero() && taken_.is_zero()) return small_;
+        ExactSum all = *this;
+        all.add_wide(small_, 1);
+        const bool negative = meter::compare(all.given_, all.taken_) < 0;
+        Wide sum = negative ? all.taken_ : all.given_, other = negative ? all.given_ : all.taken_;
         other.size = sum.size;
         subtract_multiple(sum, other, 1, 0);
         sum.trim();
@@ -6201,6 +6298,12 @@ public:
     }
 
 private:
+    void add_wide(const Decimal& value, std::int64_t times) {
+        Wide units = widen(DecimalParts::coefficient(value));
+        multiply_by_power(units, Decimal::max_scale - value.scale());
+        if (times != 1) units = multiply(units, widen({0, magnitude(times)}));
+        add_to(value.is_negative() == (times < 0) ? given_ : taken_, units);
+    }
     static void add_to(Wide& sum, const Wide& units) noexcept {
         std::uint64_t carry = 0;
         for (int i = 0; i < units.size || carry != 0; ++i) {
@@ -6210,6 +6313,7 @@ private:
             sum.size = std::max(sum.size, i + 1);
         }
     }
+    Decimal small_{};
     Wide given_{}, taken_{};
 };
 
@@ -6251,46 +6355,62 @@ public:
         // A billion integers of 62 bits at these scales add up to less than 38 digits, whatever the order.
         constexpr int safe_scale = 9;
         const bool safe = other == others_.end() && (sums_.empty() || sums_.rbegin()->first <= safe_scale);
-        ExactSum exact = other == others_.end() ? ExactSum() : other->second;
+        ExactSum exact = other == others_.end() ? ExactSum() : other->second.amount;
         Decimal sum;
         for (const auto& [scale, sums] : sums_) {
             if (slot >= sums.size()) continue;
             if (safe) {
-                sum += sums[slot].at_scale(scale);
+                sum += sums[slot].amount.at_scale(scale);
             } else {
-                exact.add(sums[slot].at_scale(scale));
+                exact.add(sums[slot].amount.at_scale(scale));
             }
         }
         return safe ? sum : exact.result();
     }
-    bool falls(std::size_t slot) const override { return falls_[slot] != 0; }
+    bool falls(std::size_t slot) const override {
+        const auto other = others_.find(slot);
+        return (other != others_.end() && other->second.falls) ||
+               std::any_of(sums_.begin(), sums_.end(), [&](const auto& each) { return slot < each.second.size() && each.second[slot].signs < 0; });
+    }
     bool exact_in_binary() const override {
         constexpr std::int64_t largest = std::int64_t{1} << 53;
-        if (!others_.empty() || std::find(falls_.begin(), falls_.end(), 1) != falls_.end() || (!sums_.empty() && sums_.rbegin()->first > 0))
-            return false;
+        if (!others_.empty() || (!sums_.empty() && sums_.rbegin()->first > 0)) return false;
         for (std::size_t slot = 0; slot < events_.size(); ++slot) {
-            if (SumAccumulator::value(slot, {}) > largest) return false;
+            if (falls(slot) || SumAccumulator::value(slot, {}) > largest) return false;
         }
         return true;
     }
 
 private:
     void take(Connection&, const Batch& batch, const std::vector<std::uint32_t>& slots, std::size_t count) override {
-        std::vector<WideSum>& sums = sums_[numbers_.scale(batch)];
+        std::vector<Sum>& sums = sums_[numbers_.scale(batch)];
         sums.resize(std::max(count, sums.size()));
-        falls_.resize(events_.size());
-        const auto note = [&](std::uint32_t slot, bool negative) {
-            ++events_[slot];
-            if (negative) falls_[slot] = 1;
-        };
         numbers_.each(
-            batch, [&](std::size_t row, std::int64_t cell) { sums[slots[row]].add(cell), note(slots[row], cell < 0); },
-            [&](std::size_t row, const Decimal& number) { others_[slots[row]].add(number), note(slots[row], number.is_negative()); });
+            batch,
+            [at = slots.data(), to = sums.data(), events = events_.data()](std::size_t row, std::int64_t cell) {
+                const std::uint32_t slot = at[row];
+                to[slot].amount.add(cell);
+                to[slot].signs |= cell;
+                ++events[slot];
+            },
+            [&](std::size_t row, const Decimal& number) {
+                Other& other = others_[slots[row]];
+                other.amount.add(number);
+                other.falls = other.falls || number.is_negative();
+                ++events_[slots[row]];
+            });
     }
+    struct Sum {
+        WideSum amount{};
+        std::int64_t signs = 0;  // below 0 when some number was
+    };
+    struct Other {
+        ExactSum amount{};
+        bool falls = false;
+    };
     Numbers numbers_;
-    std::map<int, std::vector<WideSum>> sums_;          // by scale, so that adding needs no multiplication
-    std::unordered_map<std::size_t, ExactSum> others_;  // of texts and wide numbers, few in most logs
-    std::vector<std::uint8_t> falls_;                   // of each slot, whether a number was negative
+    std::map<int, std::vector<Sum>> sums_;           // by scale, so that adding needs no multiplication
+    std::unordered_map<std::size_t, Other> others_;  // of texts and wide numbers, few in most logs
 };
 
 class AverageAccumulator final : public SumAccumulator {
@@ -6870,6 +6990,7 @@ public:
             Batch batch = load(reader_, source, question);
             if (batch.rows == 0) continue;
             for (const Condition& condition : conditions_) condition.apply(reader_, batch);
+            mask_owners(batch);
             use(batch);
         }
     }
@@ -6933,6 +7054,7 @@ std::vector<Measured> scanned_rows(const Reader& reader, const Question& asked, 
     for (std::size_t slot = 0; slot < slots.size(); ++slot) {
         if (accumulator->events(slot) > 0) met.push_back(slot);
     }
+    if (met.size() > limits::aggregate_rows) Slots::throw_too_many_rows();
     slots.sort(met);
     std::vector<Measured> rows;
     rows.reserve(met.size());
