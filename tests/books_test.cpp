@@ -2358,7 +2358,7 @@ TEST_CASE("What Autumn's analytics cannot be asked is refused by name", "[autumn
     CHECK(refused({.period = day}) == "answered");
     CHECK(refused({.period = day, .range = "7d"}) == "range: does not go with a period");
     CHECK(refused({.range = "8d"}).starts_with("period: "));
-    CHECK(refused({.period = Period{day.to, day.from}}) == "period: ends before it begins");
+    CHECK(refused({.period = Period{day.to, day.from}}) == "period: must end after it begins");
     CHECK(refused({.period = Period{}, .bin = Bin::hour}).starts_with("bin: the answer has more than"));
     CHECK(refused({.bin = Bin::minute}) == "bin: must be an hour, day, week or month");
     CHECK(refused({.group_by = {"a", "b"}}) == "group_by: must be one field");
