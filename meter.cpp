@@ -9722,12 +9722,18 @@ Fees Plan::advance_fees(const UsageQuery& query, Timestamp now, UsageSource& usa
 
 // --- what if (any quantity under a charge) ---
 
-// A percentage charge looks at single events: they are taken as equal.
-void spread_evenly(const Price& price, std::int64_t events, Quantity& quantity) {
+// A percentage charge looks at single events: they are taken as equal, but that the last one has what is missing to the whole, and that a
+// maximum is the first one's.
+void spread_evenly(const Scope& scope, Quantity& quantity) {
+    const auto& price = scope.price();
+    const auto events = quantity.events;
     if (events < 0 || events > static_cast<std::int64_t>(limits::batch_events)) throw Error(ErrorCode::bad_value, "events", "is out of range");
-    for (auto left = events; left > 0; --left) {
-        const auto value = quotient(quantity.units, events);
-        run_on(price, quantity.running, value);
+    if (scope.counts()) quantity.running = running_count(price, quantity.units);
+    const bool highest = scope.metric().kind == Kind::max;
+    const auto share = highest ? Decimal() : quotient(quantity.units, events);
+    for (std::int64_t i = 0; i < events; ++i) {
+        const auto value = i == (highest ? 0 : events - 1) ? quantity.units - share * (events - 1) : share;
+        if (scope.metric().kind == Kind::sum && runs_on(price, quantity.running)) run_on(price, quantity.running, value);
         if (has_bounds(price, quantity)) quantity.bounded.add(price, value);
     }
 }
@@ -9738,7 +9744,7 @@ Fee Plan::price(std::string_view name, const Decimal& units, std::int64_t events
     const Subscription nobody;
     const Scope scope{*this, *charge, nullptr, nobody, {}};
     Quantity quantity{.units = units, .events = events, .premium = premium};
-    if (charge->price.model == Model::percentage) spread_evenly(charge->price, events, quantity);
+    if (charge->price.model == Model::percentage) spread_evenly(scope, quantity);
     auto priced = apply(charge->price, quantity);
     auto fee = empty_fee(scope, {});
     fee.units = units;
@@ -11757,11 +11763,12 @@ struct Charge {
 
 // Currency units, as fees have them, from Polar's cents.
 Priced in_units(Priced priced, Currency currency) {
+    const Decimal cent = quotient(1, currency.subunits);  // times, not divided by: exact
     for (auto& line : priced.lines) {
-        line.rate = quotient(line.rate, currency.subunits);
-        line.amount = quotient(line.amount, currency.subunits);
+        line.rate *= cent;
+        line.amount *= cent;
     }
-    priced.amount = quotient(priced.amount, currency.subunits);
+    priced.amount *= cent;
     return priced;
 }
 

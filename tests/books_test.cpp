@@ -2383,7 +2383,8 @@ TEST_CASE("a book prices any quantity without a log", "[books]") {
     CHECK(book.price("packs", -1).amount.is_zero());
     CHECK_THROWS_AS(book.price("nothing", 1), Error);
     const auto percentage = Book::lago(catalogue(
-        {{"charge_model", "percentage"}, {"code", "pct"}, {"properties", {{"rate", "1"}, {"fixed_amount", "2"}, {"free_units_per_events", 1}}}}));
+        {{"charge_model", "percentage"}, {"code", "pct"}, {"properties", {{"rate", "1"}, {"fixed_amount", "2"}, {"free_units_per_events", 1}}}},
+        tokens_metric));
     CHECK(percentage.price("pct", 400, 4).amount == 9);
     CHECK_THROWS_WITH(percentage.price("pct", 400, -1), "events: is out of range");
 }
