@@ -848,6 +848,7 @@ std::string Timestamp::to_string(int decimals) const {
 
 Period last_days(int days, Timestamp now) {
     if (days < 0) throw Error(ErrorCode::bad_value, "days", "must not be negative");
+    now = std::clamp(now, Timestamp::min(), Period{}.to);
     const std::int64_t known = (now.micros() - Timestamp::min().micros()) / micros_per_day;
     return {days <= known ? Timestamp(now.micros() - days * micros_per_day) : Timestamp::min(), now};
 }
@@ -872,6 +873,7 @@ Period named_period(std::string_view name, Timestamp now, const std::optional<Bi
     if (!cycle) throw Error(ErrorCode::bad_value, "period", quote(name) + " needs a billing cycle");
     const auto [from, to] = cycle->current;
     if (from < Timestamp::min() || to > Period{}.to || to <= from) throw Error(ErrorCode::bad_value, "cycle", "must end after it starts");
+    now = std::clamp(now, Timestamp::min(), Period{}.to);
     const auto back = [length = to - from](Timestamp end, int times) { return Period{std::max(Timestamp::min(), end - length * times), end}; };
     if (range->cycles > 0) return back(now, range->cycles);
     return cycle->subscribed_at >= from ? cycle->current : back(from, 1);
@@ -1444,9 +1446,9 @@ private:
         ++at_;
     }
     [[noreturn]] void missing(char c) const { fail(std::string("'") + c + "' expected"); }
-    void open(char c) {
+    void open(char c) {  // properties and extensions are one level down: in their event's line, or in what the log keeps beside them
         expect(c);
-        if (++depth_ > limits::json_depth) fail("nested more than " + std::to_string(limits::json_depth) + " deep");
+        if (++depth_ > limits::json_depth + 1) fail("nested more than " + std::to_string(limits::json_depth) + " deep");
     }
     bool close(char c) {
         if (peek() != c) return false;
@@ -1748,7 +1750,9 @@ constexpr std::array<std::pair<std::string_view, Operator>, 13> operators{{
 }};
 
 std::string_view operator_name(Operator op) {
-    return std::find_if(operators.begin(), operators.end(), [op](const auto& row) { return row.second == op; })->first;
+    const auto known = std::find_if(operators.begin(), operators.end(), [op](const auto& row) { return row.second == op; });
+    if (known == operators.end()) refuse("filter.operator", "is not an operator");
+    return known->first;
 }
 
 // Text for people and for group keys: a number by its shortest form, a boolean as JSON writes it.
@@ -1810,14 +1814,17 @@ std::weak_ordering compare(const Scalar& value, const Operand& operand) {
     return scalar_text(value) <=> operand.text;
 }
 
-// SQL's LIKE: % is any text, _ one byte; letters as they are.
+// SQL's LIKE: % is any text, _ one character; letters as they are.
 bool like(std::string_view text, std::string_view pattern) {
+    const auto continues = [](char c) { return (static_cast<unsigned char>(c) & 0xC0) == 0x80; };  // a UTF-8 character
     std::size_t t = 0, p = 0, star = std::string_view::npos, resume = 0;
     while (t < text.size()) {
         if (p < pattern.size() && pattern[p] == '%') {
             star = p++;
             resume = t;
-        } else if (p < pattern.size() && (pattern[p] == '_' || pattern[p] == text[t])) {
+        } else if (p < pattern.size() && pattern[p] == '_' && !continues(text[t])) {
+            for (++p, ++t; t < text.size() && continues(text[t]); ++t) {}
+        } else if (p < pattern.size() && pattern[p] == text[t]) {
             ++p, ++t;
         } else if (star != std::string_view::npos) {
             p = star + 1;
@@ -1908,9 +1915,9 @@ private:
     }
 };
 
-Clause make_clause(const Filter& filter) {
+// Faults are named by `where`.
+Clause make_clause(const Filter& filter, const std::string& where) {
     Clause clause{filter.op, {}};
-    const std::string where = filter.field + "." + std::string(operator_name(filter.op));
     if (filter.op == Operator::in || filter.op == Operator::not_in) {
         if (!filter.value.is_array()) refuse(where, "takes a list of values");
         for (const json& value : filter.value) clause.operands.push_back(make_operand(value, where));
@@ -1926,11 +1933,14 @@ Clause make_clause(const Filter& filter) {
     return clause;
 }
 
+Clause make_clause(const Filter& filter) { return make_clause(filter, filter.field + "." + std::string(operator_name(filter.op))); }
+
 // Of a filter that did not come from JSON: that it can be asked, and written as JSON.
 void check_filter(const Filter& filter, std::size_t depth = 1) {
     if (depth > limits::json_depth) refuse("filter", "nested too deep");
     for (const Filter& part : filter.parts) check_filter(part, depth + 1);
-    if (filter.kind != Filter::Kind::clause) return;
+    if (filter.kind == Filter::Kind::all || filter.kind == Filter::Kind::any) return;
+    if (filter.kind != Filter::Kind::clause) refuse("filter.kind", "is not a kind of filter");
     if (filter.field.empty()) refuse("filter.field", "is empty");
     if (const char* fault = text_fault(filter.field)) refuse("filter.field", fault);
     make_clause(filter);
@@ -2096,7 +2106,7 @@ Filter filter_from(const json& tree, const std::string& path, std::size_t depth)
         std::find_if(operators.begin(), operators.end(), [&](const auto& row) { return row.first == op->get_ref<const std::string&>(); });
     if (known == operators.end()) refuse(path + ".operator", "\"" + op->get<std::string>() + "\" is not an operator");
     Filter filter = Filter::where(field->get<std::string>(), known->second, value == tree.end() ? json(nullptr) : *value);
-    make_clause(filter);
+    make_clause(filter, path + ".value");
     return filter;
 }
 
@@ -2118,7 +2128,11 @@ namespace {
 constexpr std::array<std::pair<std::string_view, Severity>, 3> severities{
     {{"info", Severity::info}, {"warning", Severity::warning}, {"critical", Severity::critical}}};
 
-std::string_view severity_name(Severity severity) { return severities[static_cast<std::size_t>(severity)].first; }
+std::string_view severity_name(Severity severity) {
+    const auto known = std::find_if(severities.begin(), severities.end(), [severity](const auto& row) { return row.second == severity; });
+    if (known == severities.end()) refuse("notice.severity", "must be info, warning or critical");
+    return known->first;
+}
 
 // What the log keeps of an event beside its columns.
 struct Extra {
@@ -2127,15 +2141,21 @@ struct Extra {
     json extensions = nullptr;
 };
 
+void check_size(std::string_view field, std::size_t size, std::size_t limit) {
+    if (size > limit) throw Error(ErrorCode::too_large, std::string(field), "is longer than " + std::to_string(limit) + " bytes");
+}
+
 // As JSON text; empty when there is nothing.
 void append_extra(std::string& out, const Extra& extra) {
     if (!extra.cents && !extra.notice && extra.extensions.empty()) return;
     json tree = json::object();
     if (extra.cents) tree["precise_total_amount_cents"] = extra.cents->to_string();
-    if (extra.notice)
+    if (extra.notice) {
+        check_size("notice.body", extra.notice->body.size(), limits::extra_bytes);
         tree["notice"] = {{"body", extra.notice->body}, {"severity", severity_name(extra.notice->severity)}, {"notify", extra.notice->notify}};
+    }
     if (!extra.extensions.empty()) tree["extensions"] = extra.extensions;
-    append_json(out, tree, {});
+    append_json(out, tree, {}, 0);
 }
 
 Notice read_notice(const json& tree) {
@@ -2198,10 +2218,6 @@ struct Drafts {
     }
     std::string_view extra(const Draft& draft) const { return std::string_view(json_text).substr(draft.extra_at, draft.end - draft.extra_at); }
 };
-
-void check_size(std::string_view field, std::size_t size, std::size_t limit) {
-    if (size > limit) throw Error(ErrorCode::too_large, std::string(field), "is longer than " + std::to_string(limit) + " bytes");
-}
 
 void check_draft(const Drafts& drafts, const Draft& draft) {
     if (draft.name.empty()) refuse("name", "is missing");
@@ -4293,11 +4309,14 @@ Scalar cell_scalar(const Column& column, std::size_t row) {
 
 // Times are compared as microseconds.
 Filter in_micros(Filter filter) {
-    const auto convert = [](json& value) {
-        if (value.is_string()) {
-            value = Timestamp::parse(value.get_ref<const std::string&>()).micros();
-        } else if (value.is_number()) {
-            value = Timestamp::from_unix(Decimal::from_json(value)).micros();
+    const auto convert = [&](json& value) {
+        try {
+            if (value.is_string())
+                value = Timestamp::parse(value.get_ref<const std::string&>()).micros();
+            else if (value.is_number())
+                value = Timestamp::from_unix(Decimal::from_json(value)).micros();
+        } catch (const Error& error) {
+            refuse(filter.field + "." + std::string(operator_name(filter.op)), error.reason());
         }
     };
     if (!filter.value.is_array())
@@ -5080,7 +5099,7 @@ void Store::drop_dead_runs() {
 namespace {
 
 void check_period(const Period& period) {
-    if (period.from >= period.to) refuse("period", "ends before it begins");
+    if (period.from >= period.to) refuse("period", "must end after it begins");
 }
 
 void check_paging(std::int64_t limit, std::int64_t offset) {
@@ -6957,7 +6976,7 @@ void check_aggregate(const Metric& metric, const Rules& rules, const AggregateQu
     }
     if (query.top < 0) refuse("top", "must not be negative");
     const auto& billing = query.billing_period;
-    if (billing && billing->from >= billing->to) refuse("billing_period", "ends before it begins");
+    if (billing && billing->from >= billing->to) refuse("billing_period", "must end after it begins");
     if (billing && !has_two_ends(*billing)) refuse("billing_period", "must have two ends");
     if (has_two_ends(query.period)) return;
     const bool in_bins = query.bin != Bin::none;
@@ -9936,12 +9955,18 @@ Fees Plan::advance_fees(const UsageQuery& query, Timestamp now, UsageSource& usa
 
 // --- what if (any quantity under a charge) ---
 
-// A percentage charge looks at single events: they are taken as equal.
-void spread_evenly(const Price& price, std::int64_t events, Quantity& quantity) {
+// A percentage charge looks at single events: they are taken as equal, but that the last one has what is missing to the whole, and that a
+// maximum is the first one's.
+void spread_evenly(const Scope& scope, Quantity& quantity) {
+    const auto& price = scope.price();
+    const auto events = quantity.events;
     if (events < 0 || events > static_cast<std::int64_t>(limits::batch_events)) throw Error(ErrorCode::bad_value, "events", "is out of range");
-    for (auto left = events; left > 0; --left) {
-        const auto value = quotient(quantity.units, events);
-        run_on(price, quantity.running, value);
+    if (scope.counts()) quantity.running = running_count(price, quantity.units);
+    const bool highest = scope.metric().kind == Kind::max;
+    const auto share = highest ? Decimal() : quotient(quantity.units, events);
+    for (std::int64_t i = 0; i < events; ++i) {
+        const auto value = i == (highest ? 0 : events - 1) ? quantity.units - share * (events - 1) : share;
+        if (scope.metric().kind == Kind::sum && runs_on(price, quantity.running)) run_on(price, quantity.running, value);
         if (has_bounds(price, quantity)) quantity.bounded.add(price, value);
     }
 }
@@ -9952,7 +9977,7 @@ Fee Plan::price(std::string_view name, const Decimal& units, std::int64_t events
     const Subscription nobody;
     const Scope scope{*this, *charge, nullptr, nobody, {}};
     Quantity quantity{.units = units, .events = events, .premium = premium};
-    if (charge->price.model == Model::percentage) spread_evenly(charge->price, events, quantity);
+    if (charge->price.model == Model::percentage) spread_evenly(scope, quantity);
     auto priced = apply(charge->price, quantity);
     auto fee = empty_fee(scope, {});
     fee.units = units;
@@ -11971,11 +11996,12 @@ struct Charge {
 
 // Currency units, as fees have them, from Polar's cents.
 Priced in_units(Priced priced, Currency currency) {
+    const Decimal cent = quotient(1, currency.subunits);  // times, not divided by: exact
     for (auto& line : priced.lines) {
-        line.rate = quotient(line.rate, currency.subunits);
-        line.amount = quotient(line.amount, currency.subunits);
+        line.rate *= cent;
+        line.amount *= cent;
     }
-    priced.amount = quotient(priced.amount, currency.subunits);
+    priced.amount *= cent;
     return priced;
 }
 
@@ -16190,7 +16216,7 @@ public:
         const std::shared_ptr<Link> link = connected(upstream);
         const ReadRule* rule = read_rule(link->vendor);
         if (!rule) throw Error(ErrorCode::unsupported, "upstream", "this vendor cannot be read back");
-        if (period.from >= period.to) throw Error(ErrorCode::bad_value, "period", "ends before it begins");
+        if (period.from >= period.to) throw Error(ErrorCode::bad_value, "period", "must end after it begins");
         std::map<std::string, std::vector<Shown>> shown;
         read_back(*link, *rule, period, shown);
         Confirmation result;
@@ -16980,7 +17006,8 @@ void check_limit(const Limit& limit) {
     if (limit.units && limit.units->is_negative()) refuse("limit.units", "must not be negative");
     if (limit.cents && limit.cents->is_negative()) refuse("limit.cents", "must not be negative");
     if (limit.cents && limit.scope == LimitScope::all) refuse("limit.scope", "cannot be all for a fee: books price a subscription or a customer");
-    if (limit.period && limit.period->from >= limit.period->to) refuse("limit.period", "ends before it begins");
+    if (limit.scope > LimitScope::all || limit.scope < LimitScope::customer) refuse("limit.scope", "is not a scope of limits");
+    if (limit.period && limit.period->from >= limit.period->to) refuse("limit.period", "must end after it begins");
 }
 
 // Whose usage it is must be known.

@@ -2358,7 +2358,7 @@ TEST_CASE("What Autumn's analytics cannot be asked is refused by name", "[autumn
     CHECK(refused({.period = day}) == "answered");
     CHECK(refused({.period = day, .range = "7d"}) == "range: does not go with a period");
     CHECK(refused({.range = "8d"}).starts_with("period: "));
-    CHECK(refused({.period = Period{day.to, day.from}}) == "period: ends before it begins");
+    CHECK(refused({.period = Period{day.to, day.from}}) == "period: must end after it begins");
     CHECK(refused({.period = Period{}, .bin = Bin::hour}).starts_with("bin: the answer has more than"));
     CHECK(refused({.bin = Bin::minute}) == "bin: must be an hour, day, week or month");
     CHECK(refused({.group_by = {"a", "b"}}) == "group_by: must be one field");
@@ -2383,7 +2383,8 @@ TEST_CASE("a book prices any quantity without a log", "[books]") {
     CHECK(book.price("packs", -1).amount.is_zero());
     CHECK_THROWS_AS(book.price("nothing", 1), Error);
     const auto percentage = Book::lago(catalogue(
-        {{"charge_model", "percentage"}, {"code", "pct"}, {"properties", {{"rate", "1"}, {"fixed_amount", "2"}, {"free_units_per_events", 1}}}}));
+        {{"charge_model", "percentage"}, {"code", "pct"}, {"properties", {{"rate", "1"}, {"fixed_amount", "2"}, {"free_units_per_events", 1}}}},
+        tokens_metric));
     CHECK(percentage.price("pct", 400, 4).amount == 9);
     CHECK_THROWS_WITH(percentage.price("pct", 400, -1), "events: is out of range");
 }
