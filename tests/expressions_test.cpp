@@ -545,7 +545,7 @@ TEST_CASE("An expression's metric is kept with its book, and delivery sends the 
             body = request.body;
             HttpResponse response;
             response.status = 200;
-            response.body = R"({"events":[]})";
+            response.body = R"({"events":[{}]})";
             return response;
         }
         std::string body = {};
@@ -558,7 +558,9 @@ TEST_CASE("An expression's metric is kept with its book, and delivery sends the 
     CHECK(metrics[0].property == "properties.used");
     CHECK(m.aggregate({.metric = "storage"}).rows.at(0).value == 6);
     m.connect(Upstream::lago({.api_key = "k", .transport = catcher}));
-    CHECK(m.flush().complete());
+    const auto report = m.flush().upstreams.at(0);
+    CAPTURE(report.sent, report.parked, report.returned, report.pending, report.held, report.status.reason);
+    CHECK(report.delivered == 1);
     const json properties = json::parse(catcher->body).at("events").at(0).at("properties");
     CHECK(properties == json{{"gb", 2}, {"hours", 3}});
 }
