@@ -2320,9 +2320,10 @@ void draft_line(Drafts& drafts, Draft& draft, std::string_view line) {
 // An expression is compiled once, to postfix form, and run over a stack for each event. What its words and signs mean stands in the tables of a
 // dialect (8.2, 8.3).
 
-// What is computed with: a number in decimal or, where the vendor computes so, in binary (a boolean is 0 or 1 there), or a text.
+// What is computed with: a number in decimal or, where the vendor computes so, in binary (a boolean is 0 or 1 there), or a text; or nothing, with
+// the reason as its text.
 struct Term {
-    enum class Type : std::uint8_t { any, number, boolean, text };
+    enum class Type : std::uint8_t { any, number, boolean, text, nothing };
     Type type = Type::number;
     Decimal number{};
     int decimals = 0;  // as written, with zeros at the end
@@ -2357,7 +2358,7 @@ struct Dialect {
     bool typed = false;            // a ? b : c, true and false; types are known beforehand, and it comes to a number
     bool needs_property = false;
     std::optional<Term> (*literal)(std::string_view number);       // nothing of one that is too long
-    Term (*property)(std::string_view name, const Scalar& value);  // throws for what the vendor refuses
+    Term (*property)(std::string_view name, const Scalar& value);  // nothing for what the vendor refuses
     std::string (*result)(const Term&);                            // a number where the dialect is typed
 };
 
@@ -2379,9 +2380,10 @@ struct Expression {
     std::vector<Term> constants{};
     std::vector<Variable> variables{};
 
-    // What it comes to, with read(variable's index) -> Term. Throws an Error that names no field when it comes to nothing.
+    // What it comes to, with read(variable's index) -> Term. Nothing when a variable is nothing, which is then the last of the stack; where an
+    // operation comes to nothing, an Error that names no field is thrown.
     template <class Read>
-    std::string run(std::vector<Term>& stack, Read&& read) const {
+    std::optional<std::string> run(std::vector<Term>& stack, Read&& read) const {
         stack.clear();
         for (const Instruction& each : code) {
             if (each.kind == Instruction::Kind::operation) {
@@ -2389,6 +2391,7 @@ struct Expression {
                 stack.resize(stack.size() - each.index + 1);
             } else if (each.kind == Instruction::Kind::variable) {
                 stack.push_back(read(each.index));
+                if (stack.back().type == Term::Type::nothing) return {};
             } else {
                 stack.push_back(constants[each.index]);
             }
@@ -2406,6 +2409,7 @@ public:
     Expression compile() {
         if (text_.size() > limits::expression_bytes)
             throw Error(ErrorCode::too_large, field_, "is longer than " + std::to_string(limits::expression_bytes) + " bytes");
+        if (const char* fault = text_fault(text_)) refuse(field_, fault);
         next();
         const Type type = whole(0);
         if (!token_.empty()) unexpected();
@@ -2616,13 +2620,15 @@ Term time_term(Timestamp time) { return {.number = floor_divide(time.micros(), m
 // What the expression comes to for the event, at that time. Throws an Error without a field when it comes to nothing.
 std::string evaluate(const Expression& expression, const Event& event, Timestamp time) {
     std::vector<Term> stack;
-    return expression.run(stack, [&](std::size_t index) -> Term {
+    auto result = expression.run(stack, [&](std::size_t index) -> Term {
         const Expression::Variable& variable = expression.variables[index];
         std::string keep;
         if (variable.source == Expression::Variable::Source::property)
             return expression.dialect->property(variable.name, scalar_of_member(event.properties, variable.name, keep));
         return variable.source == Expression::Variable::Source::name ? name_term(event.name) : time_term(time);
     });
+    if (!result) throw Error(ErrorCode::bad_value, "", stack.back().text);
+    return std::move(*result);
 }
 
 }  // namespace
@@ -7091,12 +7097,13 @@ public:
         std::vector<Term> stack;
         each_row(batch, [&](std::size_t row) {
             try {
-                const std::string result = expression_.run(stack, [&](std::size_t index) { return variable(batch, name, index, row); });
+                const auto result = expression_.run(stack, [&](std::size_t index) { return variable(batch, name, index, row); });
+                if (!result) return;
                 mask[row] = 1;
                 if (expression_.dialect->typed)
-                    made.add_number(row, result);
+                    made.add_number(row, *result);
                 else
-                    made.add_text(row, result);
+                    made.add_text(row, *result);
             } catch (const Error& error) {
                 if (!error.field().empty()) throw;
             }
@@ -7152,8 +7159,8 @@ public:
         for (const Source& source : sources(reader_, question)) {
             Batch batch = load(reader_, source, question);
             if (batch.rows == 0) continue;
-            ColumnBuilder made;
-            if (computed_) computed_->put(reader_, question, batch, made);
+            std::optional<ColumnBuilder> made;
+            if (computed_) computed_->put(reader_, question, batch, made.emplace());
             for (const Condition& condition : conditions_) condition.apply(reader_, batch);
             use(batch);
         }
@@ -8306,7 +8313,8 @@ constexpr Operation operations[] = {
 
 // Texts that are numbers are numbers; null is a text without characters.
 Term property_term(std::string_view name, const Scalar& value) {
-    if (value.kind == Scalar::Kind::missing || value.kind == Scalar::Kind::object) fail("Variable: " + std::string(name) + " not found");
+    if (value.kind == Scalar::Kind::missing || value.kind == Scalar::Kind::object)
+        return {.type = Term::Type::nothing, .text = "Variable: " + std::string(name) + " not found"};
     if (value.kind == Scalar::Kind::number) return {.number = value.number, .decimals = value.number.scale()};
     const Term text{.type = Term::Type::text, .text = scalar_text(value)};
     return value.kind == Scalar::Kind::text ? decimal_in(value.text).value_or(text) : text;
@@ -10834,8 +10842,7 @@ Term property_term(std::string_view name, const Scalar& value) {
     if (value.kind == Scalar::Kind::missing || value.kind == Scalar::Kind::object) return {};
     if (value.kind == Scalar::Kind::number) return {.real = value.number.to_double()};
     const auto read = value.kind == Scalar::Kind::text ? read_number(trimmed(value.text)) : std::nullopt;
-    if (!read) throw Error(ErrorCode::bad_value, "", "property " + quote(name) + " is not a number");
-    return *read;
+    return read.value_or(Term{.type = Term::Type::nothing, .text = "property " + quote(name) + " is not a number"});
 }
 
 // Nothing of what is not finite. What is too small to be written is nothing beside 15 decimals.

@@ -1109,7 +1109,8 @@ public:
     /// is well. With `repair`, what differs is made again from the log. Takes time in proportion to the log; others may read and write.
     std::vector<std::string> verify(bool repair = false);
 
-    /// Declares a metric, in place of the one of that code. Throws bad_value.
+    /// Declares a metric, in place of the one of that code. Throws bad_value, and of an expression unsupported, too_large or overflow, with the place
+    /// in the reason.
     void define(const Metric& metric);
     /// Those in force, by code. Of several of one code (the app's own and those of books) that is the one given last; a book's, as long as the
     /// version it came with is in effect.

@@ -468,6 +468,15 @@ TEST_CASE("Lago's other aggregations look at what an expression comes to") {
     // A seat that is added and removed.
     CHECK(value("unique_count_agg", "CONCAT(event.properties.a, event.code)",
                 {{{"a", "x"}}, {{"a", "y"}}, {{"a", "x"}, {"operation_type", "remove"}}}) == "1/3 1/3");
+    Meter m(options_for());
+    json metric = storage_metric("unique_count_agg");
+    metric["expression"] = "CONCAT(event.properties.a, '-', 1.50)";
+    m.load(Book::lago(lago_catalogue(metric)));
+    m.record({stored_gb({{"a", "x"}}), stored_gb({{"a", 2}}), stored_gb({{"b", 2}})});
+    const auto active = m.active_values({.metric = "storage"});
+    REQUIRE(active.total == 2);
+    CHECK(active.values[0].value == "2-1.50");
+    CHECK(active.values[1].value == "x-1.50");
 }
 
 TEST_CASE("A Lago expression's estimates and fees in advance, and limits by it") {
