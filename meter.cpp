@@ -2332,6 +2332,322 @@ void draft_line(Drafts& drafts, Draft& draft, std::string_view line) {
     append_extra(drafts.json_text, extra);
 }
 
+// ---- expressions: what an event comes to, as a vendor lets one write it ----
+//
+// An expression is compiled once, to postfix form, and run over a stack for each event. What its words and signs mean stands in the tables of a
+// dialect (8.2, 8.3).
+
+// What is computed with: a number in decimal or, where the vendor computes so, in binary (a boolean is 0 or 1 there), or a text; or nothing, with
+// the reason as its text.
+struct Term {
+    enum class Type : std::uint8_t { any, number, boolean, text, nothing };
+    Type type = Type::number;
+    Decimal number{};
+    int decimals = 0;  // as written, with zeros at the end
+    double real = 0;
+    std::string text{};
+};
+
+using Arguments = std::span<Term>;
+
+// An operator or function. What it comes to takes the place of the first argument; it throws when it comes to nothing.
+struct Operation {
+    enum class Form : std::uint8_t { call, infix, prefix };
+    Form form;
+    std::string_view name;
+    int precedence;           // of infix ones, from 1
+    std::size_t least, most;  // arguments
+    Term::Type takes, gives;
+    void (*apply)(Arguments);
+};
+
+struct Dialect {
+    std::span<const Operation> operations;
+    std::string_view spaces;
+    std::string_view property_prefix;           // of words that name a property, as are all where there is none
+    std::string_view time_word{}, name_word{};  // the event's time in whole seconds, and its name
+    std::span<const std::string_view> reserved{};
+    std::string_view beyond{};     // signs of the vendor's language that are not known here
+    bool spellings = false;        // functions are also written in capitals, and with one
+    bool texts = false;            // 'in quotes'
+    bool exponents = false;        // 1e3, .5
+    bool repeated_prefix = false;  // --a
+    bool typed = false;            // a ? b : c, true and false; types are known beforehand, and it comes to a number
+    bool needs_property = false;
+    std::optional<Term> (*literal)(std::string_view number);       // nothing of one that is too long
+    Term (*property)(std::string_view name, const Scalar& value);  // nothing for what the vendor refuses
+    std::string (*result)(const Term&);                            // a number where the dialect is typed
+};
+
+struct Expression {
+    struct Instruction {
+        enum class Kind : std::uint8_t { constant, variable, operation };
+        Kind kind;
+        std::size_t index;  // of the constant or variable; how many arguments
+        void (*apply)(Arguments) = nullptr;
+    };
+    struct Variable {
+        enum class Source : std::uint8_t { property, time, name };
+        Source source = Source::property;
+        std::string name{};  // of the property
+        friend bool operator==(const Variable&, const Variable&) = default;
+    };
+    const Dialect* dialect = nullptr;
+    std::vector<Instruction> code{};
+    std::vector<Term> constants{};
+    std::vector<Variable> variables{};
+
+    // What it comes to, with read(variable's index) -> Term. Nothing when a variable is nothing, which is then the last of the stack; where an
+    // operation comes to nothing, an Error that names no field is thrown.
+    template <class Read>
+    std::optional<std::string> run(std::vector<Term>& stack, Read&& read) const {
+        stack.clear();
+        for (const Instruction& each : code) {
+            if (each.kind == Instruction::Kind::operation) {
+                each.apply(Arguments(stack).last(each.index));
+                stack.resize(stack.size() - each.index + 1);
+            } else if (each.kind == Instruction::Kind::variable) {
+                stack.push_back(read(each.index));
+                if (stack.back().type == Term::Type::nothing) return {};
+            } else {
+                stack.push_back(constants[each.index]);
+            }
+        }
+        return dialect->result(stack.back());
+    }
+};
+
+// By descent, to a bounded depth.
+class ExpressionCompiler {
+public:
+    ExpressionCompiler(std::string_view text, const Dialect& dialect, std::string field) : text_(text), dialect_(dialect), field_(std::move(field)) {
+        made_.dialect = &dialect;
+    }
+    Expression compile() {
+        if (text_.size() > limits::expression_bytes)
+            throw Error(ErrorCode::too_large, field_, "is longer than " + std::to_string(limits::expression_bytes) + " bytes");
+        if (const char* fault = text_fault(text_)) refuse(field_, fault);
+        next();
+        const Type type = whole(0);
+        if (!token_.empty()) unexpected();
+        const auto is_property = [](const Variable& each) { return each.source == Variable::Source::property; };
+        if (dialect_.typed && type != Type::number) throw Error(ErrorCode::bad_value, field_, "does not come to a number");
+        if (dialect_.needs_property && std::none_of(made_.variables.begin(), made_.variables.end(), is_property))
+            throw Error(ErrorCode::bad_value, field_, "names no property");
+        return std::move(made_);
+    }
+
+private:
+    using Type = Term::Type;
+    using Form = Operation::Form;
+    using Variable = Expression::Variable;
+    static constexpr std::size_t max_depth = 100;
+
+    [[noreturn]] void refuse_at(std::size_t at, const std::string& reason, ErrorCode code = ErrorCode::bad_value) const {
+        throw Error(code, field_, "at " + std::to_string(at + 1) + ": " + reason);
+    }
+    [[noreturn]] void unexpected() const {
+        if (token_.empty()) refuse_at(at_, "ends too early");
+        const bool beyond = dialect_.beyond.find(token_[0]) != std::string_view::npos;
+        refuse_at(at_, quote(token_) + (beyond ? " is not known here" : " is not expected"), beyond ? ErrorCode::unsupported : ErrorCode::bad_value);
+    }
+
+    // ---- tokens: numbers, words, texts with their quotes, signs; an empty one at the end ----
+
+    static bool is_letter(char c) noexcept { return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || c == '_'; }
+    bool digit_at(std::size_t at) const noexcept { return at < text_.size() && is_digit(text_[at]); }
+    bool starts_number() const noexcept { return !token_.empty() && (is_digit(token_[0]) || (token_[0] == '.' && token_.size() > 1)); }
+    bool starts_word() const noexcept { return !token_.empty() && is_letter(token_[0]); }
+    std::size_t digits_end(std::size_t at) const noexcept {
+        while (digit_at(at)) ++at;
+        return at;
+    }
+    std::size_t number_end(std::size_t at) const noexcept {
+        at = digits_end(at);
+        if (at < text_.size() && text_[at] == '.' && digit_at(at + 1)) at = digits_end(at + 1);
+        if (!dialect_.exponents || at == text_.size() || (text_[at] != 'e' && text_[at] != 'E')) return at;
+        const std::size_t sign = at + 1 < text_.size() && (text_[at + 1] == '+' || text_[at + 1] == '-') ? 1 : 0;
+        return digit_at(at + 1 + sign) ? digits_end(at + 1 + sign) : at;
+    }
+    std::size_t word_end(std::size_t at) const noexcept {
+        const bool dots = !dialect_.property_prefix.empty();
+        while (at < text_.size() && (is_letter(text_[at]) || is_digit(text_[at]) || (dots && text_[at] == '.'))) ++at;
+        return at;
+    }
+    std::size_t sign_end(std::size_t at) const noexcept {
+        constexpr std::string_view doubled[] = {"<=", ">=", "==", "!=", "&&", "||"};
+        return at + (std::find(std::begin(doubled), std::end(doubled), text_.substr(at, 2)) == std::end(doubled) ? 1 : 2);
+    }
+    void next() {
+        at_ = std::min(text_.find_first_not_of(dialect_.spaces, at_ + token_.size()), text_.size());
+        std::size_t end = at_;
+        if (at_ == text_.size()) {
+        } else if (digit_at(at_) || (dialect_.exponents && text_[at_] == '.' && digit_at(at_ + 1))) {
+            end = number_end(at_);
+        } else if (is_letter(text_[at_])) {
+            end = word_end(at_);
+        } else if (dialect_.texts && text_[at_] == '\'') {
+            end = text_.find('\'', at_ + 1);
+            if (end == std::string_view::npos) refuse_at(at_, "has no second quote");
+            ++end;
+        } else {
+            end = sign_end(at_);
+        }
+        token_ = text_.substr(at_, end - at_);
+    }
+    void take(std::string_view sign) {
+        if (token_ != sign) unexpected();
+        next();
+    }
+
+    // ---- grammar; each part appends its code and answers what type it comes to ----
+
+    // A condition and what follows from it, or anything else.
+    Type whole(std::size_t depth) {
+        const Type type = infix(1, depth);
+        if (!dialect_.typed || token_ != "?") return type;
+        static constexpr auto choose = [](Arguments all) { all[0] = all[0].real != 0 ? all[1] : all[2]; };
+        if (type != Type::boolean) refuse_at(at_, "needs a condition before it");
+        next();
+        const Type yes = infix(1, deeper(depth));
+        take(":");
+        const std::size_t at = at_;
+        if (whole(deeper(depth)) != yes) refuse_at(at, "must be of the type before the colon");
+        made_.code.push_back({Expression::Instruction::Kind::operation, 3, choose});
+        return yes;
+    }
+    Type infix(int lowest, std::size_t depth) {
+        Type left = prefixed(depth);
+        while (const Operation* found = find(Form::infix, token_)) {
+            if (found->precedence < lowest) break;
+            const std::size_t at = at_;
+            next();
+            const std::array types{left, infix(found->precedence + 1, deeper(depth))};
+            left = emit(*found, types, at);
+        }
+        return left;
+    }
+    Type prefixed(std::size_t depth) {
+        const std::size_t at = at_;
+        const Operation* const found = find(Form::prefix, token_);
+        if (found == nullptr) return primary(depth);
+        std::size_t times = 0;
+        do next(), ++times;
+        while (dialect_.repeated_prefix && token_ == found->name);
+        Type type = primary(depth);
+        while (times-- > 0) type = emit(*found, std::span(&type, 1), at);
+        return type;
+    }
+    Type primary(std::size_t depth) {
+        if (starts_number()) return number();
+        if (starts_word()) return word(depth);
+        if (dialect_.texts && token_.starts_with('\''))
+            return constant({.type = Type::text, .text = std::string(token_.substr(1, token_.size() - 2))});
+        take("(");
+        const Type type = whole(deeper(depth));
+        take(")");
+        return type;
+    }
+    Type word(std::size_t depth) {
+        const std::string_view word = token_;
+        const std::size_t at = at_;
+        if (dialect_.typed && (word == "true" || word == "false")) return constant({.type = Type::boolean, .real = word == "true" ? 1.0 : 0.0});
+        if (std::find(dialect_.reserved.begin(), dialect_.reserved.end(), word) != dialect_.reserved.end())
+            refuse_at(at, quote(word) + " is a reserved word");
+        next();
+        if (token_ != "(") return variable(word, at);
+        const Operation* const found = find(Form::call, word);
+        if (found == nullptr) refuse_at(at, quote(word) + " is not a function known here", ErrorCode::unsupported);
+        std::vector<Type> types;
+        do {
+            next();
+            types.push_back(whole(deeper(depth)));
+        } while (token_ == ",");
+        take(")");
+        return emit(*found, types, at);
+    }
+    Type number() {
+        auto value = dialect_.literal(token_);
+        if (!value) refuse_at(at_, "has more than 38 digits", ErrorCode::overflow);
+        return constant(std::move(*value));
+    }
+    Type variable(std::string_view word, std::size_t at) {
+        Variable made;
+        if (word == dialect_.time_word) {
+            made.source = Variable::Source::time;
+        } else if (word == dialect_.name_word) {
+            made.source = Variable::Source::name;
+        } else {
+            made.name = word.starts_with(dialect_.property_prefix) ? word.substr(dialect_.property_prefix.size()) : "";
+            const bool begins = !made.name.empty() && is_letter(made.name[0]) && (made.name[0] != '_' || dialect_.property_prefix.empty());
+            if (!begins || made.name.find('.') != std::string::npos) refuse_at(at, quote(word) + " is not the name of a property");
+        }
+        const auto known = std::find(made_.variables.begin(), made_.variables.end(), made);
+        made_.code.push_back({Expression::Instruction::Kind::variable, static_cast<std::size_t>(known - made_.variables.begin())});
+        if (known == made_.variables.end()) made_.variables.push_back(std::move(made));
+        return dialect_.typed ? Type::number : Type::any;
+    }
+    Type constant(Term value) {
+        const Type type = value.type;
+        made_.code.push_back({Expression::Instruction::Kind::constant, made_.constants.size()});
+        made_.constants.push_back(std::move(value));
+        next();
+        return type;
+    }
+
+    // ---- operations ----
+
+    bool is_named(const Operation& each, std::string_view word) const {
+        if (each.name == word) return true;
+        if (!dialect_.spellings || each.form != Form::call || each.name.size() != word.size()) return false;
+        const auto capital = [](char small, char c) { return c == small - 'a' + 'A'; };
+        const bool rest_small = word.substr(1) == each.name.substr(1);
+        return capital(each.name[0], word[0]) && (rest_small || std::equal(each.name.begin(), each.name.end(), word.begin(), capital));
+    }
+    const Operation* find(Form form, std::string_view word) const {
+        const auto fits = [&](const Operation& each) { return each.form == form && is_named(each, word); };
+        const auto found = std::find_if(dialect_.operations.begin(), dialect_.operations.end(), fits);
+        return found == dialect_.operations.end() ? nullptr : &*found;
+    }
+    // Types that are known beforehand are the operation's or, where it takes any, the same.
+    Type emit(const Operation& operation, std::span<const Type> types, std::size_t at) {
+        if (types.size() < operation.least || types.size() > operation.most)
+            refuse_at(at, quote(operation.name) + " takes another number of arguments");
+        const Type wanted = operation.takes == Type::any ? types[0] : operation.takes;
+        if (dialect_.typed && std::any_of(types.begin(), types.end(), [&](Type type) { return type != wanted; }))
+            refuse_at(at, quote(operation.name) + " is not for operands of these types");
+        made_.code.push_back({Expression::Instruction::Kind::operation, types.size(), operation.apply});
+        return operation.gives;
+    }
+    std::size_t deeper(std::size_t depth) const {
+        if (depth == max_depth) refuse_at(at_, "is nested too deep");
+        return depth + 1;
+    }
+
+    std::string_view text_, token_{};
+    const Dialect& dialect_;
+    std::string field_;
+    std::size_t at_ = 0;
+    Expression made_{};
+};
+
+Term name_term(const std::string& name) { return {.type = Term::Type::text, .text = name}; }
+Term time_term(Timestamp time) { return {.number = floor_divide(time.micros(), micros_per_second)}; }
+
+// What the expression comes to for the event, at that time. Throws an Error without a field when it comes to nothing.
+std::string evaluate(const Expression& expression, const Event& event, Timestamp time) {
+    std::vector<Term> stack;
+    auto result = expression.run(stack, [&](std::size_t index) -> Term {
+        const Expression::Variable& variable = expression.variables[index];
+        std::string keep;
+        if (variable.source == Expression::Variable::Source::property)
+            return expression.dialect->property(variable.name, scalar_of_member(event.properties, variable.name, keep));
+        return variable.source == Expression::Variable::Source::name ? name_term(event.name) : time_term(time);
+    });
+    if (!result) throw Error(ErrorCode::bad_value, "", stack.back().text);
+    return std::move(*result);
+}
+
 }  // namespace
 
 // =============================================================================================
@@ -3340,6 +3656,7 @@ public:
     }
     void add_interned(std::size_t row, std::int64_t id) { put(row, id == 0 ? CellKind::missing : CellKind::interned, id); }
     void add_integer(std::size_t row, std::int64_t value) { put(row, CellKind::number, value); }
+    void add_text(std::size_t row, std::string_view text) { put_word(row, CellKind::text, text); }
 
     // The column with rows in the given order. Rows never added are missing.
     Column finish(std::span<const std::uint32_t> order) const {
@@ -5736,6 +6053,7 @@ struct Rules {
     std::optional<RoundTo> weighted_rounding{};
     std::chrono::weekday week_start = std::chrono::Monday;  // of buckets
     MonthEnd month_end = MonthEnd::clamp;  // of months that have a billing anchor; where they run over, its time of day has no meaning
+    const Dialect* dialect = nullptr;      // of expressions, where there are any
 };
 
 // Keys -> 0, 1, 2, ... in the order they are met. Open addressing; groups, rows of an answer and distinct values are all numbered by it.
@@ -6846,6 +7164,9 @@ auto meaning_of(const Words& words, std::string_view word) {
     damaged("metrics");
 }
 
+// Where the result of an expression stands; nowhere when empty.
+const std::string& computed_field(const Metric& metric) { return metric.computed.empty() ? metric.property : metric.computed; }
+
 void check_metric(const Metric& metric) {
     word_of(aggregations, metric.aggregation, "metric.aggregation");
     word_of(bin_words, metric.bucket, "metric.bucket");
@@ -6856,11 +7177,15 @@ void check_metric(const Metric& metric) {
         refuse("metric.rounding", "must be from -38 to 38 decimals");
     if (metric.every_event && !metric.event.empty()) refuse("metric.event", "has no meaning for a metric of every event");
     if (metric.bucket == Bin::none && !metric.bucket_group.empty()) refuse("metric.bucket_group", "needs a bucket");
+    if (metric.expression.empty() && !metric.computed.empty()) refuse("metric.computed", "needs an expression");
+    if (!metric.expression.empty() && !computed_field(metric).empty() && column_key(computed_field(metric))[0] != '.')
+        refuse(metric.computed.empty() ? "metric.property" : "metric.computed", "must be a property, for the result of the expression to stand in");
     check_question("metric.code", metric.code);
     check_question("metric.event", metric.event);
     check_question("metric.property", metric.property);
     check_question("metric.bucket_group", metric.bucket_group);
     check_question("metric.rules", metric.rules);
+    check_question("metric.computed", metric.computed);
     check_filter(metric.filter);
 }
 
@@ -6877,6 +7202,8 @@ json metric_definition(const Metric& metric) {
     if (metric.recurring) definition["recurring"] = true;
     if (metric.bucket != Bin::none) definition["bucket"] = word_of(bin_words, metric.bucket, "metric.bucket");
     if (!metric.bucket_group.empty()) definition["bucket_group"] = metric.bucket_group;
+    if (!metric.expression.empty()) definition["expression"] = metric.expression;
+    if (!metric.computed.empty()) definition["computed"] = metric.computed;
     if (!metric.rules.empty()) definition["rules"] = metric.rules;
     return definition;
 }
@@ -6893,6 +7220,8 @@ Metric defined_metric(std::string_view code, const json& tree) {
     metric.recurring = tree.value("recurring", false);
     metric.bucket = meaning_of(bin_words, tree.value("bucket", "none"));
     metric.bucket_group = tree.value("bucket_group", "");
+    metric.expression = tree.value("expression", "");
+    metric.computed = tree.value("computed", "");
     metric.rules = tree.value("rules", "");
     check_metric(metric);
     return metric;
@@ -6947,9 +7276,21 @@ struct Question {
     const std::set<Group>* named = nullptr;  // the groups that keep their names; all when absent
 };
 
-void check_carrying(const Metric& metric, const Rules& rules) {
+// The metric's expression, by the field that it comes from.
+Expression expression_of(const Metric& metric, const Dialect& dialect, std::string field = "metric.expression") {
+    return ExpressionCompiler(metric.expression, dialect, std::move(field)).compile();
+}
+
+Expression compiled(const Metric& metric, const Rules& rules) {
+    if (rules.dialect == nullptr) refuse("metric.expression", "has no meaning by these rules");
+    return expression_of(metric, *rules.dialect);
+}
+
+// What depends on the rules.
+void check_ruled(const Metric& metric, const Rules& rules) {
     if (metric.recurring && metric.bucket != Bin::none && rules.carrying == Carrying::measured)
         refuse("metric.bucket", "has no meaning for a recurring metric");
+    if (!metric.expression.empty()) compiled(metric, rules);
 }
 
 Period overlap(const Period& a, const Period& b) { return {std::max(a.from, b.from), std::min(a.to, b.to)}; }
@@ -6965,7 +7306,7 @@ BinOptions bins_of(const AggregateQuery& query, const Rules& rules) {
 }
 
 void check_aggregate(const Metric& metric, const Rules& rules, const AggregateQuery& query) {
-    check_carrying(metric, rules);
+    check_ruled(metric, rules);
     check_period(overlap(query.period, Period()));
     check_filter(query.filter);
     check_question("customer", query.customer);
@@ -6988,6 +7329,64 @@ void check_aggregate(const Metric& metric, const Rules& rules, const AggregateQu
     if (!(rules.weighting == Weighting::remaining ? of_billing : of_bins)) refuse("period", "must have two ends for a weighted sum");
 }
 
+// The result of a metric's expression, in place of the property in which it stands. Where it comes to nothing, the event takes no part.
+class ComputedColumn {
+public:
+    ComputedColumn(const Metric& metric, const Rules& rules, ScanQuestion& question) : expression_(compiled(metric, rules)) {
+        for (const Expression::Variable& each : expression_.variables) columns_.push_back(question.key(key_of(each)));
+        if (computed_field(metric).empty()) return;
+        const std::string key = column_key(computed_field(metric));
+        result_ = question.key(key);
+        presence_ = presence_key(key);
+    }
+    // The column's texts live in `made`.
+    void put(Connection& db, const ScanQuestion& question, Batch& batch, ColumnBuilder& made) const {
+        const std::string name = text_of(db, batch.name);
+        std::vector<std::uint8_t> mask(batch.rows);
+        std::vector<Term> stack;
+        each_row(batch, [&](std::size_t row) {
+            try {
+                const auto result = expression_.run(stack, [&](std::size_t index) { return variable(batch, name, index, row); });
+                if (!result) return;
+                mask[row] = 1;
+                if (expression_.dialect->typed)
+                    made.add_number(row, *result);
+                else
+                    made.add_text(row, *result);
+            } catch (const Error& error) {
+                if (!error.field().empty()) throw;
+            }
+        });
+        batch.mask = std::move(mask);
+        if (!result_) return;
+        std::vector<std::uint32_t> rows(batch.rows);
+        std::iota(rows.begin(), rows.end(), 0);
+        batch.columns[*result_] = made.finish(rows);
+        const auto present = std::find(question.keys.begin(), question.keys.end(), presence_);
+        if (present != question.keys.end()) {
+            Column& column = batch.columns[static_cast<std::size_t>(present - question.keys.begin())];
+            column.kinds.assign(1, CellKind::boolean);
+        }
+    }
+
+private:
+    static std::string key_of(const Expression::Variable& variable) {
+        if (variable.source == Expression::Variable::Source::property) return "." + variable.name;
+        return std::string(variable.source == Expression::Variable::Source::time ? fields::time : fields::name);
+    }
+    Term variable(const Batch& batch, const std::string& name, std::size_t index, std::size_t row) const {
+        const Expression::Variable& variable = expression_.variables[index];
+        const Column& column = batch.columns[columns_[index]];
+        if (variable.source == Expression::Variable::Source::property) return expression_.dialect->property(variable.name, cell_scalar(column, row));
+        if (variable.source == Expression::Variable::Source::name) return name_term(name);
+        return time_term(Timestamp(column.cells[row]));
+    }
+    Expression expression_;
+    std::vector<std::size_t> columns_{};
+    std::optional<std::size_t> result_{};
+    std::string presence_{};
+};
+
 // The scan that a question comes down to.
 class MetricScan {
 public:
@@ -7001,6 +7400,7 @@ public:
         if (found) question = std::move(*found);
         conditions_.emplace_back(asked.query.filter, question, asked.rules.asked_filter.value_or(asked.rules.filter));
         conditions_.emplace_back(metric.filter, question, asked.rules.filter);
+        if (!metric.expression.empty()) computed_.emplace(metric, asked.rules, question);
     }
     template <class Use>
     void each(Use&& use) const {
@@ -7008,6 +7408,8 @@ public:
         for (const Source& source : sources(reader_, question)) {
             Batch batch = load(reader_, source, question);
             if (batch.rows == 0) continue;
+            std::optional<ColumnBuilder> made;
+            if (computed_) computed_->put(reader_, question, batch, made.emplace());
             for (const Condition& condition : conditions_) condition.apply(reader_, batch);
             mask_owners(batch);
             use(batch);
@@ -7019,6 +7421,7 @@ private:
     const Reader& reader_;
     bool empty_ = false;
     std::vector<Condition> conditions_{};
+    std::optional<ComputedColumn> computed_{};
 };
 
 // Else the multiplier is the result's.
@@ -8055,6 +8458,134 @@ std::string ruby_text(const Decimal& value) {
     return text.find('.') == std::string::npos ? text + ".0" : text;
 }
 
+// --- expressions of billable metrics (dossier 4.3; lago-expression: grammar.pest, evaluate.rs) ---
+
+// BigDecimal's numbers have no end; here they have 37 digits where the exact result has more.
+Decimal nearest_sum(const Decimal& a, const Decimal& b) {
+    const auto before_point = [](const Decimal& each) { return each.digits() - each.scale(); };
+    const int scale = Decimal::max_digits - 1 - std::max(before_point(a), before_point(b));
+    return a.round(scale, Rounding::half_even) + b.round(scale, Rounding::half_even);
+}
+
+Decimal nearest_product(const Decimal& a, const Decimal& b) {
+    const int scale = a.scale() + b.scale(), cut = std::max(a.digits() + b.digits() - Decimal::max_digits, scale - Decimal::max_scale);
+    if (cut <= 0) return a * b;
+    const bool negative = a.is_negative() != b.is_negative();
+    Wide divisor = widen({0, 1});
+    multiply_by_power(divisor, cut);
+    const Wide product = multiply(widen(DecimalParts::coefficient(a)), widen(DecimalParts::coefficient(b)));
+    return DecimalParts::make(divide_rounded(product, divisor, Rounding::half_even, negative), scale - cut, negative);
+}
+
+[[noreturn]] void fail(std::string reason) { throw Error(ErrorCode::bad_value, "", std::move(reason)); }
+
+const Decimal& number_of(const Term& term) {
+    if (term.type != Term::Type::number) fail("Expected a decimal");
+    return term.number;
+}
+
+int written_decimals(std::int64_t decimals) { return static_cast<int>(std::clamp<std::int64_t>(decimals, -Decimal::max_digits, Decimal::max_scale)); }
+
+// As BigDecimal reads it, which passes over underscores between digits.
+std::optional<Term> decimal_in(std::string_view text) {
+    const std::size_t mark = std::min(text.find_first_of("eE"), text.size());
+    std::string base(text.substr(0, mark));
+    const std::size_t first = base.find_first_not_of("+-.");
+    if (first != std::string::npos && base[first] != '_') std::erase(base, '_');
+    const auto number = Decimal::parse(base + std::string(text.substr(mark)));
+    if (!number) return {};
+    const std::size_t point = std::min(base.find('.') + 1, base.size());
+    const auto decimals = base.find('.') == std::string::npos ? 0 : static_cast<std::int64_t>(base.size() - point);
+    const auto power = mark == text.size() ? Decimal() : Decimal::parse(text.substr(mark + 1)).value_or(Decimal());
+    return Term{.number = *number, .decimals = written_decimals(decimals - written_decimals(power.to_int64().value_or(0)))};
+}
+
+// As BigDecimal writes it: with its decimals, those of zero too, and with an exponent after more than five zeros (impl_fmt.rs).
+std::string written(const Term& term) {
+    if (term.type == Term::Type::text) return term.text;
+    const std::string plain = term.decimals > term.number.scale() ? term.number.to_fixed(term.decimals) : term.number.to_string();
+    const std::size_t point = plain.find('.'), digit = std::min(plain.find_first_not_of("-0."), plain.size() - 1);
+    if (point == std::string::npos || digit < point + 7) return plain;
+    const std::string more = plain.substr(digit + 1);
+    return plain.substr(0, plain.find('0')) + plain[digit] + (more.empty() ? "" : "." + more) + "E-" + std::to_string(digit - point);
+}
+
+void divide(Arguments all) {
+    const Decimal &a = number_of(all[0]), &b = number_of(all[1]);
+    if (b.is_zero()) fail("Division by zero");
+    if (a.is_zero() || b == 1) return;
+    all[0].number = Decimal::divide_significant(a, b, Decimal::max_digits, Rounding::half_up);
+    all[0].decimals = std::max(all[0].decimals - all[1].decimals, all[0].number.scale());
+}
+
+template <Rounding mode>
+void round_term(Arguments all) {
+    const auto asked = all.size() == 1 ? Decimal() : number_of(all[1]).round(0, Rounding::down);
+    const auto decimals = asked.to_int64();
+    if (!decimals) fail("Expected a decimal");
+    all[0].decimals = written_decimals(*decimals);
+    all[0].number = number_of(all[0]).round(all[0].decimals, mode);
+}
+
+template <bool greatest>
+void choose(Arguments all) {
+    for (const Term& each : all) number_of(each);
+    const auto less = [](const Term& a, const Term& b) { return a.number < b.number; };
+    all[0] = Term(greatest ? *std::max_element(all.begin(), all.end(), less) : *std::min_element(all.begin(), all.end(), less));
+}
+
+void concatenate(Arguments all) {
+    std::string text;
+    for (const Term& each : all) text += written(each);
+    all[0] = {.type = Term::Type::text, .text = std::move(text)};
+}
+
+template <Decimal (*operation)(const Decimal&, const Decimal&), bool product>
+void combine(Arguments all) {
+    all[0].number = operation(number_of(all[0]), number_of(all[1]));
+    all[0].decimals = product ? written_decimals(all[0].decimals + all[1].decimals) : std::max(all[0].decimals, all[1].decimals);
+}
+
+Decimal nearest_difference(const Decimal& a, const Decimal& b) { return nearest_sum(a, -b); }
+
+constexpr std::size_t any_number = limits::expression_bytes;
+constexpr Operation operations[] = {
+    {Operation::Form::infix, "+", 1, 2, 2, Term::Type::any, Term::Type::any, combine<nearest_sum, false>},
+    {Operation::Form::infix, "-", 1, 2, 2, Term::Type::any, Term::Type::any, combine<nearest_difference, false>},
+    {Operation::Form::infix, "*", 2, 2, 2, Term::Type::any, Term::Type::any, combine<nearest_product, true>},
+    {Operation::Form::infix, "/", 2, 2, 2, Term::Type::any, Term::Type::any, divide},
+    {Operation::Form::prefix, "-", 0, 1, 1, Term::Type::any, Term::Type::any, [](Arguments all) { all[0].number = -number_of(all[0]); }},
+    {Operation::Form::call, "round", 0, 1, 2, Term::Type::any, Term::Type::any, round_term<Rounding::half_up>},
+    {Operation::Form::call, "ceil", 0, 1, 2, Term::Type::any, Term::Type::any, round_term<Rounding::ceil>},
+    {Operation::Form::call, "floor", 0, 1, 2, Term::Type::any, Term::Type::any, round_term<Rounding::floor>},
+    {Operation::Form::call, "least", 0, 1, any_number, Term::Type::any, Term::Type::any, choose<false>},
+    {Operation::Form::call, "greatest", 0, 1, any_number, Term::Type::any, Term::Type::any, choose<true>},
+    {Operation::Form::call, "concat", 0, 1, any_number, Term::Type::any, Term::Type::any, concatenate},
+};
+
+// Texts that are numbers are numbers; null is a text without characters.
+Term property_term(std::string_view name, const Scalar& value) {
+    if (value.kind == Scalar::Kind::missing || value.kind == Scalar::Kind::object)
+        return {.type = Term::Type::nothing, .text = "Variable: " + std::string(name) + " not found"};
+    if (value.kind == Scalar::Kind::number) return {.number = value.number, .decimals = value.number.scale()};
+    const Term text{.type = Term::Type::text, .text = scalar_text(value)};
+    return value.kind == Scalar::Kind::text ? decimal_in(value.text).value_or(text) : text;
+}
+
+// What is written into the property: always a text (calculate_expression_service.rb:13).
+std::string result_text(const Term& term) { return term.type == Term::Type::text ? term.text : ruby_text(term.number); }
+
+constexpr Dialect expressions{.operations = operations,
+                              .spaces = " ",
+                              .property_prefix = "event.properties.",
+                              .time_word = "event.timestamp",
+                              .name_word = "event.code",
+                              .spellings = true,
+                              .texts = true,
+                              .literal = decimal_in,
+                              .property = property_term,
+                              .result = result_text};
+
 // --- the catalogue ---
 
 enum class Kind { count, sum, max, unique_count, weighted_sum, latest, custom };
@@ -8736,13 +9267,14 @@ BillableMetric read_metric(const Node& at) {
     const auto row = at.choice("aggregation_type", kinds);
     BillableMetric metric;
     metric.kind = row.kind;
-    if (!at.text("expression").empty()) metric.obstacle = "its expression is not evaluated here";  // as the server does with each event
     if (!row.aggregation) metric.obstacle = "custom_agg is not measured here";
     metric.may_be_paid_in_advance = row.may_be_paid_in_advance;
     metric.metric.code = at.required_text("code");
     metric.metric.rules = "lago";
     metric.metric.aggregation = row.aggregation.value_or(Aggregation::count);
     if (row.of_property) metric.metric.property = property_field(at.required_text("field_name"));
+    metric.metric.expression = at.text("expression");
+    if (!metric.metric.expression.empty()) expression_of(metric.metric, expressions, at.path("expression"));
     metric.metric.recurring = at.flag("recurring");
     if (metric.metric.recurring && !row.may_recur) throw Error(ErrorCode::bad_value, at.path("recurring"), "not_compatible_with_aggregation_type");
     metric.id = at.text("lago_id");
@@ -8769,8 +9301,7 @@ void check_charge(const Node& at, const Charge& charge, const BillableMetric& me
     if (charge.pay_in_advance && !charge.minimum_cents.is_zero()) checking.report(at, "min_amount_cents", "not_compatible_with_pay_in_advance");
 }
 
-// What cannot be priced: a metric of a script or an expression, and bounds per transaction of a sum that has no values of single events, on which Lago
-// itself fails.
+// What cannot be priced: a metric of a script, and bounds per transaction of a sum that has no values of single events, on which Lago itself fails.
 void check_measured(const Node& at, const Charge& charge, const BillableMetric& metric, bool premium) {
     const auto bounded = [](const Price& price) { return price.minimum || price.maximum; };
     if (!metric.obstacle.empty()) throw Error(ErrorCode::unsupported, at.path("billable_metric_code"), metric.obstacle);
@@ -9086,6 +9617,11 @@ struct Plan final : Book::Impl {
         }
     }
     const std::string& metric_code(const Charge& charge) const { return billable_metrics[charge.metric].metric.code; }
+    const BillableMetric* metric_named(const std::string& name) const {
+        const auto named = [&](const BillableMetric& each) { return each.metric.code == name; };
+        const auto known = std::find_if(billable_metrics.begin(), billable_metrics.end(), named);
+        return known == billable_metrics.end() ? nullptr : &*known;
+    }
     std::vector<std::string> charge_names(const std::string& metric) const override {
         std::vector<std::string> codes;
         for (const auto& each : charges) {
@@ -9453,6 +9989,19 @@ Fees sum_up(const Plan& plan, std::vector<Fee> list) {
 
 // --- the fee of a recorded event (dossier 7) ---
 
+// As Lago stores it: with what its metric's expression comes to.
+Event stored(const BillableMetric& metric, Event event, Timestamp time) {
+    if (metric.metric.expression.empty()) return event;
+    try {
+        const auto result = evaluate(expression_of(metric.metric, expressions), event, time);
+        if (!metric.metric.property.empty()) event.properties[property_key(metric)] = result;
+    } catch (const Error& error) {
+        if (!error.field().empty()) throw;
+        throw Error(ErrorCode::bad_value, "properties", "expression_evaluation_failed: " + error.reason());
+    }
+    return event;
+}
+
 // Of two amount_details, what the event added (amount_details_calculator.rb:33-62).
 Decimal detail(const json& details, const char* key) {
     const auto found = details.find(key);
@@ -9568,7 +10117,8 @@ void add_advance_fees(const Scope& scope, const Group& group, const AdvanceQuest
             continue;
         }
         const bool wanted = question.wants(step);
-        const auto event = wanted || scope.price().model == Model::dynamic ? usage.event(step.sequence) : Event();
+        auto event = wanted || scope.price().model == Model::dynamic ? usage.event(step.sequence) : Event();
+        if (wanted) event = stored(metric, std::move(event), step.time);
         const auto billed = walk.add(step, event);
         if (!wanted || billing_filter(scope.charge, event.properties) != scope.filter) continue;
         if (fees.size() == limits::advance_fees)
@@ -9669,8 +10219,10 @@ Fee instant(const Scope& scope, const Event& event) {
     return fee;
 }
 
-Fees Plan::estimate_instant_fees(const Event& event, Timestamp now) const {
-    const auto subscription = subscription_at(*this, event.subscription, now);
+Fees Plan::estimate_instant_fees(const Event& given, Timestamp now) const {
+    const auto subscription = subscription_at(*this, given.subscription, now);
+    const auto* const known = metric_named(given.name);
+    const Event event = known ? stored(*known, given, now) : given;
     const auto period = billing_period(charges_interval, subscription, now);
     std::vector<Fee> list;
     ask_about_charges([&](const Charge& charge) {
@@ -9681,11 +10233,11 @@ Fees Plan::estimate_instant_fees(const Event& event, Timestamp now) const {
     return sum_up(*this, std::move(list));
 }
 
-Fees Plan::estimate_fees(const Event& event, Timestamp now, UsageSource& usage_source) const {
-    const auto subscription = subscription_at(*this, event.subscription, now);
-    const auto named = [&](const auto& each) { return each.metric.code == event.name; };
-    const auto known = std::find_if(billable_metrics.begin(), billable_metrics.end(), named);
-    if (known == billable_metrics.end()) not_found("name", "billable_metric_not_found");
+Fees Plan::estimate_fees(const Event& given, Timestamp now, UsageSource& usage_source) const {
+    const auto subscription = subscription_at(*this, given.subscription, now);
+    const auto* const known = metric_named(given.name);
+    if (!known) not_found("name", "billable_metric_not_found");
+    const Event event = stored(*known, given, now);
     if (known->kind == Kind::sum || known->kind == Kind::max || known->kind == Kind::latest) summed(*known, event);
     auto period = billing_period(charges_interval, subscription, now);
     const auto whole = period;
@@ -9904,15 +10456,27 @@ Fees in_order(const Plan& plan, PlacedFees placed) {
     return sum_up(plan, std::move(list));
 }
 
-Fees Plan::advance_fees(const Event& event, UsageSource& usage_source) const {
-    const auto time = event.timestamp.value();
-    const auto subscription = subscription_at(*this, event.subscription, time);
+// Nothing of an event that Lago refuses.
+std::optional<Event> stored_if_taken(const BillableMetric& metric, const Event& event, Timestamp time) {
+    try {
+        return stored(metric, event, time);
+    } catch (const Error& error) {
+        if (error.field() != "properties") throw;
+        return {};
+    }
+}
+
+Fees Plan::advance_fees(const Event& given, UsageSource& usage_source) const {
+    const auto time = given.timestamp.value();
+    const auto subscription = subscription_at(*this, given.subscription, time);
     const auto period = billing_period(charges_interval, subscription, time);
     PlacedFees fees;
     ask_about_charges([&](const Charge& charge) {
-        if (!charge.pay_in_advance || metric_code(charge) != event.name) return;
-        const Scope scope{*this, charge, billing_filter(charge, event.properties), subscription, period};
-        add_advance_fees(scope, group_of(scope, event), {{time, time + std::chrono::microseconds(1)}, event.sequence}, usage_source, fees);
+        if (!charge.pay_in_advance || metric_code(charge) != given.name) return;
+        const auto event = stored_if_taken(billable_metrics[charge.metric], given, time);
+        if (!event) return;
+        const Scope scope{*this, charge, billing_filter(charge, event->properties), subscription, period};
+        add_advance_fees(scope, group_of(scope, *event), {{time, time + std::chrono::microseconds(1)}, event->sequence}, usage_source, fees);
     });
     return in_order(*this, std::move(fees));
 }
@@ -10480,6 +11044,84 @@ constexpr Coercion meter_filter = [] {
     return filter;
 }();
 
+// --- expressions of meters: CEL over numbers, all of them floating-point (internal/expression/cel_evaluator.go) ---
+
+// Where one of both is no number, neither is greater.
+double extreme(const Arguments& all, bool greatest) {
+    const double a = all[0].real, b = all[1].real;
+    return std::isnan(a) || std::isnan(b) ? std::nan("") : greatest ? std::max(a, b) : std::min(a, b);
+}
+
+constexpr auto infix = Operation::Form::infix, prefix = Operation::Form::prefix, call = Operation::Form::call;
+constexpr auto real = Term::Type::number, truth = Term::Type::boolean, alike = Term::Type::any;
+constexpr Operation operations[] = {
+    {infix, "||", 1, 2, 2, truth, truth, [](Arguments all) { all[0].real = all[0].real != 0 || all[1].real != 0; }},
+    {infix, "&&", 2, 2, 2, truth, truth, [](Arguments all) { all[0].real = all[0].real != 0 && all[1].real != 0; }},
+    {infix, "<", 3, 2, 2, real, truth, [](Arguments all) { all[0].real = all[0].real < all[1].real; }},
+    {infix, "<=", 3, 2, 2, real, truth, [](Arguments all) { all[0].real = all[0].real <= all[1].real; }},
+    {infix, ">", 3, 2, 2, real, truth, [](Arguments all) { all[0].real = all[0].real > all[1].real; }},
+    {infix, ">=", 3, 2, 2, real, truth, [](Arguments all) { all[0].real = all[0].real >= all[1].real; }},
+    {infix, "==", 3, 2, 2, alike, truth, [](Arguments all) { all[0].real = all[0].real == all[1].real; }},
+    {infix, "!=", 3, 2, 2, alike, truth, [](Arguments all) { all[0].real = all[0].real != all[1].real; }},
+    {infix, "+", 4, 2, 2, real, real, [](Arguments all) { all[0].real += all[1].real; }},
+    {infix, "-", 4, 2, 2, real, real, [](Arguments all) { all[0].real -= all[1].real; }},
+    {infix, "*", 5, 2, 2, real, real, [](Arguments all) { all[0].real *= all[1].real; }},
+    {infix, "/", 5, 2, 2, real, real, [](Arguments all) { all[0].real /= all[1].real; }},
+    {prefix, "-", 0, 1, 1, real, real, [](Arguments all) { all[0].real = -all[0].real; }},
+    {prefix, "!", 0, 1, 1, truth, truth, [](Arguments all) { all[0].real = all[0].real == 0; }},
+    {call, "max", 0, 2, 2, real, real, [](Arguments all) { all[0].real = extreme(all, true); }},
+    {call, "min", 0, 2, 2, real, real, [](Arguments all) { all[0].real = extreme(all, false); }},
+    {call, "pow", 0, 2, 2, real, real, [](Arguments all) { all[0].real = std::pow(all[0].real, all[1].real); }},
+    {call, "abs", 0, 1, 1, real, real, [](Arguments all) { all[0].real = std::fabs(all[0].real); }},
+    {call, "ceil", 0, 1, 1, real, real, [](Arguments all) { all[0].real = std::ceil(all[0].real); }},
+    {call, "floor", 0, 1, 1, real, real, [](Arguments all) { all[0].real = std::floor(all[0].real); }},
+    {call, "round", 0, 1, 1, real, real, [](Arguments all) { all[0].real = std::round(all[0].real); }},
+    {call, "sqrt", 0, 1, 1, real, real, [](Arguments all) { all[0].real = std::sqrt(all[0].real); }},
+    {call, "log", 0, 1, 1, real, real, [](Arguments all) { all[0].real = std::log(all[0].real); }},
+    {call, "double", 0, 1, 1, real, real, [](Arguments) {}},
+};
+
+constexpr std::string_view reserved[] = {"as",  "break", "const", "continue",  "else",    "false",  "for",  "function", "if",   "import", "in",
+                                         "let", "loop",  "null",  "namespace", "package", "return", "true", "var",      "void", "while"};
+
+std::string trimmed(std::string_view text) {
+    constexpr std::string_view blanks = " \t\r\n\v\f";
+    const std::size_t first = std::min(text.find_first_not_of(blanks), text.size());
+    return std::string(text.substr(first, text.find_last_not_of(blanks) + 1 - first));
+}
+
+std::optional<Term> read_number(std::string_view text) {
+    const auto read = Decimal::parse(text);
+    return read ? std::optional(Term{.real = read->to_double()}) : std::nullopt;
+}
+
+// What is missing is 0; what is there and no number, nor a text of one, is refused.
+Term property_term(std::string_view name, const Scalar& value) {
+    if (value.kind == Scalar::Kind::missing || value.kind == Scalar::Kind::object) return {};
+    if (value.kind == Scalar::Kind::number) return {.real = value.number.to_double()};
+    const auto read = value.kind == Scalar::Kind::text ? read_number(trimmed(value.text)) : std::nullopt;
+    return read.value_or(Term{.type = Term::Type::nothing, .text = "property " + quote(name) + " is not a number"});
+}
+
+// Nothing of what is not finite. What is too small to be written is nothing beside 15 decimals.
+std::string result_text(const Term& term) {
+    constexpr double smallest = 1e-50;
+    return std::fabs(term.real) < smallest ? "0" : Decimal::from_double(term.real).to_string();
+}
+
+constexpr Dialect expressions{.operations = operations,
+                              .spaces = " \t\r\n\f",
+                              .property_prefix = "",
+                              .reserved = reserved,
+                              .beyond = ".[{\"'%",
+                              .exponents = true,
+                              .repeated_prefix = true,
+                              .typed = true,
+                              .needs_property = true,
+                              .literal = read_number,
+                              .property = property_term,
+                              .result = result_text};
+
 // Of the table meter_usage: dossier 6.2, 6.8; a meter's own windows 5.4, 5.5.
 constexpr Rules metered_rules{.name = "flexprice",
                               .filter = {.properties = &meter_filter},
@@ -10494,7 +11136,8 @@ constexpr Rules metered_rules{.name = "flexprice",
                               .weighting = Weighting::none,
                               .carrying = Carrying::added,
                               .week_start = std::chrono::Sunday,
-                              .month_end = MonthEnd::overflow};
+                              .month_end = MonthEnd::overflow,
+                              .dialect = &expressions};
 
 // --- meters ---
 
@@ -10523,14 +11166,25 @@ void read_buckets(const Node& aggregation, Metric& metric) {
     metric.bucket_group = property_field(group);
 }
 
+// Of some types; it stands for the field, which is not read beside it (5.13). Its results stand under a name that no expression can read.
+void read_expression(const Node& aggregation, Metric& metric) {
+    metric.expression = trimmed(aggregation.text("expression"));
+    if (metric.expression.empty()) return;
+    const auto type = aggregation.text("type");
+    if (type != "SUM" && type != "AVG" && type != "MAX" && type != "LATEST")
+        throw Error(ErrorCode::bad_value, aggregation.path("expression"), "is for SUM, AVG, MAX and LATEST only");
+    expression_of(metric, expressions, aggregation.path("expression"));
+    metric.property = property_field("=" + metric.code);
+    metric.multiplier = aggregation.decimal("multiplier");
+}
+
 Metric read_meter(const Node& at) {
     static constexpr std::pair<std::string_view, bool> carried[] = {{"", false}, {"BILLING_PERIOD", false}, {"NEVER", true}};
     const auto aggregation = at.object("aggregation");
     Metric metric{.code = meter_code(at.required_text("id")), .event = at.required_text("event_name"), .rules = "flexprice"};
     metric.aggregation = aggregation.choice("type", aggregations);
-    if (!aggregation.text("expression").empty())
-        throw Error(ErrorCode::unsupported, aggregation.path("expression"), "expressions are not evaluated here");
-    if (metric.aggregation != Aggregation::count) metric.property = property_field(aggregation.required_text("field"));
+    read_expression(aggregation, metric);
+    if (metric.aggregation != Aggregation::count && metric.expression.empty()) metric.property = property_field(aggregation.required_text("field"));
     if (aggregation.text("type") == "SUM_WITH_MULTIPLIER") {
         metric.multiplier = aggregation.decimal("multiplier").value_or(Decimal());
         if (*metric.multiplier <= 0) throw Error(ErrorCode::bad_value, aggregation.path("multiplier"), "must be above 0");
@@ -10734,7 +11388,18 @@ std::string text_at(const Event& event, std::string_view field) {
     return scalar_text(property_at(event, field, keep));
 }
 
+// What the metric's expression comes to for the event; nothing when metering skips it (6.2).
+std::optional<Decimal> expressed(const Metric& metric, const Event& event) {
+    try {
+        return Decimal(evaluate(expression_of(metric, expressions), event, Timestamp()));
+    } catch (const Error& error) {
+        if (!error.field().empty()) throw;
+        return {};
+    }
+}
+
 bool measures(const Metric& metric, const Event& event) {
+    if (!metric.expression.empty() && !expressed(metric, event)) return false;
     return event.name == metric.event && std::all_of(metric.filter.parts.begin(), metric.filter.parts.end(), [&](const Filter& clause) {
                std::string keep;
                return meets(meter_filter, make_clause(clause), property_at(event, clause.field, keep));
@@ -10746,8 +11411,8 @@ Decimal quantity_of(const Metric& metric, const Event& event) {
     if (metric.aggregation == Aggregation::count) return 1;
     if (metric.aggregation == Aggregation::unique_count) return text_at(event, metric.property).empty() ? 0 : 1;
     std::string keep;
-    const auto number = scalar_number(property_at(event, metric.property, keep)).value_or(Decimal()) * metric.multiplier.value_or(Decimal(1));
-    return at_least_zero(number.round(15, Rounding::down));
+    const auto number = metric.expression.empty() ? scalar_number(property_at(event, metric.property, keep)) : expressed(metric, event);
+    return at_least_zero((number.value_or(Decimal()) * metric.multiplier.value_or(Decimal(1))).round(15, Rounding::down));
 }
 
 // Of a unique count: nothing when the value is there already.
@@ -13921,7 +14586,8 @@ constexpr std::array<Rules, 9> all_rules{{
      .latest_not_negative = true,  // latest_service.rb
      .weighting = Weighting::pieces,
      .quotient = lago::postgres_quotient,
-     .weighted_rounding = RoundTo{Rounding::ceil, 20}},
+     .weighted_rounding = RoundTo{Rounding::ceil, 20},
+     .dialect = &lago::expressions},
     flexprice::metered_rules,
     // Of the table events: dossier 5.3 to 5.12.
     {.name = "flexprice_events",
@@ -16791,6 +17457,7 @@ public:
         Metric cents = metric;
         cents.aggregation = Aggregation::sum;
         cents.property = fields::cents;
+        if (!metric.expression.empty()) cents.computed = computed_field(metric);
         const auto rows = rows_of(cents, query);
         return rows.empty() ? Decimal() : rows[0].value;
     }
@@ -17569,7 +18236,7 @@ std::vector<std::string> Meter::verify(bool repair) { return impl_->store.verify
 void Meter::define(const Metric& metric) {
     if (metric.code.empty()) refuse("metric.code", "is empty");
     check_metric(metric);
-    check_carrying(metric, rules_named(metric.rules));
+    check_ruled(metric, rules_named(metric.rules));
     impl_->store.write([&](Connection& db) { store_metric(db, metric); });
 }
 
