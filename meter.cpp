@@ -8605,7 +8605,8 @@ Subscription read_subscription(const Node& at) {
     subscription.customer = at.text("external_customer_id");
     subscription.lago_id = at.raw("lago_id");
     subscription.lago_customer_id = at.raw("lago_customer_id");
-    subscription.anniversary = at.text("billing_time") == "anniversary";
+    static constexpr std::pair<std::string_view, bool> times[] = {{"calendar", false}, {"anniversary", true}};
+    subscription.anniversary = at.choice("billing_time", times, "calendar");
     try {
         subscription.zone = Zone(at.text("timezone"));
     } catch (const Error& error) {
@@ -8613,6 +8614,7 @@ Subscription read_subscription(const Node& at) {
     }
     if (const auto started = at.time("started_at")) subscription.active.from = *started;
     if (const auto ended = at.time("terminated_at")) subscription.active.to = *ended + std::chrono::microseconds(1);
+    if (subscription.active.to <= subscription.active.from) at.refuse("terminated_at", "is before started_at");
     subscription.anchor = at.time("subscription_at").value_or(subscription.active.from);
     return subscription;
 }
@@ -9763,7 +9765,8 @@ std::shared_ptr<const Book::Impl> load(const json& catalogue) {
     plan->code = at.required_text("code");
     plan->source = catalogue;
     plan->currency_code = at.required_text("amount_currency");
-    if (plan->currency_code.size() != 3) throw Error(ErrorCode::bad_value, at.path("amount_currency"), "must be a currency's three letters");
+    const bool capitals = std::all_of(plan->currency_code.begin(), plan->currency_code.end(), [](char c) { return c >= 'A' && c <= 'Z'; });
+    if (plan->currency_code.size() != 3 || !capitals) at.refuse("amount_currency", "must be a currency's three capital letters");
     plan->currency = currency_of(plan->currency_code);
     plan->charges_interval = at.choice("interval", intervals, "monthly");
     if (at.flag("bill_charges_monthly")) plan->charges_interval = Interval::monthly;
@@ -10281,7 +10284,10 @@ std::string meter_code(const std::string& id) { return "flexprice:" + id; }
 
 // Buckets: of MAX and SUM only, with groups of MAX only (5.13).
 void read_buckets(const Node& aggregation, Metric& metric) {
-    if (aggregation.text("bucket_size").empty()) return;
+    if (aggregation.text("bucket_size").empty()) {
+        if (!aggregation.text("group_by").empty()) aggregation.refuse("group_by", "is for MAX with buckets only");
+        return;
+    }
     const auto type = aggregation.text("type");
     if (type != "MAX" && type != "SUM") throw Error(ErrorCode::bad_value, aggregation.path("bucket_size"), "is for MAX and SUM only");
     metric.bucket = aggregation.choice("bucket_size", window_sizes);
@@ -12621,7 +12627,7 @@ PlanItem read_plan_item(const Node& at, const Node& plan, const std::string& cur
     item.add_on = plan.flag("add_on");
     item.unlimited = at.flag("unlimited");
     item.entity_feature = at.text("entity_feature_id");
-    item.quantity = at.decimal("quantity").value_or(item.item.included);
+    item.quantity = not_negative(at, "quantity").value_or(item.item.included);
     if (const auto price = at.find("price")) {
         item.billed = price->find("interval") ? read_interval(*price) : stride_of("month");
         const auto most = not_negative(*price, "max_purchase");
@@ -12652,9 +12658,11 @@ struct Subscription {
 
 Subscription read_subscription(const Node& at) {
     Subscription subscription{.started = read_moment(at, "started_at"), .expires = read_moment(at, "expires_at")};
+    if (subscription.started && subscription.expires && *subscription.expires < *subscription.started)
+        at.refuse("expires_at", "is before started_at");
     subscription.products = not_negative(at, "quantity").value_or(Decimal(1));
     for (const auto& each : at.list("feature_quantities"))
-        subscription.quantities[each.required_text("feature_id")] = each.decimal("quantity").value_or(Decimal());
+        subscription.quantities[each.required_text("feature_id")] = not_negative(each, "quantity").value_or(Decimal());
     // Cycles go on from the start, unless the current one began elsewhere: after a trial, or a change of plans.
     const auto current = read_moment(at, "current_period_start");
     subscription.anchor = subscription.started;
