@@ -2427,11 +2427,14 @@ private:
     sqlite3_stmt* statement_;
 };
 
+// A wait of any length, as what every clock here can count.
+std::chrono::milliseconds countable(std::chrono::milliseconds wait) { return std::min<std::chrono::milliseconds>(wait, std::chrono::hours(24 * 20)); }
+
 // One SQLite connection with the statements prepared on it. Used by one thread at a time.
 class Connection {
 public:
     Connection(const std::string& path, std::chrono::milliseconds busy_timeout)
-        : db(path, SQLite::OPEN_READWRITE | SQLite::OPEN_CREATE | SQLite::OPEN_NOMUTEX, static_cast<int>(busy_timeout.count())) {}
+        : db(path, SQLite::OPEN_READWRITE | SQLite::OPEN_CREATE | SQLite::OPEN_NOMUTEX, static_cast<int>(countable(busy_timeout).count())) {}
 
     // `sql` must be a literal, and not be in use already.
     Prepared prepared(const char* sql) {
@@ -4715,7 +4718,7 @@ void Store::prepare(Connection& db) const {
 // A file that several make at once is not in WAL mode yet, and SQLite does not wait for a lock that it needs while it reads: it answers busy
 // at once, lest two wait for each other.
 void Store::write_ahead(Connection& db) const {
-    const auto deadline = std::chrono::steady_clock::now() + options_.busy_timeout;
+    const auto deadline = std::chrono::steady_clock::now() + countable(options_.busy_timeout);
     for (;;) {
         const int code = db.db.tryExec("PRAGMA journal_mode = WAL");
         if (code == SQLITE_OK) return;
@@ -15507,7 +15510,7 @@ private:
     }
 
     // As long as one exchange may take, and some.
-    std::int64_t lease_end() const { return (now() + microseconds(options().request_timeout + lease_slack)).micros(); }
+    std::int64_t lease_end() const { return (now() + microseconds(countable(options().request_timeout) + lease_slack)).micros(); }
 
     // Best effort: a lease that is not given back ends by itself.
     void give_back_lease() noexcept {
@@ -15902,7 +15905,7 @@ public:
         if (options.deadline < milliseconds(0)) throw Error(ErrorCode::bad_value, "deadline", "must not be negative");
         const auto links = chosen(options.upstream);
         std::mutex one;
-        FlushContext context{store_, clock_, random_, std::chrono::steady_clock::now() + options.deadline, std::move(stopped), {}};
+        FlushContext context{store_, clock_, random_, std::chrono::steady_clock::now() + countable(options.deadline), std::move(stopped), {}};
         if (options.progress)
             context.progress = [&](const FlushProgress& progress) {
                 const std::lock_guard lock(one);
@@ -16068,10 +16071,11 @@ public:
 
     // ---- the background worker
 
-    void start(const WorkerOptions& options) {
+    void start(WorkerOptions options) {
         if (options.events < 1) throw Error(ErrorCode::bad_value, "events", "must be positive");
         if (options.bytes < 1) throw Error(ErrorCode::bad_value, "bytes", "must be positive");
         if (options.age <= milliseconds(0)) throw Error(ErrorCode::bad_value, "age", "must be positive");
+        options.age = countable(options.age);
         stop();
         const std::lock_guard lock(worker_mutex_);
         stopping_ = false;
@@ -16701,6 +16705,11 @@ const Book::Impl& book_at(std::span<const BookVersion* const> versions, const Us
 const Book::Impl& book_at(const Books& books, const Event& event, Timestamp at) {
     const UsageQuery query{.subscription = event.subscription, .customer = event.customer};
     return book_at(versions_for(books, query), query, at);
+}
+
+void check_usage(const UsageQuery& query) {
+    if (query.subscription.empty() && query.customer.empty()) refuse("subscription", "a subscription or a customer is required");
+    if (query.period) check_period(*query.period);
 }
 
 // The book for a question about a period, and the question as far as the book has been in force.
@@ -17457,7 +17466,7 @@ Fees Meter::advance_fees(std::string_view id) const {
 }
 
 Fees Meter::advance_fees(const UsageQuery& query) const {
-    if (query.period) check_period(*query.period);
+    check_usage(query);
     return impl_->price([&](const Books& books, UsageSource& usage) {
         const Timestamp now = impl_->options.clock();
         return ask_books(versions_for(books, query), query, now,
@@ -17466,7 +17475,7 @@ Fees Meter::advance_fees(const UsageQuery& query) const {
 }
 
 Fees Meter::usage(const UsageQuery& query) const {
-    if (query.period) check_period(*query.period);
+    check_usage(query);
     return impl_->price([&](const Books& books, UsageSource& usage) {
         const Timestamp now = impl_->options.clock();
         return ask_books(versions_for(books, query), query, now,
