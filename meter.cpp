@@ -2744,11 +2744,14 @@ private:
     sqlite3_stmt* statement_;
 };
 
+// A wait of any length, as what every clock here can count.
+std::chrono::milliseconds countable(std::chrono::milliseconds wait) { return std::min<std::chrono::milliseconds>(wait, std::chrono::hours(24 * 20)); }
+
 // One SQLite connection with the statements prepared on it. Used by one thread at a time.
 class Connection {
 public:
     Connection(const std::string& path, std::chrono::milliseconds busy_timeout)
-        : db(path, SQLite::OPEN_READWRITE | SQLite::OPEN_CREATE | SQLite::OPEN_NOMUTEX), busy_timeout_(busy_timeout) {
+        : db(path, SQLite::OPEN_READWRITE | SQLite::OPEN_CREATE | SQLite::OPEN_NOMUTEX), busy_timeout_(countable(busy_timeout)) {
         sqlite3_busy_handler(db.getHandle(), wait_a_moment, this);
     }
     Connection(const Connection&) = delete;
@@ -5208,7 +5211,7 @@ void Store::prepare(Connection& db) const {
 // A file that several make at once is not in WAL mode yet, and SQLite does not wait for a lock that it needs while it reads: it answers busy
 // at once, lest two wait for each other.
 void Store::write_ahead(Connection& db) const {
-    const auto deadline = std::chrono::steady_clock::now() + options_.busy_timeout;
+    const auto deadline = std::chrono::steady_clock::now() + countable(options_.busy_timeout);
     for (;;) {
         const int code = db.db.tryExec("PRAGMA journal_mode = WAL");
         if (code == SQLITE_OK) return;
@@ -9368,7 +9371,8 @@ Subscription read_subscription(const Node& at) {
     subscription.customer = at.text("external_customer_id");
     subscription.lago_id = at.raw("lago_id");
     subscription.lago_customer_id = at.raw("lago_customer_id");
-    subscription.anniversary = at.text("billing_time") == "anniversary";
+    static constexpr std::pair<std::string_view, bool> times[] = {{"calendar", false}, {"anniversary", true}};
+    subscription.anniversary = at.choice("billing_time", times, "calendar");
     try {
         subscription.zone = Zone(at.text("timezone"));
     } catch (const Error& error) {
@@ -9376,6 +9380,7 @@ Subscription read_subscription(const Node& at) {
     }
     if (const auto started = at.time("started_at")) subscription.active.from = *started;
     if (const auto ended = at.time("terminated_at")) subscription.active.to = *ended + std::chrono::microseconds(1);
+    if (subscription.active.to <= subscription.active.from) at.refuse("terminated_at", "is before started_at");
     subscription.anchor = at.time("subscription_at").value_or(subscription.active.from);
     return subscription;
 }
@@ -10559,7 +10564,8 @@ std::shared_ptr<const Book::Impl> load(const json& catalogue) {
     plan->code = at.required_text("code");
     plan->source = catalogue;
     plan->currency_code = at.required_text("amount_currency");
-    if (plan->currency_code.size() != 3) throw Error(ErrorCode::bad_value, at.path("amount_currency"), "must be a currency's three letters");
+    const bool capitals = std::all_of(plan->currency_code.begin(), plan->currency_code.end(), [](char c) { return c >= 'A' && c <= 'Z'; });
+    if (plan->currency_code.size() != 3 || !capitals) at.refuse("amount_currency", "must be a currency's three capital letters");
     plan->currency = currency_of(plan->currency_code);
     plan->charges_interval = at.choice("interval", intervals, "monthly");
     if (at.flag("bill_charges_monthly")) plan->charges_interval = Interval::monthly;
@@ -11156,7 +11162,10 @@ std::string meter_code(const std::string& id) { return "flexprice:" + id; }
 
 // Buckets: of MAX and SUM only, with groups of MAX only (5.13).
 void read_buckets(const Node& aggregation, Metric& metric) {
-    if (aggregation.text("bucket_size").empty()) return;
+    if (aggregation.text("bucket_size").empty()) {
+        if (!aggregation.text("group_by").empty()) aggregation.refuse("group_by", "is for MAX with buckets only");
+        return;
+    }
     const auto type = aggregation.text("type");
     if (type != "MAX" && type != "SUM") throw Error(ErrorCode::bad_value, aggregation.path("bucket_size"), "is for MAX and SUM only");
     metric.bucket = aggregation.choice("bucket_size", window_sizes);
@@ -13518,7 +13527,7 @@ PlanItem read_plan_item(const Node& at, const Node& plan, const std::string& cur
     item.add_on = plan.flag("add_on");
     item.unlimited = at.flag("unlimited");
     item.entity_feature = at.text("entity_feature_id");
-    item.quantity = at.decimal("quantity").value_or(item.item.included);
+    item.quantity = not_negative(at, "quantity").value_or(item.item.included);
     if (const auto price = at.find("price")) {
         item.billed = price->find("interval") ? read_interval(*price) : stride_of("month");
         const auto most = not_negative(*price, "max_purchase");
@@ -13549,9 +13558,11 @@ struct Subscription {
 
 Subscription read_subscription(const Node& at) {
     Subscription subscription{.started = read_moment(at, "started_at"), .expires = read_moment(at, "expires_at")};
+    if (subscription.started && subscription.expires && *subscription.expires < *subscription.started)
+        at.refuse("expires_at", "is before started_at");
     subscription.products = not_negative(at, "quantity").value_or(Decimal(1));
     for (const auto& each : at.list("feature_quantities"))
-        subscription.quantities[each.required_text("feature_id")] = each.decimal("quantity").value_or(Decimal());
+        subscription.quantities[each.required_text("feature_id")] = not_negative(each, "quantity").value_or(Decimal());
     // Cycles go on from the start, unless the current one began elsewhere: after a trial, or a change of plans.
     const auto current = read_moment(at, "current_period_start");
     subscription.anchor = subscription.started;
@@ -16398,7 +16409,7 @@ private:
     }
 
     // As long as one exchange may take, and some.
-    std::int64_t lease_end() const { return (now() + microseconds(options().request_timeout + lease_slack)).micros(); }
+    std::int64_t lease_end() const { return (now() + microseconds(countable(options().request_timeout) + lease_slack)).micros(); }
 
     // Best effort: a lease that is not given back ends by itself.
     void give_back_lease() noexcept {
@@ -16793,7 +16804,7 @@ public:
         if (options.deadline < milliseconds(0)) throw Error(ErrorCode::bad_value, "deadline", "must not be negative");
         const auto links = chosen(options.upstream);
         std::mutex one;
-        FlushContext context{store_, clock_, random_, std::chrono::steady_clock::now() + options.deadline, std::move(stopped), {}};
+        FlushContext context{store_, clock_, random_, std::chrono::steady_clock::now() + countable(options.deadline), std::move(stopped), {}};
         if (options.progress)
             context.progress = [&](const FlushProgress& progress) {
                 const std::lock_guard lock(one);
@@ -16959,10 +16970,11 @@ public:
 
     // ---- the background worker
 
-    void start(const WorkerOptions& options) {
+    void start(WorkerOptions options) {
         if (options.events < 1) throw Error(ErrorCode::bad_value, "events", "must be positive");
         if (options.bytes < 1) throw Error(ErrorCode::bad_value, "bytes", "must be positive");
         if (options.age <= milliseconds(0)) throw Error(ErrorCode::bad_value, "age", "must be positive");
+        options.age = countable(options.age);
         stop();
         const std::lock_guard lock(worker_mutex_);
         stopping_ = false;
@@ -17600,6 +17612,11 @@ const Book::Impl& book_at(std::span<const BookVersion* const> versions, const Us
 const Book::Impl& book_at(const Books& books, const Event& event, Timestamp at) {
     const UsageQuery query{.subscription = event.subscription, .customer = event.customer};
     return book_at(versions_for(books, query), query, at);
+}
+
+void check_usage(const UsageQuery& query) {
+    if (query.subscription.empty() && query.customer.empty()) refuse("subscription", "a subscription or a customer is required");
+    if (query.period) check_period(*query.period);
 }
 
 // The book for a question about a period, and the question as far as the book has been in force.
@@ -18356,7 +18373,7 @@ Fees Meter::advance_fees(std::string_view id) const {
 }
 
 Fees Meter::advance_fees(const UsageQuery& query) const {
-    if (query.period) check_period(*query.period);
+    check_usage(query);
     return impl_->price([&](const Books& books, UsageSource& usage) {
         const Timestamp now = impl_->options.clock();
         return ask_books(versions_for(books, query), query, now,
@@ -18365,7 +18382,7 @@ Fees Meter::advance_fees(const UsageQuery& query) const {
 }
 
 Fees Meter::usage(const UsageQuery& query) const {
-    if (query.period) check_period(*query.period);
+    check_usage(query);
     return impl_->price([&](const Books& books, UsageSource& usage) {
         const Timestamp now = impl_->options.clock();
         return ask_books(versions_for(books, query), query, now,

@@ -141,6 +141,21 @@ TEST_CASE("a plan that cannot be is refused with the path of the field", "[lago]
     unknown["plan"]["charges"][0]["billable_metric_code"] = "nothing";
     CHECK(field_of(unknown) == "plan.charges[0].billable_metric_code: no such billable metric: nothing");
     CHECK(field_of(catalogue({{"charge_model", "standard"}, {"unknown_field", 1}})) == "accepted");
+    for (const char* code : {"jpy", "EU", "E1R", ""}) {
+        auto foreign = catalogue({{"charge_model", "standard"}});
+        foreign["plan"]["amount_currency"] = code;
+        CHECK(field_of(foreign).starts_with("plan.amount_currency: "));
+    }
+    const auto subscribed = [](json subscription) {
+        auto all = catalogue({{"charge_model", "standard"}});
+        subscription["external_id"] = "sub_1";
+        all["subscriptions"] = json::array({subscription});
+        return field_of(all);
+    };
+    CHECK(subscribed({{"billing_time", "anniversary"}}) == "accepted");
+    CHECK(subscribed({{"billing_time", "odd"}}) == "subscriptions[0].billing_time: is not known: odd");
+    CHECK(subscribed({{"started_at", "2026-03-01"}, {"terminated_at", "2026-03-01"}}) == "accepted");
+    CHECK(subscribed({{"started_at", "2026-03-01"}, {"terminated_at", "2026-02-28"}}) == "subscriptions[0].terminated_at: is before started_at");
 }
 
 // --- Lago: filters, groups, periods ---
@@ -2151,6 +2166,7 @@ TEST_CASE("Autumn's catalogues are refused where they cannot be", "[autumn][chec
           "plan.items[0].reset.interval_count: must be a whole number from 1 to 1000");
     CHECK(item({{"included", -1}}) == "plan.items[0].included: must be from 0 to 10^13");
     CHECK(item({{"included", 10000000000000}}) == "accepted");
+    CHECK(item({{"quantity", -1}}) == "plan.items[0].quantity: must not be negative");
     CHECK(item({{"included", 10000000000001}}) == "plan.items[0].included: must be from 0 to 10^13");
     CHECK(item({{"price", overage_price({{"interval", "year"}})}}) ==
           "plan.items[0].price.interval: may differ from the reset's for prepaid items only");

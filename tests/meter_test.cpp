@@ -1022,6 +1022,8 @@ TEST_CASE("Fees that cannot be computed are named beside their customer and do n
 
 TEST_CASE("Usage and fees in advance of a period that ends before it begins, or of no one, are refused") {
     Meter m;
+    CHECK(error_of([&] { m.usage({}); }).code() == ErrorCode::bad_value);
+    CHECK(error_of([&] { m.advance_fees(UsageQuery{}); }).code() == ErrorCode::bad_value);
     m.load(Book::lago(lago_plan("basic", "1")));
     const Period reversed = month("2026-03-01T00:00:00Z", "2026-02-01T00:00:00Z");
     CHECK(error_of([&] { m.usage({.subscription = "sub_1", .period = reversed}); }).field() == "period");
@@ -1090,4 +1092,13 @@ TEST_CASE("What many units would cost under a percentage is what usage() says of
             CHECK(m.analytics({.subscription = "sub_1", .period = fee.period}).items.at(0).cost == fee.amount);
         }
     }
+}
+
+TEST_CASE("The longest waits that can be written are waits like others") {
+    Scratch scratch;
+    Meter m({.path = scratch.path(), .busy_timeout = std::chrono::milliseconds::max()});
+    CHECK(m.record({.name = "a"}).status == ReceiptStatus::stored);
+    CHECK(m.flush({.deadline = std::chrono::milliseconds::max()}).complete());
+    m.start({.age = std::chrono::milliseconds::max()});
+    m.stop();
 }
