@@ -447,9 +447,11 @@ const std::vector<BadEvent> bad_events{
      "extensions.polar.x", ErrorCode::bad_value},
     {"long notice",
      [](Event& e) {
-         e.notice = Notice{std::string(limits::extra_bytes, 'x'), Severity::info, false};
+         e.notice = Notice{std::string(limits::extra_bytes + 1, 'x'), Severity::info, false};
      },
-     nullptr, ErrorCode::too_large},
+     "notice.body", ErrorCode::too_large},
+    {"no such severity", [](Event& e) { e.notice = Notice{"b", Severity(7), false}; }, "notice.severity", ErrorCode::bad_value},
+    {"extensions too deep", [](Event& e) { e.extensions = nested(static_cast<int>(limits::json_depth) + 1); }, nullptr, ErrorCode::bad_value},
 };
 
 }  // namespace
@@ -486,9 +488,13 @@ TEST_CASE("What is just within the limits is stored, and can be listed and measu
     REQUIRE(m.record(event).status == ReceiptStatus::stored);
     Event big{.id = "big", .name = "big", .timestamp = Timestamp::min()};
     big.properties["t"] = std::string(limits::properties_bytes - 8, 'x');  // {"t":""} is 8
-    big.extensions = {{"polar", nested(static_cast<int>(limits::json_depth) - 2)}};
+    big.extensions = {{"polar", nested(static_cast<int>(limits::json_depth) - 1)}};
     REQUIRE(m.record(big).status == ReceiptStatus::stored);
     REQUIRE(m.record(big).status == ReceiptStatus::duplicate);
+    const auto line = [](int deep) { return json{{"id", "line"}, {"name", "a"}, {"properties", nested(deep)}, {"extensions", nested(deep)}}.dump(); };
+    CHECK(m.record_json(line(static_cast<int>(limits::json_depth))).at(0).status == ReceiptStatus::stored);
+    CHECK(m.record_json(line(static_cast<int>(limits::json_depth))).at(0).status == ReceiptStatus::duplicate);
+    CHECK(m.record_json(line(static_cast<int>(limits::json_depth) + 1)).at(0).status == ReceiptStatus::refused);
     for (int round = 0; round < 2; ++round) {
         require_same(m.find(event.id).value(), event);
         require_same(m.find("big").value(), big);
