@@ -848,6 +848,7 @@ std::string Timestamp::to_string(int decimals) const {
 
 Period last_days(int days, Timestamp now) {
     if (days < 0) throw Error(ErrorCode::bad_value, "days", "must not be negative");
+    now = std::clamp(now, Timestamp::min(), Period{}.to);
     const std::int64_t known = (now.micros() - Timestamp::min().micros()) / micros_per_day;
     return {days <= known ? Timestamp(now.micros() - days * micros_per_day) : Timestamp::min(), now};
 }
@@ -872,6 +873,7 @@ Period named_period(std::string_view name, Timestamp now, const std::optional<Bi
     if (!cycle) throw Error(ErrorCode::bad_value, "period", quote(name) + " needs a billing cycle");
     const auto [from, to] = cycle->current;
     if (from < Timestamp::min() || to > Period{}.to || to <= from) throw Error(ErrorCode::bad_value, "cycle", "must end after it starts");
+    now = std::clamp(now, Timestamp::min(), Period{}.to);
     const auto back = [length = to - from](Timestamp end, int times) { return Period{std::max(Timestamp::min(), end - length * times), end}; };
     if (range->cycles > 0) return back(now, range->cycles);
     return cycle->subscribed_at >= from ? cycle->current : back(from, 1);
@@ -1444,9 +1446,9 @@ private:
         ++at_;
     }
     [[noreturn]] void missing(char c) const { fail(std::string("'") + c + "' expected"); }
-    void open(char c) {
+    void open(char c) {  // properties and extensions are one level down: in their event's line, or in what the log keeps beside them
         expect(c);
-        if (++depth_ > limits::json_depth) fail("nested more than " + std::to_string(limits::json_depth) + " deep");
+        if (++depth_ > limits::json_depth + 1) fail("nested more than " + std::to_string(limits::json_depth) + " deep");
     }
     bool close(char c) {
         if (peek() != c) return false;
@@ -1748,7 +1750,9 @@ constexpr std::array<std::pair<std::string_view, Operator>, 13> operators{{
 }};
 
 std::string_view operator_name(Operator op) {
-    return std::find_if(operators.begin(), operators.end(), [op](const auto& row) { return row.second == op; })->first;
+    const auto known = std::find_if(operators.begin(), operators.end(), [op](const auto& row) { return row.second == op; });
+    if (known == operators.end()) refuse("filter.operator", "is not an operator");
+    return known->first;
 }
 
 // Text for people and for group keys: a number by its shortest form, a boolean as JSON writes it.
@@ -1810,14 +1814,17 @@ std::weak_ordering compare(const Scalar& value, const Operand& operand) {
     return scalar_text(value) <=> operand.text;
 }
 
-// SQL's LIKE: % is any text, _ one byte; letters as they are.
+// SQL's LIKE: % is any text, _ one character; letters as they are.
 bool like(std::string_view text, std::string_view pattern) {
+    const auto continues = [](char c) { return (static_cast<unsigned char>(c) & 0xC0) == 0x80; };  // a UTF-8 character
     std::size_t t = 0, p = 0, star = std::string_view::npos, resume = 0;
     while (t < text.size()) {
         if (p < pattern.size() && pattern[p] == '%') {
             star = p++;
             resume = t;
-        } else if (p < pattern.size() && (pattern[p] == '_' || pattern[p] == text[t])) {
+        } else if (p < pattern.size() && pattern[p] == '_' && !continues(text[t])) {
+            for (++p, ++t; t < text.size() && continues(text[t]); ++t) {}
+        } else if (p < pattern.size() && pattern[p] == text[t]) {
             ++p, ++t;
         } else if (star != std::string_view::npos) {
             p = star + 1;
@@ -1908,9 +1915,9 @@ private:
     }
 };
 
-Clause make_clause(const Filter& filter) {
+// Faults are named by `where`.
+Clause make_clause(const Filter& filter, const std::string& where) {
     Clause clause{filter.op, {}};
-    const std::string where = filter.field + "." + std::string(operator_name(filter.op));
     if (filter.op == Operator::in || filter.op == Operator::not_in) {
         if (!filter.value.is_array()) refuse(where, "takes a list of values");
         for (const json& value : filter.value) clause.operands.push_back(make_operand(value, where));
@@ -1926,11 +1933,14 @@ Clause make_clause(const Filter& filter) {
     return clause;
 }
 
+Clause make_clause(const Filter& filter) { return make_clause(filter, filter.field + "." + std::string(operator_name(filter.op))); }
+
 // Of a filter that did not come from JSON: that it can be asked, and written as JSON.
 void check_filter(const Filter& filter, std::size_t depth = 1) {
     if (depth > limits::json_depth) refuse("filter", "nested too deep");
     for (const Filter& part : filter.parts) check_filter(part, depth + 1);
-    if (filter.kind != Filter::Kind::clause) return;
+    if (filter.kind == Filter::Kind::all || filter.kind == Filter::Kind::any) return;
+    if (filter.kind != Filter::Kind::clause) refuse("filter.kind", "is not a kind of filter");
     if (filter.field.empty()) refuse("filter.field", "is empty");
     if (const char* fault = text_fault(filter.field)) refuse("filter.field", fault);
     make_clause(filter);
@@ -2096,7 +2106,7 @@ Filter filter_from(const json& tree, const std::string& path, std::size_t depth)
         std::find_if(operators.begin(), operators.end(), [&](const auto& row) { return row.first == op->get_ref<const std::string&>(); });
     if (known == operators.end()) refuse(path + ".operator", "\"" + op->get<std::string>() + "\" is not an operator");
     Filter filter = Filter::where(field->get<std::string>(), known->second, value == tree.end() ? json(nullptr) : *value);
-    make_clause(filter);
+    make_clause(filter, path + ".value");
     return filter;
 }
 
@@ -2118,7 +2128,11 @@ namespace {
 constexpr std::array<std::pair<std::string_view, Severity>, 3> severities{
     {{"info", Severity::info}, {"warning", Severity::warning}, {"critical", Severity::critical}}};
 
-std::string_view severity_name(Severity severity) { return severities[static_cast<std::size_t>(severity)].first; }
+std::string_view severity_name(Severity severity) {
+    const auto known = std::find_if(severities.begin(), severities.end(), [severity](const auto& row) { return row.second == severity; });
+    if (known == severities.end()) refuse("notice.severity", "must be info, warning or critical");
+    return known->first;
+}
 
 // What the log keeps of an event beside its columns.
 struct Extra {
@@ -2127,15 +2141,21 @@ struct Extra {
     json extensions = nullptr;
 };
 
+void check_size(std::string_view field, std::size_t size, std::size_t limit) {
+    if (size > limit) throw Error(ErrorCode::too_large, std::string(field), "is longer than " + std::to_string(limit) + " bytes");
+}
+
 // As JSON text; empty when there is nothing.
 void append_extra(std::string& out, const Extra& extra) {
     if (!extra.cents && !extra.notice && extra.extensions.empty()) return;
     json tree = json::object();
     if (extra.cents) tree["precise_total_amount_cents"] = extra.cents->to_string();
-    if (extra.notice)
+    if (extra.notice) {
+        check_size("notice.body", extra.notice->body.size(), limits::extra_bytes);
         tree["notice"] = {{"body", extra.notice->body}, {"severity", severity_name(extra.notice->severity)}, {"notify", extra.notice->notify}};
+    }
     if (!extra.extensions.empty()) tree["extensions"] = extra.extensions;
-    append_json(out, tree, {});
+    append_json(out, tree, {}, 0);
 }
 
 Notice read_notice(const json& tree) {
@@ -2198,10 +2218,6 @@ struct Drafts {
     }
     std::string_view extra(const Draft& draft) const { return std::string_view(json_text).substr(draft.extra_at, draft.end - draft.extra_at); }
 };
-
-void check_size(std::string_view field, std::size_t size, std::size_t limit) {
-    if (size > limit) throw Error(ErrorCode::too_large, std::string(field), "is longer than " + std::to_string(limit) + " bytes");
-}
 
 void check_draft(const Drafts& drafts, const Draft& draft) {
     if (draft.name.empty()) refuse("name", "is missing");
@@ -2651,6 +2667,7 @@ namespace {
             throw Error(ErrorCode::full, path, "no room left: " + text);
         case SQLITE_BUSY:
         case SQLITE_LOCKED:
+        case SQLITE_PROTOCOL:
             throw Error(ErrorCode::busy, path, "held by another process: " + text);
         case SQLITE_READONLY:
         case SQLITE_PERM:
@@ -2728,11 +2745,18 @@ private:
     sqlite3_stmt* statement_;
 };
 
+// A wait of any length, as what every clock here can count.
+std::chrono::milliseconds countable(std::chrono::milliseconds wait) { return std::min<std::chrono::milliseconds>(wait, std::chrono::hours(24 * 20)); }
+
 // One SQLite connection with the statements prepared on it. Used by one thread at a time.
 class Connection {
 public:
     Connection(const std::string& path, std::chrono::milliseconds busy_timeout)
-        : db(path, SQLite::OPEN_READWRITE | SQLite::OPEN_CREATE | SQLite::OPEN_NOMUTEX, static_cast<int>(busy_timeout.count())) {}
+        : db(path, SQLite::OPEN_READWRITE | SQLite::OPEN_CREATE | SQLite::OPEN_NOMUTEX), busy_timeout_(countable(busy_timeout)) {
+        sqlite3_busy_handler(db.getHandle(), wait_a_moment, this);
+    }
+    Connection(const Connection&) = delete;
+    Connection& operator=(const Connection&) = delete;
 
     // `sql` must be a literal, and not be in use already.
     Prepared prepared(const char* sql) {
@@ -2767,7 +2791,19 @@ private:
     struct Finalize {
         void operator()(sqlite3_stmt* statement) const noexcept { sqlite3_finalize(statement); }
     };
+    // What SQLite calls while another holds a lock. Its own handler looks less often the longer it waits, so that where many write without a
+    // pause those who came last go first, and some never.
+    static int wait_a_moment(void* connection, int times) noexcept {
+        Connection& self = *static_cast<Connection*>(connection);
+        const auto now = std::chrono::steady_clock::now();
+        if (times == 0) self.waits_since_ = now;
+        if (now - self.waits_since_ >= self.busy_timeout_) return 0;
+        std::this_thread::sleep_for(std::chrono::milliseconds(1));
+        return 1;
+    }
     std::unordered_map<const void*, std::unique_ptr<sqlite3_stmt, Finalize>> statements_;  // by the address of the literal
+    std::chrono::milliseconds busy_timeout_;
+    std::chrono::steady_clock::time_point waits_since_{};
 };
 
 class Transaction {
@@ -2795,7 +2831,7 @@ private:
 // ---- schema ----
 
 constexpr std::int32_t application_id = 0x6D657472;  // "metr"
-constexpr std::int32_t schema_version = 2;
+constexpr std::int32_t schema_version = 3;
 
 constexpr const char* log_schema = R"sql(
 CREATE TABLE meta(key TEXT PRIMARY KEY, value) WITHOUT ROWID;
@@ -2823,11 +2859,12 @@ CREATE TABLE layouts(id INTEGER PRIMARY KEY, keys TEXT NOT NULL UNIQUE);
 CREATE TABLE segments(
     id INTEGER PRIMARY KEY, chunk INTEGER NOT NULL, name INTEGER NOT NULL, layout INTEGER NOT NULL,
     rows INTEGER NOT NULL, first_time INTEGER NOT NULL, last_time INTEGER NOT NULL);
-CREATE TABLE columns(id INTEGER PRIMARY KEY, data BLOB NOT NULL);
+CREATE TABLE columns(id INTEGER PRIMARY KEY, data BLOB NOT NULL, hash INTEGER);
 CREATE TABLE runs(
     id INTEGER PRIMARY KEY, level INTEGER NOT NULL, first INTEGER NOT NULL, last INTEGER NOT NULL,
     bits INTEGER NOT NULL, state TEXT NOT NULL, owner INTEGER NOT NULL, touched INTEGER NOT NULL);
-CREATE TABLE run_blocks(id INTEGER PRIMARY KEY, filter BLOB NOT NULL, entries BLOB NOT NULL);
+CREATE TABLE run_blocks(
+    id INTEGER PRIMARY KEY, filter BLOB NOT NULL, entries BLOB NOT NULL, filter_hash INTEGER, entries_hash INTEGER);
 CREATE VIEW events AS SELECT l.sequence,
     CASE typeof(l.id) WHEN 'blob' THEN lower(substr(hex(l.id), 1, 8) || '-' || substr(hex(l.id), 9, 4) || '-' || substr(hex(l.id), 13, 4)
         || '-' || substr(hex(l.id), 17, 4) || '-' || substr(hex(l.id), 21)) ELSE l.id END AS id,
@@ -2855,6 +2892,11 @@ INSERT INTO books(vendor, code, effective, source) SELECT vendor, code, -6213559
 DROP TABLE old_metrics;
 DROP TABLE old_books;
 INSERT INTO meta VALUES('books', 0);
+)sql",
+                                      R"sql(
+ALTER TABLE columns ADD COLUMN hash INTEGER;
+ALTER TABLE run_blocks ADD COLUMN filter_hash INTEGER;
+ALTER TABLE run_blocks ADD COLUMN entries_hash INTEGER;
 )sql"};
 static_assert(std::size(migrations) == schema_version - 1);
 
@@ -2952,6 +2994,15 @@ std::uint64_t get_bytes(const std::uint8_t* at, std::size_t width) noexcept {
     return value;
 }
 
+// As above for 1, 2, 4 or 8 bytes; what the compiler makes one load of, and loops of such loads vectors.
+template <class Whole>
+std::uint64_t get_whole(const std::uint8_t* at) noexcept {
+    if constexpr (std::endian::native != std::endian::little) return get_bytes(at, sizeof(Whole));
+    Whole value;
+    std::memcpy(&value, at, sizeof value);
+    return value;
+}
+
 [[noreturn]] void damaged(const char* what) { throw Error(ErrorCode::corrupt, what, "does not have the form it was written in"); }
 
 // Runs `read` on what a file holds: whatever it finds wrong is damage.
@@ -2964,6 +3015,40 @@ auto from_file(const char* what, Read&& read) {
     } catch (const json::exception&) {
         damaged(what);
     }
+}
+
+// The checksum of a blob: four streams of words, each as in FNV-1a, then mixed, so that a word that is another always gives another sum. Part of
+// the file format.
+std::int64_t checksum(std::string_view bytes) noexcept {
+    constexpr std::size_t word = sizeof(std::uint64_t);
+    std::array<std::uint64_t, 4> streams{1, 2, 3, 4};
+    const auto* at = reinterpret_cast<const std::uint8_t*>(bytes.data());
+    const auto take = [](std::uint64_t stream, std::uint64_t next) { return (stream ^ next) * 0x9E3779B97F4A7C15ULL; };
+    std::size_t left = bytes.size();
+    for (; left >= streams.size() * word; left -= streams.size() * word, at += streams.size() * word) {
+        for (std::size_t i = 0; i < streams.size(); ++i) streams[i] = take(streams[i], get_whole<std::uint64_t>(at + i * word));
+    }
+    for (std::size_t i = 0; left > 0; ++i) {
+        const std::size_t width = std::min(left, word);
+        streams[i] = take(streams[i], get_bytes(at, width));
+        at += width, left -= width;
+    }
+    std::uint64_t sum = bytes.size();
+    for (const std::uint64_t stream : streams) sum = mix(sum ^ stream);
+    return static_cast<std::int64_t>(sum);
+}
+
+std::int64_t checksum(std::span<const std::uint8_t> bytes) noexcept {
+    return checksum(std::string_view(reinterpret_cast<const char*>(bytes.data()), bytes.size()));
+}
+
+// A blob of what is derived from the log, as it was written: what a disk has altered must not become an answer. Blobs of files of older
+// schemas have no checksum.
+std::string_view checked_blob(const Prepared& row, int data, int hash, const char* what) {
+    const std::string_view bytes = row.text(data);
+    if (!row.null(hash) && row.integer(hash) != checksum(bytes))
+        throw Error(ErrorCode::corrupt, what, "does not match its checksum; verify(true) makes it again from the log");
+    return bytes;
 }
 
 std::int64_t checked_time(std::int64_t micros, const char* what) {
@@ -3057,16 +3142,18 @@ std::vector<Block> make_blocks(const Run& run, std::size_t first, std::size_t la
 }
 
 void write_blocks(Connection& db, const Run& run, std::size_t first, std::span<const Block> blocks) {
-    for (const Block& block : blocks) db.prepared("INSERT INTO run_blocks VALUES(?, ?, ?)").run(run.block_id(first++), block.filter, block.entries);
+    for (const Block& block : blocks)
+        db.prepared("INSERT INTO run_blocks(id, filter, entries, filter_hash, entries_hash) VALUES(?, ?, ?, ?, ?)")
+            .run(run.block_id(first++), block.filter, block.entries, checksum(block.filter), checksum(block.entries));
 }
 
 // The entries of a block whose hashes are from `low` to `high`, in order.
 template <class Found>
 void read_block(Connection& db, const Run& run, std::size_t block, std::uint64_t low, std::uint64_t high, Found&& found) {
-    const Prepared query = db.prepared("SELECT entries FROM run_blocks WHERE id = ?");
+    const Prepared query = db.prepared("SELECT entries, entries_hash FROM run_blocks WHERE id = ?");
     query.bind(run.block_id(block));
     if (!query.row()) damaged("run_blocks");
-    const std::string_view data = query.text(0);
+    const std::string_view data = checked_blob(query, 0, 1, "run_blocks.entries");
     if (data.size() % entry_bytes != 0) damaged("run_blocks.entries");
     const auto* bytes = reinterpret_cast<const std::uint8_t*>(data.data());
     const std::size_t count = data.size() / entry_bytes;
@@ -3212,10 +3299,10 @@ private:
     static Bytes load_filters(Connection& db, const Run& run) {
         Bytes filters;
         filters.reserve(run.blocks() * filter_bytes);
-        const Prepared query = db.prepared("SELECT filter FROM run_blocks WHERE id >= ? AND id < ? ORDER BY id");
+        const Prepared query = db.prepared("SELECT filter, filter_hash FROM run_blocks WHERE id >= ? AND id < ? ORDER BY id");
         query.bind(run.block_id(0), run.block_id(run.blocks()));
         while (query.row()) {
-            const std::string_view filter = query.text(0);
+            const std::string_view filter = checked_blob(query, 0, 1, "run_blocks.filter");
             if (filter.size() != filter_bytes) damaged("run_blocks.filter");
             filters.insert(filters.end(), filter.begin(), filter.end());
         }
@@ -3697,34 +3784,41 @@ public:
         if (width != 0 && rows > left_ / width) damaged("columns");
         const std::uint8_t* data = take(rows * width);
         out.resize(last - first);
+        const std::span packed(data, rows * width + left_);
         switch (width) {
             case 0:
-                return spread<0>(out, base, data, first);
+                return std::fill(out.begin(), out.end(), static_cast<std::int64_t>(base));
             case 1:
-                return spread<1>(out, base, data, first);
+                return spread<1, std::uint8_t>(out, base, packed, first);
             case 2:
-                return spread<2>(out, base, data, first);
+                return spread<2, std::uint16_t>(out, base, packed, first);
             case 3:
-                return spread<3>(out, base, data, first);
+                return spread<3, std::uint32_t>(out, base, packed, first);
             case 4:
-                return spread<4>(out, base, data, first);
+                return spread<4, std::uint32_t>(out, base, packed, first);
             case 5:
-                return spread<5>(out, base, data, first);
+                return spread<5, std::uint64_t>(out, base, packed, first);
             case 6:
-                return spread<6>(out, base, data, first);
+                return spread<6, std::uint64_t>(out, base, packed, first);
             case 7:
-                return spread<7>(out, base, data, first);
+                return spread<7, std::uint64_t>(out, base, packed, first);
             default:
-                return spread<8>(out, base, data, first);
+                return spread<8, std::uint64_t>(out, base, packed, first);
         }
     }
 
 private:
-    // The width as a constant lets the compiler unroll and vectorise the loop that every aggregate spends its time in.
-    template <std::size_t width>
-    static void spread(std::vector<std::int64_t>& out, std::uint64_t base, const std::uint8_t* data, std::size_t first) {
-        data += first * width;
-        for (std::size_t i = 0; i < out.size(); ++i) out[i] = static_cast<std::int64_t>(base + get_bytes(data + i * width, width));
+    // The width as a constant lets the compiler unroll and vectorise the loop that every aggregate spends its time in. An odd width is read as
+    // part of a wider integer, but for the last rows, where the bytes may end before it.
+    template <std::size_t width, class Whole>
+    static void spread(std::vector<std::int64_t>& out, std::uint64_t base, std::span<const std::uint8_t> packed, std::size_t first) {
+        constexpr std::uint64_t mask = ~std::uint64_t{0} >> (64 - 8 * width);
+        const std::uint8_t* data = packed.data() + first * width;
+        const std::size_t whole = packed.size() < sizeof(Whole) ? 0 : (packed.size() - sizeof(Whole)) / width + 1;
+        const std::size_t rows = out.size(), wide = std::min(rows, whole - std::min(whole, first));
+        std::int64_t* to = out.data();
+        for (std::size_t i = 0; i < wide; ++i) to[i] = static_cast<std::int64_t>(base + (get_whole<Whole>(data + i * width) & mask));
+        for (std::size_t i = wide; i < rows; ++i) to[i] = static_cast<std::int64_t>(base + get_bytes(data + i * width, width));
     }
     const std::uint8_t* at_;
     std::size_t left_;
@@ -3786,6 +3880,7 @@ constexpr std::string_view id = "id", name = "name", time = "time", sequence = "
                            source = "source", value = "value", cents = "precise_total_amount_cents", recorded = "recorded_at";
 // Moments are microseconds.
 bool is_moment(std::string_view key) { return key == time || key == recorded; }
+bool is_owner(std::string_view key) { return key == name || key == customer || key == subscription; }
 }  // namespace fields
 
 constexpr std::size_t max_segment_columns = 1000;
@@ -4003,7 +4098,8 @@ void write_segment(Connection& db, std::int64_t chunk, const Segment& segment) {
         .run(chunk, segment.name, layout_id(db, segment.keys), segment.rows, segment.first_time, segment.last_time);
     const std::int64_t id = db.last_rowid();
     for (std::size_t i = 0; i < segment.columns.size(); ++i) {
-        db.prepared("INSERT INTO columns VALUES(?, ?)").run(id * max_columns + static_cast<std::int64_t>(i), segment.columns[i]);
+        const Bytes& data = segment.columns[i];
+        db.prepared("INSERT INTO columns(id, data, hash) VALUES(?, ?, ?)").run(id * max_columns + static_cast<std::int64_t>(i), data, checksum(data));
     }
 }
 
@@ -4072,37 +4168,46 @@ struct ScanQuestion {
     std::optional<std::int64_t> customer{}, subscription{};
     std::int64_t from = std::numeric_limits<std::int64_t>::min(), to = std::numeric_limits<std::int64_t>::max();  // microseconds, half-open
     std::vector<std::string> keys{};
+    std::vector<std::string> owner_keys{};  // name, customer, subscription: what Batch::owners tells
 
-    std::size_t key(std::string_view wanted) {
+    std::size_t key(std::string_view wanted) { return place_in(keys, wanted); }
+    std::size_t owner_key(std::string_view wanted) { return place_in(owner_keys, wanted); }
+    bool wants(std::int64_t name, std::int64_t first, std::int64_t last) const {
+        if (last < from || first >= to) return false;
+        return !names || std::find(names->begin(), names->end(), name) != names->end();
+    }
+
+private:
+    static std::size_t place_in(std::vector<std::string>& keys, std::string_view wanted) {
         const auto known = std::find(keys.begin(), keys.end(), wanted);
         if (known != keys.end()) return static_cast<std::size_t>(known - keys.begin());
         keys.emplace_back(wanted);
         return keys.size() - 1;
     }
-    bool wants(std::int64_t name, std::int64_t first, std::int64_t last) const {
-        if (last < from || first >= to) return false;
-        return !names || std::find(names->begin(), names->end(), name) != names->end();
-    }
 };
 
-// Rows of one name. `mask` tells which belong to the answer; all of them when it is empty.
-struct Batch {
-    std::int64_t name = 0;
+// `mask` tells which rows belong to the answer; all of them when it is empty.
+struct Table {
     std::size_t rows = 0;
-    std::vector<Column> columns{};  // as ScanQuestion::keys
+    std::vector<Column> columns{};
     std::vector<std::uint8_t> mask{};
-    Parts rebuilt{};  // where the columns' texts live when they were read again from the log
+};
+
+// Rows of one name, with the columns of ScanQuestion::keys.
+struct Batch : Table {
+    explicit Batch(std::int64_t of_name) noexcept : name(of_name) {}
+    std::int64_t name;
+    Table owners{};                     // a row for each stretch of rows that have the same owner, with the columns of ScanQuestion::owner_keys
+    std::vector<std::uint32_t> ends{};  // where each of those stretches ends
+    Parts rebuilt{};                    // where the columns' texts live when they were read again from the log
 };
 
 // Calls use(row) for the rows that belong to the answer.
 template <class Use>
-void each_row(const Batch& batch, Use&& use) {
-    if (batch.mask.empty()) {
-        for (std::size_t row = 0; row < batch.rows; ++row) use(row);
-        return;
-    }
-    for (std::size_t row = 0; row < batch.rows; ++row) {
-        if (batch.mask[row]) use(row);
+void each_row(const Table& table, Use&& use) {
+    const std::uint8_t* mask = table.mask.empty() ? nullptr : table.mask.data();
+    for (std::size_t row = 0; row < table.rows; ++row) {
+        if (mask == nullptr || mask[row] != 0) use(row);
     }
 }
 
@@ -4193,6 +4298,22 @@ std::string text_of(Connection& db, std::int64_t id) {
     return row.row() ? std::string(row.text(0)) : std::string();
 }
 
+// Calls use(id, text) for each of the ids, which are in order; for one that is not there with no text.
+template <class Use>
+void each_text(Connection& db, const std::vector<std::int64_t>& ids, Use&& use) {
+    constexpr std::int64_t near = 16;  // so many rows are stepped over as quickly as one is looked for
+    for (auto id = ids.begin(); id != ids.end();) {
+        const auto gap = std::adjacent_find(id, ids.end(), [](std::int64_t a, std::int64_t b) { return b - a > near; });
+        const auto end = gap == ids.end() ? gap : gap + 1;
+        const Prepared row = db.prepared("SELECT id, text FROM texts WHERE id BETWEEN ? AND ? ORDER BY id");
+        row.bind(*id, end[-1]);
+        for (std::int64_t at = -1; id != end; ++id) {
+            while (at < *id) at = row.row() ? row.integer(0) : std::numeric_limits<std::int64_t>::max();
+            use(*id, at == *id ? row.text(1) : std::string_view());
+        }
+    }
+}
+
 std::vector<Source> part_sources(const Parts& parts, const ScanQuestion& question, std::int64_t sequence_first = 0, std::int64_t sequence_last = 0) {
     std::vector<Source> found;
     for (const auto& [name, part] : parts) {
@@ -4247,6 +4368,23 @@ Column interned_column(std::vector<std::int64_t> ids) {
     return column;
 }
 
+// Who the rows belong to: for each stretch of rows of one customer and subscription these, and where it ends.
+struct Owners {
+    std::vector<std::int64_t> customers{}, subscriptions{};
+    std::vector<std::uint32_t> ends{};
+    const std::vector<std::int64_t>& ids(std::string_view key) const { return key == fields::customer ? customers : subscriptions; }
+};
+
+// For each row what is given once for each stretch.
+template <class Value>
+void spread(const std::vector<Value>& values, const std::vector<std::uint32_t>& ends, std::vector<Value>& rows) {
+    rows.resize(ends.empty() ? 0 : ends.back());
+    std::size_t row = 0;
+    for (std::size_t i = 0; i < ends.size(); ++i) {
+        for (const Value value = values[i]; row < ends[i]; ++row) rows[row] = value;
+    }
+}
+
 // A sealed segment opened for reading, or the stretch of it in which one customer's or subscription's rows lie.
 class SegmentReader {
 public:
@@ -4258,13 +4396,24 @@ public:
     // Whether the stretch holds nothing else.
     bool exact() const noexcept { return exact_; }
 
+    Owners owners() const {
+        Directory all = directory();
+        Owners found;
+        for (std::size_t i = 0; i < all.customers.size(); ++i) {
+            const auto begin = static_cast<std::size_t>(all.starts[i]), end = static_cast<std::size_t>(all.starts[i + 1]);
+            if (end <= first_ || begin >= last_) continue;
+            found.customers.push_back(all.customers[i]);
+            found.subscriptions.push_back(all.subscriptions[i]);
+            found.ends.push_back(static_cast<std::uint32_t>(std::min(end, last_) - first_));
+        }
+        return found;
+    }
     Column column(const std::string& key) const {
-        if (key == fields::customer) return owners(&Directory::customers);
-        if (key == fields::subscription) return owners(&Directory::subscriptions);
+        if (key == fields::customer || key == fields::subscription) return spread_owners(key);
         const auto place = info_.layout->places.find(key);
         if (place == info_.layout->places.end()) return constant_column(CellKind::missing, 0, rows());
         const Prepared row = blob(place->second);
-        return unpack_column(row.text(0), static_cast<std::size_t>(info_.rows), first_, last_);
+        return unpack_column(checked_blob(row, 0, 1, "columns"), static_cast<std::size_t>(info_.rows), first_, last_);
     }
 
 private:
@@ -4273,14 +4422,14 @@ private:
     };
 
     Prepared blob(std::int64_t place) const {
-        Prepared row = db_.prepared("SELECT data FROM columns WHERE id = ?");
+        Prepared row = db_.prepared("SELECT data, hash FROM columns WHERE id = ?");
         row.bind(info_.id * max_columns + place);
         if (!row.row()) damaged("columns");
         return row;
     }
     Directory directory() const {
         const Prepared row = blob(0);
-        Unpacker in(row.text(0));
+        Unpacker in(checked_blob(row, 0, 1, "columns"));
         const auto count = static_cast<std::size_t>(in.bytes(4));
         if (count == 0 || count > static_cast<std::size_t>(info_.rows)) damaged("columns.customer");
         Directory found;
@@ -4288,6 +4437,12 @@ private:
         found.starts.push_back(info_.rows);
         if (found.starts[0] != 0 || !std::is_sorted(found.starts.begin(), found.starts.end())) damaged("columns.customer");
         return found;
+    }
+    Column spread_owners(std::string_view key) const {
+        const Owners found = owners();
+        std::vector<std::int64_t> cells;
+        spread(found.ids(key), found.ends, cells);
+        return interned_column(std::move(cells));
     }
     void find_stretch(const ScanQuestion& question) {
         const Directory all = directory();
@@ -4303,22 +4458,6 @@ private:
             last_ = static_cast<std::size_t>(all.starts[i + 1]);
         }
     }
-    Column owners(std::vector<std::int64_t> Directory::*ids) const {
-        const Directory all = directory();
-        std::vector<std::int64_t> cells(rows());
-        const auto add = [](std::int64_t a, std::int64_t b) {
-            return static_cast<std::int64_t>(static_cast<std::uint64_t>(a) + static_cast<std::uint64_t>(b));
-        };
-        std::int64_t last = 0;
-        for (std::size_t i = 0; i < all.customers.size() && all.starts[i] < static_cast<std::int64_t>(last_); ++i) {
-            std::int64_t& cell = cells[std::max(static_cast<std::size_t>(all.starts[i]), first_) - first_];
-            cell = add(cell, (all.*ids)[i] - last);
-            last = (all.*ids)[i];
-        }
-        std::partial_sum(cells.begin(), cells.end(), cells.begin(), add);
-        return interned_column(std::move(cells));
-    }
-
     Connection& db_;
     const SegmentInfo& info_;
     std::size_t first_ = 0, last_;
@@ -4343,6 +4482,32 @@ Column part_column(const Part& part, const std::string& key) {
     std::vector<std::uint32_t> order(part.rows());
     std::iota(order.begin(), order.end(), 0U);
     return builder->finish(order);
+}
+
+// In a part they come one by one.
+Owners part_owners(const Part& part) {
+    Owners found{part.customers(), part.subscriptions(), std::vector<std::uint32_t>(part.rows())};
+    std::iota(found.ends.begin(), found.ends.end(), 1U);
+    return found;
+}
+
+void add_owners(Batch& batch, Owners owners, const std::vector<std::string>& keys) {
+    batch.owners.rows = owners.ends.size();
+    for (const std::string& key : keys) {
+        batch.owners.columns.push_back(key == fields::name ? constant_column(CellKind::interned, batch.name, batch.owners.rows)
+                                                           : interned_column(owners.ids(key)));
+    }
+    batch.ends = std::move(owners.ends);
+}
+
+// An owner none of whose rows belongs to the answer does not either.
+void mask_owners(Batch& batch) {
+    if (batch.mask.empty()) return;
+    batch.owners.mask.assign(batch.owners.rows, 0);
+    std::size_t row = 0;
+    for (std::size_t i = 0; i < batch.ends.size(); ++i) {
+        for (; row < batch.ends[i]; ++row) batch.owners.mask[i] |= batch.mask[row];
+    }
 }
 
 template <class Keep>
@@ -4380,7 +4545,7 @@ Column presence_column(const std::string& key, const std::vector<std::string>& c
 
 // Reads one source. No rows may be left; then the columns are not there either.
 Batch load(const Reader& reader, const Source& source, const ScanQuestion& question) {
-    Batch batch{source.name, 0, {}, {}, {}};
+    Batch batch(source.name);
     std::optional<SegmentReader> segment;
     const Part* part = source.part;
     const auto rebuild = [&] {  // what could not take all properties, again from the log, with those asked for
@@ -4414,6 +4579,7 @@ Batch load(const Reader& reader, const Source& source, const ScanQuestion& quest
             batch.columns.push_back(column(key));
         }
     }
+    if (!question.owner_keys.empty()) add_owners(batch, part ? part_owners(*part) : segment->owners(), question.owner_keys);
     if (source.first_time < question.from || source.last_time >= question.to) {
         mask_out(batch, column(std::string(fields::time)),
                  [from = question.from, to = question.to](std::int64_t time) { return (time >= from) & (time < to); });
@@ -4464,11 +4630,14 @@ Scalar cell_scalar(const Column& column, std::size_t row) {
 
 // Times are compared as microseconds.
 Filter in_micros(Filter filter) {
-    const auto convert = [](json& value) {
-        if (value.is_string()) {
-            value = Timestamp::parse(value.get_ref<const std::string&>()).micros();
-        } else if (value.is_number()) {
-            value = Timestamp::from_unix(Decimal::from_json(value)).micros();
+    const auto convert = [&](json& value) {
+        try {
+            if (value.is_string())
+                value = Timestamp::parse(value.get_ref<const std::string&>()).micros();
+            else if (value.is_number())
+                value = Timestamp::from_unix(Decimal::from_json(value)).micros();
+        } catch (const Error& error) {
+            refuse(filter.field + "." + std::string(operator_name(filter.op)), error.reason());
         }
     };
     if (!filter.value.is_array())
@@ -4641,18 +4810,34 @@ void verify_chunk(Connection& db, const ChunkInfo& info, std::vector<std::string
                           segment.integer(4) == want.last_time && segment.text(5) == json(want.keys).dump();
         if (!head) problems.push_back(where + ": segment " + std::to_string(segment.integer(0)) + " differs from the log");
         for (std::size_t i = 0; head && i < want.columns.size(); ++i) {
-            const Prepared column = db.prepared("SELECT data FROM columns WHERE id = ?");
+            const Prepared column = db.prepared("SELECT data, hash FROM columns WHERE id = ?");
             column.bind(segment.integer(0) * max_columns + static_cast<std::int64_t>(i));
             const std::string_view bytes(reinterpret_cast<const char*>(want.columns[i].data()), want.columns[i].size());
-            if (!column.row() || column.text(0) != bytes) problems.push_back(where + ": column " + want.keys[i] + " differs from the log");
+            const bool same = column.row() && checked_blob(column, 0, 1, "columns") == bytes;
+            if (!same) problems.push_back(where + ": column " + want.keys[i] + " differs from the log");
         }
     }
     if (more || at != expected.segments.size()) problems.push_back(where + ": has not the segments the log gives");
 }
 
+// Whether the filters of a run are those of its entries.
+void verify_filters(Connection& db, const Run& run, std::vector<std::string>& problems) {
+    for (std::size_t block = 0; block < run.blocks(); ++block) {
+        std::vector<RunEntry> entries;
+        read_block(db, run, block, 0, ~std::uint64_t{0}, [&](const RunEntry& entry) { entries.push_back(entry); });
+        const Block expected = make_block(run, entries);
+        const Prepared row = db.prepared("SELECT filter, filter_hash FROM run_blocks WHERE id = ?");
+        row.bind(run.block_id(block));
+        const std::string_view bytes(reinterpret_cast<const char*>(expected.filter.data()), expected.filter.size());
+        if (!row.row() || checked_blob(row, 0, 1, "run_blocks.filter") != bytes)
+            problems.push_back("run " + std::to_string(run.id) + ": a filter does not match its entries");
+    }
+}
+
 // Whether every id of the sealed log is in the runs, where it belongs.
 void verify_ids(Connection& db, std::vector<std::string>& problems) {
     const std::vector<Run> runs = live_runs(db);
+    for (const Run& run : runs) verify_filters(db, run, problems);
     const Prepared row = db.prepared(
         "SELECT sequence, id FROM log WHERE sequence > (SELECT value FROM meta WHERE key = 'pruned') AND sequence <= (SELECT value FROM meta WHERE "
         "key = 'sealed')");
@@ -4904,10 +5089,14 @@ public:
     // Seals what is full and merges what has become many, now.
     void housekeep() {
         const std::lock_guard lock(housekeeping_mutex_);
-        if (!keeper_ && !in_memory_) keeper_ = open();
-        while (!stopping_ && seal_one()) {
-        }
-        while (!stopping_ && merge_one()) {
+        try {
+            if (!keeper_ && !in_memory_) keeper_ = open();
+            while (!stopping_ && seal_one()) {
+            }
+            while (!stopping_ && merge_one()) {
+            }
+        } catch (const SQLite::Exception& fault) {
+            rethrow(fault, options_.path);
         }
     }
 
@@ -4926,13 +5115,13 @@ private:
     void migrate(Connection& db) const;
     void commit(const std::function<void(Connection&)>& run);
     void run_group(std::span<Job* const> group);
-    void run_transaction(std::span<Job* const> group);
+    void run_transaction(std::span<Job* const> group, bool& begun);
     void wake();
     void work();
     void tidy() noexcept;
     bool seal_one();
     bool merge_one();
-    bool write_merged(const Run& merged, std::span<const Run> sources);
+    bool write_merged(const Run& merged, std::int64_t owner, std::span<const Run> sources);
     void drop_dead_runs();
     // Reading for housekeeping: by its own connection, so that nobody waits.
     template <class F>
@@ -4961,6 +5150,18 @@ private:
     std::thread worker_;
 };
 
+// An empty file, readable by the owner alone from its first byte, where there is none. It is opened to append, since another process may have
+// made a database of it in between, and by one thread at a time, since closing a file ends all locks that the process has on it.
+void make_file(const std::string& path) {
+    namespace fs = std::filesystem;
+    static std::mutex one_at_a_time;
+    const std::lock_guard lock(one_at_a_time);
+    std::error_code ignored;
+    if (fs::exists(path, ignored)) return;
+    std::ofstream(path, std::ios::app).close();
+    fs::permissions(path, fs::perms::owner_read | fs::perms::owner_write, ignored);
+}
+
 std::unique_ptr<Connection> Store::open() const {
     namespace fs = std::filesystem;
     if (!in_memory_) {
@@ -4968,10 +5169,7 @@ std::unique_ptr<Connection> Store::open() const {
         if (fs::is_directory(options_.path, ignored)) throw Error(ErrorCode::io, options_.path, "is a directory, not a file");
         const fs::path parent = fs::path(options_.path).parent_path();
         if (!parent.empty() && !fs::is_directory(parent, ignored)) throw Error(ErrorCode::io, options_.path, "its directory does not exist");
-        if (!fs::exists(options_.path, ignored)) {  // readable by the owner alone from its first byte
-            std::ofstream(options_.path).close();
-            fs::permissions(options_.path, fs::perms::owner_read | fs::perms::owner_write, ignored);
-        }
+        make_file(options_.path);
     }
     auto db = std::make_unique<Connection>(options_.path, options_.busy_timeout);
     if (sqlite3_db_readonly(db->db.getHandle(), "main") == 1) throw Error(ErrorCode::read_only, options_.path, "cannot be written");
@@ -5014,7 +5212,7 @@ void Store::prepare(Connection& db) const {
 // A file that several make at once is not in WAL mode yet, and SQLite does not wait for a lock that it needs while it reads: it answers busy
 // at once, lest two wait for each other.
 void Store::write_ahead(Connection& db) const {
-    const auto deadline = std::chrono::steady_clock::now() + options_.busy_timeout;
+    const auto deadline = std::chrono::steady_clock::now() + countable(options_.busy_timeout);
     for (;;) {
         const int code = db.db.tryExec("PRAGMA journal_mode = WAL");
         if (code == SQLITE_OK) return;
@@ -5053,24 +5251,28 @@ void Store::commit(const std::function<void(Connection&)>& run) {
 
 void Store::run_group(std::span<Job* const> group) {
     const std::lock_guard lock(writer_mutex_);
+    // False when the jobs have to be tried one by one.
     const auto attempt = [this](std::span<Job* const> jobs) {
+        bool begun = false;
         try {
-            run_transaction(jobs);
+            run_transaction(jobs, begun);
             return true;
         } catch (...) {
             memory_.forget();
             written_ = {};
-            if (jobs.size() == 1) jobs[0]->error = std::current_exception();
-            return false;
+            if (begun && jobs.size() > 1) return false;
+            for (Job* job : jobs) job->error = std::current_exception();  // where a lock was not to be had, each would wait as long again
+            return true;
         }
     };
-    if (attempt(group) || group.size() == 1) return;
+    if (attempt(group)) return;
     for (std::size_t i = 0; i < group.size(); ++i) attempt(group.subspan(i, 1));
 }
 
-void Store::run_transaction(std::span<Job* const> group) {
+void Store::run_transaction(std::span<Job* const> group, bool& begun) {
     try {
         Transaction transaction(*writer_, "BEGIN IMMEDIATE");
+        begun = true;
         memory_.begun(*writer_);
         for (Job* job : group) job->run(*writer_);
         transaction.commit();
@@ -5134,26 +5336,32 @@ bool Store::merge_one() {
         if (sources.size() < merge_width) continue;
         Run merged{0, level + 1, sources.front().first, sources.back().last, 0, {}};
         merged.bits = run_bits(static_cast<std::size_t>(merged.last - merged.first));
-        write([&](Connection& db) {
-            db.prepared("INSERT INTO runs(level, first, last, bits, state, owner, touched) VALUES(?, ?, ?, ?, 'building', 0, ?)")
+        const std::int64_t owner = write([&](Connection& db) {
+            db.prepared("INSERT INTO runs(level, first, last, bits, state, owner, touched) VALUES(?, ?, ?, ?, 'building', random(), ?)")
                 .run(merged.level, merged.first, merged.last, merged.bits, options_.clock().micros());
             merged.id = db.last_rowid();
+            return db.integer("SELECT owner FROM runs WHERE id = ?", merged.id);
         });
-        return write_merged(merged, sources);
+        return write_merged(merged, owner, sources);
     }
     return false;
 }
 
-bool Store::write_merged(const Run& merged, std::span<const Run> sources) {
+// False when it is another process's now: that takes a run long in the making for abandoned, for instance after this one slept, deletes it, and
+// may give its id to a run of its own; or it has taken the sources away.
+bool Store::write_merged(const Run& merged, std::int64_t owner, std::span<const Run> sources) {
     constexpr std::size_t step = 32;  // blocks of a transaction
     const std::uint64_t width = std::uint64_t{1} << (hash_bits - merged.bits);
     for (std::size_t block = 0; block < merged.blocks(); block += step) {
         const std::size_t end = std::min(block + step, merged.blocks());
         const std::uint64_t low = block * width, high = end * width - 1;
+        bool whole = true;
         std::vector<RunEntry> entries = keep([&](Connection& db) {
             std::vector<RunEntry> gathered;
             const std::int64_t pruned = meta(db, "pruned");
             for (const Run& source : sources) {
+                whole = whole && db.integer("SELECT count(*) FROM runs WHERE id = ? AND first = ? AND state = 'live'", source.id, source.first) == 1;
+                if (!whole) break;
                 for (std::size_t from = source.block_of(low); from <= source.block_of(high); ++from) {
                     read_block(db, source, from, low, high, [&](const RunEntry& entry) {
                         if (entry.sequence > pruned) gathered.push_back(entry);
@@ -5162,10 +5370,12 @@ bool Store::write_merged(const Run& merged, std::span<const Run> sources) {
             }
             return gathered;
         });
+        if (!whole) return false;
         std::sort(entries.begin(), entries.end());
         const std::vector<Block> blocks = make_blocks(merged, block, end, entries);
         const bool mine = write([&](Connection& db) {
-            db.prepared("UPDATE runs SET touched = ? WHERE id = ? AND state = 'building'").run(options_.clock().micros(), merged.id);
+            db.prepared("UPDATE runs SET touched = ? WHERE id = ? AND owner = ? AND state = 'building'")
+                .run(options_.clock().micros(), merged.id, owner);
             if (db.changes() == 0) return false;
             write_blocks(db, merged, block, blocks);
             return true;
@@ -5173,13 +5383,12 @@ bool Store::write_merged(const Run& merged, std::span<const Run> sources) {
         if (!mine) return false;
     }
     return write([&](Connection& db) {
-        // Another process takes a run that has long been in the making for abandoned and deletes it, for instance after this one slept.
-        db.prepared("UPDATE runs SET state = 'live' WHERE id = ? AND state = 'building'").run(merged.id);
-        if (db.changes() == 0) return false;
         for (const Run& source : sources) {
-            db.prepared("UPDATE runs SET state = 'dead' WHERE id = ? AND state = 'live'").run(source.id);
-            if (db.changes() == 0) throw Error(ErrorCode::busy, "runs", "merged by another process");
+            if (db.integer("SELECT count(*) FROM runs WHERE id = ? AND first = ? AND state = 'live'", source.id, source.first) == 0) return false;
         }
+        db.prepared("UPDATE runs SET state = 'live' WHERE id = ? AND owner = ? AND state = 'building'").run(merged.id, owner);
+        if (db.changes() == 0) return false;
+        for (const Run& source : sources) db.prepared("UPDATE runs SET state = 'dead' WHERE id = ?").run(source.id);
         changed(db);
         memory_.touch();
         return true;
@@ -5211,7 +5420,7 @@ void Store::drop_dead_runs() {
 namespace {
 
 void check_period(const Period& period) {
-    if (period.from >= period.to) refuse("period", "ends before it begins");
+    if (period.from >= period.to) refuse("period", "must end after it begins");
 }
 
 void check_paging(std::int64_t limit, std::int64_t offset) {
@@ -5902,8 +6111,8 @@ public:
         return add(a, b);
     }
     // Of every row (a, b), in place of a.
-    void number(const Batch& batch, std::vector<std::uint32_t>& a, const std::vector<std::uint32_t>& b) {
-        each_row(batch, [&, firsts = a.data(), seconds = b.data()](std::size_t row) { firsts[row] = number(firsts[row], seconds[row]); });
+    void number(const Table& table, std::vector<std::uint32_t>& a, const std::vector<std::uint32_t>& b) {
+        each_row(table, [&, firsts = a.data(), seconds = b.data()](std::size_t row) { firsts[row] = number(firsts[row], seconds[row]); });
     }
     std::size_t size() const noexcept { return numbers_.keys().size(); }
     std::uint32_t first(std::size_t number) const { return static_cast<std::uint32_t>(numbers_.keys()[number] >> 32); }
@@ -5982,6 +6191,16 @@ std::vector<std::uint32_t> ranks_of(std::size_t count, Less&& less) {
     return ranks;
 }
 
+// Puts items in the order of their numbers' ranks; what has the same number stays as it was.
+template <class NumberOf>
+void order_by(std::vector<std::size_t>& items, const std::vector<std::uint32_t>& ranks, NumberOf&& number_of) {
+    std::vector<std::size_t> places(ranks.size() + 1), ordered(items.size());
+    for (const std::size_t item : items) ++places[ranks[number_of(item)] + std::size_t{1}];
+    std::partial_sum(places.begin(), places.end(), places.begin());
+    for (const std::size_t item : items) ordered[places[ranks[number_of(item)]]++] = item;
+    items.swap(ordered);
+}
+
 // ---- values as small integers ----
 
 constexpr std::uint32_t no_value = 0;  // the row lacks the field
@@ -5993,15 +6212,15 @@ public:
     Values(const Rules& rules, Blank blank) : blank_(blank), typed_(rules.typed_values), uncounted_(rules.uncounted) {}
 
     // The number of every row's value.
-    const std::vector<std::uint32_t>& number(Connection& db, const Column& column, const Batch& batch) {
-        rows_.resize(batch.rows);
+    const std::vector<std::uint32_t>& number(Connection& db, const Column& column, const Table& table) {
+        rows_.resize(table.rows);
         words_.assign(column.words.size(), unknown);
         if (column.all(CellKind::interned)) {
-            number_interned(db, column, batch);
+            number_interned(db, column, table);
         } else if (column.all(CellKind::text)) {
-            each_row(batch, [&](std::size_t row) { rows_[row] = word(column, row); });
+            each_row(table, [&](std::size_t row) { rows_[row] = word(column, row); });
         } else {
-            each_row(batch, [&](std::size_t row) { rows_[row] = any(db, column, row); });
+            each_row(table, [&](std::size_t row) { rows_[row] = any(db, column, row); });
         }
         return rows_;
     }
@@ -6027,20 +6246,30 @@ private:
     static std::string marked(CellKind kind, std::string_view value) {
         return static_cast<char>('a' + static_cast<int>(kind == CellKind::wide ? CellKind::number : kind)) + std::string(value);
     }
-    // Rows are in order of customer and subscription: the same text comes many times in a row.
-    void number_interned(Connection& db, const Column& column, const Batch& batch) {
-        std::int64_t last_id = 0;
-        std::uint32_t last = no_value;
-        each_row(batch, [&, out = rows_.data(), ids = column.cells.data()](std::size_t row) {
-            if (ids[row] != last_id) last = interned(db, ids[row]), last_id = ids[row];
+    // Ids are numbered first, so that the texts of new ones are read together. The same id comes many times in a row.
+    void number_interned(Connection& db, const Column& column, const Table& table) {
+        std::vector<std::int64_t> fresh;
+        std::uint32_t last = 0;
+        each_row(table, [&, id = static_cast<const std::int64_t*>(nullptr), out = rows_.data(), ids = column.cells.data()](std::size_t row) mutable {
+            if (id == nullptr || *id != ids[row]) {
+                last = place_of(ids[row]);
+                if (last == interned_texts_.size()) interned_texts_.push_back(unknown), fresh.push_back(ids[row]);
+            }
+            id = ids + row;
             out[row] = last;
         });
+        std::sort(fresh.begin(), fresh.end());
+        each_text(db, fresh, [this](std::int64_t id, std::string_view value) { interned_texts_[place_of(id)] = text(value); });
+        each_row(table, [texts = interned_texts_.data(), out = rows_.data()](std::size_t row) { out[row] = texts[out[row]]; });
     }
     std::uint32_t interned(Connection& db, std::int64_t id) {
-        if (id < 0 || id > std::numeric_limits<std::uint32_t>::max()) damaged("columns");
-        const std::uint32_t at = interned_.number(0, static_cast<std::uint32_t>(id));
+        const std::uint32_t at = place_of(id);
         if (at == interned_texts_.size()) interned_texts_.push_back(text(text_of(db, id)));
         return interned_texts_[at];
+    }
+    std::uint32_t place_of(std::int64_t id) {
+        if (id < 0 || id > std::numeric_limits<std::uint32_t>::max()) damaged("columns");
+        return interned_.number(0, static_cast<std::uint32_t>(id));
     }
     std::uint32_t word(const Column& column, std::size_t row) {
         std::uint32_t& known = words_[static_cast<std::size_t>(column.cells[row])];
@@ -6063,7 +6292,7 @@ private:
     bool typed_ = false, times_ = false;
     std::string_view uncounted_{};
     TextNumbering texts_;
-    PairNumbering interned_;
+    PairNumbering interned_;  // texts.id
     std::vector<std::uint32_t> interned_texts_, rows_, words_;
 };
 
@@ -6101,15 +6330,19 @@ public:
         cells_.resize(cell_count);
     }
     // Of every row.
-    const std::vector<std::uint32_t>& number(const Batch& batch, const std::vector<std::int64_t>& times) {
-        rows_.resize(batch.rows);
-        each_row(batch, [&, out = rows_.data(), cells = cells_.data()](std::size_t row) {
-            const std::int64_t key = times[row] >> cell_bits_;
+    void number(const Batch& batch, const std::vector<std::int64_t>& times, std::vector<std::uint32_t>& bins) {
+        bins.resize(batch.rows);
+        each_row(batch, [this, out = bins.data(), in = times.data(), cells = cells_.data(), bits = cell_bits_](std::size_t row) {
+            const std::int64_t time = in[row], key = time >> bits;
             Cell& cell = cells[static_cast<std::size_t>(key) % cell_count];
-            if (cell.key != key) cell = cell_of(key, times[row]);
-            out[row] = times[row] < cell.edge ? cell.before : cell.after;
+            if (cell.key != key) cell = cell_of(key, time);
+            out[row] = time < cell.edge ? cell.before : cell.after;
         });
-        return rows_;
+    }
+    // Of the bins that have numbers; some may have no rows.
+    std::size_t size() const noexcept { return starts_.keys().size(); }
+    std::vector<std::uint32_t> ranks() const {
+        return ranks_of(size(), [this](std::uint32_t a, std::uint32_t b) { return start(a) < start(b); });
     }
     Timestamp start(std::uint32_t bin) const { return Timestamp(static_cast<std::int64_t>(starts_.keys()[bin])); }
     // All of time without bins.
@@ -6138,7 +6371,6 @@ private:
     int cell_bits_ = 0;
     std::vector<Cell> cells_;
     Numbering starts_;
-    std::vector<std::uint32_t> rows_;
 };
 
 // Gives every row of a batch the number of the answer's row it belongs to: one for each bin and combination of group values met.
@@ -6147,18 +6379,28 @@ public:
     Slots(const BinOptions& bins, const Grouping& grouping, ScanQuestion& question)
         : binned_(bins.bin != Bin::none), bins_(bins), width_(grouping.fields.size()), named_(grouping.named) {
         if (binned_) time_ = question.key(fields::time);
-        for (const std::string& field : grouping.fields) add_field(field, grouping.blank, question);
-        if (!grouping.within.empty()) add_field(grouping.within, grouping.blank, question);
+        std::vector<std::string> keys;
+        for (const std::string& field : grouping.fields) keys.push_back(column_key(field));
+        if (!grouping.within.empty()) keys.push_back(column_key(grouping.within));
+        by_owner_ = !keys.empty() && std::all_of(keys.begin(), keys.end(), fields::is_owner);
+        for (const std::string& key : keys)
+            fields_.push_back({by_owner_ ? question.owner_key(key) : question.key(key), Values(grouping.blank, fields::is_moment(key))});
     }
 
     const std::vector<std::uint32_t>& place(Connection& db, const Batch& batch) {
-        if (fields_.empty()) slot_.assign(batch.rows, 0);
-        combine(0, width_, db, batch);
-        if (named_) put_rest_together(batch);
-        combine(width_, fields_.size(), db, batch);
-        if (binned_) in_bins_.number(batch, slot_, bins_.number(batch, batch.columns[time_].cells));
+        if (fields_.empty() && !binned_) slot_.assign(batch.rows, 0);
+        const Table& table = by_owner_ ? batch.owners : batch;
+        combine(0, width_, db, table);
+        if (named_) put_rest_together(table);
+        combine(width_, fields_.size(), db, table);
+        if (by_owner_) {
+            spread(slot_, batch.ends, spread_);
+            slot_.swap(spread_);
+        }
+        if (binned_) bins_.number(batch, batch.columns[time_].cells, fields_.empty() ? slot_ : bin_);
+        if (binned_ && !fields_.empty()) in_bins_.number(batch, slot_, bin_);
         size_ = count();
-        if (size_ > limits::aggregate_rows) throw_too_many_rows();
+        if (size_ > 4 * limits::aggregate_rows) throw_too_many_rows();
         return slot_;
     }
 
@@ -6168,20 +6410,20 @@ public:
     // The bin and group of a slot, without a value.
     Measured row(std::size_t slot) const {
         Measured row;
-        if (binned_) row.bin = bins_.start(in_bins_.second(slot));
-        const std::uint32_t group = named_ ? kept_[group_of(slot)] : group_of(slot);
-        row.rest = group == rest;
-        row.group = row.rest ? Group(width_) : names(group);
+        if (binned_) row.bin = bins_.start(bin_of(slot));
+        row.group.resize(width_);
+        row.rest = is_rest(slot);
+        for (std::size_t i = 0; i < width_ && !row.rest; ++i) row.group[i] = fields_[i].values.name(value_of(slot, i));
         return row;
     }
 
     // In the order of their rows: by bin, then group, the rest last.
     void sort(std::vector<std::size_t>& slots) const {
-        const auto groups = group_ranks();
-        const auto key = [&](std::size_t slot) {
-            return std::pair(binned_ ? bins_.start(in_bins_.second(slot)) : Timestamp(), groups[group_of(slot)]);
-        };
-        std::sort(slots.begin(), slots.end(), [&](std::size_t a, std::size_t b) { return key(a) < key(b); });
+        for (std::size_t i = width_; i-- > 0;) {
+            order_by(slots, fields_[i].values.ranks(), [&](std::size_t slot) { return is_rest(slot) ? no_value : value_of(slot, i); });
+        }
+        if (named_) order_by(slots, {0, 1}, [&](std::size_t slot) { return is_rest(slot) ? 1U : 0U; });
+        if (binned_) order_by(slots, bins_.ranks(), [&](std::size_t slot) { return bin_of(slot); });
     }
 
     // The bin of a row; all of time without bins.
@@ -6201,48 +6443,33 @@ private:
     };
 
     std::size_t count() const {
+        if (fields_.empty()) return binned_ ? bins_.size() : 1;
         if (binned_) return in_bins_.size();
-        if (fields_.empty()) return 1;
         if (named_ && fields_.size() == width_) return kept_.size();
         return fields_.size() == 1 ? fields_[0].values.size() : fields_.back().combinations.size();
     }
-    void add_field(const std::string& field, Blank blank, ScanQuestion& question) {
-        const std::string key = column_key(field);
-        fields_.push_back({question.key(key), Values(blank, fields::is_moment(key))});
-    }
-    Group names(std::uint32_t group) const {
-        Group names(width_);
-        if (names.empty()) return names;
-        for (std::size_t i = width_; --i > 0;) {
-            names[i] = fields_[i].values.name(fields_[i].combinations.second(group));
-            group = fields_[i].combinations.first(group);
-        }
-        names[0] = fields_[0].values.name(group);
-        return names;
-    }
+    std::uint32_t bin_of(std::size_t slot) const { return fields_.empty() ? static_cast<std::uint32_t>(slot) : in_bins_.second(slot); }
     std::uint32_t group_of(std::size_t slot) const {
-        if (width_ == 0) return 0;
         const auto group = binned_ ? in_bins_.first(slot) : static_cast<std::uint32_t>(slot);
         return fields_.size() > width_ ? fields_[width_].combinations.first(group) : group;
     }
-    std::vector<std::uint32_t> group_ranks() const {
-        if (width_ == 0) return {0};
-        auto ranks = fields_[0].values.ranks();
-        for (std::size_t i = 1; i < width_; ++i) {
-            const auto own = fields_[i].values.ranks();
-            const auto& pairs = fields_[i].combinations;
-            std::vector<std::uint64_t> keys(pairs.size());
-            for (std::size_t pair = 0; pair < keys.size(); ++pair) keys[pair] = pair_key(ranks[pairs.first(pair)], own[pairs.second(pair)]);
-            ranks = ranks_of(keys.size(), [&](std::uint32_t a, std::uint32_t b) { return keys[a] < keys[b]; });
-        }
-        if (!named_) return ranks;
-        std::vector<std::uint32_t> kept;
-        for (const std::uint32_t group : kept_) kept.push_back(group == rest ? rest : ranks[group]);
-        return kept;
+    bool is_rest(std::size_t slot) const { return named_ && kept_[group_of(slot)] == rest; }
+    // The number of a group's, or slot's, value of a field. That of the rest has none.
+    std::uint32_t value_in(std::uint32_t group, std::size_t field) const {
+        for (std::size_t i = width_ - 1; i > field; --i) group = fields_[i].combinations.first(group);
+        return field == 0 ? group : fields_[field].combinations.second(group);
+    }
+    std::uint32_t value_of(std::size_t slot, std::size_t field) const {
+        return value_in(named_ ? kept_[group_of(slot)] : group_of(slot), field);
+    }
+    Group names(std::uint32_t group) const {
+        Group names(width_);
+        for (std::size_t i = 0; i < width_; ++i) names[i] = fields_[i].values.name(value_in(group, i));
+        return names;
     }
     // Each group that keeps its name gets a number of its own, all others one together.
-    void put_rest_together(const Batch& batch) {
-        each_row(batch, [&](std::size_t row) {
+    void put_rest_together(const Table& table) {
+        each_row(table, [&](std::size_t row) {
             const std::uint32_t group = slot_[row];
             if (group >= places_.size()) places_.resize(group + std::size_t{1}, unknown);
             std::uint32_t& place = places_[group];
@@ -6255,23 +6482,23 @@ private:
         return static_cast<std::uint32_t>(kept_.size() - 1);
     }
     // slot_ so far, with some more fields.
-    void combine(std::size_t first, std::size_t last, Connection& db, const Batch& batch) {
+    void combine(std::size_t first, std::size_t last, Connection& db, const Table& table) {
         for (std::size_t i = first; i < last; ++i) {
-            const auto& values = fields_[i].values.number(db, batch.columns[fields_[i].column], batch);
+            const auto& values = fields_[i].values.number(db, table.columns[fields_[i].column], table);
             if (i == 0)
                 slot_ = values;
             else
-                fields_[i].combinations.number(batch, slot_, values);
+                fields_[i].combinations.number(table, slot_, values);
         }
     }
-    bool binned_;
+    bool binned_, by_owner_ = false;  // by_owner_: all fields are the same in each stretch of Batch::owners
     BinNumbering bins_;
     std::size_t time_ = 0, width_, size_ = 0;
     std::vector<Field> fields_;  // the first `width_` of them are the group
     const std::set<Group>* named_;
     std::vector<std::uint32_t> places_, kept_{rest};  // for each group its place in `kept_`, where its own number is, or that of the rest
-    PairNumbering in_bins_;
-    std::vector<std::uint32_t> slot_;  // of each row, while it is found out
+    PairNumbering in_bins_;                           // of groups and bins, where there are both
+    std::vector<std::uint32_t> slot_, spread_, bin_;  // of each row, while they are found out
 };
 
 // ---- numbers of a column ----
@@ -6315,7 +6542,7 @@ public:
         words_.assign(column.words.size(), std::nullopt);
         const bool cut_off = rules_.decimals && scale(batch) > *rules_.decimals;
         const bool as_it_stands = !multiplier_ && !cut_off && !rules_.not_negative && !(is_time_ && rules_.seconds);
-        if (as_it_stands && column.all(CellKind::number)) return each_row(batch, [&](std::size_t row) { small(row, column.cells[row]); });
+        if (as_it_stands && column.all(CellKind::number)) return each_row(batch, [&, cells = column.cells.data()](std::size_t row) { small(row, cells[row]); });
         each_row(batch, [&](std::size_t row) {
             if (column.kind(row) == CellKind::number && !cut_off && within(cell_of(column, row))) {
                 const std::int64_t cell = cell_of(column, row) * factor_;
@@ -6391,19 +6618,20 @@ struct WideSum {
 };
 
 // A sum of any decimals in any order: what was added and what was taken away, in units of 10^-76, of which Wide holds 10^80 times the
-// largest Decimal.
+// largest Decimal. Small numbers are added by themselves as long as their sum is small.
 class ExactSum {
 public:
     void add(const Decimal& value, std::int64_t times = 1) {
-        Wide units = widen(DecimalParts::coefficient(value));
-        multiply_by_power(units, Decimal::max_scale - value.scale());
-        if (times != 1) units = multiply(units, widen({0, magnitude(times)}));
-        add_to(value.is_negative() == (times < 0) ? given_ : taken_, units);
+        if (times == 1 && DecimalParts::add_small(small_, value, small_)) return;
+        add_wide(value, times);
     }
     // Throws overflow when the sum is not a Decimal.
     Decimal result() const {
-        const bool negative = meter::compare(given_, taken_) < 0;
-        Wide sum = negative ? taken_ : given_, other = negative ? given_ : taken_;
+        if (given_.is_zero() && taken_.is_zero()) return small_;
+        ExactSum all = *this;
+        all.add_wide(small_, 1);
+        const bool negative = meter::compare(all.given_, all.taken_) < 0;
+        Wide sum = negative ? all.taken_ : all.given_, other = negative ? all.given_ : all.taken_;
         other.size = sum.size;
         subtract_multiple(sum, other, 1, 0);
         sum.trim();
@@ -6411,6 +6639,12 @@ public:
     }
 
 private:
+    void add_wide(const Decimal& value, std::int64_t times) {
+        Wide units = widen(DecimalParts::coefficient(value));
+        multiply_by_power(units, Decimal::max_scale - value.scale());
+        if (times != 1) units = multiply(units, widen({0, magnitude(times)}));
+        add_to(value.is_negative() == (times < 0) ? given_ : taken_, units);
+    }
     static void add_to(Wide& sum, const Wide& units) noexcept {
         std::uint64_t carry = 0;
         for (int i = 0; i < units.size || carry != 0; ++i) {
@@ -6420,6 +6654,7 @@ private:
             sum.size = std::max(sum.size, i + 1);
         }
     }
+    Decimal small_{};
     Wide given_{}, taken_{};
 };
 
@@ -6461,46 +6696,62 @@ public:
         // A billion integers of 62 bits at these scales add up to less than 38 digits, whatever the order.
         constexpr int safe_scale = 9;
         const bool safe = other == others_.end() && (sums_.empty() || sums_.rbegin()->first <= safe_scale);
-        ExactSum exact = other == others_.end() ? ExactSum() : other->second;
+        ExactSum exact = other == others_.end() ? ExactSum() : other->second.amount;
         Decimal sum;
         for (const auto& [scale, sums] : sums_) {
             if (slot >= sums.size()) continue;
             if (safe) {
-                sum += sums[slot].at_scale(scale);
+                sum += sums[slot].amount.at_scale(scale);
             } else {
-                exact.add(sums[slot].at_scale(scale));
+                exact.add(sums[slot].amount.at_scale(scale));
             }
         }
         return safe ? sum : exact.result();
     }
-    bool falls(std::size_t slot) const override { return falls_[slot] != 0; }
+    bool falls(std::size_t slot) const override {
+        const auto other = others_.find(slot);
+        return (other != others_.end() && other->second.falls) ||
+               std::any_of(sums_.begin(), sums_.end(), [&](const auto& each) { return slot < each.second.size() && each.second[slot].signs < 0; });
+    }
     bool exact_in_binary() const override {
         constexpr std::int64_t largest = std::int64_t{1} << 53;
-        if (!others_.empty() || std::find(falls_.begin(), falls_.end(), 1) != falls_.end() || (!sums_.empty() && sums_.rbegin()->first > 0))
-            return false;
+        if (!others_.empty() || (!sums_.empty() && sums_.rbegin()->first > 0)) return false;
         for (std::size_t slot = 0; slot < events_.size(); ++slot) {
-            if (SumAccumulator::value(slot, {}) > largest) return false;
+            if (falls(slot) || SumAccumulator::value(slot, {}) > largest) return false;
         }
         return true;
     }
 
 private:
     void take(Connection&, const Batch& batch, const std::vector<std::uint32_t>& slots, std::size_t count) override {
-        std::vector<WideSum>& sums = sums_[numbers_.scale(batch)];
+        std::vector<Sum>& sums = sums_[numbers_.scale(batch)];
         sums.resize(std::max(count, sums.size()));
-        falls_.resize(events_.size());
-        const auto note = [&](std::uint32_t slot, bool negative) {
-            ++events_[slot];
-            if (negative) falls_[slot] = 1;
-        };
         numbers_.each(
-            batch, [&](std::size_t row, std::int64_t cell) { sums[slots[row]].add(cell), note(slots[row], cell < 0); },
-            [&](std::size_t row, const Decimal& number) { others_[slots[row]].add(number), note(slots[row], number.is_negative()); });
+            batch,
+            [at = slots.data(), to = sums.data(), events = events_.data()](std::size_t row, std::int64_t cell) {
+                const std::uint32_t slot = at[row];
+                to[slot].amount.add(cell);
+                to[slot].signs |= cell;
+                ++events[slot];
+            },
+            [&](std::size_t row, const Decimal& number) {
+                Other& other = others_[slots[row]];
+                other.amount.add(number);
+                other.falls = other.falls || number.is_negative();
+                ++events_[slots[row]];
+            });
     }
+    struct Sum {
+        WideSum amount{};
+        std::int64_t signs = 0;  // below 0 when some number was
+    };
+    struct Other {
+        ExactSum amount{};
+        bool falls = false;
+    };
     Numbers numbers_;
-    std::map<int, std::vector<WideSum>> sums_;          // by scale, so that adding needs no multiplication
-    std::unordered_map<std::size_t, ExactSum> others_;  // of texts and wide numbers, few in most logs
-    std::vector<std::uint8_t> falls_;                   // of each slot, whether a number was negative
+    std::map<int, std::vector<Sum>> sums_;           // by scale, so that adding needs no multiplication
+    std::unordered_map<std::size_t, Other> others_;  // of texts and wide numbers, few in most logs
 };
 
 class AverageAccumulator final : public SumAccumulator {
@@ -7070,7 +7321,7 @@ void check_aggregate(const Metric& metric, const Rules& rules, const AggregateQu
     }
     if (query.top < 0) refuse("top", "must not be negative");
     const auto& billing = query.billing_period;
-    if (billing && billing->from >= billing->to) refuse("billing_period", "ends before it begins");
+    if (billing && billing->from >= billing->to) refuse("billing_period", "must end after it begins");
     if (billing && !has_two_ends(*billing)) refuse("billing_period", "must have two ends");
     if (has_two_ends(query.period)) return;
     const bool in_bins = query.bin != Bin::none;
@@ -7164,6 +7415,7 @@ public:
             std::optional<ColumnBuilder> made;
             if (computed_) computed_->put(reader_, question, batch, made.emplace());
             for (const Condition& condition : conditions_) condition.apply(reader_, batch);
+            mask_owners(batch);
             use(batch);
         }
     }
@@ -7228,6 +7480,7 @@ std::vector<Measured> scanned_rows(const Reader& reader, const Question& asked, 
     for (std::size_t slot = 0; slot < slots.size(); ++slot) {
         if (accumulator->events(slot) > 0) met.push_back(slot);
     }
+    if (met.size() > limits::aggregate_rows) Slots::throw_too_many_rows();
     slots.sort(met);
     std::vector<Measured> rows;
     rows.reserve(met.size());
@@ -7453,8 +7706,9 @@ ActiveValues active_page(const Reader& reader, const Metric& metric, const Rules
     AggregateQuery about{.customer = query.customer, .subscription = query.subscription, .period = query.period, .filter = query.filter};
     auto values = active_values(reader, {metric, rules, std::move(about)});
     const auto total = static_cast<std::int64_t>(values.size());
-    const auto first = values.begin() + std::min(query.offset, total), last = first + std::min(query.limit, values.end() - first);
-    return {{std::make_move_iterator(first), std::make_move_iterator(last)}, total};
+    const std::int64_t first = std::min(query.offset, total), last = first + std::min(query.limit, total - first);
+    const auto at = [&](std::int64_t place) { return std::make_move_iterator(values.begin() + static_cast<std::ptrdiff_t>(place)); };
+    return {{at(first), at(last)}, total};
 }
 
 void check_active(const Metric& metric, const ActiveQuery& query) {
@@ -9118,7 +9372,8 @@ Subscription read_subscription(const Node& at) {
     subscription.customer = at.text("external_customer_id");
     subscription.lago_id = at.raw("lago_id");
     subscription.lago_customer_id = at.raw("lago_customer_id");
-    subscription.anniversary = at.text("billing_time") == "anniversary";
+    static constexpr std::pair<std::string_view, bool> times[] = {{"calendar", false}, {"anniversary", true}};
+    subscription.anniversary = at.choice("billing_time", times, "calendar");
     try {
         subscription.zone = Zone(at.text("timezone"));
     } catch (const Error& error) {
@@ -9126,6 +9381,7 @@ Subscription read_subscription(const Node& at) {
     }
     if (const auto started = at.time("started_at")) subscription.active.from = *started;
     if (const auto ended = at.time("terminated_at")) subscription.active.to = *ended + std::chrono::microseconds(1);
+    if (subscription.active.to <= subscription.active.from) at.refuse("terminated_at", "is before started_at");
     subscription.anchor = at.time("subscription_at").value_or(subscription.active.from);
     return subscription;
 }
@@ -10269,12 +10525,18 @@ Fees Plan::advance_fees(const UsageQuery& query, Timestamp now, UsageSource& usa
 
 // --- what if (any quantity under a charge) ---
 
-// A percentage charge looks at single events: they are taken as equal.
-void spread_evenly(const Price& price, std::int64_t events, Quantity& quantity) {
+// A percentage charge looks at single events: they are taken as equal, but that the last one has what is missing to the whole, and that a
+// maximum is the first one's.
+void spread_evenly(const Scope& scope, Quantity& quantity) {
+    const auto& price = scope.price();
+    const auto events = quantity.events;
     if (events < 0 || events > static_cast<std::int64_t>(limits::batch_events)) throw Error(ErrorCode::bad_value, "events", "is out of range");
-    for (auto left = events; left > 0; --left) {
-        const auto value = quotient(quantity.units, events);
-        run_on(price, quantity.running, value);
+    if (scope.counts()) quantity.running = running_count(price, quantity.units);
+    const bool highest = scope.metric().kind == Kind::max;
+    const auto share = highest ? Decimal() : quotient(quantity.units, events);
+    for (std::int64_t i = 0; i < events; ++i) {
+        const auto value = i == (highest ? 0 : events - 1) ? quantity.units - share * (events - 1) : share;
+        if (scope.metric().kind == Kind::sum && runs_on(price, quantity.running)) run_on(price, quantity.running, value);
         if (has_bounds(price, quantity)) quantity.bounded.add(price, value);
     }
 }
@@ -10285,7 +10547,7 @@ Fee Plan::price(std::string_view name, const Decimal& units, std::int64_t events
     const Subscription nobody;
     const Scope scope{*this, *charge, nullptr, nobody, {}};
     Quantity quantity{.units = units, .events = events, .premium = premium};
-    if (charge->price.model == Model::percentage) spread_evenly(charge->price, events, quantity);
+    if (charge->price.model == Model::percentage) spread_evenly(scope, quantity);
     auto priced = apply(charge->price, quantity);
     auto fee = empty_fee(scope, {});
     fee.units = units;
@@ -10303,7 +10565,8 @@ std::shared_ptr<const Book::Impl> load(const json& catalogue) {
     plan->code = at.required_text("code");
     plan->source = catalogue;
     plan->currency_code = at.required_text("amount_currency");
-    if (plan->currency_code.size() != 3) throw Error(ErrorCode::bad_value, at.path("amount_currency"), "must be a currency's three letters");
+    const bool capitals = std::all_of(plan->currency_code.begin(), plan->currency_code.end(), [](char c) { return c >= 'A' && c <= 'Z'; });
+    if (plan->currency_code.size() != 3 || !capitals) at.refuse("amount_currency", "must be a currency's three capital letters");
     plan->currency = currency_of(plan->currency_code);
     plan->charges_interval = at.choice("interval", intervals, "monthly");
     if (at.flag("bill_charges_monthly")) plan->charges_interval = Interval::monthly;
@@ -10900,7 +11163,10 @@ std::string meter_code(const std::string& id) { return "flexprice:" + id; }
 
 // Buckets: of MAX and SUM only, with groups of MAX only (5.13).
 void read_buckets(const Node& aggregation, Metric& metric) {
-    if (aggregation.text("bucket_size").empty()) return;
+    if (aggregation.text("bucket_size").empty()) {
+        if (!aggregation.text("group_by").empty()) aggregation.refuse("group_by", "is for MAX with buckets only");
+        return;
+    }
     const auto type = aggregation.text("type");
     if (type != "MAX" && type != "SUM") throw Error(ErrorCode::bad_value, aggregation.path("bucket_size"), "is for MAX and SUM only");
     metric.bucket = aggregation.choice("bucket_size", window_sizes);
@@ -12405,11 +12671,12 @@ struct Charge {
 
 // Currency units, as fees have them, from Polar's cents.
 Priced in_units(Priced priced, Currency currency) {
+    const Decimal cent = quotient(1, currency.subunits);  // times, not divided by: exact
     for (auto& line : priced.lines) {
-        line.rate = quotient(line.rate, currency.subunits);
-        line.amount = quotient(line.amount, currency.subunits);
+        line.rate *= cent;
+        line.amount *= cent;
     }
-    priced.amount = quotient(priced.amount, currency.subunits);
+    priced.amount *= cent;
     return priced;
 }
 
@@ -13261,7 +13528,7 @@ PlanItem read_plan_item(const Node& at, const Node& plan, const std::string& cur
     item.add_on = plan.flag("add_on");
     item.unlimited = at.flag("unlimited");
     item.entity_feature = at.text("entity_feature_id");
-    item.quantity = at.decimal("quantity").value_or(item.item.included);
+    item.quantity = not_negative(at, "quantity").value_or(item.item.included);
     if (const auto price = at.find("price")) {
         item.billed = price->find("interval") ? read_interval(*price) : stride_of("month");
         const auto most = not_negative(*price, "max_purchase");
@@ -13292,9 +13559,11 @@ struct Subscription {
 
 Subscription read_subscription(const Node& at) {
     Subscription subscription{.started = read_moment(at, "started_at"), .expires = read_moment(at, "expires_at")};
+    if (subscription.started && subscription.expires && *subscription.expires < *subscription.started)
+        at.refuse("expires_at", "is before started_at");
     subscription.products = not_negative(at, "quantity").value_or(Decimal(1));
     for (const auto& each : at.list("feature_quantities"))
-        subscription.quantities[each.required_text("feature_id")] = each.decimal("quantity").value_or(Decimal());
+        subscription.quantities[each.required_text("feature_id")] = not_negative(each, "quantity").value_or(Decimal());
     // Cycles go on from the start, unless the current one began elsewhere: after a trial, or a change of plans.
     const auto current = read_moment(at, "current_period_start");
     subscription.anchor = subscription.started;
@@ -15174,10 +15443,11 @@ std::optional<Blames> blame_by_key(const json& body, std::span<const std::string
     for (const auto& [key, value] : details->items()) {
         const auto index = whole_number(key);
         if (!index && value.is_array() && value.size() == 1 && value[0] == "too_many_events") return Blames{{}, true};
-        if (!index || static_cast<std::size_t>(*index) >= ids.size()) return std::nullopt;
+        if (!index || static_cast<std::uint64_t>(*index) >= ids.size()) return std::nullopt;
         const auto at = static_cast<std::size_t>(*index);
         const bool exists = value == json{{"transaction_id", {"value_already_exist"}}};
-        if (exists && std::find(ids.begin(), ids.begin() + *index, ids[at]) != ids.begin() + *index) return std::nullopt;
+        const auto before = ids.first(at);
+        if (exists && std::find(before.begin(), before.end(), ids[at]) != before.end()) return std::nullopt;
         blames.events.push_back({at, exists, false, shortened(words(value))});
     }
     return blames;
@@ -15223,7 +15493,7 @@ std::optional<Blames> blame_by_prefix(const json& body, std::span<const std::str
         const std::size_t to = std::min(message.find("; ", from), message.size());
         const std::string_view part = std::string_view(message).substr(from, to - from);
         const auto index = whole_number(part.substr(0, std::min(part.find_first_of(".: "), part.size())));
-        if (!index || static_cast<std::size_t>(*index) >= ids.size()) return std::nullopt;
+        if (!index || static_cast<std::uint64_t>(*index) >= ids.size()) return std::nullopt;
         Blame& blame = found.try_emplace(static_cast<std::size_t>(*index), Blame{static_cast<std::size_t>(*index), false, true, ""}).first->second;
         blame.early = blame.early && part.find(early) != std::string_view::npos;
         blame.text = shortened(blame.text + (blame.text.empty() ? "" : "; ") + std::string(part));
@@ -16140,7 +16410,7 @@ private:
     }
 
     // As long as one exchange may take, and some.
-    std::int64_t lease_end() const { return (now() + microseconds(options().request_timeout + lease_slack)).micros(); }
+    std::int64_t lease_end() const { return (now() + microseconds(countable(options().request_timeout) + lease_slack)).micros(); }
 
     // Best effort: a lease that is not given back ends by itself.
     void give_back_lease() noexcept {
@@ -16535,7 +16805,7 @@ public:
         if (options.deadline < milliseconds(0)) throw Error(ErrorCode::bad_value, "deadline", "must not be negative");
         const auto links = chosen(options.upstream);
         std::mutex one;
-        FlushContext context{store_, clock_, random_, std::chrono::steady_clock::now() + options.deadline, std::move(stopped), {}};
+        FlushContext context{store_, clock_, random_, std::chrono::steady_clock::now() + countable(options.deadline), std::move(stopped), {}};
         if (options.progress)
             context.progress = [&](const FlushProgress& progress) {
                 const std::lock_guard lock(one);
@@ -16624,7 +16894,7 @@ public:
         const std::shared_ptr<Link> link = connected(upstream);
         const ReadRule* rule = read_rule(link->vendor);
         if (!rule) throw Error(ErrorCode::unsupported, "upstream", "this vendor cannot be read back");
-        if (period.from >= period.to) throw Error(ErrorCode::bad_value, "period", "ends before it begins");
+        if (period.from >= period.to) throw Error(ErrorCode::bad_value, "period", "must end after it begins");
         std::map<std::string, std::vector<Shown>> shown;
         read_back(*link, *rule, period, shown);
         Confirmation result;
@@ -16701,10 +16971,11 @@ public:
 
     // ---- the background worker
 
-    void start(const WorkerOptions& options) {
+    void start(WorkerOptions options) {
         if (options.events < 1) throw Error(ErrorCode::bad_value, "events", "must be positive");
         if (options.bytes < 1) throw Error(ErrorCode::bad_value, "bytes", "must be positive");
         if (options.age <= milliseconds(0)) throw Error(ErrorCode::bad_value, "age", "must be positive");
+        options.age = countable(options.age);
         stop();
         const std::lock_guard lock(worker_mutex_);
         stopping_ = false;
@@ -16841,15 +17112,22 @@ private:
     static void each_in_its_thread(std::size_t count, F&& f) {
         if (count == 1) return f(0);
         std::vector<std::exception_ptr> faults(count);
+        const auto one = [&](std::size_t i) {
+            try {
+                f(i);
+            } catch (...) {
+                faults[i] = std::current_exception();
+            }
+        };
         std::vector<std::thread> threads;
-        for (std::size_t i = 0; i < count; ++i)
-            threads.emplace_back([&, i] {
-                try {
-                    f(i);
-                } catch (...) {
-                    faults[i] = std::current_exception();
-                }
-            });
+        threads.reserve(count);
+        for (std::size_t i = 0; i < count; ++i) {
+            try {
+                threads.emplace_back(one, i);
+            } catch (const std::system_error&) {  // no thread to be had: in this one
+                one(i);
+            }
+        }
         for (std::thread& thread : threads) thread.join();
         for (const std::exception_ptr& fault : faults)
             if (fault) std::rethrow_exception(fault);
@@ -17337,6 +17615,11 @@ const Book::Impl& book_at(const Books& books, const Event& event, Timestamp at) 
     return book_at(versions_for(books, query), query, at);
 }
 
+void check_usage(const UsageQuery& query) {
+    if (query.subscription.empty() && query.customer.empty()) refuse("subscription", "a subscription or a customer is required");
+    if (query.period) check_period(*query.period);
+}
+
 // The book for a question about a period, and the question as far as the book has been in force.
 struct Asked {
     const Book::Impl* book = nullptr;
@@ -17408,7 +17691,8 @@ void check_limit(const Limit& limit) {
     if (limit.units && limit.units->is_negative()) refuse("limit.units", "must not be negative");
     if (limit.cents && limit.cents->is_negative()) refuse("limit.cents", "must not be negative");
     if (limit.cents && limit.scope == LimitScope::all) refuse("limit.scope", "cannot be all for a fee: books price a subscription or a customer");
-    if (limit.period && limit.period->from >= limit.period->to) refuse("limit.period", "ends before it begins");
+    if (limit.scope > LimitScope::all || limit.scope < LimitScope::customer) refuse("limit.scope", "is not a scope of limits");
+    if (limit.period && limit.period->from >= limit.period->to) refuse("limit.period", "must end after it begins");
 }
 
 // Whose usage it is must be known.
@@ -18090,7 +18374,7 @@ Fees Meter::advance_fees(std::string_view id) const {
 }
 
 Fees Meter::advance_fees(const UsageQuery& query) const {
-    if (query.period) check_period(*query.period);
+    check_usage(query);
     return impl_->price([&](const Books& books, UsageSource& usage) {
         const Timestamp now = impl_->options.clock();
         return ask_books(versions_for(books, query), query, now,
@@ -18099,7 +18383,7 @@ Fees Meter::advance_fees(const UsageQuery& query) const {
 }
 
 Fees Meter::usage(const UsageQuery& query) const {
-    if (query.period) check_period(*query.period);
+    check_usage(query);
     return impl_->price([&](const Books& books, UsageSource& usage) {
         const Timestamp now = impl_->options.clock();
         return ask_books(versions_for(books, query), query, now,

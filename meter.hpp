@@ -46,7 +46,7 @@ enum class ErrorCode {
     full,            ///< the disk, or MeterOptions::max_bytes, has no room; nothing was stored
     read_only,       ///< the database cannot be written
     io,              ///< the system refused to read or write
-    corrupt,         ///< the database is damaged
+    corrupt,         ///< the database is damaged; it was left as it is. verify() says where, and makes again what is derived from the log
     not_a_database,  ///< the file is something else; it was left as it is
     newer_schema,    ///< the file was written by a newer release; it was left as it is
     unsupported,     ///< not available in this build
@@ -97,7 +97,7 @@ public:
     Decimal(float) = delete;
 
     /// Plain ("-12.50", also "+1", ".5" and "5.") or exponent ("1.25e3") form, nothing around it. Throws bad_value, or overflow when
-    /// it does not fit. The errors of this class name no field: the caller knows what the number was for.
+    /// it does not fit. The errors of this class name no field but scale and digits: the caller knows what the number was for.
     explicit Decimal(std::string_view text);
     explicit Decimal(const char* text) : Decimal(std::string_view(text)) {}
     /// As the constructor, but nothing instead of a throw.
@@ -171,7 +171,8 @@ public:
 
     constexpr std::int64_t micros() const noexcept { return micros_; }
     Decimal unix_seconds() const;
-    /// "2026-01-05T11:30:00Z", with 3 or 6 decimals when there is a fraction. Outside min()..max(): the nearest end.
+    /// "2026-01-05T11:30:00Z", with 3 or 6 decimals when there is a fraction. Before min() as min(); after max() "10000-01-01T00:00:00Z", where
+    /// open periods end.
     std::string to_string() const;
     /// With exactly `decimals` (0 to 6, else bad_value) decimals, cut.
     std::string to_string(int decimals) const;
@@ -195,7 +196,7 @@ struct Period {
     friend constexpr bool operator==(const Period&, const Period&) noexcept = default;
 };
 
-/// The days up to `now`, 24 hours each, no earlier than Timestamp::min(). Throws bad_value for a negative number.
+/// The days up to `now`, 24 hours each, as far as they are in the calendar. Throws bad_value for a negative number.
 Period last_days(int days, Timestamp now = Timestamp::now());
 Period this_month(Timestamp now = Timestamp::now());  ///< the calendar month around `now`, UTC
 
@@ -309,7 +310,8 @@ enum class Operator { eq, ne, gt, gte, lt, lte, in, not_in, contains, not_contai
 /// "properties.name" is the property even where a field has that name; a key with a dot in it is taken for a path.
 /// Numbers compare as decimals, texts as texts (a number and a text holding a number are equal), timestamps as instants; a missing
 /// property, like null, satisfies only ne, not_in, not_contains, not_like and exists false. So does an object with members, but that it satisfies
-/// exists true and not false: name its members' paths instead. contains looks into what a value is written as.
+/// exists true and not false: name its members' paths instead. These three, and nothing else, are equal to null and to a null in a list. contains
+/// and like look into what a value is written as; in like's pattern % stands for any text and _ for any character.
 struct Filter {
     enum class Kind { all, any, clause };
     Kind kind = Kind::all;
