@@ -2480,9 +2480,10 @@ private:
     }
     void next() {
         at_ = std::min(text_.find_first_not_of(dialect_.spaces, at_ + token_.size()), text_.size());
+        token_ = {};
+        if (at_ == text_.size()) return;
         std::size_t end = at_;
-        if (at_ == text_.size()) {
-        } else if (digit_at(at_) || (dialect_.exponents && text_[at_] == '.' && digit_at(at_ + 1))) {
+        if (digit_at(at_) || (dialect_.exponents && text_[at_] == '.' && digit_at(at_ + 1))) {
             end = number_end(at_);
         } else if (is_letter(text_[at_])) {
             end = word_end(at_);
@@ -11209,7 +11210,7 @@ void read_expression(const Node& aggregation, Metric& metric) {
     if (type != "SUM" && type != "AVG" && type != "MAX" && type != "LATEST")
         throw Error(ErrorCode::bad_value, aggregation.path("expression"), "is for SUM, AVG, MAX and LATEST only");
     expression_of(metric, expressions, aggregation.path("expression"));
-    metric.property = property_field("=" + metric.code);
+    metric.property = property_field("=");
     metric.multiplier = aggregation.decimal("multiplier");
 }
 

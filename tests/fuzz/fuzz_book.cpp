@@ -8,7 +8,7 @@ std::vector<std::string> meter_fuzz::seeds() {
     return {
         R"({"plan":{"code":"p","name":"P","amount_currency":"EUR","interval":"monthly","amount_cents":1000,"pay_in_advance":false,"charges":[
 {"billable_metric_code":"tokens","charge_model":"standard","pay_in_advance":true,"properties":{"amount":"0.05"}}]},
-"billable_metrics":[{"code":"tokens","name":"T","aggregation_type":"sum_agg","field_name":"n"}],
+"billable_metrics":[{"code":"tokens","name":"T","aggregation_type":"sum_agg","field_name":"n","expression":"round(event.properties.n * 2, 1) - -1"}],
 "subscriptions":[{"external_id":"s","external_customer_id":"c","plan_code":"p","started_at":"2026-01-01T00:00:00Z"}]})",
         R"({"plan":{"code":"p","amount_currency":"JPY","interval":"weekly","charges":[
 {"billable_metric_code":"calls","charge_model":"graduated","properties":{"graduated_ranges":[
