@@ -7576,7 +7576,7 @@ public:
 
     Node object(std::string_view key) const {
         const auto found = find(key);
-        if (!found || !found->value().is_object()) throw Error(ErrorCode::bad_value, path(key), "must be an object");
+        if (!found || !found->value().is_object()) refuse(key, "must be an object");
         return *found;
     }
 
@@ -7609,7 +7609,7 @@ public:
 
     std::string required_text(std::string_view key) const {
         auto found = text(key);
-        if (found.empty()) throw Error(ErrorCode::bad_value, path(key), "is required");
+        if (found.empty()) refuse(key, "is required");
         return found;
     }
 
@@ -8166,7 +8166,7 @@ const Tier& volume_tier(const Price& price, const Decimal& units) {
     for (const auto& tier : price.tiers) {
         if (tier.from <= ceiling && (!tier.up_to || units <= *tier.up_to)) return tier;
     }
-    throw Error(ErrorCode::bad_value, "volume_ranges", "no range holds " + units.to_string() + " units");
+    refuse("volume_ranges", "no range holds " + units.to_string() + " units");
 }
 
 const Decimal& counted_units(const Quantity& quantity) { return quantity.prorated && quantity.full_units ? *quantity.full_units : quantity.units; }
@@ -8280,7 +8280,7 @@ ProratedTiers walk_prorated(const std::vector<Tier>& tiers, const std::vector<Pr
         pending = {};
     };
     while (next < events.size() || !overflow.is_zero()) {
-        if (++turns > (events.size() + 1) * (tiers.size() + 2)) throw Error(ErrorCode::bad_value, "graduated_ranges", "cannot be prorated");
+        if (++turns > (events.size() + 1) * (tiers.size() + 2)) refuse("graduated_ranges", "cannot be prorated");
         reached = tier_reached(tiers, result.total, overflow, next < events.size() && events[next].full > 0);
         const auto& tier = tiers[reached];
         if (!overflow.is_zero()) {
@@ -8475,8 +8475,7 @@ std::optional<RoundTo> read_rounding(const Node& at) {
         {{"round", Rounding::half_up}, {"ceil", Rounding::ceil}, {"floor", Rounding::floor}}};
     if (!at.find("rounding_function")) return {};
     const auto precision = at.decimal("rounding_precision").value_or(Decimal());
-    if (precision.abs() > Decimal::max_digits || precision.scale() > 0)
-        throw Error(ErrorCode::bad_value, at.path("rounding_precision"), "is out of range");
+    if (precision.abs() > Decimal::max_digits || precision.scale() > 0) at.refuse("rounding_precision", "is out of range");
     return RoundTo{at.choice("rounding_function", functions), static_cast<int>(precision.to_int64().value())};
 }
 
@@ -8492,7 +8491,7 @@ BillableMetric read_metric(const Node& at) {
     metric.metric.aggregation = row.aggregation.value_or(Aggregation::count);
     if (row.of_property) metric.metric.property = property_field(at.required_text("field_name"));
     metric.metric.recurring = at.flag("recurring");
-    if (metric.metric.recurring && !row.may_recur) throw Error(ErrorCode::bad_value, at.path("recurring"), "not_compatible_with_aggregation_type");
+    if (metric.metric.recurring && !row.may_recur) at.refuse("recurring", "not_compatible_with_aggregation_type");
     metric.id = at.text("lago_id");
     metric.name = at.text("name", metric.metric.code);
     metric.description = at.text("description");
@@ -8547,7 +8546,7 @@ std::size_t find_metric(const Node& at, const std::vector<BillableMetric>& metri
     for (std::size_t i = 0; i < metrics.size(); ++i) {
         if (code.empty() ? !id.empty() && metrics[i].id == id : metrics[i].metric.code == code) return i;
     }
-    throw Error(ErrorCode::bad_value, at.path("billable_metric_code"), "no such billable metric: " + (code.empty() ? id : code));
+    at.refuse("billable_metric_code", "no such billable metric: " + (code.empty() ? id : code));
 }
 
 // A plan that exists was made under a licence that allowed it; which licence prices it is Plan::premium.
@@ -8568,7 +8567,7 @@ Charge read_charge(const Node& at, const std::vector<BillableMetric>& metrics, b
     if (at.find("applied_pricing_unit")) {
         const auto unit = at.object("applied_pricing_unit");
         charge.conversion_rate = unit.decimal("conversion_rate").value_or(Decimal());
-        if (*charge.conversion_rate <= 0) throw Error(ErrorCode::bad_value, unit.path("conversion_rate"), "must be above zero");
+        if (*charge.conversion_rate <= 0) unit.refuse("conversion_rate", "must be above zero");
         charge.pricing_unit = unit.text("code");
     }
     charge.price = read_properties(at, row, checking);
@@ -9445,7 +9444,7 @@ Fees Plan::estimate_fees(const Event& event, Timestamp now, UsageSource& usage_s
         list.back().period = whole;
         list.back().vendor["to_date"] = time_text(whole.to - std::chrono::microseconds(1));
     });
-    if (list.empty()) throw Error(ErrorCode::bad_value, "name", "does_not_match_an_instant_charge");
+    if (list.empty()) refuse("name", "does_not_match_an_instant_charge");
     return sum_up(*this, std::move(list));
 }
 
@@ -9609,8 +9608,7 @@ std::vector<std::pair<Subscription, Period>> asked_about(const Plan& plan, const
         if (is_about(query, each) && (query.period || each.active.contains(now))) asked.push_back(each);
     }
     if (!plan.lists_subscriptions && !query.subscription.empty()) asked.push_back({.id = query.subscription, .customer = query.customer});
-    if (query.subscription.empty() && query.customer.empty())
-        throw Error(ErrorCode::bad_value, "subscription", "a subscription or a customer is required");
+    if (query.subscription.empty() && query.customer.empty()) refuse("subscription", "a subscription or a customer is required");
     if (asked.empty()) not_found("subscription", "no_active_subscription");
     std::vector<std::pair<Subscription, Period>> periods;
     for (const auto& each : asked) {
@@ -9705,7 +9703,7 @@ Fees Plan::advance_fees(const UsageQuery& query, Timestamp now, UsageSource& usa
 
 // A percentage charge looks at single events: they are taken as equal.
 void spread_evenly(const Price& price, std::int64_t events, Quantity& quantity) {
-    if (events < 0 || events > static_cast<std::int64_t>(limits::batch_events)) throw Error(ErrorCode::bad_value, "events", "is out of range");
+    if (events < 0 || events > static_cast<std::int64_t>(limits::batch_events)) refuse("events", "is out of range");
     for (auto left = events; left > 0; --left) {
         const auto value = quotient(quantity.units, events);
         run_on(price, quantity.running, value);
@@ -9737,7 +9735,7 @@ std::shared_ptr<const Book::Impl> load(const json& catalogue) {
     plan->code = at.required_text("code");
     plan->source = catalogue;
     plan->currency_code = at.required_text("amount_currency");
-    if (plan->currency_code.size() != 3) throw Error(ErrorCode::bad_value, at.path("amount_currency"), "must be a currency's three letters");
+    if (plan->currency_code.size() != 3) at.refuse("amount_currency", "must be a currency's three letters");
     plan->currency = currency_of(plan->currency_code);
     plan->charges_interval = at.choice("interval", intervals, "monthly");
     if (at.flag("bill_charges_monthly")) plan->charges_interval = Interval::monthly;
@@ -9820,14 +9818,14 @@ struct Price {
 Decimal at_least(const Node& at, std::string_view field, const Decimal& least, std::optional<Decimal> fallback = {}) {
     const auto value = at.decimal(field);
     if (!value && fallback) return *fallback;
-    if (!value) throw Error(ErrorCode::bad_value, at.path(field), "is required");
-    if (*value < least) throw Error(ErrorCode::bad_value, at.path(field), "must be at least " + least.to_string());
+    if (!value) at.refuse(field, "is required");
+    if (*value < least) at.refuse(field, "must be at least " + least.to_string());
     return *value;
 }
 
 Decimal whole_at_least(const Node& at, std::string_view field, const Decimal& least) {
     const auto value = at_least(at, field, least);
-    if (value.round(0, Rounding::floor) != value) throw Error(ErrorCode::bad_value, at.path(field), "must be a whole number");
+    if (value.round(0, Rounding::floor) != value) at.refuse(field, "must be a whole number");
     return value;
 }
 
@@ -9859,7 +9857,7 @@ Price read_price(const Node& at) {
     }
     if (price.model == Model::tiered) {
         price.tiers = read_tiers(at);
-        if (price.tiers.empty()) throw Error(ErrorCode::bad_value, at.path("tiers"), "is required");
+        if (price.tiers.empty()) at.refuse("tiers", "is required");
     }
     return price;
 }
@@ -9973,7 +9971,7 @@ Grant read_grant(const Node& at) {
     Grant grant{at.choice("measure", measures), at_least(at, "quota", 0), {}};
     const auto from = at.time("start_date"), to = at.time("end_date");
     if (from || to) grant.period = {from.value_or(Period().from), to.value_or(Period().to)};
-    if (grant.period && grant.period->from >= grant.period->to) throw Error(ErrorCode::bad_value, at.path("end_date"), "is not after start_date");
+    if (grant.period && grant.period->from >= grant.period->to) at.refuse("end_date", "is not after start_date");
     return grant;
 }
 
@@ -10081,17 +10079,17 @@ struct TimeBucket {
 
 int read_minute(const Node& at, std::string_view field) {
     const auto text = at.required_text(field);
-    if (text.size() != 5 || text[2] != ':') throw Error(ErrorCode::bad_value, at.path(field), "must be a time of day like 09:30");
+    if (text.size() != 5 || text[2] != ':') at.refuse(field, "must be a time of day like 09:30");
     const auto digit = [&](std::size_t i) { return text[i] >= '0' && text[i] <= '9' ? text[i] - '0' : 100; };
     const int minutes = digit(3) * 10 + digit(4), minute = (digit(0) * 10 + digit(1)) * 60 + minutes;
-    if (minutes > 59 || minute > 24 * 60) throw Error(ErrorCode::bad_value, at.path(field), "must be a time of day like 09:30");
+    if (minutes > 59 || minute > 24 * 60) at.refuse(field, "must be a time of day like 09:30");
     return minute;
 }
 
 // Its price may stand in it, or be one of the catalogue's.
 TimeBucket read_time_bucket(const Node& at, const std::optional<Price>& listed = {}) {
     TimeBucket bucket{at.text("id"), read_minute(at, "start"), read_minute(at, "end"), {}, {}};
-    if (bucket.from >= bucket.to) throw Error(ErrorCode::bad_value, at.path("end"), "is not after start");
+    if (bucket.from >= bucket.to) at.refuse("end", "is not after start");
     bucket.price = at.find("price") || !listed ? read_price(at.object("price")) : *listed;
     bucket.commitment = read_commitment(at, of_time_bucket, bucket.price);
     return bucket;
@@ -10257,11 +10255,11 @@ std::string meter_code(const std::string& id) { return "flexprice:" + id; }
 void read_buckets(const Node& aggregation, Metric& metric) {
     if (aggregation.text("bucket_size").empty()) return;
     const auto type = aggregation.text("type");
-    if (type != "MAX" && type != "SUM") throw Error(ErrorCode::bad_value, aggregation.path("bucket_size"), "is for MAX and SUM only");
+    if (type != "MAX" && type != "SUM") aggregation.refuse("bucket_size", "is for MAX and SUM only");
     metric.bucket = aggregation.choice("bucket_size", window_sizes);
     const auto group = aggregation.text("group_by");
     if (group.empty()) return;
-    if (type != "MAX") throw Error(ErrorCode::bad_value, aggregation.path("group_by"), "is for MAX only");
+    if (type != "MAX") aggregation.refuse("group_by", "is for MAX only");
     metric.bucket_group = property_field(group);
 }
 
@@ -10275,13 +10273,13 @@ Metric read_meter(const Node& at) {
     if (metric.aggregation != Aggregation::count) metric.property = property_field(aggregation.required_text("field"));
     if (aggregation.text("type") == "SUM_WITH_MULTIPLIER") {
         metric.multiplier = aggregation.decimal("multiplier").value_or(Decimal());
-        if (*metric.multiplier <= 0) throw Error(ErrorCode::bad_value, aggregation.path("multiplier"), "must be above 0");
+        if (*metric.multiplier <= 0) aggregation.refuse("multiplier", "must be above 0");
     }
     read_buckets(aggregation, metric);
     metric.recurring = at.choice("reset_usage", carried);
     for (const auto& filter : at.list("filters")) {
         const auto values = filter.texts("values");
-        if (values.empty()) throw Error(ErrorCode::bad_value, filter.path("values"), "must not be empty");
+        if (values.empty()) filter.refuse("values", "must not be empty");
         metric.filter.parts.push_back(Filter::where(property_field(filter.required_text("key")), Operator::in, json(values)));
     }
     return metric;
@@ -10834,7 +10832,7 @@ private:
 };
 
 Fees Catalogue::usage(const UsageQuery& query, Timestamp now, UsageSource& usage_source) const {
-    if (query.customer.empty() && (!lists_subscriptions || query.subscription.empty())) throw Error(ErrorCode::bad_value, "customer", "is required");
+    if (query.customer.empty() && (!lists_subscriptions || query.subscription.empty())) refuse("customer", "is required");
     std::vector<Fee> list;
     for (const auto& subscription : chosen(query.subscription, query.customer)) {
         if (!query.period && !subscription.active.contains(now)) continue;
@@ -10847,7 +10845,7 @@ Fees Catalogue::usage(const UsageQuery& query, Timestamp now, UsageSource& usage
 // The units and price(subscription, item) of every item that measures the event now.
 template <class PriceItem>
 Fees price_event(const Catalogue& book, const Event& event, Timestamp now, PriceItem&& price) {
-    if (event.customer.empty() && !book.lists_subscriptions) throw Error(ErrorCode::bad_value, "customer", "is required");
+    if (event.customer.empty() && !book.lists_subscriptions) refuse("customer", "is required");
     std::vector<Fee> list;
     for (const auto& subscription : book.chosen(event.subscription, event.customer)) {
         for (const auto& item : subscription.items) {
@@ -10930,7 +10928,7 @@ std::vector<std::optional<Decimal>> Catalogue::event_costs(std::span<const std::
 
 std::int64_t read_count(const Node& at, std::string_view field) {
     const auto count = at.decimal(field).value_or(1).to_int64().value_or(0);
-    if (count < 1 || count > 1000) throw Error(ErrorCode::bad_value, at.path(field), "must be a whole number from 1 to 1000");
+    if (count < 1 || count > 1000) at.refuse(field, "must be a whole number from 1 to 1000");
     return count;
 }
 
@@ -10948,7 +10946,7 @@ std::optional<Stride> read_cycle(const Node& at) {
 
 Period read_period(const Node& at, std::string_view from, std::string_view to) {
     Period period{at.time(from).value_or(Period().from), at.time(to).value_or(Period().to)};
-    if (period.to < period.from) throw Error(ErrorCode::bad_value, at.path(to), "is before " + std::string(from));
+    if (period.to < period.from) at.refuse(to, "is before " + std::string(from));
     return period;
 }
 
@@ -10956,7 +10954,7 @@ Period read_period(const Node& at, std::string_view from, std::string_view to) {
 std::optional<std::int64_t> read_times(const Node& at) {
     const auto cadence = at.text("cadence", "forever");
     if (cadence == "once") return 1;
-    if (cadence != "repeated" && cadence != "forever") throw Error(ErrorCode::bad_value, at.path("cadence"), "is not known: " + cadence);
+    if (cadence != "repeated" && cadence != "forever") at.refuse("cadence", "is not known: " + cadence);
     if (cadence == "forever" || !at.find("duration_in_periods")) return {};
     return read_count(at, "duration_in_periods");
 }
@@ -10981,7 +10979,7 @@ std::vector<Coupon> read_coupons(const Node& at, const Subscription& subscriptio
 
 // Grants go with plain prices (9.12), windowed commitments with buckets (9.14).
 void check_item(const Node& at, const Item& item) {
-    const auto refuse = [&](const char* field, const char* reason) { throw Error(ErrorCode::bad_value, at.path(field), reason); };
+    const auto refuse = [&](const char* field, const char* reason) { at.refuse(field, reason); };
     const auto kind = item.metric.aggregation;
     if (item.windowed && !item.bucketed()) refuse("commitment_windowed", "needs a meter with buckets");
     if (item.grants.empty()) return;
@@ -10994,7 +10992,7 @@ void check_item(const Node& at, const Item& item) {
 void read_usage_terms(const Node& at, const std::vector<Metric>& meters, Item& item) {
     const auto id = at.required_text("meter_id");
     const auto meter = std::find_if(meters.begin(), meters.end(), [&](const Metric& each) { return each.code == meter_code(id); });
-    if (meter == meters.end()) throw Error(ErrorCode::bad_value, at.path("meter_id"), "no such meter: " + id);
+    if (meter == meters.end()) at.refuse("meter_id", "no such meter: " + id);
     item.metric = *meter;
     if (at.find("entitlement")) item.entitlement = read_entitlement(at.object("entitlement"), at.text("billing_period", "MONTHLY"));
     for (const auto& grant : at.list("grants")) item.grants.push_back(read_grant(grant));
@@ -11023,7 +11021,7 @@ Item read_item(const Node& at, const std::vector<Metric>& meters) {
 const Item& listed(const Node& at, const std::vector<Item>& items) {
     const auto id = at.required_text("price_id");
     const auto found = std::find_if(items.begin(), items.end(), [&](const Item& item) { return item.id == id; });
-    if (found == items.end()) throw Error(ErrorCode::bad_value, at.path("price_id"), "no such price: " + id);
+    if (found == items.end()) at.refuse("price_id", "no such price: " + id);
     return *found;
 }
 
@@ -11077,9 +11075,9 @@ json in_money(const Node& at, const std::vector<Node>& units) {
     const auto config = at.object("price_unit_config");
     const auto code = config.required_text("price_unit");
     const auto unit = std::find_if(units.begin(), units.end(), [&](const Node& each) { return each.text("code") == code; });
-    if (unit == units.end()) throw Error(ErrorCode::bad_value, config.path("price_unit"), "no such price unit: " + code);
+    if (unit == units.end()) config.refuse("price_unit", "no such price unit: " + code);
     const auto rate = unit->decimal("conversion_rate").value_or(Decimal());
-    if (rate <= 0) throw Error(ErrorCode::bad_value, unit->path("conversion_rate"), "must be above 0");
+    if (rate <= 0) unit->refuse("conversion_rate", "must be above 0");
     const auto convert = [&](const Node& from, json& into, const char* field) {
         if (const auto value = from.decimal(field)) into[field] = (*value * rate).to_string();
     };
@@ -11097,9 +11095,9 @@ void read_prices(const Node& root, Catalogue& book) {
         const auto in_currency = in_money(at, units);
         const auto& price = book.items.emplace_back(read_item(Node(in_currency, at.path()), book.metrics)).price();
         if (book.currency_code.empty()) book.currency_code = price.currency_code, book.currency = price.currency;
-        if (price.currency_code != book.currency_code) throw Error(ErrorCode::bad_value, at.path("currency"), "differs from that of the first price");
+        if (price.currency_code != book.currency_code) at.refuse("currency", "differs from that of the first price");
     }
-    if (book.items.empty()) throw Error(ErrorCode::bad_value, "prices", "must not be empty");
+    if (book.items.empty()) refuse("prices", "must not be empty");
 }
 
 std::shared_ptr<const Book::Impl> load(const json& catalogue) {
@@ -11165,7 +11163,7 @@ AnalyticsItem bucketed_item(const Catalogue& book, const Item& item, const Analy
 }
 
 std::vector<AnalyticsItem> bucketed_items(const Catalogue& book, const Item& item, const AnalyticsQuery& query, Timestamp now, UsageSource& usage) {
-    if (query.top > 0) throw Error(ErrorCode::bad_value, "top", "has no meaning for the buckets of " + item.metric.code);
+    if (query.top > 0) refuse("top", "has no meaning for the buckets of " + item.metric.code);
     auto asked = aggregate_query(query);
     asked.fill = false;
     std::map<Group, Lot> groups;
@@ -11474,7 +11472,7 @@ Tiers read_seat_tiers(const Node& at) {
 
 // Bounds are the last quantity included. A volume needs a tier that holds it; graduated units past the last bound are free.
 Priced price_tiers(const Tiers& tiers, const Decimal& quantity) {
-    if (quantity.is_negative()) throw Error(ErrorCode::bad_value, "quantity", "negative");
+    if (quantity.is_negative()) refuse("quantity", "negative");
     if (quantity.is_zero()) return {};
     if (!tiers.volume) return graduated(tiers.tiers, quantity);
     for (const auto& tier : tiers.tiers) {
@@ -11483,7 +11481,7 @@ Priced price_tiers(const Tiers& tiers, const Decimal& quantity) {
         priced.add(tier_line(tier, quantity));
         return priced;
     }
-    throw Error(ErrorCode::bad_value, "quantity", "uncovered");
+    refuse("quantity", "uncovered");
 }
 
 // Seats and units are whole, and so are the cents that they come to (product_price.py:426).
@@ -12096,7 +12094,7 @@ constexpr std::pair<std::string_view, Stride> intervals[] = {
 
 Stride stride_of(std::string_view interval, std::int64_t count = 1) {
     const auto row = std::find_if(std::begin(intervals), std::end(intervals), [&](const auto& each) { return each.first == interval; });
-    if (row == std::end(intervals)) throw Error(ErrorCode::bad_value, "interval", quote(interval) + " is not an interval");
+    if (row == std::end(intervals)) refuse("interval", quote(interval) + " is not an interval");
     return repeated(row->second, count);
 }
 
@@ -12158,7 +12156,7 @@ constexpr int amount_decimals = 10;  // tier results are rounded to these, half 
 // A number that there need not be.
 std::optional<Decimal> not_negative(const Node& at, std::string_view key) {
     const auto number = at.decimal(key);
-    if (number && number->is_negative()) throw Error(ErrorCode::bad_value, at.path(key), "must not be negative");
+    if (number && number->is_negative()) at.refuse(key, "must not be negative");
     return number;
 }
 
@@ -12207,7 +12205,7 @@ Item read_item(const Node& at, const Decimal& included, bool limits_include_incl
     item.usage_based = at.text("billing_method") == "usage_based";
     item.included = included;
     item.billing_units = at.decimal("billing_units").value_or(Decimal(1));
-    if (item.billing_units <= 0) throw Error(ErrorCode::bad_value, at.path("billing_units"), "must be above 0");
+    if (item.billing_units <= 0) at.refuse("billing_units", "must be above 0");
     const auto amounts = in_currency(at, currency);
     for (const auto& each : amounts.list(amounts.find("usage_tiers") ? "usage_tiers" : "tiers")) {
         auto limit = read_limit(each);
@@ -12271,7 +12269,7 @@ Priced price_volume(const Item& item, const Decimal& included, const Decimal& un
 // What a quantity costs: beyond the included units for graduated tiers, in all for volume. Less than none costs nothing, or with
 // `allow_negative` gives back.
 Priced price_quantity(const Item& item, const Decimal& included, const Decimal& quantity, bool allow_negative) {
-    if (item.tiers.empty()) throw Error(ErrorCode::bad_value, "usage_tiers", "usage_tiers_required");
+    if (item.tiers.empty()) refuse("usage_tiers", "usage_tiers_required");
     const bool negative = quantity.is_negative() && allow_negative;
     const auto units = whole_units(negative ? quantity.abs() : at_least_zero(quantity), item.billing_units);
     auto priced = item.volume ? price_volume(item, included, units) : price_graduated(item, units);
@@ -12316,7 +12314,7 @@ CreditSystem read_credit_system(const Node& at, std::string_view id_field) {
     for (const auto& each : at.list("credit_schema")) {
         const auto amount = not_negative(each, each.find("credit_cost") ? "credit_cost" : "credit_amount").value_or(Decimal());
         const auto units = each.decimal("feature_amount").value_or(Decimal(1));
-        if (units <= 0) throw Error(ErrorCode::bad_value, each.path("feature_amount"), "must be above 0");
+        if (units <= 0) each.refuse("feature_amount", "must be above 0");
         system.costs[each.required_text("metered_feature_id")] = divided(amount, units);
     }
     return system;
@@ -12326,7 +12324,7 @@ CreditSystem read_credit_system(const Node& at, std::string_view id_field) {
 Decimal credits(const CreditSystem& system, const std::string& feature, const Decimal& units) {
     if (feature == system.id) return units;
     const auto found = system.costs.find(feature);
-    if (found == system.costs.end()) throw Error(ErrorCode::bad_value, "feature_id", "invalid_request");
+    if (found == system.costs.end()) refuse("feature_id", "invalid_request");
     return Decimal::divide_significant(found->second * units, 1, 17, Rounding::half_up);
 }
 
@@ -12372,7 +12370,7 @@ TokenRates read_token_rates(const Node& at, bool context) {
 Model read_model(const Node& at) {
     Model model{read_token_rates(at, false)};
     for (const auto* needed : {"input", "output"}) {
-        if (!model.rates.contains(needed)) throw Error(ErrorCode::bad_value, at.path(needed), "is required");
+        if (!model.rates.contains(needed)) at.refuse(needed, "is required");
     }
     const auto contexts = at.list("tiers");
     for (const auto& each : contexts) model.contexts[each.object("tier").decimal("size").value_or(Decimal())] = read_token_rates(each, true);
@@ -12382,7 +12380,7 @@ Model read_model(const Node& at) {
 
 std::optional<Decimal> read_markup(const Node& at, const char* key) {
     auto markup = at.decimal(key);
-    if (markup && *markup < -100) throw Error(ErrorCode::bad_value, at.path(key), "must not be below -100");
+    if (markup && *markup < -100) at.refuse(key, "must not be below -100");
     return markup;
 }
 
@@ -12572,8 +12570,7 @@ void check_item(const Node& at, const Node& price, const Item& item) {
 
 Item read_amounts(const Node& at, const std::string& currency) {
     const auto included = at.decimal("included").value_or(Decimal());
-    if (included.is_negative() || included > Decimal(10000000000000))
-        throw Error(ErrorCode::bad_value, at.path("included"), "must be from 0 to 10^13");
+    if (included.is_negative() || included > Decimal(10000000000000)) at.refuse("included", "must be from 0 to 10^13");
     if (!at.find("price")) return {.included = included};
     const auto price = at.object("price");
     auto item = read_item(price, included, true, currency);
@@ -12585,7 +12582,7 @@ Item read_amounts(const Node& at, const std::string& currency) {
 std::optional<Stride> read_interval(const Node& at) {
     if (const auto name = at.text("interval"); name == "one_off" || name == "lifetime") return {};
     const auto count = at.decimal("interval_count").value_or(Decimal(1)).to_int64().value_or(0);
-    if (count < 1 || count > 1000) throw Error(ErrorCode::bad_value, at.path("interval_count"), "must be a whole number from 1 to 1000");
+    if (count < 1 || count > 1000) at.refuse("interval_count", "must be a whole number from 1 to 1000");
     return repeated(at.choice("interval", intervals), count);
 }
 
@@ -12660,12 +12657,12 @@ struct Controls {
 UsageLimit read_usage_limit(const Node& at) {
     UsageLimit limit{at.decimal("limit").value_or(Decimal(-1)), at.text("interval"), is_second(at, "anchor", "billing_cycle", "utc"),
                      at.flag("enabled", true)};
-    if (limit.limit.is_negative()) throw Error(ErrorCode::bad_value, at.path("limit"), "must be a number, and not negative");
+    if (limit.limit.is_negative()) at.refuse("limit", "must be a number, and not negative");
     if (limit.interval != "lifetime") at.choice("interval", intervals);
     if (!at.find("filter")) return limit;
     const auto properties = at.object("filter").object("properties");
     for (const auto& [key, value] : properties.value().items()) {
-        if (value.is_structured() || value.is_null()) throw Error(ErrorCode::bad_value, properties.path(key), "must be text, a number or a boolean");
+        if (value.is_structured() || value.is_null()) properties.refuse(key, "must be text, a number or a boolean");
         std::string keep;
         limit.properties.emplace_back(key, scalar_text(scalar_of(value, keep)));
     }
@@ -12922,7 +12919,7 @@ void open_plans(Account& account) {
 // The balances that the customer has at a moment: of its own plans, and of its entities' plans.
 Account open_account(const Plans& plans, const std::string& customer, const std::string& entity, Timestamp now) {
     Account account{plans, customer, entity, now, plans.customers ? find_id(*plans.customers, customer) : nullptr};
-    if (customer.empty()) throw Error(ErrorCode::bad_value, "customer", "is required");
+    if (customer.empty()) refuse("customer", "is required");
     if (plans.customers && !account.holder) throw Error(ErrorCode::not_found, "customer", "customer_not_found");
     open_plans(account);
     for (const auto& item : plans.items) {
@@ -13275,7 +13272,7 @@ const Feature& ai_system(const std::vector<Feature>& features, const std::string
         if (id.empty() ? each.markups.has_value() : each.id == id) found.push_back(&each);
     }
     if (found.empty()) throw Error(ErrorCode::not_found, "feature_id", "feature_not_found");
-    if (found.size() > 1 || !found[0]->markups) throw Error(ErrorCode::bad_value, "feature_id", "invalid_request");
+    if (found.size() > 1 || !found[0]->markups) refuse("feature_id", "invalid_request");
     return *found[0];
 }
 
@@ -13286,12 +13283,12 @@ Fee Plans::price_tokens(const json& request) const {
     const bool custom = id.starts_with("custom/");
     const auto& known = custom ? system.markups->custom : models;
     const auto model = known.find(id);
-    if (model == known.end()) throw Error(ErrorCode::bad_value, "model_id", "invalid_request");
+    if (model == known.end()) refuse("model_id", "invalid_request");
     Tokens tokens;
     for (std::size_t i = 0; i < tokens.size(); ++i) {
         tokens[i] = at.decimal(token_kinds[i].field).value_or(Decimal());
         if (tokens[i].is_negative() || tokens[i] != tokens[i].round(0, Rounding::down))
-            throw Error(ErrorCode::bad_value, at.path(token_kinds[i].field), "must be a whole number, and not negative");
+            at.refuse(token_kinds[i].field, "must be a whole number, and not negative");
     }
     auto priced = autumn::price_tokens(model->second, tokens, custom, markup_of(*system.markups, id));
     const auto cost = priced.amount;
@@ -13429,7 +13426,7 @@ void complete(Plans& plans) {
 
 void read_plan(Plans& plans, const Node& at) {
     const auto id = at.required_text("id");
-    if (plans.controls.contains(id)) throw Error(ErrorCode::bad_value, at.path("id"), "is there twice");
+    if (plans.controls.contains(id)) at.refuse("id", "is there twice");
     plans.controls[id] = read_controls(at);
     if (at.list("items").empty()) at.refuse("has no items");
     for (const auto& each : at.list("items")) plans.items.push_back(read_plan_item(each, at, plans.currency));
@@ -13448,7 +13445,7 @@ std::shared_ptr<const Book::Impl> load(const json& catalogue) {
     std::set<std::string> ids, names;
     for (const auto& each : root.list("features")) {
         plans->features.push_back(read_feature(each));
-        if (!ids.insert(plans->features.back().id).second) throw Error(ErrorCode::bad_value, each.path("id"), "is there twice");
+        if (!ids.insert(plans->features.back().id).second) each.refuse("id", "is there twice");
     }
     for (const auto& [provider, each] : root.members("models")) {
         for (const auto& [name, model] : each.members("models")) {
