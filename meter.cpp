@@ -7232,7 +7232,16 @@ struct Priced {
         amount += line.amount;
         lines.push_back(std::move(line));
     }
+    void append(Priced more) {
+        for (auto& line : more.lines) add(std::move(line));
+    }
 };
+
+Priced only(FeeLine line) {
+    Priced priced;
+    priced.add(std::move(line));
+    return priced;
+}
 
 // a / b to 32 significant digits; 0 when b is 0.
 Decimal quotient(const Decimal& a, const Decimal& b) { return b.is_zero() ? Decimal() : Decimal::divide_significant(a, b, 32, Rounding::half_up); }
@@ -7246,6 +7255,12 @@ Decimal at_least_zero(const Decimal& value) { return value.is_negative() ? Decim
 FeeLine units_line(const Decimal& units, const Decimal& rate) { return {.units = units, .rate = rate, .amount = units * rate}; }
 
 FeeLine free_line(const Decimal& units) { return {.step = FeeLine::Step::free, .units = units}; }
+
+// The units that cost nothing come before the others.
+Priced after_free(const Decimal& units, Priced priced) {
+    if (!units.is_zero()) priced.lines.insert(priced.lines.begin(), free_line(units));
+    return priced;
+}
 
 FeeLine tier_line(const Tier& tier, const Decimal& units) {
     return {.step = FeeLine::Step::tier,
@@ -7269,14 +7284,24 @@ Priced graduated(std::span<const Tier> tiers, const Decimal& units) {
     return priced;
 }
 
+// In order of their limits, the open one last; each begins where the one before it ends.
+void stack(std::vector<Tier>& tiers) {
+    std::stable_sort(tiers.begin(), tiers.end(), [](const Tier& a, const Tier& b) { return a.up_to && (!b.up_to || *a.up_to < *b.up_to); });
+    for (std::size_t i = 1; i < tiers.size(); ++i) tiers[i].above = tiers[i].from = tiers[i - 1].up_to.value_or(Decimal());
+}
+
+// The first tier that reaches the units, its limit included.
+const Tier* tier_reaching(std::span<const Tier> tiers, const Decimal& units) {
+    const auto found = std::find_if(tiers.begin(), tiers.end(), [&](const Tier& tier) { return !tier.up_to || units <= *tier.up_to; });
+    return found == tiers.end() ? nullptr : &*found;
+}
+
 // How many packages of `size` are begun by `units`.
 Decimal begun_packages(const Decimal& units, const Decimal& size) { return Decimal::divide(units, size, 0, Rounding::ceil); }
 
 // Packages: each begun one is paid whole.
 Priced packages(const Decimal& units, const Decimal& size, const Decimal& rate) {
-    Priced priced;
-    priced.add({.step = FeeLine::Step::package, .units = units, .rate = rate, .per = size, .amount = begun_packages(units, size) * rate});
-    return priced;
+    return only({.step = FeeLine::Step::package, .units = units, .rate = rate, .per = size, .amount = begun_packages(units, size) * rate});
 }
 
 FeeLine percentage_line(const Decimal& units, const Decimal& rate_percent) {
@@ -7333,6 +7358,20 @@ struct Currency {
     int decimals = 2;
     int subunits = 100;
 };
+
+// Those of a vendor's currencies, of which a list of codes names some, that do not have 2 decimals.
+struct CurrencyRow {
+    std::string_view codes;
+    Currency currency;
+};
+
+Currency currency_in(std::span<const CurrencyRow> rows, std::string_view code) {
+    for (const auto& row : rows) {
+        const auto at = row.codes.find(code);
+        if (code.size() == 3 && at != std::string_view::npos && at % 4 == 0) return row.currency;
+    }
+    return {};
+}
 
 // Half up; a count of smallest units is whole (what MRO's fifths leave over is cut).
 Decimal to_cents(const Decimal& amount, Currency currency) {
@@ -7555,6 +7594,15 @@ struct Book::Impl {
 
 namespace {
 
+[[noreturn]] void not_found(const char* field, std::string reason) { throw Error(ErrorCode::not_found, field, std::move(reason)); }
+
+// The element of the list that has the value there, if there is one.
+template <class List, class Member, class Value>
+auto* find_by(List& list, Member member, const Value& value) {
+    const auto found = std::find_if(list.begin(), list.end(), [&](const auto& each) { return std::invoke(member, each) == value; });
+    return found == list.end() ? nullptr : &*found;
+}
+
 // A place in a vendor's JSON with the path that leads to it, for reading with errors that name it.
 class Node {
 public:
@@ -7636,25 +7684,39 @@ public:
         return found->value().get<bool>();
     }
 
+    // What `make` makes of the member; what is wrong in it is wrong with the member.
+    template <class Make>
+    auto made(std::string_view key, Make&& make) const {
+        try {
+            return make();
+        } catch (const Error& error) {
+            throw Error(error.code(), path(key), error.reason());
+        }
+    }
+
     std::optional<Decimal> decimal(std::string_view key) const {
         const auto found = find(key);
         if (!found) return {};
-        try {
-            return Decimal::from_json(found->value());
-        } catch (const Error& error) {
-            throw Error(error.code(), found->path(), error.reason());
-        }
+        return made(key, [&] { return Decimal::from_json(found->value()); });
+    }
+
+    Decimal number(std::string_view key, const Decimal& fallback = {}) const { return decimal(key).value_or(fallback); }
+
+    // A whole number, if there is one; 1.0 is one, too.
+    std::optional<std::int64_t> whole(std::string_view key, std::int64_t least, std::int64_t most) const {
+        const auto number = decimal(key);
+        if (!number) return {};
+        const auto whole = number->to_int64();
+        if (!whole || *whole < least || *whole > most)
+            refuse(key, "must be a whole number from " + std::to_string(least) + " to " + std::to_string(most));
+        return whole;
     }
 
     std::optional<Timestamp> time(std::string_view key) const {
         const auto found = find(key);
         if (!found) return {};
         if (!found->value().is_string()) found->refuse("must be an ISO 8601 time");
-        try {
-            return Timestamp::parse(found->value().get<std::string>());
-        } catch (const Error& error) {
-            throw Error(error.code(), found->path(), error.reason());
-        }
+        return made(key, [&] { return Timestamp::parse(found->value().get<std::string>()); });
     }
 
     // The value of the table's row whose first member is the text under `key`.
@@ -7664,19 +7726,21 @@ public:
         for (const auto& row : table) {
             if (row.first == name) return row.second;
         }
-        throw Error(ErrorCode::bad_value, path(key), name.empty() ? "is required" : "is not known: " + name);
+        refuse(key, name.empty() ? "is required" : "is not known: " + name);
+    }
+
+    // The element of the list that has the text under `key` there.
+    template <class List, class Member>
+    const auto& one_of(const List& list, Member member, std::string_view key, const char* what) const {
+        const auto name = required_text(key);
+        if (const auto* found = find_by(list, member, name)) return *found;
+        refuse(key, std::string("no such ") + what + ": " + name);
     }
 
 private:
     const json* value_;
     std::string path_;
 };
-
-// A rule of the vendor's that a field breaks, in the vendor's own word.
-struct Problem {
-    std::string path, field, code;
-};
-using Problems = std::vector<Problem>;
 
 // A JSON value as the text a vendor compares: text as it is, numbers and booleans as JSON writes them; nothing for null and what is missing.
 std::optional<std::string> property_text(const json& properties, const std::string& key) {
@@ -7687,6 +7751,49 @@ std::optional<std::string> property_text(const json& properties, const std::stri
 
 // How Filter, Metric and AggregateQuery name the property of that key.
 std::string property_field(const std::string& key) { return "properties." + key; }
+
+std::string lowercase(std::string text) {
+    std::transform(text.begin(), text.end(), text.begin(), [](unsigned char c) { return static_cast<char>(std::tolower(c)); });
+    return text;
+}
+
+// The time up to a moment, which is in it.
+Period up_to(Timestamp from, Timestamp last) { return {from, last + std::chrono::microseconds(1)}; }
+Timestamp last_moment(const Period& period) { return period.to - std::chrono::microseconds(1); }
+
+// around(time) of every cycle that meets the period.
+template <class Around>
+std::vector<Period> cycles_of(const Period& period, Around&& around) {
+    constexpr std::size_t most = 1200;
+    std::vector<Period> cycles;
+    for (auto at = period.from; at < period.to; at = cycles.back().to) {
+        if (cycles.size() == most) throw Error(ErrorCode::too_large, "period", "has more than " + std::to_string(most) + " billing periods");
+        cycles.push_back(around(at));
+    }
+    return cycles;
+}
+
+// ---- a book that prices in one currency ----
+
+struct PricingBook : Book::Impl {
+    std::string currency_code;
+    Currency currency;
+
+    Fees sum_up(std::vector<Fee> list) const {
+        Fees fees{.fees = std::move(list), .currency = currency_code, .subunits = currency.subunits, .amount_cents = {}};
+        for (const auto& fee : fees.fees) fees.amount_cents += fee.amount_cents;
+        return fees;
+    }
+    // What so many units come to.
+    Fee fee_of(const Decimal& units, Priced priced) const {
+        return {.currency = currency_code,
+                .units = units,
+                .amount = priced.amount,
+                .amount_cents = to_cents(priced.amount, currency),
+                .unit_amount = quotient(priced.amount, units),
+                .lines = std::move(priced.lines)};
+    }
+};
 
 // ---- analytics: what every vendor's answer is made of ----
 
@@ -7783,19 +7890,10 @@ Decimal ratio(const Decimal& a, const Decimal& b) { return b.is_zero() ? Decimal
 using Step = FeeLine::Step;
 
 // Exponents are those of the money gem, not of ISO 4217 (dossier 6.1).
-constexpr std::array<std::pair<std::string_view, Currency>, 23> currencies{{
-    {"BIF", {0, 1}}, {"CLP", {0, 1}},    {"DJF", {0, 1}},    {"GNF", {0, 1}},    {"HUF", {0, 1}},     {"ISK", {0, 1}},
-    {"JPY", {0, 1}}, {"KMF", {0, 1}},    {"KRW", {0, 1}},    {"MGA", {0, 1}},    {"PYG", {0, 1}},     {"RWF", {0, 1}},
-    {"UGX", {0, 1}}, {"VND", {0, 1}},    {"VUV", {0, 1}},    {"XAF", {0, 1}},    {"XOF", {0, 1}},     {"XPF", {0, 1}},
-    {"MRO", {1, 5}}, {"BHD", {3, 1000}}, {"JOD", {3, 1000}}, {"KWD", {3, 1000}}, {"CLF", {4, 10000}},
-}};
-
-Currency currency_of(std::string_view code) {
-    for (const auto& [name, currency] : currencies) {
-        if (name == code) return currency;
-    }
-    return {};
-}
+constexpr CurrencyRow currencies[] = {{"BIF CLP DJF GNF HUF ISK JPY KMF KRW MGA PYG RWF UGX VND VUV XAF XOF XPF", {0, 1}},
+                                      {"MRO", {1, 5}},
+                                      {"BHD JOD KWD", {3, 1000}},
+                                      {"CLF", {4, 10000}}};
 
 // BigDecimal's text: always with a point.
 std::string ruby_text(const Decimal& value) {
@@ -7831,6 +7929,8 @@ struct BillableMetric {
     std::string obstacle;  // to measuring it here; a plan may list such metrics as long as no charge needs them
     bool may_be_paid_in_advance = true;
     std::map<std::string, std::vector<std::string>> filters;  // allowed values by key
+
+    const std::string& code() const { return metric.code; }
 };
 
 // As questions see it.
@@ -7902,6 +8002,12 @@ struct Subscription {
 };
 
 // --- prices: reading and refusing (dossier 9) ---
+
+// A rule of Lago's that a field breaks, in its own word.
+struct Problem {
+    std::string path, field, code;
+};
+using Problems = std::vector<Problem>;
 
 struct Checking {
     Kind kind = Kind::sum;
@@ -8148,11 +8254,7 @@ struct Quantity {
     bool premium = true;
 };
 
-Priced price_standard(const Price& price, const Quantity& quantity) {
-    Priced priced;
-    priced.add(units_line(quantity.units, price.amount));
-    return priced;
-}
+Priced price_standard(const Price& price, const Quantity& quantity) { return only(units_line(quantity.units, price.amount)); }
 
 // Without the event, no units owe no flat part (graduated_service.rb:31).
 Priced price_graduated(const Price& price, const Quantity& quantity) {
@@ -8172,21 +8274,13 @@ const Tier& volume_tier(const Price& price, const Decimal& units) {
 const Decimal& counted_units(const Quantity& quantity) { return quantity.prorated && quantity.full_units ? *quantity.full_units : quantity.units; }
 
 Priced price_volume(const Price& price, const Quantity& quantity) {
-    Priced priced;
-    priced.add(tier_line(volume_tier(price, counted_units(quantity)), quantity.units));
-    return priced;
+    return only(tier_line(volume_tier(price, counted_units(quantity)), quantity.units));
 }
 
 Priced price_package(const Price& price, const Quantity& quantity) {
     const auto paid = quantity.units - price.free_units;
-    Priced priced;
-    if (paid.is_negative()) {
-        priced.add(free_line(quantity.units));
-        return priced;
-    }
-    priced = packages(paid, price.package_size, price.amount);
-    if (!price.free_units.is_zero()) priced.lines.insert(priced.lines.begin(), free_line(price.free_units));
-    return priced;
+    if (paid.is_negative()) return only(free_line(quantity.units));
+    return after_free(price.free_units, packages(paid, price.package_size, price.amount));
 }
 
 Decimal percentage_free_units(const Price& price, const RunningTotal& running) {
@@ -8204,11 +8298,9 @@ Decimal percentage_free_events(const Price& price, const RunningTotal& running) 
 bool has_bounds(const Price& price, const Quantity& quantity) { return quantity.premium && (price.minimum || price.maximum); }
 
 Priced percentage_of_total(const Price& price, const Quantity& quantity) {
-    Priced priced;
     const auto free_units = percentage_free_units(price, quantity.running);
     const auto paid = free_units > quantity.units ? Decimal() : quantity.units - free_units;
-    if (!free_units.is_zero()) priced.add(free_line(free_units));
-    priced.add(percentage_line(paid, price.rate));
+    auto priced = after_free(free_units, only(percentage_line(paid, price.rate)));
     const auto paid_events = quantity.events - percentage_free_events(price, quantity.running);
     if (!quantity.units.is_zero() && paid_events > 0 && !price.fixed_amount.is_zero()) priced.add(fixed_line(paid_events, price.fixed_amount));
     return priced;
@@ -8224,9 +8316,7 @@ Priced price_percentage(const Price& price, const Quantity& quantity) {
 
 // A custom metric's script brings the amount.
 Priced price_custom(const Price&, const Quantity& quantity) {
-    Priced priced;
-    priced.add({.step = Step::given, .units = quantity.units, .amount = quantity.precise_amount});
-    return priced;
+    return only({.step = Step::given, .units = quantity.units, .amount = quantity.precise_amount});
 }
 
 // The events bring their own amounts; none for no units (dossier 5.7).
@@ -8330,8 +8420,7 @@ Priced price_prorated_graduated(const std::vector<Tier>& tiers, const Decimal& u
 Priced price_instant(const Price& price, const Decimal& units) {
     if (units.is_negative()) return {};
     if (price.model == Model::standard) return price_standard(price, {.units = units});
-    Priced priced;
-    priced.add(percentage_line(units, price.rate));
+    auto priced = only(percentage_line(units, price.rate));
     if (!price.fixed_amount.is_zero()) priced.add(fixed_line(1, price.fixed_amount));
     if (price.minimum) raise_to(priced, *price.minimum);
     if (price.maximum) lower_to(priced, *price.maximum);
@@ -8474,7 +8563,7 @@ std::optional<RoundTo> read_rounding(const Node& at) {
     static constexpr std::array<std::pair<std::string_view, Rounding>, 3> functions{
         {{"round", Rounding::half_up}, {"ceil", Rounding::ceil}, {"floor", Rounding::floor}}};
     if (!at.find("rounding_function")) return {};
-    const auto precision = at.decimal("rounding_precision").value_or(Decimal());
+    const auto precision = at.number("rounding_precision");
     if (precision.abs() > Decimal::max_digits || precision.scale() > 0) at.refuse("rounding_precision", "is out of range");
     return RoundTo{at.choice("rounding_function", functions), static_cast<int>(precision.to_int64().value())};
 }
@@ -8563,10 +8652,10 @@ Charge read_charge(const Node& at, const std::vector<BillableMetric>& metrics, b
     charge.pay_in_advance = at.flag("pay_in_advance");
     charge.invoiceable = at.flag("invoiceable", true);
     charge.prorated = at.flag("prorated");
-    charge.minimum_cents = at.decimal("min_amount_cents").value_or(Decimal());
+    charge.minimum_cents = at.number("min_amount_cents");
     if (at.find("applied_pricing_unit")) {
         const auto unit = at.object("applied_pricing_unit");
-        charge.conversion_rate = unit.decimal("conversion_rate").value_or(Decimal());
+        charge.conversion_rate = unit.number("conversion_rate");
         if (*charge.conversion_rate <= 0) unit.refuse("conversion_rate", "must be above zero");
         charge.pricing_unit = unit.text("code");
     }
@@ -8585,13 +8674,9 @@ Subscription read_subscription(const Node& at) {
     subscription.lago_id = at.raw("lago_id");
     subscription.lago_customer_id = at.raw("lago_customer_id");
     subscription.anniversary = at.text("billing_time") == "anniversary";
-    try {
-        subscription.zone = Zone(at.text("timezone"));
-    } catch (const Error& error) {
-        throw Error(error.code(), at.path("timezone"), error.reason());
-    }
+    subscription.zone = at.made("timezone", [&] { return Zone(at.text("timezone")); });
     if (const auto started = at.time("started_at")) subscription.active.from = *started;
-    if (const auto ended = at.time("terminated_at")) subscription.active.to = *ended + std::chrono::microseconds(1);
+    if (const auto ended = at.time("terminated_at")) subscription.active = up_to(subscription.active.from, *ended);
     subscription.anchor = at.time("subscription_at").value_or(subscription.active.from);
     return subscription;
 }
@@ -8609,14 +8694,12 @@ Period billing_period(Interval interval, const Subscription& subscription, Times
     const bool weekly = interval == Interval::weekly;
     const auto first = subscription.anniversary ? local_date(subscription, subscription.anchor) : year(1970) / January / (weekly ? 5 : 1);
     const Stride stride{static_cast<int>(interval), weekly ? 7 * micros_per_day : 0};
-    const auto period = Cycle(stride, midnight(first).micros(), subscription.zone).around(now);
-    return {std::max(period.from, subscription.active.from), std::min(period.to, subscription.active.to)};
+    return overlap(Cycle(stride, midnight(first).micros(), subscription.zone).around(now), subscription.active);
 }
 
 // Days on the customer's calendar, the first and the last included.
 int days_in(const Subscription& subscription, const Period& period) {
-    const std::chrono::sys_days first(local_date(subscription, period.from)),
-        last(local_date(subscription, period.to - std::chrono::microseconds(1)));
+    const std::chrono::sys_days first(local_date(subscription, period.from)), last(local_date(subscription, last_moment(period)));
     return static_cast<int>((last - first).count()) + 1;
 }
 
@@ -8796,9 +8879,7 @@ struct AdvanceState {
 
 // --- a book of one plan ---
 
-struct Plan final : Book::Impl {
-    std::string currency_code;
-    Currency currency;
+struct Plan final : PricingBook {
     Interval charges_interval = Interval::monthly;
     bool premium = true;
     std::vector<BillableMetric> billable_metrics;
@@ -9031,7 +9112,7 @@ std::vector<Presence> presences(const Subscription& subscription, const std::vec
 // (dossier 4.7).
 std::vector<ProratedEvent> prorated_items(const Scope& scope, const AggregateQuery& query, UsageSource& usage) {
     const auto day = [&](Timestamp time) { return std::chrono::sys_days(local_date(scope.subscription, time)); };
-    const auto first = day(scope.period.from), last = day(scope.period.to - std::chrono::microseconds(1));
+    const auto first = day(scope.period.from), last = day(last_moment(scope.period));
     const std::chrono::days least(scope.price().group_keys.empty() ? -1 : 0);
     const auto whole = scope.whole_days();
     std::vector<std::pair<std::pair<Timestamp, std::int64_t>, ProratedEvent>> placed;
@@ -9143,7 +9224,7 @@ json fee_json(const Scope& scope, const Fee& fee, json details) {
                 {"events_count", fee.events},
                 {"amount_details", std::move(details)},
                 {"from_date", time_text(fee.period.from)},
-                {"to_date", time_text(fee.period.to - std::chrono::microseconds(1))}});
+                {"to_date", time_text(last_moment(fee.period))}});
     return out;
 }
 
@@ -9190,12 +9271,6 @@ Fee event_fee(const Scope& scope, Group group, const Event& event, const Decimal
     fee.vendor = fee_json(scope, fee, std::move(details));
     fee.vendor["event_transaction_id"] = filled_text(event.id);
     return fee;
-}
-
-Fees sum_up(const Plan& plan, std::vector<Fee> list) {
-    Fees fees{.fees = std::move(list), .currency = plan.currency_code, .subunits = plan.currency.subunits, .amount_cents = {}};
-    for (const auto& fee : fees.fees) fees.amount_cents += fee.amount_cents;
-    return fees;
 }
 
 // --- the fee of a recorded event (dossier 7) ---
@@ -9326,8 +9401,6 @@ void add_advance_fees(const Scope& scope, const Group& group, const AdvanceQuest
 
 // --- estimate_fees (dossier 3.1, 3.3) ---
 
-[[noreturn]] void not_found(const char* field, const char* reason) { throw Error(ErrorCode::not_found, field, reason); }
-
 // The subscription active at that time, under the plan; of several one without an end (event.rb:43). A plan without a list of subscriptions
 // takes any, on calendar periods.
 Subscription subscription_at(const Plan& plan, const std::string& id, Timestamp time) {
@@ -9425,27 +9498,25 @@ Fees Plan::estimate_instant_fees(const Event& event, Timestamp now) const {
         if (charge.price.model != Model::standard && charge.price.model != Model::percentage) return;
         list.push_back(instant({*this, charge, filter_of(charge, event.properties), subscription, period}, event));
     });
-    return sum_up(*this, std::move(list));
+    return sum_up(std::move(list));
 }
 
 Fees Plan::estimate_fees(const Event& event, Timestamp now, UsageSource& usage_source) const {
     const auto subscription = subscription_at(*this, event.subscription, now);
-    const auto named = [&](const auto& each) { return each.metric.code == event.name; };
-    const auto known = std::find_if(billable_metrics.begin(), billable_metrics.end(), named);
-    if (known == billable_metrics.end()) not_found("name", "billable_metric_not_found");
+    const auto* known = find_by(billable_metrics, &BillableMetric::code, event.name);
+    if (!known) not_found("name", "billable_metric_not_found");
     if (known->kind == Kind::sum || known->kind == Kind::max || known->kind == Kind::latest) summed(*known, event);
-    auto period = billing_period(charges_interval, subscription, now);
-    const auto whole = period;
-    period.to = std::min(period.to, now + std::chrono::microseconds(1));
+    const auto whole = billing_period(charges_interval, subscription, now);
+    const auto period = overlap(whole, up_to(whole.from, now));
     std::vector<Fee> list;
     ask_about_charges([&](const Charge& charge) {
         if (!charge.pay_in_advance || metric_code(charge) != event.name) return;
         list.push_back(estimate({*this, charge, filter_of(charge, event.properties), subscription, period}, event, now, usage_source));
         list.back().period = whole;
-        list.back().vendor["to_date"] = time_text(whole.to - std::chrono::microseconds(1));
+        list.back().vendor["to_date"] = time_text(last_moment(whole));
     });
     if (list.empty()) refuse("name", "does_not_match_an_instant_charge");
-    return sum_up(*this, std::move(list));
+    return sum_up(std::move(list));
 }
 
 // --- usage of a period (dossier 4.4, 6, 7.4, 8) ---
@@ -9613,7 +9684,7 @@ std::vector<std::pair<Subscription, Period>> asked_about(const Plan& plan, const
     std::vector<std::pair<Subscription, Period>> periods;
     for (const auto& each : asked) {
         const auto period = query.period.value_or(billing_period(plan.charges_interval, each, now));
-        const Period active{std::max(period.from, each.active.from), std::min(period.to, each.active.to)};
+        const auto active = overlap(period, each.active);
         if (active.from < active.to) periods.emplace_back(each, active);
     }
     return periods;
@@ -9639,7 +9710,7 @@ Fees Plan::usage(const UsageQuery& query, Timestamp now, UsageSource& usage_sour
             add_charge({*this, charge, nullptr, asked.first, asked.second}, query.closing, usage_source, list);
         });
     }
-    return sum_up(*this, std::move(list));
+    return sum_up(std::move(list));
 }
 
 // --- the fees of recorded events (dossier 7) ---
@@ -9647,7 +9718,7 @@ Fees Plan::usage(const UsageQuery& query, Timestamp now, UsageSource& usage_sour
 Fees in_order(const Plan& plan, PlacedFees placed) {
     std::vector<Fee> list;
     for (auto& each : placed) list.push_back(std::move(each.second));
-    return sum_up(plan, std::move(list));
+    return plan.sum_up(std::move(list));
 }
 
 Fees Plan::advance_fees(const Event& event, UsageSource& usage_source) const {
@@ -9658,20 +9729,9 @@ Fees Plan::advance_fees(const Event& event, UsageSource& usage_source) const {
     ask_about_charges([&](const Charge& charge) {
         if (!charge.pay_in_advance || metric_code(charge) != event.name) return;
         const Scope scope{*this, charge, billing_filter(charge, event.properties), subscription, period};
-        add_advance_fees(scope, group_of(scope, event), {{time, time + std::chrono::microseconds(1)}, event.sequence}, usage_source, fees);
+        add_advance_fees(scope, group_of(scope, event), {up_to(time, time), event.sequence}, usage_source, fees);
     });
     return in_order(*this, std::move(fees));
-}
-
-// The billing periods that have a part in the given one.
-std::vector<Period> billing_periods(const Plan& plan, const Subscription& subscription, const Period& period) {
-    constexpr std::size_t most = 1200;
-    std::vector<Period> periods;
-    for (auto at = period.from; at < period.to; at = periods.back().to) {
-        if (periods.size() == most) throw Error(ErrorCode::too_large, "period", "has more than " + std::to_string(most) + " billing periods");
-        periods.push_back(billing_period(plan.charges_interval, subscription, at));
-    }
-    return periods;
 }
 
 // To a fee of one event, a missing and an empty value are the same group.
@@ -9687,7 +9747,7 @@ Fees Plan::advance_fees(const UsageQuery& query, Timestamp now, UsageSource& usa
         for (const auto& group : advance_groups(scope, usage_source)) add_advance_fees(scope, group, {asked}, usage_source, fees);
     };
     for (const auto& asked : asked_about(*this, query, now)) {
-        for (const auto& period : billing_periods(*this, asked.first, asked.second)) {
+        for (const auto& period : cycles_of(asked.second, [&](Timestamp at) { return billing_period(charges_interval, asked.first, at); })) {
             ask_about_charges([&](const Charge& charge) {
                 if (!charge.pay_in_advance) return;
                 const Scope whole{*this, charge, nullptr, asked.first, period};
@@ -9712,8 +9772,8 @@ void spread_evenly(const Price& price, std::int64_t events, Quantity& quantity) 
 }
 
 Fee Plan::price(std::string_view name, const Decimal& units, std::int64_t events) const {
-    const auto charge = std::find_if(charges.begin(), charges.end(), [&](const Charge& each) { return each.code == name; });
-    if (charge == charges.end()) not_found("charge", "charge_not_found");
+    const auto* charge = find_by(charges, &Charge::code, name);
+    if (!charge) not_found("charge", "charge_not_found");
     const Subscription nobody;
     const Scope scope{*this, *charge, nullptr, nobody, {}};
     Quantity quantity{.units = units, .events = events, .premium = premium};
@@ -9736,7 +9796,7 @@ std::shared_ptr<const Book::Impl> load(const json& catalogue) {
     plan->source = catalogue;
     plan->currency_code = at.required_text("amount_currency");
     if (plan->currency_code.size() != 3) at.refuse("amount_currency", "must be a currency's three letters");
-    plan->currency = currency_of(plan->currency_code);
+    plan->currency = currency_in(currencies, plan->currency_code);
     plan->charges_interval = at.choice("interval", intervals, "monthly");
     if (at.flag("bill_charges_monthly")) plan->charges_interval = Interval::monthly;
     plan->premium = root.flag("premium", true);
@@ -9776,15 +9836,10 @@ BinOptions commitment_windows(Bin bin, const Period& period, const std::optional
 
 using Step = FeeLine::Step;
 
-constexpr std::pair<std::string_view, Currency> currencies[] = {{"jpy", {0, 1}}, {"krw", {0, 1}},    {"vnd", {0, 1}},
-                                                                {"clp", {0, 1}}, {"kwd", {3, 1000}}, {"clf", {4, 10000}}};
-
 // Any other has 2 decimals (types/currency.go). The code's case does not count.
-Currency currency_of(std::string code) {
-    std::transform(code.begin(), code.end(), code.begin(), [](unsigned char c) { return static_cast<char>(std::tolower(c)); });
-    const auto found = std::find_if(std::begin(currencies), std::end(currencies), [&](const auto& each) { return each.first == code; });
-    return found == std::end(currencies) ? Currency() : found->second;
-}
+constexpr CurrencyRow currencies[] = {{"jpy krw vnd clp", {0, 1}}, {"kwd", {3, 1000}}, {"clf", {4, 10000}}};
+
+Currency currency_of(const std::string& code) { return currency_in(currencies, lowercase(code)); }
 
 Decimal rounded(const Decimal& amount, Currency currency) { return amount.round(currency.decimals, Rounding::half_up); }
 
@@ -9838,8 +9893,7 @@ std::vector<Tier> read_tiers(const Node& at) {
         tier.rate = at_least(each, "unit_amount", 0);
         tier.flat = at_least(each, "flat_amount", 0, 0);
     }
-    std::stable_sort(tiers.begin(), tiers.end(), [](const Tier& a, const Tier& b) { return a.up_to && (!b.up_to || *a.up_to < *b.up_to); });
-    for (std::size_t i = 1; i < tiers.size(); ++i) tiers[i].above = tiers[i].from = tiers[i - 1].up_to.value_or(Decimal());
+    stack(tiers);
     return tiers;
 }
 
@@ -9863,19 +9917,15 @@ Price read_price(const Node& at) {
 }
 
 // The first tier that reaches the quantity, its limit included; else the last.
-std::size_t tier_of(const std::vector<Tier>& tiers, const Decimal& units) {
-    std::size_t i = 0;
-    while (i + 1 < tiers.size() && tiers[i].up_to && units > *tiers[i].up_to) ++i;
-    return i;
+const Tier& tier_of(const std::vector<Tier>& tiers, const Decimal& units) {
+    const auto* reached = tier_reaching(tiers, units);
+    return reached ? *reached : tiers.back();
 }
 
 // The tier walk alone, which prices a bucket of 0 at the first tier's flat amount (9.7). Slab units beyond the last limit are free.
 Priced price_tiers(const Price& price, const Decimal& units) {
-    Priced priced;
-    if (price.tiers.empty() || price.mode == TierMode::none) return priced;
-    if (price.mode == TierMode::slab) return graduated(price.tiers, units);
-    priced.add(tier_line(price.tiers[tier_of(price.tiers, units)], units));
-    return priced;
+    if (price.tiers.empty() || price.mode == TierMode::none) return {};
+    return price.mode == TierMode::slab ? graduated(price.tiers, units) : only(tier_line(tier_of(price.tiers, units), units));
 }
 
 FeeLine package_line(const Price& price, const Decimal& units) {
@@ -9885,19 +9935,15 @@ FeeLine package_line(const Price& price, const Decimal& units) {
 
 // CalculateCost: unrounded; no units cost nothing under any model.
 Priced price_units(const Price& price, const Decimal& units) {
-    Priced priced;
-    if (units.is_zero()) return priced;
+    if (units.is_zero()) return {};
     if (price.model == Model::tiered) return price_tiers(price, units);
-    priced.add(price.model == Model::flat ? units_line(units, price.amount) : package_line(price, units));
-    return priced;
+    return only(price.model == Model::flat ? units_line(units, price.amount) : package_line(price, units));
 }
 
 // Buckets of a bucketed meter: each is priced alone, tiers and packages start anew.
 Priced price_buckets(const Price& price, const std::vector<Decimal>& buckets) {
     Priced priced;
-    for (const auto& units : buckets) {
-        for (auto& line : (price.model == Model::tiered ? price_tiers(price, units) : price_units(price, units)).lines) priced.add(std::move(line));
-    }
+    for (const auto& units : buckets) priced.append(price.model == Model::tiered ? price_tiers(price, units) : price_units(price, units));
     return priced;
 }
 
@@ -9911,9 +9957,9 @@ json breakup(const Price& price, const Decimal& units) {
     } else if (price.model == Model::flat) {
         unit = units.is_zero() ? Decimal() : price.amount;
     } else if (!units.is_zero() && price.mode != TierMode::none && !price.tiers.empty()) {
-        const auto reached = tier_of(price.tiers, units);
-        unit = price.tiers[reached].rate;
-        tier = static_cast<std::int64_t>(reached);
+        const auto& reached = tier_of(price.tiers, units);
+        unit = reached.rate;
+        tier = &reached - price.tiers.data();
     }
     return {{"final_cost", cost.to_string()},
             {"effective_unit_cost", divided(cost, units).to_string()},
@@ -10011,11 +10057,7 @@ Commitment read_commitment(const Node& at, const CommitmentFields& fields, const
     const bool by_quantity = at.text(fields.type, at.find(fields.amount) ? "amount" : "quantity") == "quantity";
     const auto field = by_quantity ? fields.quantity : fields.amount;
     Commitment commitment{at_least(at, field, 0, 0), at_least(at, fields.factor, 0, 0), at.flag(fields.true_up)};
-    try {
-        if (by_quantity) commitment.amount = price_units(price, commitment.amount).amount;
-    } catch (const Error& error) {
-        throw Error(error.code(), at.path(field), error.reason());
-    }
+    if (by_quantity) commitment.amount = at.made(field, [&] { return price_units(price, commitment.amount).amount; });
     return commitment;
 }
 
@@ -10159,7 +10201,7 @@ Priced price_windows(const WindowedPrice& terms, const std::vector<Part>& window
         const auto charge = terms.charge(window);
         settle(priced, charge);
         committed += charge;
-        for (auto& line : priced.lines) sum.add(std::move(line));
+        sum.append(std::move(priced));
     }
     return sum;
 }
@@ -10249,7 +10291,9 @@ constexpr std::pair<std::string_view, Aggregation> aggregations[] = {
     {"SUM_WITH_MULTIPLIER", Aggregation::sum},
 };
 
-std::string meter_code(const std::string& id) { return "flexprice:" + id; }
+constexpr std::string_view code_prefix = "flexprice:";  // before the id of a meter
+
+std::string_view meter_id(const Metric& metric) { return std::string_view(metric.code).substr(code_prefix.size()); }
 
 // Buckets: of MAX and SUM only, with groups of MAX only (5.13).
 void read_buckets(const Node& aggregation, Metric& metric) {
@@ -10266,13 +10310,13 @@ void read_buckets(const Node& aggregation, Metric& metric) {
 Metric read_meter(const Node& at) {
     static constexpr std::pair<std::string_view, bool> carried[] = {{"", false}, {"BILLING_PERIOD", false}, {"NEVER", true}};
     const auto aggregation = at.object("aggregation");
-    Metric metric{.code = meter_code(at.required_text("id")), .event = at.required_text("event_name"), .rules = "flexprice"};
+    Metric metric{.code = std::string(code_prefix) + at.required_text("id"), .event = at.required_text("event_name"), .rules = "flexprice"};
     metric.aggregation = aggregation.choice("type", aggregations);
     if (!aggregation.text("expression").empty())
         throw Error(ErrorCode::unsupported, aggregation.path("expression"), "expressions are not evaluated here");
     if (metric.aggregation != Aggregation::count) metric.property = property_field(aggregation.required_text("field"));
     if (aggregation.text("type") == "SUM_WITH_MULTIPLIER") {
-        metric.multiplier = aggregation.decimal("multiplier").value_or(Decimal());
+        metric.multiplier = aggregation.number("multiplier");
         if (*metric.multiplier <= 0) aggregation.refuse("multiplier", "must be above 0");
     }
     read_buckets(aggregation, metric);
@@ -10435,10 +10479,8 @@ Priced price_use(const Item& item, const Use& use) {
     if (!item.grants.empty()) return price_grants(item, use);
     const auto values = values_of(item.metric, use.whole);
     const auto units = total(values), left = billable(item, use);
-    if (left == units) return item.bucketed() ? price_buckets(item.price(), values) : price_units(item.price(), units);
-    auto priced = price_units(item.price(), left);
-    priced.lines.insert(priced.lines.begin(), free_line(units - left));
-    return priced;
+    if (left == units && item.bucketed()) return price_buckets(item.price(), values);
+    return after_free(units - left, price_units(item.price(), left));
 }
 
 // The windows up to now that a commitment is for (9.14).
@@ -10532,12 +10574,10 @@ void add_event(const Item& item, const Event& event, Timestamp now, UsageSource&
 
 // --- the catalogue ---
 
-struct Catalogue final : Book::Impl {
+struct Catalogue final : PricingBook {
     std::vector<Item> items;  // of the prices as they stand in the catalogue
     std::vector<Subscription> subscriptions;
     bool lists_subscriptions = false;
-    std::string currency_code;
-    Currency currency = {};
 
     bool serves(const std::string& subscription, const std::string& customer) const override { return !chosen(subscription, customer).empty(); }
     Period period_around(const UsageQuery& query, Timestamp at) const override {
@@ -10570,20 +10610,10 @@ struct Catalogue final : Book::Impl {
 };
 
 Fee fee_of(const Catalogue& book, const Item& item, const Decimal& units, Priced priced) {
-    return {.charge = item.charge,
-            .metric = item.metric.code,
-            .currency = book.currency_code,
-            .units = units,
-            .amount = priced.amount,
-            .amount_cents = to_cents(priced.amount, book.currency),
-            .unit_amount = quotient(priced.amount, units),
-            .lines = std::move(priced.lines)};
-}
-
-Fees sum_up(const Catalogue& book, std::vector<Fee> list) {
-    Fees fees{.fees = std::move(list), .currency = book.currency_code, .subunits = book.currency.subunits, .amount_cents = {}};
-    for (const auto& fee : fees.fees) fees.amount_cents += fee.amount_cents;
-    return fees;
+    auto fee = book.fee_of(units, std::move(priced));
+    fee.charge = item.charge;
+    fee.metric = item.metric.code;
+    return fee;
 }
 
 Fee fee_for(const Subscription& subscription, const Period& period, std::int64_t events, Fee fee) {
@@ -10630,17 +10660,6 @@ FeeLine overage_line(const Decimal& money, const Decimal& factor) {
     return {.step = Step::overage, .units = money, .rate = factor, .amount = money * factor};
 }
 
-// around(time) of every cycle that meets the period.
-template <class Around>
-std::vector<Period> cycles_of(const Period& period, Around&& around) {
-    std::vector<Period> cycles;
-    for (auto at = period.from; at < period.to; at = cycles.back().to) {
-        if (cycles.size() == limits::carried_bins) throw Error(ErrorCode::too_large, "period", "has too many billing periods");
-        cycles.push_back(around(at));
-    }
-    return cycles;
-}
-
 // What a subscription owes for a time, mostly a billing period.
 class Bill {
 public:
@@ -10669,11 +10688,7 @@ private:
         return lines_.emplace_back(Line{item, fee_for(subscription_, period, events, std::move(fee))}).fee;
     }
 
-    void add_extra(const char* charge, FeeLine line) {
-        Priced priced;
-        priced.add(std::move(line));
-        add(nullptr, period_, 0, fee_of(book_, {.charge = charge}, 1, std::move(priced)));
-    }
+    void add_extra(const char* charge, FeeLine line) { add(nullptr, period_, 0, fee_of(book_, {.charge = charge}, 1, only(std::move(line)))); }
 
     // Rounded to the currency before its commitment, and after (9.9).
     void add_charge(const Charge& charge, const Decimal& units, Priced priced, bool commits) {
@@ -10735,11 +10750,8 @@ private:
 
     // The item's own commitment is for what is covered.
     void add_split(const Charge& charge, const Decimal& unit, const Split& parts) {
-        Priced normal, beyond;
-        normal.add(units_line(parts.covered_units, unit));
-        beyond.add(overage_line(parts.beyond, subscription_.commitment->overage_factor));
-        if (!parts.covered_units.is_zero()) add_charge(charge, parts.covered_units, std::move(normal), true);
-        add_charge(charge, parts.beyond_units, std::move(beyond), false);
+        if (!parts.covered_units.is_zero()) add_charge(charge, parts.covered_units, only(units_line(parts.covered_units, unit)), true);
+        add_charge(charge, parts.beyond_units, only(overage_line(parts.beyond, subscription_.commitment->overage_factor)), false);
     }
 
     // What the items came to from one moment to another, billing period by billing period.
@@ -10839,7 +10851,7 @@ Fees Catalogue::usage(const UsageQuery& query, Timestamp now, UsageSource& usage
         const auto period = query.period ? overlap(*query.period, subscription.active) : subscription.period(now);
         if (period.from < period.to) Bill(*this, subscription, period, now, usage_source).move_to(list);
     }
-    return sum_up(*this, std::move(list));
+    return sum_up(std::move(list));
 }
 
 // The units and price(subscription, item) of every item that measures the event now.
@@ -10854,14 +10866,14 @@ Fees price_event(const Catalogue& book, const Event& event, Timestamp now, Price
             list.push_back(fee_for(subscription, subscription.period(now), 1, fee_of(book, item, units, std::move(priced))));
         }
     }
-    return sum_up(book, std::move(list));
+    return book.sum_up(std::move(list));
 }
 
 // What the event adds to the bill of the billing period, up to now; not rounded, so that small prices are seen, and without the subscription's
 // commitment, which is for all items.
 Fees Catalogue::estimate_fees(const Event& event, Timestamp now, UsageSource& usage_source) const {
     auto fees = price_event(*this, event, now, [&](const Subscription& subscription, const Item& item) {
-        const auto query = query_of(*this, subscription, item, {subscription.period(now).from, now + std::chrono::microseconds(1)});
+        const auto query = query_of(*this, subscription, item, up_to(subscription.period(now).from, now));
         auto use = flexprice::measure(item, subscription, query, usage_source);
         const auto priced = [&] {
             Committed committed;
@@ -10872,7 +10884,7 @@ Fees Catalogue::estimate_fees(const Event& event, Timestamp now, UsageSource& us
         add_event(item, event, now, usage_source, use);
         return std::pair(units_of(item, use.whole) - units, difference(priced(), before));
     });
-    if (fees.fees.empty()) throw Error(ErrorCode::not_found, "name", "no price measures events named " + event.name);
+    if (fees.fees.empty()) not_found("name", "no price measures events named " + event.name);
     return fees;
 }
 
@@ -10884,17 +10896,15 @@ Fees Catalogue::estimate_instant_fees(const Event& event, Timestamp now) const {
 }
 
 Fee Catalogue::price(std::string_view charge, const Decimal& units, std::int64_t) const {
-    for (const auto& item : items) {
-        if (item.charge != charge) continue;
-        const auto quantity = item.fixed ? fixed_quantity(units, item.fixed->quantity) : units;
-        const Lot all{.parts = {{.units = quantity, .events = 1}}};
-        const Use use{all, std::vector<Lot>(item.grants.size() + 1, all), {}};
-        Committed committed;
-        auto fee = fee_of(*this, item, quantity, commit_use(item, use, price_use(item, use), {}, committed));
-        fee.vendor = breakup(item.price(), quantity);
-        return fee;
-    }
-    throw Error(ErrorCode::not_found, "charge", "charge_not_found");
+    const auto* item = find_by(items, &Item::charge, charge);
+    if (!item) not_found("charge", "charge_not_found");
+    const auto quantity = item->fixed ? fixed_quantity(units, item->fixed->quantity) : units;
+    const Lot all{.parts = {{.units = quantity, .events = 1}}};
+    const Use use{all, std::vector<Lot>(item->grants.size() + 1, all), {}};
+    Committed committed;
+    auto fee = flexprice::fee_of(*this, *item, quantity, commit_use(*item, use, price_use(*item, use), {}, committed));
+    fee.vendor = breakup(item->price(), quantity);
+    return fee;
 }
 
 // Each event priced alone, unrounded, under the first item of the customer that measures it. Which item that is is decided once for each meter,
@@ -10926,11 +10936,7 @@ std::vector<std::optional<Decimal>> Catalogue::event_costs(std::span<const std::
 
 // --- the catalogue, read from FlexPrice's JSON ---
 
-std::int64_t read_count(const Node& at, std::string_view field) {
-    const auto count = at.decimal(field).value_or(1).to_int64().value_or(0);
-    if (count < 1 || count > 1000) at.refuse(field, "must be a whole number from 1 to 1000");
-    return count;
-}
+std::int64_t read_count(const Node& at, std::string_view field) { return at.whole(field, 1, 1000).value_or(1); }
 
 constexpr std::pair<std::string_view, Stride> billing_periods[] = {
     {"", {1, 0}},        {"DAILY", {0, micros_per_day}}, {"WEEKLY", {0, 7 * micros_per_day}},
@@ -10979,21 +10985,17 @@ std::vector<Coupon> read_coupons(const Node& at, const Subscription& subscriptio
 
 // Grants go with plain prices (9.12), windowed commitments with buckets (9.14).
 void check_item(const Node& at, const Item& item) {
-    const auto refuse = [&](const char* field, const char* reason) { at.refuse(field, reason); };
     const auto kind = item.metric.aggregation;
-    if (item.windowed && !item.bucketed()) refuse("commitment_windowed", "needs a meter with buckets");
+    if (item.windowed && !item.bucketed()) at.refuse("commitment_windowed", "needs a meter with buckets");
     if (item.grants.empty()) return;
-    if (item.price().model == Model::tiered) refuse("grants", "are not for tiered prices");
-    if (item.commits()) refuse("grants", "do not go with a commitment");
+    if (item.price().model == Model::tiered) at.refuse("grants", "are not for tiered prices");
+    if (item.commits()) at.refuse("grants", "do not go with a commitment");
     if (kind == Aggregation::max || kind == Aggregation::average || kind == Aggregation::latest)
-        refuse("grants", "are not for MAX, AVG and LATEST meters");
+        at.refuse("grants", "are not for MAX, AVG and LATEST meters");
 }
 
 void read_usage_terms(const Node& at, const std::vector<Metric>& meters, Item& item) {
-    const auto id = at.required_text("meter_id");
-    const auto meter = std::find_if(meters.begin(), meters.end(), [&](const Metric& each) { return each.code == meter_code(id); });
-    if (meter == meters.end()) at.refuse("meter_id", "no such meter: " + id);
-    item.metric = *meter;
+    item.metric = at.one_of(meters, meter_id, "meter_id", "meter");
     if (at.find("entitlement")) item.entitlement = read_entitlement(at.object("entitlement"), at.text("billing_period", "MONTHLY"));
     for (const auto& grant : at.list("grants")) item.grants.push_back(read_grant(grant));
     item.windowed = at.flag("commitment_windowed");
@@ -11018,12 +11020,7 @@ Item read_item(const Node& at, const std::vector<Metric>& meters) {
     return item;
 }
 
-const Item& listed(const Node& at, const std::vector<Item>& items) {
-    const auto id = at.required_text("price_id");
-    const auto found = std::find_if(items.begin(), items.end(), [&](const Item& item) { return item.id == id; });
-    if (found == items.end()) at.refuse("price_id", "no such price: " + id);
-    return *found;
-}
+const Item& listed(const Node& at, const std::vector<Item>& items) { return at.one_of(items, &Item::id, "price_id", "price"); }
 
 // A price on the terms of a line item.
 Item read_line_item(const Node& at, const std::vector<Item>& items) {
@@ -11073,11 +11070,10 @@ json in_money(const Node& at, const std::vector<Node>& units) {
     auto price = at.value();
     if (at.text("price_unit_type") != "CUSTOM" || at.find("amount") || at.find("tiers")) return price;
     const auto config = at.object("price_unit_config");
-    const auto code = config.required_text("price_unit");
-    const auto unit = std::find_if(units.begin(), units.end(), [&](const Node& each) { return each.text("code") == code; });
-    if (unit == units.end()) config.refuse("price_unit", "no such price unit: " + code);
-    const auto rate = unit->decimal("conversion_rate").value_or(Decimal());
-    if (rate <= 0) unit->refuse("conversion_rate", "must be above 0");
+    const auto& unit = config.one_of(
+        units, [](const Node& each) { return each.text("code"); }, "price_unit", "price unit");
+    const auto rate = unit.number("conversion_rate");
+    if (rate <= 0) unit.refuse("conversion_rate", "must be above 0");
     const auto convert = [&](const Node& from, json& into, const char* field) {
         if (const auto value = from.decimal(field)) into[field] = (*value * rate).to_string();
     };
@@ -11273,16 +11269,6 @@ std::vector<Timestamp> quantity_rows(Timestamp start, Timestamp end, Bin interva
 
 constexpr std::int64_t int32_max = std::numeric_limits<std::int32_t>::max();
 
-// A whole number, if there is one; 1.0 is one, too.
-std::optional<std::int64_t> read_whole(const Node& at, std::string_view field, std::int64_t least, std::int64_t most) {
-    const auto number = at.decimal(field);
-    if (!number) return {};
-    const auto whole = number->to_int64();
-    if (!whole || *whole < least || *whole > most)
-        at.refuse(field, "must be a whole number from " + std::to_string(least) + " to " + std::to_string(most));
-    return whole;
-}
-
 // Amounts are counts of the currency's smallest unit; an invoice has no fractions of it.
 Decimal rounded_half_away(const Decimal& value) { return value.round(0, Rounding::half_up); }
 
@@ -11294,8 +11280,7 @@ struct MeteredPrice {
 
 // Three letters, which Polar writes small.
 std::string read_currency(const Node& at) {
-    auto code = at.text("price_currency", at.text("currency", "usd"));
-    std::transform(code.begin(), code.end(), code.begin(), [](unsigned char c) { return static_cast<char>(std::tolower(c)); });
+    auto code = lowercase(at.text("price_currency", at.text("currency", "usd")));
     const bool letters = std::all_of(code.begin(), code.end(), [](char c) { return c >= 'a' && c <= 'z'; });
     if (code.size() != 3 || !letters) at.refuse("price_currency", "must be a code of three letters");
     return code;
@@ -11303,7 +11288,7 @@ std::string read_currency(const Node& at) {
 
 // Unit amounts have up to 12 decimals and 5 digits before them (product/schemas.py:421).
 MeteredPrice read_metered(const Node& at) {
-    MeteredPrice price{at.decimal("unit_amount").value_or(Decimal()), read_whole(at, "cap_amount", 0, int32_max), read_currency(at)};
+    MeteredPrice price{at.number("unit_amount"), at.whole("cap_amount", 0, int32_max), read_currency(at)};
     if (price.unit_amount <= 0) at.refuse("unit_amount", "must be above 0");
     if (price.unit_amount.scale() > 12) at.refuse("unit_amount", "must have at most 12 decimals");
     if (price.unit_amount >= 100000) at.refuse("unit_amount", "must be below 100000");
@@ -11355,11 +11340,7 @@ std::string grouped(std::string digits) {
     return digits;
 }
 
-Currency currency_of(std::string_view code) {
-    static constexpr std::array<std::string_view, 15> whole{"bif", "clp", "djf", "gnf", "jpy", "kmf", "krw", "mga",
-                                                            "pyg", "rwf", "vnd", "vuv", "xaf", "xof", "xpf"};
-    return std::find(whole.begin(), whole.end(), code) == whole.end() ? Currency() : Currency{0, 1};
-}
+constexpr CurrencyRow currencies[] = {{"bif clp djf gnf jpy kmf krw mga pyg rwf vnd vuv xaf xof xpf", {0, 1}}};
 
 // Cents as an amount in the currency, with at least its own decimals, as Babel writes it for en_US.
 std::string money(const Decimal& cents, const std::string& code) {
@@ -11367,7 +11348,7 @@ std::string money(const Decimal& cents, const std::string& code) {
         {"usd", "$"},      {"eur", "\u20ac"}, {"gbp", "\u00a3"}, {"jpy", "\u00a5"},     {"aud", "A$"},  {"brl", "R$"},       {"cad", "CA$"},
         {"inr", "\u20b9"}, {"mxn", "MX$"},    {"nzd", "NZ$"},    {"hkd", "HK$"},        {"twd", "NT$"}, {"cny", "CN\u00a5"}, {"krw", "\u20a9"},
         {"ils", "\u20aa"}, {"php", "\u20b1"}, {"vnd", "\u20ab"}, {"xof", "F\u202fCFA"}, {"xaf", "FCFA"}};
-    const auto currency = currency_of(code);
+    const auto currency = currency_in(currencies, code);
     const auto amount = cents * Decimal::scaled(1, currency.decimals);
     std::string symbol = code;
     std::transform(symbol.begin(), symbol.end(), symbol.begin(), [](unsigned char c) { return static_cast<char>(std::toupper(c)); });
@@ -11438,7 +11419,7 @@ Tiers read_tiers(const Node& at) {
     static constexpr std::pair<std::string_view, bool> types[] = {{"volume", true}, {"graduated", false}};
     Tiers result{at.choice("type", types, "volume"), {}};
     for (const auto& each : at.list("tiers")) {
-        Tier tier{.above = {}, .up_to = each.decimal("bound"), .rate = each.decimal("unit_amount").value_or(Decimal()), .flat = {}, .from = {}};
+        Tier tier{.above = {}, .up_to = each.decimal("bound"), .rate = each.number("unit_amount"), .flat = {}, .from = {}};
         if (tier.up_to && !tier.up_to->to_int64()) each.refuse("bound", "int_from_float");
         if (tier.up_to && *tier.up_to <= 0) each.refuse("bound", "greater_than");
         if (!each.find("unit_amount")) each.refuse("unit_amount", "missing");
@@ -11446,13 +11427,11 @@ Tiers read_tiers(const Node& at) {
         result.tiers.push_back(std::move(tier));
     }
     if (result.tiers.empty()) at.refuse("tiers", "too_short");
-    std::stable_sort(result.tiers.begin(), result.tiers.end(),
-                     [](const Tier& a, const Tier& b) { return a.up_to && (!b.up_to || *a.up_to < *b.up_to); });
+    stack(result.tiers);
     for (std::size_t i = 1; i < result.tiers.size(); ++i) {
         const auto& bound = result.tiers[i - 1].up_to;
         if (!bound) at.refuse("tiers", "unbounded_tier_not_last");
         if (bound == result.tiers[i].up_to) at.refuse("tiers", "duplicate_tier_bound");
-        result.tiers[i].above = result.tiers[i].from = *bound;
     }
     return result;
 }
@@ -11460,7 +11439,7 @@ Tiers read_tiers(const Node& at) {
 // Seats are sold by tiers of min_seats to max_seats without gaps.
 Tiers read_seat_tiers(const Node& at) {
     auto given = at.list("tiers");
-    const auto least = [](const Node& tier) { return read_whole(tier, "min_seats", 0, int32_max).value_or(1); };
+    const auto least = [](const Node& tier) { return tier.whole("min_seats", 0, int32_max).value_or(1); };
     std::stable_sort(given.begin(), given.end(), [&](const Node& a, const Node& b) { return least(a) < least(b); });
     json tiers = json::array();
     for (const auto& tier : given) {
@@ -11475,13 +11454,9 @@ Priced price_tiers(const Tiers& tiers, const Decimal& quantity) {
     if (quantity.is_negative()) refuse("quantity", "negative");
     if (quantity.is_zero()) return {};
     if (!tiers.volume) return graduated(tiers.tiers, quantity);
-    for (const auto& tier : tiers.tiers) {
-        if (tier.up_to && quantity > *tier.up_to) continue;
-        Priced priced;
-        priced.add(tier_line(tier, quantity));
-        return priced;
-    }
-    refuse("quantity", "uncovered");
+    const auto* tier = tier_reaching(tiers.tiers, quantity);
+    if (!tier) refuse("quantity", "uncovered");
+    return only(tier_line(*tier, quantity));
 }
 
 // Seats and units are whole, and so are the cents that they come to (product_price.py:426).
@@ -11567,7 +11542,7 @@ bool bills(const Filter& filter, const Event& event) {
 // Text of at most 1000 characters, a 32-bit integer (1.0 is 1) or a boolean (filter.py:31).
 json clause_value(const Node& at) {
     const json value = at.raw("value");
-    if (value.is_number()) return *read_whole(at, "value", -int32_max - 1, int32_max);
+    if (value.is_number()) return *at.whole("value", -int32_max - 1, int32_max);
     if (value.is_boolean()) return value;
     if (!value.is_string()) at.refuse("value", "must be text, a whole number or true or false");
     const auto& text = value.get_ref<const std::string&>();
@@ -11663,7 +11638,7 @@ Decimal granted_units(const Node& product, const std::string& meter) {
     for (const auto& benefit : product.list("benefits")) {
         if (benefit.text("type") != "meter_credit") continue;
         const auto properties = benefit.object("properties");
-        if (properties.text("meter_id") == meter) units += read_whole(properties, "units", 1, int32_max).value_or(0);
+        if (properties.text("meter_id") == meter) units += properties.whole("units", 1, int32_max).value_or(0);
     }
     return units;
 }
@@ -11701,15 +11676,15 @@ Subscription read_subscription(const Node& at) {
     const auto start = at.time("current_period_start");
     if (!start) at.refuse("current_period_start", "is required");
     const auto interval = stride_of(at.choice("recurring_interval", intervals, "month"));
-    subscription.stride = repeated(interval, read_whole(at, "recurring_interval_count", 1, 999).value_or(1));
+    subscription.stride = repeated(interval, at.whole("recurring_interval_count", 1, 999).value_or(1));
     const Timestamp next = Cycle(subscription.stride, start->micros(), Zone({})).boundary(1);
     subscription.current = {*start, at.time("current_period_end").value_or(next)};
     subscription.active = {at.time("started_at").value_or(Timestamp::min()), at.time("ended_at").value_or(Period().to)};
     if (subscription.current.from >= subscription.current.to) at.refuse("current_period_end", "ends before it begins");
     if (subscription.active.from >= subscription.active.to) at.refuse("ended_at", "ends before it begins");
     subscription.trial_end = at.time("trial_end");
-    subscription.seats = read_whole(at, "seats", 0, int32_max).value_or(0);
-    subscription.units = read_whole(at, "units", 0, int32_max).value_or(0);
+    subscription.seats = at.whole("seats", 0, int32_max).value_or(0);
+    subscription.units = at.whole("units", 0, int32_max).value_or(0);
     return subscription;
 }
 
@@ -11718,15 +11693,13 @@ Period period_around(const Subscription& subscription, Timestamp now) {
     const auto& [from, to] = subscription.current;
     if (subscription.current.contains(now)) return subscription.current;
     const Timestamp anchor = now < from ? from : to;
-    const Period period = Cycle(subscription.stride, anchor.micros(), Zone({})).around(now);
-    return {std::max(period.from, subscription.active.from), std::min(period.to, subscription.active.to)};
+    return overlap(Cycle(subscription.stride, anchor.micros(), Zone({})).around(now), subscription.active);
 }
 
 // --- prices ---
 
 struct Charge {
     std::string name;
-    Currency currency = {};
     MeteredPrice price = {};                  // its currency code stands for tiers, too
     Decimal Subscription::*bought = nullptr;  // seats or units; else units are measured
     std::optional<Tiers> tiers = {};          // of those
@@ -11754,21 +11727,17 @@ Charge read_charge(const Node& at, const Node& product, const std::vector<Meter>
         charge.tiers = seats ? read_seat_tiers(at.object("seat_tiers")) : read_tiers(at.object("tiers"));
         if (charge.name.empty()) charge.name = seats ? "seats" : "units";
     } else {
-        const auto id = at.required_text("meter_id");
-        const auto found = std::find_if(meters.begin(), meters.end(), [&](const Meter& meter) { return meter.id == id; });
-        if (found == meters.end()) at.refuse("meter_id", "no such meter: " + id);
+        charge.meter = at.one_of(meters, &Meter::id, "meter_id", "meter");
         charge.price = read_metered(at);
-        charge.meter = *found;
-        charge.granted = granted_units(product, id);
-        if (charge.name.empty()) charge.name = id;
+        charge.granted = granted_units(product, charge.meter.id);
+        if (charge.name.empty()) charge.name = charge.meter.id;
     }
-    charge.currency = currency_of(charge.price.currency);
     return charge;
 }
 
 // --- the book ---
 
-struct Plan final : Book::Impl {
+struct Plan final : PricingBook {
     std::vector<Charge> charges;
     std::vector<Subscription> subscriptions;
     bool lists_subscriptions = false;
@@ -11819,7 +11788,7 @@ AggregateQuery of_users(AggregateQuery query) {
 // Where subscriptions are not listed, a customer is billed by calendar months.
 Account open_account(const Plan& plan, const std::string& subscription, const std::string& customer, Timestamp now) {
     Account account{plan.find(subscription, customer, now)};
-    if (plan.lists_subscriptions && !account.subscription) throw Error(ErrorCode::not_found, "subscription", "has no period now");
+    if (plan.lists_subscriptions && !account.subscription) not_found("subscription", "has no period now");
     if (!account.subscription && customer.empty()) refuse("customer", "is required");
     account.query.customer = account.subscription ? account.subscription->customer : customer;
     account.query.period = account.subscription ? period_around(*account.subscription, now) : this_month(now);
@@ -11830,33 +11799,23 @@ Account open_account(const Plan& plan, const std::string& subscription, const st
     return account;
 }
 
-Fee fee_of(const Charge& charge, const Account& account, const Decimal& units, Priced priced) {
-    Fee fee{.charge = charge.name, .metric = charge.meter.metric.code, .customer = account.query.customer, .currency = charge.price.currency};
-    priced = in_units(std::move(priced), charge.currency);
+Fee fee_of(const Plan& plan, const Charge& charge, const Account& account, const Decimal& units, Priced priced) {
+    auto fee = plan.fee_of(units, in_units(std::move(priced), plan.currency));
+    fee.charge = charge.name;
+    fee.metric = charge.meter.metric.code;
+    fee.customer = account.query.customer;
     if (account.subscription) fee.subscription = account.subscription->id;
-    fee.units = units;
-    fee.amount = priced.amount;
-    fee.amount_cents = to_cents(priced.amount, charge.currency);
-    fee.unit_amount = quotient(priced.amount, units);
     fee.pay_in_advance = charge.tiers.has_value();
     fee.period = account.query.period;
-    fee.lines = std::move(priced.lines);
     return fee;
 }
 
-Fees summed(const Plan& plan, std::vector<Fee> list) {
-    const auto& first = plan.charges.front();
-    Fees fees{.fees = std::move(list), .currency = first.price.currency, .subunits = first.currency.subunits};
-    for (const auto& fee : fees.fees) fees.amount_cents += fee.amount_cents;
-    return fees;
-}
-
 // The fee for what a meter has come to, with the words of the invoice (product_price.py:335).
-Fee metered_fee(const Charge& charge, const Account& account, UsageSource& usage) {
+Fee metered_fee(const Plan& plan, const Charge& charge, const Account& account, UsageSource& usage) {
     const auto row = usage.measure(charge.meter.metric, of_users(account.query)).front();
     const auto credited = account.credited(charge, usage);
     const auto priced = price_units(charge.price, row.value, credited);
-    auto fee = fee_of(charge, account, row.value, priced);
+    auto fee = fee_of(plan, charge, account, row.value, priced);
     fee.events = row.events;
     const auto& shown = charge.meter.unit;
     fee.vendor = {{"label", label(charge.price, units_to_pay(row.value, credited), priced)},
@@ -11874,13 +11833,13 @@ Fees Plan::usage(const UsageQuery& asked, Timestamp now, UsageSource& usage_sour
     std::vector<Fee> list;
     for (const auto& charge : charges) {
         if (!charge.tiers) {
-            list.push_back(metered_fee(charge, account, usage_source));
+            list.push_back(metered_fee(*this, charge, account, usage_source));
         } else if (account.subscription) {
             const auto& bought = account.subscription->*charge.bought;
-            list.push_back(fee_of(charge, account, bought, price_bought(*charge.tiers, bought)));
+            list.push_back(polar::fee_of(*this, charge, account, bought, price_bought(*charge.tiers, bought)));
         }
     }
-    return summed(*this, std::move(list));
+    return sum_up(std::move(list));
 }
 
 // Events whose value is this one, by its type and all.
@@ -11921,7 +11880,7 @@ std::optional<Decimal> consumed_with(const Metric& metric, const Event& event, c
 // What the event adds to the bill of its period, up to now.
 Fees Plan::estimate_fees(const Event& event, Timestamp now, UsageSource& usage_source) const {
     auto account = open_account(*this, event.subscription, event.customer, now);
-    account.query.period.to = std::min(account.query.period.to, now + std::chrono::microseconds(1));
+    account.query.period = overlap(account.query.period, up_to(Period().from, now));
     const auto query = of_users(account.query);
     auto happening = event;
     happening.timestamp = event.timestamp.value_or(now);
@@ -11934,17 +11893,18 @@ Fees Plan::estimate_fees(const Event& event, Timestamp now, UsageSource& usage_s
         if (account.on_trial(*happening.timestamp)) after = before.value;
         const auto credited = account.credited(charge, usage_source);
         const auto added = difference(price_units(charge.price, *after, credited), price_units(charge.price, before.value, credited));
-        list.push_back(fee_of(charge, account, *after - before.value, added));
+        list.push_back(polar::fee_of(*this, charge, account, *after - before.value, added));
         list.back().events = 1;
     }
-    if (list.empty()) throw Error(ErrorCode::not_found, "name", "no price measures this event named " + quote(event.name));
-    return summed(*this, std::move(list));
+    if (list.empty()) not_found("name", "no price measures this event named " + quote(event.name));
+    return sum_up(std::move(list));
 }
 
 Fee Plan::price(std::string_view name, const Decimal& units, std::int64_t) const {
-    const auto charge = std::find_if(charges.begin(), charges.end(), [&](const Charge& each) { return each.name == name; });
-    if (charge == charges.end()) throw Error(ErrorCode::not_found, "charge", "charge_not_found");
-    return fee_of(*charge, {}, units, charge->tiers ? price_bought(*charge->tiers, units) : price_units(charge->price, units, charge->granted));
+    const auto* charge = find_by(charges, &Charge::name, name);
+    if (!charge) not_found("charge", "charge_not_found");
+    return polar::fee_of(*this, *charge, {}, units,
+                         charge->tiers ? price_bought(*charge->tiers, units) : price_units(charge->price, units, charge->granted));
 }
 
 std::shared_ptr<const Book::Impl> load(const json& catalogue) {
@@ -11970,6 +11930,8 @@ std::shared_ptr<const Book::Impl> load(const json& catalogue) {
         if (book->charges.back().price.currency != book->charges.front().price.currency) product.refuse("has prices in several currencies");
     }
     if (book->charges.empty()) product.refuse("has no price by usage, seats or units");
+    book->currency_code = book->charges.front().price.currency;
+    book->currency = currency_in(currencies, book->currency_code);
     book->lists_subscriptions = root.find("subscriptions").has_value();
     for (const auto& at : root.list("subscriptions")) book->subscriptions.push_back(read_subscription(at));
     std::stable_sort(book->subscriptions.begin(), book->subscriptions.end(),
@@ -12123,8 +12085,6 @@ struct Ranges {
     Period list, total;
 };
 
-Period up_to(Timestamp from, Timestamp last) { return {from, last + std::chrono::microseconds(1)}; }
-
 // Without a billing cycle its ranges are the last day (aggregate.ts:90). The total of a range of days begins earlier than its list, with
 // the day when bins are days and else with the hour (getCountAndSum.ts:79).
 Ranges named_ranges(std::string_view name, Bin bin, Timestamp now, const std::optional<BillingCycle>& cycle) {
@@ -12204,13 +12164,13 @@ Item read_item(const Node& at, const Decimal& included, bool limits_include_incl
     item.prepaid = at.text("billing_method") == "prepaid";
     item.usage_based = at.text("billing_method") == "usage_based";
     item.included = included;
-    item.billing_units = at.decimal("billing_units").value_or(Decimal(1));
+    item.billing_units = at.number("billing_units", 1);
     if (item.billing_units <= 0) at.refuse("billing_units", "must be above 0");
     const auto amounts = in_currency(at, currency);
     for (const auto& each : amounts.list(amounts.find("usage_tiers") ? "usage_tiers" : "tiers")) {
         auto limit = read_limit(each);
         if (limit && limits_include_included) limit = internal_limit(*limit, item.included);
-        add_tier(item, limit, each.decimal("amount").value_or(Decimal()), each.decimal("flat_amount").value_or(Decimal()));
+        add_tier(item, limit, each.number("amount"), each.number("flat_amount"));
     }
     if (const auto amount = amounts.decimal("amount"); amount && item.tiers.empty()) add_tier(item, {}, *amount, {});
     return item;
@@ -12250,20 +12210,13 @@ Priced price_graduated(const Item& item, const Decimal& units) {
 
 // 7.5: all units, the included ones too, at the rate of the tier they reach; within the included units nothing.
 Priced price_volume(const Item& item, const Decimal& included, const Decimal& units) {
-    Priced priced;
-    if (included > 0 && units <= included) {
-        priced.add(free_line(units));
-        return priced;
-    }
-    for (const auto& tier : item.tiers) {
-        if (tier.up_to && units > *tier.up_to + included) continue;
-        auto line = tier_line(tier, units);
-        line.rate = divided(tier.rate, item.billing_units);
-        line.amount = divided(units * tier.rate, item.billing_units) + tier.flat;
-        priced.add(std::move(line));
-        break;
-    }
-    return priced;
+    if (included > 0 && units <= included) return only(free_line(units));
+    const auto* tier = tier_reaching(item.tiers, units - included);
+    if (!tier) return {};
+    auto line = tier_line(*tier, units);
+    line.rate = divided(tier->rate, item.billing_units);
+    line.amount = divided(units * tier->rate, item.billing_units) + tier->flat;
+    return only(std::move(line));
 }
 
 // What a quantity costs: beyond the included units for graduated tiers, in all for volume. Less than none costs nothing, or with
@@ -12313,7 +12266,7 @@ CreditSystem read_credit_system(const Node& at, std::string_view id_field) {
     CreditSystem system{at.text(id_field), {}};
     for (const auto& each : at.list("credit_schema")) {
         const auto amount = not_negative(each, each.find("credit_cost") ? "credit_cost" : "credit_amount").value_or(Decimal());
-        const auto units = each.decimal("feature_amount").value_or(Decimal(1));
+        const auto units = each.number("feature_amount", 1);
         if (units <= 0) each.refuse("feature_amount", "must be above 0");
         system.costs[each.required_text("metered_feature_id")] = divided(amount, units);
     }
@@ -12373,7 +12326,7 @@ Model read_model(const Node& at) {
         if (!model.rates.contains(needed)) at.refuse(needed, "is required");
     }
     const auto contexts = at.list("tiers");
-    for (const auto& each : contexts) model.contexts[each.object("tier").decimal("size").value_or(Decimal())] = read_token_rates(each, true);
+    for (const auto& each : contexts) model.contexts[each.object("tier").number("size")] = read_token_rates(each, true);
     if (contexts.empty() && at.find("context_over_200k")) model.contexts[200000] = read_token_rates(at.object("context_over_200k"), true);
     return model;
 }
@@ -12499,16 +12452,13 @@ bool allowed(const Check& check) {
 
 // --- money ---
 
-Currency minor_currency(std::string code) {
-    constexpr std::string_view whole = "bif clp djf gnf jpy kmf krw mga pyg rwf ugx vnd vuv xaf xof xpf", thousandths = "bhd jod kwd omr tnd";
-    std::transform(code.begin(), code.end(), code.begin(), [](unsigned char c) { return static_cast<char>(std::tolower(c)); });
-    const auto is_in = [&](std::string_view codes) { return code.size() == 3 && codes.find(code) != std::string_view::npos; };
-    return is_in(whole) ? Currency{0, 1} : is_in(thousandths) ? Currency{3, 1000} : Currency();
-}
+constexpr CurrencyRow currencies[] = {{"bif clp djf gnf jpy kmf krw mga pyg rwf ugx vnd vuv xaf xof xpf", {0, 1}},
+                                      {"bhd jod kwd omr tnd", {3, 1000}}};
+
+Currency currency_of(const std::string& code) { return currency_in(currencies, lowercase(code)); }
 
 // Smallest units as Stripe takes them: three-decimal currencies are rounded to ten (7.10).
-Decimal minor_units(const Decimal& amount, const std::string& code) {
-    const auto currency = minor_currency(code);
+Decimal minor_units(const Decimal& amount, Currency currency) {
     if (currency.subunits == 1) return amount.round(0, Rounding::half_up);
     return (amount * 100).round(0, Rounding::half_up) * (currency.subunits == 1000 ? 10 : 1);
 }
@@ -12546,7 +12496,6 @@ struct PlanItem {
 
 // Rules of plan items (7.1).
 void check_item(const Node& at, const Node& price, const Item& item) {
-    const auto refuse = [](const std::string& path, const char* reason) { throw Error(ErrorCode::bad_value, path, reason); };
     const auto tiers = price.list("tiers");
     if (price.find("amount").has_value() == !tiers.empty()) refuse(price.path("amount"), "exactly one of amount and tiers is required");
     if (item.tiers.empty()) refuse(price.path("currencies"), "have no amount in the book's currency");
@@ -12569,7 +12518,7 @@ void check_item(const Node& at, const Node& price, const Item& item) {
 }
 
 Item read_amounts(const Node& at, const std::string& currency) {
-    const auto included = at.decimal("included").value_or(Decimal());
+    const auto included = at.number("included");
     if (included.is_negative() || included > Decimal(10000000000000)) at.refuse("included", "must be from 0 to 10^13");
     if (!at.find("price")) return {.included = included};
     const auto price = at.object("price");
@@ -12581,9 +12530,7 @@ Item read_amounts(const Node& at, const std::string& currency) {
 // Nothing for what happens once.
 std::optional<Stride> read_interval(const Node& at) {
     if (const auto name = at.text("interval"); name == "one_off" || name == "lifetime") return {};
-    const auto count = at.decimal("interval_count").value_or(Decimal(1)).to_int64().value_or(0);
-    if (count < 1 || count > 1000) at.refuse("interval_count", "must be a whole number from 1 to 1000");
-    return repeated(at.choice("interval", intervals), count);
+    return repeated(at.choice("interval", intervals), at.whole("interval_count", 1, 1000).value_or(1));
 }
 
 PlanItem read_plan_item(const Node& at, const Node& plan, const std::string& currency) {
@@ -12606,7 +12553,7 @@ PlanItem read_plan_item(const Node& at, const Node& plan, const std::string& cur
 std::optional<Timestamp> read_moment(const Node& at, std::string_view key) {
     const auto found = at.find(key);
     if (!found || found->value().is_string()) return at.time(key);
-    const auto ms = at.decimal(key).value_or(Decimal());
+    const auto ms = at.number(key);
     if (ms < 0 || ms > Decimal(Timestamp::max().micros() / 1000)) found->refuse("must be milliseconds since 1970");
     return Timestamp::from_unix_ms(ms);
 }
@@ -12623,8 +12570,7 @@ struct Subscription {
 Subscription read_subscription(const Node& at) {
     Subscription subscription{.started = read_moment(at, "started_at"), .expires = read_moment(at, "expires_at")};
     subscription.products = not_negative(at, "quantity").value_or(Decimal(1));
-    for (const auto& each : at.list("feature_quantities"))
-        subscription.quantities[each.required_text("feature_id")] = each.decimal("quantity").value_or(Decimal());
+    for (const auto& each : at.list("feature_quantities")) subscription.quantities[each.required_text("feature_id")] = each.number("quantity");
     // Cycles go on from the start, unless the current one began elsewhere: after a trial, or a change of plans.
     const auto current = read_moment(at, "current_period_start");
     subscription.anchor = subscription.started;
@@ -12747,15 +12693,7 @@ Holder read_holder(const Node& at) {
     return holder;
 }
 
-// The one with that id, if there is one.
-template <class Named>
-const Named* find_id(const std::vector<Named>& list, const std::string& id) {
-    const auto found = std::find_if(list.begin(), list.end(), [&](const Named& each) { return each.id == id; });
-    return found == list.end() ? nullptr : &*found;
-}
-
-struct Plans final : Book::Impl {
-    std::string currency;
+struct Plans final : PricingBook {
     std::vector<Feature> features;
     std::map<std::string, Model> models;  // by "provider/model"
     std::vector<PlanItem> items;
@@ -12763,11 +12701,11 @@ struct Plans final : Book::Impl {
     std::optional<std::vector<Holder>> customers;  // when absent any customer, who has all plans
 
     bool serves(const std::string&, const std::string& customer) const override {
-        return !customer.empty() && (!customers || find_id(*customers, customer));
+        return !customer.empty() && (!customers || find_by(*customers, &Holder::id, customer));
     }
     bool has_balances() const override { return true; }
     Period period_around(const UsageQuery& query, Timestamp at) const override;
-    bool knows_feature(const std::string& id) const override { return find_id(features, id) != nullptr; }
+    bool knows_feature(const std::string& id) const override { return find_by(features, &Feature::id, id) != nullptr; }
     Fees usage(const UsageQuery& query, Timestamp now, UsageSource& source) const override;
     Fees estimate_fees(const Event& event, Timestamp now, UsageSource& source) const override;
     Fee price(std::string_view charge, const Decimal& units, std::int64_t events) const override;
@@ -12781,7 +12719,7 @@ struct Plans final : Book::Impl {
         return {names.begin(), names.end()};
     }
 
-    const Feature& feature(const std::string& id) const { return *find_id(features, id); }
+    const Feature& feature(const std::string& id) const { return *find_by(features, &Feature::id, id); }
 };
 
 // ---- accounts: the balances of a customer, and what the log's events took from them ----
@@ -12828,7 +12766,7 @@ struct Account {
     // What the entity says goes before what the customer says, and that before the plan (7.6).
     template <class Value>
     const Value* control(std::map<std::string, Value> Controls::*which, const std::string& feature, const std::string& of_entity) const {
-        const Holder* part = holder ? find_id(holder->entities, of_entity) : nullptr;
+        const Holder* part = holder ? find_by(holder->entities, &Holder::id, of_entity) : nullptr;
         for (const Controls* controls : {part ? &part->controls : nullptr, holder ? &holder->controls : nullptr, &inherited}) {
             if (!controls) continue;
             if (const auto found = (controls->*which).find(feature); found != (controls->*which).end()) return &found->second;
@@ -12886,7 +12824,7 @@ void set_floors(Account& account) {
 // An entity's balances: of the items that are granted to each entity of its kind, of all kinds when it is not told, and of its own plans.
 void open_entity(Account& account, const std::string& entity) {
     if (!account.entities.insert(entity).second) return;
-    const Holder* part = account.holder ? find_id(account.holder->entities, entity) : nullptr;
+    const Holder* part = account.holder ? find_by(account.holder->entities, &Holder::id, entity) : nullptr;
     for (const auto& item : account.plans.items) {
         const auto own = account.own.find(item.plan);
         if (own == account.own.end() || item.entity_feature.empty()) continue;
@@ -12918,9 +12856,9 @@ void open_plans(Account& account) {
 
 // The balances that the customer has at a moment: of its own plans, and of its entities' plans.
 Account open_account(const Plans& plans, const std::string& customer, const std::string& entity, Timestamp now) {
-    Account account{plans, customer, entity, now, plans.customers ? find_id(*plans.customers, customer) : nullptr};
+    Account account{plans, customer, entity, now, plans.customers ? find_by(*plans.customers, &Holder::id, customer) : nullptr};
     if (customer.empty()) refuse("customer", "is required");
-    if (plans.customers && !account.holder) throw Error(ErrorCode::not_found, "customer", "customer_not_found");
+    if (plans.customers && !account.holder) not_found("customer", "customer_not_found");
     open_plans(account);
     for (const auto& item : plans.items) {
         const auto own = account.own.find(item.plan);
@@ -13137,7 +13075,7 @@ void follow(Account& account, const Course& course, UsageSource& source) {
     for (auto at = moments.begin(); at != moments.end(); ++at) {
         refill(account, course, *at);
         const auto next = std::next(at);
-        spend(account, course, {*at, next == moments.end() ? account.now + std::chrono::microseconds(1) : *next}, source);
+        spend(account, course, {*at, next == moments.end() ? up_to(*at, account.now).to : *next}, source);
     }
 }
 
@@ -13161,7 +13099,7 @@ Billed billed(const Account& account, const PlanItem& item) {
         all.events += holding.events;
         usages.push_back(item.item.included - holding.state.balance);
         if (!item.item.prepaid) continue;
-        for (auto& line : price_prepaid(item.item, bought_units(item, *holding.subscription)).lines) all.priced.add(std::move(line));
+        all.priced.append(price_prepaid(item.item, bought_units(item, *holding.subscription)));
     }
     const auto* control = account.control(&Controls::spend_limits, item.feature, account.entity);
     const bool skipped = control && control->skip_billing.value_or(false);
@@ -13170,31 +13108,22 @@ Billed billed(const Account& account, const PlanItem& item) {
 }
 
 // Of a feature: so many units, and what they come to.
-Fee fee_of(const std::string& feature, const Decimal& units, std::int64_t events, Priced priced, const std::string& currency) {
-    return {.charge = feature,
-            .metric = feature_metric(feature).code,
-            .currency = currency,
-            .units = units,
-            .events = events,
-            .amount = priced.amount,
-            .amount_cents = minor_units(priced.amount, currency),
-            .unit_amount = quotient(priced.amount, units),
-            .lines = std::move(priced.lines)};
+Fee fee_of(const Plans& plans, const std::string& feature, const Decimal& units, std::int64_t events, Priced priced) {
+    auto fee = plans.fee_of(units, std::move(priced));
+    fee.charge = feature;
+    fee.metric = feature_metric(feature).code;
+    fee.events = events;
+    fee.amount_cents = minor_units(fee.amount, plans.currency);
+    return fee;
 }
 
 // Of a period, or else of the billing cycle around now.
 Fee fee_of(const Account& account, const PlanItem& item, Billed billed, const std::optional<Period>& period = {}) {
-    auto fee = fee_of(item.feature, billed.units, billed.events, std::move(billed.priced), account.plans.currency);
+    auto fee = fee_of(account.plans, item.feature, billed.units, billed.events, std::move(billed.priced));
     fee.customer = account.customer;
     fee.subscription = account.entity;
     fee.period = period.value_or(billed.first->around(item.billed, account.now));
     return fee;
-}
-
-Fees sum_up(std::vector<Fee> list, const std::string& currency) {
-    Fees fees{.fees = std::move(list), .currency = currency, .subunits = minor_currency(currency).subunits, .amount_cents = {}};
-    for (const auto& fee : fees.fees) fees.amount_cents += fee.amount_cents;
-    return fees;
 }
 
 // Balances that share no feature are followed apart: their resets do not cut each other's time.
@@ -13221,9 +13150,9 @@ Fees Plans::usage(const UsageQuery& asked, Timestamp now, UsageSource& usage_sou
     std::vector<Fee> list;
     for (const auto& item : items) {
         const auto all = billed(account, item);
-        if (all.first && !item.flag) list.push_back(fee_of(account, item, all, asked.period));
+        if (all.first && !item.flag) list.push_back(autumn::fee_of(account, item, all, asked.period));
     }
-    return sum_up(std::move(list), currency);
+    return sum_up(std::move(list));
 }
 
 // That of the first item that is billed by the period.
@@ -13242,7 +13171,7 @@ Fees Plans::estimate_fees(const Event& event, Timestamp now, UsageSource& usage_
     for (const auto& feature : features) {
         if (feature.names.contains(event.name)) used.merge(related(*this, feature.id));
     }
-    if (used.empty()) throw Error(ErrorCode::not_found, "name", "no feature is used by events named " + event.name);
+    if (used.empty()) not_found("name", "no feature is used by events named " + event.name);
     follow(before, {used}, usage_source);
     auto after = before;
     use_event(after, event.name, event.subscription, event.value.value_or(Decimal(1)));
@@ -13250,9 +13179,9 @@ Fees Plans::estimate_fees(const Event& event, Timestamp now, UsageSource& usage_
     for (const auto& item : items) {
         const auto earlier = billed(before, item), later = billed(after, item);
         const Billed added{later.first, later.units - earlier.units, 1, difference(later.priced, earlier.priced)};
-        if (!added.units.is_zero()) list.push_back(fee_of(after, item, added));
+        if (!added.units.is_zero()) list.push_back(autumn::fee_of(after, item, added));
     }
-    return sum_up(std::move(list), currency);
+    return sum_up(std::move(list));
 }
 
 Fee Plans::price(std::string_view charge, const Decimal& units, std::int64_t events) const {
@@ -13260,9 +13189,9 @@ Fee Plans::price(std::string_view charge, const Decimal& units, std::int64_t eve
         if (item.flag || item.feature != charge) continue;
         Priced priced;
         if (!item.item.tiers.empty()) priced = item.item.prepaid ? price_prepaid(item.item, units) : price_overage(item.item, {units});
-        return fee_of(item.feature, units, events, std::move(priced), currency);
+        return autumn::fee_of(*this, item.feature, units, events, std::move(priced));
     }
-    throw Error(ErrorCode::not_found, "charge", "charge_not_found");
+    not_found("charge", "charge_not_found");
 }
 
 // The AI credit system that a request names; without one it is the only one there is.
@@ -13271,7 +13200,7 @@ const Feature& ai_system(const std::vector<Feature>& features, const std::string
     for (const auto& each : features) {
         if (id.empty() ? each.markups.has_value() : each.id == id) found.push_back(&each);
     }
-    if (found.empty()) throw Error(ErrorCode::not_found, "feature_id", "feature_not_found");
+    if (found.empty()) not_found("feature_id", "feature_not_found");
     if (found.size() > 1 || !found[0]->markups) refuse("feature_id", "invalid_request");
     return *found[0];
 }
@@ -13286,13 +13215,13 @@ Fee Plans::price_tokens(const json& request) const {
     if (model == known.end()) refuse("model_id", "invalid_request");
     Tokens tokens;
     for (std::size_t i = 0; i < tokens.size(); ++i) {
-        tokens[i] = at.decimal(token_kinds[i].field).value_or(Decimal());
+        tokens[i] = at.number(token_kinds[i].field);
         if (tokens[i].is_negative() || tokens[i] != tokens[i].round(0, Rounding::down))
             at.refuse(token_kinds[i].field, "must be a whole number, and not negative");
     }
     auto priced = autumn::price_tokens(model->second, tokens, custom, markup_of(*system.markups, id));
     const auto cost = priced.amount;
-    return fee_of(system.id, cost, 1, std::move(priced), currency);
+    return autumn::fee_of(*this, system.id, cost, 1, std::move(priced));
 }
 
 // A feature's balances together, as one who may use them sees them; nothing when there are none.
@@ -13347,7 +13276,7 @@ std::optional<Timestamp> anchor_of(const Account& account, const std::string& fe
 std::optional<Decimal> headroom(const Account& account, const std::string& feature, const Event& event, UsageSource& source) {
     const auto* limits = account.control(&Controls::usage_limits, feature, event.subscription);
     if (!limits) return {};
-    const Holder* part = account.holder ? find_id(account.holder->entities, event.subscription) : nullptr;
+    const Holder* part = account.holder ? find_by(account.holder->entities, &Holder::id, event.subscription) : nullptr;
     const bool own = part && part->controls.usage_limits.contains(feature);  // then only the entity's own use counts
     std::optional<Decimal> least;
     for (const auto& limit : *limits) {
@@ -13387,7 +13316,7 @@ std::string answering(const Account& account, const Event& event, const Decimal&
 }
 
 Check Plans::check(const Event& event, Timestamp now, UsageSource& usage_source) const {
-    if (!knows_feature(event.name)) throw Error(ErrorCode::not_found, "name", "feature_not_found");
+    if (!knows_feature(event.name)) not_found("name", "feature_not_found");
     const auto units = event.value.value_or(Decimal(1));
     auto account = open_account(*this, event.customer, event.subscription, now);
     follow(account, {related(*this, event.name)}, usage_source);
@@ -13429,7 +13358,7 @@ void read_plan(Plans& plans, const Node& at) {
     if (plans.controls.contains(id)) at.refuse("id", "is there twice");
     plans.controls[id] = read_controls(at);
     if (at.list("items").empty()) at.refuse("has no items");
-    for (const auto& each : at.list("items")) plans.items.push_back(read_plan_item(each, at, plans.currency));
+    for (const auto& each : at.list("items")) plans.items.push_back(read_plan_item(each, at, plans.currency_code));
 }
 
 std::shared_ptr<const Book::Impl> load(const json& catalogue) {
@@ -13438,7 +13367,8 @@ std::shared_ptr<const Book::Impl> load(const json& catalogue) {
     auto plans = std::make_shared<Plans>();
     plans->vendor = "autumn";
     plans->source = catalogue;
-    plans->currency = root.text("currency", "usd");
+    plans->currency_code = root.text("currency", "usd");
+    plans->currency = currency_of(plans->currency_code);
     if (list.empty() || root.find("plan")) read_plan(*plans, root.object("plan"));
     for (const auto& each : list) read_plan(*plans, each);
     plans->code = root.text("id", plans->items.front().plan);
@@ -13500,7 +13430,7 @@ void check_analytics(const AnalyticsQuery& asked, std::span<const Metric> metric
 Ranges ranges_of(const AnalyticsQuery& asked, Bin bin, Timestamp now) {
     if (!asked.period) return named_ranges(asked.range, bin, now, asked.billing_cycle);
     check_period(*asked.period);
-    return custom_ranges(asked.period->from, asked.period->to - std::chrono::microseconds(1));
+    return custom_ranges(asked.period->from, last_moment(*asked.period));
 }
 
 // Bins that begin after now are left out, which no event can be in.
