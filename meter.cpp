@@ -1975,7 +1975,8 @@ struct Coercion {
 
 // Of whatever type it is compared with.
 constexpr std::array<Meeting, 3> never_any{Meeting::never, Meeting::never, Meeting::never}, text_any{Meeting::text, Meeting::text, Meeting::text},
-    empty_any{Meeting::empty, Meeting::empty, Meeting::empty};
+    empty_any{Meeting::empty, Meeting::empty, Meeting::empty}, differ_any{Meeting::differ, Meeting::differ, Meeting::differ},
+    as_written{Meeting::text, Meeting::number, Meeting::text};
 
 // How an evaluator reads the fields of an event in a filter; where it has no table the rules of Filter hold.
 struct FilterRules {
@@ -7599,8 +7600,17 @@ namespace {
 // The element of the list that has the value there, if there is one.
 template <class List, class Member, class Value>
 auto* find_by(List& list, Member member, const Value& value) {
-    const auto found = std::find_if(list.begin(), list.end(), [&](const auto& each) { return std::invoke(member, each) == value; });
-    return found == list.end() ? nullptr : &*found;
+    const auto found = std::find_if(std::begin(list), std::end(list), [&](const auto& each) { return std::invoke(member, each) == value; });
+    return found == std::end(list) ? nullptr : &*found;
+}
+
+constexpr auto row_name = [](const auto& row) { return row.first; };  // of a table of pairs
+
+// What a map has under the key, if anything.
+template <class Map>
+auto* value_at(Map& map, const typename Map::key_type& key) {
+    const auto found = map.find(key);
+    return found == map.end() ? nullptr : &found->second;
 }
 
 // A place in a vendor's JSON with the path that leads to it, for reading with errors that name it.
@@ -7723,9 +7733,7 @@ public:
     template <typename Table>
     auto choice(std::string_view key, const Table& table, std::string fallback = {}) const {
         const auto name = text(key, std::move(fallback));
-        for (const auto& row : table) {
-            if (row.first == name) return row.second;
-        }
+        if (const auto* row = find_by(table, row_name, name)) return row->second;
         refuse(key, name.empty() ? "is required" : "is not known: " + name);
     }
 
@@ -7751,6 +7759,10 @@ std::optional<std::string> property_text(const json& properties, const std::stri
 
 // How Filter, Metric and AggregateQuery name the property of that key.
 std::string property_field(const std::string& key) { return "properties." + key; }
+
+// How often bills are written, as vendors' words mean it.
+constexpr Stride every_day{0, micros_per_day}, every_week{0, 7 * micros_per_day}, every_month{1, 0}, every_quarter{3, 0}, every_half_year{6, 0},
+    every_year{12, 0};
 
 std::string lowercase(std::string text) {
     std::transform(text.begin(), text.end(), text.begin(), [](unsigned char c) { return static_cast<char>(std::tolower(c)); });
@@ -7828,8 +7840,8 @@ std::vector<AnalyticsItem> measured_items(const Metric& metric, const AnalyticsQ
     query.bin = asked.bin;
     if (query.bin == Bin::none) return items;
     for (const auto& row : usage.measure(metric, query)) {
-        const auto place = places.find({row.rest, row.group});
-        if (place != places.end()) items[place->second].points.push_back({.start = row.bin.value(), .usage = row.value, .events = row.events});
+        if (const auto* place = value_at(places, {row.rest, row.group}))
+            items[*place].points.push_back({.start = row.bin.value(), .usage = row.value, .events = row.events});
     }
     return items;
 }
@@ -7983,14 +7995,8 @@ struct Charge {
     std::string pricing_unit = {};
 };
 
-enum class Interval { weekly = 0, monthly = 1, quarterly = 3, semiannual = 6, yearly = 12 };  // months
-constexpr std::array<std::pair<std::string_view, Interval>, 5> intervals{{
-    {"weekly", Interval::weekly},
-    {"monthly", Interval::monthly},
-    {"quarterly", Interval::quarterly},
-    {"semiannual", Interval::semiannual},
-    {"yearly", Interval::yearly},
-}};
+constexpr std::pair<std::string_view, Stride> intervals[] = {
+    {"weekly", every_week}, {"monthly", every_month}, {"quarterly", every_quarter}, {"semiannual", every_half_year}, {"yearly", every_year}};
 
 struct Subscription {
     std::string id = {}, customer = {};
@@ -8095,7 +8101,7 @@ std::vector<Tier> read_ranges(const Node& properties, const RangeRule& rule, con
         tier.flat = amount(range, "flat_amount", "invalid_amount", checking);
         tiers.push_back(std::move(tier));
     }
-    if (rule.sorted) std::stable_sort(tiers.begin(), tiers.end(), [](const Tier& a, const Tier& b) { return a.from < b.from; });
+    if (rule.sorted) std::ranges::stable_sort(tiers, {}, &Tier::from);
     set_lower_bounds(tiers, rule.may_touch);
     return tiers;
 }
@@ -8196,7 +8202,7 @@ void check_presentation_keys(const Node& properties, const Checking& checking) {
     std::vector<json> values;
     for (const auto& key : keys) {
         if (!key.is_object() || !key.contains("value") || !is_filled_text(key["value"])) continue;
-        if (std::find(values.begin(), values.end(), key["value"]) != values.end()) return checking.report(properties, field, "value_is_duplicated");
+        if (std::ranges::find(values, key["value"]) != values.end()) return checking.report(properties, field, "value_is_duplicated");
         values.push_back(key["value"]);
     }
 }
@@ -8519,7 +8525,9 @@ constexpr ModelTable models{{
 }};
 
 const ModelRow& row_of(Model model) {
-    return std::find_if(models.begin(), models.end(), [&](const auto& row) { return row.second.model == model; })->second;
+    return find_by(
+               models, [](const auto& row) { return row.second.model; }, model)
+        ->second;
 }
 
 Price read_price(const ModelRow& row, const Node& properties, const Checking& checking) {
@@ -8552,9 +8560,9 @@ Values read_values(const Node& at, const BillableMetric& metric) {
     for (const auto& [key, list] : found->value().items()) {
         values[key] = found->texts(key);
         if (values[key] != std::vector<std::string>{"__ALL_FILTER_VALUES__"}) continue;
-        const auto all = metric.filters.find(key);
-        if (all == metric.filters.end()) Node(list, found->path(key)).refuse("is not a filter of the metric");
-        values[key] = all->second;
+        const auto* all = value_at(metric.filters, key);
+        if (!all) found->refuse(key, "is not a filter of the metric");
+        values[key] = *all;
     }
     return values;
 }
@@ -8611,7 +8619,7 @@ void check_measured(const Node& at, const Charge& charge, const BillableMetric& 
     const auto bounded = [](const Price& price) { return price.minimum || price.maximum; };
     if (!metric.obstacle.empty()) throw Error(ErrorCode::unsupported, at.path("billable_metric_code"), metric.obstacle);
     if (metric.kind != Kind::weighted_sum || !premium) return;
-    if (bounded(charge.price) || std::any_of(charge.filters.begin(), charge.filters.end(), [&](const auto& each) { return bounded(each.price); }))
+    if (bounded(charge.price) || std::ranges::any_of(charge.filters, [&](const auto& each) { return bounded(each.price); }))
         throw Error(ErrorCode::unsupported, at.path("properties"), "bounds per transaction are not known for a weighted sum");
 }
 
@@ -8689,12 +8697,11 @@ std::chrono::year_month_day local_date(const Subscription& subscription, Timesta
 }
 
 // Weeks from Monday and months from January's first day, or both from the anchor's day, which a short month clips.
-Period billing_period(Interval interval, const Subscription& subscription, Timestamp now) {
+Period billing_period(Stride interval, const Subscription& subscription, Timestamp now) {
     using namespace std::chrono;
-    const bool weekly = interval == Interval::weekly;
-    const auto first = subscription.anniversary ? local_date(subscription, subscription.anchor) : year(1970) / January / (weekly ? 5 : 1);
-    const Stride stride{static_cast<int>(interval), weekly ? 7 * micros_per_day : 0};
-    return overlap(Cycle(stride, midnight(first).micros(), subscription.zone).around(now), subscription.active);
+    const auto first =
+        subscription.anniversary ? local_date(subscription, subscription.anchor) : year(1970) / January / (interval.months > 0 ? 1 : 5);
+    return overlap(Cycle(interval, midnight(first).micros(), subscription.zone).around(now), subscription.active);
 }
 
 // Days on the customer's calendar, the first and the last included.
@@ -8704,7 +8711,7 @@ int days_in(const Subscription& subscription, const Period& period) {
 }
 
 // Days of the whole billing period at that time, also when the subscription covers a part of it.
-int period_days(Interval interval, Subscription subscription, Timestamp time) {
+int period_days(Stride interval, Subscription subscription, Timestamp time) {
     subscription.active = {};
     return days_in(subscription, billing_period(interval, subscription, time));
 }
@@ -8712,15 +8719,16 @@ int period_days(Interval interval, Subscription subscription, Timestamp time) {
 // --- charge filters (dossier 4.5) ---
 
 // Properties meet the values of filters and groups as texts (postgres_store.rb:461-500).
-constexpr Coercion::Row text_row{{Meeting::text, Meeting::text, Meeting::text}, {Meeting::text, Meeting::text, Meeting::text}};
-constexpr Coercion::Row number_row{{Meeting::text, Meeting::number, Meeting::text}, {Meeting::text, Meeting::text, Meeting::text}};
-constexpr Coercion::Row missing_row{{Meeting::differ, Meeting::differ, Meeting::differ}, {Meeting::differ, Meeting::differ, Meeting::differ}};
-constexpr Coercion text_filter{.missing = missing_row, .boolean = text_row, .number = number_row, .text = text_row, .structure = text_row};
+constexpr Coercion text_filter{.missing = {differ_any, differ_any},
+                               .boolean = {text_any, text_any},
+                               .number = {as_written, text_any},
+                               .text = {text_any, text_any},
+                               .structure = {text_any, text_any}};
 
-bool holds(const std::vector<std::string>& list, const std::string& value) { return std::find(list.begin(), list.end(), value) != list.end(); }
+bool holds(const std::vector<std::string>& list, const std::string& value) { return std::ranges::find(list, value) != list.end(); }
 
 bool matches(const Values& values, const json& properties) {
-    return std::all_of(values.begin(), values.end(), [&](const auto& entry) {
+    return std::ranges::all_of(values, [&](const auto& entry) {
         const auto text = property_text(properties, entry.first);
         return text && holds(entry.second, *text);
     });
@@ -8741,22 +8749,21 @@ bool same_keys(const Values& a, const Values& b) {
 
 // Whether `other` has each key of `filter` with a value in common.
 bool overlaps(const Values& filter, const Values& other) {
-    return std::all_of(filter.begin(), filter.end(), [&](const auto& entry) {
-        const auto found = other.find(entry.first);
-        return found != other.end() &&
-               std::any_of(entry.second.begin(), entry.second.end(), [&](const auto& value) { return holds(found->second, value); });
+    return std::ranges::all_of(filter, [&](const auto& entry) {
+        const auto* found = value_at(other, entry.first);
+        return found && std::ranges::any_of(entry.second, [&](const auto& value) { return holds(*found, value); });
     });
 }
 
 std::vector<std::string> without(const std::vector<std::string>& values, const std::vector<std::string>& others) {
     std::vector<std::string> rest;
-    std::copy_if(values.begin(), values.end(), std::back_inserter(rest), [&](const auto& value) { return !holds(others, value); });
+    std::ranges::copy_if(values, std::back_inserter(rest), [&](const auto& value) { return !holds(others, value); });
     return rest;
 }
 
 // Whether all values of `part` are in `whole`, which has the same keys.
 bool within(const Values& part, const Values& whole) {
-    return std::all_of(part.begin(), part.end(), [&](const auto& entry) { return without(entry.second, whole.at(entry.first)).empty(); });
+    return std::ranges::all_of(part, [&](const auto& entry) { return without(entry.second, whole.at(entry.first)).empty(); });
 }
 
 // What the bucket of `charge.filters[index]` leaves to other filters (matching_and_ignored_service.rb:72-130). The filters are in order
@@ -8796,15 +8803,14 @@ std::vector<Values> left_by(const Charge& charge, const ChargeFilter* filter) {
 // Whether the filter's bucket has the event.
 bool takes(const Charge& charge, const ChargeFilter& filter, const json& properties) {
     const auto left = left_by(charge, &filter);
-    return matches(filter.values, properties) &&
-           std::none_of(left.begin(), left.end(), [&](const Values& entry) { return matches(entry, properties); });
+    return matches(filter.values, properties) && std::ranges::none_of(left, [&](const Values& entry) { return matches(entry, properties); });
 }
 
 // The filter in whose bucket an event is billed: the one that prices it, unless that leaves the event to a narrower one of the same keys.
 const ChargeFilter* billing_filter(const Charge& charge, const json& properties) {
     const auto* priced = filter_of(charge, properties);
     if (!priced || takes(charge, *priced, properties)) return priced;
-    const auto found = std::find_if(charge.filters.begin(), charge.filters.end(), [&](const auto& each) { return takes(charge, each, properties); });
+    const auto found = std::ranges::find_if(charge.filters, [&](const auto& each) { return takes(charge, each, properties); });
     return found == charge.filters.end() ? nullptr : &*found;
 }
 
@@ -8880,7 +8886,7 @@ struct AdvanceState {
 // --- a book of one plan ---
 
 struct Plan final : PricingBook {
-    Interval charges_interval = Interval::monthly;
+    Stride charges_interval = every_month;
     bool premium = true;
     std::vector<BillableMetric> billable_metrics;
     std::vector<Charge> charges;
@@ -8888,7 +8894,7 @@ struct Plan final : PricingBook {
     bool lists_subscriptions = false;
 
     bool serves(const std::string& subscription, const std::string& customer) const override {
-        return !lists_subscriptions || std::any_of(subscriptions.begin(), subscriptions.end(), [&](const Subscription& each) {
+        return !lists_subscriptions || std::ranges::any_of(subscriptions, [&](const Subscription& each) {
             return subscription.empty() ? !customer.empty() && each.customer == customer : each.id == subscription;
         });
     }
@@ -9011,7 +9017,7 @@ std::vector<EventStep> running_steps(const Scope& scope, const AggregateQuery& q
 // reached it first, else nothing; 1 for each event that is counted, whatever it does to a unique count.
 std::vector<Decimal> event_values(const Scope& scope, const AggregateQuery& query, UsageSource& usage) {
     const auto steps = usage.steps(in_period(scope.metric()), query);
-    const auto highest = std::max_element(steps.begin(), steps.end(), [](const auto& a, const auto& b) { return a.value < b.value; });
+    const auto highest = std::ranges::max_element(steps, {}, &EventStep::value);
     std::vector<Decimal> values;
     for (auto step = steps.begin(); step != steps.end(); ++step) {
         const bool worthless = scope.metric().kind == Kind::max && step != highest;
@@ -9092,17 +9098,17 @@ std::vector<Presence> presences(const Subscription& subscription, const std::vec
     std::vector<Presence> list;
     std::map<std::uint32_t, std::size_t> last;
     for (const auto& step : steps) {
-        const auto known = last.find(step.item);
+        const auto* known = value_at(last, step.item);
+        auto* before = known ? &list[*known] : nullptr;
         if (step.value > 0) {
-            auto* before = known == last.end() ? nullptr : &list[known->second];
             if (before && before->removed && local_date(subscription, before->removed->time) == local_date(subscription, step.time)) {
                 before->removed.reset();
                 continue;
             }
             last[step.item] = list.size();
             list.push_back({step});
-        } else if (step.value < 0 && known != last.end() && !list[known->second].removed) {
-            list[known->second].removed = step;
+        } else if (step.value < 0 && before && !before->removed) {
+            before->removed = step;
         }
     }
     return list;
@@ -9123,7 +9129,7 @@ std::vector<ProratedEvent> prorated_items(const Scope& scope, const AggregateQue
         placed.push_back({{added.time, added.sequence}, {1, postgres_quotient(days, whole)}});
         if (removed) placed.push_back({{removed->time, removed->sequence}, {-1, 0}});
     }
-    std::sort(placed.begin(), placed.end(), [](const auto& a, const auto& b) { return a.first < b.first; });
+    std::ranges::sort(placed, [](const auto& a, const auto& b) { return a.first < b.first; });
     std::vector<ProratedEvent> events;
     for (const auto& each : placed) events.push_back(each.second);
     return events;
@@ -9691,7 +9697,7 @@ std::vector<std::pair<Subscription, Period>> asked_about(const Plan& plan, const
 }
 
 Period Plan::period_around(const UsageQuery& query, Timestamp at) const {
-    const auto asked = std::find_if(subscriptions.begin(), subscriptions.end(), [&](const auto& each) { return is_about(query, each); });
+    const auto asked = std::ranges::find_if(subscriptions, [&](const auto& each) { return is_about(query, each); });
     auto subscription = asked == subscriptions.end() ? Subscription() : *asked;
     subscription.active = {};
     return billing_period(charges_interval, subscription, at);
@@ -9787,18 +9793,16 @@ Fee Plan::price(std::string_view name, const Decimal& units, std::int64_t events
     return fee;
 }
 
-std::shared_ptr<const Book::Impl> load(const json& catalogue) {
+std::shared_ptr<Book::Impl> load(const json& catalogue) {
     const Node root(catalogue);
     const auto at = root.object("plan");
     auto plan = std::make_shared<Plan>();
-    plan->vendor = "lago";
     plan->code = at.required_text("code");
-    plan->source = catalogue;
     plan->currency_code = at.required_text("amount_currency");
     if (plan->currency_code.size() != 3) at.refuse("amount_currency", "must be a currency's three letters");
     plan->currency = currency_in(currencies, plan->currency_code);
     plan->charges_interval = at.choice("interval", intervals, "monthly");
-    if (at.flag("bill_charges_monthly")) plan->charges_interval = Interval::monthly;
+    if (at.flag("bill_charges_monthly")) plan->charges_interval = every_month;
     plan->premium = root.flag("premium", true);
     for (const auto& metric : root.list("billable_metrics")) {
         plan->billable_metrics.push_back(read_metric(metric));
@@ -10188,7 +10192,7 @@ struct WindowedPrice {
             const Part empty{.start = grid.start(i)};
             if (!known.contains(*empty.start) && fills(empty)) windows.push_back(empty);
         }
-        std::stable_sort(windows.begin(), windows.end(), [](const Part& a, const Part& b) { return a.start < b.start; });
+        std::ranges::stable_sort(windows, {}, &Part::start);
         return windows;
     }
 };
@@ -10371,7 +10375,7 @@ struct Item {
 struct Subscription {
     std::string id = {}, customer = {};
     Period active = {};
-    Stride stride{1, 0};
+    Stride stride = every_month;
     std::optional<Timestamp> anchor = {};  // without one bills are for calendar months, weeks from the first day of 1970, ...
     std::vector<Item> items = {};
     std::optional<Commitment> commitment = {};  // over all items (9.15)
@@ -10517,7 +10521,7 @@ std::string text_at(const Event& event, std::string_view field) {
 }
 
 bool measures(const Metric& metric, const Event& event) {
-    return event.name == metric.event && std::all_of(metric.filter.parts.begin(), metric.filter.parts.end(), [&](const Filter& clause) {
+    return event.name == metric.event && std::ranges::all_of(metric.filter.parts, [&](const Filter& clause) {
                std::string keep;
                return meets(meter_filter, make_clause(clause), property_at(event, clause.field, keep));
            });
@@ -10553,7 +10557,7 @@ void add_event(const Metric& metric, const Event& event, Timestamp now, UsageSou
     }
     query.bin = Bin::none;
     query.group_by.clear();
-    const auto found = std::find_if(lot.parts.begin(), lot.parts.end(), [&](const Part& part) { return part.start == start && part.group == group; });
+    const auto found = std::ranges::find_if(lot.parts, [&](const Part& part) { return part.start == start && part.group == group; });
     Part& part = found == lot.parts.end() ? lot.parts.emplace_back(Part{start, group, {}, 0}) : *found;
     const auto step = step_of(metric, event, query, usage);
     ++part.events;
@@ -10922,7 +10926,7 @@ std::vector<std::optional<Decimal>> Catalogue::event_costs(std::span<const std::
         return std::nullopt;
     };
     const auto cost_of = [&](const Event& event) -> std::optional<Decimal> {
-        const auto metric = std::find_if(metrics.begin(), metrics.end(), [&](const Metric& each) { return measures(each, event); });
+        const auto metric = std::ranges::find_if(metrics, [&](const Metric& each) { return measures(each, event); });
         if (metric == metrics.end()) return std::nullopt;
         const auto [place, fresh] = found.try_emplace({event.customer, metric->code});
         if (fresh) place->second = price_at(event, *metric);
@@ -10939,10 +10943,9 @@ std::vector<std::optional<Decimal>> Catalogue::event_costs(std::span<const std::
 std::int64_t read_count(const Node& at, std::string_view field) { return at.whole(field, 1, 1000).value_or(1); }
 
 constexpr std::pair<std::string_view, Stride> billing_periods[] = {
-    {"", {1, 0}},        {"DAILY", {0, micros_per_day}}, {"WEEKLY", {0, 7 * micros_per_day}},
-    {"MONTHLY", {1, 0}}, {"QUARTERLY", {3, 0}},          {"HALF_YEARLY", {6, 0}},
-    {"ANNUAL", {12, 0}},
-};
+    {"", every_month},        {"DAILY", every_day},         {"WEEKLY", every_week},
+    {"MONTHLY", every_month}, {"QUARTERLY", every_quarter}, {"HALF_YEARLY", every_half_year},
+    {"ANNUAL", every_year}};
 
 // Nothing of what is charged once.
 std::optional<Stride> read_cycle(const Node& at) {
@@ -10978,8 +10981,7 @@ std::vector<Coupon> read_coupons(const Node& at, const Subscription& subscriptio
         if (const auto times = read_times(from)) coupon.billed_until = cycle.boundary(cycle.index(first) + *times);
         coupons.push_back(std::move(coupon));
     }
-    std::sort(coupons.begin(), coupons.end(),
-              [](const Coupon& a, const Coupon& b) { return std::tie(a.active.from, a.id) < std::tie(b.active.from, b.id); });
+    std::ranges::sort(coupons, [](const Coupon& a, const Coupon& b) { return std::tie(a.active.from, a.id) < std::tie(b.active.from, b.id); });
     return coupons;
 }
 
@@ -11096,12 +11098,10 @@ void read_prices(const Node& root, Catalogue& book) {
     if (book.items.empty()) refuse("prices", "must not be empty");
 }
 
-std::shared_ptr<const Book::Impl> load(const json& catalogue) {
+std::shared_ptr<Book::Impl> load(const json& catalogue) {
     const Node root(catalogue);
     auto book = std::make_shared<Catalogue>();
-    book->vendor = "flexprice";
     book->code = root.text("id", root.text("code", "flexprice"));
-    book->source = catalogue;
     for (const auto& meter : root.list("meters")) book->metrics.push_back(read_meter(meter));
     read_prices(root, *book);
     book->lists_subscriptions = root.find("subscriptions").has_value();
@@ -11199,7 +11199,7 @@ void discount_item(const Catalogue& book, const Item& item, const Subscription& 
 
 std::optional<std::vector<AnalyticsItem>> Catalogue::analytics(const Metric& metric, const AnalyticsQuery& query, Timestamp now,
                                                                UsageSource& usage) const {
-    const auto known = std::any_of(metrics.begin(), metrics.end(), [&](const Metric& each) { return each.code == metric.code; });
+    const auto* known = find_by(metrics, &Metric::code, metric.code);
     const auto subscribed = chosen(query.subscription, query.customer);
     if (!known || subscribed.empty()) return std::nullopt;
     std::vector<AnalyticsItem> list;
@@ -11250,8 +11250,8 @@ Timestamp postgres_time(std::int64_t local, const Zone& zone) {
 // The moments that have a row in the answer: the start, and on by one interval each, on the zone's clock, until the end has passed. Each is
 // counted from the one before, so a 31st that a short month moved stays where it is. (generate_series in time_queries.py:32)
 std::vector<Timestamp> quantity_rows(Timestamp start, Timestamp end, Bin interval, const Zone& zone) {
-    const auto most = std::find_if(std::begin(most_days), std::end(most_days), [&](const auto& row) { return row.first == interval; });
-    if (most == std::end(most_days)) refuse("interval", "must be hour, day, week, month or year");
+    const auto* most = find_by(most_days, row_name, interval);
+    if (!most) refuse("interval", "must be hour, day, week, month or year");
     if (start < Timestamp::from_civil(2023, 1, 1)) refuse("start", "must not be before 2023-01-01");
     if (start > end) refuse("end", "is before the start");
     if (cut(end, micros_per_day) - cut(start, micros_per_day) > std::chrono::days(most->second))
@@ -11281,7 +11281,7 @@ struct MeteredPrice {
 // Three letters, which Polar writes small.
 std::string read_currency(const Node& at) {
     auto code = lowercase(at.text("price_currency", at.text("currency", "usd")));
-    const bool letters = std::all_of(code.begin(), code.end(), [](char c) { return c >= 'a' && c <= 'z'; });
+    const bool letters = std::ranges::all_of(code, [](char c) { return c >= 'a' && c <= 'z'; });
     if (code.size() != 3 || !letters) at.refuse("price_currency", "must be a code of three letters");
     return code;
 }
@@ -11393,7 +11393,7 @@ constexpr std::pair<std::string_view, Aggregation> functions[] = {{"count", Aggr
 bool is_summable(Aggregation function) { return function == Aggregation::count || function == Aggregation::sum; }
 
 bool is_function(Aggregation function) {
-    return std::any_of(std::begin(functions), std::end(functions), [&](const auto& row) { return row.second == function; });
+    return std::ranges::any_of(functions, [&](const auto& row) { return row.second == function; });
 }
 
 // Of values that meters have come to; 0 of none.
@@ -11401,8 +11401,8 @@ Decimal folded(Aggregation function, const std::vector<Decimal>& values) {
     if (function == Aggregation::count) return values.size();
     if (function == Aggregation::unique_count) return std::set<Decimal>(values.begin(), values.end()).size();
     if (values.empty()) return {};
-    if (function == Aggregation::max) return *std::max_element(values.begin(), values.end());
-    if (function == Aggregation::min) return *std::min_element(values.begin(), values.end());
+    if (function == Aggregation::max) return *std::ranges::max_element(values);
+    if (function == Aggregation::min) return *std::ranges::min_element(values);
     const Decimal sum = std::accumulate(values.begin(), values.end(), Decimal(), double_sum);
     return function == Aggregation::average ? double_quotient(sum, values.size()) : sum;
 }
@@ -11440,7 +11440,7 @@ Tiers read_tiers(const Node& at) {
 Tiers read_seat_tiers(const Node& at) {
     auto given = at.list("tiers");
     const auto least = [](const Node& tier) { return tier.whole("min_seats", 0, int32_max).value_or(1); };
-    std::stable_sort(given.begin(), given.end(), [&](const Node& a, const Node& b) { return least(a) < least(b); });
+    std::ranges::stable_sort(given, {}, least);
     json tiers = json::array();
     for (const auto& tier : given) {
         if (!tiers.empty() && tiers.back().at("bound") != least(tier) - 1) tier.refuse("min_seats", "gap");
@@ -11530,8 +11530,8 @@ Scalar field_of(const Event& event, std::string_view field, Rounding seconds, st
 
 bool bills(const Filter& filter, const Event& event) {
     const auto each = [&](const Filter& part) { return bills(part, event); };
-    if (filter.kind == Filter::Kind::all) return std::all_of(filter.parts.begin(), filter.parts.end(), each);
-    if (filter.kind == Filter::Kind::any) return std::any_of(filter.parts.begin(), filter.parts.end(), each);
+    if (filter.kind == Filter::Kind::all) return std::ranges::all_of(filter.parts, each);
+    if (filter.kind == Filter::Kind::any) return std::ranges::any_of(filter.parts, each);
     std::string keep;
     const bool metadata = filter.field.starts_with(property_field(""));
     return meets(metadata ? billing : built_in, make_clause(filter), field_of(event, filter.field, *billing_rules.filter.seconds, keep));
@@ -11670,12 +11670,12 @@ struct Subscription {
 };
 
 Subscription read_subscription(const Node& at) {
-    static constexpr std::pair<std::string_view, Bin> intervals[] = {
-        {"day", Bin::day}, {"week", Bin::week}, {"month", Bin::month}, {"year", Bin::year}};
+    static constexpr std::pair<std::string_view, Stride> intervals[] = {
+        {"day", every_day}, {"week", every_week}, {"month", every_month}, {"year", every_year}};
     Subscription subscription{.id = at.required_text("id"), .customer = at.object("customer").required_text("external_id")};
     const auto start = at.time("current_period_start");
     if (!start) at.refuse("current_period_start", "is required");
-    const auto interval = stride_of(at.choice("recurring_interval", intervals, "month"));
+    const auto interval = at.choice("recurring_interval", intervals, "month");
     subscription.stride = repeated(interval, at.whole("recurring_interval_count", 1, 999).value_or(1));
     const Timestamp next = Cycle(subscription.stride, start->micros(), Zone({})).boundary(1);
     subscription.current = {*start, at.time("current_period_end").value_or(next)};
@@ -11744,7 +11744,7 @@ struct Plan final : PricingBook {
 
     // That of the id or, without one, the customer's earliest; nothing when the catalogue lists none.
     const Subscription* find(const std::string& id, const std::string& customer, const std::optional<Timestamp>& active_at = {}) const {
-        const auto found = std::find_if(subscriptions.begin(), subscriptions.end(), [&](const Subscription& each) {
+        const auto found = std::ranges::find_if(subscriptions, [&](const Subscription& each) {
             if (active_at && !each.active.contains(*active_at)) return false;
             return id.empty() ? each.customer == customer : each.id == id;
         });
@@ -11907,13 +11907,11 @@ Fee Plan::price(std::string_view name, const Decimal& units, std::int64_t) const
                          charge->tiers ? price_bought(*charge->tiers, units) : price_units(charge->price, units, charge->granted));
 }
 
-std::shared_ptr<const Book::Impl> load(const json& catalogue) {
+std::shared_ptr<Book::Impl> load(const json& catalogue) {
     const Node root(catalogue);
     const auto product = root.object("product");
     auto book = std::make_shared<Plan>();
-    book->vendor = "polar";
     book->code = product.text("id", product.text("name", "polar"));
-    book->source = catalogue;
     std::vector<Meter> meters;
     for (const auto& at : root.list("meters")) {
         meters.push_back(read_meter(at));
@@ -11934,8 +11932,7 @@ std::shared_ptr<const Book::Impl> load(const json& catalogue) {
     book->currency = currency_in(currencies, book->currency_code);
     book->lists_subscriptions = root.find("subscriptions").has_value();
     for (const auto& at : root.list("subscriptions")) book->subscriptions.push_back(read_subscription(at));
-    std::stable_sort(book->subscriptions.begin(), book->subscriptions.end(),
-                     [](const Subscription& a, const Subscription& b) { return a.active.from < b.active.from; });
+    std::ranges::stable_sort(book->subscriptions, [](const Subscription& a, const Subscription& b) { return a.active.from < b.active.from; });
     return book;
 }
 
@@ -11998,9 +11995,9 @@ Quantities quantities(Metric metric, const QuantitiesQuery& query, UsageSource& 
     Quantities answer;
     std::vector<Decimal> with_events;
     for (const Timestamp time : times) {
-        const auto found = by_bin.find(bins.around(time).from);
-        answer.rows.push_back({time, found == by_bin.end() ? Decimal() : found->second});
-        if (found != by_bin.end()) with_events.push_back(found->second);
+        const auto* found = value_at(by_bin, bins.around(time).from);
+        answer.rows.push_back({time, found ? *found : Decimal()});
+        if (found) with_events.push_back(*found);
     }
     answer.total = total_of(metric, asked, with_events, usage);
     return answer;
@@ -12044,19 +12041,12 @@ namespace autumn {
 
 // Of resets, prices and usage windows (getCycleIntervalFunctions.ts:27).
 constexpr std::pair<std::string_view, Stride> intervals[] = {
-    {"minute", {0, micros_per_minute}},
-    {"hour", {0, micros_per_hour}},
-    {"day", {0, micros_per_day}},
-    {"week", {0, 7 * micros_per_day}},
-    {"month", {1, 0}},
-    {"quarter", {3, 0}},
-    {"semi_annual", {6, 0}},
-    {"year", {12, 0}},
-};
+    {"minute", {0, micros_per_minute}}, {"hour", {0, micros_per_hour}},   {"day", every_day},  {"week", every_week}, {"month", every_month},
+    {"quarter", every_quarter},         {"semi_annual", every_half_year}, {"year", every_year}};
 
 Stride stride_of(std::string_view interval, std::int64_t count = 1) {
-    const auto row = std::find_if(std::begin(intervals), std::end(intervals), [&](const auto& each) { return each.first == interval; });
-    if (row == std::end(intervals)) refuse("interval", quote(interval) + " is not an interval");
+    const auto* row = find_by(intervals, row_name, interval);
+    if (!row) refuse("interval", quote(interval) + " is not an interval");
     return repeated(row->second, count);
 }
 
@@ -12276,9 +12266,9 @@ CreditSystem read_credit_system(const Node& at, std::string_view id_field) {
 // Credits for that many units of a feature, as a JavaScript number keeps them; the system's own units are credits already.
 Decimal credits(const CreditSystem& system, const std::string& feature, const Decimal& units) {
     if (feature == system.id) return units;
-    const auto found = system.costs.find(feature);
-    if (found == system.costs.end()) refuse("feature_id", "invalid_request");
-    return Decimal::divide_significant(found->second * units, 1, 17, Rounding::half_up);
+    const auto* cost = value_at(system.costs, feature);
+    if (!cost) refuse("feature_id", "invalid_request");
+    return Decimal::divide_significant(*cost * units, 1, 17, Rounding::half_up);
 }
 
 // --- tokens: what a request to a model takes from an AI credit system (4.8; aiCreditSystemUtils.ts) ---
@@ -12355,8 +12345,8 @@ Markups read_markups(const Node& feature) {
 }
 
 Decimal markup_of(const Markups& markups, const std::string& model) {
-    if (const auto own = markups.models.find(model); own != markups.models.end()) return own->second;
-    if (const auto of_all = markups.providers.find(model.substr(0, model.find('/'))); of_all != markups.providers.end()) return of_all->second;
+    if (const auto* own = value_at(markups.models, model)) return *own;
+    if (const auto* of_all = value_at(markups.providers, model.substr(0, model.find('/')))) return *of_all;
     return markups.otherwise.value_or(Decimal());
 }
 
@@ -12422,7 +12412,7 @@ std::optional<Decimal> floor_of(const Balance& balance, const std::vector<Balanc
 // What is left of `value` that no balance took (7.7): nothing where one is unlimited. First every balance goes to 0, in order; then usage goes on
 // to the floors of those that allow overage, a refund to where each started. With reject nothing moves unless all of it fits.
 Decimal settle(std::vector<Balance>& balances, const Decimal& value, OverageBehavior behavior) {
-    if (std::any_of(balances.begin(), balances.end(), [](const Balance& each) { return each.unlimited; })) return {};
+    if (std::ranges::any_of(balances, [](const Balance& each) { return each.unlimited; })) return {};
     const bool refund = value.is_negative(), overflows = behavior == OverageBehavior::overflow;
     auto changed = balances;
     auto left = value;
@@ -12540,7 +12530,7 @@ PlanItem read_plan_item(const Node& at, const Node& plan, const std::string& cur
     item.entity_feature = at.text("entity_feature_id");
     item.quantity = at.decimal("quantity").value_or(item.item.included);
     if (const auto price = at.find("price")) {
-        item.billed = price->find("interval") ? read_interval(*price) : stride_of("month");
+        item.billed = price->find("interval") ? read_interval(*price) : every_month;
         const auto most = not_negative(*price, "max_purchase");
         if (most && *most > 0) item.max_purchase = most;  // 0 is no limit (7.8)
     }
@@ -12574,7 +12564,8 @@ Subscription read_subscription(const Node& at) {
     // Cycles go on from the start, unless the current one began elsewhere: after a trial, or a change of plans.
     const auto current = read_moment(at, "current_period_start");
     subscription.anchor = subscription.started;
-    if (current && (!subscription.started || cycle_around(*current, *subscription.started, {1, 0}).from != *current)) subscription.anchor = current;
+    if (current && (!subscription.started || cycle_around(*current, *subscription.started, every_month).from != *current))
+        subscription.anchor = current;
     return subscription;
 }
 
@@ -12663,8 +12654,8 @@ void add_controls(Controls& all, const Controls& more) {
     for (const auto& [feature, limits] : more.usage_limits) {
         auto& list = all.usage_limits[feature];
         for (const auto& limit : limits) {
-            const auto same = std::find_if(list.begin(), list.end(), [&](const UsageLimit& each) { return each.properties == limit.properties; });
-            if (same == list.end())
+            auto* same = find_by(list, &UsageLimit::properties, limit.properties);
+            if (!same)
                 list.push_back(limit);
             else if (stricter(limit, *same))
                 *same = limit;
@@ -12769,7 +12760,7 @@ struct Account {
         const Holder* part = holder ? find_by(holder->entities, &Holder::id, of_entity) : nullptr;
         for (const Controls* controls : {part ? &part->controls : nullptr, holder ? &holder->controls : nullptr, &inherited}) {
             if (!controls) continue;
-            if (const auto found = (controls->*which).find(feature); found != (controls->*which).end()) return &found->second;
+            if (const auto* found = value_at(controls->*which, feature)) return found;
         }
         return nullptr;
     }
@@ -12785,8 +12776,8 @@ AggregateQuery query_of(const Account& account, const Period& period) {
 }
 
 Decimal bought_units(const PlanItem& item, const Subscription& subscription) {
-    const auto bought = subscription.quantities.find(item.feature);
-    return bought == subscription.quantities.end() ? item.quantity : bought->second;
+    const auto* bought = value_at(subscription.quantities, item.feature);
+    return bought ? *bought : item.quantity;
 }
 
 // The overage that a spend limit leaves to a feature (spendLimit.ts:6); nothing without one.
@@ -12826,14 +12817,14 @@ void open_entity(Account& account, const std::string& entity) {
     if (!account.entities.insert(entity).second) return;
     const Holder* part = account.holder ? find_by(account.holder->entities, &Holder::id, entity) : nullptr;
     for (const auto& item : account.plans.items) {
-        const auto own = account.own.find(item.plan);
-        if (own == account.own.end() || item.entity_feature.empty()) continue;
-        if (!part || part->feature.empty() || part->feature == item.entity_feature) add_holding(account, item, entity, *own->second);
+        const auto* own = value_at(account.own, item.plan);
+        if (!own || item.entity_feature.empty()) continue;
+        if (!part || part->feature.empty() || part->feature == item.entity_feature) add_holding(account, item, entity, **own);
     }
     if (!part) return;
     for (const auto& item : account.plans.items) {
-        const auto own = part->subscriptions.find(item.plan);
-        if (own != part->subscriptions.end() && own->second.active(account.now)) add_holding(account, item, entity, own->second);
+        const auto* own = value_at(part->subscriptions, item.plan);
+        if (own && own->active(account.now)) add_holding(account, item, entity, *own);
     }
 }
 
@@ -12849,8 +12840,7 @@ void open_plans(Account& account) {
         }
     }
     for (const auto& [plan, subscription] : account.own) {
-        const auto controls = account.plans.controls.find(plan);
-        if (controls != account.plans.controls.end()) add_controls(account.inherited, controls->second);
+        if (const auto* controls = value_at(account.plans.controls, plan)) add_controls(account.inherited, *controls);
     }
 }
 
@@ -12861,8 +12851,8 @@ Account open_account(const Plans& plans, const std::string& customer, const std:
     if (plans.customers && !account.holder) not_found("customer", "customer_not_found");
     open_plans(account);
     for (const auto& item : plans.items) {
-        const auto own = account.own.find(item.plan);
-        if (own != account.own.end() && item.entity_feature.empty()) add_holding(account, item, {}, *own->second);
+        const auto* own = value_at(account.own, item.plan);
+        if (own && item.entity_feature.empty()) add_holding(account, item, {}, **own);
     }
     if (!entity.empty()) open_entity(account, entity);
     if (account.holder) {
@@ -12879,10 +12869,9 @@ bool visible(const Holding& holding, const std::string& entity) { return entity.
 std::optional<Decimal> cost_of(const Plans& plans, const PlanItem& item, const std::string& feature) {
     if (item.flag) return {};
     if (item.feature == feature) return Decimal(1);
-    const auto& costs = plans.feature(item.feature).system.costs;
-    const auto found = costs.find(feature);
-    if (found == costs.end()) return {};
-    return found->second.is_zero() ? Decimal(1) : found->second;
+    const auto* cost = value_at(plans.feature(item.feature).system.costs, feature);
+    if (!cost) return {};
+    return cost->is_zero() ? Decimal(1) : *cost;
 }
 
 // The balances that pay for the feature's use by an entity, in the order in which they do (7.7).
@@ -12898,7 +12887,7 @@ std::vector<std::size_t> payers(const Account& account, const std::string& featu
                           stride.months, stride.micros, std::string_view(holding.entity), holding.item->add_on, holding.state.overage_allowed,
                           holding.subscription->started.value_or(Timestamp::min()));
     };
-    std::stable_sort(order.begin(), order.end(), [&](std::size_t a, std::size_t b) { return rank(a) < rank(b); });
+    std::ranges::stable_sort(order, {}, rank);
     return order;
 }
 
@@ -12977,7 +12966,7 @@ std::set<std::string> related(const Plans& plans, const std::string& feature) {
         for (const auto& system : plans.features) {
             std::set<std::string> members{system.id};
             for (const auto& [member, cost] : system.system.costs) members.insert(member);
-            const bool touches = std::any_of(members.begin(), members.end(), [&](const auto& member) { return all.contains(member); });
+            const bool touches = std::ranges::any_of(members, [&](const auto& member) { return all.contains(member); });
             if (touches) all.merge(members);
         }
     }
@@ -12996,8 +12985,8 @@ bool concerns(const Course& course, const Holding& holding) { return course.feat
 std::vector<Holding> followed(const Account& account, const Course& course) {
     auto list = account.holdings;
     for (const auto& item : account.plans.items) {
-        const auto own = account.own.find(item.plan);
-        if (own != account.own.end() && !item.entity_feature.empty()) list.push_back({&item, {}, own->second, {}});
+        const auto* own = value_at(account.own, item.plan);
+        if (own && !item.entity_feature.empty()) list.push_back({&item, {}, *own, {}});
     }
     std::erase_if(list, [&](const Holding& holding) { return !concerns(course, holding); });
     return list;
@@ -13017,9 +13006,8 @@ void take_use(Account& account, const Course& course, const Use& used, Aggregate
 // All that was used in a stretch of time without resets.
 void spend(Account& account, const Course& course, const Period& period, UsageSource& source) {
     auto query = query_of(account, period);
-    const bool entities =
-        std::any_of(account.plans.items.begin(), account.plans.items.end(), [](const auto& item) { return !item.entity_feature.empty(); }) ||
-        std::any_of(account.holdings.begin(), account.holdings.end(), [](const auto& holding) { return !holding.entity.empty(); });
+    const bool entities = std::ranges::any_of(account.plans.items, [](const auto& item) { return !item.entity_feature.empty(); }) ||
+                          std::ranges::any_of(account.holdings, [](const auto& holding) { return !holding.entity.empty(); });
     if (entities && !account.alone) query.group_by = {"subscription"};
     const auto uses = uses_of(account.plans, course.features, query, source);
     for (const auto& used : uses) {
@@ -13055,7 +13043,7 @@ std::set<Timestamp> turns(const Account& account, const Course& course, UsageSou
     Timestamp from = account.now;
     const auto holdings = followed(account, course);
     for (const auto& holding : holdings) from = std::min(from, holding.around(holding.item->reset, account.now).from);
-    const bool resetting = std::any_of(holdings.begin(), holdings.end(), [](const Holding& holding) { return holding.item->reset.has_value(); });
+    const bool resetting = std::ranges::any_of(holdings, [](const Holding& holding) { return holding.item->reset.has_value(); });
     if (from == Timestamp::min() && resetting) from = first_use(account, course, source);
     std::set<Timestamp> moments;
     for (const auto& holding : holdings) {
@@ -13211,15 +13199,15 @@ Fee Plans::price_tokens(const json& request) const {
     const auto id = at.required_text("model_id");
     const bool custom = id.starts_with("custom/");
     const auto& known = custom ? system.markups->custom : models;
-    const auto model = known.find(id);
-    if (model == known.end()) refuse("model_id", "invalid_request");
+    const auto* model = value_at(known, id);
+    if (!model) refuse("model_id", "invalid_request");
     Tokens tokens;
     for (std::size_t i = 0; i < tokens.size(); ++i) {
         tokens[i] = at.number(token_kinds[i].field);
         if (tokens[i].is_negative() || tokens[i] != tokens[i].round(0, Rounding::down))
             at.refuse(token_kinds[i].field, "must be a whole number, and not negative");
     }
-    auto priced = autumn::price_tokens(model->second, tokens, custom, markup_of(*system.markups, id));
+    auto priced = autumn::price_tokens(*model, tokens, custom, markup_of(*system.markups, id));
     const auto cost = priced.amount;
     return autumn::fee_of(*this, system.id, cost, 1, std::move(priced));
 }
@@ -13261,14 +13249,13 @@ std::map<std::string, Decimal> costs_of(const Feature& feature) {
 }
 
 bool holds_for(const UsageLimit& limit, const json& properties) {
-    return std::all_of(limit.properties.begin(), limit.properties.end(),
-                       [&](const auto& wanted) { return property_text(properties, wanted.first) == wanted.second; });
+    return std::ranges::all_of(limit.properties, [&](const auto& wanted) { return property_text(properties, wanted.first) == wanted.second; });
 }
 
 // Where the cycles of the feature's balances are counted from, when that is known.
 std::optional<Timestamp> anchor_of(const Account& account, const std::string& feature, const std::string& entity) {
-    const auto found = std::find_if(account.holdings.begin(), account.holdings.end(),
-                                    [&](const Holding& each) { return each.item->feature == feature && visible(each, entity); });
+    const auto found =
+        std::ranges::find_if(account.holdings, [&](const Holding& each) { return each.item->feature == feature && visible(each, entity); });
     return found == account.holdings.end() ? std::nullopt : found->subscription->anchor;
 }
 
@@ -13311,7 +13298,7 @@ std::string answering(const Account& account, const Event& event, const Decimal&
         if (held(feature.id)) owned.push_back(feature.id);
     }
     if (systems.empty() || allows(event.name)) return event.name;
-    if (const auto first = std::find_if(owned.begin(), owned.end(), allows); first != owned.end()) return *first;
+    if (const auto first = std::ranges::find_if(owned, allows); first != owned.end()) return *first;
     return !owned.empty() ? owned.front() : held(event.name) ? event.name : systems.front();
 }
 
@@ -13361,12 +13348,10 @@ void read_plan(Plans& plans, const Node& at) {
     for (const auto& each : at.list("items")) plans.items.push_back(read_plan_item(each, at, plans.currency_code));
 }
 
-std::shared_ptr<const Book::Impl> load(const json& catalogue) {
+std::shared_ptr<Book::Impl> load(const json& catalogue) {
     const Node root(catalogue);
     const auto list = root.list("plans");
     auto plans = std::make_shared<Plans>();
-    plans->vendor = "autumn";
-    plans->source = catalogue;
     plans->currency_code = root.text("currency", "usd");
     plans->currency = currency_of(plans->currency_code);
     if (list.empty() || root.find("plan")) read_plan(*plans, root.object("plan"));
@@ -13396,13 +13381,11 @@ std::shared_ptr<const Book::Impl> load(const json& catalogue) {
 // ---- what events.aggregate answers (3) ----
 
 // A text asked for is the text that the property is written as (aggregate_simple.pipe:38). With numbers, numbers are compared.
-constexpr std::array<Meeting, 3> no_such{Meeting::differ, Meeting::differ, Meeting::differ},
-    as_written{Meeting::text, Meeting::number, Meeting::text};
-constexpr Coercion exact_text{.missing = {no_such, {Meeting::empty, Meeting::empty, Meeting::empty}},
+constexpr Coercion exact_text{.missing = {differ_any, empty_any},
                               .boolean = {{Meeting::number, Meeting::differ, Meeting::text}, as_written},
                               .number = {{Meeting::differ, Meeting::number, Meeting::text}, as_written},
                               .text = {as_written, as_written},
-                              .structure = {no_such, as_written}};
+                              .structure = {differ_any, as_written}};
 
 constexpr std::string_view other_groups = "AUTUMN_RESERVED";
 
@@ -13416,7 +13399,7 @@ Period whole_hours(const Period& range) {
 void check_analytics(const AnalyticsQuery& asked, std::span<const Metric> metrics) {
     const auto adds_up = [](const Metric& each) { return each.aggregation == Aggregation::sum || each.aggregation == Aggregation::count; };
     if (asked.metrics.empty()) refuse("metrics", "are required");
-    if (!std::all_of(metrics.begin(), metrics.end(), adds_up)) refuse("metrics", "must be sums or counts");
+    if (!std::ranges::all_of(metrics, adds_up)) refuse("metrics", "must be sums or counts");
     if (asked.bin != Bin::none && asked.bin != Bin::hour && asked.bin != Bin::day && asked.bin != Bin::week && asked.bin != Bin::month)
         refuse("bin", "must be an hour, day, week or month");
     if (asked.group_by.size() > 1) refuse("group_by", "must be one field");
@@ -13470,7 +13453,7 @@ GroupItems items_of(const Metric& metric, const std::vector<Measured>& rows, con
     GroupItems items;
     for (std::size_t i = 0; i < bins.size(); ++i) {
         auto& cells = by_bin[bins[i]];
-        std::stable_sort(cells.begin(), cells.end(), [](const auto* a, const auto* b) { return a->value > b->value; });
+        std::ranges::stable_sort(cells, std::ranges::greater(), &Measured::value);
         for (std::size_t place = 0; place < cells.size(); ++place) {
             const bool rest = grouped && place >= most;
             auto& item = item_at(items, {rest, grouped && !rest ? *cells[place]->group[0] : ""}, metric, bins, grouped);
@@ -13575,8 +13558,8 @@ constexpr Rules rules{.name = "openmeter",
 
 // ---- books ----
 
-constexpr std::array<std::pair<std::string_view, std::shared_ptr<const Book::Impl> (*)(const json&)>, 4> book_vendors{
-    {{"lago", lago::load}, {"flexprice", flexprice::load}, {"polar", polar::load}, {"autumn", autumn::load}}};
+constexpr std::pair<std::string_view, std::shared_ptr<Book::Impl> (*)(const json&)> book_vendors[] = {
+    {"lago", lago::load}, {"flexprice", flexprice::load}, {"polar", polar::load}, {"autumn", autumn::load}};
 
 // ---- rules by name ----
 
@@ -13611,8 +13594,8 @@ constexpr std::array<Rules, 9> all_rules{{
 }};
 
 const Rules& rules_named(std::string_view name, const char* field = "metric.rules") {
-    const auto rules = std::find_if(all_rules.begin(), all_rules.end(), [&](const Rules& each) { return each.name == name; });
-    if (rules == all_rules.end()) refuse(field, quote(name) + " are not known");
+    const auto* rules = find_by(all_rules, &Rules::name, name);
+    if (!rules) refuse(field, quote(name) + " are not known");
     return *rules;
 }
 
@@ -13692,8 +13675,8 @@ constexpr std::array<AnalyticsRules, 3> analytics_rules{{{"", "", std::chrono::M
                                                          {"autumn", "1bc", std::chrono::Monday, false, autumn_analytics}}};
 
 const AnalyticsRules& analytics_rules_named(std::string_view name) {
-    const auto rules = std::find_if(analytics_rules.begin(), analytics_rules.end(), [&](const AnalyticsRules& each) { return each.name == name; });
-    if (rules == analytics_rules.end()) refuse("rules", quote(name) + " have no analytics");
+    const auto* rules = find_by(analytics_rules, &AnalyticsRules::name, name);
+    if (!rules) refuse("rules", quote(name) + " have no analytics");
     return *rules;
 }
 
@@ -13728,10 +13711,12 @@ Book Book::autumn(const json& catalogue) { return of("autumn", catalogue); }
 
 Book Book::of(std::string_view vendor, const json& catalogue) {
     check_depth(catalogue);
-    for (const auto& [name, load] : book_vendors) {
-        if (name == vendor) return Book(load(catalogue));
-    }
-    throw Error(ErrorCode::unsupported, "vendor", "no books of \"" + std::string(vendor) + "\"");
+    const auto* row = find_by(book_vendors, row_name, vendor);
+    if (!row) throw Error(ErrorCode::unsupported, "vendor", "no books of \"" + std::string(vendor) + "\"");
+    auto book = row->second(catalogue);
+    book->vendor = vendor;
+    book->source = catalogue;
+    return Book(std::move(book));
 }
 
 const std::string& Book::vendor() const noexcept { return impl_->vendor; }

@@ -252,25 +252,24 @@ TEST_CASE("a charge with group keys has a fee for each group", "[lago]") {
 }
 
 TEST_CASE("billing periods are calendar ones, or start from the subscription's day", "[lago]") {
-    using lago::Interval;
     const lago::Subscription calendar{.id = "sub"};
-    CHECK(lago::billing_period(Interval::monthly, calendar, march_10) == period("2026-03-01", "2026-04-01"));
-    CHECK(lago::billing_period(Interval::weekly, calendar, march_10) == period("2026-03-09", "2026-03-16"));
-    CHECK(lago::billing_period(Interval::quarterly, calendar, march_10) == period("2026-01-01", "2026-04-01"));
-    CHECK(lago::billing_period(Interval::semiannual, calendar, march_10) == period("2026-01-01", "2026-07-01"));
-    CHECK(lago::billing_period(Interval::yearly, calendar, march_10) == period("2026-01-01", "2027-01-01"));
+    CHECK(lago::billing_period(every_month, calendar, march_10) == period("2026-03-01", "2026-04-01"));
+    CHECK(lago::billing_period(every_week, calendar, march_10) == period("2026-03-09", "2026-03-16"));
+    CHECK(lago::billing_period(every_quarter, calendar, march_10) == period("2026-01-01", "2026-04-01"));
+    CHECK(lago::billing_period(every_half_year, calendar, march_10) == period("2026-01-01", "2026-07-01"));
+    CHECK(lago::billing_period(every_year, calendar, march_10) == period("2026-01-01", "2027-01-01"));
     const auto late = anniversary("2025-01-31T10:00:00Z");
-    CHECK(lago::billing_period(Interval::monthly, late, march_10) == period("2026-02-28", "2026-03-31"));
-    CHECK(lago::billing_period(Interval::monthly, late, Timestamp::parse("2026-02-28")) == period("2026-02-28", "2026-03-31"));
-    CHECK(lago::billing_period(Interval::yearly, late, march_10) == period("2026-01-31", "2027-01-31"));
-    CHECK(lago::billing_period(Interval::weekly, anniversary("2026-01-01"), march_10) == period("2026-03-05", "2026-03-12"));
+    CHECK(lago::billing_period(every_month, late, march_10) == period("2026-02-28", "2026-03-31"));
+    CHECK(lago::billing_period(every_month, late, Timestamp::parse("2026-02-28")) == period("2026-02-28", "2026-03-31"));
+    CHECK(lago::billing_period(every_year, late, march_10) == period("2026-01-31", "2027-01-31"));
+    CHECK(lago::billing_period(every_week, anniversary("2026-01-01"), march_10) == period("2026-03-05", "2026-03-12"));
     lago::Subscription east{.id = "sub", .zone = Zone("+09:00")};
-    CHECK(lago::billing_period(Interval::monthly, east, march_10) == period("2026-02-28T15:00:00Z", "2026-03-31T15:00:00Z"));
-    CHECK(lago::billing_period(Interval::monthly, east, Timestamp::parse("2026-03-31T16:00:00Z")).from == Timestamp::parse("2026-03-31T15:00:00Z"));
+    CHECK(lago::billing_period(every_month, east, march_10) == period("2026-02-28T15:00:00Z", "2026-03-31T15:00:00Z"));
+    CHECK(lago::billing_period(every_month, east, Timestamp::parse("2026-03-31T16:00:00Z")).from == Timestamp::parse("2026-03-31T15:00:00Z"));
     CHECK(lago::days_in(east, period("2026-02-28T15:00:00Z", "2026-03-31T15:00:00Z")) == 31);
     lago::Subscription started{.id = "sub"};
     started.active = period("2026-03-07T08:00:00Z", "2026-03-20T08:00:00Z");
-    CHECK(lago::billing_period(Interval::monthly, started, march_10) == started.active);
+    CHECK(lago::billing_period(every_month, started, march_10) == started.active);
 }
 
 // --- Lago: pay in advance, proration, minimums, pricing units ---

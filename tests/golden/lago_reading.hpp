@@ -113,10 +113,9 @@ json catalogue_of(const json& vector) {
 }
 
 /// Periods of as many days as the vector's billing period has: of the calendar, or from one end of its period; months, if they can be.
-lago::Subscription subscription_of(const meter::Period& period, int days, lago::Interval& interval) {
+lago::Subscription subscription_of(const meter::Period& period, int days, meter::Stride& interval) {
     lago::Subscription subscription{.id = "sub"};
-    for (const auto each :
-         {lago::Interval::monthly, lago::Interval::weekly, lago::Interval::quarterly, lago::Interval::semiannual, lago::Interval::yearly}) {
+    for (const auto each : {meter::every_month, meter::every_week, meter::every_quarter, meter::every_half_year, meter::every_year}) {
         for (const auto anchor : {Timestamp(), period.from, period.to - moment + std::chrono::seconds(1)}) {
             interval = each;
             subscription.anchor = anchor;
