@@ -7513,6 +7513,8 @@ std::string Fees::to_text() const {
 
 // =============================================================================================
 // 8 books: how each vendor measures and prices, from its own JSON. Pure. Uses 1-3, the questions and rules of 6, 7.
+// Each vendor's room has the same order: words and numbers, prices, the catalogue, the account, measuring, fees, operations (which are all that
+// others see of it); answers of a kind that it alone gives come last.
 // (Numbers in brackets, as in "dossier 6.3" or "(6.3)", are sections of the project's notes on that vendor; file names are the vendor's own.)
 // =============================================================================================
 
@@ -7797,7 +7799,7 @@ struct PricingBook : Book::Impl {
         return fees;
     }
     // What so many units come to.
-    Fee fee_of(const Decimal& units, Priced priced) const {
+    Fee priced_fee(const Decimal& units, Priced priced) const {
         return {.currency = currency_code,
                 .units = units,
                 .amount = priced.amount,
@@ -7883,6 +7885,8 @@ AnalyticsTotal measured_total(const Metric& metric, const AnalyticsQuery& asked,
 
 namespace lago {
 
+// ---- words and numbers ----
+
 // A division as PostgreSQL's numeric does it: with at least 16 significant digits, counted in groups of four.
 Decimal postgres_quotient(const Decimal& a, const Decimal& b) {
     if (a.is_zero()) return {};
@@ -7913,54 +7917,9 @@ std::string ruby_text(const Decimal& value) {
     return text.find('.') == std::string::npos ? text + ".0" : text;
 }
 
-// --- the catalogue ---
-
 enum class Kind { count, sum, max, unique_count, weighted_sum, latest, custom };
 
-// What a kind of metric can be (billable_metric.rb:28-125). A custom one is measured by a script of the server's.
-struct KindRow {
-    Kind kind;
-    std::optional<Aggregation> aggregation;
-    bool of_property, may_recur, may_be_paid_in_advance;
-};
-constexpr std::array<std::pair<std::string_view, KindRow>, 7> kinds{{
-    {"count_agg", {Kind::count, Aggregation::count, false, false, true}},
-    {"sum_agg", {Kind::sum, Aggregation::sum, true, true, true}},
-    {"max_agg", {Kind::max, Aggregation::max, true, false, false}},
-    {"unique_count_agg", {Kind::unique_count, Aggregation::active_count, true, true, true}},
-    {"weighted_sum_agg", {Kind::weighted_sum, Aggregation::weighted_sum, true, true, false}},
-    {"latest_agg", {Kind::latest, Aggregation::latest, true, false, false}},
-    {"custom_agg", {Kind::custom, std::nullopt, false, true, true}},
-}};
-
-struct BillableMetric {
-    Kind kind = Kind::count;
-    Metric metric;  // not rounded: fees of single events are not
-    std::string id, name, description;
-    std::optional<RoundTo> rounding;
-    std::string obstacle;  // to measuring it here; a plan may list such metrics as long as no charge needs them
-    bool may_be_paid_in_advance = true;
-    std::map<std::string, std::vector<std::string>> filters;  // allowed values by key
-
-    const std::string& code() const { return metric.code; }
-};
-
-// As questions see it.
-Metric rounded(const BillableMetric& metric) {
-    auto whole = metric.metric;
-    whole.rounding = metric.rounding;
-    return whole;
-}
-
-// Without what a recurring one carries over.
-Metric in_period(const BillableMetric& metric) {
-    auto period = metric.metric;
-    period.recurring = false;
-    return period;
-}
-
-// The key of the property that is measured.
-std::string property_key(const BillableMetric& metric) { return metric.metric.property.substr(property_field("").size()); }
+// ---- prices ----
 
 enum class Model { standard, graduated, graduated_percentage, package, percentage, volume, dynamic, custom };
 
@@ -7974,40 +7933,7 @@ struct Price {
     std::vector<std::string> group_keys = {};
 };
 
-using Values = std::map<std::string, std::vector<std::string>>;  // by key
-
-struct ChargeFilter {
-    Values values;
-    std::string name;
-    json id;
-    Price price;
-};
-
-struct Charge {
-    json id;
-    std::string code, name;
-    std::size_t metric = 0;
-    Price price;
-    std::vector<ChargeFilter> filters;
-    bool pay_in_advance = false, invoiceable = true, prorated = false;
-    Decimal minimum_cents = {};
-    std::optional<Decimal> conversion_rate = {};  // from a pricing unit to the plan's currency
-    std::string pricing_unit = {};
-};
-
-constexpr std::pair<std::string_view, Stride> intervals[] = {
-    {"weekly", every_week}, {"monthly", every_month}, {"quarterly", every_quarter}, {"semiannual", every_half_year}, {"yearly", every_year}};
-
-struct Subscription {
-    std::string id = {}, customer = {};
-    json lago_id = nullptr, lago_customer_id = nullptr;
-    bool anniversary = false;
-    Timestamp anchor = Timestamp::min();  // subscription_at: where anniversary periods start
-    Period active = {};
-    Zone zone = Zone("");  // the customer's, whose days count
-};
-
-// --- prices: reading and refusing (dossier 9) ---
+// --- reading and refusing (dossier 9) ---
 
 // A rule of Lago's that a field breaks, in its own word.
 struct Problem {
@@ -8207,7 +8133,7 @@ void check_presentation_keys(const Node& properties, const Checking& checking) {
     }
 }
 
-// --- prices: from units to amounts (dossier 5) ---
+// --- from units to amounts (dossier 5) ---
 
 // Running totals of a percentage charge (dossier 4.6), as far as the model looks at them.
 struct RunningTotal {
@@ -8420,7 +8346,7 @@ Priced price_prorated_graduated(const std::vector<Tier>& tiers, const Decimal& u
     return priced;
 }
 
-// --- prices without history (estimate_instant_fees, dossier 3.4) ---
+// --- without history (estimate_instant_fees, dossier 3.4) ---
 
 // The fixed amount is due also for no units, but nothing for less; free units and licences play no part.
 Priced price_instant(const Price& price, const Decimal& units) {
@@ -8549,7 +8475,89 @@ Decimal unit_amount(const Price& price, const Quantity& quantity, const Decimal&
     return quotient(amount, quantity.full_units.value_or(quantity.units));
 }
 
-// --- the plan, read from Lago's JSON ---
+// ---- the catalogue ----
+
+// What a kind of metric can be (billable_metric.rb:28-125). A custom one is measured by a script of the server's.
+struct KindRow {
+    Kind kind;
+    std::optional<Aggregation> aggregation;
+    bool of_property, may_recur, may_be_paid_in_advance;
+};
+constexpr std::array<std::pair<std::string_view, KindRow>, 7> kinds{{
+    {"count_agg", {Kind::count, Aggregation::count, false, false, true}},
+    {"sum_agg", {Kind::sum, Aggregation::sum, true, true, true}},
+    {"max_agg", {Kind::max, Aggregation::max, true, false, false}},
+    {"unique_count_agg", {Kind::unique_count, Aggregation::active_count, true, true, true}},
+    {"weighted_sum_agg", {Kind::weighted_sum, Aggregation::weighted_sum, true, true, false}},
+    {"latest_agg", {Kind::latest, Aggregation::latest, true, false, false}},
+    {"custom_agg", {Kind::custom, std::nullopt, false, true, true}},
+}};
+
+struct BillableMetric {
+    Kind kind = Kind::count;
+    Metric metric;  // not rounded: fees of single events are not
+    std::string id, name, description;
+    std::optional<RoundTo> rounding;
+    std::string obstacle;  // to measuring it here; a plan may list such metrics as long as no charge needs them
+    bool may_be_paid_in_advance = true;
+    std::map<std::string, std::vector<std::string>> filters;  // allowed values by key
+
+    const std::string& code() const { return metric.code; }
+};
+
+// As questions see it.
+Metric rounded(const BillableMetric& metric) {
+    auto whole = metric.metric;
+    whole.rounding = metric.rounding;
+    return whole;
+}
+
+// Without what a recurring one carries over.
+Metric in_period(const BillableMetric& metric) {
+    auto period = metric.metric;
+    period.recurring = false;
+    return period;
+}
+
+// The key of the property that is measured.
+std::string property_key(const BillableMetric& metric) { return metric.metric.property.substr(property_field("").size()); }
+
+Decimal rounded(const BillableMetric& metric, const Decimal& value) {
+    return metric.rounding ? value.round(metric.rounding->scale, metric.rounding->mode) : value;
+}
+
+using Values = std::map<std::string, std::vector<std::string>>;  // by key
+
+struct ChargeFilter {
+    Values values;
+    std::string name;
+    json id;
+    Price price;
+};
+
+struct Charge {
+    json id;
+    std::string code, name;
+    std::size_t metric = 0;
+    Price price;
+    std::vector<ChargeFilter> filters;
+    bool pay_in_advance = false, invoiceable = true, prorated = false;
+    Decimal minimum_cents = {};
+    std::optional<Decimal> conversion_rate = {};  // from a pricing unit to the plan's currency
+    std::string pricing_unit = {};
+};
+
+constexpr std::pair<std::string_view, Stride> intervals[] = {
+    {"weekly", every_week}, {"monthly", every_month}, {"quarterly", every_quarter}, {"semiannual", every_half_year}, {"yearly", every_year}};
+
+struct Subscription {
+    std::string id = {}, customer = {};
+    json lago_id = nullptr, lago_customer_id = nullptr;
+    bool anniversary = false;
+    Timestamp anchor = Timestamp::min();  // subscription_at: where anniversary periods start
+    Period active = {};
+    Zone zone = Zone("");  // the customer's, whose days count
+};
 
 // The special value stands for all that the metric declares, not for anything (charge_filter.rb:72).
 Values read_values(const Node& at, const BillableMetric& metric) {
@@ -8689,7 +8697,51 @@ Subscription read_subscription(const Node& at) {
     return subscription;
 }
 
-// --- billing periods (dossier 4.2) ---
+// --- the whole ---
+
+// What a plan and its subscriptions say.
+struct Plan : PricingBook {
+    Stride charges_interval = every_month;
+    bool premium = true;
+    std::vector<BillableMetric> billable_metrics;
+    std::vector<Charge> charges;
+    std::vector<Subscription> subscriptions;
+    bool lists_subscriptions = false;
+
+    // Asks about each charge; what goes wrong with one names it.
+    template <class Ask>
+    void ask_about_charges(Ask&& ask) const {
+        for (std::size_t i = 0; i < charges.size(); ++i) {
+            try {
+                ask(charges[i]);
+            } catch (const Error& error) {
+                if (!error.field().empty()) throw;
+                throw Error(error.code(), "plan.charges[" + std::to_string(i) + "]", error.reason());
+            }
+        }
+    }
+    const std::string& metric_code(const Charge& charge) const { return billable_metrics[charge.metric].metric.code; }
+};
+
+void read(const Node& root, Plan& plan) {
+    const auto at = root.object("plan");
+    plan.code = at.required_text("code");
+    plan.currency_code = at.required_text("amount_currency");
+    if (plan.currency_code.size() != 3) at.refuse("amount_currency", "must be a currency's three letters");
+    plan.currency = currency_in(currencies, plan.currency_code);
+    plan.charges_interval = at.choice("interval", intervals, "monthly");
+    if (at.flag("bill_charges_monthly")) plan.charges_interval = every_month;
+    plan.premium = root.flag("premium", true);
+    for (const auto& metric : root.list("billable_metrics")) {
+        plan.billable_metrics.push_back(read_metric(metric));
+        if (plan.billable_metrics.back().obstacle.empty()) plan.metrics.push_back(rounded(plan.billable_metrics.back()));
+    }
+    for (const auto& charge : at.list("charges")) plan.charges.push_back(read_charge(charge, plan.billable_metrics, plan.premium));
+    plan.lists_subscriptions = root.find("subscriptions").has_value();
+    for (const auto& each : root.list("subscriptions")) plan.subscriptions.push_back(read_subscription(each));
+}
+
+// ---- the account: subscriptions and their billing periods (dossier 4.2) ----
 
 // The date on the customer's calendar.
 std::chrono::year_month_day local_date(const Subscription& subscription, Timestamp time) {
@@ -8715,6 +8767,44 @@ int period_days(Stride interval, Subscription subscription, Timestamp time) {
     subscription.active = {};
     return days_in(subscription, billing_period(interval, subscription, time));
 }
+
+bool is_about(const UsageQuery& query, const Subscription& subscription) {
+    return (query.subscription.empty() || subscription.id == query.subscription) &&
+           (query.customer.empty() || subscription.customer == query.customer);
+}
+
+// The subscriptions a question is about, each with the period asked about, as far as it was active.
+std::vector<std::pair<Subscription, Period>> asked_about(const Plan& plan, const UsageQuery& query, Timestamp now) {
+    std::vector<Subscription> asked;
+    for (const auto& each : plan.subscriptions) {
+        if (is_about(query, each) && (query.period || each.active.contains(now))) asked.push_back(each);
+    }
+    if (!plan.lists_subscriptions && !query.subscription.empty()) asked.push_back({.id = query.subscription, .customer = query.customer});
+    if (query.subscription.empty() && query.customer.empty()) refuse("subscription", "a subscription or a customer is required");
+    if (asked.empty()) not_found("subscription", "no_active_subscription");
+    std::vector<std::pair<Subscription, Period>> periods;
+    for (const auto& each : asked) {
+        const auto period = query.period.value_or(billing_period(plan.charges_interval, each, now));
+        const auto active = overlap(period, each.active);
+        if (active.from < active.to) periods.emplace_back(each, active);
+    }
+    return periods;
+}
+
+// The subscription active at that time, under the plan; of several one without an end (event.rb:43). A plan without a list of subscriptions
+// takes any, on calendar periods.
+Subscription subscription_at(const Plan& plan, const std::string& id, Timestamp time) {
+    if (id.empty()) not_found("subscription", "subscription_not_found");
+    if (!plan.lists_subscriptions) return {.id = id, .active = {}};
+    const Subscription* found = nullptr;
+    for (const auto& each : plan.subscriptions) {
+        if (each.id == id && each.active.contains(time) && (!found || found->active.to < each.active.to)) found = &each;
+    }
+    if (!found) not_found("subscription", "subscription_not_found");
+    return *found;
+}
+
+// ---- measuring ----
 
 // --- charge filters (dossier 4.5) ---
 
@@ -8843,91 +8933,7 @@ Filter beside(const std::string& key, const std::optional<std::string>& value) {
     return Filter::any({in_group(key, std::nullopt), in_group(key, "")});
 }
 
-// --- one event of a pay-in-advance charge (dossier 7.2) ---
-
-struct Contribution {
-    Decimal priced;  // units the event adds to what is priced
-    Decimal shown;   // units its fee shows
-};
-
-// Up at 5 decimals (prorated_aggregations/base_service.rb).
-Decimal prorated(const Decimal& units, const Decimal& share) { return (units * share).round(5, Rounding::ceil); }
-
-// What the period's events have come to, event by event: prices follow the period's maximum.
-struct AdvanceState {
-    std::optional<Decimal> current, maximum;
-    Decimal prorated_maximum = {};
-
-    // One event of a sum (`step` its number) or a unique count (`step` 1, 0 or -1); a prorated charge pays the share of the period left.
-    Contribution add(const Decimal& step, const std::optional<Decimal>& share) {
-        Contribution contribution{at_least_zero(step), at_least_zero(step)};
-        if (!current) {
-            current = maximum = step;
-        } else {
-            current = *current + step;
-            const auto above = at_least_zero(*current - *maximum);
-            contribution.priced = above;
-            if (!above.is_zero()) contribution.shown = above;
-            if (!above.is_zero()) maximum = std::max(*current, above);
-        }
-        if (share) contribution.priced = prorated(contribution.priced, *share);
-        prorated_maximum += contribution.priced;
-        return contribution;
-    }
-
-    // What current usage is priced by (base_service.rb:194). Of a prorated charge the live units from before the period weigh `share` of it.
-    Decimal paid(const Decimal& live, const std::optional<Decimal>& share) const {
-        const auto now = current.value_or(Decimal());
-        if (!share) return at_least_zero(live - now + maximum.value_or(Decimal()));
-        return prorated(at_least_zero(live) - at_least_zero(now), *share) + prorated_maximum;
-    }
-};
-
-// --- a book of one plan ---
-
-struct Plan final : PricingBook {
-    Stride charges_interval = every_month;
-    bool premium = true;
-    std::vector<BillableMetric> billable_metrics;
-    std::vector<Charge> charges;
-    std::vector<Subscription> subscriptions;
-    bool lists_subscriptions = false;
-
-    bool serves(const std::string& subscription, const std::string& customer) const override {
-        return !lists_subscriptions || std::ranges::any_of(subscriptions, [&](const Subscription& each) {
-            return subscription.empty() ? !customer.empty() && each.customer == customer : each.id == subscription;
-        });
-    }
-    bool prices_customer(const std::string& customer) const override { return lists_subscriptions && serves({}, customer); }
-    Period period_around(const UsageQuery& query, Timestamp at) const override;
-    std::vector<std::string> subscriptions_of(const UsageQuery& query, Timestamp now) const override;
-    Fees estimate_fees(const Event& event, Timestamp now, UsageSource& usage) const override;
-    Fees estimate_instant_fees(const Event& event, Timestamp now) const override;
-    Fees advance_fees(const Event& event, UsageSource& usage) const override;
-    Fees advance_fees(const UsageQuery& query, Timestamp now, UsageSource& usage) const override;
-    Fees usage(const UsageQuery& query, Timestamp now, UsageSource& usage) const override;
-    Fee price(std::string_view charge, const Decimal& units, std::int64_t events) const override;
-    // Asks about each charge; what goes wrong with one names it.
-    template <class Ask>
-    void ask_about_charges(Ask&& ask) const {
-        for (std::size_t i = 0; i < charges.size(); ++i) {
-            try {
-                ask(charges[i]);
-            } catch (const Error& error) {
-                if (!error.field().empty()) throw;
-                throw Error(error.code(), "plan.charges[" + std::to_string(i) + "]", error.reason());
-            }
-        }
-    }
-    const std::string& metric_code(const Charge& charge) const { return billable_metrics[charge.metric].metric.code; }
-    std::vector<std::string> charge_names(const std::string& metric) const override {
-        std::vector<std::string> codes;
-        for (const auto& each : charges) {
-            if (metric_code(each) == metric) codes.push_back(each.code);
-        }
-        return codes;
-    }
-};
+// --- what is counted ---
 
 // One question about one charge: where its units are counted, and how they are priced.
 struct Scope {
@@ -8981,6 +8987,8 @@ AggregateQuery beside(AggregateQuery query, const Group& group) {
     for (const auto& [key, value] : group) query.filter.parts.push_back(beside(key, value));
     return query;
 }
+
+// --- running totals ---
 
 // Whether the running totals of a sum go on: over the first events when some are free, else until they exceed the free total
 // (sum_service.rb:101).
@@ -9135,6 +9143,46 @@ std::vector<ProratedEvent> prorated_items(const Scope& scope, const AggregateQue
     return events;
 }
 
+// --- what a pay-in-advance charge has come to (dossier 7.2) ---
+
+struct Contribution {
+    Decimal priced;  // units the event adds to what is priced
+    Decimal shown;   // units its fee shows
+};
+
+// Up at 5 decimals (prorated_aggregations/base_service.rb).
+Decimal prorated(const Decimal& units, const Decimal& share) { return (units * share).round(5, Rounding::ceil); }
+
+// What the period's events have come to, event by event: prices follow the period's maximum.
+struct AdvanceState {
+    std::optional<Decimal> current, maximum;
+    Decimal prorated_maximum = {};
+
+    // One event of a sum (`step` its number) or a unique count (`step` 1, 0 or -1); a prorated charge pays the share of the period left.
+    Contribution add(const Decimal& step, const std::optional<Decimal>& share) {
+        Contribution contribution{at_least_zero(step), at_least_zero(step)};
+        if (!current) {
+            current = maximum = step;
+        } else {
+            current = *current + step;
+            const auto above = at_least_zero(*current - *maximum);
+            contribution.priced = above;
+            if (!above.is_zero()) contribution.shown = above;
+            if (!above.is_zero()) maximum = std::max(*current, above);
+        }
+        if (share) contribution.priced = prorated(contribution.priced, *share);
+        prorated_maximum += contribution.priced;
+        return contribution;
+    }
+
+    // What current usage is priced by (base_service.rb:194). Of a prorated charge the live units from before the period weigh `share` of it.
+    Decimal paid(const Decimal& live, const std::optional<Decimal>& share) const {
+        const auto now = current.value_or(Decimal());
+        if (!share) return at_least_zero(live - now + maximum.value_or(Decimal()));
+        return prorated(at_least_zero(live) - at_least_zero(now), *share) + prorated_maximum;
+    }
+};
+
 // What the period's events have come to, each as it was paid when it came.
 AdvanceState advance_state(const Scope& scope, const AggregateQuery& query, UsageSource& usage) {
     AdvanceState state;
@@ -9142,7 +9190,120 @@ AdvanceState advance_state(const Scope& scope, const AggregateQuery& query, Usag
     return state;
 }
 
-// --- fees (dossier 3.2, 6) ---
+// A pay-in-advance charge has been paid up to the period's maximum, which a live value below it does not bring back.
+Decimal paid_in_advance(const Scope& scope, const AggregateQuery& query, UsageSource& usage, const Measured& measured) {
+    if (scope.metric().kind == Kind::count || !measured.falls) return measured.value;
+    const auto state = advance_state(scope, query, usage);
+    return state.current ? state.paid(measured.value, {}) : measured.value;
+}
+
+// The event's own number for a sum; its property, when present, must be a number (validate_creation_service.rb:83).
+Decimal summed(const BillableMetric& metric, const Event& event) {
+    const auto key = property_key(metric);
+    const auto text = property_text(event.properties, key);
+    if (!text) return {};
+    const auto value = Decimal::parse(*text);
+    if (!value) throw Error(ErrorCode::bad_value, "properties." + key, "value_is_not_valid_number");
+    return *value;
+}
+
+// What the event does to a unique count: 1 for an add of an inactive value, -1 for a remove of an active one.
+Decimal unique_step(const Scope& scope, const Event& event, AggregateQuery query, UsageSource& usage) {
+    const auto& metric = scope.metric().metric;
+    const auto value = property_text(event.properties, property_key(scope.metric()));
+    if (!value) return {};
+    const bool adds = property_text(event.properties, "operation_type").value_or("add") == "add";
+    query.filter.parts.push_back(Filter::equals(metric.property, *value));
+    const bool active = usage.measure(metric, query).front().value > 0;
+    return adds == active ? Decimal() : Decimal(adds ? 1 : -1);
+}
+
+// `measured` is what the query comes to without the event.
+Contribution contribution_of(const Scope& scope, const Event& event, Timestamp now, const AggregateQuery& query, const Measured& measured,
+                             UsageSource& usage) {
+    const auto& metric = scope.metric();
+    if (metric.kind == Kind::count) return {1, 1};
+    const bool unique = metric.kind == Kind::unique_count, carries = metric.metric.recurring;
+    const auto step = unique ? unique_step(scope, event, query, usage) : summed(metric, event);
+    const auto own = carries ? usage.measure(in_period(metric), query).front() : measured;
+    AdvanceState state;
+    if (own.falls || (unique && carries)) {
+        state = advance_state(scope, query, usage);
+    } else if (own.events > 0) {
+        state.current = state.maximum = own.value;
+    }
+    return state.add(step, share_paid(scope, now));
+}
+
+// --- what a period has come to ---
+
+// What a period's units are priced as: live units, the maximum paid in advance, or units weighed by their days.
+struct Counted {
+    Quantity quantity;
+    std::vector<ProratedEvent> prorated;
+};
+
+Counted count_prorated(const Scope& scope, const AggregateQuery& query, const Measured& measured, UsageSource& usage) {
+    const bool items = scope.metric().kind == Kind::unique_count;
+    Counted counted{{.units = {}, .full_units = measured.value, .prorated = true, .events = measured.events},
+                    items ? prorated_items(scope, query, usage) : prorated_sum(scope, query, usage)};
+    auto& units = counted.quantity.units;
+    if (scope.charge.pay_in_advance) {
+        units = advance_state(scope, query, usage).paid(measured.value, share_of(scope, scope.period));
+    } else {
+        for (const auto& event : counted.prorated) units += event.prorated;
+        units = units.round(5, Rounding::ceil);
+    }
+    units = rounded(scope.metric(), units);
+    if (items) counted.quantity.events = measured.value.to_int64().value_or(0);
+    return counted;
+}
+
+Counted count_period(const Scope& scope, const AggregateQuery& query, Measured measured, UsageSource& usage) {
+    if (scope.charge.prorated) return count_prorated(scope, query, measured, usage);
+    if (scope.charge.pay_in_advance) measured.value = paid_in_advance(scope, query, usage, measured);
+    return {quantity_of(scope, query, usage, measured), {}};
+}
+
+// Units as they stand at the end of the period, beside those that are priced: of a weighted sum all that was added, else the same.
+Decimal total_units(const Scope& scope, const AggregateQuery& query, const Decimal& units, UsageSource& usage) {
+    if (scope.metric().kind != Kind::weighted_sum) return units;
+    auto sum = scope.metric().metric;
+    sum.aggregation = Aggregation::sum;
+    return usage.measure(sum, query).front().value;
+}
+
+// Of a weighted sum those of the period, though what came before them still weighs (weighted_sum_service.rb:13).
+std::int64_t counted_events(const Scope& scope, const AggregateQuery& query, const Measured& measured, UsageSource& usage) {
+    if (scope.metric().kind != Kind::weighted_sum || !scope.metric().metric.recurring) return measured.events;
+    return usage.measure(in_period(scope.metric()), query).front().events;
+}
+
+// One of the groups of a question, and what of it is priced.
+struct CountedGroup {
+    AggregateQuery query;
+    Group group;
+    Measured measured;
+    Counted counted;
+};
+
+// Without events there is one group of nothing (sum_service_spec.rb:938). A missing and an empty value are groups apart.
+std::vector<CountedGroup> count_groups(const Scope& scope, const AggregateQuery& query, UsageSource& usage) {
+    const auto& keys = scope.price().group_keys;
+    auto rows = measure_groups(scope, query, usage);
+    if (rows.empty()) rows.push_back({.group = std::vector<std::optional<std::string>>(keys.size()), .falls = false});
+    std::vector<CountedGroup> groups;
+    for (auto& row : rows) {
+        auto& one = groups.emplace_back(CountedGroup{query, group_of(scope, row.group), std::move(row), {}});
+        for (std::size_t i = 0; i < keys.size(); ++i) one.query.filter.parts.push_back(in_group(keys[i], one.measured.group[i]));
+        one.measured.value = rounded(scope.metric(), one.measured.value);
+        one.measured.events = counted_events(scope, one.query, one.measured, usage);
+        one.counted = count_period(scope, one.query, one.measured, usage);
+    }
+    return groups;
+}
+
+// ---- fees (dossier 3.2, 6) ----
 
 // A fee's figures in smallest units (dossier 6.1). Each fee is rounded once; a unit's amount is cut, not rounded.
 struct Figures {
@@ -9279,7 +9440,82 @@ Fee event_fee(const Scope& scope, Group group, const Event& event, const Decimal
     return fee;
 }
 
-// --- the fee of a recorded event (dossier 7) ---
+// --- of a period (dossier 4.4, 6, 7.4, 8) ---
+
+// Of the plan, or of the pricing unit that the charge is written in, which has hundredths.
+Currency currency_of(const Scope& scope) { return scope.charge.conversion_rate ? Currency() : scope.plan.currency; }
+
+json pricing_unit_json(const Charge& charge, const Figures& figures) {
+    if (!charge.conversion_rate) return nullptr;
+    return {
+        {"amount_cents", whole_cents(figures.cents)}, {"short_name", charge.pricing_unit}, {"conversion_rate", charge.conversion_rate->to_string()}};
+}
+
+Priced price_counted(const Price& price, const Counted& counted) {
+    if (price.model == Model::graduated && counted.quantity.prorated)
+        return price_prorated_graduated(price.tiers, counted.quantity.units, counted.prorated);
+    return apply(price, counted.quantity);
+}
+
+// Amounts of a period's fee, in the plan's currency where the charge is in a pricing unit.
+json set_period_amounts(const Scope& scope, const Quantity& quantity, Priced priced, Fee& fee) {
+    auto figures = lago::figures(priced.amount, unit_amount(scope.price(), quantity, priced.amount), currency_of(scope));
+    auto pricing_unit = pricing_unit_json(scope.charge, figures);
+    if (scope.charge.conversion_rate) {
+        figures = converted(figures, *scope.charge.conversion_rate, scope.plan.currency);
+        convert_to(priced, quotient(figures.precise_cents, scope.plan.currency.subunits), *scope.charge.conversion_rate);
+    }
+    fee.unit_amount = figures.unit_amount;
+    fee.amount = priced.amount;
+    fee.amount_cents = figures.cents;
+    fee.lines = std::move(priced.lines);
+    return pricing_unit;
+}
+
+Fee usage_fee(const Scope& scope, CountedGroup one, UsageSource& usage) {
+    auto fee = empty_fee(scope, std::move(one.group));
+    fee.units = one.measured.value;
+    const auto& quantity = one.counted.quantity;
+    auto priced = price_counted(scope.price(), one.counted);
+    auto details = row_of(scope.price().model).details(scope.price(), quantity, priced);
+    clamp(priced, quantity.units, fee.units);
+    fee.events = quantity.events;
+    auto pricing_unit = set_period_amounts(scope, quantity, std::move(priced), fee);
+    fee.vendor = fee_json(scope, fee, std::move(details));
+    fee.vendor["total_aggregated_units"] = ruby_text(total_units(scope, one.query, one.measured.value, usage));
+    fee.vendor["pricing_unit_details"] = std::move(pricing_unit);
+    return fee;
+}
+
+void add_bucket(const Scope& scope, UsageSource& usage, std::vector<Fee>& fees) {
+    for (auto& group : count_groups(scope, scope.query(), usage)) fees.push_back(usage_fee(scope, std::move(group), usage));
+}
+
+// The charge's minimum spending, when its fees stay below it: one more fee of 1 unit.
+void add_true_up(const Scope& scope, const Decimal& used_cents, std::vector<Fee>& fees) {
+    const auto cents = true_up_cents(scope.charge.minimum_cents, used_cents, days_in(scope.subscription, scope.period), scope.whole_days());
+    if (cents.is_zero()) return;
+    const Decimal subunits(scope.plan.currency.subunits);
+    auto fee = empty_fee(scope, {});
+    fee.units = 1;
+    fee.amount = fee.unit_amount = quotient(cents, subunits);
+    fee.amount_cents = to_cents(fee.amount, scope.plan.currency);
+    fee.lines = {{.step = Step::minimum, .amount = fee.amount}};
+    fee.vendor = fee_json(scope, fee, json::object());
+    fees.push_back(std::move(fee));
+}
+
+void add_charge(const Scope& whole, bool closing, UsageSource& usage, std::vector<Fee>& fees) {
+    const auto first = fees.size();
+    for (const auto& filter : whole.charge.filters) add_bucket(whole.within(filter), usage, fees);
+    add_bucket(whole, usage, fees);
+    if (!closing || whole.charge.minimum_cents.is_zero()) return;
+    Decimal used;
+    for (std::size_t i = first; i < fees.size(); ++i) used += fees[i].amount_cents;
+    add_true_up(whole, used, fees);
+}
+
+// --- of single events: recorded ones (dossier 7), and estimates (dossier 3.1, 3.3) ---
 
 // Of two amount_details, what the event added (amount_details_calculator.rb:33-62).
 Decimal detail(const json& details, const char* key) {
@@ -9405,57 +9641,17 @@ void add_advance_fees(const Scope& scope, const Group& group, const AdvanceQuest
     }
 }
 
-// --- estimate_fees (dossier 3.1, 3.3) ---
-
-// The subscription active at that time, under the plan; of several one without an end (event.rb:43). A plan without a list of subscriptions
-// takes any, on calendar periods.
-Subscription subscription_at(const Plan& plan, const std::string& id, Timestamp time) {
-    if (id.empty()) not_found("subscription", "subscription_not_found");
-    if (!plan.lists_subscriptions) return {.id = id, .active = {}};
-    const Subscription* found = nullptr;
-    for (const auto& each : plan.subscriptions) {
-        if (each.id == id && each.active.contains(time) && (!found || found->active.to < each.active.to)) found = &each;
-    }
-    if (!found) not_found("subscription", "subscription_not_found");
-    return *found;
+Fees in_order(const Plan& plan, PlacedFees placed) {
+    std::vector<Fee> list;
+    for (auto& each : placed) list.push_back(std::move(each.second));
+    return plan.sum_up(std::move(list));
 }
 
-// The event's own number for a sum; its property, when present, must be a number (validate_creation_service.rb:83).
-Decimal summed(const BillableMetric& metric, const Event& event) {
-    const auto key = property_key(metric);
-    const auto text = property_text(event.properties, key);
-    if (!text) return {};
-    const auto value = Decimal::parse(*text);
-    if (!value) throw Error(ErrorCode::bad_value, "properties." + key, "value_is_not_valid_number");
-    return *value;
-}
-
-// What the event does to a unique count: 1 for an add of an inactive value, -1 for a remove of an active one.
-Decimal unique_step(const Scope& scope, const Event& event, AggregateQuery query, UsageSource& usage) {
-    const auto& metric = scope.metric().metric;
-    const auto value = property_text(event.properties, property_key(scope.metric()));
-    if (!value) return {};
-    const bool adds = property_text(event.properties, "operation_type").value_or("add") == "add";
-    query.filter.parts.push_back(Filter::equals(metric.property, *value));
-    const bool active = usage.measure(metric, query).front().value > 0;
-    return adds == active ? Decimal() : Decimal(adds ? 1 : -1);
-}
-
-// `measured` is what the query comes to without the event.
-Contribution contribution_of(const Scope& scope, const Event& event, Timestamp now, const AggregateQuery& query, const Measured& measured,
-                             UsageSource& usage) {
-    const auto& metric = scope.metric();
-    if (metric.kind == Kind::count) return {1, 1};
-    const bool unique = metric.kind == Kind::unique_count, carries = metric.metric.recurring;
-    const auto step = unique ? unique_step(scope, event, query, usage) : summed(metric, event);
-    const auto own = carries ? usage.measure(in_period(metric), query).front() : measured;
-    AdvanceState state;
-    if (own.falls || (unique && carries)) {
-        state = advance_state(scope, query, usage);
-    } else if (own.events > 0) {
-        state.current = state.maximum = own.value;
-    }
-    return state.add(step, share_paid(scope, now));
+// To a fee of one event, a missing and an empty value are the same group.
+std::set<Group> advance_groups(const Scope& scope, UsageSource& usage) {
+    std::set<Group> groups;
+    for (const auto& row : measure_groups(scope, scope.query(), usage)) groups.insert(group_of(scope, row.group));
+    return groups;
 }
 
 // Both sides of the estimate, of which `step` has only the one without the event. A sum's running totals have the event on both.
@@ -9480,10 +9676,6 @@ Fee estimate(const Scope& scope, const Event& event, Timestamp now, UsageSource&
     return event_fee(scope, std::move(group), event, step.contribution.shown, priced, json::object());
 }
 
-Decimal rounded(const BillableMetric& metric, const Decimal& value) {
-    return metric.rounding ? value.round(metric.rounding->scale, metric.rounding->mode) : value;
-}
-
 // As estimate_instant_fees: standard and percentage charges, the event priced alone, its units rounded as the metric says.
 Fee instant(const Scope& scope, const Event& event) {
     const auto& metric = scope.metric();
@@ -9495,277 +9687,7 @@ Fee instant(const Scope& scope, const Event& event) {
     return fee;
 }
 
-Fees Plan::estimate_instant_fees(const Event& event, Timestamp now) const {
-    const auto subscription = subscription_at(*this, event.subscription, now);
-    const auto period = billing_period(charges_interval, subscription, now);
-    std::vector<Fee> list;
-    ask_about_charges([&](const Charge& charge) {
-        if (!charge.pay_in_advance || metric_code(charge) != event.name) return;
-        if (charge.price.model != Model::standard && charge.price.model != Model::percentage) return;
-        list.push_back(instant({*this, charge, filter_of(charge, event.properties), subscription, period}, event));
-    });
-    return sum_up(std::move(list));
-}
-
-Fees Plan::estimate_fees(const Event& event, Timestamp now, UsageSource& usage_source) const {
-    const auto subscription = subscription_at(*this, event.subscription, now);
-    const auto* known = find_by(billable_metrics, &BillableMetric::code, event.name);
-    if (!known) not_found("name", "billable_metric_not_found");
-    if (known->kind == Kind::sum || known->kind == Kind::max || known->kind == Kind::latest) summed(*known, event);
-    const auto whole = billing_period(charges_interval, subscription, now);
-    const auto period = overlap(whole, up_to(whole.from, now));
-    std::vector<Fee> list;
-    ask_about_charges([&](const Charge& charge) {
-        if (!charge.pay_in_advance || metric_code(charge) != event.name) return;
-        list.push_back(estimate({*this, charge, filter_of(charge, event.properties), subscription, period}, event, now, usage_source));
-        list.back().period = whole;
-        list.back().vendor["to_date"] = time_text(last_moment(whole));
-    });
-    if (list.empty()) refuse("name", "does_not_match_an_instant_charge");
-    return sum_up(std::move(list));
-}
-
-// --- usage of a period (dossier 4.4, 6, 7.4, 8) ---
-
-// A pay-in-advance charge has been paid up to the period's maximum, which a live value below it does not bring back.
-Decimal paid_in_advance(const Scope& scope, const AggregateQuery& query, UsageSource& usage, const Measured& measured) {
-    if (scope.metric().kind == Kind::count || !measured.falls) return measured.value;
-    const auto state = advance_state(scope, query, usage);
-    return state.current ? state.paid(measured.value, {}) : measured.value;
-}
-
-// Of the plan, or of the pricing unit that the charge is written in, which has hundredths.
-Currency currency_of(const Scope& scope) { return scope.charge.conversion_rate ? Currency() : scope.plan.currency; }
-
-json pricing_unit_json(const Charge& charge, const Figures& figures) {
-    if (!charge.conversion_rate) return nullptr;
-    return {
-        {"amount_cents", whole_cents(figures.cents)}, {"short_name", charge.pricing_unit}, {"conversion_rate", charge.conversion_rate->to_string()}};
-}
-
-// What a period's units are priced as: live units, the maximum paid in advance, or units weighed by their days.
-struct Counted {
-    Quantity quantity;
-    std::vector<ProratedEvent> prorated;
-};
-
-Counted count_prorated(const Scope& scope, const AggregateQuery& query, const Measured& measured, UsageSource& usage) {
-    const bool items = scope.metric().kind == Kind::unique_count;
-    Counted counted{{.units = {}, .full_units = measured.value, .prorated = true, .events = measured.events},
-                    items ? prorated_items(scope, query, usage) : prorated_sum(scope, query, usage)};
-    auto& units = counted.quantity.units;
-    if (scope.charge.pay_in_advance) {
-        units = advance_state(scope, query, usage).paid(measured.value, share_of(scope, scope.period));
-    } else {
-        for (const auto& event : counted.prorated) units += event.prorated;
-        units = units.round(5, Rounding::ceil);
-    }
-    units = rounded(scope.metric(), units);
-    if (items) counted.quantity.events = measured.value.to_int64().value_or(0);
-    return counted;
-}
-
-Counted count_period(const Scope& scope, const AggregateQuery& query, Measured measured, UsageSource& usage) {
-    if (scope.charge.prorated) return count_prorated(scope, query, measured, usage);
-    if (scope.charge.pay_in_advance) measured.value = paid_in_advance(scope, query, usage, measured);
-    return {quantity_of(scope, query, usage, measured), {}};
-}
-
-Priced price_counted(const Price& price, const Counted& counted) {
-    if (price.model == Model::graduated && counted.quantity.prorated)
-        return price_prorated_graduated(price.tiers, counted.quantity.units, counted.prorated);
-    return apply(price, counted.quantity);
-}
-
-// Amounts of a period's fee, in the plan's currency where the charge is in a pricing unit.
-json set_period_amounts(const Scope& scope, const Quantity& quantity, Priced priced, Fee& fee) {
-    auto figures = lago::figures(priced.amount, unit_amount(scope.price(), quantity, priced.amount), currency_of(scope));
-    auto pricing_unit = pricing_unit_json(scope.charge, figures);
-    if (scope.charge.conversion_rate) {
-        figures = converted(figures, *scope.charge.conversion_rate, scope.plan.currency);
-        convert_to(priced, quotient(figures.precise_cents, scope.plan.currency.subunits), *scope.charge.conversion_rate);
-    }
-    fee.unit_amount = figures.unit_amount;
-    fee.amount = priced.amount;
-    fee.amount_cents = figures.cents;
-    fee.lines = std::move(priced.lines);
-    return pricing_unit;
-}
-
-// Units as they stand at the end of the period, beside those that are priced: of a weighted sum all that was added, else the same.
-Decimal total_units(const Scope& scope, const AggregateQuery& query, const Decimal& units, UsageSource& usage) {
-    if (scope.metric().kind != Kind::weighted_sum) return units;
-    auto sum = scope.metric().metric;
-    sum.aggregation = Aggregation::sum;
-    return usage.measure(sum, query).front().value;
-}
-
-// Of a weighted sum those of the period, though what came before them still weighs (weighted_sum_service.rb:13).
-std::int64_t counted_events(const Scope& scope, const AggregateQuery& query, const Measured& measured, UsageSource& usage) {
-    if (scope.metric().kind != Kind::weighted_sum || !scope.metric().metric.recurring) return measured.events;
-    return usage.measure(in_period(scope.metric()), query).front().events;
-}
-
-// One of the groups of a question, and what of it is priced.
-struct CountedGroup {
-    AggregateQuery query;
-    Group group;
-    Measured measured;
-    Counted counted;
-};
-
-// Without events there is one group of nothing (sum_service_spec.rb:938). A missing and an empty value are groups apart.
-std::vector<CountedGroup> count_groups(const Scope& scope, const AggregateQuery& query, UsageSource& usage) {
-    const auto& keys = scope.price().group_keys;
-    auto rows = measure_groups(scope, query, usage);
-    if (rows.empty()) rows.push_back({.group = std::vector<std::optional<std::string>>(keys.size()), .falls = false});
-    std::vector<CountedGroup> groups;
-    for (auto& row : rows) {
-        auto& one = groups.emplace_back(CountedGroup{query, group_of(scope, row.group), std::move(row), {}});
-        for (std::size_t i = 0; i < keys.size(); ++i) one.query.filter.parts.push_back(in_group(keys[i], one.measured.group[i]));
-        one.measured.value = rounded(scope.metric(), one.measured.value);
-        one.measured.events = counted_events(scope, one.query, one.measured, usage);
-        one.counted = count_period(scope, one.query, one.measured, usage);
-    }
-    return groups;
-}
-
-Fee usage_fee(const Scope& scope, CountedGroup one, UsageSource& usage) {
-    auto fee = empty_fee(scope, std::move(one.group));
-    fee.units = one.measured.value;
-    const auto& quantity = one.counted.quantity;
-    auto priced = price_counted(scope.price(), one.counted);
-    auto details = row_of(scope.price().model).details(scope.price(), quantity, priced);
-    clamp(priced, quantity.units, fee.units);
-    fee.events = quantity.events;
-    auto pricing_unit = set_period_amounts(scope, quantity, std::move(priced), fee);
-    fee.vendor = fee_json(scope, fee, std::move(details));
-    fee.vendor["total_aggregated_units"] = ruby_text(total_units(scope, one.query, one.measured.value, usage));
-    fee.vendor["pricing_unit_details"] = std::move(pricing_unit);
-    return fee;
-}
-
-void add_bucket(const Scope& scope, UsageSource& usage, std::vector<Fee>& fees) {
-    for (auto& group : count_groups(scope, scope.query(), usage)) fees.push_back(usage_fee(scope, std::move(group), usage));
-}
-
-// The charge's minimum spending, when its fees stay below it: one more fee of 1 unit.
-void add_true_up(const Scope& scope, const Decimal& used_cents, std::vector<Fee>& fees) {
-    const auto cents = true_up_cents(scope.charge.minimum_cents, used_cents, days_in(scope.subscription, scope.period), scope.whole_days());
-    if (cents.is_zero()) return;
-    const Decimal subunits(scope.plan.currency.subunits);
-    auto fee = empty_fee(scope, {});
-    fee.units = 1;
-    fee.amount = fee.unit_amount = quotient(cents, subunits);
-    fee.amount_cents = to_cents(fee.amount, scope.plan.currency);
-    fee.lines = {{.step = Step::minimum, .amount = fee.amount}};
-    fee.vendor = fee_json(scope, fee, json::object());
-    fees.push_back(std::move(fee));
-}
-
-void add_charge(const Scope& whole, bool closing, UsageSource& usage, std::vector<Fee>& fees) {
-    const auto first = fees.size();
-    for (const auto& filter : whole.charge.filters) add_bucket(whole.within(filter), usage, fees);
-    add_bucket(whole, usage, fees);
-    if (!closing || whole.charge.minimum_cents.is_zero()) return;
-    Decimal used;
-    for (std::size_t i = first; i < fees.size(); ++i) used += fees[i].amount_cents;
-    add_true_up(whole, used, fees);
-}
-
-bool is_about(const UsageQuery& query, const Subscription& subscription) {
-    return (query.subscription.empty() || subscription.id == query.subscription) &&
-           (query.customer.empty() || subscription.customer == query.customer);
-}
-
-// The subscriptions a question is about, each with the period asked about, as far as it was active.
-std::vector<std::pair<Subscription, Period>> asked_about(const Plan& plan, const UsageQuery& query, Timestamp now) {
-    std::vector<Subscription> asked;
-    for (const auto& each : plan.subscriptions) {
-        if (is_about(query, each) && (query.period || each.active.contains(now))) asked.push_back(each);
-    }
-    if (!plan.lists_subscriptions && !query.subscription.empty()) asked.push_back({.id = query.subscription, .customer = query.customer});
-    if (query.subscription.empty() && query.customer.empty()) refuse("subscription", "a subscription or a customer is required");
-    if (asked.empty()) not_found("subscription", "no_active_subscription");
-    std::vector<std::pair<Subscription, Period>> periods;
-    for (const auto& each : asked) {
-        const auto period = query.period.value_or(billing_period(plan.charges_interval, each, now));
-        const auto active = overlap(period, each.active);
-        if (active.from < active.to) periods.emplace_back(each, active);
-    }
-    return periods;
-}
-
-Period Plan::period_around(const UsageQuery& query, Timestamp at) const {
-    const auto asked = std::ranges::find_if(subscriptions, [&](const auto& each) { return is_about(query, each); });
-    auto subscription = asked == subscriptions.end() ? Subscription() : *asked;
-    subscription.active = {};
-    return billing_period(charges_interval, subscription, at);
-}
-
-std::vector<std::string> Plan::subscriptions_of(const UsageQuery& query, Timestamp now) const {
-    std::vector<std::string> ids;
-    for (const auto& [subscription, period] : asked_about(*this, query, now)) ids.push_back(subscription.id);
-    return ids;
-}
-
-Fees Plan::usage(const UsageQuery& query, Timestamp now, UsageSource& usage_source) const {
-    std::vector<Fee> list;
-    for (const auto& asked : asked_about(*this, query, now)) {
-        ask_about_charges([&](const Charge& charge) {
-            add_charge({*this, charge, nullptr, asked.first, asked.second}, query.closing, usage_source, list);
-        });
-    }
-    return sum_up(std::move(list));
-}
-
-// --- the fees of recorded events (dossier 7) ---
-
-Fees in_order(const Plan& plan, PlacedFees placed) {
-    std::vector<Fee> list;
-    for (auto& each : placed) list.push_back(std::move(each.second));
-    return plan.sum_up(std::move(list));
-}
-
-Fees Plan::advance_fees(const Event& event, UsageSource& usage_source) const {
-    const auto time = event.timestamp.value();
-    const auto subscription = subscription_at(*this, event.subscription, time);
-    const auto period = billing_period(charges_interval, subscription, time);
-    PlacedFees fees;
-    ask_about_charges([&](const Charge& charge) {
-        if (!charge.pay_in_advance || metric_code(charge) != event.name) return;
-        const Scope scope{*this, charge, billing_filter(charge, event.properties), subscription, period};
-        add_advance_fees(scope, group_of(scope, event), {up_to(time, time), event.sequence}, usage_source, fees);
-    });
-    return in_order(*this, std::move(fees));
-}
-
-// To a fee of one event, a missing and an empty value are the same group.
-std::set<Group> advance_groups(const Scope& scope, UsageSource& usage) {
-    std::set<Group> groups;
-    for (const auto& row : measure_groups(scope, scope.query(), usage)) groups.insert(group_of(scope, row.group));
-    return groups;
-}
-
-Fees Plan::advance_fees(const UsageQuery& query, Timestamp now, UsageSource& usage_source) const {
-    PlacedFees fees;
-    const auto add = [&](const Scope& scope, const Period& asked) {
-        for (const auto& group : advance_groups(scope, usage_source)) add_advance_fees(scope, group, {asked}, usage_source, fees);
-    };
-    for (const auto& asked : asked_about(*this, query, now)) {
-        for (const auto& period : cycles_of(asked.second, [&](Timestamp at) { return billing_period(charges_interval, asked.first, at); })) {
-            ask_about_charges([&](const Charge& charge) {
-                if (!charge.pay_in_advance) return;
-                const Scope whole{*this, charge, nullptr, asked.first, period};
-                for (const auto& filter : charge.filters) add(whole.within(filter), asked.second);
-                add(whole, asked.second);
-            });
-        }
-    }
-    return in_order(*this, std::move(fees));
-}
-
-// --- what if (any quantity under a charge) ---
+// ---- operations ----
 
 // A percentage charge looks at single events: they are taken as equal.
 void spread_evenly(const Price& price, std::int64_t events, Quantity& quantity) {
@@ -9777,42 +9699,121 @@ void spread_evenly(const Price& price, std::int64_t events, Quantity& quantity) 
     }
 }
 
-Fee Plan::price(std::string_view name, const Decimal& units, std::int64_t events) const {
-    const auto* charge = find_by(charges, &Charge::code, name);
-    if (!charge) not_found("charge", "charge_not_found");
-    const Subscription nobody;
-    const Scope scope{*this, *charge, nullptr, nobody, {}};
-    Quantity quantity{.units = units, .events = events, .premium = premium};
-    if (charge->price.model == Model::percentage) spread_evenly(charge->price, events, quantity);
-    auto priced = apply(charge->price, quantity);
-    auto fee = empty_fee(scope, {});
-    fee.units = units;
-    fee.events = events;
-    clamp(priced, units, fee.units);
-    set_period_amounts(scope, quantity, std::move(priced), fee);
-    return fee;
-}
-
-std::shared_ptr<Book::Impl> load(const json& catalogue) {
-    const Node root(catalogue);
-    const auto at = root.object("plan");
-    auto plan = std::make_shared<Plan>();
-    plan->code = at.required_text("code");
-    plan->currency_code = at.required_text("amount_currency");
-    if (plan->currency_code.size() != 3) at.refuse("amount_currency", "must be a currency's three letters");
-    plan->currency = currency_in(currencies, plan->currency_code);
-    plan->charges_interval = at.choice("interval", intervals, "monthly");
-    if (at.flag("bill_charges_monthly")) plan->charges_interval = every_month;
-    plan->premium = root.flag("premium", true);
-    for (const auto& metric : root.list("billable_metrics")) {
-        plan->billable_metrics.push_back(read_metric(metric));
-        if (plan->billable_metrics.back().obstacle.empty()) plan->metrics.push_back(rounded(plan->billable_metrics.back()));
+struct Operations final : Plan {
+    bool serves(const std::string& subscription, const std::string& customer) const override {
+        return !lists_subscriptions || std::ranges::any_of(subscriptions, [&](const Subscription& each) {
+            return subscription.empty() ? !customer.empty() && each.customer == customer : each.id == subscription;
+        });
     }
-    for (const auto& charge : at.list("charges")) plan->charges.push_back(read_charge(charge, plan->billable_metrics, plan->premium));
-    plan->lists_subscriptions = root.find("subscriptions").has_value();
-    for (const auto& each : root.list("subscriptions")) plan->subscriptions.push_back(read_subscription(each));
-    return plan;
-}
+    bool prices_customer(const std::string& customer) const override { return lists_subscriptions && serves({}, customer); }
+    std::vector<std::string> charge_names(const std::string& metric) const override {
+        std::vector<std::string> codes;
+        for (const auto& each : charges) {
+            if (metric_code(each) == metric) codes.push_back(each.code);
+        }
+        return codes;
+    }
+
+    Period period_around(const UsageQuery& query, Timestamp at) const override {
+        const auto asked = std::ranges::find_if(subscriptions, [&](const auto& each) { return is_about(query, each); });
+        auto subscription = asked == subscriptions.end() ? Subscription() : *asked;
+        subscription.active = {};
+        return billing_period(charges_interval, subscription, at);
+    }
+
+    std::vector<std::string> subscriptions_of(const UsageQuery& query, Timestamp now) const override {
+        std::vector<std::string> ids;
+        for (const auto& [subscription, period] : asked_about(*this, query, now)) ids.push_back(subscription.id);
+        return ids;
+    }
+
+    Fees usage(const UsageQuery& query, Timestamp now, UsageSource& usage_source) const override {
+        std::vector<Fee> list;
+        for (const auto& asked : asked_about(*this, query, now)) {
+            ask_about_charges([&](const Charge& charge) {
+                add_charge({*this, charge, nullptr, asked.first, asked.second}, query.closing, usage_source, list);
+            });
+        }
+        return sum_up(std::move(list));
+    }
+
+    Fees estimate_fees(const Event& event, Timestamp now, UsageSource& usage_source) const override {
+        const auto subscription = subscription_at(*this, event.subscription, now);
+        const auto* known = find_by(billable_metrics, &BillableMetric::code, event.name);
+        if (!known) not_found("name", "billable_metric_not_found");
+        if (known->kind == Kind::sum || known->kind == Kind::max || known->kind == Kind::latest) summed(*known, event);
+        const auto whole = billing_period(charges_interval, subscription, now);
+        const auto period = overlap(whole, up_to(whole.from, now));
+        std::vector<Fee> list;
+        ask_about_charges([&](const Charge& charge) {
+            if (!charge.pay_in_advance || metric_code(charge) != event.name) return;
+            list.push_back(estimate({*this, charge, filter_of(charge, event.properties), subscription, period}, event, now, usage_source));
+            list.back().period = whole;
+            list.back().vendor["to_date"] = time_text(last_moment(whole));
+        });
+        if (list.empty()) refuse("name", "does_not_match_an_instant_charge");
+        return sum_up(std::move(list));
+    }
+
+    Fees estimate_instant_fees(const Event& event, Timestamp now) const override {
+        const auto subscription = subscription_at(*this, event.subscription, now);
+        const auto period = billing_period(charges_interval, subscription, now);
+        std::vector<Fee> list;
+        ask_about_charges([&](const Charge& charge) {
+            if (!charge.pay_in_advance || metric_code(charge) != event.name) return;
+            if (charge.price.model != Model::standard && charge.price.model != Model::percentage) return;
+            list.push_back(instant({*this, charge, filter_of(charge, event.properties), subscription, period}, event));
+        });
+        return sum_up(std::move(list));
+    }
+
+    Fees advance_fees(const Event& event, UsageSource& usage_source) const override {
+        const auto time = event.timestamp.value();
+        const auto subscription = subscription_at(*this, event.subscription, time);
+        const auto period = billing_period(charges_interval, subscription, time);
+        PlacedFees fees;
+        ask_about_charges([&](const Charge& charge) {
+            if (!charge.pay_in_advance || metric_code(charge) != event.name) return;
+            const Scope scope{*this, charge, billing_filter(charge, event.properties), subscription, period};
+            add_advance_fees(scope, group_of(scope, event), {up_to(time, time), event.sequence}, usage_source, fees);
+        });
+        return in_order(*this, std::move(fees));
+    }
+
+    Fees advance_fees(const UsageQuery& query, Timestamp now, UsageSource& usage_source) const override {
+        PlacedFees fees;
+        const auto add = [&](const Scope& scope, const Period& asked) {
+            for (const auto& group : advance_groups(scope, usage_source)) add_advance_fees(scope, group, {asked}, usage_source, fees);
+        };
+        for (const auto& asked : asked_about(*this, query, now)) {
+            for (const auto& period : cycles_of(asked.second, [&](Timestamp at) { return billing_period(charges_interval, asked.first, at); })) {
+                ask_about_charges([&](const Charge& charge) {
+                    if (!charge.pay_in_advance) return;
+                    const Scope whole{*this, charge, nullptr, asked.first, period};
+                    for (const auto& filter : charge.filters) add(whole.within(filter), asked.second);
+                    add(whole, asked.second);
+                });
+            }
+        }
+        return in_order(*this, std::move(fees));
+    }
+
+    Fee price(std::string_view name, const Decimal& units, std::int64_t events) const override {
+        const auto* charge = find_by(charges, &Charge::code, name);
+        if (!charge) not_found("charge", "charge_not_found");
+        const Subscription nobody;
+        const Scope scope{*this, *charge, nullptr, nobody, {}};
+        Quantity quantity{.units = units, .events = events, .premium = premium};
+        if (charge->price.model == Model::percentage) spread_evenly(charge->price, events, quantity);
+        auto priced = apply(charge->price, quantity);
+        auto fee = empty_fee(scope, {});
+        fee.units = units;
+        fee.events = events;
+        clamp(priced, units, fee.units);
+        set_period_amounts(scope, quantity, std::move(priced), fee);
+        return fee;
+    }
+};
 
 }  // namespace lago
 
@@ -9822,21 +9823,7 @@ std::shared_ptr<Book::Impl> load(const json& catalogue) {
 
 namespace flexprice {
 
-// ---- its calendar ----
-
-// Window sizes (window_size.go:29).
-constexpr std::pair<std::string_view, Bin> window_sizes[] = {
-    {"MINUTE", Bin::minute}, {"15MIN", Bin::minutes_15}, {"30MIN", Bin::minutes_30}, {"HOUR", Bin::hour}, {"3HOUR", Bin::hours_3},
-    {"6HOUR", Bin::hours_6}, {"12HOUR", Bin::hours_12},  {"DAY", Bin::day},          {"WEEK", Bin::week}, {"MONTH", Bin::month},
-};
-
-// The windows of commitments: weeks from Monday; months from the day of the anchor or the period's beginning, clamped
-// (billing_commitment.go:50-101).
-BinOptions commitment_windows(Bin bin, const Period& period, const std::optional<Timestamp>& anchor) {
-    BinOptions windows{.bin = bin};
-    if (windows.bin == Bin::month) windows.anchor = midnight(date_of(anchor.value_or(period.from)));
-    return windows;
-}
+// ---- words and numbers ----
 
 using Step = FeeLine::Step;
 
@@ -9856,7 +9843,29 @@ Decimal total(const std::vector<Decimal>& numbers) {
     return sum;
 }
 
-// --- prices ---
+// Window sizes (window_size.go:29).
+constexpr std::pair<std::string_view, Bin> window_sizes[] = {
+    {"MINUTE", Bin::minute}, {"15MIN", Bin::minutes_15}, {"30MIN", Bin::minutes_30}, {"HOUR", Bin::hour}, {"3HOUR", Bin::hours_3},
+    {"6HOUR", Bin::hours_6}, {"12HOUR", Bin::hours_12},  {"DAY", Bin::day},          {"WEEK", Bin::week}, {"MONTH", Bin::month},
+};
+
+// The windows of commitments: weeks from Monday; months from the day of the anchor or the period's beginning, clamped
+// (billing_commitment.go:50-101).
+BinOptions commitment_windows(Bin bin, const Period& period, const std::optional<Timestamp>& anchor) {
+    BinOptions windows{.bin = bin};
+    if (windows.bin == Bin::month) windows.anchor = midnight(date_of(anchor.value_or(period.from)));
+    return windows;
+}
+
+constexpr std::pair<std::string_view, Stride> billing_periods[] = {
+    {"", every_month},        {"DAILY", every_day},         {"WEEKLY", every_week},
+    {"MONTHLY", every_month}, {"QUARTERLY", every_quarter}, {"HALF_YEARLY", every_half_year},
+    {"ANNUAL", every_year}};
+
+// Months are longer than weeks.
+bool is_longer(Stride a, Stride b) { return std::pair(a.months, a.micros) > std::pair(b.months, b.micros); }
+
+// ---- prices ----
 
 enum class Model { flat, package, tiered };
 constexpr std::pair<std::string_view, Model> models[] = {{"FLAT_FEE", Model::flat}, {"PACKAGE", Model::package}, {"TIERED", Model::tiered}};
@@ -10238,7 +10247,7 @@ Decimal compound_discount(const Decimal& price, const std::vector<Discount>& dis
     return price - left;
 }
 
-// ---- the book of prices and meters ----
+// ---- the catalogue ----
 
 // --- values and filters (4.8, 6.2, 6.3) ---
 
@@ -10333,6 +10342,8 @@ Metric read_meter(const Node& at) {
     return metric;
 }
 
+// --- subscriptions ---
+
 struct Coupon {
     std::string id = {};
     Discount discount = {};
@@ -10343,9 +10354,6 @@ struct Coupon {
     bool meets(const Period& period) const { return active.from <= period.to && period.from <= active.to; }
     bool reduces(const Period& bill) const { return meets(bill) && bill.from < billed_until; }
 };
-
-// Months are longer than weeks.
-bool is_longer(Stride a, Stride b) { return std::pair(a.months, a.micros) > std::pair(b.months, b.micros); }
 
 // A price that does not depend on usage.
 struct Fixed {
@@ -10387,7 +10395,202 @@ struct Subscription {
     Period period(Timestamp now) const { return overlap(cycle(stride).around(now), active); }
 };
 
-// --- what is billed of a meter ---
+std::int64_t read_count(const Node& at, std::string_view field) { return at.whole(field, 1, 1000).value_or(1); }
+
+// Nothing of what is charged once.
+std::optional<Stride> read_cycle(const Node& at) {
+    if (at.text("billing_period") == "ONETIME") return {};
+    return repeated(at.choice("billing_period", billing_periods), read_count(at, "billing_period_count"));
+}
+
+Period read_period(const Node& at, std::string_view from, std::string_view to) {
+    Period period{at.time(from).value_or(Period().from), at.time(to).value_or(Period().to)};
+    if (period.to < period.from) at.refuse(to, "is before " + std::string(from));
+    return period;
+}
+
+// How many bills a coupon comes off; nothing for all that are written in its time.
+std::optional<std::int64_t> read_times(const Node& at) {
+    const auto cadence = at.text("cadence", "forever");
+    if (cadence == "once") return 1;
+    if (cadence != "repeated" && cadence != "forever") at.refuse("cadence", "is not known: " + cadence);
+    if (cadence == "forever" || !at.find("duration_in_periods")) return {};
+    return read_count(at, "duration_in_periods");
+}
+
+// Those of the subscription, or of one of its line items, in the order in which they are taken off (coupon_selection.go).
+std::vector<Coupon> read_coupons(const Node& at, const Subscription& subscription, const std::string& line_item) {
+    const auto cycle = subscription.cycle(subscription.stride);
+    std::vector<Coupon> coupons;
+    for (const auto& each : at.list("coupon_associations")) {
+        if (each.text("subscription_line_item_id") != line_item) continue;
+        const auto from = each.object("coupon");
+        Coupon coupon{each.text("id"), read_discount(from), read_period(each, "start_date", "end_date"), Period().to, true};
+        coupon.shown = !coupon.discount.money && from.text("cadence") != "once";
+        const auto first = std::max(coupon.active.from, subscription.active.from);
+        if (const auto times = read_times(from)) coupon.billed_until = cycle.boundary(cycle.index(first) + *times);
+        coupons.push_back(std::move(coupon));
+    }
+    std::ranges::sort(coupons, [](const Coupon& a, const Coupon& b) { return std::tie(a.active.from, a.id) < std::tie(b.active.from, b.id); });
+    return coupons;
+}
+
+// Grants go with plain prices (9.12), windowed commitments with buckets (9.14).
+void check_item(const Node& at, const Item& item) {
+    const auto kind = item.metric.aggregation;
+    if (item.windowed && !item.bucketed()) at.refuse("commitment_windowed", "needs a meter with buckets");
+    if (item.grants.empty()) return;
+    if (item.price().model == Model::tiered) at.refuse("grants", "are not for tiered prices");
+    if (item.commits()) at.refuse("grants", "do not go with a commitment");
+    if (kind == Aggregation::max || kind == Aggregation::average || kind == Aggregation::latest)
+        at.refuse("grants", "are not for MAX, AVG and LATEST meters");
+}
+
+void read_usage_terms(const Node& at, const std::vector<Metric>& meters, Item& item) {
+    item.metric = at.one_of(meters, meter_id, "meter_id", "meter");
+    if (at.find("entitlement")) item.entitlement = read_entitlement(at.object("entitlement"), at.text("billing_period", "MONTHLY"));
+    for (const auto& grant : at.list("grants")) item.grants.push_back(read_grant(grant));
+    item.windowed = at.flag("commitment_windowed");
+    if (at.find("commitment")) {
+        item.terms.commitment = read_commitment(at.object("commitment"), of_price, item.price());
+        item.windowed = at.object("commitment").flag("windowed", item.windowed);
+    }
+    for (const auto& bucket : at.list("commitment_time_buckets")) item.terms.buckets.push_back(read_time_bucket(bucket));
+    check_item(at, item);
+}
+
+Item read_item(const Node& at, const std::vector<Metric>& meters) {
+    static constexpr std::pair<std::string_view, bool> types[] = {{"USAGE", false}, {"FIXED", true}},
+                                                       cadences[] = {{"ARREAR", false}, {"ADVANCE", true}};
+    const bool fixed = at.choice("type", types, "USAGE");
+    Item item{.id = at.text("id", at.text("meter_id")), .terms = {read_price(at), {}, {}}};
+    item.charge = at.text("display_name", item.id);
+    if (fixed)
+        item.fixed = Fixed{at_least(at, "min_quantity", 0, 1), read_cycle(at), at.choice("invoice_cadence", cadences, "ARREAR")};
+    else
+        read_usage_terms(at, meters, item);
+    return item;
+}
+
+const Item& listed(const Node& at, const std::vector<Item>& items) { return at.one_of(items, &Item::id, "price_id", "price"); }
+
+// A price on the terms of a line item.
+Item read_line_item(const Node& at, const std::vector<Item>& items) {
+    auto item = listed(at, items);
+    item.active = read_period(at, "start_date", "end_date");
+    if (item.fixed) {
+        item.fixed->quantity = fixed_quantity(at_least(at, "quantity", 0, 0), item.fixed->quantity);
+        return item;
+    }
+    if (at_least(at, "commitment_amount", 0, 0) > 0 || at_least(at, "commitment_quantity", 0, 0) > 0)
+        item.terms.commitment = read_commitment(at, of_line_item, item.price());
+    item.windowed = at.flag("commitment_windowed", item.windowed);
+    for (const auto& bucket : at.list("commitment_time_buckets"))
+        item.terms.buckets.push_back(bucket.find("price") ? read_time_bucket(bucket) : read_time_bucket(bucket, listed(bucket, items).price()));
+    check_item(at, item);
+    return item;
+}
+
+// Those that are billed at all; a cancelled one until it was cancelled.
+std::optional<Subscription> read_subscription(const Node& at, const std::vector<Item>& items) {
+    const auto status = at.text("subscription_status", "active");
+    const bool starts = status == "active" || status == "trialing";
+    if (!starts && status != "paused" && status != "cancelled") return {};
+    Subscription subscription{.id = at.required_text("id"), .customer = {}, .active = read_period(at, "start_date", "end_date"), .starts = starts};
+    subscription.customer = at.find("customer") ? at.object("customer").required_text("external_id") : at.required_text("external_customer_id");
+    if (status == "cancelled") subscription.active.to = std::min(subscription.active.to, at.time("cancelled_at").value_or(subscription.active.to));
+    subscription.stride = repeated(at.choice("billing_period", billing_periods), read_count(at, "billing_period_count"));
+    subscription.anchor = at.time("billing_anchor");
+    if (!subscription.anchor) subscription.anchor = at.time("start_date");
+    if (!at.find("line_items")) subscription.items = items;
+    for (const auto& each : at.list("line_items")) {
+        subscription.items.push_back(read_line_item(each, items));
+        if (each.find("id")) subscription.items.back().coupons = read_coupons(at, subscription, each.text("id"));
+    }
+    for (auto& item : subscription.items) item.active.from = std::max(item.active.from, subscription.active.from);
+    subscription.coupons = read_coupons(at, subscription, "");
+    const auto commitment = read_commitment(at, of_subscription);
+    if (commitment.counts()) subscription.commitment = commitment;
+    const auto duration = at.text("commitment_duration");
+    if (!duration.empty() && duration != at.text("billing_period"))
+        subscription.commitment_stride = at.choice("commitment_duration", billing_periods);
+    return subscription;
+}
+
+// --- the whole ---
+
+// What a catalogue says, and the subscriptions a question is about.
+struct Catalogue : PricingBook {
+    std::vector<Item> items;  // of the prices as they stand in the catalogue
+    std::vector<Subscription> subscriptions;
+    bool lists_subscriptions = false;
+
+    // Those of the customer, or the one; without a list one that never began and never ends.
+    std::vector<Subscription> chosen(const std::string& subscription, const std::string& customer) const {
+        std::vector<Subscription> list;
+        for (const auto& each : subscriptions) {
+            const bool named = subscription.empty() || each.id == subscription;
+            if (named && (customer.empty() || each.customer == customer) && !(subscription.empty() && customer.empty())) list.push_back(each);
+        }
+        if (!lists_subscriptions && !customer.empty()) list.push_back({.id = subscription, .customer = customer, .items = items});
+        return list;
+    }
+};
+
+// A price in a unit of its own as it is created, its amounts in money; one that FlexPrice shows has them already (9.10).
+json in_money(const Node& at, const std::vector<Node>& units) {
+    auto price = at.value();
+    if (at.text("price_unit_type") != "CUSTOM" || at.find("amount") || at.find("tiers")) return price;
+    const auto config = at.object("price_unit_config");
+    const auto& unit = config.one_of(
+        units, [](const Node& each) { return each.text("code"); }, "price_unit", "price unit");
+    const auto rate = unit.number("conversion_rate");
+    if (rate <= 0) unit.refuse("conversion_rate", "must be above 0");
+    const auto convert = [&](const Node& from, json& into, const char* field) {
+        if (const auto value = from.decimal(field)) into[field] = (*value * rate).to_string();
+    };
+    convert(config, price, "amount");
+    for (const auto& each : config.list("price_unit_tiers")) {
+        auto& tier = price["tiers"].emplace_back(each.value());
+        for (const char* field : {"unit_amount", "flat_amount"}) convert(each, tier, field);
+    }
+    return price;
+}
+
+void read_prices(const Node& root, Catalogue& book) {
+    const auto units = root.list("price_units");
+    for (const auto& at : root.list("prices")) {
+        const auto in_currency = in_money(at, units);
+        const auto& price = book.items.emplace_back(read_item(Node(in_currency, at.path()), book.metrics)).price();
+        if (book.currency_code.empty()) book.currency_code = price.currency_code, book.currency = price.currency;
+        if (price.currency_code != book.currency_code) at.refuse("currency", "differs from that of the first price");
+    }
+    if (book.items.empty()) refuse("prices", "must not be empty");
+}
+
+void read(const Node& root, Catalogue& book) {
+    book.code = root.text("id", root.text("code", "flexprice"));
+    for (const auto& meter : root.list("meters")) book.metrics.push_back(read_meter(meter));
+    read_prices(root, book);
+    book.lists_subscriptions = root.find("subscriptions").has_value();
+    for (const auto& each : root.list("subscriptions")) {
+        if (auto subscription = read_subscription(each, book.items)) book.subscriptions.push_back(std::move(*subscription));
+    }
+}
+
+// ---- the account ----
+
+// Events of a customer are used by all subscriptions it has; the events name none (dossier 6.5).
+AggregateQuery query_of(const Catalogue& book, const Subscription& subscription, const Item& item, const Period& period) {
+    AggregateQuery query;
+    query.customer = subscription.customer;
+    if (!book.lists_subscriptions) query.subscription = subscription.id;
+    query.period = overlap(period, item.active);
+    query.billing_anchor = subscription.anchor;
+    return query;
+}
+
+// ---- measuring ----
 
 // A meter over its period alone, to be measured part by part.
 Metric part_metric(Metric metric) {
@@ -10465,49 +10668,6 @@ Decimal billable(const Item& item, const Use& use) {
     return item.entitlement.billable(values);
 }
 
-// What grants leave: of units, or money in place of them.
-Priced price_grants(const Item& item, const Use& use) {
-    Decimal units, money;
-    for (std::size_t i = 0; i < item.grants.size(); ++i) {
-        const auto used = units_of(item, use.apart.at(i));
-        if (item.grants[i].money) money += item.grants[i].overage(price_units(item.price(), used).amount);
-        if (!item.grants[i].money) units += item.grants[i].overage(used);
-    }
-    auto priced = price_units(item.price(), units);
-    if (!money.is_zero()) priced.add({.step = Step::overage, .units = money, .rate = 1, .amount = money});
-    return priced;
-}
-
-// Before commitments. What is left of buckets by an entitlement is priced as one quantity (billing_meter_usage.go).
-Priced price_use(const Item& item, const Use& use) {
-    if (!item.grants.empty()) return price_grants(item, use);
-    const auto values = values_of(item.metric, use.whole);
-    const auto units = total(values), left = billable(item, use);
-    if (left == units && item.bucketed()) return price_buckets(item.price(), values);
-    return after_free(units - left, price_units(item.price(), left));
-}
-
-// The windows up to now that a commitment is for (9.14).
-std::vector<Part> windows_of(const Item& item, const Lot& lot, Timestamp now) {
-    const Period elapsed{lot.query.period.from, std::min(lot.query.period.to, now)};
-    if (elapsed.from >= elapsed.to || elapsed.from == Period().from) return lot.parts;
-    auto options = commitment_windows(item.metric.bucket, elapsed, lot.query.billing_anchor);
-    options.time_zone = lot.query.time_zone;
-    const BinGrid grid(elapsed, options);
-    if (grid.count() > static_cast<std::int64_t>(limits::aggregate_rows))
-        throw Error(ErrorCode::too_large, "period", "has more than " + std::to_string(limits::aggregate_rows) + " windows of a commitment");
-    return item.terms.filled(lot.parts, grid);
-}
-
-Priced commit_use(const Item& item, const Use& use, Priced priced, Timestamp now, Committed& committed) {
-    if (!item.commits()) return priced;
-    if (item.windowed) return price_windows(item.terms, windows_of(item, use.whole, now), committed);
-    if (!item.terms.commitment) return priced;
-    committed = commit(*item.terms.commitment, priced.amount);
-    settle(priced, committed);
-    return priced;
-}
-
 // --- one event more ---
 
 // The property that a metric's or filter's field names.
@@ -10576,45 +10736,53 @@ void add_event(const Item& item, const Event& event, Timestamp now, UsageSource&
     }
 }
 
-// --- the catalogue ---
+// ---- fees ----
 
-struct Catalogue final : PricingBook {
-    std::vector<Item> items;  // of the prices as they stand in the catalogue
-    std::vector<Subscription> subscriptions;
-    bool lists_subscriptions = false;
+// What grants leave: of units, or money in place of them.
+Priced price_grants(const Item& item, const Use& use) {
+    Decimal units, money;
+    for (std::size_t i = 0; i < item.grants.size(); ++i) {
+        const auto used = units_of(item, use.apart.at(i));
+        if (item.grants[i].money) money += item.grants[i].overage(price_units(item.price(), used).amount);
+        if (!item.grants[i].money) units += item.grants[i].overage(used);
+    }
+    auto priced = price_units(item.price(), units);
+    if (!money.is_zero()) priced.add({.step = Step::overage, .units = money, .rate = 1, .amount = money});
+    return priced;
+}
 
-    bool serves(const std::string& subscription, const std::string& customer) const override { return !chosen(subscription, customer).empty(); }
-    Period period_around(const UsageQuery& query, Timestamp at) const override {
-        const auto list = chosen(query.subscription, query.customer);
-        return list.empty() ? this_month(at) : list.front().period(at);
-    }
-    std::vector<std::string> subscriptions_of(const UsageQuery& query, Timestamp) const override {
-        std::vector<std::string> ids;
-        for (const auto& each : chosen(query.subscription, query.customer)) ids.push_back(each.id);
-        return ids;
-    }
-    Fees usage(const UsageQuery& query, Timestamp now, UsageSource& usage) const override;
-    Fees estimate_fees(const Event& event, Timestamp now, UsageSource& usage) const override;
-    Fees estimate_instant_fees(const Event& event, Timestamp now) const override;
-    Fee price(std::string_view charge, const Decimal& units, std::int64_t events) const override;
-    std::vector<std::optional<Decimal>> event_costs(std::span<const std::optional<Event>> events) const override;
-    std::optional<std::vector<AnalyticsItem>> analytics(const Metric& metric, const AnalyticsQuery& query, Timestamp now,
-                                                        UsageSource& usage) const override;
+// Before commitments. What is left of buckets by an entitlement is priced as one quantity (billing_meter_usage.go).
+Priced price_use(const Item& item, const Use& use) {
+    if (!item.grants.empty()) return price_grants(item, use);
+    const auto values = values_of(item.metric, use.whole);
+    const auto units = total(values), left = billable(item, use);
+    if (left == units && item.bucketed()) return price_buckets(item.price(), values);
+    return after_free(units - left, price_units(item.price(), left));
+}
 
-    // Those of the customer, or the one; without a list one that never began and never ends.
-    std::vector<Subscription> chosen(const std::string& subscription, const std::string& customer) const {
-        std::vector<Subscription> list;
-        for (const auto& each : subscriptions) {
-            const bool named = subscription.empty() || each.id == subscription;
-            if (named && (customer.empty() || each.customer == customer) && !(subscription.empty() && customer.empty())) list.push_back(each);
-        }
-        if (!lists_subscriptions && !customer.empty()) list.push_back({.id = subscription, .customer = customer, .items = items});
-        return list;
-    }
-};
+// The windows up to now that a commitment is for (9.14).
+std::vector<Part> windows_of(const Item& item, const Lot& lot, Timestamp now) {
+    const Period elapsed{lot.query.period.from, std::min(lot.query.period.to, now)};
+    if (elapsed.from >= elapsed.to || elapsed.from == Period().from) return lot.parts;
+    auto options = commitment_windows(item.metric.bucket, elapsed, lot.query.billing_anchor);
+    options.time_zone = lot.query.time_zone;
+    const BinGrid grid(elapsed, options);
+    if (grid.count() > static_cast<std::int64_t>(limits::aggregate_rows))
+        throw Error(ErrorCode::too_large, "period", "has more than " + std::to_string(limits::aggregate_rows) + " windows of a commitment");
+    return item.terms.filled(lot.parts, grid);
+}
+
+Priced commit_use(const Item& item, const Use& use, Priced priced, Timestamp now, Committed& committed) {
+    if (!item.commits()) return priced;
+    if (item.windowed) return price_windows(item.terms, windows_of(item, use.whole, now), committed);
+    if (!item.terms.commitment) return priced;
+    committed = commit(*item.terms.commitment, priced.amount);
+    settle(priced, committed);
+    return priced;
+}
 
 Fee fee_of(const Catalogue& book, const Item& item, const Decimal& units, Priced priced) {
-    auto fee = book.fee_of(units, std::move(priced));
+    auto fee = book.priced_fee(units, std::move(priced));
     fee.charge = item.charge;
     fee.metric = item.metric.code;
     return fee;
@@ -10626,16 +10794,6 @@ Fee fee_for(const Subscription& subscription, const Period& period, std::int64_t
     fee.period = period;
     fee.events = events;
     return fee;
-}
-
-// Events of a customer are used by all subscriptions it has; the events name none (dossier 6.5).
-AggregateQuery query_of(const Catalogue& book, const Subscription& subscription, const Item& item, const Period& period) {
-    AggregateQuery query;
-    query.customer = subscription.customer;
-    if (!book.lists_subscriptions) query.subscription = subscription.id;
-    query.period = overlap(period, item.active);
-    query.billing_anchor = subscription.anchor;
-    return query;
 }
 
 json commitment_json(const Item& item, const Committed& committed) {
@@ -10847,270 +11005,6 @@ private:
     std::vector<Line> lines_;
 };
 
-Fees Catalogue::usage(const UsageQuery& query, Timestamp now, UsageSource& usage_source) const {
-    if (query.customer.empty() && (!lists_subscriptions || query.subscription.empty())) refuse("customer", "is required");
-    std::vector<Fee> list;
-    for (const auto& subscription : chosen(query.subscription, query.customer)) {
-        if (!query.period && !subscription.active.contains(now)) continue;
-        const auto period = query.period ? overlap(*query.period, subscription.active) : subscription.period(now);
-        if (period.from < period.to) Bill(*this, subscription, period, now, usage_source).move_to(list);
-    }
-    return sum_up(std::move(list));
-}
-
-// The units and price(subscription, item) of every item that measures the event now.
-template <class PriceItem>
-Fees price_event(const Catalogue& book, const Event& event, Timestamp now, PriceItem&& price) {
-    if (event.customer.empty() && !book.lists_subscriptions) refuse("customer", "is required");
-    std::vector<Fee> list;
-    for (const auto& subscription : book.chosen(event.subscription, event.customer)) {
-        for (const auto& item : subscription.items) {
-            if (item.fixed || !overlap(subscription.active, item.active).contains(now) || !measures(item.metric, event)) continue;
-            auto [units, priced] = price(subscription, item);
-            list.push_back(fee_for(subscription, subscription.period(now), 1, fee_of(book, item, units, std::move(priced))));
-        }
-    }
-    return book.sum_up(std::move(list));
-}
-
-// What the event adds to the bill of the billing period, up to now; not rounded, so that small prices are seen, and without the subscription's
-// commitment, which is for all items.
-Fees Catalogue::estimate_fees(const Event& event, Timestamp now, UsageSource& usage_source) const {
-    auto fees = price_event(*this, event, now, [&](const Subscription& subscription, const Item& item) {
-        const auto query = query_of(*this, subscription, item, up_to(subscription.period(now).from, now));
-        auto use = flexprice::measure(item, subscription, query, usage_source);
-        const auto priced = [&] {
-            Committed committed;
-            return commit_use(item, use, price_use(item, use), now, committed);
-        };
-        const auto units = units_of(item, use.whole);
-        const auto before = priced();
-        add_event(item, event, now, usage_source, use);
-        return std::pair(units_of(item, use.whole) - units, difference(priced(), before));
-    });
-    if (fees.fees.empty()) not_found("name", "no price measures events named " + event.name);
-    return fees;
-}
-
-Fees Catalogue::estimate_instant_fees(const Event& event, Timestamp now) const {
-    return price_event(*this, event, now, [&](const Subscription&, const Item& item) {
-        const auto units = quantity_of(item.metric, event);
-        return std::pair(units, price_units(item.price(), units));
-    });
-}
-
-Fee Catalogue::price(std::string_view charge, const Decimal& units, std::int64_t) const {
-    const auto* item = find_by(items, &Item::charge, charge);
-    if (!item) not_found("charge", "charge_not_found");
-    const auto quantity = item->fixed ? fixed_quantity(units, item->fixed->quantity) : units;
-    const Lot all{.parts = {{.units = quantity, .events = 1}}};
-    const Use use{all, std::vector<Lot>(item->grants.size() + 1, all), {}};
-    Committed committed;
-    auto fee = flexprice::fee_of(*this, *item, quantity, commit_use(*item, use, price_use(*item, use), {}, committed));
-    fee.vendor = breakup(item->price(), quantity);
-    return fee;
-}
-
-// Each event priced alone, unrounded, under the first item of the customer that measures it. Which item that is is decided once for each meter,
-// at the time of the first such event (dossier 7.3).
-std::vector<std::optional<Decimal>> Catalogue::event_costs(std::span<const std::optional<Event>> events) const {
-    std::map<std::pair<std::string, std::string>, std::optional<Price>> found;
-    const auto price_at = [&](const Event& event, const Metric& metric) -> std::optional<Price> {
-        const auto time = event.timestamp.value();
-        for (const auto& subscription : chosen({}, event.customer)) {
-            for (const auto& item : subscription.items) {
-                const bool holds = subscription.starts && subscription.active.contains(time) && item.active.contains(time);
-                if (holds && item.metric.code == metric.code) return item.price();
-            }
-        }
-        return std::nullopt;
-    };
-    const auto cost_of = [&](const Event& event) -> std::optional<Decimal> {
-        const auto metric = std::ranges::find_if(metrics, [&](const Metric& each) { return measures(each, event); });
-        if (metric == metrics.end()) return std::nullopt;
-        const auto [place, fresh] = found.try_emplace({event.customer, metric->code});
-        if (fresh) place->second = price_at(event, *metric);
-        if (!place->second) return std::nullopt;
-        return price_units(*place->second, quantity_of(*metric, event)).amount;
-    };
-    std::vector<std::optional<Decimal>> costs;
-    for (const auto& event : events) costs.push_back(event ? cost_of(*event) : std::nullopt);
-    return costs;
-}
-
-// --- the catalogue, read from FlexPrice's JSON ---
-
-std::int64_t read_count(const Node& at, std::string_view field) { return at.whole(field, 1, 1000).value_or(1); }
-
-constexpr std::pair<std::string_view, Stride> billing_periods[] = {
-    {"", every_month},        {"DAILY", every_day},         {"WEEKLY", every_week},
-    {"MONTHLY", every_month}, {"QUARTERLY", every_quarter}, {"HALF_YEARLY", every_half_year},
-    {"ANNUAL", every_year}};
-
-// Nothing of what is charged once.
-std::optional<Stride> read_cycle(const Node& at) {
-    if (at.text("billing_period") == "ONETIME") return {};
-    return repeated(at.choice("billing_period", billing_periods), read_count(at, "billing_period_count"));
-}
-
-Period read_period(const Node& at, std::string_view from, std::string_view to) {
-    Period period{at.time(from).value_or(Period().from), at.time(to).value_or(Period().to)};
-    if (period.to < period.from) at.refuse(to, "is before " + std::string(from));
-    return period;
-}
-
-// How many bills a coupon comes off; nothing for all that are written in its time.
-std::optional<std::int64_t> read_times(const Node& at) {
-    const auto cadence = at.text("cadence", "forever");
-    if (cadence == "once") return 1;
-    if (cadence != "repeated" && cadence != "forever") at.refuse("cadence", "is not known: " + cadence);
-    if (cadence == "forever" || !at.find("duration_in_periods")) return {};
-    return read_count(at, "duration_in_periods");
-}
-
-// Those of the subscription, or of one of its line items, in the order in which they are taken off (coupon_selection.go).
-std::vector<Coupon> read_coupons(const Node& at, const Subscription& subscription, const std::string& line_item) {
-    const auto cycle = subscription.cycle(subscription.stride);
-    std::vector<Coupon> coupons;
-    for (const auto& each : at.list("coupon_associations")) {
-        if (each.text("subscription_line_item_id") != line_item) continue;
-        const auto from = each.object("coupon");
-        Coupon coupon{each.text("id"), read_discount(from), read_period(each, "start_date", "end_date"), Period().to, true};
-        coupon.shown = !coupon.discount.money && from.text("cadence") != "once";
-        const auto first = std::max(coupon.active.from, subscription.active.from);
-        if (const auto times = read_times(from)) coupon.billed_until = cycle.boundary(cycle.index(first) + *times);
-        coupons.push_back(std::move(coupon));
-    }
-    std::ranges::sort(coupons, [](const Coupon& a, const Coupon& b) { return std::tie(a.active.from, a.id) < std::tie(b.active.from, b.id); });
-    return coupons;
-}
-
-// Grants go with plain prices (9.12), windowed commitments with buckets (9.14).
-void check_item(const Node& at, const Item& item) {
-    const auto kind = item.metric.aggregation;
-    if (item.windowed && !item.bucketed()) at.refuse("commitment_windowed", "needs a meter with buckets");
-    if (item.grants.empty()) return;
-    if (item.price().model == Model::tiered) at.refuse("grants", "are not for tiered prices");
-    if (item.commits()) at.refuse("grants", "do not go with a commitment");
-    if (kind == Aggregation::max || kind == Aggregation::average || kind == Aggregation::latest)
-        at.refuse("grants", "are not for MAX, AVG and LATEST meters");
-}
-
-void read_usage_terms(const Node& at, const std::vector<Metric>& meters, Item& item) {
-    item.metric = at.one_of(meters, meter_id, "meter_id", "meter");
-    if (at.find("entitlement")) item.entitlement = read_entitlement(at.object("entitlement"), at.text("billing_period", "MONTHLY"));
-    for (const auto& grant : at.list("grants")) item.grants.push_back(read_grant(grant));
-    item.windowed = at.flag("commitment_windowed");
-    if (at.find("commitment")) {
-        item.terms.commitment = read_commitment(at.object("commitment"), of_price, item.price());
-        item.windowed = at.object("commitment").flag("windowed", item.windowed);
-    }
-    for (const auto& bucket : at.list("commitment_time_buckets")) item.terms.buckets.push_back(read_time_bucket(bucket));
-    check_item(at, item);
-}
-
-Item read_item(const Node& at, const std::vector<Metric>& meters) {
-    static constexpr std::pair<std::string_view, bool> types[] = {{"USAGE", false}, {"FIXED", true}},
-                                                       cadences[] = {{"ARREAR", false}, {"ADVANCE", true}};
-    const bool fixed = at.choice("type", types, "USAGE");
-    Item item{.id = at.text("id", at.text("meter_id")), .terms = {read_price(at), {}, {}}};
-    item.charge = at.text("display_name", item.id);
-    if (fixed)
-        item.fixed = Fixed{at_least(at, "min_quantity", 0, 1), read_cycle(at), at.choice("invoice_cadence", cadences, "ARREAR")};
-    else
-        read_usage_terms(at, meters, item);
-    return item;
-}
-
-const Item& listed(const Node& at, const std::vector<Item>& items) { return at.one_of(items, &Item::id, "price_id", "price"); }
-
-// A price on the terms of a line item.
-Item read_line_item(const Node& at, const std::vector<Item>& items) {
-    auto item = listed(at, items);
-    item.active = read_period(at, "start_date", "end_date");
-    if (item.fixed) {
-        item.fixed->quantity = fixed_quantity(at_least(at, "quantity", 0, 0), item.fixed->quantity);
-        return item;
-    }
-    if (at_least(at, "commitment_amount", 0, 0) > 0 || at_least(at, "commitment_quantity", 0, 0) > 0)
-        item.terms.commitment = read_commitment(at, of_line_item, item.price());
-    item.windowed = at.flag("commitment_windowed", item.windowed);
-    for (const auto& bucket : at.list("commitment_time_buckets"))
-        item.terms.buckets.push_back(bucket.find("price") ? read_time_bucket(bucket) : read_time_bucket(bucket, listed(bucket, items).price()));
-    check_item(at, item);
-    return item;
-}
-
-// Those that are billed at all; a cancelled one until it was cancelled.
-std::optional<Subscription> read_subscription(const Node& at, const std::vector<Item>& items) {
-    const auto status = at.text("subscription_status", "active");
-    const bool starts = status == "active" || status == "trialing";
-    if (!starts && status != "paused" && status != "cancelled") return {};
-    Subscription subscription{.id = at.required_text("id"), .customer = {}, .active = read_period(at, "start_date", "end_date"), .starts = starts};
-    subscription.customer = at.find("customer") ? at.object("customer").required_text("external_id") : at.required_text("external_customer_id");
-    if (status == "cancelled") subscription.active.to = std::min(subscription.active.to, at.time("cancelled_at").value_or(subscription.active.to));
-    subscription.stride = repeated(at.choice("billing_period", billing_periods), read_count(at, "billing_period_count"));
-    subscription.anchor = at.time("billing_anchor");
-    if (!subscription.anchor) subscription.anchor = at.time("start_date");
-    if (!at.find("line_items")) subscription.items = items;
-    for (const auto& each : at.list("line_items")) {
-        subscription.items.push_back(read_line_item(each, items));
-        if (each.find("id")) subscription.items.back().coupons = read_coupons(at, subscription, each.text("id"));
-    }
-    for (auto& item : subscription.items) item.active.from = std::max(item.active.from, subscription.active.from);
-    subscription.coupons = read_coupons(at, subscription, "");
-    const auto commitment = read_commitment(at, of_subscription);
-    if (commitment.counts()) subscription.commitment = commitment;
-    const auto duration = at.text("commitment_duration");
-    if (!duration.empty() && duration != at.text("billing_period"))
-        subscription.commitment_stride = at.choice("commitment_duration", billing_periods);
-    return subscription;
-}
-
-// A price in a unit of its own as it is created, its amounts in money; one that FlexPrice shows has them already (9.10).
-json in_money(const Node& at, const std::vector<Node>& units) {
-    auto price = at.value();
-    if (at.text("price_unit_type") != "CUSTOM" || at.find("amount") || at.find("tiers")) return price;
-    const auto config = at.object("price_unit_config");
-    const auto& unit = config.one_of(
-        units, [](const Node& each) { return each.text("code"); }, "price_unit", "price unit");
-    const auto rate = unit.number("conversion_rate");
-    if (rate <= 0) unit.refuse("conversion_rate", "must be above 0");
-    const auto convert = [&](const Node& from, json& into, const char* field) {
-        if (const auto value = from.decimal(field)) into[field] = (*value * rate).to_string();
-    };
-    convert(config, price, "amount");
-    for (const auto& each : config.list("price_unit_tiers")) {
-        auto& tier = price["tiers"].emplace_back(each.value());
-        for (const char* field : {"unit_amount", "flat_amount"}) convert(each, tier, field);
-    }
-    return price;
-}
-
-void read_prices(const Node& root, Catalogue& book) {
-    const auto units = root.list("price_units");
-    for (const auto& at : root.list("prices")) {
-        const auto in_currency = in_money(at, units);
-        const auto& price = book.items.emplace_back(read_item(Node(in_currency, at.path()), book.metrics)).price();
-        if (book.currency_code.empty()) book.currency_code = price.currency_code, book.currency = price.currency;
-        if (price.currency_code != book.currency_code) at.refuse("currency", "differs from that of the first price");
-    }
-    if (book.items.empty()) refuse("prices", "must not be empty");
-}
-
-std::shared_ptr<Book::Impl> load(const json& catalogue) {
-    const Node root(catalogue);
-    auto book = std::make_shared<Catalogue>();
-    book->code = root.text("id", root.text("code", "flexprice"));
-    for (const auto& meter : root.list("meters")) book->metrics.push_back(read_meter(meter));
-    read_prices(root, *book);
-    book->lists_subscriptions = root.find("subscriptions").has_value();
-    for (const auto& each : root.list("subscriptions")) {
-        if (auto subscription = read_subscription(each, book->items)) book->subscriptions.push_back(std::move(*subscription));
-    }
-    return book;
-}
-
 // --- analytics (dossier 6.5 to 6.7) ---
 
 // Commitments are for all of an item's usage, so they are left out of what shows a part of it (6.6).
@@ -11197,31 +11091,137 @@ void discount_item(const Catalogue& book, const Item& item, const Subscription& 
     }
 }
 
-std::optional<std::vector<AnalyticsItem>> Catalogue::analytics(const Metric& metric, const AnalyticsQuery& query, Timestamp now,
-                                                               UsageSource& usage) const {
-    const auto* known = find_by(metrics, &Metric::code, metric.code);
-    const auto subscribed = chosen(query.subscription, query.customer);
-    if (!known || subscribed.empty()) return std::nullopt;
-    std::vector<AnalyticsItem> list;
-    for (const auto& subscription : subscribed) {
+// ---- operations ----
+
+// The units and price(subscription, item) of every item that measures the event now.
+template <class PriceItem>
+Fees price_event(const Catalogue& book, const Event& event, Timestamp now, PriceItem&& price) {
+    if (event.customer.empty() && !book.lists_subscriptions) refuse("customer", "is required");
+    std::vector<Fee> list;
+    for (const auto& subscription : book.chosen(event.subscription, event.customer)) {
         for (const auto& item : subscription.items) {
-            if (item.metric.code != metric.code) continue;
-            auto asked = query;
-            if (lists_subscriptions) asked.subscription.clear();
-            asked.customer = subscription.customer;
-            asked.period = overlap(overlap(*query.period, subscription.active), item.active);
-            if (asked.period->from >= asked.period->to) continue;
-            for (auto& each : item.bucketed() ? bucketed_items(*this, item, asked, now, usage) : plain_items(item, asked, usage)) {
-                each.charge = item.charge;
-                each.currency = currency_code;
-                discount_item(*this, item, subscription, *asked.period, each);
-                list.push_back(std::move(each));
-            }
+            if (item.fixed || !overlap(subscription.active, item.active).contains(now) || !measures(item.metric, event)) continue;
+            auto [units, priced] = price(subscription, item);
+            list.push_back(fee_for(subscription, subscription.period(now), 1, fee_of(book, item, units, std::move(priced))));
         }
     }
-    if (list.empty() && query.rules != "flexprice") return std::nullopt;  // FlexPrice does not show what the subscription does not price
-    return list;
+    return book.sum_up(std::move(list));
 }
+
+struct Operations final : Catalogue {
+    bool serves(const std::string& subscription, const std::string& customer) const override { return !chosen(subscription, customer).empty(); }
+    Period period_around(const UsageQuery& query, Timestamp at) const override {
+        const auto list = chosen(query.subscription, query.customer);
+        return list.empty() ? this_month(at) : list.front().period(at);
+    }
+    std::vector<std::string> subscriptions_of(const UsageQuery& query, Timestamp) const override {
+        std::vector<std::string> ids;
+        for (const auto& each : chosen(query.subscription, query.customer)) ids.push_back(each.id);
+        return ids;
+    }
+
+    Fees usage(const UsageQuery& query, Timestamp now, UsageSource& usage_source) const override {
+        if (query.customer.empty() && (!lists_subscriptions || query.subscription.empty())) refuse("customer", "is required");
+        std::vector<Fee> list;
+        for (const auto& subscription : chosen(query.subscription, query.customer)) {
+            if (!query.period && !subscription.active.contains(now)) continue;
+            const auto period = query.period ? overlap(*query.period, subscription.active) : subscription.period(now);
+            if (period.from < period.to) Bill(*this, subscription, period, now, usage_source).move_to(list);
+        }
+        return sum_up(std::move(list));
+    }
+
+    // What the event adds to the bill of the billing period, up to now; not rounded, so that small prices are seen, and without the subscription's
+    // commitment, which is for all items.
+    Fees estimate_fees(const Event& event, Timestamp now, UsageSource& usage_source) const override {
+        auto fees = price_event(*this, event, now, [&](const Subscription& subscription, const Item& item) {
+            const auto query = query_of(*this, subscription, item, up_to(subscription.period(now).from, now));
+            auto use = flexprice::measure(item, subscription, query, usage_source);
+            const auto priced = [&] {
+                Committed committed;
+                return commit_use(item, use, price_use(item, use), now, committed);
+            };
+            const auto units = units_of(item, use.whole);
+            const auto before = priced();
+            add_event(item, event, now, usage_source, use);
+            return std::pair(units_of(item, use.whole) - units, difference(priced(), before));
+        });
+        if (fees.fees.empty()) not_found("name", "no price measures events named " + event.name);
+        return fees;
+    }
+
+    Fees estimate_instant_fees(const Event& event, Timestamp now) const override {
+        return price_event(*this, event, now, [&](const Subscription&, const Item& item) {
+            const auto units = quantity_of(item.metric, event);
+            return std::pair(units, price_units(item.price(), units));
+        });
+    }
+
+    Fee price(std::string_view charge, const Decimal& units, std::int64_t) const override {
+        const auto* item = find_by(items, &Item::charge, charge);
+        if (!item) not_found("charge", "charge_not_found");
+        const auto quantity = item->fixed ? fixed_quantity(units, item->fixed->quantity) : units;
+        const Lot all{.parts = {{.units = quantity, .events = 1}}};
+        const Use use{all, std::vector<Lot>(item->grants.size() + 1, all), {}};
+        Committed committed;
+        auto fee = fee_of(*this, *item, quantity, commit_use(*item, use, price_use(*item, use), {}, committed));
+        fee.vendor = breakup(item->price(), quantity);
+        return fee;
+    }
+
+    // Each event priced alone, unrounded, under the first item of the customer that measures it. Which item that is is decided once for each meter,
+    // at the time of the first such event (dossier 7.3).
+    std::vector<std::optional<Decimal>> event_costs(std::span<const std::optional<Event>> events) const override {
+        std::map<std::pair<std::string, std::string>, std::optional<Price>> found;
+        const auto price_at = [&](const Event& event, const Metric& metric) -> std::optional<Price> {
+            const auto time = event.timestamp.value();
+            for (const auto& subscription : chosen({}, event.customer)) {
+                for (const auto& item : subscription.items) {
+                    const bool holds = subscription.starts && subscription.active.contains(time) && item.active.contains(time);
+                    if (holds && item.metric.code == metric.code) return item.price();
+                }
+            }
+            return std::nullopt;
+        };
+        const auto cost_of = [&](const Event& event) -> std::optional<Decimal> {
+            const auto metric = std::ranges::find_if(metrics, [&](const Metric& each) { return measures(each, event); });
+            if (metric == metrics.end()) return std::nullopt;
+            const auto [place, fresh] = found.try_emplace({event.customer, metric->code});
+            if (fresh) place->second = price_at(event, *metric);
+            if (!place->second) return std::nullopt;
+            return price_units(*place->second, quantity_of(*metric, event)).amount;
+        };
+        std::vector<std::optional<Decimal>> costs;
+        for (const auto& event : events) costs.push_back(event ? cost_of(*event) : std::nullopt);
+        return costs;
+    }
+
+    std::optional<std::vector<AnalyticsItem>> analytics(const Metric& metric, const AnalyticsQuery& query, Timestamp now,
+                                                        UsageSource& usage) const override {
+        const auto* known = find_by(metrics, &Metric::code, metric.code);
+        const auto subscribed = chosen(query.subscription, query.customer);
+        if (!known || subscribed.empty()) return std::nullopt;
+        std::vector<AnalyticsItem> list;
+        for (const auto& subscription : subscribed) {
+            for (const auto& item : subscription.items) {
+                if (item.metric.code != metric.code) continue;
+                auto asked = query;
+                if (lists_subscriptions) asked.subscription.clear();
+                asked.customer = subscription.customer;
+                asked.period = overlap(overlap(*query.period, subscription.active), item.active);
+                if (asked.period->from >= asked.period->to) continue;
+                for (auto& each : item.bucketed() ? bucketed_items(*this, item, asked, now, usage) : plain_items(item, asked, usage)) {
+                    each.charge = item.charge;
+                    each.currency = currency_code;
+                    discount_item(*this, item, subscription, *asked.period, each);
+                    list.push_back(std::move(each));
+                }
+            }
+        }
+        if (list.empty() && query.rules != "flexprice") return std::nullopt;  // FlexPrice does not show what the subscription does not price
+        return list;
+    }
+};
 
 }  // namespace flexprice
 
@@ -11231,69 +11231,12 @@ std::optional<std::vector<AnalyticsItem>> Catalogue::analytics(const Metric& met
 
 namespace polar {
 
-// ---- its calendar ----
-
-// Intervals of meter quantities, and how many days a question may span at most (time_queries.py:46).
-constexpr std::pair<Bin, int> most_days[] = {{Bin::hour, 7}, {Bin::day, 366}, {Bin::week, 371}, {Bin::month, 1460}, {Bin::year, 3650}};
-
-// PostgreSQL takes a local time that the clock shows twice for the second of the two, and puts one that it skips as far behind the skip as the
-// time would have been without it (DetermineTimeZoneOffset).
-Timestamp postgres_time(std::int64_t local, const Zone& zone) {
-    const Timestamp first = zone.to_utc(local);
-    if (zone.to_local(first) != local) return Timestamp(local - zone.span_at(first.micros() - 1).offset);
-    const std::int64_t change = zone.span_at(first.micros()).to;
-    if (change - first.micros() > micros_per_day) return first;
-    const Timestamp second(local - zone.span_at(change).offset);
-    return second.micros() >= change ? second : first;
-}
-
-// The moments that have a row in the answer: the start, and on by one interval each, on the zone's clock, until the end has passed. Each is
-// counted from the one before, so a 31st that a short month moved stays where it is. (generate_series in time_queries.py:32)
-std::vector<Timestamp> quantity_rows(Timestamp start, Timestamp end, Bin interval, const Zone& zone) {
-    const auto* most = find_by(most_days, row_name, interval);
-    if (!most) refuse("interval", "must be hour, day, week, month or year");
-    if (start < Timestamp::from_civil(2023, 1, 1)) refuse("start", "must not be before 2023-01-01");
-    if (start > end) refuse("end", "is before the start");
-    if (cut(end, micros_per_day) - cut(start, micros_per_day) > std::chrono::days(most->second))
-        refuse("interval", "is too small for so long a time");
-    const auto next = [&](Timestamp row) {
-        if (interval == Bin::hour) return row + std::chrono::hours(1);
-        return postgres_time(Cycle(stride_of(interval), zone.to_local(row), Zone({})).boundary(1).micros(), zone);
-    };
-    std::vector<Timestamp> rows;
-    for (Timestamp row = start; row <= end; row = next(row)) rows.push_back(row);
-    return rows;
-}
-
-// ---- amounts ----
+// ---- words and numbers ----
 
 constexpr std::int64_t int32_max = std::numeric_limits<std::int32_t>::max();
 
 // Amounts are counts of the currency's smallest unit; an invoice has no fractions of it.
 Decimal rounded_half_away(const Decimal& value) { return value.round(0, Rounding::half_up); }
-
-struct MeteredPrice {
-    Decimal unit_amount;  // cents for one unit
-    std::optional<Decimal> cap = {};
-    std::string currency = "usd";
-};
-
-// Three letters, which Polar writes small.
-std::string read_currency(const Node& at) {
-    auto code = lowercase(at.text("price_currency", at.text("currency", "usd")));
-    const bool letters = std::ranges::all_of(code, [](char c) { return c >= 'a' && c <= 'z'; });
-    if (code.size() != 3 || !letters) at.refuse("price_currency", "must be a code of three letters");
-    return code;
-}
-
-// Unit amounts have up to 12 decimals and 5 digits before them (product/schemas.py:421).
-MeteredPrice read_metered(const Node& at) {
-    MeteredPrice price{at.number("unit_amount"), at.whole("cap_amount", 0, int32_max), read_currency(at)};
-    if (price.unit_amount <= 0) at.refuse("unit_amount", "must be above 0");
-    if (price.unit_amount.scale() > 12) at.refuse("unit_amount", "must have at most 12 decimals");
-    if (price.unit_amount >= 100000) at.refuse("unit_amount", "must be below 100000");
-    return price;
-}
 
 Decimal power_of_two(int exponent) {
     Decimal power = 1;
@@ -11319,21 +11262,6 @@ Decimal exact_amount(const Decimal& unit_amount, double units) {
 Decimal double_sum(const Decimal& a, const Decimal& b) { return Decimal::from_double(a.to_double() + b.to_double()); }
 Decimal double_quotient(const Decimal& a, const Decimal& b) { return Decimal::from_double(a.to_double() / b.to_double()); }
 
-Decimal units_to_pay(const Decimal& consumed, const Decimal& credited) { return at_least_zero(double_sum(consumed, -credited)); }
-
-// Units beyond credits at the price, rounded, then capped.
-Priced price_units(const MeteredPrice& price, const Decimal& consumed, const Decimal& credited) {
-    const Decimal units = units_to_pay(consumed, credited);
-    Priced priced;
-    if (!credited.is_zero()) priced.add(free_line(at_least_zero(std::min(consumed, credited))));
-    priced.add(units_line(units, price.unit_amount));
-    round_to(priced, exact_amount(price.unit_amount, units.to_double()));
-    if (price.cap) lower_to(priced, *price.cap);
-    return priced;
-}
-
-// --- the words on the invoice ---
-
 // With commas between thousands.
 std::string grouped(std::string digits) {
     for (auto at = std::min(digits.find('.'), digits.size()); at > 3;) digits.insert(at -= 3, ",");
@@ -11358,53 +11286,50 @@ std::string money(const Decimal& cents, const std::string& code) {
     return symbol + grouped(amount.to_fixed(std::max(currency.decimals, amount.scale())));
 }
 
+// Three letters, which Polar writes small.
+std::string read_currency(const Node& at) {
+    auto code = lowercase(at.text("price_currency", at.text("currency", "usd")));
+    const bool letters = std::ranges::all_of(code, [](char c) { return c >= 'a' && c <= 'z'; });
+    if (code.size() != 3 || !letters) at.refuse("price_currency", "must be a code of three letters");
+    return code;
+}
+
+// ---- prices ----
+
+struct MeteredPrice {
+    Decimal unit_amount;  // cents for one unit
+    std::optional<Decimal> cap = {};
+    std::string currency = "usd";
+};
+
+// Unit amounts have up to 12 decimals and 5 digits before them (product/schemas.py:421).
+MeteredPrice read_metered(const Node& at) {
+    MeteredPrice price{at.number("unit_amount"), at.whole("cap_amount", 0, int32_max), read_currency(at)};
+    if (price.unit_amount <= 0) at.refuse("unit_amount", "must be above 0");
+    if (price.unit_amount.scale() > 12) at.refuse("unit_amount", "must have at most 12 decimals");
+    if (price.unit_amount >= 100000) at.refuse("unit_amount", "must be below 100000");
+    return price;
+}
+
+Decimal units_to_pay(const Decimal& consumed, const Decimal& credited) { return at_least_zero(double_sum(consumed, -credited)); }
+
+// Units beyond credits at the price, rounded, then capped.
+Priced price_units(const MeteredPrice& price, const Decimal& consumed, const Decimal& credited) {
+    const Decimal units = units_to_pay(consumed, credited);
+    Priced priced;
+    if (!credited.is_zero()) priced.add(free_line(at_least_zero(std::min(consumed, credited))));
+    priced.add(units_line(units, price.unit_amount));
+    round_to(priced, exact_amount(price.unit_amount, units.to_double()));
+    if (price.cap) lower_to(priced, *price.cap);
+    return priced;
+}
+
 // The units are those left to be paid.
 std::string label(const MeteredPrice& price, const Decimal& units, const Priced& priced) {
     auto text =
         "(" + grouped(units.round(3, Rounding::half_even).to_string()) + " consumed units) \u00d7 " + money(price.unit_amount, price.currency);
     if (priced.lines.back().step == FeeLine::Step::maximum) text += " \u2014 Capped at " + money(*price.cap, price.currency);
     return text;
-}
-
-// --- how prices of a meter are shown: its scale makes the amount of one unit that of what the label names (meter/schemas.py:28) ---
-
-struct MeterUnit {
-    Decimal scale = 1;
-    std::string label = "unit";
-};
-
-MeterUnit read_unit(const Node& at) {
-    const auto name = at.text("unit", "scalar");
-    if (name == "scalar") return {};
-    if (name == "token") return {1000000, "1M tokens"};
-    if (name != "custom") at.refuse("unit", "is not known: " + name);
-    MeterUnit unit{at.decimal("custom_multiplier").value_or(1), at.text("custom_label", "unit")};
-    if (unit.scale <= 0) at.refuse("custom_multiplier", "must be above 0");
-    return unit;
-}
-
-// --- functions of meters (7) ---
-
-constexpr std::pair<std::string_view, Aggregation> functions[] = {{"count", Aggregation::count}, {"sum", Aggregation::sum},
-                                                                  {"max", Aggregation::max},     {"min", Aggregation::min},
-                                                                  {"avg", Aggregation::average}, {"unique", Aggregation::unique_count}};
-
-// Sums and counts may be added up.
-bool is_summable(Aggregation function) { return function == Aggregation::count || function == Aggregation::sum; }
-
-bool is_function(Aggregation function) {
-    return std::ranges::any_of(functions, [&](const auto& row) { return row.second == function; });
-}
-
-// Of values that meters have come to; 0 of none.
-Decimal folded(Aggregation function, const std::vector<Decimal>& values) {
-    if (function == Aggregation::count) return values.size();
-    if (function == Aggregation::unique_count) return std::set<Decimal>(values.begin(), values.end()).size();
-    if (values.empty()) return {};
-    if (function == Aggregation::max) return *std::ranges::max_element(values);
-    if (function == Aggregation::min) return *std::ranges::min_element(values);
-    const Decimal sum = std::accumulate(values.begin(), values.end(), Decimal(), double_sum);
-    return function == Aggregation::average ? double_quotient(sum, values.size()) : sum;
 }
 
 // --- tiers of seats and units (11) ---
@@ -11465,6 +11390,38 @@ Priced price_bought(const Tiers& tiers, const Decimal& quantity) {
     if (quantity.scale() > 0) refuse("quantity", "must be a whole number");
     if (priced.amount.scale() > 0) refuse("quantity", "comes to a fraction of a cent: " + priced.amount.to_string());
     return priced;
+}
+
+// ---- the catalogue ----
+
+// --- how prices of a meter are shown: its scale makes the amount of one unit that of what the label names (meter/schemas.py:28) ---
+
+struct MeterUnit {
+    Decimal scale = 1;
+    std::string label = "unit";
+};
+
+MeterUnit read_unit(const Node& at) {
+    const auto name = at.text("unit", "scalar");
+    if (name == "scalar") return {};
+    if (name == "token") return {1000000, "1M tokens"};
+    if (name != "custom") at.refuse("unit", "is not known: " + name);
+    MeterUnit unit{at.decimal("custom_multiplier").value_or(1), at.text("custom_label", "unit")};
+    if (unit.scale <= 0) at.refuse("custom_multiplier", "must be above 0");
+    return unit;
+}
+
+// --- functions of meters (7) ---
+
+constexpr std::pair<std::string_view, Aggregation> functions[] = {{"count", Aggregation::count}, {"sum", Aggregation::sum},
+                                                                  {"max", Aggregation::max},     {"min", Aggregation::min},
+                                                                  {"avg", Aggregation::average}, {"unique", Aggregation::unique_count}};
+
+// Sums and counts may be added up.
+bool is_summable(Aggregation function) { return function == Aggregation::count || function == Aggregation::sum; }
+
+bool is_function(Aggregation function) {
+    return std::ranges::any_of(functions, [&](const auto& row) { return row.second == function; });
 }
 
 // --- three evaluators of filters, which disagree where types differ (6.2); what is not written never matches ---
@@ -11630,36 +11587,7 @@ Meter read_meter(const Node& at) {
     return {id, read_metric(at.object("aggregation"), filter, metric_code(id)), read_unit(at)};
 }
 
-// --- credits (10.1, 10.2) ---
-
-// What the product's benefits grant of a meter in each cycle.
-Decimal granted_units(const Node& product, const std::string& meter) {
-    Decimal units;
-    for (const auto& benefit : product.list("benefits")) {
-        if (benefit.text("type") != "meter_credit") continue;
-        const auto properties = benefit.object("properties");
-        if (properties.text("meter_id") == meter) units += properties.whole("units", 1, int32_max).value_or(0);
-    }
-    return units;
-}
-
-// Polar's own events of that name about the meter.
-Metric system_metric(const char* name, const std::string& meter, Aggregation aggregation, const char* property) {
-    return {.event = name,
-            .aggregation = aggregation,
-            .property = property,
-            .filter = Filter::all({Filter::equals("source", system_source), Filter::equals("properties.meter_id", meter)})};
-}
-
-// In the order they came; what is taken away never leaves less than none. Nothing when there were none.
-std::optional<Decimal> credited_units(const std::string& meter, const AggregateQuery& query, UsageSource& usage) {
-    const auto metric = system_metric("meter.credited", meter, Aggregation::sum, "properties.units");
-    std::optional<Decimal> credited;
-    for (const auto& step : usage.steps(metric, query)) credited = at_least_zero(credited.value_or(Decimal()) + step.value);
-    return credited;
-}
-
-// --- subscriptions ---
+// --- subscriptions and charges ---
 
 struct Subscription {
     std::string id, customer;  // events name the customer by its external id
@@ -11688,16 +11616,6 @@ Subscription read_subscription(const Node& at) {
     return subscription;
 }
 
-// The current period as Polar says; others follow and precede it by the interval.
-Period period_around(const Subscription& subscription, Timestamp now) {
-    const auto& [from, to] = subscription.current;
-    if (subscription.current.contains(now)) return subscription.current;
-    const Timestamp anchor = now < from ? from : to;
-    return overlap(Cycle(subscription.stride, anchor.micros(), Zone({})).around(now), subscription.active);
-}
-
-// --- prices ---
-
 struct Charge {
     std::string name;
     MeteredPrice price = {};                  // its currency code stands for tiers, too
@@ -11707,14 +11625,15 @@ struct Charge {
     Decimal granted = {};
 };
 
-// Currency units, as fees have them, from Polar's cents.
-Priced in_units(Priced priced, Currency currency) {
-    for (auto& line : priced.lines) {
-        line.rate = quotient(line.rate, currency.subunits);
-        line.amount = quotient(line.amount, currency.subunits);
+// What the product's benefits grant of a meter in each cycle.
+Decimal granted_units(const Node& product, const std::string& meter) {
+    Decimal units;
+    for (const auto& benefit : product.list("benefits")) {
+        if (benefit.text("type") != "meter_credit") continue;
+        const auto properties = benefit.object("properties");
+        if (properties.text("meter_id") == meter) units += properties.whole("units", 1, int32_max).value_or(0);
     }
-    priced.amount = quotient(priced.amount, currency.subunits);
-    return priced;
+    return units;
 }
 
 Charge read_charge(const Node& at, const Node& product, const std::vector<Meter>& meters) {
@@ -11735,9 +11654,10 @@ Charge read_charge(const Node& at, const Node& product, const std::vector<Meter>
     return charge;
 }
 
-// --- the book ---
+// --- the whole ---
 
-struct Plan final : PricingBook {
+// What a product and its subscriptions say.
+struct Plan : PricingBook {
     std::vector<Charge> charges;
     std::vector<Subscription> subscriptions;
     bool lists_subscriptions = false;
@@ -11750,40 +11670,51 @@ struct Plan final : PricingBook {
         });
         return found == subscriptions.end() ? nullptr : &*found;
     }
-    bool serves(const std::string& subscription, const std::string& customer) const override {
-        return lists_subscriptions ? find(subscription, customer) != nullptr : !customer.empty();
-    }
-    Period period_around(const UsageQuery& query, Timestamp at) const override {
-        const auto* subscription = find(query.subscription, query.customer);
-        return subscription ? polar::period_around(*subscription, at) : this_month(at);
-    }
-    Fees usage(const UsageQuery& query, Timestamp now, UsageSource& usage) const override;
-    Fees estimate_fees(const Event& event, Timestamp now, UsageSource& usage) const override;
-    Fee price(std::string_view charge, const Decimal& units, std::int64_t events) const override;
-    std::vector<std::string> charge_names(const std::string& metric) const override {
-        std::vector<std::string> names;
-        for (const auto& each : charges) {
-            if (!each.tiers && each.meter.metric.code == metric) names.push_back(each.name);
-        }
-        return names;
-    }
 };
+
+void read(const Node& root, Plan& book) {
+    const auto product = root.object("product");
+    book.code = product.text("id", product.text("name", "polar"));
+    std::vector<Meter> meters;
+    for (const auto& at : root.list("meters")) {
+        meters.push_back(read_meter(at));
+        book.metrics.push_back(meters.back().metric);
+    }
+    for (const auto& price : product.list("prices")) {
+        const auto type = price.text("amount_type");
+        if (type == "fixed" || type == "custom" || type == "free") continue;
+        auto charge = read_charge(price, product, meters);
+        for (const auto& each : book.charges) {
+            if (!charge.bought && each.meter.id == charge.meter.id) price.refuse("meter_id", "has another price, too");
+        }
+        book.charges.push_back(std::move(charge));
+        if (book.charges.back().price.currency != book.charges.front().price.currency) product.refuse("has prices in several currencies");
+    }
+    if (book.charges.empty()) product.refuse("has no price by usage, seats or units");
+    book.currency_code = book.charges.front().price.currency;
+    book.currency = currency_in(currencies, book.currency_code);
+    book.lists_subscriptions = root.find("subscriptions").has_value();
+    for (const auto& at : root.list("subscriptions")) book.subscriptions.push_back(read_subscription(at));
+    std::ranges::stable_sort(book.subscriptions, [](const Subscription& a, const Subscription& b) { return a.active.from < b.active.from; });
+}
+
+// ---- the account ----
+
+// The current period as Polar says; others follow and precede it by the interval.
+Period period_around(const Subscription& subscription, Timestamp now) {
+    const auto& [from, to] = subscription.current;
+    if (subscription.current.contains(now)) return subscription.current;
+    const Timestamp anchor = now < from ? from : to;
+    return overlap(Cycle(subscription.stride, anchor.micros(), Zone({})).around(now), subscription.active);
+}
 
 // Whose usage a bill is about, and which: what users did in the period, after a trial.
 struct Account {
     const Subscription* subscription = nullptr;
     AggregateQuery query = {};
 
-    Decimal credited(const Charge& charge, UsageSource& usage) const {
-        return credited_units(charge.meter.id, query, usage).value_or(charge.granted);
-    }
     bool on_trial(Timestamp time) const { return subscription && subscription->trial_end && time < *subscription->trial_end; }
 };
-
-AggregateQuery of_users(AggregateQuery query) {
-    query.filter = Filter::all({std::move(query.filter), by_users()});
-    return query;
-}
 
 // Where subscriptions are not listed, a customer is billed by calendar months.
 Account open_account(const Plan& plan, const std::string& subscription, const std::string& customer, Timestamp now) {
@@ -11799,48 +11730,36 @@ Account open_account(const Plan& plan, const std::string& subscription, const st
     return account;
 }
 
-Fee fee_of(const Plan& plan, const Charge& charge, const Account& account, const Decimal& units, Priced priced) {
-    auto fee = plan.fee_of(units, in_units(std::move(priced), plan.currency));
-    fee.charge = charge.name;
-    fee.metric = charge.meter.metric.code;
-    fee.customer = account.query.customer;
-    if (account.subscription) fee.subscription = account.subscription->id;
-    fee.pay_in_advance = charge.tiers.has_value();
-    fee.period = account.query.period;
-    return fee;
+// ---- measuring ----
+
+AggregateQuery of_users(AggregateQuery query) {
+    query.filter = Filter::all({std::move(query.filter), by_users()});
+    return query;
 }
 
-// The fee for what a meter has come to, with the words of the invoice (product_price.py:335).
-Fee metered_fee(const Plan& plan, const Charge& charge, const Account& account, UsageSource& usage) {
-    const auto row = usage.measure(charge.meter.metric, of_users(account.query)).front();
-    const auto credited = account.credited(charge, usage);
-    const auto priced = price_units(charge.price, row.value, credited);
-    auto fee = fee_of(plan, charge, account, row.value, priced);
-    fee.events = row.events;
-    const auto& shown = charge.meter.unit;
-    fee.vendor = {{"label", label(charge.price, units_to_pay(row.value, credited), priced)},
-                  {"unit_price", money(charge.price.unit_amount * shown.scale, charge.price.currency) + " / " + shown.label},
-                  {"meter_id", charge.meter.id},
-                  {"consumed_units", row.value.to_string()},
-                  {"credited_units", credited.to_string()},
-                  {"amount", priced.amount.to_string()}};
-    return fee;
+// --- credits (10.1, 10.2) ---
+
+// Polar's own events of that name about the meter.
+Metric system_metric(const char* name, const std::string& meter, Aggregation aggregation, const char* property) {
+    return {.event = name,
+            .aggregation = aggregation,
+            .property = property,
+            .filter = Filter::all({Filter::equals("source", system_source), Filter::equals("properties.meter_id", meter)})};
 }
 
-Fees Plan::usage(const UsageQuery& asked, Timestamp now, UsageSource& usage_source) const {
-    auto account = open_account(*this, asked.subscription, asked.customer, now);
-    if (asked.period) account.query.period = *asked.period;
-    std::vector<Fee> list;
-    for (const auto& charge : charges) {
-        if (!charge.tiers) {
-            list.push_back(metered_fee(*this, charge, account, usage_source));
-        } else if (account.subscription) {
-            const auto& bought = account.subscription->*charge.bought;
-            list.push_back(polar::fee_of(*this, charge, account, bought, price_bought(*charge.tiers, bought)));
-        }
-    }
-    return sum_up(std::move(list));
+// In the order they came; what is taken away never leaves less than none. Nothing when there were none.
+std::optional<Decimal> credited_units(const std::string& meter, const AggregateQuery& query, UsageSource& usage) {
+    const auto metric = system_metric("meter.credited", meter, Aggregation::sum, "properties.units");
+    std::optional<Decimal> credited;
+    for (const auto& step : usage.steps(metric, query)) credited = at_least_zero(credited.value_or(Decimal()) + step.value);
+    return credited;
 }
+
+Decimal credited_of(const Charge& charge, const Account& account, UsageSource& usage) {
+    return credited_units(charge.meter.id, account.query, usage).value_or(charge.granted);
+}
+
+// --- one event more ---
 
 // Events whose value is this one, by its type and all.
 Filter identity(const std::string& field, const Scalar& value) {
@@ -11877,66 +11796,154 @@ std::optional<Decimal> consumed_with(const Metric& metric, const Event& event, c
     return double_quotient(double_sum(usage.measure(sum, query).front().value, value.number), before.events + 1);
 }
 
-// What the event adds to the bill of its period, up to now.
-Fees Plan::estimate_fees(const Event& event, Timestamp now, UsageSource& usage_source) const {
-    auto account = open_account(*this, event.subscription, event.customer, now);
-    account.query.period = overlap(account.query.period, up_to(Period().from, now));
-    const auto query = of_users(account.query);
-    auto happening = event;
-    happening.timestamp = event.timestamp.value_or(now);
-    std::vector<Fee> list;
-    for (const auto& charge : charges) {
-        if (charge.tiers) continue;
-        const auto before = usage_source.measure(charge.meter.metric, query).front();
-        auto after = consumed_with(charge.meter.metric, happening, before, query, usage_source);
-        if (!after) continue;
-        if (account.on_trial(*happening.timestamp)) after = before.value;
-        const auto credited = account.credited(charge, usage_source);
-        const auto added = difference(price_units(charge.price, *after, credited), price_units(charge.price, before.value, credited));
-        list.push_back(polar::fee_of(*this, charge, account, *after - before.value, added));
-        list.back().events = 1;
+// ---- fees ----
+
+// Currency units, as fees have them, from Polar's cents.
+Priced in_units(Priced priced, Currency currency) {
+    for (auto& line : priced.lines) {
+        line.rate = quotient(line.rate, currency.subunits);
+        line.amount = quotient(line.amount, currency.subunits);
     }
-    if (list.empty()) not_found("name", "no price measures this event named " + quote(event.name));
-    return sum_up(std::move(list));
+    priced.amount = quotient(priced.amount, currency.subunits);
+    return priced;
 }
 
-Fee Plan::price(std::string_view name, const Decimal& units, std::int64_t) const {
-    const auto* charge = find_by(charges, &Charge::name, name);
-    if (!charge) not_found("charge", "charge_not_found");
-    return polar::fee_of(*this, *charge, {}, units,
-                         charge->tiers ? price_bought(*charge->tiers, units) : price_units(charge->price, units, charge->granted));
+Fee fee_of(const Plan& plan, const Charge& charge, const Account& account, const Decimal& units, Priced priced) {
+    auto fee = plan.priced_fee(units, in_units(std::move(priced), plan.currency));
+    fee.charge = charge.name;
+    fee.metric = charge.meter.metric.code;
+    fee.customer = account.query.customer;
+    if (account.subscription) fee.subscription = account.subscription->id;
+    fee.pay_in_advance = charge.tiers.has_value();
+    fee.period = account.query.period;
+    return fee;
 }
 
-std::shared_ptr<Book::Impl> load(const json& catalogue) {
-    const Node root(catalogue);
-    const auto product = root.object("product");
-    auto book = std::make_shared<Plan>();
-    book->code = product.text("id", product.text("name", "polar"));
-    std::vector<Meter> meters;
-    for (const auto& at : root.list("meters")) {
-        meters.push_back(read_meter(at));
-        book->metrics.push_back(meters.back().metric);
+// The fee for what a meter has come to, with the words of the invoice (product_price.py:335).
+Fee metered_fee(const Plan& plan, const Charge& charge, const Account& account, UsageSource& usage) {
+    const auto row = usage.measure(charge.meter.metric, of_users(account.query)).front();
+    const auto credited = credited_of(charge, account, usage);
+    const auto priced = price_units(charge.price, row.value, credited);
+    auto fee = fee_of(plan, charge, account, row.value, priced);
+    fee.events = row.events;
+    const auto& shown = charge.meter.unit;
+    fee.vendor = {{"label", label(charge.price, units_to_pay(row.value, credited), priced)},
+                  {"unit_price", money(charge.price.unit_amount * shown.scale, charge.price.currency) + " / " + shown.label},
+                  {"meter_id", charge.meter.id},
+                  {"consumed_units", row.value.to_string()},
+                  {"credited_units", credited.to_string()},
+                  {"amount", priced.amount.to_string()}};
+    return fee;
+}
+
+// ---- operations ----
+
+struct Operations final : Plan {
+    bool serves(const std::string& subscription, const std::string& customer) const override {
+        return lists_subscriptions ? find(subscription, customer) != nullptr : !customer.empty();
     }
-    for (const auto& price : product.list("prices")) {
-        const auto type = price.text("amount_type");
-        if (type == "fixed" || type == "custom" || type == "free") continue;
-        auto charge = read_charge(price, product, meters);
-        for (const auto& each : book->charges) {
-            if (!charge.bought && each.meter.id == charge.meter.id) price.refuse("meter_id", "has another price, too");
+    Period period_around(const UsageQuery& query, Timestamp at) const override {
+        const auto* subscription = find(query.subscription, query.customer);
+        return subscription ? polar::period_around(*subscription, at) : this_month(at);
+    }
+    std::vector<std::string> charge_names(const std::string& metric) const override {
+        std::vector<std::string> names;
+        for (const auto& each : charges) {
+            if (!each.tiers && each.meter.metric.code == metric) names.push_back(each.name);
         }
-        book->charges.push_back(std::move(charge));
-        if (book->charges.back().price.currency != book->charges.front().price.currency) product.refuse("has prices in several currencies");
+        return names;
     }
-    if (book->charges.empty()) product.refuse("has no price by usage, seats or units");
-    book->currency_code = book->charges.front().price.currency;
-    book->currency = currency_in(currencies, book->currency_code);
-    book->lists_subscriptions = root.find("subscriptions").has_value();
-    for (const auto& at : root.list("subscriptions")) book->subscriptions.push_back(read_subscription(at));
-    std::ranges::stable_sort(book->subscriptions, [](const Subscription& a, const Subscription& b) { return a.active.from < b.active.from; });
-    return book;
-}
+
+    Fees usage(const UsageQuery& asked, Timestamp now, UsageSource& usage_source) const override {
+        auto account = open_account(*this, asked.subscription, asked.customer, now);
+        if (asked.period) account.query.period = *asked.period;
+        std::vector<Fee> list;
+        for (const auto& charge : charges) {
+            if (!charge.tiers) {
+                list.push_back(metered_fee(*this, charge, account, usage_source));
+            } else if (account.subscription) {
+                const auto& bought = account.subscription->*charge.bought;
+                list.push_back(fee_of(*this, charge, account, bought, price_bought(*charge.tiers, bought)));
+            }
+        }
+        return sum_up(std::move(list));
+    }
+
+    // What the event adds to the bill of its period, up to now.
+    Fees estimate_fees(const Event& event, Timestamp now, UsageSource& usage_source) const override {
+        auto account = open_account(*this, event.subscription, event.customer, now);
+        account.query.period = overlap(account.query.period, up_to(Period().from, now));
+        const auto query = of_users(account.query);
+        auto happening = event;
+        happening.timestamp = event.timestamp.value_or(now);
+        std::vector<Fee> list;
+        for (const auto& charge : charges) {
+            if (charge.tiers) continue;
+            const auto before = usage_source.measure(charge.meter.metric, query).front();
+            auto after = consumed_with(charge.meter.metric, happening, before, query, usage_source);
+            if (!after) continue;
+            if (account.on_trial(*happening.timestamp)) after = before.value;
+            const auto credited = credited_of(charge, account, usage_source);
+            const auto added = difference(price_units(charge.price, *after, credited), price_units(charge.price, before.value, credited));
+            list.push_back(fee_of(*this, charge, account, *after - before.value, added));
+            list.back().events = 1;
+        }
+        if (list.empty()) not_found("name", "no price measures this event named " + quote(event.name));
+        return sum_up(std::move(list));
+    }
+
+    Fee price(std::string_view name, const Decimal& units, std::int64_t) const override {
+        const auto* charge = find_by(charges, &Charge::name, name);
+        if (!charge) not_found("charge", "charge_not_found");
+        return fee_of(*this, *charge, {}, units,
+                      charge->tiers ? price_bought(*charge->tiers, units) : price_units(charge->price, units, charge->granted));
+    }
+};
 
 // ---- meter quantities and customer meters (8 and 10.3) ----
+
+// Intervals of meter quantities, and how many days a question may span at most (time_queries.py:46).
+constexpr std::pair<Bin, int> most_days[] = {{Bin::hour, 7}, {Bin::day, 366}, {Bin::week, 371}, {Bin::month, 1460}, {Bin::year, 3650}};
+
+// PostgreSQL takes a local time that the clock shows twice for the second of the two, and puts one that it skips as far behind the skip as the
+// time would have been without it (DetermineTimeZoneOffset).
+Timestamp postgres_time(std::int64_t local, const Zone& zone) {
+    const Timestamp first = zone.to_utc(local);
+    if (zone.to_local(first) != local) return Timestamp(local - zone.span_at(first.micros() - 1).offset);
+    const std::int64_t change = zone.span_at(first.micros()).to;
+    if (change - first.micros() > micros_per_day) return first;
+    const Timestamp second(local - zone.span_at(change).offset);
+    return second.micros() >= change ? second : first;
+}
+
+// The moments that have a row in the answer: the start, and on by one interval each, on the zone's clock, until the end has passed. Each is
+// counted from the one before, so a 31st that a short month moved stays where it is. (generate_series in time_queries.py:32)
+std::vector<Timestamp> quantity_rows(Timestamp start, Timestamp end, Bin interval, const Zone& zone) {
+    const auto* most = find_by(most_days, row_name, interval);
+    if (!most) refuse("interval", "must be hour, day, week, month or year");
+    if (start < Timestamp::from_civil(2023, 1, 1)) refuse("start", "must not be before 2023-01-01");
+    if (start > end) refuse("end", "is before the start");
+    if (cut(end, micros_per_day) - cut(start, micros_per_day) > std::chrono::days(most->second))
+        refuse("interval", "is too small for so long a time");
+    const auto next = [&](Timestamp row) {
+        if (interval == Bin::hour) return row + std::chrono::hours(1);
+        return postgres_time(Cycle(stride_of(interval), zone.to_local(row), Zone({})).boundary(1).micros(), zone);
+    };
+    std::vector<Timestamp> rows;
+    for (Timestamp row = start; row <= end; row = next(row)) rows.push_back(row);
+    return rows;
+}
+
+// Of values that meters have come to; 0 of none.
+Decimal folded(Aggregation function, const std::vector<Decimal>& values) {
+    if (function == Aggregation::count) return values.size();
+    if (function == Aggregation::unique_count) return std::set<Decimal>(values.begin(), values.end()).size();
+    if (values.empty()) return {};
+    if (function == Aggregation::max) return *std::ranges::max_element(values);
+    if (function == Aggregation::min) return *std::ranges::min_element(values);
+    const Decimal sum = std::accumulate(values.begin(), values.end(), Decimal(), double_sum);
+    return function == Aggregation::average ? double_quotient(sum, values.size()) : sum;
+}
 
 // For every key of the metadata parameter one of its texts.
 Filter parameter_filter(const json& metadata) {
@@ -12037,7 +12044,37 @@ CustomerMeter customer_meter(const std::string& id, Metric metric, const std::ve
 
 namespace autumn {
 
-// ---- its calendar ----
+// ---- words and numbers ----
+
+using Step = FeeLine::Step;
+
+// decimal.js divides to 20 significant digits.
+Decimal divided(const Decimal& a, const Decimal& b) { return b.is_zero() ? Decimal() : Decimal::divide_significant(a, b, 20, Rounding::half_up); }
+
+constexpr int amount_decimals = 10;  // tier results are rounded to these, half up
+
+// A number that there need not be.
+std::optional<Decimal> not_negative(const Node& at, std::string_view key) {
+    const auto number = at.decimal(key);
+    if (number && number->is_negative()) at.refuse(key, "must not be negative");
+    return number;
+}
+
+// Which of two words there is; without any it is the first.
+bool is_second(const Node& at, std::string_view key, std::string_view first, std::string_view second) {
+    return at.choice(key, std::array{std::pair(first, false), std::pair(second, true)}, std::string(first));
+}
+
+constexpr CurrencyRow currencies[] = {{"bif clp djf gnf jpy kmf krw mga pyg rwf ugx vnd vuv xaf xof xpf", {0, 1}},
+                                      {"bhd jod kwd omr tnd", {3, 1000}}};
+
+Currency currency_of(const std::string& code) { return currency_in(currencies, lowercase(code)); }
+
+// Smallest units as Stripe takes them: three-decimal currencies are rounded to ten (7.10).
+Decimal minor_units(const Decimal& amount, Currency currency) {
+    if (currency.subunits == 1) return amount.round(0, Rounding::half_up);
+    return (amount * 100).round(0, Rounding::half_up) * (currency.subunits == 1000 ? 10 : 1);
+}
 
 // Of resets, prices and usage windows (getCycleIntervalFunctions.ts:27).
 constexpr std::pair<std::string_view, Stride> intervals[] = {
@@ -12070,45 +12107,10 @@ std::optional<Period> usage_window(std::string_view interval, Timestamp now, con
     return cycle_around(now, anchor.value_or(calendar_anchor(stride)), stride);
 }
 
-// What an analytics range covers: the bins of the list, and the total beside them. Its last moment, a whole second, belongs to it.
-struct Ranges {
-    Period list, total;
-};
-
-// Without a billing cycle its ranges are the last day (aggregate.ts:90). The total of a range of days begins earlier than its list, with
-// the day when bins are days and else with the hour (getCountAndSum.ts:79).
-Ranges named_ranges(std::string_view name, Bin bin, Timestamp now, const std::optional<BillingCycle>& cycle) {
-    const bool days = name.ends_with('h') || name.ends_with('d');
-    const Period period = named_period(days || cycle ? name : "24h", cut(now, micros_per_second), cycle);
-    const auto list = up_to(period.from, period.to);
-    if (!days && cycle) return {list, list};
-    return {list, {cut(list.from, bin == Bin::day ? micros_per_day : micros_per_hour), list.to}};
-}
-
-// Milliseconds are cut off at both ends (aggregate.ts:101).
-Ranges custom_ranges(Timestamp from, Timestamp to) {
-    const auto range = up_to(cut(from, micros_per_second), cut(to, micros_per_second));
-    return {range, range};
-}
-
 // ---- prices ----
-
-using Step = FeeLine::Step;
-
-// decimal.js divides to 20 significant digits.
-Decimal divided(const Decimal& a, const Decimal& b) { return b.is_zero() ? Decimal() : Decimal::divide_significant(a, b, 20, Rounding::half_up); }
 
 // Up to whole billing units, once, before any tier is walked (7.3).
 Decimal whole_units(const Decimal& quantity, const Decimal& billing_units) { return begun_packages(quantity, billing_units) * billing_units; }
-
-constexpr int amount_decimals = 10;  // tier results are rounded to these, half up
-
-// A number that there need not be.
-std::optional<Decimal> not_negative(const Node& at, std::string_view key) {
-    const auto number = at.decimal(key);
-    if (number && number->is_negative()) at.refuse(key, "must not be negative");
-    return number;
-}
 
 // --- plan items ---
 
@@ -12140,11 +12142,6 @@ Node in_currency(const Node& at, const std::string& currency) {
     if (currency.empty() || !at.find("currencies")) return at;
     const auto blocks = at.object("currencies");
     return blocks.find(currency) ? blocks.object(currency) : at;
-}
-
-// Which of two words there is; without any it is the first.
-bool is_second(const Node& at, std::string_view key, std::string_view first, std::string_view second) {
-    return at.choice(key, std::array{std::pair(first, false), std::pair(second, true)}, std::string(first));
 }
 
 // Limits of tiers count the included units with `limits_include_included`.
@@ -12375,82 +12372,6 @@ Priced price_tokens(const Model& model, const Tokens& tokens, bool custom, const
         priced.add(std::move(line));
     }
     return priced;
-}
-
-// --- balances: which pays, and whether there is enough (5.2, 7.7) ---
-
-struct Balance {
-    Decimal balance, starting;
-    bool overage_allowed = false, unlimited = false;
-    std::optional<Decimal> least = {};  // how far down overage may go
-    Decimal cost = 1;                   // of one unit, in the balance's own
-    std::string_view shares = {};       // those that share this share how far down they may go together
-};
-
-enum class OverageBehavior { cap, reject, overflow };  // overflow: no balance has a floor or ceiling
-
-// Takes `units` off the balance, or gives them back when they are negative, as far as there is room to `bound`; the rest stays in `units`.
-void take(Balance& balance, Decimal& units, const std::optional<Decimal>& bound) {
-    const auto wanted = units * balance.cost;
-    auto taken = wanted;
-    if (bound)
-        taken = wanted.is_negative() ? std::max(wanted, -at_least_zero(*bound - balance.balance))
-                                     : std::min(wanted, at_least_zero(balance.balance - *bound));
-    balance.balance = (balance.balance - taken).round(amount_decimals, Rounding::half_up);
-    units -= taken == wanted ? units : divided(taken, balance.cost);
-}
-
-// How far down overage may go when others have part of what they share.
-std::optional<Decimal> floor_of(const Balance& balance, const std::vector<Balance>& all) {
-    auto least = balance.least;
-    for (const auto& other : all) {
-        if (least && &other != &balance && !other.shares.empty() && other.shares == balance.shares) *least += at_least_zero(-other.balance);
-    }
-    return least;
-}
-
-// What is left of `value` that no balance took (7.7): nothing where one is unlimited. First every balance goes to 0, in order; then usage goes on
-// to the floors of those that allow overage, a refund to where each started. With reject nothing moves unless all of it fits.
-Decimal settle(std::vector<Balance>& balances, const Decimal& value, OverageBehavior behavior) {
-    if (std::ranges::any_of(balances, [](const Balance& each) { return each.unlimited; })) return {};
-    const bool refund = value.is_negative(), overflows = behavior == OverageBehavior::overflow;
-    auto changed = balances;
-    auto left = value;
-    for (auto& balance : changed) take(balance, left, Decimal());
-    for (auto& balance : changed) {
-        const auto bound = refund ? std::optional(balance.starting) : floor_of(balance, changed);
-        if (refund || balance.overage_allowed) take(balance, left, overflows ? std::nullopt : bound);
-    }
-    for (auto& balance : changed) {
-        if (overflows) take(balance, left, {});
-    }
-    left = left.round(amount_decimals, Rounding::half_up);
-    if (behavior != OverageBehavior::reject || left.is_zero()) balances = std::move(changed);
-    return left;
-}
-
-bool over_limit(const Check& check) { return check.usage_limit_left && check.required > *check.usage_limit_left; }
-
-// Whether the units may be used that a check of a balance requires; first rule that applies (5.2).
-bool allowed(const Check& check) {
-    if (check.flag || check.unlimited || check.required.is_negative()) return true;
-    if (over_limit(check)) return false;
-    if (!check.overage_allowed) return check.balance >= check.required;
-    if (!check.overage_limit) return true;
-    return at_least_zero(*check.overage_limit - check.overage) + check.balance >= check.required;
-}
-
-// --- money ---
-
-constexpr CurrencyRow currencies[] = {{"bif clp djf gnf jpy kmf krw mga pyg rwf ugx vnd vuv xaf xof xpf", {0, 1}},
-                                      {"bhd jod kwd omr tnd", {3, 1000}}};
-
-Currency currency_of(const std::string& code) { return currency_in(currencies, lowercase(code)); }
-
-// Smallest units as Stripe takes them: three-decimal currencies are rounded to ten (7.10).
-Decimal minor_units(const Decimal& amount, Currency currency) {
-    if (currency.subunits == 1) return amount.round(0, Rounding::half_up);
-    return (amount * 100).round(0, Rounding::half_up) * (currency.subunits == 1000 ? 10 : 1);
 }
 
 // ---- the catalogue ----
@@ -12684,41 +12605,137 @@ Holder read_holder(const Node& at) {
     return holder;
 }
 
-struct Plans final : PricingBook {
+// What a catalogue says.
+struct Plans : PricingBook {
     std::vector<Feature> features;
     std::map<std::string, Model> models;  // by "provider/model"
     std::vector<PlanItem> items;
     std::map<std::string, Controls> controls;      // by plan
     std::optional<std::vector<Holder>> customers;  // when absent any customer, who has all plans
 
-    bool serves(const std::string&, const std::string& customer) const override {
-        return !customer.empty() && (!customers || find_by(*customers, &Holder::id, customer));
-    }
-    bool has_balances() const override { return true; }
-    Period period_around(const UsageQuery& query, Timestamp at) const override;
-    bool knows_feature(const std::string& id) const override { return find_by(features, &Feature::id, id) != nullptr; }
-    Fees usage(const UsageQuery& query, Timestamp now, UsageSource& source) const override;
-    Fees estimate_fees(const Event& event, Timestamp now, UsageSource& source) const override;
-    Fee price(std::string_view charge, const Decimal& units, std::int64_t events) const override;
-    Fee price_tokens(const json& request) const override;
-    Check check(const Event& event, Timestamp now, UsageSource& source) const override;
-    std::vector<std::string> charge_names(const std::string& metric) const override {
-        std::set<std::string> names;
-        for (const auto& each : items) {
-            if (!each.flag && metric == "autumn:" + each.feature) names.insert(each.feature);
-        }
-        return {names.begin(), names.end()};
-    }
-
     const Feature& feature(const std::string& id) const { return *find_by(features, &Feature::id, id); }
 };
 
-// ---- accounts: the balances of a customer, and what the log's events took from them ----
+// --- the whole ---
 
 // An event counts its value, 1 when it has none: the rules of that name say so.
 Metric feature_metric(const std::string& feature) {
     return {.code = "autumn:" + feature, .event = feature, .aggregation = Aggregation::sum, .property = "value", .filter = {}, .rules = "autumn"};
 }
+
+// Features that are only named, by an item or a credit system, are metered ones without more.
+void complete(Plans& plans) {
+    std::set<std::string> named;
+    for (const auto& item : plans.items) named.insert(item.feature);
+    for (const auto& feature : plans.features) {
+        for (const auto& [member, cost] : feature.system.costs) named.insert(member);
+    }
+    for (const auto& feature : plans.features) named.erase(feature.id);
+    for (const auto& id : named) plans.features.push_back({id, false, {id}, {}});
+    for (auto& item : plans.items) item.flag = plans.feature(item.feature).flag;
+}
+
+void read_plan(Plans& plans, const Node& at) {
+    const auto id = at.required_text("id");
+    if (plans.controls.contains(id)) at.refuse("id", "is there twice");
+    plans.controls[id] = read_controls(at);
+    if (at.list("items").empty()) at.refuse("has no items");
+    for (const auto& each : at.list("items")) plans.items.push_back(read_plan_item(each, at, plans.currency_code));
+}
+
+void read(const Node& root, Plans& plans) {
+    const auto list = root.list("plans");
+    plans.currency_code = root.text("currency", "usd");
+    plans.currency = currency_of(plans.currency_code);
+    if (list.empty() || root.find("plan")) read_plan(plans, root.object("plan"));
+    for (const auto& each : list) read_plan(plans, each);
+    plans.code = root.text("id", plans.items.front().plan);
+    std::set<std::string> ids, names;
+    for (const auto& each : root.list("features")) {
+        plans.features.push_back(read_feature(each));
+        if (!ids.insert(plans.features.back().id).second) each.refuse("id", "is there twice");
+    }
+    for (const auto& [provider, each] : root.members("models")) {
+        for (const auto& [name, model] : each.members("models")) {
+            if (model.value().is_object() && !model.find("cost")) continue;  // models.dev knows some without prices
+            plans.models.emplace(provider + "/" + name, read_model(model.object("cost")));
+        }
+    }
+    if (root.find("customers")) plans.customers.emplace();
+    for (const auto& each : root.list("customers")) plans.customers->push_back(read_holder(each));
+    complete(plans);
+    for (const auto& feature : plans.features) {
+        if (!feature.flag) names.insert(feature.names.begin(), feature.names.end());
+    }
+    for (const auto& name : names) plans.metrics.push_back(feature_metric(name));
+}
+
+// ---- the account: the balances of a customer, and which of them pays ----
+
+// --- balances: which pays, and whether there is enough (5.2, 7.7) ---
+
+struct Balance {
+    Decimal balance, starting;
+    bool overage_allowed = false, unlimited = false;
+    std::optional<Decimal> least = {};  // how far down overage may go
+    Decimal cost = 1;                   // of one unit, in the balance's own
+    std::string_view shares = {};       // those that share this share how far down they may go together
+};
+
+enum class OverageBehavior { cap, reject, overflow };  // overflow: no balance has a floor or ceiling
+
+// Takes `units` off the balance, or gives them back when they are negative, as far as there is room to `bound`; the rest stays in `units`.
+void take(Balance& balance, Decimal& units, const std::optional<Decimal>& bound) {
+    const auto wanted = units * balance.cost;
+    auto taken = wanted;
+    if (bound)
+        taken = wanted.is_negative() ? std::max(wanted, -at_least_zero(*bound - balance.balance))
+                                     : std::min(wanted, at_least_zero(balance.balance - *bound));
+    balance.balance = (balance.balance - taken).round(amount_decimals, Rounding::half_up);
+    units -= taken == wanted ? units : divided(taken, balance.cost);
+}
+
+// How far down overage may go when others have part of what they share.
+std::optional<Decimal> floor_of(const Balance& balance, const std::vector<Balance>& all) {
+    auto least = balance.least;
+    for (const auto& other : all) {
+        if (least && &other != &balance && !other.shares.empty() && other.shares == balance.shares) *least += at_least_zero(-other.balance);
+    }
+    return least;
+}
+
+// What is left of `value` that no balance took (7.7): nothing where one is unlimited. First every balance goes to 0, in order; then usage goes on
+// to the floors of those that allow overage, a refund to where each started. With reject nothing moves unless all of it fits.
+Decimal settle(std::vector<Balance>& balances, const Decimal& value, OverageBehavior behavior) {
+    if (std::ranges::any_of(balances, [](const Balance& each) { return each.unlimited; })) return {};
+    const bool refund = value.is_negative(), overflows = behavior == OverageBehavior::overflow;
+    auto changed = balances;
+    auto left = value;
+    for (auto& balance : changed) take(balance, left, Decimal());
+    for (auto& balance : changed) {
+        const auto bound = refund ? std::optional(balance.starting) : floor_of(balance, changed);
+        if (refund || balance.overage_allowed) take(balance, left, overflows ? std::nullopt : bound);
+    }
+    for (auto& balance : changed) {
+        if (overflows) take(balance, left, {});
+    }
+    left = left.round(amount_decimals, Rounding::half_up);
+    if (behavior != OverageBehavior::reject || left.is_zero()) balances = std::move(changed);
+    return left;
+}
+
+bool over_limit(const Check& check) { return check.usage_limit_left && check.required > *check.usage_limit_left; }
+
+// Whether the units may be used that a check of a balance requires; first rule that applies (5.2).
+bool allowed(const Check& check) {
+    if (check.flag || check.unlimited || check.required.is_negative()) return true;
+    if (over_limit(check)) return false;
+    if (!check.overage_allowed) return check.balance >= check.required;
+    if (!check.overage_limit) return true;
+    return at_least_zero(*check.overage_limit - check.overage) + check.balance >= check.required;
+}
+
+// --- whose they are ---
 
 // A balance of an item, held by the customer or by one of its entities.
 struct Holding {
@@ -12935,7 +12952,7 @@ void use_event(Account& account, const std::string& name, const std::string& ent
     }
 }
 
-// ---- from the log ----
+// ---- measuring: what the events of the log took from the balances ----
 
 // What the events of one name and entity used of a feature.
 struct Use {
@@ -13067,7 +13084,7 @@ void follow(Account& account, const Course& course, UsageSource& source) {
     }
 }
 
-// ---- the operations ----
+// ---- fees ----
 
 // The balances of an item together, and what they come to (7.6): the units bought of a prepaid one, else the overage.
 struct Billed {
@@ -13097,7 +13114,7 @@ Billed billed(const Account& account, const PlanItem& item) {
 
 // Of a feature: so many units, and what they come to.
 Fee fee_of(const Plans& plans, const std::string& feature, const Decimal& units, std::int64_t events, Priced priced) {
-    auto fee = plans.fee_of(units, std::move(priced));
+    auto fee = plans.priced_fee(units, std::move(priced));
     fee.charge = feature;
     fee.metric = feature_metric(feature).code;
     fee.events = events;
@@ -13125,92 +13142,7 @@ void follow_all(Account& account, UsageSource& source) {
     }
 }
 
-// Of the period asked for, in which nothing is reset; else of every item's billing cycle around now, as far as it has come.
-Fees Plans::usage(const UsageQuery& asked, Timestamp now, UsageSource& usage_source) const {
-    auto account = open_account(*this, asked.customer, asked.subscription, now);
-    account.alone = !asked.subscription.empty();
-    if (account.alone) std::erase_if(account.holdings, [&](const Holding& holding) { return !visible(holding, asked.subscription); });
-    if (asked.period) {
-        spend(account, {{}, true}, *asked.period, usage_source);
-    } else {
-        follow_all(account, usage_source);
-    }
-    std::vector<Fee> list;
-    for (const auto& item : items) {
-        const auto all = billed(account, item);
-        if (all.first && !item.flag) list.push_back(autumn::fee_of(account, item, all, asked.period));
-    }
-    return sum_up(std::move(list));
-}
-
-// That of the first item that is billed by the period.
-Period Plans::period_around(const UsageQuery& query, Timestamp at) const {
-    const auto account = open_account(*this, query.customer, query.subscription, at);
-    for (const Holding& holding : account.holdings) {
-        if (holding.item->billed) return holding.around(holding.item->billed, at);
-    }
-    return this_month(at);
-}
-
-// What the event adds to the bill of the cycle under way.
-Fees Plans::estimate_fees(const Event& event, Timestamp now, UsageSource& usage_source) const {
-    auto before = open_account(*this, event.customer, event.subscription, now);
-    std::set<std::string> used;
-    for (const auto& feature : features) {
-        if (feature.names.contains(event.name)) used.merge(related(*this, feature.id));
-    }
-    if (used.empty()) not_found("name", "no feature is used by events named " + event.name);
-    follow(before, {used}, usage_source);
-    auto after = before;
-    use_event(after, event.name, event.subscription, event.value.value_or(Decimal(1)));
-    std::vector<Fee> list;
-    for (const auto& item : items) {
-        const auto earlier = billed(before, item), later = billed(after, item);
-        const Billed added{later.first, later.units - earlier.units, 1, difference(later.priced, earlier.priced)};
-        if (!added.units.is_zero()) list.push_back(autumn::fee_of(after, item, added));
-    }
-    return sum_up(std::move(list));
-}
-
-Fee Plans::price(std::string_view charge, const Decimal& units, std::int64_t events) const {
-    for (const auto& item : items) {
-        if (item.flag || item.feature != charge) continue;
-        Priced priced;
-        if (!item.item.tiers.empty()) priced = item.item.prepaid ? price_prepaid(item.item, units) : price_overage(item.item, {units});
-        return autumn::fee_of(*this, item.feature, units, events, std::move(priced));
-    }
-    not_found("charge", "charge_not_found");
-}
-
-// The AI credit system that a request names; without one it is the only one there is.
-const Feature& ai_system(const std::vector<Feature>& features, const std::string& id) {
-    std::vector<const Feature*> found;
-    for (const auto& each : features) {
-        if (id.empty() ? each.markups.has_value() : each.id == id) found.push_back(&each);
-    }
-    if (found.empty()) not_found("feature_id", "feature_not_found");
-    if (found.size() > 1 || !found[0]->markups) refuse("feature_id", "invalid_request");
-    return *found[0];
-}
-
-Fee Plans::price_tokens(const json& request) const {
-    const Node at(request);
-    const auto& system = ai_system(features, at.text("feature_id"));
-    const auto id = at.required_text("model_id");
-    const bool custom = id.starts_with("custom/");
-    const auto& known = custom ? system.markups->custom : models;
-    const auto* model = value_at(known, id);
-    if (!model) refuse("model_id", "invalid_request");
-    Tokens tokens;
-    for (std::size_t i = 0; i < tokens.size(); ++i) {
-        tokens[i] = at.number(token_kinds[i].field);
-        if (tokens[i].is_negative() || tokens[i] != tokens[i].round(0, Rounding::down))
-            at.refuse(token_kinds[i].field, "must be a whole number, and not negative");
-    }
-    auto priced = autumn::price_tokens(*model, tokens, custom, markup_of(*system.markups, id));
-    const auto cost = priced.amount;
-    return autumn::fee_of(*this, system.id, cost, 1, std::move(priced));
-}
+// --- what may be used ---
 
 // A feature's balances together, as one who may use them sees them; nothing when there are none.
 std::optional<Check> balances_of(const Account& account, const std::string& feature, const std::string& entity) {
@@ -13302,83 +13234,156 @@ std::string answering(const Account& account, const Event& event, const Decimal&
     return !owned.empty() ? owned.front() : held(event.name) ? event.name : systems.front();
 }
 
-Check Plans::check(const Event& event, Timestamp now, UsageSource& usage_source) const {
-    if (!knows_feature(event.name)) not_found("name", "feature_not_found");
-    const auto units = event.value.value_or(Decimal(1));
-    auto account = open_account(*this, event.customer, event.subscription, now);
-    follow(account, {related(*this, event.name)}, usage_source);
-    const auto feature = answering(account, event, units, usage_source);
-    const auto held = balances_of(account, feature, event.subscription);
-    auto check = held.value_or(Check{.feature = feature});
-    check.required = units;
-    check.usage_limit_left = headroom(account, feature, event, usage_source);
-    if (feature != event.name) {
-        const auto& system = this->feature(feature).system;
-        check.required = credits(system, event.name, units);
-        if (const auto members = headroom(account, event.name, event, usage_source)) {
-            const auto left = credits(system, event.name, *members);
-            check.usage_limit_left = std::min(check.usage_limit_left.value_or(left), left);
+// ---- operations ----
+
+// The AI credit system that a request names; without one it is the only one there is.
+const Feature& ai_system(const std::vector<Feature>& features, const std::string& id) {
+    std::vector<const Feature*> found;
+    for (const auto& each : features) {
+        if (id.empty() ? each.markups.has_value() : each.id == id) found.push_back(&each);
+    }
+    if (found.empty()) not_found("feature_id", "feature_not_found");
+    if (found.size() > 1 || !found[0]->markups) refuse("feature_id", "invalid_request");
+    return *found[0];
+}
+
+struct Operations final : Plans {
+    bool serves(const std::string&, const std::string& customer) const override {
+        return !customer.empty() && (!customers || find_by(*customers, &Holder::id, customer));
+    }
+    bool has_balances() const override { return true; }
+    bool knows_feature(const std::string& id) const override { return find_by(features, &Feature::id, id) != nullptr; }
+    std::vector<std::string> charge_names(const std::string& metric) const override {
+        std::set<std::string> names;
+        for (const auto& each : items) {
+            if (!each.flag && metric == "autumn:" + each.feature) names.insert(each.feature);
         }
+        return {names.begin(), names.end()};
     }
-    check.allowed = held && allowed(check);
-    if (!check.allowed) check.reason = !held ? "no_balance" : over_limit(check) ? "usage_limit" : "insufficient_balance";
-    if (!check.overage_allowed) check.overage_limit.reset();
-    return check;
-}
 
-// ---- from the catalogue ----
-
-// Features that are only named, by an item or a credit system, are metered ones without more.
-void complete(Plans& plans) {
-    std::set<std::string> named;
-    for (const auto& item : plans.items) named.insert(item.feature);
-    for (const auto& feature : plans.features) {
-        for (const auto& [member, cost] : feature.system.costs) named.insert(member);
-    }
-    for (const auto& feature : plans.features) named.erase(feature.id);
-    for (const auto& id : named) plans.features.push_back({id, false, {id}, {}});
-    for (auto& item : plans.items) item.flag = plans.feature(item.feature).flag;
-}
-
-void read_plan(Plans& plans, const Node& at) {
-    const auto id = at.required_text("id");
-    if (plans.controls.contains(id)) at.refuse("id", "is there twice");
-    plans.controls[id] = read_controls(at);
-    if (at.list("items").empty()) at.refuse("has no items");
-    for (const auto& each : at.list("items")) plans.items.push_back(read_plan_item(each, at, plans.currency_code));
-}
-
-std::shared_ptr<Book::Impl> load(const json& catalogue) {
-    const Node root(catalogue);
-    const auto list = root.list("plans");
-    auto plans = std::make_shared<Plans>();
-    plans->currency_code = root.text("currency", "usd");
-    plans->currency = currency_of(plans->currency_code);
-    if (list.empty() || root.find("plan")) read_plan(*plans, root.object("plan"));
-    for (const auto& each : list) read_plan(*plans, each);
-    plans->code = root.text("id", plans->items.front().plan);
-    std::set<std::string> ids, names;
-    for (const auto& each : root.list("features")) {
-        plans->features.push_back(read_feature(each));
-        if (!ids.insert(plans->features.back().id).second) each.refuse("id", "is there twice");
-    }
-    for (const auto& [provider, each] : root.members("models")) {
-        for (const auto& [name, model] : each.members("models")) {
-            if (model.value().is_object() && !model.find("cost")) continue;  // models.dev knows some without prices
-            plans->models.emplace(provider + "/" + name, read_model(model.object("cost")));
+    // That of the first item that is billed by the period.
+    Period period_around(const UsageQuery& query, Timestamp at) const override {
+        const auto account = open_account(*this, query.customer, query.subscription, at);
+        for (const Holding& holding : account.holdings) {
+            if (holding.item->billed) return holding.around(holding.item->billed, at);
         }
+        return this_month(at);
     }
-    if (root.find("customers")) plans->customers.emplace();
-    for (const auto& each : root.list("customers")) plans->customers->push_back(read_holder(each));
-    complete(*plans);
-    for (const auto& feature : plans->features) {
-        if (!feature.flag) names.insert(feature.names.begin(), feature.names.end());
+
+    // Of the period asked for, in which nothing is reset; else of every item's billing cycle around now, as far as it has come.
+    Fees usage(const UsageQuery& asked, Timestamp now, UsageSource& usage_source) const override {
+        auto account = open_account(*this, asked.customer, asked.subscription, now);
+        account.alone = !asked.subscription.empty();
+        if (account.alone) std::erase_if(account.holdings, [&](const Holding& holding) { return !visible(holding, asked.subscription); });
+        if (asked.period) {
+            spend(account, {{}, true}, *asked.period, usage_source);
+        } else {
+            follow_all(account, usage_source);
+        }
+        std::vector<Fee> list;
+        for (const auto& item : items) {
+            const auto all = billed(account, item);
+            if (all.first && !item.flag) list.push_back(fee_of(account, item, all, asked.period));
+        }
+        return sum_up(std::move(list));
     }
-    for (const auto& name : names) plans->metrics.push_back(feature_metric(name));
-    return plans;
+
+    // What the event adds to the bill of the cycle under way.
+    Fees estimate_fees(const Event& event, Timestamp now, UsageSource& usage_source) const override {
+        auto before = open_account(*this, event.customer, event.subscription, now);
+        std::set<std::string> used;
+        for (const auto& feature : features) {
+            if (feature.names.contains(event.name)) used.merge(related(*this, feature.id));
+        }
+        if (used.empty()) not_found("name", "no feature is used by events named " + event.name);
+        follow(before, {used}, usage_source);
+        auto after = before;
+        use_event(after, event.name, event.subscription, event.value.value_or(Decimal(1)));
+        std::vector<Fee> list;
+        for (const auto& item : items) {
+            const auto earlier = billed(before, item), later = billed(after, item);
+            const Billed added{later.first, later.units - earlier.units, 1, difference(later.priced, earlier.priced)};
+            if (!added.units.is_zero()) list.push_back(fee_of(after, item, added));
+        }
+        return sum_up(std::move(list));
+    }
+
+    Fee price(std::string_view charge, const Decimal& units, std::int64_t events) const override {
+        for (const auto& item : items) {
+            if (item.flag || item.feature != charge) continue;
+            Priced priced;
+            if (!item.item.tiers.empty()) priced = item.item.prepaid ? price_prepaid(item.item, units) : price_overage(item.item, {units});
+            return fee_of(*this, item.feature, units, events, std::move(priced));
+        }
+        not_found("charge", "charge_not_found");
+    }
+
+    Fee price_tokens(const json& request) const override {
+        const Node at(request);
+        const auto& system = ai_system(features, at.text("feature_id"));
+        const auto id = at.required_text("model_id");
+        const bool custom = id.starts_with("custom/");
+        const auto& known = custom ? system.markups->custom : models;
+        const auto* model = value_at(known, id);
+        if (!model) refuse("model_id", "invalid_request");
+        Tokens tokens;
+        for (std::size_t i = 0; i < tokens.size(); ++i) {
+            tokens[i] = at.number(token_kinds[i].field);
+            if (tokens[i].is_negative() || tokens[i] != tokens[i].round(0, Rounding::down))
+                at.refuse(token_kinds[i].field, "must be a whole number, and not negative");
+        }
+        auto priced = autumn::price_tokens(*model, tokens, custom, markup_of(*system.markups, id));
+        const auto cost = priced.amount;
+        return fee_of(*this, system.id, cost, 1, std::move(priced));
+    }
+
+    Check check(const Event& event, Timestamp now, UsageSource& usage_source) const override {
+        if (!knows_feature(event.name)) not_found("name", "feature_not_found");
+        const auto units = event.value.value_or(Decimal(1));
+        auto account = open_account(*this, event.customer, event.subscription, now);
+        follow(account, {related(*this, event.name)}, usage_source);
+        const auto feature = answering(account, event, units, usage_source);
+        const auto held = balances_of(account, feature, event.subscription);
+        auto check = held.value_or(Check{.feature = feature});
+        check.required = units;
+        check.usage_limit_left = headroom(account, feature, event, usage_source);
+        if (feature != event.name) {
+            const auto& system = this->feature(feature).system;
+            check.required = credits(system, event.name, units);
+            if (const auto members = headroom(account, event.name, event, usage_source)) {
+                const auto left = credits(system, event.name, *members);
+                check.usage_limit_left = std::min(check.usage_limit_left.value_or(left), left);
+            }
+        }
+        check.allowed = held && allowed(check);
+        if (!check.allowed) check.reason = !held ? "no_balance" : over_limit(check) ? "usage_limit" : "insufficient_balance";
+        if (!check.overage_allowed) check.overage_limit.reset();
+        return check;
+    }
+};
+
+// ---- analytics: what events.aggregate answers (3) ----
+
+// What an analytics range covers: the bins of the list, and the total beside them. Its last moment, a whole second, belongs to it.
+struct Ranges {
+    Period list, total;
+};
+
+// Without a billing cycle its ranges are the last day (aggregate.ts:90). The total of a range of days begins earlier than its list, with
+// the day when bins are days and else with the hour (getCountAndSum.ts:79).
+Ranges named_ranges(std::string_view name, Bin bin, Timestamp now, const std::optional<BillingCycle>& cycle) {
+    const bool days = name.ends_with('h') || name.ends_with('d');
+    const Period period = named_period(days || cycle ? name : "24h", cut(now, micros_per_second), cycle);
+    const auto list = up_to(period.from, period.to);
+    if (!days && cycle) return {list, list};
+    return {list, {cut(list.from, bin == Bin::day ? micros_per_day : micros_per_hour), list.to}};
 }
 
-// ---- what events.aggregate answers (3) ----
+// Milliseconds are cut off at both ends (aggregate.ts:101).
+Ranges custom_ranges(Timestamp from, Timestamp to) {
+    const auto range = up_to(cut(from, micros_per_second), cut(to, micros_per_second));
+    return {range, range};
+}
 
 // A text asked for is the text that the property is written as (aggregate_simple.pipe:38). With numbers, numbers are compared.
 constexpr Coercion exact_text{.missing = {differ_any, empty_any},
@@ -13558,8 +13563,17 @@ constexpr Rules rules{.name = "openmeter",
 
 // ---- books ----
 
-constexpr std::pair<std::string_view, std::shared_ptr<Book::Impl> (*)(const json&)> book_vendors[] = {
-    {"lago", lago::load}, {"flexprice", flexprice::load}, {"polar", polar::load}, {"autumn", autumn::load}};
+template <class Operations>
+std::shared_ptr<Book::Impl> load(const json& catalogue) {
+    auto book = std::make_shared<Operations>();
+    read(Node(catalogue), *book);
+    return book;
+}
+
+constexpr std::pair<std::string_view, std::shared_ptr<Book::Impl> (*)(const json&)> book_vendors[] = {{"lago", load<lago::Operations>},
+                                                                                                      {"flexprice", load<flexprice::Operations>},
+                                                                                                      {"polar", load<polar::Operations>},
+                                                                                                      {"autumn", load<autumn::Operations>}};
 
 // ---- rules by name ----
 

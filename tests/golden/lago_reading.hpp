@@ -130,7 +130,7 @@ lago::Subscription subscription_of(const meter::Period& period, int days, meter:
 struct Case {
     explicit Case(const json& vector)
         : aggregation(vector.at("aggregation")),
-          plan(dynamic_cast<const lago::Plan&>(meter::Book::lago(catalogue_of(vector)).impl())),
+          plan(dynamic_cast<const lago::Operations&>(meter::Book::lago(catalogue_of(vector)).impl())),
           period{time_at(vector.at("period"), "from"),
                  time_at(vector.at("period"), vector.at("period").contains("max_timestamp") ? "max_timestamp" : "to") + moment},
           subscription(subscription_of(period, static_cast<int>(integer(vector.at("period"), "days")), plan.charges_interval)),
@@ -148,7 +148,7 @@ struct Case {
     lago::Scope scope() const { return {plan, plan.charges[0], nullptr, subscription, period}; }
 
     const json& aggregation;
-    lago::Plan plan;
+    lago::Operations plan;
     meter::Period period;
     lago::Subscription subscription;
     Log log;
