@@ -987,6 +987,8 @@ private:
 struct Stride {
     int months = 0;
     std::int64_t micros = 0;
+
+    auto operator<=>(const Stride&) const = default;  // months are longer than weeks
 };
 
 // Throws bad_value for a count that is not from 1 to 1000.
@@ -7397,6 +7399,14 @@ std::string tier_text(const FeeLine& line) {
 
 json optional_text(const std::optional<Decimal>& value) { return value ? json(value->to_string()) : json(nullptr); }
 
+json filled_text(const std::string& text) { return text.empty() ? json(nullptr) : json(text); }
+
+json group_json(const std::vector<std::pair<std::string, std::optional<std::string>>>& group) {
+    auto object = json::object();
+    for (const auto& [key, value] : group) object[key] = value ? json(*value) : json(nullptr);
+    return object;
+}
+
 json line_json(const FeeLine& line) {
     return {{"step", step_name(line.step)},     {"text", line.text()},           {"from", optional_text(line.from)}, {"to", optional_text(line.to)},
             {"units", line.units.to_string()},  {"rate", line.rate.to_string()}, {"flat", line.flat.to_string()},    {"per", line.per.to_string()},
@@ -7454,16 +7464,14 @@ std::string FeeLine::text() const {
 }
 
 json Fee::to_json() const {
-    auto groups = json::object();
-    for (const auto& [key, value] : group) groups[key] = value ? json(*value) : json(nullptr);
     auto steps = json::array();
     for (const auto& line : lines) steps.push_back(line_json(line));
     return {{"charge", charge},
             {"metric", metric},
             {"customer", customer},
             {"subscription", subscription},
-            {"event", event.empty() ? json(nullptr) : json(event)},
-            {"group", std::move(groups)},
+            {"event", filled_text(event)},
+            {"group", group_json(group)},
             {"filter", filter},
             {"currency", currency},
             {"units", units.to_string()},
@@ -7766,6 +7774,8 @@ std::string property_field(const std::string& key) { return "properties." + key;
 // How often bills are written, as vendors' words mean it.
 constexpr Stride every_day{0, micros_per_day}, every_week{0, 7 * micros_per_day}, every_month{1, 0}, every_quarter{3, 0}, every_half_year{6, 0},
     every_year{12, 0};
+
+Cycle utc_cycle(Stride stride, Timestamp anchor) { return Cycle(stride, anchor.micros(), Zone({})); }
 
 std::string lowercase(std::string text) {
     std::transform(text.begin(), text.end(), text.begin(), [](unsigned char c) { return static_cast<char>(std::tolower(c)); });
@@ -8230,17 +8240,12 @@ Decimal percentage_free_events(const Price& price, const RunningTotal& running) 
 
 bool has_bounds(const Price& price, const Quantity& quantity) { return quantity.premium && (price.minimum || price.maximum); }
 
-Priced percentage_of_total(const Price& price, const Quantity& quantity) {
+Priced price_percentage(const Price& price, const Quantity& quantity) {
     const auto free_units = percentage_free_units(price, quantity.running);
     const auto paid = free_units > quantity.units ? Decimal() : quantity.units - free_units;
     auto priced = after_free(free_units, only(percentage_line(paid, price.rate)));
     const auto paid_events = quantity.events - percentage_free_events(price, quantity.running);
     if (!quantity.units.is_zero() && paid_events > 0 && !price.fixed_amount.is_zero()) priced.add(fixed_line(paid_events, price.fixed_amount));
-    return priced;
-}
-
-Priced price_percentage(const Price& price, const Quantity& quantity) {
-    auto priced = percentage_of_total(price, quantity);
     if (!has_bounds(price, quantity)) return priced;
     raise_to(priced, quantity.bounded.amount);
     lower_to(priced, quantity.bounded.amount);
@@ -9191,13 +9196,6 @@ AdvanceState advance_state(const Scope& scope, const AggregateQuery& query, Usag
     return state;
 }
 
-// A pay-in-advance charge has been paid up to the period's maximum, which a live value below it does not bring back.
-Decimal paid_in_advance(const Scope& scope, const AggregateQuery& query, UsageSource& usage, const Measured& measured) {
-    if (scope.metric().kind == Kind::count || !measured.falls) return measured.value;
-    const auto state = advance_state(scope, query, usage);
-    return state.current ? state.paid(measured.value, {}) : measured.value;
-}
-
 // The event's own number for a sum; its property, when present, must be a number (validate_creation_service.rb:83).
 Decimal summed(const BillableMetric& metric, const Event& event) {
     const auto key = property_key(metric);
@@ -9262,7 +9260,11 @@ Counted count_prorated(const Scope& scope, const AggregateQuery& query, const Me
 
 Counted count_period(const Scope& scope, const AggregateQuery& query, Measured measured, UsageSource& usage) {
     if (scope.charge.prorated) return count_prorated(scope, query, measured, usage);
-    if (scope.charge.pay_in_advance) measured.value = paid_in_advance(scope, query, usage, measured);
+    if (scope.charge.pay_in_advance && scope.metric().kind != Kind::count && measured.falls) {
+        // It has been paid up to the period's maximum, which a live value below it does not bring back.
+        const auto state = advance_state(scope, query, usage);
+        if (state.current) measured.value = state.paid(measured.value, {});
+    }
     return {quantity_of(scope, query, usage, measured), {}};
 }
 
@@ -9272,12 +9274,6 @@ Decimal total_units(const Scope& scope, const AggregateQuery& query, const Decim
     auto sum = scope.metric().metric;
     sum.aggregation = Aggregation::sum;
     return usage.measure(sum, query).front().value;
-}
-
-// Of a weighted sum those of the period, though what came before them still weighs (weighted_sum_service.rb:13).
-std::int64_t counted_events(const Scope& scope, const AggregateQuery& query, const Measured& measured, UsageSource& usage) {
-    if (scope.metric().kind != Kind::weighted_sum || !scope.metric().metric.recurring) return measured.events;
-    return usage.measure(in_period(scope.metric()), query).front().events;
 }
 
 // One of the groups of a question, and what of it is priced.
@@ -9293,12 +9289,14 @@ std::vector<CountedGroup> count_groups(const Scope& scope, const AggregateQuery&
     const auto& keys = scope.price().group_keys;
     auto rows = measure_groups(scope, query, usage);
     if (rows.empty()) rows.push_back({.group = std::vector<std::optional<std::string>>(keys.size()), .falls = false});
+    const bool weighs_older = scope.metric().kind == Kind::weighted_sum && scope.metric().metric.recurring;
     std::vector<CountedGroup> groups;
     for (auto& row : rows) {
         auto& one = groups.emplace_back(CountedGroup{query, group_of(scope, row.group), std::move(row), {}});
         for (std::size_t i = 0; i < keys.size(); ++i) one.query.filter.parts.push_back(in_group(keys[i], one.measured.group[i]));
         one.measured.value = rounded(scope.metric(), one.measured.value);
-        one.measured.events = counted_events(scope, one.query, one.measured, usage);
+        // What came before the period weighs, but is not counted (weighted_sum_service.rb:13).
+        if (weighs_older) one.measured.events = usage.measure(in_period(scope.metric()), one.query).front().events;
         one.counted = count_period(scope, one.query, one.measured, usage);
     }
     return groups;
@@ -9329,14 +9327,6 @@ Decimal true_up_cents(const Decimal& minimum_cents, const Decimal& used_cents, i
 }
 
 std::string time_text(Timestamp time) { return time.to_string(0); }
-
-json group_json(const Group& group) {
-    auto object = json::object();
-    for (const auto& [key, value] : group) object[key] = value ? json(*value) : json(nullptr);
-    return object;
-}
-
-json filled_text(const std::string& text) { return text.empty() ? json(nullptr) : json(text); }
 
 json item_json(const Scope& scope, const Fee& fee) {
     const auto& metric = scope.metric();
@@ -9443,15 +9433,6 @@ Fee event_fee(const Scope& scope, Group group, const Event& event, const Decimal
 
 // --- of a period (dossier 4.4, 6, 7.4, 8) ---
 
-// Of the plan, or of the pricing unit that the charge is written in, which has hundredths.
-Currency currency_of(const Scope& scope) { return scope.charge.conversion_rate ? Currency() : scope.plan.currency; }
-
-json pricing_unit_json(const Charge& charge, const Figures& figures) {
-    if (!charge.conversion_rate) return nullptr;
-    return {
-        {"amount_cents", whole_cents(figures.cents)}, {"short_name", charge.pricing_unit}, {"conversion_rate", charge.conversion_rate->to_string()}};
-}
-
 Priced price_counted(const Price& price, const Counted& counted) {
     if (price.model == Model::graduated && counted.quantity.prorated)
         return price_prorated_graduated(price.tiers, counted.quantity.units, counted.prorated);
@@ -9460,11 +9441,14 @@ Priced price_counted(const Price& price, const Counted& counted) {
 
 // Amounts of a period's fee, in the plan's currency where the charge is in a pricing unit.
 json set_period_amounts(const Scope& scope, const Quantity& quantity, Priced priced, Fee& fee) {
-    auto figures = lago::figures(priced.amount, unit_amount(scope.price(), quantity, priced.amount), currency_of(scope));
-    auto pricing_unit = pricing_unit_json(scope.charge, figures);
-    if (scope.charge.conversion_rate) {
-        figures = converted(figures, *scope.charge.conversion_rate, scope.plan.currency);
-        convert_to(priced, quotient(figures.precise_cents, scope.plan.currency.subunits), *scope.charge.conversion_rate);
+    const auto& rate = scope.charge.conversion_rate;  // a pricing unit has hundredths
+    auto figures = lago::figures(priced.amount, unit_amount(scope.price(), quantity, priced.amount), rate ? Currency() : scope.plan.currency);
+    json pricing_unit;
+    if (rate) {
+        pricing_unit = {
+            {"amount_cents", whole_cents(figures.cents)}, {"short_name", scope.charge.pricing_unit}, {"conversion_rate", rate->to_string()}};
+        figures = converted(figures, *rate, scope.plan.currency);
+        convert_to(priced, quotient(figures.precise_cents, scope.plan.currency.subunits), *rate);
     }
     fee.unit_amount = figures.unit_amount;
     fee.amount = priced.amount;
@@ -9648,13 +9632,6 @@ Fees in_order(const Plan& plan, PlacedFees placed) {
     return plan.sum_up(std::move(list));
 }
 
-// To a fee of one event, a missing and an empty value are the same group.
-std::set<Group> advance_groups(const Scope& scope, UsageSource& usage) {
-    std::set<Group> groups;
-    for (const auto& row : measure_groups(scope, scope.query(), usage)) groups.insert(group_of(scope, row.group));
-    return groups;
-}
-
 // Both sides of the estimate, of which `step` has only the one without the event. A sum's running totals have the event on both.
 void add_event(const Scope& scope, const Event& event, AdvanceStep& step) {
     const auto value = scope.counts() ? Decimal(1) : summed(scope.metric(), event);
@@ -9784,7 +9761,9 @@ struct Operations final : Plan {
     Fees advance_fees(const UsageQuery& query, Timestamp now, UsageSource& usage_source) const override {
         PlacedFees fees;
         const auto add = [&](const Scope& scope, const Period& asked) {
-            for (const auto& group : advance_groups(scope, usage_source)) add_advance_fees(scope, group, {asked}, usage_source, fees);
+            std::set<Group> groups;  // to a fee of one event, a missing and an empty value are the same
+            for (const auto& row : measure_groups(scope, scope.query(), usage_source)) groups.insert(group_of(scope, row.group));
+            for (const auto& group : groups) add_advance_fees(scope, group, {asked}, usage_source, fees);
         };
         for (const auto& asked : asked_about(*this, query, now)) {
             for (const auto& period : cycles_of(asked.second, [&](Timestamp at) { return billing_period(charges_interval, asked.first, at); })) {
@@ -9862,9 +9841,6 @@ constexpr std::pair<std::string_view, Stride> billing_periods[] = {
     {"", every_month},        {"DAILY", every_day},         {"WEEKLY", every_week},
     {"MONTHLY", every_month}, {"QUARTERLY", every_quarter}, {"HALF_YEARLY", every_half_year},
     {"ANNUAL", every_year}};
-
-// Months are longer than weeks.
-bool is_longer(Stride a, Stride b) { return std::pair(a.months, a.micros) > std::pair(b.months, b.micros); }
 
 // ---- prices ----
 
@@ -10075,17 +10051,8 @@ Commitment read_commitment(const Node& at, const CommitmentFields& fields, const
     return commitment;
 }
 
-Committed commit(const Commitment& commitment, const Decimal& cost) {
-    if (cost >= commitment.amount) {
-        const auto overage = (cost - commitment.amount) * commitment.overage_factor;
-        return {commitment.amount + overage, commitment.amount, overage, {}};
-    }
-    const auto missing = commitment.true_up ? commitment.amount - cost : Decimal();
-    return {cost + missing, cost, {}, missing};
-}
-
-// A commitment longer than the billing period: what earlier periods used of it is gone. Its last period makes up for what is missing (9.16).
-Committed commit_rest(const Commitment& commitment, const Decimal& used_before, const Decimal& cost, bool last_period) {
+// What earlier billing periods used of a longer commitment is gone, and its last period makes up for what is missing (9.16).
+Committed commit(const Commitment& commitment, const Decimal& cost, const Decimal& used_before = {}, bool last_period = true) {
     const auto within = std::min(cost, at_least_zero(commitment.amount - used_before));
     const auto overage = (cost - within) * commitment.overage_factor;
     const auto missing = last_period && commitment.true_up ? at_least_zero(commitment.amount - used_before - cost) : Decimal();
@@ -10392,7 +10359,7 @@ struct Subscription {
     bool starts = true;  // its events have a price from the beginning (7.3): not of one that is paused or cancelled
     std::vector<Coupon> coupons = {};
 
-    Cycle cycle(Stride each) const { return Cycle(each, anchor.value_or(Timestamp()).micros(), Zone({})); }
+    Cycle cycle(Stride each) const { return utc_cycle(each, anchor.value_or(Timestamp())); }
     Period period(Timestamp now) const { return overlap(cycle(stride).around(now), active); }
 };
 
@@ -10931,7 +10898,7 @@ private:
         const auto& commitment = *subscription_.commitment;
         Decimal cost;
         for (const auto& charge : list) cost += charge.priced.amount;
-        const auto committed = commit_rest(commitment, spent({term.from, period_.from}), cost, period_.to >= term.to);
+        const auto committed = commit(commitment, cost, spent({term.from, period_.from}), period_.to >= term.to);
         for (const auto& charge : list) {
             auto priced = charge.priced;
             lower_to(priced, divided(priced.amount, cost) * committed.utilized);
@@ -10950,9 +10917,9 @@ private:
             if (period_.contains(item.active.from)) add_fixed(item, {item.active.from, item.active.from}, 1);
             return;
         }
-        const bool longer = is_longer(*fixed.cycle, subscription_.stride);
+        const bool longer = *fixed.cycle > subscription_.stride;
         const auto anchor = item.active.from > Period().from ? item.active.from : subscription_.anchor.value_or(Timestamp());
-        const Cycle own(*fixed.cycle, anchor.micros(), Zone({}));
+        const Cycle own = utc_cycle(*fixed.cycle, anchor);
         const auto around = [&](Timestamp at) { return longer ? overlap(own.around(at), item.active) : subscription_.period(at); };
         for (const auto& cycle : cycles_of(overlap(period_, item.active), around)) {
             const bool due = fixed.advance ? period_.contains(cycle.from) : period_.from < cycle.to && cycle.to <= period_.to;
@@ -11606,7 +11573,7 @@ Subscription read_subscription(const Node& at) {
     if (!start) at.refuse("current_period_start", "is required");
     const auto interval = at.choice("recurring_interval", intervals, "month");
     subscription.stride = repeated(interval, at.whole("recurring_interval_count", 1, 999).value_or(1));
-    const Timestamp next = Cycle(subscription.stride, start->micros(), Zone({})).boundary(1);
+    const Timestamp next = utc_cycle(subscription.stride, *start).boundary(1);
     subscription.current = {*start, at.time("current_period_end").value_or(next)};
     subscription.active = {at.time("started_at").value_or(Timestamp::min()), at.time("ended_at").value_or(Period().to)};
     if (subscription.current.from >= subscription.current.to) at.refuse("current_period_end", "ends before it begins");
@@ -11706,7 +11673,7 @@ Period period_around(const Subscription& subscription, Timestamp now) {
     const auto& [from, to] = subscription.current;
     if (subscription.current.contains(now)) return subscription.current;
     const Timestamp anchor = now < from ? from : to;
-    return overlap(Cycle(subscription.stride, anchor.micros(), Zone({})).around(now), subscription.active);
+    return overlap(utc_cycle(subscription.stride, anchor).around(now), subscription.active);
 }
 
 // Whose usage a bill is about, and which: what users did in the period, after a trial.
@@ -12090,7 +12057,7 @@ Stride stride_of(std::string_view interval, std::int64_t count = 1) {
 
 // The billing cycle around a moment; neither end is before the floor (getCycleStart.ts:25, getCycleEnd.ts:25).
 Period cycle_around(Timestamp now, Timestamp anchor, Stride stride, Timestamp floor = Timestamp::min()) {
-    const Period cycle = Cycle(stride, anchor.micros(), Zone({})).around(now);
+    const Period cycle = utc_cycle(stride, anchor).around(now);
     return {std::max(cycle.from, floor), std::max(cycle.to, floor)};
 }
 
@@ -12109,9 +12076,6 @@ std::optional<Period> usage_window(std::string_view interval, Timestamp now, con
 }
 
 // ---- prices ----
-
-// Up to whole billing units, once, before any tier is walked (7.3).
-Decimal whole_units(const Decimal& quantity, const Decimal& billing_units) { return begun_packages(quantity, billing_units) * billing_units; }
 
 // --- plan items ---
 
@@ -12212,7 +12176,8 @@ Priced price_volume(const Item& item, const Decimal& included, const Decimal& un
 Priced price_quantity(const Item& item, const Decimal& included, const Decimal& quantity, bool allow_negative) {
     if (item.tiers.empty()) refuse("usage_tiers", "usage_tiers_required");
     const bool negative = quantity.is_negative() && allow_negative;
-    const auto units = whole_units(negative ? quantity.abs() : at_least_zero(quantity), item.billing_units);
+    const auto packs = begun_packages(negative ? quantity.abs() : at_least_zero(quantity), item.billing_units);  // before any tier is walked (7.3)
+    const auto units = packs * item.billing_units;
     auto priced = item.volume ? price_volume(item, included, units) : price_graduated(item, units);
     show_limits(priced.lines, item.included);
     return finished(std::move(priced), negative);
@@ -12749,7 +12714,7 @@ struct Holding {
 
     std::optional<Cycle> cycle(std::optional<Stride> stride) const {
         if (!stride) return {};
-        return Cycle(*stride, subscription->anchor.value_or(calendar_anchor(*stride)).micros(), Zone({}));
+        return utc_cycle(*stride, subscription->anchor.value_or(calendar_anchor(*stride)));
     }
     // The time since the last reset; all time since the start when there are none.
     Period around(std::optional<Stride> stride, Timestamp now) const {
@@ -12902,7 +12867,7 @@ std::vector<std::size_t> payers(const Account& account, const std::string& featu
         const auto& holding = account.holdings[i];
         const auto stride = holding.item->reset.value_or(Stride());
         return std::tuple(!holding.state.unlimited, holding.entity.empty() == !entity.empty(), holding.item->feature != feature, !holding.item->reset,
-                          stride.months, stride.micros, std::string_view(holding.entity), holding.item->add_on, holding.state.overage_allowed,
+                          stride, std::string_view(holding.entity), holding.item->add_on, holding.state.overage_allowed,
                           holding.subscription->started.value_or(Timestamp::min()));
     };
     std::ranges::stable_sort(order, {}, rank);
@@ -12943,13 +12908,6 @@ void apply(Account& account, const Takings& takings, std::int64_t events) {
         holding.state.balance = one.left;
         holding.used += one.units;
         holding.events += events;
-    }
-}
-
-// Everything that an event of that name uses.
-void use_event(Account& account, const std::string& name, const std::string& entity, const Decimal& units) {
-    for (const auto& feature : account.plans.features) {
-        if (feature.names.contains(name)) apply(account, takings_of(account, feature.id, entity, units), 1);
     }
 }
 
@@ -13299,7 +13257,10 @@ struct Operations final : Plans {
         if (used.empty()) not_found("name", "no feature is used by events named " + event.name);
         follow(before, {used}, usage_source);
         auto after = before;
-        use_event(after, event.name, event.subscription, event.value.value_or(Decimal(1)));
+        const auto units = event.value.value_or(Decimal(1));
+        for (const auto& feature : features) {
+            if (feature.names.contains(event.name)) apply(after, takings_of(after, feature.id, event.subscription, units), 1);
+        }
         std::vector<Fee> list;
         for (const auto& item : items) {
             const auto earlier = billed(before, item), later = billed(after, item);

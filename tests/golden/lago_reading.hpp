@@ -189,7 +189,7 @@ json figures(const Case& one, const lago::CountedGroup& group, UsageSource& usag
                 {"events_count", group.counted.quantity.events},
                 {"full_units", text(group.counted.quantity.full_units.value_or(group.counted.quantity.units))},
                 {"precise_total_amount_cents", text(usage.precise_total_cents(metric.metric, group.query))},
-                {"group", lago::group_json(group.group)}};
+                {"group", meter::group_json(group.group)}};
     if (metric.kind == lago::Kind::weighted_sum) {
         answer["variation"] = text(sum_of(one, group.query, false, usage));
         answer["total_aggregated_units"] = text(lago::total_units(one.scope(), group.query, group.measured.value, usage));
