@@ -7723,6 +7723,19 @@ public:
 
     Decimal number(std::string_view key, const Decimal& fallback = {}) const { return decimal(key).value_or(fallback); }
 
+    // A number, if there is one, of at least that much.
+    std::optional<Decimal> at_least(std::string_view key, const Decimal& least) const {
+        auto number = decimal(key);
+        if (number && *number < least) refuse(key, "must be at least " + least.to_string());
+        return number;
+    }
+
+    Decimal above_zero(std::string_view key, const Decimal& fallback = {}) const {
+        const auto found = number(key, fallback);
+        if (found <= 0) refuse(key, "must be above 0");
+        return found;
+    }
+
     // A whole number, if there is one; 1.0 is one, too.
     std::optional<std::int64_t> whole(std::string_view key, std::int64_t least, std::int64_t most) const {
         const auto number = decimal(key);
@@ -8677,8 +8690,7 @@ Charge read_charge(const Node& at, const std::vector<BillableMetric>& metrics, b
     charge.minimum_cents = at.number("min_amount_cents");
     if (at.find("applied_pricing_unit")) {
         const auto unit = at.object("applied_pricing_unit");
-        charge.conversion_rate = unit.number("conversion_rate");
-        if (*charge.conversion_rate <= 0) unit.refuse("conversion_rate", "must be above zero");
+        charge.conversion_rate = unit.above_zero("conversion_rate");
         charge.pricing_unit = unit.text("code");
     }
     charge.price = read_properties(at, row, checking);
@@ -8820,6 +8832,15 @@ constexpr Coercion text_filter{.missing = {differ_any, differ_any},
                                .number = {as_written, text_any},
                                .text = {text_any, text_any},
                                .structure = {text_any, text_any}};
+
+constexpr Rules rules{.name = "lago",
+                      .filter = {.properties = &text_filter},
+                      .counts_absent = true,
+                      .words_apart = true,
+                      .latest_not_negative = true,  // latest_service.rb
+                      .weighting = Weighting::pieces,
+                      .quotient = postgres_quotient,
+                      .weighted_rounding = RoundTo{Rounding::ceil, 20}};
 
 bool holds(const std::vector<std::string>& list, const std::string& value) { return std::ranges::find(list, value) != list.end(); }
 
@@ -9861,11 +9882,9 @@ struct Price {
 };
 
 Decimal at_least(const Node& at, std::string_view field, const Decimal& least, std::optional<Decimal> fallback = {}) {
-    const auto value = at.decimal(field);
-    if (!value && fallback) return *fallback;
-    if (!value) at.refuse(field, "is required");
-    if (*value < least) at.refuse(field, "must be at least " + least.to_string());
-    return *value;
+    const auto value = at.at_least(field, least);
+    if (!value && !fallback) at.refuse(field, "is required");
+    return value ? *value : *fallback;
 }
 
 Decimal whole_at_least(const Node& at, std::string_view field, const Decimal& least) {
@@ -10259,6 +10278,19 @@ constexpr Rules metered_rules{.name = "flexprice",
                               .week_start = std::chrono::Sunday,
                               .month_end = MonthEnd::overflow};
 
+// Of the table events: dossier 5.3 to 5.12.
+constexpr Rules event_rules{.name = "flexprice_events",
+                            .filter = {.properties = &property_filter},
+                            .numbers = {.text = NumberRules::Text::number, .zero = true, .missing = {}},
+                            .groups = Blank::text,
+                            .values = Blank::text,
+                            .not_negative = true,
+                            .whole_seconds = true,
+                            .weighting = Weighting::remaining,
+                            .carrying = Carrying::added,
+                            .week_start = std::chrono::Sunday,
+                            .month_end = MonthEnd::overflow};
+
 // --- meters ---
 
 constexpr std::pair<std::string_view, Aggregation> aggregations[] = {
@@ -10296,10 +10328,7 @@ Metric read_meter(const Node& at) {
     if (!aggregation.text("expression").empty())
         throw Error(ErrorCode::unsupported, aggregation.path("expression"), "expressions are not evaluated here");
     if (metric.aggregation != Aggregation::count) metric.property = property_field(aggregation.required_text("field"));
-    if (aggregation.text("type") == "SUM_WITH_MULTIPLIER") {
-        metric.multiplier = aggregation.number("multiplier");
-        if (*metric.multiplier <= 0) aggregation.refuse("multiplier", "must be above 0");
-    }
+    if (aggregation.text("type") == "SUM_WITH_MULTIPLIER") metric.multiplier = aggregation.above_zero("multiplier");
     read_buckets(aggregation, metric);
     metric.recurring = at.choice("reset_usage", carried);
     for (const auto& filter : at.list("filters")) {
@@ -10512,8 +10541,7 @@ json in_money(const Node& at, const std::vector<Node>& units) {
     const auto config = at.object("price_unit_config");
     const auto& unit = config.one_of(
         units, [](const Node& each) { return each.text("code"); }, "price_unit", "price unit");
-    const auto rate = unit.number("conversion_rate");
-    if (rate <= 0) unit.refuse("conversion_rate", "must be above 0");
+    const auto rate = unit.above_zero("conversion_rate");
     const auto convert = [&](const Node& from, json& into, const char* field) {
         if (const auto value = from.decimal(field)) into[field] = (*value * rate).to_string();
     };
@@ -11272,8 +11300,7 @@ struct MeteredPrice {
 
 // Unit amounts have up to 12 decimals and 5 digits before them (product/schemas.py:421).
 MeteredPrice read_metered(const Node& at) {
-    MeteredPrice price{at.number("unit_amount"), at.whole("cap_amount", 0, int32_max), read_currency(at)};
-    if (price.unit_amount <= 0) at.refuse("unit_amount", "must be above 0");
+    MeteredPrice price{at.above_zero("unit_amount"), at.whole("cap_amount", 0, int32_max), read_currency(at)};
     if (price.unit_amount.scale() > 12) at.refuse("unit_amount", "must have at most 12 decimals");
     if (price.unit_amount >= 100000) at.refuse("unit_amount", "must be below 100000");
     return price;
@@ -11374,9 +11401,7 @@ MeterUnit read_unit(const Node& at) {
     if (name == "scalar") return {};
     if (name == "token") return {1000000, "1M tokens"};
     if (name != "custom") at.refuse("unit", "is not known: " + name);
-    MeterUnit unit{at.decimal("custom_multiplier").value_or(1), at.text("custom_label", "unit")};
-    if (unit.scale <= 0) at.refuse("custom_multiplier", "must be above 0");
-    return unit;
+    return {at.above_zero("custom_multiplier", 1), at.text("custom_label", "unit")};
 }
 
 // --- functions of meters (7) ---
@@ -12021,13 +12046,6 @@ Decimal divided(const Decimal& a, const Decimal& b) { return b.is_zero() ? Decim
 
 constexpr int amount_decimals = 10;  // tier results are rounded to these, half up
 
-// A number that there need not be.
-std::optional<Decimal> not_negative(const Node& at, std::string_view key) {
-    const auto number = at.decimal(key);
-    if (number && number->is_negative()) at.refuse(key, "must not be negative");
-    return number;
-}
-
 // Which of two words there is; without any it is the first.
 bool is_second(const Node& at, std::string_view key, std::string_view first, std::string_view second) {
     return at.choice(key, std::array{std::pair(first, false), std::pair(second, true)}, std::string(first));
@@ -12116,8 +12134,7 @@ Item read_item(const Node& at, const Decimal& included, bool limits_include_incl
     item.prepaid = at.text("billing_method") == "prepaid";
     item.usage_based = at.text("billing_method") == "usage_based";
     item.included = included;
-    item.billing_units = at.number("billing_units", 1);
-    if (item.billing_units <= 0) at.refuse("billing_units", "must be above 0");
+    item.billing_units = at.above_zero("billing_units", 1);
     const auto amounts = in_currency(at, currency);
     for (const auto& each : amounts.list(amounts.find("usage_tiers") ? "usage_tiers" : "tiers")) {
         auto limit = read_limit(each);
@@ -12218,10 +12235,8 @@ struct CreditSystem {
 CreditSystem read_credit_system(const Node& at, std::string_view id_field) {
     CreditSystem system{at.text(id_field), {}};
     for (const auto& each : at.list("credit_schema")) {
-        const auto amount = not_negative(each, each.find("credit_cost") ? "credit_cost" : "credit_amount").value_or(Decimal());
-        const auto units = each.number("feature_amount", 1);
-        if (units <= 0) each.refuse("feature_amount", "must be above 0");
-        system.costs[each.required_text("metered_feature_id")] = divided(amount, units);
+        const auto amount = each.at_least(each.find("credit_cost") ? "credit_cost" : "credit_amount", 0).value_or(Decimal());
+        system.costs[each.required_text("metered_feature_id")] = divided(amount, each.above_zero("feature_amount", 1));
     }
     return system;
 }
@@ -12268,7 +12283,7 @@ TokenRates read_token_rates(const Node& at, bool context) {
     TokenRates rates;
     for (const auto& kind : token_kinds) {
         if (context && !kind.in_context) continue;
-        if (const auto rate = not_negative(at, kind.rate)) rates.emplace(kind.rate, *rate);
+        if (const auto rate = at.at_least(kind.rate, 0)) rates.emplace(kind.rate, *rate);
     }
     return rates;
 }
@@ -12284,23 +12299,17 @@ Model read_model(const Node& at) {
     return model;
 }
 
-std::optional<Decimal> read_markup(const Node& at, const char* key) {
-    auto markup = at.decimal(key);
-    if (markup && *markup < -100) at.refuse(key, "must not be below -100");
-    return markup;
-}
-
 // Of a feature, or of its "config".
 Markups read_markups(const Node& feature) {
     Markups markups;
     for (const auto& at : {feature, feature.find("config") ? feature.object("config") : feature}) {
-        if (const auto markup = read_markup(at, "default_markup")) markups.otherwise = markup;
+        if (const auto markup = at.at_least("default_markup", -100)) markups.otherwise = markup;
         for (const auto& [provider, each] : at.members("provider_markups")) {
-            if (const auto markup = read_markup(each, "markup")) markups.providers[provider] = *markup;
+            if (const auto markup = each.at_least("markup", -100)) markups.providers[provider] = *markup;
         }
         for (const auto& [model, each] : at.members("model_markups")) {
-            if (const auto markup = read_markup(each, "markup")) markups.models[model] = *markup;
-            const auto input = not_negative(each, "input_cost"), output = not_negative(each, "output_cost");
+            if (const auto markup = each.at_least("markup", -100)) markups.models[model] = *markup;
+            const auto input = each.at_least("input_cost", 0), output = each.at_least("output_cost", 0);
             if (input && output) markups.custom[model] = {{{"input", *input}, {"output", *output}}, {}};
         }
     }
@@ -12418,7 +12427,7 @@ PlanItem read_plan_item(const Node& at, const Node& plan, const std::string& cur
     item.quantity = at.decimal("quantity").value_or(item.item.included);
     if (const auto price = at.find("price")) {
         item.billed = price->find("interval") ? read_interval(*price) : every_month;
-        const auto most = not_negative(*price, "max_purchase");
+        const auto most = price->at_least("max_purchase", 0);
         if (most && *most > 0) item.max_purchase = most;  // 0 is no limit (7.8)
     }
     item.reset = at.find("reset") ? read_interval(at.object("reset")) : item.billed;
@@ -12446,7 +12455,7 @@ struct Subscription {
 
 Subscription read_subscription(const Node& at) {
     Subscription subscription{.started = read_moment(at, "started_at"), .expires = read_moment(at, "expires_at")};
-    subscription.products = not_negative(at, "quantity").value_or(Decimal(1));
+    subscription.products = at.at_least("quantity", 0).value_or(Decimal(1));
     for (const auto& each : at.list("feature_quantities")) subscription.quantities[each.required_text("feature_id")] = each.number("quantity");
     // Cycles go on from the start, unless the current one began elsewhere: after a trial, or a change of plans.
     const auto current = read_moment(at, "current_period_start");
@@ -12494,7 +12503,7 @@ UsageLimit read_usage_limit(const Node& at) {
 }
 
 SpendLimit read_spend_limit(const Node& at) {
-    SpendLimit limit{at.flag("enabled"), is_second(at, "limit_type", "absolute", "usage_percentage"), not_negative(at, "overage_limit")};
+    SpendLimit limit{at.flag("enabled"), is_second(at, "limit_type", "absolute", "usage_percentage"), at.at_least("overage_limit", 0)};
     if (at.find("skip_overage_billing")) limit.skip_billing = at.flag("skip_overage_billing");
     return limit;
 }
@@ -12583,6 +12592,15 @@ struct Plans : PricingBook {
 };
 
 // --- the whole ---
+
+// A text asked for is the text that the property is written as (aggregate_simple.pipe:38). With numbers, numbers are compared.
+constexpr Coercion exact_text{.missing = {differ_any, empty_any},
+                              .boolean = {{Meeting::number, Meeting::differ, Meeting::text}, as_written},
+                              .number = {{Meeting::differ, Meeting::number, Meeting::text}, as_written},
+                              .text = {as_written, as_written},
+                              .structure = {differ_any, as_written}};
+
+constexpr Rules rules{.name = "autumn", .filter = {.properties = &exact_text}, .numbers = {.missing = 1}};
 
 // An event counts its value, 1 when it has none: the rules of that name say so.
 Metric feature_metric(const std::string& feature) {
@@ -13347,13 +13365,6 @@ Ranges custom_ranges(Timestamp from, Timestamp to) {
     return {range, range};
 }
 
-// A text asked for is the text that the property is written as (aggregate_simple.pipe:38). With numbers, numbers are compared.
-constexpr Coercion exact_text{.missing = {differ_any, empty_any},
-                              .boolean = {{Meeting::number, Meeting::differ, Meeting::text}, as_written},
-                              .number = {{Meeting::differ, Meeting::number, Meeting::text}, as_written},
-                              .text = {as_written, as_written},
-                              .structure = {differ_any, as_written}};
-
 constexpr std::string_view other_groups = "AUTUMN_RESERVED";
 
 // The hours whose beginning belongs to the range: an event counts with its hour (aggregate_simple.pipe:30).
@@ -13541,31 +13552,13 @@ constexpr std::pair<std::string_view, std::shared_ptr<Book::Impl> (*)(const json
 
 constexpr std::array<Rules, 9> all_rules{{
     {.name = ""},
-    {.name = "lago",
-     .filter = {.properties = &lago::text_filter},
-     .counts_absent = true,
-     .words_apart = true,
-     .latest_not_negative = true,  // latest_service.rb
-     .weighting = Weighting::pieces,
-     .quotient = lago::postgres_quotient,
-     .weighted_rounding = RoundTo{Rounding::ceil, 20}},
+    lago::rules,
     flexprice::metered_rules,
-    // Of the table events: dossier 5.3 to 5.12.
-    {.name = "flexprice_events",
-     .filter = {.properties = &flexprice::property_filter},
-     .numbers = {.text = NumberRules::Text::number, .zero = true, .missing = {}},
-     .groups = Blank::text,
-     .values = Blank::text,
-     .not_negative = true,
-     .whole_seconds = true,
-     .weighting = Weighting::remaining,
-     .carrying = Carrying::added,
-     .week_start = std::chrono::Sunday,
-     .month_end = MonthEnd::overflow},
+    flexprice::event_rules,
     polar::quantity_rules,
     polar::billing_rules,
     polar::list_rules,
-    {.name = "autumn", .filter = {.properties = &autumn::exact_text}, .numbers = {.missing = 1}},
+    autumn::rules,
     openmeter::rules,
 }};
 

@@ -138,7 +138,7 @@ TEST_CASE("a plan that cannot be is refused with the path of the field", "[lago]
           "plan.charges[0].billable_metric_code: its expression is not evaluated here");
     CHECK(field_of(catalogue({{"charge_model", "standard"}, {"min_amount_cents", -1}})) == "plan.charges[0].min_amount_cents: value_is_out_of_range");
     CHECK(field_of(catalogue({{"charge_model", "standard"}, {"applied_pricing_unit", {{"code", "credits"}}}})) ==
-          "plan.charges[0].applied_pricing_unit.conversion_rate: must be above zero");
+          "plan.charges[0].applied_pricing_unit.conversion_rate: must be above 0");
     auto unknown = catalogue({{"charge_model", "standard"}});
     unknown["plan"]["charges"][0]["billable_metric_code"] = "nothing";
     CHECK(field_of(unknown) == "plan.charges[0].billable_metric_code: no such billable metric: nothing");
@@ -2159,11 +2159,11 @@ TEST_CASE("Autumn's catalogues are refused where they cannot be", "[autumn][chec
     CHECK(item({{"price", overage_price()}, {"proration", {{"on_increase", "charge_immediately"}}}}) ==
           "plan.items[0].proration: is for prepaid items only");
     const auto schema = [&](json entry) { return refused(plan_of({monthly("ai", 1)}, {{{"id", "ai"}, {"credit_schema", list_of(entry)}}})); };
-    CHECK(schema({{"metered_feature_id", "chat"}, {"credit_cost", -1}}) == "features[0].credit_schema[0].credit_cost: must not be negative");
+    CHECK(schema({{"metered_feature_id", "chat"}, {"credit_cost", -1}}) == "features[0].credit_schema[0].credit_cost: must be at least 0");
     CHECK(schema({{"metered_feature_id", "chat"}, {"credit_amount", 1}, {"feature_amount", 0}}) ==
           "features[0].credit_schema[0].feature_amount: must be above 0");
     CHECK(schema({{"credit_cost", 1}}) == "features[0].credit_schema[0].metered_feature_id: is required");
-    CHECK(item({{"price", overage_price({{"max_purchase", -1}})}}) == "plan.items[0].price.max_purchase: must not be negative");
+    CHECK(item({{"price", overage_price({{"max_purchase", -1}})}}) == "plan.items[0].price.max_purchase: must be at least 0");
     CHECK(refused(plan_of({})) == "plan: has no items");
     CHECK(refused(plan_of({monthly("chat", 1)}, {{{"id", "chat"}}, {{"id", "chat"}}})) == "features[1].id: is there twice");
     const auto customer = [&](json changes) {
@@ -2174,7 +2174,7 @@ TEST_CASE("Autumn's catalogues are refused where they cannot be", "[autumn][chec
     CHECK(customer({{"id", ""}}) == "customers[0].id: is required");
     CHECK(customer({{"subscriptions", {{{"plan_id", "pro"}, {"started_at", -1}}}}}) ==
           "customers[0].subscriptions[0].started_at: must be milliseconds since 1970");
-    CHECK(customer({{"subscriptions", {{{"plan_id", "pro"}, {"quantity", -1}}}}}) == "customers[0].subscriptions[0].quantity: must not be negative");
+    CHECK(customer({{"subscriptions", {{{"plan_id", "pro"}, {"quantity", -1}}}}}) == "customers[0].subscriptions[0].quantity: must be at least 0");
     const auto control = [&](const char* list, json entry) { return customer({{"billing_controls", {{list, list_of(entry)}}}}); };
     CHECK(customer({{"billing_controls", 7}}) == "customers[0].billing_controls: must be an object");
     const auto tokens = [&](json changes, json models = json::object()) {
@@ -2182,9 +2182,9 @@ TEST_CASE("Autumn's catalogues are refused where they cannot be", "[autumn][chec
         system.update(changes);
         return refused(plan_of({monthly("ai", 1)}, {system}, {{"models", models}}));
     };
-    CHECK(tokens({{"default_markup", -101}}) == "features[0].default_markup: must not be below -100");
+    CHECK(tokens({{"default_markup", -101}}) == "features[0].default_markup: must be at least -100");
     CHECK(tokens({{"config", 7}}) == "features[0].config: must be an object");
-    CHECK(tokens({{"model_markups", {{"custom/m", {{"input_cost", -1}}}}}}) == "features[0].model_markups.custom/m.input_cost: must not be negative");
+    CHECK(tokens({{"model_markups", {{"custom/m", {{"input_cost", -1}}}}}}) == "features[0].model_markups.custom/m.input_cost: must be at least 0");
     CHECK(tokens(json::object(), {{"acme", {{"models", {{"m", 7}}}}}}) == "models.acme.models.m.cost: must be an object");
     CHECK(tokens(json::object(), {{"acme", {{"models", {{"m", {{"cost", {{"input", 1}}}}}}}}}}) == "models.acme.models.m.cost.output: is required");
     const std::string at = "customers[0].billing_controls.";
@@ -2193,7 +2193,7 @@ TEST_CASE("Autumn's catalogues are refused where they cannot be", "[autumn][chec
     CHECK(control("usage_limits", {{"feature_id", "chat"}, {"limit", 1}, {"interval", "eon"}}) == at + "usage_limits[0].interval: is not known: eon");
     CHECK(control("usage_limits", {{"feature_id", "chat"}, {"limit", 1}, {"interval", "day"}, {"filter", {{"properties", {{"a", {1}}}}}}}) ==
           at + "usage_limits[0].filter.properties.a: must be text, a number or a boolean");
-    CHECK(control("spend_limits", {{"feature_id", "chat"}, {"overage_limit", -1}}) == at + "spend_limits[0].overage_limit: must not be negative");
+    CHECK(control("spend_limits", {{"feature_id", "chat"}, {"overage_limit", -1}}) == at + "spend_limits[0].overage_limit: must be at least 0");
     CHECK(control("overage_allowed", {{"feature_id", "chat"}, {"enabled", 1}}) == at + "overage_allowed[0].enabled: must be true or false");
 }
 
