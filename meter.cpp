@@ -8673,7 +8673,7 @@ std::size_t find_metric(const Node& at, const std::vector<BillableMetric>& metri
     at.refuse("billable_metric_code", "no such billable metric: " + (code.empty() ? id : code));
 }
 
-// A plan that exists was made under a licence that allowed it; which licence prices it is Plan::premium.
+// A plan that exists was made under a licence that allowed it; which licence prices it is Catalogue::premium.
 Charge read_charge(const Node& at, const std::vector<BillableMetric>& metrics, bool premium) {
     Problems problems;
     Charge charge;
@@ -8718,7 +8718,7 @@ Subscription read_subscription(const Node& at) {
 // --- the whole ---
 
 // What a plan and its subscriptions say.
-struct Plan : PricingBook {
+struct Catalogue : PricingBook {
     Stride charges_interval = every_month;
     bool premium = true;
     std::vector<BillableMetric> billable_metrics;
@@ -8741,22 +8741,22 @@ struct Plan : PricingBook {
     const std::string& metric_code(const Charge& charge) const { return billable_metrics[charge.metric].metric.code; }
 };
 
-void read(const Node& root, Plan& plan) {
+void read(const Node& root, Catalogue& book) {
     const auto at = root.object("plan");
-    plan.code = at.required_text("code");
-    plan.currency_code = at.required_text("amount_currency");
-    if (plan.currency_code.size() != 3) at.refuse("amount_currency", "must be a currency's three letters");
-    plan.currency = currency_in(currencies, plan.currency_code);
-    plan.charges_interval = at.choice("interval", intervals, "monthly");
-    if (at.flag("bill_charges_monthly")) plan.charges_interval = every_month;
-    plan.premium = root.flag("premium", true);
+    book.code = at.required_text("code");
+    book.currency_code = at.required_text("amount_currency");
+    if (book.currency_code.size() != 3) at.refuse("amount_currency", "must be a currency's three letters");
+    book.currency = currency_in(currencies, book.currency_code);
+    book.charges_interval = at.choice("interval", intervals, "monthly");
+    if (at.flag("bill_charges_monthly")) book.charges_interval = every_month;
+    book.premium = root.flag("premium", true);
     for (const auto& metric : root.list("billable_metrics")) {
-        plan.billable_metrics.push_back(read_metric(metric));
-        if (plan.billable_metrics.back().obstacle.empty()) plan.metrics.push_back(rounded(plan.billable_metrics.back()));
+        book.billable_metrics.push_back(read_metric(metric));
+        if (book.billable_metrics.back().obstacle.empty()) book.metrics.push_back(rounded(book.billable_metrics.back()));
     }
-    for (const auto& charge : at.list("charges")) plan.charges.push_back(read_charge(charge, plan.billable_metrics, plan.premium));
-    plan.lists_subscriptions = root.find("subscriptions").has_value();
-    for (const auto& each : root.list("subscriptions")) plan.subscriptions.push_back(read_subscription(each));
+    for (const auto& charge : at.list("charges")) book.charges.push_back(read_charge(charge, book.billable_metrics, book.premium));
+    book.lists_subscriptions = root.find("subscriptions").has_value();
+    for (const auto& each : root.list("subscriptions")) book.subscriptions.push_back(read_subscription(each));
 }
 
 // ---- the account: subscriptions and their billing periods (dossier 4.2) ----
@@ -8792,17 +8792,17 @@ bool is_about(const UsageQuery& query, const Subscription& subscription) {
 }
 
 // The subscriptions a question is about, each with the period asked about, as far as it was active.
-std::vector<std::pair<Subscription, Period>> asked_about(const Plan& plan, const UsageQuery& query, Timestamp now) {
+std::vector<std::pair<Subscription, Period>> asked_about(const Catalogue& book, const UsageQuery& query, Timestamp now) {
     std::vector<Subscription> asked;
-    for (const auto& each : plan.subscriptions) {
+    for (const auto& each : book.subscriptions) {
         if (is_about(query, each) && (query.period || each.active.contains(now))) asked.push_back(each);
     }
-    if (!plan.lists_subscriptions && !query.subscription.empty()) asked.push_back({.id = query.subscription, .customer = query.customer});
+    if (!book.lists_subscriptions && !query.subscription.empty()) asked.push_back({.id = query.subscription, .customer = query.customer});
     if (query.subscription.empty() && query.customer.empty()) refuse("subscription", "a subscription or a customer is required");
     if (asked.empty()) not_found("subscription", "no_active_subscription");
     std::vector<std::pair<Subscription, Period>> periods;
     for (const auto& each : asked) {
-        const auto period = query.period.value_or(billing_period(plan.charges_interval, each, now));
+        const auto period = query.period.value_or(billing_period(book.charges_interval, each, now));
         const auto active = overlap(period, each.active);
         if (active.from < active.to) periods.emplace_back(each, active);
     }
@@ -8811,11 +8811,11 @@ std::vector<std::pair<Subscription, Period>> asked_about(const Plan& plan, const
 
 // The subscription active at that time, under the plan; of several one without an end (event.rb:43). A plan without a list of subscriptions
 // takes any, on calendar periods.
-Subscription subscription_at(const Plan& plan, const std::string& id, Timestamp time) {
+Subscription subscription_at(const Catalogue& book, const std::string& id, Timestamp time) {
     if (id.empty()) not_found("subscription", "subscription_not_found");
-    if (!plan.lists_subscriptions) return {.id = id, .active = {}};
+    if (!book.lists_subscriptions) return {.id = id, .active = {}};
     const Subscription* found = nullptr;
-    for (const auto& each : plan.subscriptions) {
+    for (const auto& each : book.subscriptions) {
         if (each.id == id && each.active.contains(time) && (!found || found->active.to < each.active.to)) found = &each;
     }
     if (!found) not_found("subscription", "subscription_not_found");
@@ -8964,15 +8964,15 @@ Filter beside(const std::string& key, const std::optional<std::string>& value) {
 
 // One question about one charge: where its units are counted, and how they are priced.
 struct Scope {
-    const Plan& plan;
+    const Catalogue& book;
     const Charge& charge;
     const ChargeFilter* filter;
     const Subscription& subscription;
     Period period;
 
-    Scope within(const ChargeFilter& part) const { return {plan, charge, &part, subscription, period}; }
+    Scope within(const ChargeFilter& part) const { return {book, charge, &part, subscription, period}; }
     const Price& price() const { return filter ? filter->price : charge.price; }
-    const BillableMetric& metric() const { return plan.billable_metrics[charge.metric]; }
+    const BillableMetric& metric() const { return book.billable_metrics[charge.metric]; }
     // Whether events count as one each, whatever they hold.
     bool counts() const { return metric().kind == Kind::count || metric().kind == Kind::unique_count; }
     // The lower end is cut to milliseconds (base_store.rb:178).
@@ -8985,7 +8985,7 @@ struct Scope {
         query.billing_period = {period.from, period.from + std::chrono::days(whole_days())};  // what a weighted sum is a share of
         return query;
     }
-    int whole_days() const { return period_days(plan.charges_interval, subscription, period.from); }
+    int whole_days() const { return period_days(book.charges_interval, subscription, period.from); }
 };
 
 using Group = std::vector<std::pair<std::string, std::optional<std::string>>>;
@@ -9073,10 +9073,10 @@ void measure_percentage(const Scope& scope, const AggregateQuery& query, UsageSo
 }
 
 Quantity quantity_of(const Scope& scope, const AggregateQuery& query, UsageSource& usage, const Measured& measured) {
-    Quantity quantity{.units = measured.value, .events = measured.events, .premium = scope.plan.premium};
+    Quantity quantity{.units = measured.value, .events = measured.events, .premium = scope.book.premium};
     if (scope.metric().kind == Kind::unique_count) quantity.events = measured.value.to_int64().value_or(0);
     if (scope.price().model == Model::dynamic) {
-        quantity.precise_amount = quotient(usage.precise_total_cents(scope.metric().metric, query), scope.plan.currency.subunits);
+        quantity.precise_amount = quotient(usage.precise_total_cents(scope.metric().metric, query), scope.book.currency.subunits);
     }
     if (scope.price().model == Model::percentage) measure_percentage(scope, query, usage, quantity);
     return quantity;
@@ -9090,7 +9090,7 @@ Decimal share_of(const Scope& scope, const Period& period) { return ratio(days_i
 // What an event at that time pays of a prorated charge: from its day to the end of the billing period.
 std::optional<Decimal> share_paid(const Scope& scope, Timestamp time) {
     if (!scope.charge.prorated) return {};
-    return share_of(scope, {time, billing_period(scope.plan.charges_interval, scope.subscription, time).to});
+    return share_of(scope, {time, billing_period(scope.book.charges_interval, scope.subscription, time).to});
 }
 
 // The steps of the events of the period. What a recurring unique count had before is not added once more.
@@ -9399,7 +9399,7 @@ json fee_json(const Scope& scope, const Fee& fee, json details) {
                 {"units", ruby_text(fee.units)},
                 {"precise_unit_amount", ruby_text(fee.unit_amount)},
                 {"sub_total_excluding_taxes_amount_cents", cents},
-                {"sub_total_excluding_taxes_precise_amount_cents", ruby_text(fee.amount * scope.plan.currency.subunits)},
+                {"sub_total_excluding_taxes_precise_amount_cents", ruby_text(fee.amount * scope.book.currency.subunits)},
                 {"events_count", fee.events},
                 {"amount_details", std::move(details)},
                 {"from_date", time_text(fee.period.from)},
@@ -9416,7 +9416,7 @@ Fee empty_fee(const Scope& scope, Group group) {
     fee.subscription = scope.subscription.id;
     fee.group = std::move(group);
     if (scope.filter) fee.filter = scope.filter->name.empty() ? json(scope.filter->values).dump() : scope.filter->name;
-    fee.currency = scope.plan.currency_code;
+    fee.currency = scope.book.currency_code;
     fee.pay_in_advance = scope.charge.pay_in_advance;
     fee.period = scope.period;
     return fee;
@@ -9446,7 +9446,7 @@ Fee event_fee(const Scope& scope, Group group, const Event& event, const Decimal
     fee.event = event.id;
     fee.units = units;
     fee.events = 1;
-    set_amounts(fee, std::move(priced), scope.plan.currency);
+    set_amounts(fee, std::move(priced), scope.book.currency);
     fee.vendor = fee_json(scope, fee, std::move(details));
     fee.vendor["event_transaction_id"] = filled_text(event.id);
     return fee;
@@ -9463,13 +9463,13 @@ Priced price_counted(const Price& price, const Counted& counted) {
 // Amounts of a period's fee, in the plan's currency where the charge is in a pricing unit.
 json set_period_amounts(const Scope& scope, const Quantity& quantity, Priced priced, Fee& fee) {
     const auto& rate = scope.charge.conversion_rate;  // a pricing unit has hundredths
-    auto figures = lago::figures(priced.amount, unit_amount(scope.price(), quantity, priced.amount), rate ? Currency() : scope.plan.currency);
+    auto figures = lago::figures(priced.amount, unit_amount(scope.price(), quantity, priced.amount), rate ? Currency() : scope.book.currency);
     json pricing_unit;
     if (rate) {
         pricing_unit = {
             {"amount_cents", whole_cents(figures.cents)}, {"short_name", scope.charge.pricing_unit}, {"conversion_rate", rate->to_string()}};
-        figures = converted(figures, *rate, scope.plan.currency);
-        convert_to(priced, quotient(figures.precise_cents, scope.plan.currency.subunits), *rate);
+        figures = converted(figures, *rate, scope.book.currency);
+        convert_to(priced, quotient(figures.precise_cents, scope.book.currency.subunits), *rate);
     }
     fee.unit_amount = figures.unit_amount;
     fee.amount = priced.amount;
@@ -9501,11 +9501,11 @@ void add_bucket(const Scope& scope, UsageSource& usage, std::vector<Fee>& fees) 
 void add_true_up(const Scope& scope, const Decimal& used_cents, std::vector<Fee>& fees) {
     const auto cents = true_up_cents(scope.charge.minimum_cents, used_cents, days_in(scope.subscription, scope.period), scope.whole_days());
     if (cents.is_zero()) return;
-    const Decimal subunits(scope.plan.currency.subunits);
+    const Decimal subunits(scope.book.currency.subunits);
     auto fee = empty_fee(scope, {});
     fee.units = 1;
     fee.amount = fee.unit_amount = quotient(cents, subunits);
-    fee.amount_cents = to_cents(fee.amount, scope.plan.currency);
+    fee.amount_cents = to_cents(fee.amount, scope.book.currency);
     fee.lines = {{.step = Step::minimum, .amount = fee.amount}};
     fee.vendor = fee_json(scope, fee, json::object());
     fees.push_back(std::move(fee));
@@ -9578,7 +9578,7 @@ struct AdvanceStep {
 // The events of a pay-in-advance charge in one group, one by one in order of time.
 struct AdvanceWalk {
     const Scope& scope;
-    Quantity quantity = {.units = {}, .premium = scope.plan.premium};
+    Quantity quantity = {.units = {}, .premium = scope.book.premium};
     AdvanceState state = {};
 
     // By itself for an event that brings no fee: from before the period, of a recurring metric, or without the property.
@@ -9594,7 +9594,7 @@ struct AdvanceWalk {
 
     AdvanceStep add(const EventStep& step, const Event& event) {
         const auto bounded = quantity.bounded;
-        const auto amount = quotient(event.precise_total_amount_cents.value_or(Decimal()), scope.plan.currency.subunits);
+        const auto amount = quotient(event.precise_total_amount_cents.value_or(Decimal()), scope.book.currency.subunits);
         take(step.value, amount);
         // A count's values never leave out the event (count_service.rb:66): on both sides the same, which are nothing to their difference.
         if (!scope.counts() && has_bounds(scope.price(), quantity)) quantity.bounded.add(scope.price(), step.value);
@@ -9647,10 +9647,10 @@ void add_advance_fees(const Scope& scope, const Group& group, const AdvanceQuest
     }
 }
 
-Fees in_order(const Plan& plan, PlacedFees placed) {
+Fees in_order(const Catalogue& book, PlacedFees placed) {
     std::vector<Fee> list;
     for (auto& each : placed) list.push_back(std::move(each.second));
-    return plan.sum_up(std::move(list));
+    return book.sum_up(std::move(list));
 }
 
 // Both sides of the estimate, of which `step` has only the one without the event. A sum's running totals have the event on both.
@@ -9662,7 +9662,7 @@ void add_event(const Scope& scope, const Event& event, AdvanceStep& step) {
     with.units += step.contribution.priced;
     ++with.events;
     if (has_bounds(scope.price(), with)) with.bounded.add(scope.price(), value);
-    with.precise_amount += quotient(event.precise_total_amount_cents.value_or(Decimal()), scope.plan.currency.subunits);
+    with.precise_amount += quotient(event.precise_total_amount_cents.value_or(Decimal()), scope.book.currency.subunits);
 }
 
 Fee estimate(const Scope& scope, const Event& event, Timestamp now, UsageSource& usage) {
@@ -9682,7 +9682,7 @@ Fee instant(const Scope& scope, const Event& event) {
     auto fee = event_fee(scope, group_of(scope, event), event, at_least_zero(units), price_instant(scope.price(), units), nullptr);
     fee.vendor.erase("applied_taxes");
     fee.vendor["amount_cents"] = fee.vendor["total_amount_cents"] = ruby_text(fee.amount_cents);
-    fee.vendor["precise_unit_amount"] = ruby_text(fee.unit_amount * scope.plan.currency.subunits);
+    fee.vendor["precise_unit_amount"] = ruby_text(fee.unit_amount * scope.book.currency.subunits);
     return fee;
 }
 
@@ -9698,7 +9698,7 @@ void spread_evenly(const Price& price, std::int64_t events, Quantity& quantity) 
     }
 }
 
-struct Operations final : Plan {
+struct Operations final : Catalogue {
     bool serves(const std::string& subscription, const std::string& customer) const override {
         return !lists_subscriptions || std::ranges::any_of(subscriptions, [&](const Subscription& each) {
             return subscription.empty() ? !customer.empty() && each.customer == customer : each.id == subscription;
@@ -9726,17 +9726,17 @@ struct Operations final : Plan {
         return ids;
     }
 
-    Fees usage(const UsageQuery& query, Timestamp now, UsageSource& usage_source) const override {
+    Fees usage(const UsageQuery& query, Timestamp now, UsageSource& usage) const override {
         std::vector<Fee> list;
         for (const auto& asked : asked_about(*this, query, now)) {
             ask_about_charges([&](const Charge& charge) {
-                add_charge({*this, charge, nullptr, asked.first, asked.second}, query.closing, usage_source, list);
+                add_charge({*this, charge, nullptr, asked.first, asked.second}, query.closing, usage, list);
             });
         }
         return sum_up(std::move(list));
     }
 
-    Fees estimate_fees(const Event& event, Timestamp now, UsageSource& usage_source) const override {
+    Fees estimate_fees(const Event& event, Timestamp now, UsageSource& usage) const override {
         const auto subscription = subscription_at(*this, event.subscription, now);
         const auto* known = find_by(billable_metrics, &BillableMetric::code, event.name);
         if (!known) not_found("name", "billable_metric_not_found");
@@ -9746,7 +9746,7 @@ struct Operations final : Plan {
         std::vector<Fee> list;
         ask_about_charges([&](const Charge& charge) {
             if (!charge.pay_in_advance || metric_code(charge) != event.name) return;
-            list.push_back(estimate({*this, charge, filter_of(charge, event.properties), subscription, period}, event, now, usage_source));
+            list.push_back(estimate({*this, charge, filter_of(charge, event.properties), subscription, period}, event, now, usage));
             list.back().period = whole;
             list.back().vendor["to_date"] = time_text(last_moment(whole));
         });
@@ -9766,7 +9766,7 @@ struct Operations final : Plan {
         return sum_up(std::move(list));
     }
 
-    Fees advance_fees(const Event& event, UsageSource& usage_source) const override {
+    Fees advance_fees(const Event& event, UsageSource& usage) const override {
         const auto time = event.timestamp.value();
         const auto subscription = subscription_at(*this, event.subscription, time);
         const auto period = billing_period(charges_interval, subscription, time);
@@ -9774,17 +9774,17 @@ struct Operations final : Plan {
         ask_about_charges([&](const Charge& charge) {
             if (!charge.pay_in_advance || metric_code(charge) != event.name) return;
             const Scope scope{*this, charge, billing_filter(charge, event.properties), subscription, period};
-            add_advance_fees(scope, group_of(scope, event), {up_to(time, time), event.sequence}, usage_source, fees);
+            add_advance_fees(scope, group_of(scope, event), {up_to(time, time), event.sequence}, usage, fees);
         });
         return in_order(*this, std::move(fees));
     }
 
-    Fees advance_fees(const UsageQuery& query, Timestamp now, UsageSource& usage_source) const override {
+    Fees advance_fees(const UsageQuery& query, Timestamp now, UsageSource& usage) const override {
         PlacedFees fees;
         const auto add = [&](const Scope& scope, const Period& asked) {
             std::set<Group> groups;  // to a fee of one event, a missing and an empty value are the same
-            for (const auto& row : measure_groups(scope, scope.query(), usage_source)) groups.insert(group_of(scope, row.group));
-            for (const auto& group : groups) add_advance_fees(scope, group, {asked}, usage_source, fees);
+            for (const auto& row : measure_groups(scope, scope.query(), usage)) groups.insert(group_of(scope, row.group));
+            for (const auto& group : groups) add_advance_fees(scope, group, {asked}, usage, fees);
         };
         for (const auto& asked : asked_about(*this, query, now)) {
             for (const auto& period : cycles_of(asked.second, [&](Timestamp at) { return billing_period(charges_interval, asked.first, at); })) {
@@ -11116,30 +11116,30 @@ struct Operations final : Catalogue {
         return ids;
     }
 
-    Fees usage(const UsageQuery& query, Timestamp now, UsageSource& usage_source) const override {
+    Fees usage(const UsageQuery& query, Timestamp now, UsageSource& usage) const override {
         if (query.customer.empty() && (!lists_subscriptions || query.subscription.empty())) refuse("customer", "is required");
         std::vector<Fee> list;
         for (const auto& subscription : chosen(query.subscription, query.customer)) {
             if (!query.period && !subscription.active.contains(now)) continue;
             const auto period = query.period ? overlap(*query.period, subscription.active) : subscription.period(now);
-            if (period.from < period.to) Bill(*this, subscription, period, now, usage_source).move_to(list);
+            if (period.from < period.to) Bill(*this, subscription, period, now, usage).move_to(list);
         }
         return sum_up(std::move(list));
     }
 
     // What the event adds to the bill of the billing period, up to now; not rounded, so that small prices are seen, and without the subscription's
     // commitment, which is for all items.
-    Fees estimate_fees(const Event& event, Timestamp now, UsageSource& usage_source) const override {
+    Fees estimate_fees(const Event& event, Timestamp now, UsageSource& usage) const override {
         auto fees = price_event(*this, event, now, [&](const Subscription& subscription, const Item& item) {
             const auto query = query_of(*this, subscription, item, up_to(subscription.period(now).from, now));
-            auto use = flexprice::measure(item, subscription, query, usage_source);
+            auto use = flexprice::measure(item, subscription, query, usage);
             const auto priced = [&] {
                 Committed committed;
                 return commit_use(item, use, price_use(item, use), now, committed);
             };
             const auto units = units_of(item, use.whole);
             const auto before = priced();
-            add_event(item, event, now, usage_source, use);
+            add_event(item, event, now, usage, use);
             return std::pair(units_of(item, use.whole) - units, difference(priced(), before));
         });
         if (fees.fees.empty()) not_found("name", "no price measures events named " + event.name);
@@ -11650,7 +11650,7 @@ Charge read_charge(const Node& at, const Node& product, const std::vector<Meter>
 // --- the whole ---
 
 // What a product and its subscriptions say.
-struct Plan : PricingBook {
+struct Catalogue : PricingBook {
     std::vector<Charge> charges;
     std::vector<Subscription> subscriptions;
     bool lists_subscriptions = false;
@@ -11665,7 +11665,7 @@ struct Plan : PricingBook {
     }
 };
 
-void read(const Node& root, Plan& book) {
+void read(const Node& root, Catalogue& book) {
     const auto product = root.object("product");
     book.code = product.text("id", product.text("name", "polar"));
     std::vector<Meter> meters;
@@ -11710,9 +11710,9 @@ struct Account {
 };
 
 // Where subscriptions are not listed, a customer is billed by calendar months.
-Account open_account(const Plan& plan, const std::string& subscription, const std::string& customer, Timestamp now) {
-    Account account{plan.find(subscription, customer, now)};
-    if (plan.lists_subscriptions && !account.subscription) not_found("subscription", "has no period now");
+Account open_account(const Catalogue& book, const std::string& subscription, const std::string& customer, Timestamp now) {
+    Account account{book.find(subscription, customer, now)};
+    if (book.lists_subscriptions && !account.subscription) not_found("subscription", "has no period now");
     if (!account.subscription && customer.empty()) refuse("customer", "is required");
     account.query.customer = account.subscription ? account.subscription->customer : customer;
     account.query.period = account.subscription ? period_around(*account.subscription, now) : this_month(now);
@@ -11801,8 +11801,8 @@ Priced in_units(Priced priced, Currency currency) {
     return priced;
 }
 
-Fee fee_of(const Plan& plan, const Charge& charge, const Account& account, const Decimal& units, Priced priced) {
-    auto fee = plan.priced_fee(units, in_units(std::move(priced), plan.currency));
+Fee fee_of(const Catalogue& book, const Charge& charge, const Account& account, const Decimal& units, Priced priced) {
+    auto fee = book.priced_fee(units, in_units(std::move(priced), book.currency));
     fee.charge = charge.name;
     fee.metric = charge.meter.metric.code;
     fee.customer = account.query.customer;
@@ -11813,11 +11813,11 @@ Fee fee_of(const Plan& plan, const Charge& charge, const Account& account, const
 }
 
 // The fee for what a meter has come to, with the words of the invoice (product_price.py:335).
-Fee metered_fee(const Plan& plan, const Charge& charge, const Account& account, UsageSource& usage) {
+Fee metered_fee(const Catalogue& book, const Charge& charge, const Account& account, UsageSource& usage) {
     const auto row = usage.measure(charge.meter.metric, of_users(account.query)).front();
     const auto credited = credited_of(charge, account, usage);
     const auto priced = price_units(charge.price, row.value, credited);
-    auto fee = fee_of(plan, charge, account, row.value, priced);
+    auto fee = fee_of(book, charge, account, row.value, priced);
     fee.events = row.events;
     const auto& shown = charge.meter.unit;
     fee.vendor = {{"label", label(charge.price, units_to_pay(row.value, credited), priced)},
@@ -11831,7 +11831,7 @@ Fee metered_fee(const Plan& plan, const Charge& charge, const Account& account, 
 
 // ---- operations ----
 
-struct Operations final : Plan {
+struct Operations final : Catalogue {
     bool serves(const std::string& subscription, const std::string& customer) const override {
         return lists_subscriptions ? find(subscription, customer) != nullptr : !customer.empty();
     }
@@ -11847,13 +11847,13 @@ struct Operations final : Plan {
         return names;
     }
 
-    Fees usage(const UsageQuery& asked, Timestamp now, UsageSource& usage_source) const override {
+    Fees usage(const UsageQuery& asked, Timestamp now, UsageSource& usage) const override {
         auto account = open_account(*this, asked.subscription, asked.customer, now);
         if (asked.period) account.query.period = *asked.period;
         std::vector<Fee> list;
         for (const auto& charge : charges) {
             if (!charge.tiers) {
-                list.push_back(metered_fee(*this, charge, account, usage_source));
+                list.push_back(metered_fee(*this, charge, account, usage));
             } else if (account.subscription) {
                 const auto& bought = account.subscription->*charge.bought;
                 list.push_back(fee_of(*this, charge, account, bought, price_bought(*charge.tiers, bought)));
@@ -11863,7 +11863,7 @@ struct Operations final : Plan {
     }
 
     // What the event adds to the bill of its period, up to now.
-    Fees estimate_fees(const Event& event, Timestamp now, UsageSource& usage_source) const override {
+    Fees estimate_fees(const Event& event, Timestamp now, UsageSource& usage) const override {
         auto account = open_account(*this, event.subscription, event.customer, now);
         account.query.period = overlap(account.query.period, up_to(Period().from, now));
         const auto query = of_users(account.query);
@@ -11872,11 +11872,11 @@ struct Operations final : Plan {
         std::vector<Fee> list;
         for (const auto& charge : charges) {
             if (charge.tiers) continue;
-            const auto before = usage_source.measure(charge.meter.metric, query).front();
-            auto after = consumed_with(charge.meter.metric, happening, before, query, usage_source);
+            const auto before = usage.measure(charge.meter.metric, query).front();
+            auto after = consumed_with(charge.meter.metric, happening, before, query, usage);
             if (!after) continue;
             if (account.on_trial(*happening.timestamp)) after = before.value;
-            const auto credited = credited_of(charge, account, usage_source);
+            const auto credited = credited_of(charge, account, usage);
             const auto added = difference(price_units(charge.price, *after, credited), price_units(charge.price, before.value, credited));
             list.push_back(fee_of(*this, charge, account, *after - before.value, added));
             list.back().events = 1;
@@ -12581,7 +12581,7 @@ Holder read_holder(const Node& at) {
 }
 
 // What a catalogue says.
-struct Plans : PricingBook {
+struct Catalogue : PricingBook {
     std::vector<Feature> features;
     std::map<std::string, Model> models;  // by "provider/model"
     std::vector<PlanItem> items;
@@ -12608,50 +12608,50 @@ Metric feature_metric(const std::string& feature) {
 }
 
 // Features that are only named, by an item or a credit system, are metered ones without more.
-void complete(Plans& plans) {
+void complete(Catalogue& book) {
     std::set<std::string> named;
-    for (const auto& item : plans.items) named.insert(item.feature);
-    for (const auto& feature : plans.features) {
+    for (const auto& item : book.items) named.insert(item.feature);
+    for (const auto& feature : book.features) {
         for (const auto& [member, cost] : feature.system.costs) named.insert(member);
     }
-    for (const auto& feature : plans.features) named.erase(feature.id);
-    for (const auto& id : named) plans.features.push_back({id, false, {id}, {}});
-    for (auto& item : plans.items) item.flag = plans.feature(item.feature).flag;
+    for (const auto& feature : book.features) named.erase(feature.id);
+    for (const auto& id : named) book.features.push_back({id, false, {id}, {}});
+    for (auto& item : book.items) item.flag = book.feature(item.feature).flag;
 }
 
-void read_plan(Plans& plans, const Node& at) {
+void read_plan(Catalogue& book, const Node& at) {
     const auto id = at.required_text("id");
-    if (plans.controls.contains(id)) at.refuse("id", "is there twice");
-    plans.controls[id] = read_controls(at);
+    if (book.controls.contains(id)) at.refuse("id", "is there twice");
+    book.controls[id] = read_controls(at);
     if (at.list("items").empty()) at.refuse("has no items");
-    for (const auto& each : at.list("items")) plans.items.push_back(read_plan_item(each, at, plans.currency_code));
+    for (const auto& each : at.list("items")) book.items.push_back(read_plan_item(each, at, book.currency_code));
 }
 
-void read(const Node& root, Plans& plans) {
+void read(const Node& root, Catalogue& book) {
     const auto list = root.list("plans");
-    plans.currency_code = root.text("currency", "usd");
-    plans.currency = currency_of(plans.currency_code);
-    if (list.empty() || root.find("plan")) read_plan(plans, root.object("plan"));
-    for (const auto& each : list) read_plan(plans, each);
-    plans.code = root.text("id", plans.items.front().plan);
+    book.currency_code = root.text("currency", "usd");
+    book.currency = currency_of(book.currency_code);
+    if (list.empty() || root.find("plan")) read_plan(book, root.object("plan"));
+    for (const auto& each : list) read_plan(book, each);
+    book.code = root.text("id", book.items.front().plan);
     std::set<std::string> ids, names;
     for (const auto& each : root.list("features")) {
-        plans.features.push_back(read_feature(each));
-        if (!ids.insert(plans.features.back().id).second) each.refuse("id", "is there twice");
+        book.features.push_back(read_feature(each));
+        if (!ids.insert(book.features.back().id).second) each.refuse("id", "is there twice");
     }
     for (const auto& [provider, each] : root.members("models")) {
         for (const auto& [name, model] : each.members("models")) {
             if (model.value().is_object() && !model.find("cost")) continue;  // models.dev knows some without prices
-            plans.models.emplace(provider + "/" + name, read_model(model.object("cost")));
+            book.models.emplace(provider + "/" + name, read_model(model.object("cost")));
         }
     }
-    if (root.find("customers")) plans.customers.emplace();
-    for (const auto& each : root.list("customers")) plans.customers->push_back(read_holder(each));
-    complete(plans);
-    for (const auto& feature : plans.features) {
+    if (root.find("customers")) book.customers.emplace();
+    for (const auto& each : root.list("customers")) book.customers->push_back(read_holder(each));
+    complete(book);
+    for (const auto& feature : book.features) {
         if (!feature.flag) names.insert(feature.names.begin(), feature.names.end());
     }
-    for (const auto& name : names) plans.metrics.push_back(feature_metric(name));
+    for (const auto& name : names) book.metrics.push_back(feature_metric(name));
 }
 
 // ---- the account: the balances of a customer, and which of them pays ----
@@ -12745,7 +12745,7 @@ struct Holding {
 
 // Who asks, and the balances there are.
 struct Account {
-    const Plans& plans;
+    const Catalogue& book;
     std::string customer, entity;
     Timestamp now;
     const Holder* holder = nullptr;                       // the customer in the catalogue
@@ -12817,13 +12817,13 @@ void set_floors(Account& account) {
 void open_entity(Account& account, const std::string& entity) {
     if (!account.entities.insert(entity).second) return;
     const Holder* part = account.holder ? find_by(account.holder->entities, &Holder::id, entity) : nullptr;
-    for (const auto& item : account.plans.items) {
+    for (const auto& item : account.book.items) {
         const auto* own = value_at(account.own, item.plan);
         if (!own || item.entity_feature.empty()) continue;
         if (!part || part->feature.empty() || part->feature == item.entity_feature) add_holding(account, item, entity, **own);
     }
     if (!part) return;
-    for (const auto& item : account.plans.items) {
+    for (const auto& item : account.book.items) {
         const auto* own = value_at(part->subscriptions, item.plan);
         if (own && own->active(account.now)) add_holding(account, item, entity, *own);
     }
@@ -12832,8 +12832,8 @@ void open_entity(Account& account, const std::string& entity) {
 // The subscriptions that the customer has at a moment, and what their plans say.
 void open_plans(Account& account) {
     static const Subscription anyone;
-    if (!account.plans.customers) {
-        for (const auto& item : account.plans.items) account.own[item.plan] = &anyone;
+    if (!account.book.customers) {
+        for (const auto& item : account.book.items) account.own[item.plan] = &anyone;
     }
     if (account.holder) {
         for (const auto& [plan, subscription] : account.holder->subscriptions) {
@@ -12841,17 +12841,17 @@ void open_plans(Account& account) {
         }
     }
     for (const auto& [plan, subscription] : account.own) {
-        if (const auto* controls = value_at(account.plans.controls, plan)) add_controls(account.inherited, *controls);
+        if (const auto* controls = value_at(account.book.controls, plan)) add_controls(account.inherited, *controls);
     }
 }
 
 // The balances that the customer has at a moment: of its own plans, and of its entities' plans.
-Account open_account(const Plans& plans, const std::string& customer, const std::string& entity, Timestamp now) {
-    Account account{plans, customer, entity, now, plans.customers ? find_by(*plans.customers, &Holder::id, customer) : nullptr};
+Account open_account(const Catalogue& book, const std::string& customer, const std::string& entity, Timestamp now) {
+    Account account{book, customer, entity, now, book.customers ? find_by(*book.customers, &Holder::id, customer) : nullptr};
     if (customer.empty()) refuse("customer", "is required");
-    if (plans.customers && !account.holder) not_found("customer", "customer_not_found");
+    if (book.customers && !account.holder) not_found("customer", "customer_not_found");
     open_plans(account);
-    for (const auto& item : plans.items) {
+    for (const auto& item : book.items) {
         const auto* own = value_at(account.own, item.plan);
         if (own && item.entity_feature.empty()) add_holding(account, item, {}, **own);
     }
@@ -12867,10 +12867,10 @@ bool visible(const Holding& holding, const std::string& entity) { return entity.
 
 // What a unit of the feature costs in the item's own units, 1 where that says 0 (runDeductionOnContextV2.lua:52); nothing when the item does
 // not pay for it.
-std::optional<Decimal> cost_of(const Plans& plans, const PlanItem& item, const std::string& feature) {
+std::optional<Decimal> cost_of(const Catalogue& book, const PlanItem& item, const std::string& feature) {
     if (item.flag) return {};
     if (item.feature == feature) return Decimal(1);
-    const auto* cost = value_at(plans.feature(item.feature).system.costs, feature);
+    const auto* cost = value_at(book.feature(item.feature).system.costs, feature);
     if (!cost) return {};
     return cost->is_zero() ? Decimal(1) : *cost;
 }
@@ -12879,7 +12879,7 @@ std::optional<Decimal> cost_of(const Plans& plans, const PlanItem& item, const s
 std::vector<std::size_t> payers(const Account& account, const std::string& feature, const std::string& entity) {
     std::vector<std::size_t> order;
     for (std::size_t i = 0; i < account.holdings.size(); ++i) {
-        if (visible(account.holdings[i], entity) && cost_of(account.plans, *account.holdings[i].item, feature)) order.push_back(i);
+        if (visible(account.holdings[i], entity) && cost_of(account.book, *account.holdings[i].item, feature)) order.push_back(i);
     }
     const auto rank = [&](std::size_t i) {
         const auto& holding = account.holdings[i];
@@ -12907,7 +12907,7 @@ Takings takings_of(const Account& account, const std::string& feature, const std
     std::vector<Balance> balances;
     for (const auto i : order) {
         balances.push_back(account.holdings[i].state);
-        balances.back().cost = *cost_of(account.plans, *account.holdings[i].item, feature);
+        balances.back().cost = *cost_of(account.book, *account.holdings[i].item, feature);
     }
     const auto uncovered = settle(balances, units, OverageBehavior::cap);
     Takings takings;
@@ -12938,12 +12938,12 @@ struct Use {
 };
 
 // Of these features, or of all when there are none.
-std::vector<Use> uses_of(const Plans& plans, const std::set<std::string>& features, const AggregateQuery& query, UsageSource& source) {
+std::vector<Use> uses_of(const Catalogue& book, const std::set<std::string>& features, const AggregateQuery& query, UsageSource& usage) {
     std::vector<Use> list;
-    for (const auto& feature : plans.features) {
+    for (const auto& feature : book.features) {
         if (!features.empty() && !features.contains(feature.id)) continue;
         for (const auto& name : feature.names) {
-            for (auto& row : source.measure(feature_metric(name), query)) {
+            for (auto& row : usage.measure(feature_metric(name), query)) {
                 const auto entity = row.group.empty() ? query.subscription : row.group[0].value_or("");
                 if (row.events > 0) list.push_back({feature.id, name, entity, std::move(row)});
             }
@@ -12953,11 +12953,11 @@ std::vector<Use> uses_of(const Plans& plans, const std::set<std::string>& featur
 }
 
 // The features whose use may touch the same balances: those that share a credit system, directly or through others.
-std::set<std::string> related(const Plans& plans, const std::string& feature) {
+std::set<std::string> related(const Catalogue& book, const std::string& feature) {
     std::set<std::string> all{feature};
     for (std::size_t before = 0; before != all.size();) {
         before = all.size();
-        for (const auto& system : plans.features) {
+        for (const auto& system : book.features) {
             std::set<std::string> members{system.id};
             for (const auto& [member, cost] : system.system.costs) members.insert(member);
             const bool touches = std::ranges::any_of(members, [&](const auto& member) { return all.contains(member); });
@@ -12978,7 +12978,7 @@ bool concerns(const Course& course, const Holding& holding) { return course.feat
 // The balances that are followed, and such as entities may have that the log has yet to name.
 std::vector<Holding> followed(const Account& account, const Course& course) {
     auto list = account.holdings;
-    for (const auto& item : account.plans.items) {
+    for (const auto& item : account.book.items) {
         const auto* own = value_at(account.own, item.plan);
         if (own && !item.entity_feature.empty()) list.push_back({&item, {}, *own, {}});
     }
@@ -12987,28 +12987,28 @@ std::vector<Holding> followed(const Account& account, const Course& course) {
 }
 
 // All at once where that comes to the same, else event by event: with refunds, and when a balance ends its events are to be counted.
-void take_use(Account& account, const Course& course, const Use& used, AggregateQuery query, UsageSource& source) {
+void take_use(Account& account, const Course& course, const Use& used, AggregateQuery query, UsageSource& usage) {
     const auto takings = takings_of(account, used.feature, used.entity, used.row.value);
     if (!used.row.falls && (takings.whole || !course.counts)) return apply(account, takings, used.row.events);
     if (!query.group_by.empty() && used.entity.empty()) query.filter = Filter::where("subscription", Operator::exists, false);
     query.group_by.clear();
     query.subscription = used.entity;
-    for (const auto& step : source.steps(feature_metric(used.name), query, std::numeric_limits<std::size_t>::max(), {}))
+    for (const auto& step : usage.steps(feature_metric(used.name), query, std::numeric_limits<std::size_t>::max(), {}))
         apply(account, takings_of(account, used.feature, used.entity, step.value), 1);
 }
 
 // All that was used in a stretch of time without resets.
-void spend(Account& account, const Course& course, const Period& period, UsageSource& source) {
+void spend(Account& account, const Course& course, const Period& period, UsageSource& usage) {
     auto query = query_of(account, period);
-    const bool entities = std::ranges::any_of(account.plans.items, [](const auto& item) { return !item.entity_feature.empty(); }) ||
+    const bool entities = std::ranges::any_of(account.book.items, [](const auto& item) { return !item.entity_feature.empty(); }) ||
                           std::ranges::any_of(account.holdings, [](const auto& holding) { return !holding.entity.empty(); });
     if (entities && !account.alone) query.group_by = {"subscription"};
-    const auto uses = uses_of(account.plans, course.features, query, source);
+    const auto uses = uses_of(account.book, course.features, query, usage);
     for (const auto& used : uses) {
         if (!used.entity.empty()) open_entity(account, used.entity);
     }
     set_floors(account);
-    for (const auto& used : uses) take_use(account, course, used, query, source);
+    for (const auto& used : uses) take_use(account, course, used, query, usage);
 }
 
 void refill(Account& account, const Course& course, Timestamp at) {
@@ -13022,23 +13022,23 @@ void refill(Account& account, const Course& course, Timestamp at) {
 }
 
 // The month of the first use; now when there is none.
-Timestamp first_use(const Account& account, const Course& course, UsageSource& source) {
+Timestamp first_use(const Account& account, const Course& course, UsageSource& usage) {
     auto query = query_of(account, {});
     query.bin = Bin::month;
     Timestamp first = account.now;
-    for (const auto& used : uses_of(account.plans, course.features, query, source)) first = std::min(first, used.row.bin.value());
+    for (const auto& used : uses_of(account.book, course.features, query, usage)) first = std::min(first, used.row.bin.value());
     return first;
 }
 
 // Where the history begins that today's balances follow from, with the oldest of the current cycles, and every reset after it; of very many the
 // last ones.
-std::set<Timestamp> turns(const Account& account, const Course& course, UsageSource& source) {
+std::set<Timestamp> turns(const Account& account, const Course& course, UsageSource& usage) {
     constexpr std::size_t most = 1000;
     Timestamp from = account.now;
     const auto holdings = followed(account, course);
     for (const auto& holding : holdings) from = std::min(from, holding.around(holding.item->reset, account.now).from);
     const bool resetting = std::ranges::any_of(holdings, [](const Holding& holding) { return holding.item->reset.has_value(); });
-    if (from == Timestamp::min() && resetting) from = first_use(account, course, source);
+    if (from == Timestamp::min() && resetting) from = first_use(account, course, usage);
     std::set<Timestamp> moments;
     for (const auto& holding : holdings) {
         const auto cycle = holding.cycle(holding.item->reset);
@@ -13052,12 +13052,12 @@ std::set<Timestamp> turns(const Account& account, const Course& course, UsageSou
 }
 
 // Brings the balances up to now: what was used from reset to reset.
-void follow(Account& account, const Course& course, UsageSource& source) {
-    const auto moments = turns(account, course, source);
+void follow(Account& account, const Course& course, UsageSource& usage) {
+    const auto moments = turns(account, course, usage);
     for (auto at = moments.begin(); at != moments.end(); ++at) {
         refill(account, course, *at);
         const auto next = std::next(at);
-        spend(account, course, {*at, next == moments.end() ? up_to(*at, account.now).to : *next}, source);
+        spend(account, course, {*at, next == moments.end() ? up_to(*at, account.now).to : *next}, usage);
     }
 }
 
@@ -13090,18 +13090,18 @@ Billed billed(const Account& account, const PlanItem& item) {
 }
 
 // Of a feature: so many units, and what they come to.
-Fee fee_of(const Plans& plans, const std::string& feature, const Decimal& units, std::int64_t events, Priced priced) {
-    auto fee = plans.priced_fee(units, std::move(priced));
+Fee fee_of(const Catalogue& book, const std::string& feature, const Decimal& units, std::int64_t events, Priced priced) {
+    auto fee = book.priced_fee(units, std::move(priced));
     fee.charge = feature;
     fee.metric = feature_metric(feature).code;
     fee.events = events;
-    fee.amount_cents = minor_units(fee.amount, plans.currency);
+    fee.amount_cents = minor_units(fee.amount, book.currency);
     return fee;
 }
 
 // Of a period, or else of the billing cycle around now.
 Fee fee_of(const Account& account, const PlanItem& item, Billed billed, const std::optional<Period>& period = {}) {
-    auto fee = fee_of(account.plans, item.feature, billed.units, billed.events, std::move(billed.priced));
+    auto fee = fee_of(account.book, item.feature, billed.units, billed.events, std::move(billed.priced));
     fee.customer = account.customer;
     fee.subscription = account.entity;
     fee.period = period.value_or(billed.first->around(item.billed, account.now));
@@ -13109,12 +13109,12 @@ Fee fee_of(const Account& account, const PlanItem& item, Billed billed, const st
 }
 
 // Balances that share no feature are followed apart: their resets do not cut each other's time.
-void follow_all(Account& account, UsageSource& source) {
+void follow_all(Account& account, UsageSource& usage) {
     std::set<std::string> seen;
-    for (const auto& item : account.plans.items) {
+    for (const auto& item : account.book.items) {
         if (seen.contains(item.feature)) continue;
-        const Course course{related(account.plans, item.feature), true};
-        follow(account, course, source);
+        const Course course{related(account.book, item.feature), true};
+        follow(account, course, usage);
         seen.insert(course.features.begin(), course.features.end());
     }
 }
@@ -13169,7 +13169,7 @@ std::optional<Timestamp> anchor_of(const Account& account, const std::string& fe
 }
 
 // What is left of the usage limits of a feature that hold for the event; nothing without such limits (7.8).
-std::optional<Decimal> headroom(const Account& account, const std::string& feature, const Event& event, UsageSource& source) {
+std::optional<Decimal> headroom(const Account& account, const std::string& feature, const Event& event, UsageSource& usage) {
     const auto* limits = account.control(&Controls::usage_limits, feature, event.subscription);
     if (!limits) return {};
     const Holder* part = account.holder ? find_by(account.holder->entities, &Holder::id, event.subscription) : nullptr;
@@ -13182,8 +13182,8 @@ std::optional<Decimal> headroom(const Account& account, const std::string& featu
         if (own) query.subscription = event.subscription;
         for (const auto& [property, text] : limit.properties) query.filter.parts.push_back(Filter::equals(property_field(property), text));
         Decimal left = limit.limit;
-        for (const auto& [member, cost] : costs_of(account.plans.feature(feature))) {
-            for (const auto& used : uses_of(account.plans, {member}, query, source)) left -= used.row.value * cost;
+        for (const auto& [member, cost] : costs_of(account.book.feature(feature))) {
+            for (const auto& used : uses_of(account.book, {member}, query, usage)) left -= used.row.value * cost;
         }
         least = std::min(least.value_or(left), at_least_zero(left));
     }
@@ -13191,17 +13191,17 @@ std::optional<Decimal> headroom(const Account& account, const std::string& featu
 }
 
 // The balance that answers for the feature (5.3): its own if that allows it, else a credit system's.
-std::string answering(const Account& account, const Event& event, const Decimal& required, UsageSource& source) {
+std::string answering(const Account& account, const Event& event, const Decimal& required, UsageSource& usage) {
     const auto held = [&](const std::string& feature) { return balances_of(account, feature, event.subscription); };
     const auto allows = [&](const std::string& feature) {
         auto check = held(feature);
         if (!check) return false;
         check->required = required;  // in the feature's units, also for credits
-        check->usage_limit_left = headroom(account, feature, event, source);
+        check->usage_limit_left = headroom(account, feature, event, usage);
         return allowed(*check);
     };
     std::vector<std::string> systems, owned;
-    for (const auto& feature : account.plans.features) {
+    for (const auto& feature : account.book.features) {
         if (!feature.system.costs.contains(event.name)) continue;
         systems.push_back(feature.id);
         if (held(feature.id)) owned.push_back(feature.id);
@@ -13224,7 +13224,7 @@ const Feature& ai_system(const std::vector<Feature>& features, const std::string
     return *found[0];
 }
 
-struct Operations final : Plans {
+struct Operations final : Catalogue {
     bool serves(const std::string&, const std::string& customer) const override {
         return !customer.empty() && (!customers || find_by(*customers, &Holder::id, customer));
     }
@@ -13248,14 +13248,14 @@ struct Operations final : Plans {
     }
 
     // Of the period asked for, in which nothing is reset; else of every item's billing cycle around now, as far as it has come.
-    Fees usage(const UsageQuery& asked, Timestamp now, UsageSource& usage_source) const override {
+    Fees usage(const UsageQuery& asked, Timestamp now, UsageSource& usage) const override {
         auto account = open_account(*this, asked.customer, asked.subscription, now);
         account.alone = !asked.subscription.empty();
         if (account.alone) std::erase_if(account.holdings, [&](const Holding& holding) { return !visible(holding, asked.subscription); });
         if (asked.period) {
-            spend(account, {{}, true}, *asked.period, usage_source);
+            spend(account, {{}, true}, *asked.period, usage);
         } else {
-            follow_all(account, usage_source);
+            follow_all(account, usage);
         }
         std::vector<Fee> list;
         for (const auto& item : items) {
@@ -13266,14 +13266,14 @@ struct Operations final : Plans {
     }
 
     // What the event adds to the bill of the cycle under way.
-    Fees estimate_fees(const Event& event, Timestamp now, UsageSource& usage_source) const override {
+    Fees estimate_fees(const Event& event, Timestamp now, UsageSource& usage) const override {
         auto before = open_account(*this, event.customer, event.subscription, now);
         std::set<std::string> used;
         for (const auto& feature : features) {
             if (feature.names.contains(event.name)) used.merge(related(*this, feature.id));
         }
         if (used.empty()) not_found("name", "no feature is used by events named " + event.name);
-        follow(before, {used}, usage_source);
+        follow(before, {used}, usage);
         auto after = before;
         const auto units = event.value.value_or(Decimal(1));
         for (const auto& feature : features) {
@@ -13317,20 +13317,20 @@ struct Operations final : Plans {
         return fee_of(*this, system.id, cost, 1, std::move(priced));
     }
 
-    Check check(const Event& event, Timestamp now, UsageSource& usage_source) const override {
+    Check check(const Event& event, Timestamp now, UsageSource& usage) const override {
         if (!knows_feature(event.name)) not_found("name", "feature_not_found");
         const auto units = event.value.value_or(Decimal(1));
         auto account = open_account(*this, event.customer, event.subscription, now);
-        follow(account, {related(*this, event.name)}, usage_source);
-        const auto feature = answering(account, event, units, usage_source);
+        follow(account, {related(*this, event.name)}, usage);
+        const auto feature = answering(account, event, units, usage);
         const auto held = balances_of(account, feature, event.subscription);
         auto check = held.value_or(Check{.feature = feature});
         check.required = units;
-        check.usage_limit_left = headroom(account, feature, event, usage_source);
+        check.usage_limit_left = headroom(account, feature, event, usage);
         if (feature != event.name) {
             const auto& system = this->feature(feature).system;
             check.required = credits(system, event.name, units);
-            if (const auto members = headroom(account, event.name, event, usage_source)) {
+            if (const auto members = headroom(account, event.name, event, usage)) {
                 const auto left = credits(system, event.name, *members);
                 check.usage_limit_left = std::min(check.usage_limit_left.value_or(left), left);
             }
@@ -13467,20 +13467,20 @@ std::vector<AnalyticsItem> all_items(std::vector<GroupItems>& by_metric, std::sp
 
 // Of the metrics that have events, grouped or not. With a filter they go by the moment, not the hour, and their period may begin before the
 // list's (getCountAndSum.ts:79 and 166).
-std::vector<AnalyticsTotal> totals_of(std::span<const Metric> metrics, AggregateQuery query, const Period& range, UsageSource& source) {
+std::vector<AnalyticsTotal> totals_of(std::span<const Metric> metrics, AggregateQuery query, const Period& range, UsageSource& usage) {
     query.group_by.clear();
     query.period = query.filter.empty() ? whole_hours(range) : range;
     std::vector<AnalyticsTotal> totals;
     if (query.period.from >= query.period.to) return totals;
     for (const auto& metric : metrics) {
-        const auto row = source.measure(metric, query).at(0);
+        const auto row = usage.measure(metric, query).at(0);
         if (row.events > 0) totals.push_back({metric.code, shown(row.value), row.events});
     }
     return totals;
 }
 
 // events.aggregate: one question to the source for each metric's bins, and one for its total. `metrics` are those asked for.
-Analytics analytics(const AnalyticsQuery& asked, std::span<const Metric> metrics, Timestamp now, UsageSource& source) {
+Analytics analytics(const AnalyticsQuery& asked, std::span<const Metric> metrics, Timestamp now, UsageSource& usage) {
     check_analytics(asked, metrics);
     const Bin bin = asked.bin == Bin::none ? Bin::day : asked.bin;
     const auto ranges = ranges_of(asked, bin, now);
@@ -13491,12 +13491,12 @@ Analytics analytics(const AnalyticsQuery& asked, std::span<const Metric> metrics
     hours.fill = false;
     auto query = aggregate_query(hours);
     Analytics answer{.period = ranges.list};
-    answer.totals = totals_of(metrics, query, ranges.total, source);
+    answer.totals = totals_of(metrics, query, ranges.total, usage);
     query.bin = bin;
     const bool grouped = !asked.group_by.empty();
     std::vector<GroupItems> items;
     for (const auto& metric : metrics) {
-        const auto rows = query.period.from < query.period.to ? source.measure(metric, query) : std::vector<Measured>();
+        const auto rows = query.period.from < query.period.to ? usage.measure(metric, query) : std::vector<Measured>();
         items.push_back(items_of(metric, rows, bins, grouped, static_cast<std::size_t>(asked.top == 0 ? 9 : asked.top)));
     }
     answer.items = all_items(items, metrics, bins, grouped);
