@@ -7531,6 +7531,8 @@ std::string Fees::to_text() const {
 // 8.1 What all books share
 // ---------------------------------------------------------------------------------------------
 
+// ---- what a book asks, and what it can do ----
+
 // What one event adds to a value: a count's 1, the number of a sum (or maximum), a unique count's 1, 0 or -1.
 struct EventStep {
     Timestamp time = {};
@@ -7562,6 +7564,8 @@ struct Book::Impl {
     std::string vendor, code;
     json source;
     std::vector<Metric> metrics;
+    std::string currency_code;  // of all its fees
+    Currency currency;
 
     virtual ~Impl() = default;
     // Whether the book prices this subscription or, where the vendor has none, this customer.
@@ -7602,9 +7606,26 @@ struct Book::Impl {
     virtual Check check(const Event&, Timestamp, UsageSource&) const {
         throw Error(ErrorCode::unsupported, "customer", "is priced by a book of " + vendor + ", which has no balances");
     }
+
+    Fees sum_up(std::vector<Fee> list) const {
+        Fees fees{.fees = std::move(list), .currency = currency_code, .subunits = currency.subunits, .amount_cents = {}};
+        for (const auto& fee : fees.fees) fees.amount_cents += fee.amount_cents;
+        return fees;
+    }
+    // What so many units come to.
+    Fee priced_fee(const Decimal& units, Priced priced) const {
+        return {.currency = currency_code,
+                .units = units,
+                .amount = priced.amount,
+                .amount_cents = to_cents(priced.amount, currency),
+                .unit_amount = quotient(priced.amount, units),
+                .lines = std::move(priced.lines)};
+    }
 };
 
 namespace {
+
+// ---- reading a catalogue ----
 
 [[noreturn]] void not_found(const char* field, std::string reason) { throw Error(ErrorCode::not_found, field, std::move(reason)); }
 
@@ -7774,6 +7795,8 @@ private:
     std::string path_;
 };
 
+// ---- properties and times ----
+
 // A JSON value as the text a vendor compares: text as it is, numbers and booleans as JSON writes them; nothing for null and what is missing.
 std::optional<std::string> property_text(const json& properties, const std::string& key) {
     const auto found = properties.find(key);
@@ -7810,28 +7833,6 @@ std::vector<Period> cycles_of(const Period& period, Around&& around) {
     }
     return cycles;
 }
-
-// ---- a book that prices in one currency ----
-
-struct PricingBook : Book::Impl {
-    std::string currency_code;
-    Currency currency;
-
-    Fees sum_up(std::vector<Fee> list) const {
-        Fees fees{.fees = std::move(list), .currency = currency_code, .subunits = currency.subunits, .amount_cents = {}};
-        for (const auto& fee : fees.fees) fees.amount_cents += fee.amount_cents;
-        return fees;
-    }
-    // What so many units come to.
-    Fee priced_fee(const Decimal& units, Priced priced) const {
-        return {.currency = currency_code,
-                .units = units,
-                .amount = priced.amount,
-                .amount_cents = to_cents(priced.amount, currency),
-                .unit_amount = quotient(priced.amount, units),
-                .lines = std::move(priced.lines)};
-    }
-};
 
 // ---- analytics: what every vendor's answer is made of ----
 
@@ -8718,7 +8719,7 @@ Subscription read_subscription(const Node& at) {
 // --- the whole ---
 
 // What a plan and its subscriptions say.
-struct Catalogue : PricingBook {
+struct Catalogue : Book::Impl {
     Stride charges_interval = every_month;
     bool premium = true;
     std::vector<BillableMetric> billable_metrics;
@@ -10517,7 +10518,7 @@ std::optional<Subscription> read_subscription(const Node& at, const std::vector<
 // --- the whole ---
 
 // What a catalogue says, and the subscriptions a question is about.
-struct Catalogue : PricingBook {
+struct Catalogue : Book::Impl {
     std::vector<Item> items;  // of the prices as they stand in the catalogue
     std::vector<Subscription> subscriptions;
     bool lists_subscriptions = false;
@@ -11650,7 +11651,7 @@ Charge read_charge(const Node& at, const Node& product, const std::vector<Meter>
 // --- the whole ---
 
 // What a product and its subscriptions say.
-struct Catalogue : PricingBook {
+struct Catalogue : Book::Impl {
     std::vector<Charge> charges;
     std::vector<Subscription> subscriptions;
     bool lists_subscriptions = false;
@@ -12581,7 +12582,7 @@ Holder read_holder(const Node& at) {
 }
 
 // What a catalogue says.
-struct Catalogue : PricingBook {
+struct Catalogue : Book::Impl {
     std::vector<Feature> features;
     std::map<std::string, Model> models;  // by "provider/model"
     std::vector<PlanItem> items;
