@@ -8456,8 +8456,7 @@ constexpr const char* default_ranges = R"({"graduated_ranges": [{"from_value": 0
     "volume_ranges": [{"from_value": 0, "per_unit_amount": "0", "flat_amount": "0"}],
     "graduated_percentage_ranges": [{"from_value": 0, "rate": "0", "flat_amount": "0"}]})";
 
-using ModelTable = std::array<std::pair<std::string_view, ModelRow>, 8>;
-constexpr ModelTable models{{
+constexpr std::pair<std::string_view, ModelRow> models[] = {
     {"standard", {Model::standard, standard_fields, nullptr, nullptr, price_standard, details_none, R"({"amount": "0"})"}},
     {"graduated", {Model::graduated, {}, &graduated_rule, nullptr, price_graduated, details_tiers, default_ranges}},
     {"graduated_percentage",
@@ -8468,7 +8467,7 @@ constexpr ModelTable models{{
     {"volume", {Model::volume, {}, &volume_rule, nullptr, price_volume, details_volume, default_ranges}},
     {"dynamic", {Model::dynamic, {}, nullptr, nullptr, price_dynamic, details_none, "{}"}},
     {"custom", {Model::custom, {}, nullptr, nullptr, price_custom, details_none, "{}"}},
-}};
+};
 
 const ModelRow& row_of(Model model) {
     return find_by(
@@ -8503,7 +8502,7 @@ struct KindRow {
     std::optional<Aggregation> aggregation;
     bool of_property, may_recur, may_be_paid_in_advance;
 };
-constexpr std::array<std::pair<std::string_view, KindRow>, 7> kinds{{
+constexpr std::pair<std::string_view, KindRow> kinds[] = {
     {"count_agg", {Kind::count, Aggregation::count, false, false, true}},
     {"sum_agg", {Kind::sum, Aggregation::sum, true, true, true}},
     {"max_agg", {Kind::max, Aggregation::max, true, false, false}},
@@ -8511,7 +8510,7 @@ constexpr std::array<std::pair<std::string_view, KindRow>, 7> kinds{{
     {"weighted_sum_agg", {Kind::weighted_sum, Aggregation::weighted_sum, true, true, false}},
     {"latest_agg", {Kind::latest, Aggregation::latest, true, false, false}},
     {"custom_agg", {Kind::custom, std::nullopt, false, true, true}},
-}};
+};
 
 struct BillableMetric {
     Kind kind = Kind::count;
@@ -8596,8 +8595,8 @@ Values read_values(const Node& at, const BillableMetric& metric) {
 }
 
 std::optional<RoundTo> read_rounding(const Node& at) {
-    static constexpr std::array<std::pair<std::string_view, Rounding>, 3> functions{
-        {{"round", Rounding::half_up}, {"ceil", Rounding::ceil}, {"floor", Rounding::floor}}};
+    static constexpr std::pair<std::string_view, Rounding> functions[] = {
+        {"round", Rounding::half_up}, {"ceil", Rounding::ceil}, {"floor", Rounding::floor}};
     if (!at.find("rounding_function")) return {};
     const auto precision = at.number("rounding_precision");
     if (precision.abs() > Decimal::max_digits || precision.scale() > 0) at.refuse("rounding_precision", "is out of range");
@@ -12756,10 +12755,12 @@ struct Account {
     std::set<std::string> entities = {};  // those whose balances are among them
     bool alone = false;                   // it is about the use by the entity alone
 
+    // The entity, if the catalogue has it.
+    const Holder* part(const std::string& of_entity) const { return holder ? find_by(holder->entities, &Holder::id, of_entity) : nullptr; }
     // What the entity says goes before what the customer says, and that before the plan (7.6).
     template <class Value>
     const Value* control(std::map<std::string, Value> Controls::*which, const std::string& feature, const std::string& of_entity) const {
-        const Holder* part = holder ? find_by(holder->entities, &Holder::id, of_entity) : nullptr;
+        const Holder* part = this->part(of_entity);
         for (const Controls* controls : {part ? &part->controls : nullptr, holder ? &holder->controls : nullptr, &inherited}) {
             if (!controls) continue;
             if (const auto* found = value_at(controls->*which, feature)) return found;
@@ -12785,7 +12786,8 @@ Decimal bought_units(const PlanItem& item, const Subscription& subscription) {
 // The overage that a spend limit leaves to a feature (spendLimit.ts:6); nothing without one.
 std::optional<Decimal> spend_limit(const Account& account, const std::string& feature, const std::string& entity) {
     const auto* control = account.control(&Controls::spend_limits, feature, entity);
-    if (!control || !control->enabled || !control->limit || !control->percentage) return control && control->enabled ? control->limit : std::nullopt;
+    if (!control || !control->enabled) return {};
+    if (!control->limit || !control->percentage) return control->limit;
     Decimal granted;
     for (const auto& holding : account.holdings) {
         const bool main = holding.item->feature == feature && !holding.item->add_on;
@@ -12817,7 +12819,7 @@ void set_floors(Account& account) {
 // An entity's balances: of the items that are granted to each entity of its kind, of all kinds when it is not told, and of its own plans.
 void open_entity(Account& account, const std::string& entity) {
     if (!account.entities.insert(entity).second) return;
-    const Holder* part = account.holder ? find_by(account.holder->entities, &Holder::id, entity) : nullptr;
+    const Holder* part = account.part(entity);
     for (const auto& item : account.book.items) {
         const auto* own = value_at(account.own, item.plan);
         if (!own || item.entity_feature.empty()) continue;
@@ -13173,7 +13175,7 @@ std::optional<Timestamp> anchor_of(const Account& account, const std::string& fe
 std::optional<Decimal> headroom(const Account& account, const std::string& feature, const Event& event, UsageSource& usage) {
     const auto* limits = account.control(&Controls::usage_limits, feature, event.subscription);
     if (!limits) return {};
-    const Holder* part = account.holder ? find_by(account.holder->entities, &Holder::id, event.subscription) : nullptr;
+    const Holder* part = account.part(event.subscription);
     const bool own = part && part->controls.usage_limits.contains(feature);  // then only the entity's own use counts
     std::optional<Decimal> least;
     for (const auto& limit : *limits) {
