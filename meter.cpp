@@ -989,6 +989,8 @@ private:
 struct Stride {
     int months = 0;
     std::int64_t micros = 0;
+
+    auto operator<=>(const Stride&) const = default;  // months are longer than weeks
 };
 
 // Throws bad_value for a count that is not from 1 to 1000.
@@ -1985,7 +1987,8 @@ struct Coercion {
 
 // Of whatever type it is compared with.
 constexpr std::array<Meeting, 3> never_any{Meeting::never, Meeting::never, Meeting::never}, text_any{Meeting::text, Meeting::text, Meeting::text},
-    empty_any{Meeting::empty, Meeting::empty, Meeting::empty};
+    empty_any{Meeting::empty, Meeting::empty, Meeting::empty}, differ_any{Meeting::differ, Meeting::differ, Meeting::differ},
+    as_written{Meeting::text, Meeting::number, Meeting::text};
 
 // How an evaluator reads the fields of an event in a filter; where it has no table the rules of Filter hold.
 struct FilterRules {
@@ -7917,7 +7920,16 @@ struct Priced {
         amount += line.amount;
         lines.push_back(std::move(line));
     }
+    void append(Priced more) {
+        for (auto& line : more.lines) add(std::move(line));
+    }
 };
+
+Priced only(FeeLine line) {
+    Priced priced;
+    priced.add(std::move(line));
+    return priced;
+}
 
 // a / b to 32 significant digits; 0 when b is 0.
 Decimal quotient(const Decimal& a, const Decimal& b) { return b.is_zero() ? Decimal() : Decimal::divide_significant(a, b, 32, Rounding::half_up); }
@@ -7931,6 +7943,12 @@ Decimal at_least_zero(const Decimal& value) { return value.is_negative() ? Decim
 FeeLine units_line(const Decimal& units, const Decimal& rate) { return {.units = units, .rate = rate, .amount = units * rate}; }
 
 FeeLine free_line(const Decimal& units) { return {.step = FeeLine::Step::free, .units = units}; }
+
+// The units that cost nothing come before the others.
+Priced after_free(const Decimal& units, Priced priced) {
+    if (!units.is_zero()) priced.lines.insert(priced.lines.begin(), free_line(units));
+    return priced;
+}
 
 FeeLine tier_line(const Tier& tier, const Decimal& units) {
     return {.step = FeeLine::Step::tier,
@@ -7954,14 +7972,24 @@ Priced graduated(std::span<const Tier> tiers, const Decimal& units) {
     return priced;
 }
 
+// In order of their limits, the open one last; each begins where the one before it ends.
+void stack(std::vector<Tier>& tiers) {
+    std::stable_sort(tiers.begin(), tiers.end(), [](const Tier& a, const Tier& b) { return a.up_to && (!b.up_to || *a.up_to < *b.up_to); });
+    for (std::size_t i = 1; i < tiers.size(); ++i) tiers[i].above = tiers[i].from = tiers[i - 1].up_to.value_or(Decimal());
+}
+
+// The first tier that reaches the units, its limit included.
+const Tier* tier_reaching(std::span<const Tier> tiers, const Decimal& units) {
+    const auto found = std::find_if(tiers.begin(), tiers.end(), [&](const Tier& tier) { return !tier.up_to || units <= *tier.up_to; });
+    return found == tiers.end() ? nullptr : &*found;
+}
+
 // How many packages of `size` are begun by `units`.
 Decimal begun_packages(const Decimal& units, const Decimal& size) { return Decimal::divide(units, size, 0, Rounding::ceil); }
 
 // Packages: each begun one is paid whole.
 Priced packages(const Decimal& units, const Decimal& size, const Decimal& rate) {
-    Priced priced;
-    priced.add({.step = FeeLine::Step::package, .units = units, .rate = rate, .per = size, .amount = begun_packages(units, size) * rate});
-    return priced;
+    return only({.step = FeeLine::Step::package, .units = units, .rate = rate, .per = size, .amount = begun_packages(units, size) * rate});
 }
 
 FeeLine percentage_line(const Decimal& units, const Decimal& rate_percent) {
@@ -8019,6 +8047,20 @@ struct Currency {
     int subunits = 100;
 };
 
+// Those of a vendor's currencies, of which a list of codes names some, that do not have 2 decimals.
+struct CurrencyRow {
+    std::string_view codes;
+    Currency currency;
+};
+
+Currency currency_in(std::span<const CurrencyRow> rows, std::string_view code) {
+    for (const auto& row : rows) {
+        const auto at = row.codes.find(code);
+        if (code.size() == 3 && at != std::string_view::npos && at % 4 == 0) return row.currency;
+    }
+    return {};
+}
+
 // Half up; a count of smallest units is whole (what MRO's fifths leave over is cut).
 Decimal to_cents(const Decimal& amount, Currency currency) {
     return (amount.round(currency.decimals, Rounding::half_up) * Decimal(currency.subunits)).round(0, Rounding::down);
@@ -8040,6 +8082,14 @@ std::string tier_text(const FeeLine& line) {
 }
 
 json optional_text(const std::optional<Decimal>& value) { return value ? json(value->to_string()) : json(nullptr); }
+
+json filled_text(const std::string& text) { return text.empty() ? json(nullptr) : json(text); }
+
+json group_json(const std::vector<std::pair<std::string, std::optional<std::string>>>& group) {
+    auto object = json::object();
+    for (const auto& [key, value] : group) object[key] = value ? json(*value) : json(nullptr);
+    return object;
+}
 
 json line_json(const FeeLine& line) {
     return {{"step", step_name(line.step)},     {"text", line.text()},           {"from", optional_text(line.from)}, {"to", optional_text(line.to)},
@@ -8098,16 +8148,14 @@ std::string FeeLine::text() const {
 }
 
 json Fee::to_json() const {
-    auto groups = json::object();
-    for (const auto& [key, value] : group) groups[key] = value ? json(*value) : json(nullptr);
     auto steps = json::array();
     for (const auto& line : lines) steps.push_back(line_json(line));
     return {{"charge", charge},
             {"metric", metric},
             {"customer", customer},
             {"subscription", subscription},
-            {"event", event.empty() ? json(nullptr) : json(event)},
-            {"group", std::move(groups)},
+            {"event", filled_text(event)},
+            {"group", group_json(group)},
             {"filter", filter},
             {"currency", currency},
             {"units", units.to_string()},
@@ -8158,12 +8206,16 @@ std::string Fees::to_text() const {
 
 // =============================================================================================
 // 8 books: how each vendor measures and prices, from its own JSON. Pure. Uses 1-3, the questions and rules of 6, 7.
+// Each vendor's room has the same order: words and numbers, prices, the catalogue, the account, measuring, fees, operations (which are all that
+// others see of it); answers of a kind that it alone gives come last.
 // (Numbers in brackets, as in "dossier 6.3" or "(6.3)", are sections of the project's notes on that vendor; file names are the vendor's own.)
 // =============================================================================================
 
 // ---------------------------------------------------------------------------------------------
 // 8.1 What all books share
 // ---------------------------------------------------------------------------------------------
+
+// ---- what a book asks, and what it can do ----
 
 // What one event adds to a value: a count's 1, the number of a sum (or maximum), a unique count's 1, 0 or -1.
 struct EventStep {
@@ -8196,6 +8248,8 @@ struct Book::Impl {
     std::string vendor, code;
     json source;
     std::vector<Metric> metrics;
+    std::string currency_code;  // of all its fees
+    Currency currency;
 
     virtual ~Impl() = default;
     // Whether the book prices this subscription or, where the vendor has none, this customer.
@@ -8236,9 +8290,44 @@ struct Book::Impl {
     virtual Check check(const Event&, Timestamp, UsageSource&) const {
         throw Error(ErrorCode::unsupported, "customer", "is priced by a book of " + vendor + ", which has no balances");
     }
+
+    Fees sum_up(std::vector<Fee> list) const {
+        Fees fees{.fees = std::move(list), .currency = currency_code, .subunits = currency.subunits, .amount_cents = {}};
+        for (const auto& fee : fees.fees) fees.amount_cents += fee.amount_cents;
+        return fees;
+    }
+    // What so many units come to.
+    Fee priced_fee(const Decimal& units, Priced priced) const {
+        return {.currency = currency_code,
+                .units = units,
+                .amount = priced.amount,
+                .amount_cents = to_cents(priced.amount, currency),
+                .unit_amount = quotient(priced.amount, units),
+                .lines = std::move(priced.lines)};
+    }
 };
 
 namespace {
+
+// ---- reading a catalogue ----
+
+[[noreturn]] void not_found(const char* field, std::string reason) { throw Error(ErrorCode::not_found, field, std::move(reason)); }
+
+// The element of the list that has the value there, if there is one.
+template <class List, class Member, class Value>
+auto* find_by(List& list, Member member, const Value& value) {
+    const auto found = std::find_if(std::begin(list), std::end(list), [&](const auto& each) { return std::invoke(member, each) == value; });
+    return found == std::end(list) ? nullptr : &*found;
+}
+
+constexpr auto row_name = [](const auto& row) { return row.first; };  // of a table of pairs
+
+// What a map has under the key, if anything.
+template <class Map>
+auto* value_at(Map& map, const typename Map::key_type& key) {
+    const auto found = map.find(key);
+    return found == map.end() ? nullptr : &found->second;
+}
 
 // A place in a vendor's JSON with the path that leads to it, for reading with errors that name it.
 class Node {
@@ -8261,7 +8350,7 @@ public:
 
     Node object(std::string_view key) const {
         const auto found = find(key);
-        if (!found || !found->value().is_object()) throw Error(ErrorCode::bad_value, path(key), "must be an object");
+        if (!found || !found->value().is_object()) refuse(key, "must be an object");
         return *found;
     }
 
@@ -8294,7 +8383,7 @@ public:
 
     std::string required_text(std::string_view key) const {
         auto found = text(key);
-        if (found.empty()) throw Error(ErrorCode::bad_value, path(key), "is required");
+        if (found.empty()) refuse(key, "is required");
         return found;
     }
 
@@ -8321,35 +8410,68 @@ public:
         return found->value().get<bool>();
     }
 
+    // What `make` makes of the member; what is wrong in it is wrong with the member.
+    template <class Make>
+    auto made(std::string_view key, Make&& make) const {
+        try {
+            return make();
+        } catch (const Error& error) {
+            throw Error(error.code(), path(key), error.reason());
+        }
+    }
+
     std::optional<Decimal> decimal(std::string_view key) const {
         const auto found = find(key);
         if (!found) return {};
-        try {
-            return Decimal::from_json(found->value());
-        } catch (const Error& error) {
-            throw Error(error.code(), found->path(), error.reason());
-        }
+        return made(key, [&] { return Decimal::from_json(found->value()); });
+    }
+
+    Decimal number(std::string_view key, const Decimal& fallback = {}) const { return decimal(key).value_or(fallback); }
+
+    // A number, if there is one, of at least that much.
+    std::optional<Decimal> at_least(std::string_view key, const Decimal& least) const {
+        auto number = decimal(key);
+        if (number && *number < least) refuse(key, "must be at least " + least.to_string());
+        return number;
+    }
+
+    Decimal above_zero(std::string_view key, const Decimal& fallback = {}) const {
+        const auto found = number(key, fallback);
+        if (found <= 0) refuse(key, "must be above 0");
+        return found;
+    }
+
+    // A whole number, if there is one; 1.0 is one, too.
+    std::optional<std::int64_t> whole(std::string_view key, std::int64_t least, std::int64_t most) const {
+        const auto number = decimal(key);
+        if (!number) return {};
+        const auto whole = number->to_int64();
+        if (!whole || *whole < least || *whole > most)
+            refuse(key, "must be a whole number from " + std::to_string(least) + " to " + std::to_string(most));
+        return whole;
     }
 
     std::optional<Timestamp> time(std::string_view key) const {
         const auto found = find(key);
         if (!found) return {};
         if (!found->value().is_string()) found->refuse("must be an ISO 8601 time");
-        try {
-            return Timestamp::parse(found->value().get<std::string>());
-        } catch (const Error& error) {
-            throw Error(error.code(), found->path(), error.reason());
-        }
+        return made(key, [&] { return Timestamp::parse(found->value().get<std::string>()); });
     }
 
     // The value of the table's row whose first member is the text under `key`.
     template <typename Table>
     auto choice(std::string_view key, const Table& table, std::string fallback = {}) const {
         const auto name = text(key, std::move(fallback));
-        for (const auto& row : table) {
-            if (row.first == name) return row.second;
-        }
-        throw Error(ErrorCode::bad_value, path(key), name.empty() ? "is required" : "is not known: " + name);
+        if (const auto* row = find_by(table, row_name, name)) return row->second;
+        refuse(key, name.empty() ? "is required" : "is not known: " + name);
+    }
+
+    // The element of the list that has the text under `key` there.
+    template <class List, class Member>
+    const auto& one_of(const List& list, Member member, std::string_view key, const char* what) const {
+        const auto name = required_text(key);
+        if (const auto* found = find_by(list, member, name)) return *found;
+        refuse(key, std::string("no such ") + what + ": " + name);
     }
 
 private:
@@ -8357,11 +8479,7 @@ private:
     std::string path_;
 };
 
-// A rule of the vendor's that a field breaks, in the vendor's own word.
-struct Problem {
-    std::string path, field, code;
-};
-using Problems = std::vector<Problem>;
+// ---- properties and times ----
 
 // A JSON value as the text a vendor compares: text as it is, numbers and booleans as JSON writes them; nothing for null and what is missing.
 std::optional<std::string> property_text(const json& properties, const std::string& key) {
@@ -8372,6 +8490,33 @@ std::optional<std::string> property_text(const json& properties, const std::stri
 
 // How Filter, Metric and AggregateQuery name the property of that key.
 std::string property_field(const std::string& key) { return "properties." + key; }
+
+// How often bills are written, as vendors' words mean it.
+constexpr Stride every_day{0, micros_per_day}, every_week{0, 7 * micros_per_day}, every_month{1, 0}, every_quarter{3, 0}, every_half_year{6, 0},
+    every_year{12, 0};
+
+Cycle utc_cycle(Stride stride, Timestamp anchor) { return Cycle(stride, anchor.micros(), Zone({})); }
+
+std::string lowercase(std::string text) {
+    std::transform(text.begin(), text.end(), text.begin(), [](unsigned char c) { return static_cast<char>(std::tolower(c)); });
+    return text;
+}
+
+// The time up to a moment, which is in it.
+Period up_to(Timestamp from, Timestamp last) { return {from, last + std::chrono::microseconds(1)}; }
+Timestamp last_moment(const Period& period) { return period.to - std::chrono::microseconds(1); }
+
+// around(time) of every cycle that meets the period.
+template <class Around>
+std::vector<Period> cycles_of(const Period& period, Around&& around) {
+    constexpr std::size_t most = 1200;
+    std::vector<Period> cycles;
+    for (auto at = period.from; at < period.to; at = cycles.back().to) {
+        if (cycles.size() == most) throw Error(ErrorCode::too_large, "period", "has more than " + std::to_string(most) + " billing periods");
+        cycles.push_back(around(at));
+    }
+    return cycles;
+}
 
 // ---- analytics: what every vendor's answer is made of ----
 
@@ -8406,8 +8551,8 @@ std::vector<AnalyticsItem> measured_items(const Metric& metric, const AnalyticsQ
     query.bin = asked.bin;
     if (query.bin == Bin::none) return items;
     for (const auto& row : usage.measure(metric, query)) {
-        const auto place = places.find({row.rest, row.group});
-        if (place != places.end()) items[place->second].points.push_back({.start = row.bin.value(), .usage = row.value, .events = row.events});
+        if (const auto* place = value_at(places, {row.rest, row.group}))
+            items[*place].points.push_back({.start = row.bin.value(), .usage = row.value, .events = row.events});
     }
     return items;
 }
@@ -8449,6 +8594,8 @@ AnalyticsTotal measured_total(const Metric& metric, const AnalyticsQuery& asked,
 
 namespace lago {
 
+// ---- words and numbers ----
+
 // A division as PostgreSQL's numeric does it: with at least 16 significant digits, counted in groups of four.
 Decimal postgres_quotient(const Decimal& a, const Decimal& b) {
     if (a.is_zero()) return {};
@@ -8468,19 +8615,10 @@ Decimal ratio(const Decimal& a, const Decimal& b) { return b.is_zero() ? Decimal
 using Step = FeeLine::Step;
 
 // Exponents are those of the money gem, not of ISO 4217 (dossier 6.1).
-constexpr std::array<std::pair<std::string_view, Currency>, 23> currencies{{
-    {"BIF", {0, 1}}, {"CLP", {0, 1}},    {"DJF", {0, 1}},    {"GNF", {0, 1}},    {"HUF", {0, 1}},     {"ISK", {0, 1}},
-    {"JPY", {0, 1}}, {"KMF", {0, 1}},    {"KRW", {0, 1}},    {"MGA", {0, 1}},    {"PYG", {0, 1}},     {"RWF", {0, 1}},
-    {"UGX", {0, 1}}, {"VND", {0, 1}},    {"VUV", {0, 1}},    {"XAF", {0, 1}},    {"XOF", {0, 1}},     {"XPF", {0, 1}},
-    {"MRO", {1, 5}}, {"BHD", {3, 1000}}, {"JOD", {3, 1000}}, {"KWD", {3, 1000}}, {"CLF", {4, 10000}},
-}};
-
-Currency currency_of(std::string_view code) {
-    for (const auto& [name, currency] : currencies) {
-        if (name == code) return currency;
-    }
-    return {};
-}
+constexpr CurrencyRow currencies[] = {{"BIF CLP DJF GNF HUF ISK JPY KMF KRW MGA PYG RWF UGX VND VUV XAF XOF XPF", {0, 1}},
+                                      {"MRO", {1, 5}},
+                                      {"BHD JOD KWD", {3, 1000}},
+                                      {"CLF", {4, 10000}}};
 
 // BigDecimal's text: always with a point.
 std::string ruby_text(const Decimal& value) {
@@ -8488,7 +8626,7 @@ std::string ruby_text(const Decimal& value) {
     return text.find('.') == std::string::npos ? text + ".0" : text;
 }
 
-// --- expressions of billable metrics (dossier 4.3; lago-expression: grammar.pest, evaluate.rs) ---
+// ---- expressions of billable metrics (dossier 4.3; lago-expression: grammar.pest, evaluate.rs) ----
 
 // BigDecimal's numbers have no end; here they have 37 digits where the exact result has more.
 Decimal nearest_sum(const Decimal& a, const Decimal& b) {
@@ -8616,52 +8754,9 @@ constexpr Dialect expressions{.operations = operations,
                               .property = property_term,
                               .result = result_text};
 
-// --- the catalogue ---
-
 enum class Kind { count, sum, max, unique_count, weighted_sum, latest, custom };
 
-// What a kind of metric can be (billable_metric.rb:28-125). A custom one is measured by a script of the server's.
-struct KindRow {
-    Kind kind;
-    std::optional<Aggregation> aggregation;
-    bool of_property, may_recur, may_be_paid_in_advance;
-};
-constexpr std::array<std::pair<std::string_view, KindRow>, 7> kinds{{
-    {"count_agg", {Kind::count, Aggregation::count, false, false, true}},
-    {"sum_agg", {Kind::sum, Aggregation::sum, true, true, true}},
-    {"max_agg", {Kind::max, Aggregation::max, true, false, false}},
-    {"unique_count_agg", {Kind::unique_count, Aggregation::active_count, true, true, true}},
-    {"weighted_sum_agg", {Kind::weighted_sum, Aggregation::weighted_sum, true, true, false}},
-    {"latest_agg", {Kind::latest, Aggregation::latest, true, false, false}},
-    {"custom_agg", {Kind::custom, std::nullopt, false, true, true}},
-}};
-
-struct BillableMetric {
-    Kind kind = Kind::count;
-    Metric metric;  // not rounded: fees of single events are not
-    std::string id, name, description;
-    std::optional<RoundTo> rounding;
-    std::string obstacle;  // to measuring it here; a plan may list such metrics as long as no charge needs them
-    bool may_be_paid_in_advance = true;
-    std::map<std::string, std::vector<std::string>> filters;  // allowed values by key
-};
-
-// As questions see it.
-Metric rounded(const BillableMetric& metric) {
-    auto whole = metric.metric;
-    whole.rounding = metric.rounding;
-    return whole;
-}
-
-// Without what a recurring one carries over.
-Metric in_period(const BillableMetric& metric) {
-    auto period = metric.metric;
-    period.recurring = false;
-    return period;
-}
-
-// The key of the property that is measured.
-std::string property_key(const BillableMetric& metric) { return metric.metric.property.substr(property_field("").size()); }
+// ---- prices ----
 
 enum class Model { standard, graduated, graduated_percentage, package, percentage, volume, dynamic, custom };
 
@@ -8675,46 +8770,13 @@ struct Price {
     std::vector<std::string> group_keys = {};
 };
 
-using Values = std::map<std::string, std::vector<std::string>>;  // by key
+// --- reading and refusing (dossier 9) ---
 
-struct ChargeFilter {
-    Values values;
-    std::string name;
-    json id;
-    Price price;
+// A rule of Lago's that a field breaks, in its own word.
+struct Problem {
+    std::string path, field, code;
 };
-
-struct Charge {
-    json id;
-    std::string code, name;
-    std::size_t metric = 0;
-    Price price;
-    std::vector<ChargeFilter> filters;
-    bool pay_in_advance = false, invoiceable = true, prorated = false;
-    Decimal minimum_cents = {};
-    std::optional<Decimal> conversion_rate = {};  // from a pricing unit to the plan's currency
-    std::string pricing_unit = {};
-};
-
-enum class Interval { weekly = 0, monthly = 1, quarterly = 3, semiannual = 6, yearly = 12 };  // months
-constexpr std::array<std::pair<std::string_view, Interval>, 5> intervals{{
-    {"weekly", Interval::weekly},
-    {"monthly", Interval::monthly},
-    {"quarterly", Interval::quarterly},
-    {"semiannual", Interval::semiannual},
-    {"yearly", Interval::yearly},
-}};
-
-struct Subscription {
-    std::string id = {}, customer = {};
-    json lago_id = nullptr, lago_customer_id = nullptr;
-    bool anniversary = false;
-    Timestamp anchor = Timestamp::min();  // subscription_at: where anniversary periods start
-    Period active = {};
-    Zone zone = Zone("");  // the customer's, whose days count
-};
-
-// --- prices: reading and refusing (dossier 9) ---
+using Problems = std::vector<Problem>;
 
 struct Checking {
     Kind kind = Kind::sum;
@@ -8802,7 +8864,7 @@ std::vector<Tier> read_ranges(const Node& properties, const RangeRule& rule, con
         tier.flat = amount(range, "flat_amount", "invalid_amount", checking);
         tiers.push_back(std::move(tier));
     }
-    if (rule.sorted) std::stable_sort(tiers.begin(), tiers.end(), [](const Tier& a, const Tier& b) { return a.from < b.from; });
+    if (rule.sorted) std::ranges::stable_sort(tiers, {}, &Tier::from);
     set_lower_bounds(tiers, rule.may_touch);
     return tiers;
 }
@@ -8903,12 +8965,12 @@ void check_presentation_keys(const Node& properties, const Checking& checking) {
     std::vector<json> values;
     for (const auto& key : keys) {
         if (!key.is_object() || !key.contains("value") || !is_filled_text(key["value"])) continue;
-        if (std::find(values.begin(), values.end(), key["value"]) != values.end()) return checking.report(properties, field, "value_is_duplicated");
+        if (std::ranges::find(values, key["value"]) != values.end()) return checking.report(properties, field, "value_is_duplicated");
         values.push_back(key["value"]);
     }
 }
 
-// --- prices: from units to amounts (dossier 5) ---
+// --- from units to amounts (dossier 5) ---
 
 // Running totals of a percentage charge (dossier 4.6), as far as the model looks at them.
 struct RunningTotal {
@@ -8961,11 +9023,7 @@ struct Quantity {
     bool premium = true;
 };
 
-Priced price_standard(const Price& price, const Quantity& quantity) {
-    Priced priced;
-    priced.add(units_line(quantity.units, price.amount));
-    return priced;
-}
+Priced price_standard(const Price& price, const Quantity& quantity) { return only(units_line(quantity.units, price.amount)); }
 
 // Without the event, no units owe no flat part (graduated_service.rb:31).
 Priced price_graduated(const Price& price, const Quantity& quantity) {
@@ -8979,27 +9037,19 @@ const Tier& volume_tier(const Price& price, const Decimal& units) {
     for (const auto& tier : price.tiers) {
         if (tier.from <= ceiling && (!tier.up_to || units <= *tier.up_to)) return tier;
     }
-    throw Error(ErrorCode::bad_value, "volume_ranges", "no range holds " + units.to_string() + " units");
+    refuse("volume_ranges", "no range holds " + units.to_string() + " units");
 }
 
 const Decimal& counted_units(const Quantity& quantity) { return quantity.prorated && quantity.full_units ? *quantity.full_units : quantity.units; }
 
 Priced price_volume(const Price& price, const Quantity& quantity) {
-    Priced priced;
-    priced.add(tier_line(volume_tier(price, counted_units(quantity)), quantity.units));
-    return priced;
+    return only(tier_line(volume_tier(price, counted_units(quantity)), quantity.units));
 }
 
 Priced price_package(const Price& price, const Quantity& quantity) {
     const auto paid = quantity.units - price.free_units;
-    Priced priced;
-    if (paid.is_negative()) {
-        priced.add(free_line(quantity.units));
-        return priced;
-    }
-    priced = packages(paid, price.package_size, price.amount);
-    if (!price.free_units.is_zero()) priced.lines.insert(priced.lines.begin(), free_line(price.free_units));
-    return priced;
+    if (paid.is_negative()) return only(free_line(quantity.units));
+    return after_free(price.free_units, packages(paid, price.package_size, price.amount));
 }
 
 Decimal percentage_free_units(const Price& price, const RunningTotal& running) {
@@ -9016,19 +9066,12 @@ Decimal percentage_free_events(const Price& price, const RunningTotal& running) 
 
 bool has_bounds(const Price& price, const Quantity& quantity) { return quantity.premium && (price.minimum || price.maximum); }
 
-Priced percentage_of_total(const Price& price, const Quantity& quantity) {
-    Priced priced;
+Priced price_percentage(const Price& price, const Quantity& quantity) {
     const auto free_units = percentage_free_units(price, quantity.running);
     const auto paid = free_units > quantity.units ? Decimal() : quantity.units - free_units;
-    if (!free_units.is_zero()) priced.add(free_line(free_units));
-    priced.add(percentage_line(paid, price.rate));
+    auto priced = after_free(free_units, only(percentage_line(paid, price.rate)));
     const auto paid_events = quantity.events - percentage_free_events(price, quantity.running);
     if (!quantity.units.is_zero() && paid_events > 0 && !price.fixed_amount.is_zero()) priced.add(fixed_line(paid_events, price.fixed_amount));
-    return priced;
-}
-
-Priced price_percentage(const Price& price, const Quantity& quantity) {
-    auto priced = percentage_of_total(price, quantity);
     if (!has_bounds(price, quantity)) return priced;
     raise_to(priced, quantity.bounded.amount);
     lower_to(priced, quantity.bounded.amount);
@@ -9037,9 +9080,7 @@ Priced price_percentage(const Price& price, const Quantity& quantity) {
 
 // A custom metric's script brings the amount.
 Priced price_custom(const Price&, const Quantity& quantity) {
-    Priced priced;
-    priced.add({.step = Step::given, .units = quantity.units, .amount = quantity.precise_amount});
-    return priced;
+    return only({.step = Step::given, .units = quantity.units, .amount = quantity.precise_amount});
 }
 
 // The events bring their own amounts; none for no units (dossier 5.7).
@@ -9093,7 +9134,7 @@ ProratedTiers walk_prorated(const std::vector<Tier>& tiers, const std::vector<Pr
         pending = {};
     };
     while (next < events.size() || !overflow.is_zero()) {
-        if (++turns > (events.size() + 1) * (tiers.size() + 2)) throw Error(ErrorCode::bad_value, "graduated_ranges", "cannot be prorated");
+        if (++turns > (events.size() + 1) * (tiers.size() + 2)) refuse("graduated_ranges", "cannot be prorated");
         reached = tier_reached(tiers, result.total, overflow, next < events.size() && events[next].full > 0);
         const auto& tier = tiers[reached];
         if (!overflow.is_zero()) {
@@ -9137,14 +9178,13 @@ Priced price_prorated_graduated(const std::vector<Tier>& tiers, const Decimal& u
     return priced;
 }
 
-// --- prices without history (estimate_instant_fees, dossier 3.4) ---
+// --- without history (estimate_instant_fees, dossier 3.4) ---
 
 // The fixed amount is due also for no units, but nothing for less; free units and licences play no part.
 Priced price_instant(const Price& price, const Decimal& units) {
     if (units.is_negative()) return {};
     if (price.model == Model::standard) return price_standard(price, {.units = units});
-    Priced priced;
-    priced.add(percentage_line(units, price.rate));
+    auto priced = only(percentage_line(units, price.rate));
     if (!price.fixed_amount.is_zero()) priced.add(fixed_line(1, price.fixed_amount));
     if (price.minimum) raise_to(priced, *price.minimum);
     if (price.maximum) lower_to(priced, *price.maximum);
@@ -9228,8 +9268,7 @@ constexpr const char* default_ranges = R"({"graduated_ranges": [{"from_value": 0
     "volume_ranges": [{"from_value": 0, "per_unit_amount": "0", "flat_amount": "0"}],
     "graduated_percentage_ranges": [{"from_value": 0, "rate": "0", "flat_amount": "0"}]})";
 
-using ModelTable = std::array<std::pair<std::string_view, ModelRow>, 8>;
-constexpr ModelTable models{{
+constexpr std::pair<std::string_view, ModelRow> models[] = {
     {"standard", {Model::standard, standard_fields, nullptr, nullptr, price_standard, details_none, R"({"amount": "0"})"}},
     {"graduated", {Model::graduated, {}, &graduated_rule, nullptr, price_graduated, details_tiers, default_ranges}},
     {"graduated_percentage",
@@ -9240,10 +9279,12 @@ constexpr ModelTable models{{
     {"volume", {Model::volume, {}, &volume_rule, nullptr, price_volume, details_volume, default_ranges}},
     {"dynamic", {Model::dynamic, {}, nullptr, nullptr, price_dynamic, details_none, "{}"}},
     {"custom", {Model::custom, {}, nullptr, nullptr, price_custom, details_none, "{}"}},
-}};
+};
 
 const ModelRow& row_of(Model model) {
-    return std::find_if(models.begin(), models.end(), [&](const auto& row) { return row.second.model == model; })->second;
+    return find_by(
+               models, [](const auto& row) { return row.second.model; }, model)
+        ->second;
 }
 
 Price read_price(const ModelRow& row, const Node& properties, const Checking& checking) {
@@ -9265,7 +9306,89 @@ Decimal unit_amount(const Price& price, const Quantity& quantity, const Decimal&
     return quotient(amount, quantity.full_units.value_or(quantity.units));
 }
 
-// --- the plan, read from Lago's JSON ---
+// ---- the catalogue ----
+
+// What a kind of metric can be (billable_metric.rb:28-125). A custom one is measured by a script of the server's.
+struct KindRow {
+    Kind kind;
+    std::optional<Aggregation> aggregation;
+    bool of_property, may_recur, may_be_paid_in_advance;
+};
+constexpr std::pair<std::string_view, KindRow> kinds[] = {
+    {"count_agg", {Kind::count, Aggregation::count, false, false, true}},
+    {"sum_agg", {Kind::sum, Aggregation::sum, true, true, true}},
+    {"max_agg", {Kind::max, Aggregation::max, true, false, false}},
+    {"unique_count_agg", {Kind::unique_count, Aggregation::active_count, true, true, true}},
+    {"weighted_sum_agg", {Kind::weighted_sum, Aggregation::weighted_sum, true, true, false}},
+    {"latest_agg", {Kind::latest, Aggregation::latest, true, false, false}},
+    {"custom_agg", {Kind::custom, std::nullopt, false, true, true}},
+};
+
+struct BillableMetric {
+    Kind kind = Kind::count;
+    Metric metric;  // not rounded: fees of single events are not
+    std::string id, name, description;
+    std::optional<RoundTo> rounding;
+    std::string obstacle;  // to measuring it here; a plan may list such metrics as long as no charge needs them
+    bool may_be_paid_in_advance = true;
+    std::map<std::string, std::vector<std::string>> filters;  // allowed values by key
+
+    const std::string& code() const { return metric.code; }
+};
+
+// As questions see it.
+Metric rounded(const BillableMetric& metric) {
+    auto whole = metric.metric;
+    whole.rounding = metric.rounding;
+    return whole;
+}
+
+// Without what a recurring one carries over.
+Metric in_period(const BillableMetric& metric) {
+    auto period = metric.metric;
+    period.recurring = false;
+    return period;
+}
+
+// The key of the property that is measured.
+std::string property_key(const BillableMetric& metric) { return metric.metric.property.substr(property_field("").size()); }
+
+Decimal rounded(const BillableMetric& metric, const Decimal& value) {
+    return metric.rounding ? value.round(metric.rounding->scale, metric.rounding->mode) : value;
+}
+
+using Values = std::map<std::string, std::vector<std::string>>;  // by key
+
+struct ChargeFilter {
+    Values values;
+    std::string name;
+    json id;
+    Price price;
+};
+
+struct Charge {
+    json id;
+    std::string code, name;
+    std::size_t metric = 0;
+    Price price;
+    std::vector<ChargeFilter> filters;
+    bool pay_in_advance = false, invoiceable = true, prorated = false;
+    Decimal minimum_cents = {};
+    std::optional<Decimal> conversion_rate = {};  // from a pricing unit to the plan's currency
+    std::string pricing_unit = {};
+};
+
+constexpr std::pair<std::string_view, Stride> intervals[] = {
+    {"weekly", every_week}, {"monthly", every_month}, {"quarterly", every_quarter}, {"semiannual", every_half_year}, {"yearly", every_year}};
+
+struct Subscription {
+    std::string id = {}, customer = {};
+    json lago_id = nullptr, lago_customer_id = nullptr;
+    bool anniversary = false;
+    Timestamp anchor = Timestamp::min();  // subscription_at: where anniversary periods start
+    Period active = {};
+    Zone zone = Zone("");  // the customer's, whose days count
+};
 
 // The special value stands for all that the metric declares, not for anything (charge_filter.rb:72).
 Values read_values(const Node& at, const BillableMetric& metric) {
@@ -9276,20 +9399,19 @@ Values read_values(const Node& at, const BillableMetric& metric) {
     for (const auto& [key, list] : found->value().items()) {
         values[key] = found->texts(key);
         if (values[key] != std::vector<std::string>{"__ALL_FILTER_VALUES__"}) continue;
-        const auto all = metric.filters.find(key);
-        if (all == metric.filters.end()) Node(list, found->path(key)).refuse("is not a filter of the metric");
-        values[key] = all->second;
+        const auto* all = value_at(metric.filters, key);
+        if (!all) found->refuse(key, "is not a filter of the metric");
+        values[key] = *all;
     }
     return values;
 }
 
 std::optional<RoundTo> read_rounding(const Node& at) {
-    static constexpr std::array<std::pair<std::string_view, Rounding>, 3> functions{
-        {{"round", Rounding::half_up}, {"ceil", Rounding::ceil}, {"floor", Rounding::floor}}};
+    static constexpr std::pair<std::string_view, Rounding> functions[] = {
+        {"round", Rounding::half_up}, {"ceil", Rounding::ceil}, {"floor", Rounding::floor}};
     if (!at.find("rounding_function")) return {};
-    const auto precision = at.decimal("rounding_precision").value_or(Decimal());
-    if (precision.abs() > Decimal::max_digits || precision.scale() > 0)
-        throw Error(ErrorCode::bad_value, at.path("rounding_precision"), "is out of range");
+    const auto precision = at.number("rounding_precision");
+    if (precision.abs() > Decimal::max_digits || precision.scale() > 0) at.refuse("rounding_precision", "is out of range");
     return RoundTo{at.choice("rounding_function", functions), static_cast<int>(precision.to_int64().value())};
 }
 
@@ -9306,7 +9428,7 @@ BillableMetric read_metric(const Node& at) {
     metric.metric.expression = at.text("expression");
     if (!metric.metric.expression.empty()) expression_of(metric.metric, expressions, at.path("expression"));
     metric.metric.recurring = at.flag("recurring");
-    if (metric.metric.recurring && !row.may_recur) throw Error(ErrorCode::bad_value, at.path("recurring"), "not_compatible_with_aggregation_type");
+    if (metric.metric.recurring && !row.may_recur) at.refuse("recurring", "not_compatible_with_aggregation_type");
     metric.id = at.text("lago_id");
     metric.name = at.text("name", metric.metric.code);
     metric.description = at.text("description");
@@ -9336,7 +9458,7 @@ void check_measured(const Node& at, const Charge& charge, const BillableMetric& 
     const auto bounded = [](const Price& price) { return price.minimum || price.maximum; };
     if (!metric.obstacle.empty()) throw Error(ErrorCode::unsupported, at.path("billable_metric_code"), metric.obstacle);
     if (metric.kind != Kind::weighted_sum || !premium) return;
-    if (bounded(charge.price) || std::any_of(charge.filters.begin(), charge.filters.end(), [&](const auto& each) { return bounded(each.price); }))
+    if (bounded(charge.price) || std::ranges::any_of(charge.filters, [&](const auto& each) { return bounded(each.price); }))
         throw Error(ErrorCode::unsupported, at.path("properties"), "bounds per transaction are not known for a weighted sum");
 }
 
@@ -9360,10 +9482,10 @@ std::size_t find_metric(const Node& at, const std::vector<BillableMetric>& metri
     for (std::size_t i = 0; i < metrics.size(); ++i) {
         if (code.empty() ? !id.empty() && metrics[i].id == id : metrics[i].metric.code == code) return i;
     }
-    throw Error(ErrorCode::bad_value, at.path("billable_metric_code"), "no such billable metric: " + (code.empty() ? id : code));
+    at.refuse("billable_metric_code", "no such billable metric: " + (code.empty() ? id : code));
 }
 
-// A plan that exists was made under a licence that allowed it; which licence prices it is Plan::premium.
+// A plan that exists was made under a licence that allowed it; which licence prices it is Catalogue::premium.
 Charge read_charge(const Node& at, const std::vector<BillableMetric>& metrics, bool premium) {
     Problems problems;
     Charge charge;
@@ -9377,11 +9499,10 @@ Charge read_charge(const Node& at, const std::vector<BillableMetric>& metrics, b
     charge.pay_in_advance = at.flag("pay_in_advance");
     charge.invoiceable = at.flag("invoiceable", true);
     charge.prorated = at.flag("prorated");
-    charge.minimum_cents = at.decimal("min_amount_cents").value_or(Decimal());
+    charge.minimum_cents = at.number("min_amount_cents");
     if (at.find("applied_pricing_unit")) {
         const auto unit = at.object("applied_pricing_unit");
-        charge.conversion_rate = unit.decimal("conversion_rate").value_or(Decimal());
-        if (*charge.conversion_rate <= 0) throw Error(ErrorCode::bad_value, unit.path("conversion_rate"), "must be above zero");
+        charge.conversion_rate = unit.above_zero("conversion_rate");
         charge.pricing_unit = unit.text("code");
     }
     charge.price = read_properties(at, row, checking);
@@ -9400,11 +9521,7 @@ Subscription read_subscription(const Node& at) {
     subscription.lago_customer_id = at.raw("lago_customer_id");
     static constexpr std::pair<std::string_view, bool> times[] = {{"calendar", false}, {"anniversary", true}};
     subscription.anniversary = at.choice("billing_time", times, "calendar");
-    try {
-        subscription.zone = Zone(at.text("timezone"));
-    } catch (const Error& error) {
-        throw Error(error.code(), at.path("timezone"), error.reason());
-    }
+    subscription.zone = at.made("timezone", [&] { return Zone(at.text("timezone")); });
     if (const auto started = at.time("started_at")) subscription.active.from = *started;
     if (const auto ended = at.time("terminated_at")) subscription.active.to = *ended + std::chrono::microseconds(1);
     if (subscription.active.to <= subscription.active.from) at.refuse("terminated_at", "is before started_at");
@@ -9412,7 +9529,52 @@ Subscription read_subscription(const Node& at) {
     return subscription;
 }
 
-// --- billing periods (dossier 4.2) ---
+// --- the whole ---
+
+// What a plan and its subscriptions say.
+struct Catalogue : Book::Impl {
+    Stride charges_interval = every_month;
+    bool premium = true;
+    std::vector<BillableMetric> billable_metrics;
+    std::vector<Charge> charges;
+    std::vector<Subscription> subscriptions;
+    bool lists_subscriptions = false;
+
+    // Asks about each charge; what goes wrong with one names it.
+    template <class Ask>
+    void ask_about_charges(Ask&& ask) const {
+        for (std::size_t i = 0; i < charges.size(); ++i) {
+            try {
+                ask(charges[i]);
+            } catch (const Error& error) {
+                if (!error.field().empty()) throw;
+                throw Error(error.code(), "plan.charges[" + std::to_string(i) + "]", error.reason());
+            }
+        }
+    }
+    const std::string& metric_code(const Charge& charge) const { return billable_metrics[charge.metric].metric.code; }
+};
+
+void read(const Node& root, Catalogue& book) {
+    const auto at = root.object("plan");
+    book.code = at.required_text("code");
+    book.currency_code = at.required_text("amount_currency");
+    const bool capitals = std::ranges::all_of(book.currency_code, [](char c) { return c >= 'A' && c <= 'Z'; });
+    if (book.currency_code.size() != 3 || !capitals) at.refuse("amount_currency", "must be a currency's three capital letters");
+    book.currency = currency_in(currencies, book.currency_code);
+    book.charges_interval = at.choice("interval", intervals, "monthly");
+    if (at.flag("bill_charges_monthly")) book.charges_interval = every_month;
+    book.premium = root.flag("premium", true);
+    for (const auto& metric : root.list("billable_metrics")) {
+        book.billable_metrics.push_back(read_metric(metric));
+        if (book.billable_metrics.back().obstacle.empty()) book.metrics.push_back(rounded(book.billable_metrics.back()));
+    }
+    for (const auto& charge : at.list("charges")) book.charges.push_back(read_charge(charge, book.billable_metrics, book.premium));
+    book.lists_subscriptions = root.find("subscriptions").has_value();
+    for (const auto& each : root.list("subscriptions")) book.subscriptions.push_back(read_subscription(each));
+}
+
+// ---- the account: subscriptions and their billing periods (dossier 4.2) ----
 
 // The date on the customer's calendar.
 std::chrono::year_month_day local_date(const Subscription& subscription, Timestamp time) {
@@ -9420,40 +9582,86 @@ std::chrono::year_month_day local_date(const Subscription& subscription, Timesta
 }
 
 // Weeks from Monday and months from January's first day, or both from the anchor's day, which a short month clips.
-Period billing_period(Interval interval, const Subscription& subscription, Timestamp now) {
+Period billing_period(Stride interval, const Subscription& subscription, Timestamp now) {
     using namespace std::chrono;
-    const bool weekly = interval == Interval::weekly;
-    const auto first = subscription.anniversary ? local_date(subscription, subscription.anchor) : year(1970) / January / (weekly ? 5 : 1);
-    const Stride stride{static_cast<int>(interval), weekly ? 7 * micros_per_day : 0};
-    const auto period = Cycle(stride, midnight(first).micros(), subscription.zone).around(now);
-    return {std::max(period.from, subscription.active.from), std::min(period.to, subscription.active.to)};
+    const auto first =
+        subscription.anniversary ? local_date(subscription, subscription.anchor) : year(1970) / January / (interval.months > 0 ? 1 : 5);
+    return overlap(Cycle(interval, midnight(first).micros(), subscription.zone).around(now), subscription.active);
 }
 
 // Days on the customer's calendar, the first and the last included.
 int days_in(const Subscription& subscription, const Period& period) {
-    const std::chrono::sys_days first(local_date(subscription, period.from)),
-        last(local_date(subscription, period.to - std::chrono::microseconds(1)));
+    const std::chrono::sys_days first(local_date(subscription, period.from)), last(local_date(subscription, last_moment(period)));
     return static_cast<int>((last - first).count()) + 1;
 }
 
 // Days of the whole billing period at that time, also when the subscription covers a part of it.
-int period_days(Interval interval, Subscription subscription, Timestamp time) {
+int period_days(Stride interval, Subscription subscription, Timestamp time) {
     subscription.active = {};
     return days_in(subscription, billing_period(interval, subscription, time));
 }
 
+bool is_about(const UsageQuery& query, const Subscription& subscription) {
+    return (query.subscription.empty() || subscription.id == query.subscription) &&
+           (query.customer.empty() || subscription.customer == query.customer);
+}
+
+// The subscriptions a question is about, each with the period asked about, as far as it was active.
+std::vector<std::pair<Subscription, Period>> asked_about(const Catalogue& book, const UsageQuery& query, Timestamp now) {
+    std::vector<Subscription> asked;
+    for (const auto& each : book.subscriptions) {
+        if (is_about(query, each) && (query.period || each.active.contains(now))) asked.push_back(each);
+    }
+    if (!book.lists_subscriptions && !query.subscription.empty()) asked.push_back({.id = query.subscription, .customer = query.customer});
+    if (query.subscription.empty() && query.customer.empty()) refuse("subscription", "a subscription or a customer is required");
+    if (asked.empty()) not_found("subscription", "no_active_subscription");
+    std::vector<std::pair<Subscription, Period>> periods;
+    for (const auto& each : asked) {
+        const auto period = query.period.value_or(billing_period(book.charges_interval, each, now));
+        const auto active = overlap(period, each.active);
+        if (active.from < active.to) periods.emplace_back(each, active);
+    }
+    return periods;
+}
+
+// The subscription active at that time, under the plan; of several one without an end (event.rb:43). A plan without a list of subscriptions
+// takes any, on calendar periods.
+Subscription subscription_at(const Catalogue& book, const std::string& id, Timestamp time) {
+    if (id.empty()) not_found("subscription", "subscription_not_found");
+    if (!book.lists_subscriptions) return {.id = id, .active = {}};
+    const Subscription* found = nullptr;
+    for (const auto& each : book.subscriptions) {
+        if (each.id == id && each.active.contains(time) && (!found || found->active.to < each.active.to)) found = &each;
+    }
+    if (!found) not_found("subscription", "subscription_not_found");
+    return *found;
+}
+
+// ---- measuring ----
+
 // --- charge filters (dossier 4.5) ---
 
 // Properties meet the values of filters and groups as texts (postgres_store.rb:461-500).
-constexpr Coercion::Row text_row{{Meeting::text, Meeting::text, Meeting::text}, {Meeting::text, Meeting::text, Meeting::text}};
-constexpr Coercion::Row number_row{{Meeting::text, Meeting::number, Meeting::text}, {Meeting::text, Meeting::text, Meeting::text}};
-constexpr Coercion::Row missing_row{{Meeting::differ, Meeting::differ, Meeting::differ}, {Meeting::differ, Meeting::differ, Meeting::differ}};
-constexpr Coercion text_filter{.missing = missing_row, .boolean = text_row, .number = number_row, .text = text_row, .structure = text_row};
+constexpr Coercion text_filter{.missing = {differ_any, differ_any},
+                               .boolean = {text_any, text_any},
+                               .number = {as_written, text_any},
+                               .text = {text_any, text_any},
+                               .structure = {text_any, text_any}};
 
-bool holds(const std::vector<std::string>& list, const std::string& value) { return std::find(list.begin(), list.end(), value) != list.end(); }
+constexpr Rules rules{.name = "lago",
+                      .filter = {.properties = &text_filter},
+                      .counts_absent = true,
+                      .words_apart = true,
+                      .latest_not_negative = true,  // latest_service.rb
+                      .weighting = Weighting::pieces,
+                      .quotient = postgres_quotient,
+                      .weighted_rounding = RoundTo{Rounding::ceil, 20},
+                      .dialect = &expressions};
+
+bool holds(const std::vector<std::string>& list, const std::string& value) { return std::ranges::find(list, value) != list.end(); }
 
 bool matches(const Values& values, const json& properties) {
-    return std::all_of(values.begin(), values.end(), [&](const auto& entry) {
+    return std::ranges::all_of(values, [&](const auto& entry) {
         const auto text = property_text(properties, entry.first);
         return text && holds(entry.second, *text);
     });
@@ -9474,22 +9682,21 @@ bool same_keys(const Values& a, const Values& b) {
 
 // Whether `other` has each key of `filter` with a value in common.
 bool overlaps(const Values& filter, const Values& other) {
-    return std::all_of(filter.begin(), filter.end(), [&](const auto& entry) {
-        const auto found = other.find(entry.first);
-        return found != other.end() &&
-               std::any_of(entry.second.begin(), entry.second.end(), [&](const auto& value) { return holds(found->second, value); });
+    return std::ranges::all_of(filter, [&](const auto& entry) {
+        const auto* found = value_at(other, entry.first);
+        return found && std::ranges::any_of(entry.second, [&](const auto& value) { return holds(*found, value); });
     });
 }
 
 std::vector<std::string> without(const std::vector<std::string>& values, const std::vector<std::string>& others) {
     std::vector<std::string> rest;
-    std::copy_if(values.begin(), values.end(), std::back_inserter(rest), [&](const auto& value) { return !holds(others, value); });
+    std::ranges::copy_if(values, std::back_inserter(rest), [&](const auto& value) { return !holds(others, value); });
     return rest;
 }
 
 // Whether all values of `part` are in `whole`, which has the same keys.
 bool within(const Values& part, const Values& whole) {
-    return std::all_of(part.begin(), part.end(), [&](const auto& entry) { return without(entry.second, whole.at(entry.first)).empty(); });
+    return std::ranges::all_of(part, [&](const auto& entry) { return without(entry.second, whole.at(entry.first)).empty(); });
 }
 
 // What the bucket of `charge.filters[index]` leaves to other filters (matching_and_ignored_service.rb:72-130). The filters are in order
@@ -9529,15 +9736,14 @@ std::vector<Values> left_by(const Charge& charge, const ChargeFilter* filter) {
 // Whether the filter's bucket has the event.
 bool takes(const Charge& charge, const ChargeFilter& filter, const json& properties) {
     const auto left = left_by(charge, &filter);
-    return matches(filter.values, properties) &&
-           std::none_of(left.begin(), left.end(), [&](const Values& entry) { return matches(entry, properties); });
+    return matches(filter.values, properties) && std::ranges::none_of(left, [&](const Values& entry) { return matches(entry, properties); });
 }
 
 // The filter in whose bucket an event is billed: the one that prices it, unless that leaves the event to a narrower one of the same keys.
 const ChargeFilter* billing_filter(const Charge& charge, const json& properties) {
     const auto* priced = filter_of(charge, properties);
     if (!priced || takes(charge, *priced, properties)) return priced;
-    const auto found = std::find_if(charge.filters.begin(), charge.filters.end(), [&](const auto& each) { return takes(charge, each, properties); });
+    const auto found = std::ranges::find_if(charge.filters, [&](const auto& each) { return takes(charge, each, properties); });
     return found == charge.filters.end() ? nullptr : &*found;
 }
 
@@ -9570,110 +9776,19 @@ Filter beside(const std::string& key, const std::optional<std::string>& value) {
     return Filter::any({in_group(key, std::nullopt), in_group(key, "")});
 }
 
-// --- one event of a pay-in-advance charge (dossier 7.2) ---
-
-struct Contribution {
-    Decimal priced;  // units the event adds to what is priced
-    Decimal shown;   // units its fee shows
-};
-
-// Up at 5 decimals (prorated_aggregations/base_service.rb).
-Decimal prorated(const Decimal& units, const Decimal& share) { return (units * share).round(5, Rounding::ceil); }
-
-// What the period's events have come to, event by event: prices follow the period's maximum.
-struct AdvanceState {
-    std::optional<Decimal> current, maximum;
-    Decimal prorated_maximum = {};
-
-    // One event of a sum (`step` its number) or a unique count (`step` 1, 0 or -1); a prorated charge pays the share of the period left.
-    Contribution add(const Decimal& step, const std::optional<Decimal>& share) {
-        Contribution contribution{at_least_zero(step), at_least_zero(step)};
-        if (!current) {
-            current = maximum = step;
-        } else {
-            current = *current + step;
-            const auto above = at_least_zero(*current - *maximum);
-            contribution.priced = above;
-            if (!above.is_zero()) contribution.shown = above;
-            if (!above.is_zero()) maximum = std::max(*current, above);
-        }
-        if (share) contribution.priced = prorated(contribution.priced, *share);
-        prorated_maximum += contribution.priced;
-        return contribution;
-    }
-
-    // What current usage is priced by (base_service.rb:194). Of a prorated charge the live units from before the period weigh `share` of it.
-    Decimal paid(const Decimal& live, const std::optional<Decimal>& share) const {
-        const auto now = current.value_or(Decimal());
-        if (!share) return at_least_zero(live - now + maximum.value_or(Decimal()));
-        return prorated(at_least_zero(live) - at_least_zero(now), *share) + prorated_maximum;
-    }
-};
-
-// --- a book of one plan ---
-
-struct Plan final : Book::Impl {
-    std::string currency_code;
-    Currency currency;
-    Interval charges_interval = Interval::monthly;
-    bool premium = true;
-    std::vector<BillableMetric> billable_metrics;
-    std::vector<Charge> charges;
-    std::vector<Subscription> subscriptions;
-    bool lists_subscriptions = false;
-
-    bool serves(const std::string& subscription, const std::string& customer) const override {
-        return !lists_subscriptions || std::any_of(subscriptions.begin(), subscriptions.end(), [&](const Subscription& each) {
-            return subscription.empty() ? !customer.empty() && each.customer == customer : each.id == subscription;
-        });
-    }
-    bool prices_customer(const std::string& customer) const override { return lists_subscriptions && serves({}, customer); }
-    Period period_around(const UsageQuery& query, Timestamp at) const override;
-    std::vector<std::string> subscriptions_of(const UsageQuery& query, Timestamp now) const override;
-    Fees estimate_fees(const Event& event, Timestamp now, UsageSource& usage) const override;
-    Fees estimate_instant_fees(const Event& event, Timestamp now) const override;
-    Fees advance_fees(const Event& event, UsageSource& usage) const override;
-    Fees advance_fees(const UsageQuery& query, Timestamp now, UsageSource& usage) const override;
-    Fees usage(const UsageQuery& query, Timestamp now, UsageSource& usage) const override;
-    Fee price(std::string_view charge, const Decimal& units, std::int64_t events) const override;
-    // Asks about each charge; what goes wrong with one names it.
-    template <class Ask>
-    void ask_about_charges(Ask&& ask) const {
-        for (std::size_t i = 0; i < charges.size(); ++i) {
-            try {
-                ask(charges[i]);
-            } catch (const Error& error) {
-                if (!error.field().empty()) throw;
-                throw Error(error.code(), "plan.charges[" + std::to_string(i) + "]", error.reason());
-            }
-        }
-    }
-    const std::string& metric_code(const Charge& charge) const { return billable_metrics[charge.metric].metric.code; }
-    const BillableMetric* metric_named(const std::string& name) const {
-        const auto named = [&](const BillableMetric& each) { return each.metric.code == name; };
-        const auto known = std::find_if(billable_metrics.begin(), billable_metrics.end(), named);
-        return known == billable_metrics.end() ? nullptr : &*known;
-    }
-    std::vector<std::string> charge_names(const std::string& metric) const override {
-        std::vector<std::string> codes;
-        for (const auto& each : charges) {
-            if (metric_code(each) == metric) codes.push_back(each.code);
-        }
-        return codes;
-    }
-};
+// --- what is counted ---
 
 // One question about one charge: where its units are counted, and how they are priced.
 struct Scope {
-    const Plan& plan;
+    const Catalogue& book;
     const Charge& charge;
     const ChargeFilter* filter;
     const Subscription& subscription;
     Period period;
 
-    Scope within(const ChargeFilter& part) const { return {plan, charge, &part, subscription, period}; }
+    Scope within(const ChargeFilter& part) const { return {book, charge, &part, subscription, period}; }
     const Price& price() const { return filter ? filter->price : charge.price; }
-    const BillableMetric& metric() const { return plan.billable_metrics[charge.metric]; }
+    const BillableMetric& metric() const { return book.billable_metrics[charge.metric]; }
     // Whether events count as one each, whatever they hold.
     bool counts() const { return metric().kind == Kind::count || metric().kind == Kind::unique_count; }
     // The lower end is cut to milliseconds (base_store.rb:178).
@@ -9686,7 +9801,7 @@ struct Scope {
         query.billing_period = {period.from, period.from + std::chrono::days(whole_days())};  // what a weighted sum is a share of
         return query;
     }
-    int whole_days() const { return period_days(plan.charges_interval, subscription, period.from); }
+    int whole_days() const { return period_days(book.charges_interval, subscription, period.from); }
 };
 
 using Group = std::vector<std::pair<std::string, std::optional<std::string>>>;
@@ -9715,6 +9830,8 @@ AggregateQuery beside(AggregateQuery query, const Group& group) {
     for (const auto& [key, value] : group) query.filter.parts.push_back(beside(key, value));
     return query;
 }
+
+// --- running totals ---
 
 // Whether the running totals of a sum go on: over the first events when some are free, else until they exceed the free total
 // (sum_service.rb:101).
@@ -9751,7 +9868,7 @@ std::vector<EventStep> running_steps(const Scope& scope, const AggregateQuery& q
 // reached it first, else nothing; 1 for each event that is counted, whatever it does to a unique count.
 std::vector<Decimal> event_values(const Scope& scope, const AggregateQuery& query, UsageSource& usage) {
     const auto steps = usage.steps(in_period(scope.metric()), query);
-    const auto highest = std::max_element(steps.begin(), steps.end(), [](const auto& a, const auto& b) { return a.value < b.value; });
+    const auto highest = std::ranges::max_element(steps, {}, &EventStep::value);
     std::vector<Decimal> values;
     for (auto step = steps.begin(); step != steps.end(); ++step) {
         const bool worthless = scope.metric().kind == Kind::max && step != highest;
@@ -9772,10 +9889,10 @@ void measure_percentage(const Scope& scope, const AggregateQuery& query, UsageSo
 }
 
 Quantity quantity_of(const Scope& scope, const AggregateQuery& query, UsageSource& usage, const Measured& measured) {
-    Quantity quantity{.units = measured.value, .events = measured.events, .premium = scope.plan.premium};
+    Quantity quantity{.units = measured.value, .events = measured.events, .premium = scope.book.premium};
     if (scope.metric().kind == Kind::unique_count) quantity.events = measured.value.to_int64().value_or(0);
     if (scope.price().model == Model::dynamic) {
-        quantity.precise_amount = quotient(usage.precise_total_cents(scope.metric().metric, query), scope.plan.currency.subunits);
+        quantity.precise_amount = quotient(usage.precise_total_cents(scope.metric().metric, query), scope.book.currency.subunits);
     }
     if (scope.price().model == Model::percentage) measure_percentage(scope, query, usage, quantity);
     return quantity;
@@ -9789,7 +9906,7 @@ Decimal share_of(const Scope& scope, const Period& period) { return ratio(days_i
 // What an event at that time pays of a prorated charge: from its day to the end of the billing period.
 std::optional<Decimal> share_paid(const Scope& scope, Timestamp time) {
     if (!scope.charge.prorated) return {};
-    return share_of(scope, {time, billing_period(scope.plan.charges_interval, scope.subscription, time).to});
+    return share_of(scope, {time, billing_period(scope.book.charges_interval, scope.subscription, time).to});
 }
 
 // The steps of the events of the period. What a recurring unique count had before is not added once more.
@@ -9832,17 +9949,17 @@ std::vector<Presence> presences(const Subscription& subscription, const std::vec
     std::vector<Presence> list;
     std::map<std::uint32_t, std::size_t> last;
     for (const auto& step : steps) {
-        const auto known = last.find(step.item);
+        const auto* known = value_at(last, step.item);
+        auto* before = known ? &list[*known] : nullptr;
         if (step.value > 0) {
-            auto* before = known == last.end() ? nullptr : &list[known->second];
             if (before && before->removed && local_date(subscription, before->removed->time) == local_date(subscription, step.time)) {
                 before->removed.reset();
                 continue;
             }
             last[step.item] = list.size();
             list.push_back({step});
-        } else if (step.value < 0 && known != last.end() && !list[known->second].removed) {
-            list[known->second].removed = step;
+        } else if (step.value < 0 && before && !before->removed) {
+            before->removed = step;
         }
     }
     return list;
@@ -9852,7 +9969,7 @@ std::vector<Presence> presences(const Subscription& subscription, const std::vec
 // (dossier 4.7).
 std::vector<ProratedEvent> prorated_items(const Scope& scope, const AggregateQuery& query, UsageSource& usage) {
     const auto day = [&](Timestamp time) { return std::chrono::sys_days(local_date(scope.subscription, time)); };
-    const auto first = day(scope.period.from), last = day(scope.period.to - std::chrono::microseconds(1));
+    const auto first = day(scope.period.from), last = day(last_moment(scope.period));
     const std::chrono::days least(scope.price().group_keys.empty() ? -1 : 0);
     const auto whole = scope.whole_days();
     std::vector<std::pair<std::pair<Timestamp, std::int64_t>, ProratedEvent>> placed;
@@ -9863,11 +9980,51 @@ std::vector<ProratedEvent> prorated_items(const Scope& scope, const AggregateQue
         placed.push_back({{added.time, added.sequence}, {1, postgres_quotient(days, whole)}});
         if (removed) placed.push_back({{removed->time, removed->sequence}, {-1, 0}});
     }
-    std::sort(placed.begin(), placed.end(), [](const auto& a, const auto& b) { return a.first < b.first; });
+    std::ranges::sort(placed, [](const auto& a, const auto& b) { return a.first < b.first; });
     std::vector<ProratedEvent> events;
     for (const auto& each : placed) events.push_back(each.second);
     return events;
 }
+
+// --- what a pay-in-advance charge has come to (dossier 7.2) ---
+
+struct Contribution {
+    Decimal priced;  // units the event adds to what is priced
+    Decimal shown;   // units its fee shows
+};
+
+// Up at 5 decimals (prorated_aggregations/base_service.rb).
+Decimal prorated(const Decimal& units, const Decimal& share) { return (units * share).round(5, Rounding::ceil); }
+
+// What the period's events have come to, event by event: prices follow the period's maximum.
+struct AdvanceState {
+    std::optional<Decimal> current, maximum;
+    Decimal prorated_maximum = {};
+
+    // One event of a sum (`step` its number) or a unique count (`step` 1, 0 or -1); a prorated charge pays the share of the period left.
+    Contribution add(const Decimal& step, const std::optional<Decimal>& share) {
+        Contribution contribution{at_least_zero(step), at_least_zero(step)};
+        if (!current) {
+            current = maximum = step;
+        } else {
+            current = *current + step;
+            const auto above = at_least_zero(*current - *maximum);
+            contribution.priced = above;
+            if (!above.is_zero()) contribution.shown = above;
+            if (!above.is_zero()) maximum = std::max(*current, above);
+        }
+        if (share) contribution.priced = prorated(contribution.priced, *share);
+        prorated_maximum += contribution.priced;
+        return contribution;
+    }
+
+    // What current usage is priced by (base_service.rb:194). Of a prorated charge the live units from before the period weigh `share` of it.
+    Decimal paid(const Decimal& live, const std::optional<Decimal>& share) const {
+        const auto now = current.value_or(Decimal());
+        if (!share) return at_least_zero(live - now + maximum.value_or(Decimal()));
+        return prorated(at_least_zero(live) - at_least_zero(now), *share) + prorated_maximum;
+    }
+};
 
 // What the period's events have come to, each as it was paid when it came.
 AdvanceState advance_state(const Scope& scope, const AggregateQuery& query, UsageSource& usage) {
@@ -9876,7 +10033,113 @@ AdvanceState advance_state(const Scope& scope, const AggregateQuery& query, Usag
     return state;
 }
 
-// --- fees (dossier 3.2, 6) ---
+// The event's own number for a sum; its property, when present, must be a number (validate_creation_service.rb:83).
+Decimal summed(const BillableMetric& metric, const Event& event) {
+    const auto key = property_key(metric);
+    const auto text = property_text(event.properties, key);
+    if (!text) return {};
+    const auto value = Decimal::parse(*text);
+    if (!value) throw Error(ErrorCode::bad_value, "properties." + key, "value_is_not_valid_number");
+    return *value;
+}
+
+// What the event does to a unique count: 1 for an add of an inactive value, -1 for a remove of an active one.
+Decimal unique_step(const Scope& scope, const Event& event, AggregateQuery query, UsageSource& usage) {
+    const auto& metric = scope.metric().metric;
+    const auto value = property_text(event.properties, property_key(scope.metric()));
+    if (!value) return {};
+    const bool adds = property_text(event.properties, "operation_type").value_or("add") == "add";
+    query.filter.parts.push_back(Filter::equals(metric.property, *value));
+    const bool active = usage.measure(metric, query).front().value > 0;
+    return adds == active ? Decimal() : Decimal(adds ? 1 : -1);
+}
+
+// `measured` is what the query comes to without the event.
+Contribution contribution_of(const Scope& scope, const Event& event, Timestamp now, const AggregateQuery& query, const Measured& measured,
+                             UsageSource& usage) {
+    const auto& metric = scope.metric();
+    if (metric.kind == Kind::count) return {1, 1};
+    const bool unique = metric.kind == Kind::unique_count, carries = metric.metric.recurring;
+    const auto step = unique ? unique_step(scope, event, query, usage) : summed(metric, event);
+    const auto own = carries ? usage.measure(in_period(metric), query).front() : measured;
+    AdvanceState state;
+    if (own.falls || (unique && carries)) {
+        state = advance_state(scope, query, usage);
+    } else if (own.events > 0) {
+        state.current = state.maximum = own.value;
+    }
+    return state.add(step, share_paid(scope, now));
+}
+
+// --- what a period has come to ---
+
+// What a period's units are priced as: live units, the maximum paid in advance, or units weighed by their days.
+struct Counted {
+    Quantity quantity;
+    std::vector<ProratedEvent> prorated;
+};
+
+Counted count_prorated(const Scope& scope, const AggregateQuery& query, const Measured& measured, UsageSource& usage) {
+    const bool items = scope.metric().kind == Kind::unique_count;
+    Counted counted{{.units = {}, .full_units = measured.value, .prorated = true, .events = measured.events},
+                    items ? prorated_items(scope, query, usage) : prorated_sum(scope, query, usage)};
+    auto& units = counted.quantity.units;
+    if (scope.charge.pay_in_advance) {
+        units = advance_state(scope, query, usage).paid(measured.value, share_of(scope, scope.period));
+    } else {
+        for (const auto& event : counted.prorated) units += event.prorated;
+        units = units.round(5, Rounding::ceil);
+    }
+    units = rounded(scope.metric(), units);
+    if (items) counted.quantity.events = measured.value.to_int64().value_or(0);
+    return counted;
+}
+
+Counted count_period(const Scope& scope, const AggregateQuery& query, Measured measured, UsageSource& usage) {
+    if (scope.charge.prorated) return count_prorated(scope, query, measured, usage);
+    if (scope.charge.pay_in_advance && scope.metric().kind != Kind::count && measured.falls) {
+        // It has been paid up to the period's maximum, which a live value below it does not bring back.
+        const auto state = advance_state(scope, query, usage);
+        if (state.current) measured.value = state.paid(measured.value, {});
+    }
+    return {quantity_of(scope, query, usage, measured), {}};
+}
+
+// Units as they stand at the end of the period, beside those that are priced: of a weighted sum all that was added, else the same.
+Decimal total_units(const Scope& scope, const AggregateQuery& query, const Decimal& units, UsageSource& usage) {
+    if (scope.metric().kind != Kind::weighted_sum) return units;
+    auto sum = scope.metric().metric;
+    sum.aggregation = Aggregation::sum;
+    return usage.measure(sum, query).front().value;
+}
+
+// One of the groups of a question, and what of it is priced.
+struct CountedGroup {
+    AggregateQuery query;
+    Group group;
+    Measured measured;
+    Counted counted;
+};
+
+// Without events there is one group of nothing (sum_service_spec.rb:938). A missing and an empty value are groups apart.
+std::vector<CountedGroup> count_groups(const Scope& scope, const AggregateQuery& query, UsageSource& usage) {
+    const auto& keys = scope.price().group_keys;
+    auto rows = measure_groups(scope, query, usage);
+    if (rows.empty()) rows.push_back({.group = std::vector<std::optional<std::string>>(keys.size()), .falls = false});
+    const bool weighs_older = scope.metric().kind == Kind::weighted_sum && scope.metric().metric.recurring;
+    std::vector<CountedGroup> groups;
+    for (auto& row : rows) {
+        auto& one = groups.emplace_back(CountedGroup{query, group_of(scope, row.group), std::move(row), {}});
+        for (std::size_t i = 0; i < keys.size(); ++i) one.query.filter.parts.push_back(in_group(keys[i], one.measured.group[i]));
+        one.measured.value = rounded(scope.metric(), one.measured.value);
+        // What came before the period weighs, but is not counted (weighted_sum_service.rb:13).
+        if (weighs_older) one.measured.events = usage.measure(in_period(scope.metric()), one.query).front().events;
+        one.counted = count_period(scope, one.query, one.measured, usage);
+    }
+    return groups;
+}
+
+// ---- fees (dossier 3.2, 6) ----
 
 // A fee's figures in smallest units (dossier 6.1). Each fee is rounded once; a unit's amount is cut, not rounded.
 struct Figures {
@@ -9901,14 +10164,6 @@ Decimal true_up_cents(const Decimal& minimum_cents, const Decimal& used_cents, i
 }
 
 std::string time_text(Timestamp time) { return time.to_string(0); }
-
-json group_json(const Group& group) {
-    auto object = json::object();
-    for (const auto& [key, value] : group) object[key] = value ? json(*value) : json(nullptr);
-    return object;
-}
-
-json filled_text(const std::string& text) { return text.empty() ? json(nullptr) : json(text); }
 
 json item_json(const Scope& scope, const Fee& fee) {
     const auto& metric = scope.metric();
@@ -9960,11 +10215,11 @@ json fee_json(const Scope& scope, const Fee& fee, json details) {
                 {"units", ruby_text(fee.units)},
                 {"precise_unit_amount", ruby_text(fee.unit_amount)},
                 {"sub_total_excluding_taxes_amount_cents", cents},
-                {"sub_total_excluding_taxes_precise_amount_cents", ruby_text(fee.amount * scope.plan.currency.subunits)},
+                {"sub_total_excluding_taxes_precise_amount_cents", ruby_text(fee.amount * scope.book.currency.subunits)},
                 {"events_count", fee.events},
                 {"amount_details", std::move(details)},
                 {"from_date", time_text(fee.period.from)},
-                {"to_date", time_text(fee.period.to - std::chrono::microseconds(1))}});
+                {"to_date", time_text(last_moment(fee.period))}});
     return out;
 }
 
@@ -9977,7 +10232,7 @@ Fee empty_fee(const Scope& scope, Group group) {
     fee.subscription = scope.subscription.id;
     fee.group = std::move(group);
     if (scope.filter) fee.filter = scope.filter->name.empty() ? json(scope.filter->values).dump() : scope.filter->name;
-    fee.currency = scope.plan.currency_code;
+    fee.currency = scope.book.currency_code;
     fee.pay_in_advance = scope.charge.pay_in_advance;
     fee.period = scope.period;
     return fee;
@@ -10007,19 +10262,82 @@ Fee event_fee(const Scope& scope, Group group, const Event& event, const Decimal
     fee.event = event.id;
     fee.units = units;
     fee.events = 1;
-    set_amounts(fee, std::move(priced), scope.plan.currency);
+    set_amounts(fee, std::move(priced), scope.book.currency);
     fee.vendor = fee_json(scope, fee, std::move(details));
     fee.vendor["event_transaction_id"] = filled_text(event.id);
     return fee;
 }
 
-Fees sum_up(const Plan& plan, std::vector<Fee> list) {
-    Fees fees{.fees = std::move(list), .currency = plan.currency_code, .subunits = plan.currency.subunits, .amount_cents = {}};
-    for (const auto& fee : fees.fees) fees.amount_cents += fee.amount_cents;
-    return fees;
+// --- of a period (dossier 4.4, 6, 7.4, 8) ---
+
+Priced price_counted(const Price& price, const Counted& counted) {
+    if (price.model == Model::graduated && counted.quantity.prorated)
+        return price_prorated_graduated(price.tiers, counted.quantity.units, counted.prorated);
+    return apply(price, counted.quantity);
 }
 
-// --- the fee of a recorded event (dossier 7) ---
+// Amounts of a period's fee, in the plan's currency where the charge is in a pricing unit.
+json set_period_amounts(const Scope& scope, const Quantity& quantity, Priced priced, Fee& fee) {
+    const auto& rate = scope.charge.conversion_rate;  // a pricing unit has hundredths
+    auto figures = lago::figures(priced.amount, unit_amount(scope.price(), quantity, priced.amount), rate ? Currency() : scope.book.currency);
+    json pricing_unit;
+    if (rate) {
+        pricing_unit = {
+            {"amount_cents", whole_cents(figures.cents)}, {"short_name", scope.charge.pricing_unit}, {"conversion_rate", rate->to_string()}};
+        figures = converted(figures, *rate, scope.book.currency);
+        convert_to(priced, quotient(figures.precise_cents, scope.book.currency.subunits), *rate);
+    }
+    fee.unit_amount = figures.unit_amount;
+    fee.amount = priced.amount;
+    fee.amount_cents = figures.cents;
+    fee.lines = std::move(priced.lines);
+    return pricing_unit;
+}
+
+Fee usage_fee(const Scope& scope, CountedGroup one, UsageSource& usage) {
+    auto fee = empty_fee(scope, std::move(one.group));
+    fee.units = one.measured.value;
+    const auto& quantity = one.counted.quantity;
+    auto priced = price_counted(scope.price(), one.counted);
+    auto details = row_of(scope.price().model).details(scope.price(), quantity, priced);
+    clamp(priced, quantity.units, fee.units);
+    fee.events = quantity.events;
+    auto pricing_unit = set_period_amounts(scope, quantity, std::move(priced), fee);
+    fee.vendor = fee_json(scope, fee, std::move(details));
+    fee.vendor["total_aggregated_units"] = ruby_text(total_units(scope, one.query, one.measured.value, usage));
+    fee.vendor["pricing_unit_details"] = std::move(pricing_unit);
+    return fee;
+}
+
+void add_bucket(const Scope& scope, UsageSource& usage, std::vector<Fee>& fees) {
+    for (auto& group : count_groups(scope, scope.query(), usage)) fees.push_back(usage_fee(scope, std::move(group), usage));
+}
+
+// The charge's minimum spending, when its fees stay below it: one more fee of 1 unit.
+void add_true_up(const Scope& scope, const Decimal& used_cents, std::vector<Fee>& fees) {
+    const auto cents = true_up_cents(scope.charge.minimum_cents, used_cents, days_in(scope.subscription, scope.period), scope.whole_days());
+    if (cents.is_zero()) return;
+    const Decimal subunits(scope.book.currency.subunits);
+    auto fee = empty_fee(scope, {});
+    fee.units = 1;
+    fee.amount = fee.unit_amount = quotient(cents, subunits);
+    fee.amount_cents = to_cents(fee.amount, scope.book.currency);
+    fee.lines = {{.step = Step::minimum, .amount = fee.amount}};
+    fee.vendor = fee_json(scope, fee, json::object());
+    fees.push_back(std::move(fee));
+}
+
+void add_charge(const Scope& whole, bool closing, UsageSource& usage, std::vector<Fee>& fees) {
+    const auto first = fees.size();
+    for (const auto& filter : whole.charge.filters) add_bucket(whole.within(filter), usage, fees);
+    add_bucket(whole, usage, fees);
+    if (!closing || whole.charge.minimum_cents.is_zero()) return;
+    Decimal used;
+    for (std::size_t i = first; i < fees.size(); ++i) used += fees[i].amount_cents;
+    add_true_up(whole, used, fees);
+}
+
+// --- of single events: recorded ones (dossier 7), and estimates (dossier 3.1, 3.3) ---
 
 // As Lago stores it: with what its metric's expression comes to.
 Event stored(const BillableMetric& metric, Event event, Timestamp time) {
@@ -10032,6 +10350,16 @@ Event stored(const BillableMetric& metric, Event event, Timestamp time) {
         throw Error(ErrorCode::bad_value, "properties", "expression_evaluation_failed: " + error.reason());
     }
     return event;
+}
+
+// Nothing of an event that Lago refuses.
+std::optional<Event> stored_if_taken(const BillableMetric& metric, const Event& event, Timestamp time) {
+    try {
+        return stored(metric, event, time);
+    } catch (const Error& error) {
+        if (error.field() != "properties") throw;
+        return {};
+    }
 }
 
 // Of two amount_details, what the event added (amount_details_calculator.rb:33-62).
@@ -10089,7 +10417,7 @@ struct AdvanceStep {
 // The events of a pay-in-advance charge in one group, one by one in order of time.
 struct AdvanceWalk {
     const Scope& scope;
-    Quantity quantity = {.units = {}, .premium = scope.plan.premium};
+    Quantity quantity = {.units = {}, .premium = scope.book.premium};
     AdvanceState state = {};
 
     // By itself for an event that brings no fee: from before the period, of a recurring metric, or without the property.
@@ -10105,7 +10433,7 @@ struct AdvanceWalk {
 
     AdvanceStep add(const EventStep& step, const Event& event) {
         const auto bounded = quantity.bounded;
-        const auto amount = quotient(event.precise_total_amount_cents.value_or(Decimal()), scope.plan.currency.subunits);
+        const auto amount = quotient(event.precise_total_amount_cents.value_or(Decimal()), scope.book.currency.subunits);
         take(step.value, amount);
         // A count's values never leave out the event (count_service.rb:66): on both sides the same, which are nothing to their difference.
         if (!scope.counts() && has_bounds(scope.price(), quantity)) quantity.bounded.add(scope.price(), step.value);
@@ -10159,59 +10487,10 @@ void add_advance_fees(const Scope& scope, const Group& group, const AdvanceQuest
     }
 }
 
-// --- estimate_fees (dossier 3.1, 3.3) ---
-
-[[noreturn]] void not_found(const char* field, const char* reason) { throw Error(ErrorCode::not_found, field, reason); }
-
-// The subscription active at that time, under the plan; of several one without an end (event.rb:43). A plan without a list of subscriptions
-// takes any, on calendar periods.
-Subscription subscription_at(const Plan& plan, const std::string& id, Timestamp time) {
-    if (id.empty()) not_found("subscription", "subscription_not_found");
-    if (!plan.lists_subscriptions) return {.id = id, .active = {}};
-    const Subscription* found = nullptr;
-    for (const auto& each : plan.subscriptions) {
-        if (each.id == id && each.active.contains(time) && (!found || found->active.to < each.active.to)) found = &each;
-    }
-    if (!found) not_found("subscription", "subscription_not_found");
-    return *found;
-}
-
-// The event's own number for a sum; its property, when present, must be a number (validate_creation_service.rb:83).
-Decimal summed(const BillableMetric& metric, const Event& event) {
-    const auto key = property_key(metric);
-    const auto text = property_text(event.properties, key);
-    if (!text) return {};
-    const auto value = Decimal::parse(*text);
-    if (!value) throw Error(ErrorCode::bad_value, "properties." + key, "value_is_not_valid_number");
-    return *value;
-}
-
-// What the event does to a unique count: 1 for an add of an inactive value, -1 for a remove of an active one.
-Decimal unique_step(const Scope& scope, const Event& event, AggregateQuery query, UsageSource& usage) {
-    const auto& metric = scope.metric().metric;
-    const auto value = property_text(event.properties, property_key(scope.metric()));
-    if (!value) return {};
-    const bool adds = property_text(event.properties, "operation_type").value_or("add") == "add";
-    query.filter.parts.push_back(Filter::equals(metric.property, *value));
-    const bool active = usage.measure(metric, query).front().value > 0;
-    return adds == active ? Decimal() : Decimal(adds ? 1 : -1);
-}
-
-// `measured` is what the query comes to without the event.
-Contribution contribution_of(const Scope& scope, const Event& event, Timestamp now, const AggregateQuery& query, const Measured& measured,
-                             UsageSource& usage) {
-    const auto& metric = scope.metric();
-    if (metric.kind == Kind::count) return {1, 1};
-    const bool unique = metric.kind == Kind::unique_count, carries = metric.metric.recurring;
-    const auto step = unique ? unique_step(scope, event, query, usage) : summed(metric, event);
-    const auto own = carries ? usage.measure(in_period(metric), query).front() : measured;
-    AdvanceState state;
-    if (own.falls || (unique && carries)) {
-        state = advance_state(scope, query, usage);
-    } else if (own.events > 0) {
-        state.current = state.maximum = own.value;
-    }
-    return state.add(step, share_paid(scope, now));
+Fees in_order(const Catalogue& book, PlacedFees placed) {
+    std::vector<Fee> list;
+    for (auto& each : placed) list.push_back(std::move(each.second));
+    return book.sum_up(std::move(list));
 }
 
 // Both sides of the estimate, of which `step` has only the one without the event. A sum's running totals have the event on both.
@@ -10223,7 +10502,7 @@ void add_event(const Scope& scope, const Event& event, AdvanceStep& step) {
     with.units += step.contribution.priced;
     ++with.events;
     if (has_bounds(scope.price(), with)) with.bounded.add(scope.price(), value);
-    with.precise_amount += quotient(event.precise_total_amount_cents.value_or(Decimal()), scope.plan.currency.subunits);
+    with.precise_amount += quotient(event.precise_total_amount_cents.value_or(Decimal()), scope.book.currency.subunits);
 }
 
 Fee estimate(const Scope& scope, const Event& event, Timestamp now, UsageSource& usage) {
@@ -10236,10 +10515,6 @@ Fee estimate(const Scope& scope, const Event& event, Timestamp now, UsageSource&
     return event_fee(scope, std::move(group), event, step.contribution.shown, priced, json::object());
 }
 
-Decimal rounded(const BillableMetric& metric, const Decimal& value) {
-    return metric.rounding ? value.round(metric.rounding->scale, metric.rounding->mode) : value;
-}
-
 // As estimate_instant_fees: standard and percentage charges, the event priced alone, its units rounded as the metric says.
 Fee instant(const Scope& scope, const Event& event) {
     const auto& metric = scope.metric();
@@ -10247,316 +10522,18 @@ Fee instant(const Scope& scope, const Event& event) {
     auto fee = event_fee(scope, group_of(scope, event), event, at_least_zero(units), price_instant(scope.price(), units), nullptr);
     fee.vendor.erase("applied_taxes");
     fee.vendor["amount_cents"] = fee.vendor["total_amount_cents"] = ruby_text(fee.amount_cents);
-    fee.vendor["precise_unit_amount"] = ruby_text(fee.unit_amount * scope.plan.currency.subunits);
+    fee.vendor["precise_unit_amount"] = ruby_text(fee.unit_amount * scope.book.currency.subunits);
     return fee;
 }
 
-Fees Plan::estimate_instant_fees(const Event& given, Timestamp now) const {
-    const auto subscription = subscription_at(*this, given.subscription, now);
-    const auto* const known = metric_named(given.name);
-    const Event event = known ? stored(*known, given, now) : given;
-    const auto period = billing_period(charges_interval, subscription, now);
-    std::vector<Fee> list;
-    ask_about_charges([&](const Charge& charge) {
-        if (!charge.pay_in_advance || metric_code(charge) != event.name) return;
-        if (charge.price.model != Model::standard && charge.price.model != Model::percentage) return;
-        list.push_back(instant({*this, charge, filter_of(charge, event.properties), subscription, period}, event));
-    });
-    return sum_up(*this, std::move(list));
-}
-
-Fees Plan::estimate_fees(const Event& given, Timestamp now, UsageSource& usage_source) const {
-    const auto subscription = subscription_at(*this, given.subscription, now);
-    const auto* const known = metric_named(given.name);
-    if (!known) not_found("name", "billable_metric_not_found");
-    const Event event = stored(*known, given, now);
-    if (known->kind == Kind::sum || known->kind == Kind::max || known->kind == Kind::latest) summed(*known, event);
-    auto period = billing_period(charges_interval, subscription, now);
-    const auto whole = period;
-    period.to = std::min(period.to, now + std::chrono::microseconds(1));
-    std::vector<Fee> list;
-    ask_about_charges([&](const Charge& charge) {
-        if (!charge.pay_in_advance || metric_code(charge) != event.name) return;
-        list.push_back(estimate({*this, charge, filter_of(charge, event.properties), subscription, period}, event, now, usage_source));
-        list.back().period = whole;
-        list.back().vendor["to_date"] = time_text(whole.to - std::chrono::microseconds(1));
-    });
-    if (list.empty()) throw Error(ErrorCode::bad_value, "name", "does_not_match_an_instant_charge");
-    return sum_up(*this, std::move(list));
-}
-
-// --- usage of a period (dossier 4.4, 6, 7.4, 8) ---
-
-// A pay-in-advance charge has been paid up to the period's maximum, which a live value below it does not bring back.
-Decimal paid_in_advance(const Scope& scope, const AggregateQuery& query, UsageSource& usage, const Measured& measured) {
-    if (scope.metric().kind == Kind::count || !measured.falls) return measured.value;
-    const auto state = advance_state(scope, query, usage);
-    return state.current ? state.paid(measured.value, {}) : measured.value;
-}
-
-// Of the plan, or of the pricing unit that the charge is written in, which has hundredths.
-Currency currency_of(const Scope& scope) { return scope.charge.conversion_rate ? Currency() : scope.plan.currency; }
-
-json pricing_unit_json(const Charge& charge, const Figures& figures) {
-    if (!charge.conversion_rate) return nullptr;
-    return {
-        {"amount_cents", whole_cents(figures.cents)}, {"short_name", charge.pricing_unit}, {"conversion_rate", charge.conversion_rate->to_string()}};
-}
-
-// What a period's units are priced as: live units, the maximum paid in advance, or units weighed by their days.
-struct Counted {
-    Quantity quantity;
-    std::vector<ProratedEvent> prorated;
-};
-
-Counted count_prorated(const Scope& scope, const AggregateQuery& query, const Measured& measured, UsageSource& usage) {
-    const bool items = scope.metric().kind == Kind::unique_count;
-    Counted counted{{.units = {}, .full_units = measured.value, .prorated = true, .events = measured.events},
-                    items ? prorated_items(scope, query, usage) : prorated_sum(scope, query, usage)};
-    auto& units = counted.quantity.units;
-    if (scope.charge.pay_in_advance) {
-        units = advance_state(scope, query, usage).paid(measured.value, share_of(scope, scope.period));
-    } else {
-        for (const auto& event : counted.prorated) units += event.prorated;
-        units = units.round(5, Rounding::ceil);
-    }
-    units = rounded(scope.metric(), units);
-    if (items) counted.quantity.events = measured.value.to_int64().value_or(0);
-    return counted;
-}
-
-Counted count_period(const Scope& scope, const AggregateQuery& query, Measured measured, UsageSource& usage) {
-    if (scope.charge.prorated) return count_prorated(scope, query, measured, usage);
-    if (scope.charge.pay_in_advance) measured.value = paid_in_advance(scope, query, usage, measured);
-    return {quantity_of(scope, query, usage, measured), {}};
-}
-
-Priced price_counted(const Price& price, const Counted& counted) {
-    if (price.model == Model::graduated && counted.quantity.prorated)
-        return price_prorated_graduated(price.tiers, counted.quantity.units, counted.prorated);
-    return apply(price, counted.quantity);
-}
-
-// Amounts of a period's fee, in the plan's currency where the charge is in a pricing unit.
-json set_period_amounts(const Scope& scope, const Quantity& quantity, Priced priced, Fee& fee) {
-    auto figures = lago::figures(priced.amount, unit_amount(scope.price(), quantity, priced.amount), currency_of(scope));
-    auto pricing_unit = pricing_unit_json(scope.charge, figures);
-    if (scope.charge.conversion_rate) {
-        figures = converted(figures, *scope.charge.conversion_rate, scope.plan.currency);
-        convert_to(priced, quotient(figures.precise_cents, scope.plan.currency.subunits), *scope.charge.conversion_rate);
-    }
-    fee.unit_amount = figures.unit_amount;
-    fee.amount = priced.amount;
-    fee.amount_cents = figures.cents;
-    fee.lines = std::move(priced.lines);
-    return pricing_unit;
-}
-
-// Units as they stand at the end of the period, beside those that are priced: of a weighted sum all that was added, else the same.
-Decimal total_units(const Scope& scope, const AggregateQuery& query, const Decimal& units, UsageSource& usage) {
-    if (scope.metric().kind != Kind::weighted_sum) return units;
-    auto sum = scope.metric().metric;
-    sum.aggregation = Aggregation::sum;
-    return usage.measure(sum, query).front().value;
-}
-
-// Of a weighted sum those of the period, though what came before them still weighs (weighted_sum_service.rb:13).
-std::int64_t counted_events(const Scope& scope, const AggregateQuery& query, const Measured& measured, UsageSource& usage) {
-    if (scope.metric().kind != Kind::weighted_sum || !scope.metric().metric.recurring) return measured.events;
-    return usage.measure(in_period(scope.metric()), query).front().events;
-}
-
-// One of the groups of a question, and what of it is priced.
-struct CountedGroup {
-    AggregateQuery query;
-    Group group;
-    Measured measured;
-    Counted counted;
-};
-
-// Without events there is one group of nothing (sum_service_spec.rb:938). A missing and an empty value are groups apart.
-std::vector<CountedGroup> count_groups(const Scope& scope, const AggregateQuery& query, UsageSource& usage) {
-    const auto& keys = scope.price().group_keys;
-    auto rows = measure_groups(scope, query, usage);
-    if (rows.empty()) rows.push_back({.group = std::vector<std::optional<std::string>>(keys.size()), .falls = false});
-    std::vector<CountedGroup> groups;
-    for (auto& row : rows) {
-        auto& one = groups.emplace_back(CountedGroup{query, group_of(scope, row.group), std::move(row), {}});
-        for (std::size_t i = 0; i < keys.size(); ++i) one.query.filter.parts.push_back(in_group(keys[i], one.measured.group[i]));
-        one.measured.value = rounded(scope.metric(), one.measured.value);
-        one.measured.events = counted_events(scope, one.query, one.measured, usage);
-        one.counted = count_period(scope, one.query, one.measured, usage);
-    }
-    return groups;
-}
-
-Fee usage_fee(const Scope& scope, CountedGroup one, UsageSource& usage) {
-    auto fee = empty_fee(scope, std::move(one.group));
-    fee.units = one.measured.value;
-    const auto& quantity = one.counted.quantity;
-    auto priced = price_counted(scope.price(), one.counted);
-    auto details = row_of(scope.price().model).details(scope.price(), quantity, priced);
-    clamp(priced, quantity.units, fee.units);
-    fee.events = quantity.events;
-    auto pricing_unit = set_period_amounts(scope, quantity, std::move(priced), fee);
-    fee.vendor = fee_json(scope, fee, std::move(details));
-    fee.vendor["total_aggregated_units"] = ruby_text(total_units(scope, one.query, one.measured.value, usage));
-    fee.vendor["pricing_unit_details"] = std::move(pricing_unit);
-    return fee;
-}
-
-void add_bucket(const Scope& scope, UsageSource& usage, std::vector<Fee>& fees) {
-    for (auto& group : count_groups(scope, scope.query(), usage)) fees.push_back(usage_fee(scope, std::move(group), usage));
-}
-
-// The charge's minimum spending, when its fees stay below it: one more fee of 1 unit.
-void add_true_up(const Scope& scope, const Decimal& used_cents, std::vector<Fee>& fees) {
-    const auto cents = true_up_cents(scope.charge.minimum_cents, used_cents, days_in(scope.subscription, scope.period), scope.whole_days());
-    if (cents.is_zero()) return;
-    const Decimal subunits(scope.plan.currency.subunits);
-    auto fee = empty_fee(scope, {});
-    fee.units = 1;
-    fee.amount = fee.unit_amount = quotient(cents, subunits);
-    fee.amount_cents = to_cents(fee.amount, scope.plan.currency);
-    fee.lines = {{.step = Step::minimum, .amount = fee.amount}};
-    fee.vendor = fee_json(scope, fee, json::object());
-    fees.push_back(std::move(fee));
-}
-
-void add_charge(const Scope& whole, bool closing, UsageSource& usage, std::vector<Fee>& fees) {
-    const auto first = fees.size();
-    for (const auto& filter : whole.charge.filters) add_bucket(whole.within(filter), usage, fees);
-    add_bucket(whole, usage, fees);
-    if (!closing || whole.charge.minimum_cents.is_zero()) return;
-    Decimal used;
-    for (std::size_t i = first; i < fees.size(); ++i) used += fees[i].amount_cents;
-    add_true_up(whole, used, fees);
-}
-
-bool is_about(const UsageQuery& query, const Subscription& subscription) {
-    return (query.subscription.empty() || subscription.id == query.subscription) &&
-           (query.customer.empty() || subscription.customer == query.customer);
-}
-
-// The subscriptions a question is about, each with the period asked about, as far as it was active.
-std::vector<std::pair<Subscription, Period>> asked_about(const Plan& plan, const UsageQuery& query, Timestamp now) {
-    std::vector<Subscription> asked;
-    for (const auto& each : plan.subscriptions) {
-        if (is_about(query, each) && (query.period || each.active.contains(now))) asked.push_back(each);
-    }
-    if (!plan.lists_subscriptions && !query.subscription.empty()) asked.push_back({.id = query.subscription, .customer = query.customer});
-    if (query.subscription.empty() && query.customer.empty())
-        throw Error(ErrorCode::bad_value, "subscription", "a subscription or a customer is required");
-    if (asked.empty()) not_found("subscription", "no_active_subscription");
-    std::vector<std::pair<Subscription, Period>> periods;
-    for (const auto& each : asked) {
-        const auto period = query.period.value_or(billing_period(plan.charges_interval, each, now));
-        const Period active{std::max(period.from, each.active.from), std::min(period.to, each.active.to)};
-        if (active.from < active.to) periods.emplace_back(each, active);
-    }
-    return periods;
-}
-
-Period Plan::period_around(const UsageQuery& query, Timestamp at) const {
-    const auto asked = std::find_if(subscriptions.begin(), subscriptions.end(), [&](const auto& each) { return is_about(query, each); });
-    auto subscription = asked == subscriptions.end() ? Subscription() : *asked;
-    subscription.active = {};
-    return billing_period(charges_interval, subscription, at);
-}
-
-std::vector<std::string> Plan::subscriptions_of(const UsageQuery& query, Timestamp now) const {
-    std::vector<std::string> ids;
-    for (const auto& [subscription, period] : asked_about(*this, query, now)) ids.push_back(subscription.id);
-    return ids;
-}
-
-Fees Plan::usage(const UsageQuery& query, Timestamp now, UsageSource& usage_source) const {
-    std::vector<Fee> list;
-    for (const auto& asked : asked_about(*this, query, now)) {
-        ask_about_charges([&](const Charge& charge) {
-            add_charge({*this, charge, nullptr, asked.first, asked.second}, query.closing, usage_source, list);
-        });
-    }
-    return sum_up(*this, std::move(list));
-}
-
-// --- the fees of recorded events (dossier 7) ---
-
-Fees in_order(const Plan& plan, PlacedFees placed) {
-    std::vector<Fee> list;
-    for (auto& each : placed) list.push_back(std::move(each.second));
-    return sum_up(plan, std::move(list));
-}
-
-// Nothing of an event that Lago refuses.
-std::optional<Event> stored_if_taken(const BillableMetric& metric, const Event& event, Timestamp time) {
-    try {
-        return stored(metric, event, time);
-    } catch (const Error& error) {
-        if (error.field() != "properties") throw;
-        return {};
-    }
-}
-
-Fees Plan::advance_fees(const Event& given, UsageSource& usage_source) const {
-    const auto time = given.timestamp.value();
-    const auto subscription = subscription_at(*this, given.subscription, time);
-    const auto period = billing_period(charges_interval, subscription, time);
-    PlacedFees fees;
-    ask_about_charges([&](const Charge& charge) {
-        if (!charge.pay_in_advance || metric_code(charge) != given.name) return;
-        const auto event = stored_if_taken(billable_metrics[charge.metric], given, time);
-        if (!event) return;
-        const Scope scope{*this, charge, billing_filter(charge, event->properties), subscription, period};
-        add_advance_fees(scope, group_of(scope, *event), {{time, time + std::chrono::microseconds(1)}, event->sequence}, usage_source, fees);
-    });
-    return in_order(*this, std::move(fees));
-}
-
-// The billing periods that have a part in the given one.
-std::vector<Period> billing_periods(const Plan& plan, const Subscription& subscription, const Period& period) {
-    constexpr std::size_t most = 1200;
-    std::vector<Period> periods;
-    for (auto at = period.from; at < period.to; at = periods.back().to) {
-        if (periods.size() == most) throw Error(ErrorCode::too_large, "period", "has more than " + std::to_string(most) + " billing periods");
-        periods.push_back(billing_period(plan.charges_interval, subscription, at));
-    }
-    return periods;
-}
-
-// To a fee of one event, a missing and an empty value are the same group.
-std::set<Group> advance_groups(const Scope& scope, UsageSource& usage) {
-    std::set<Group> groups;
-    for (const auto& row : measure_groups(scope, scope.query(), usage)) groups.insert(group_of(scope, row.group));
-    return groups;
-}
-
-Fees Plan::advance_fees(const UsageQuery& query, Timestamp now, UsageSource& usage_source) const {
-    PlacedFees fees;
-    const auto add = [&](const Scope& scope, const Period& asked) {
-        for (const auto& group : advance_groups(scope, usage_source)) add_advance_fees(scope, group, {asked}, usage_source, fees);
-    };
-    for (const auto& asked : asked_about(*this, query, now)) {
-        for (const auto& period : billing_periods(*this, asked.first, asked.second)) {
-            ask_about_charges([&](const Charge& charge) {
-                if (!charge.pay_in_advance) return;
-                const Scope whole{*this, charge, nullptr, asked.first, period};
-                for (const auto& filter : charge.filters) add(whole.within(filter), asked.second);
-                add(whole, asked.second);
-            });
-        }
-    }
-    return in_order(*this, std::move(fees));
-}
-
-// --- what if (any quantity under a charge) ---
+// ---- operations ----
 
 // A percentage charge looks at single events: they are taken as equal, but that the last one has what is missing to the whole, and that a
 // maximum is the first one's.
 void spread_evenly(const Scope& scope, Quantity& quantity) {
     const auto& price = scope.price();
     const auto events = quantity.events;
-    if (events < 0 || events > static_cast<std::int64_t>(limits::batch_events)) throw Error(ErrorCode::bad_value, "events", "is out of range");
+    if (events < 0 || events > static_cast<std::int64_t>(limits::batch_events)) refuse("events", "is out of range");
     if (scope.counts()) quantity.running = running_count(price, quantity.units);
     const bool highest = scope.metric().kind == Kind::max;
     const auto share = highest ? Decimal() : quotient(quantity.units, events);
@@ -10567,45 +10544,128 @@ void spread_evenly(const Scope& scope, Quantity& quantity) {
     }
 }
 
-Fee Plan::price(std::string_view name, const Decimal& units, std::int64_t events) const {
-    const auto charge = std::find_if(charges.begin(), charges.end(), [&](const Charge& each) { return each.code == name; });
-    if (charge == charges.end()) not_found("charge", "charge_not_found");
-    const Subscription nobody;
-    const Scope scope{*this, *charge, nullptr, nobody, {}};
-    Quantity quantity{.units = units, .events = events, .premium = premium};
-    if (charge->price.model == Model::percentage) spread_evenly(scope, quantity);
-    auto priced = apply(charge->price, quantity);
-    auto fee = empty_fee(scope, {});
-    fee.units = units;
-    fee.events = events;
-    clamp(priced, units, fee.units);
-    set_period_amounts(scope, quantity, std::move(priced), fee);
-    return fee;
-}
-
-std::shared_ptr<const Book::Impl> load(const json& catalogue) {
-    const Node root(catalogue);
-    const auto at = root.object("plan");
-    auto plan = std::make_shared<Plan>();
-    plan->vendor = "lago";
-    plan->code = at.required_text("code");
-    plan->source = catalogue;
-    plan->currency_code = at.required_text("amount_currency");
-    const bool capitals = std::all_of(plan->currency_code.begin(), plan->currency_code.end(), [](char c) { return c >= 'A' && c <= 'Z'; });
-    if (plan->currency_code.size() != 3 || !capitals) at.refuse("amount_currency", "must be a currency's three capital letters");
-    plan->currency = currency_of(plan->currency_code);
-    plan->charges_interval = at.choice("interval", intervals, "monthly");
-    if (at.flag("bill_charges_monthly")) plan->charges_interval = Interval::monthly;
-    plan->premium = root.flag("premium", true);
-    for (const auto& metric : root.list("billable_metrics")) {
-        plan->billable_metrics.push_back(read_metric(metric));
-        if (plan->billable_metrics.back().obstacle.empty()) plan->metrics.push_back(rounded(plan->billable_metrics.back()));
+struct Operations final : Catalogue {
+    bool serves(const std::string& subscription, const std::string& customer) const override {
+        return !lists_subscriptions || std::ranges::any_of(subscriptions, [&](const Subscription& each) {
+            return subscription.empty() ? !customer.empty() && each.customer == customer : each.id == subscription;
+        });
     }
-    for (const auto& charge : at.list("charges")) plan->charges.push_back(read_charge(charge, plan->billable_metrics, plan->premium));
-    plan->lists_subscriptions = root.find("subscriptions").has_value();
-    for (const auto& each : root.list("subscriptions")) plan->subscriptions.push_back(read_subscription(each));
-    return plan;
-}
+    bool prices_customer(const std::string& customer) const override { return lists_subscriptions && serves({}, customer); }
+    std::vector<std::string> charge_names(const std::string& metric) const override {
+        std::vector<std::string> codes;
+        for (const auto& each : charges) {
+            if (metric_code(each) == metric) codes.push_back(each.code);
+        }
+        return codes;
+    }
+
+    Period period_around(const UsageQuery& query, Timestamp at) const override {
+        const auto asked = std::ranges::find_if(subscriptions, [&](const auto& each) { return is_about(query, each); });
+        auto subscription = asked == subscriptions.end() ? Subscription() : *asked;
+        subscription.active = {};
+        return billing_period(charges_interval, subscription, at);
+    }
+
+    std::vector<std::string> subscriptions_of(const UsageQuery& query, Timestamp now) const override {
+        std::vector<std::string> ids;
+        for (const auto& [subscription, period] : asked_about(*this, query, now)) ids.push_back(subscription.id);
+        return ids;
+    }
+
+    Fees usage(const UsageQuery& query, Timestamp now, UsageSource& usage) const override {
+        std::vector<Fee> list;
+        for (const auto& asked : asked_about(*this, query, now)) {
+            ask_about_charges([&](const Charge& charge) {
+                add_charge({*this, charge, nullptr, asked.first, asked.second}, query.closing, usage, list);
+            });
+        }
+        return sum_up(std::move(list));
+    }
+
+    Fees estimate_fees(const Event& given, Timestamp now, UsageSource& usage) const override {
+        const auto subscription = subscription_at(*this, given.subscription, now);
+        const auto* known = find_by(billable_metrics, &BillableMetric::code, given.name);
+        if (!known) not_found("name", "billable_metric_not_found");
+        const Event event = stored(*known, given, now);
+        if (known->kind == Kind::sum || known->kind == Kind::max || known->kind == Kind::latest) summed(*known, event);
+        const auto whole = billing_period(charges_interval, subscription, now);
+        const auto period = overlap(whole, up_to(whole.from, now));
+        std::vector<Fee> list;
+        ask_about_charges([&](const Charge& charge) {
+            if (!charge.pay_in_advance || metric_code(charge) != event.name) return;
+            list.push_back(estimate({*this, charge, filter_of(charge, event.properties), subscription, period}, event, now, usage));
+            list.back().period = whole;
+            list.back().vendor["to_date"] = time_text(last_moment(whole));
+        });
+        if (list.empty()) refuse("name", "does_not_match_an_instant_charge");
+        return sum_up(std::move(list));
+    }
+
+    Fees estimate_instant_fees(const Event& given, Timestamp now) const override {
+        const auto subscription = subscription_at(*this, given.subscription, now);
+        const auto* known = find_by(billable_metrics, &BillableMetric::code, given.name);
+        const Event event = known ? stored(*known, given, now) : given;
+        const auto period = billing_period(charges_interval, subscription, now);
+        std::vector<Fee> list;
+        ask_about_charges([&](const Charge& charge) {
+            if (!charge.pay_in_advance || metric_code(charge) != event.name) return;
+            if (charge.price.model != Model::standard && charge.price.model != Model::percentage) return;
+            list.push_back(instant({*this, charge, filter_of(charge, event.properties), subscription, period}, event));
+        });
+        return sum_up(std::move(list));
+    }
+
+    Fees advance_fees(const Event& given, UsageSource& usage) const override {
+        const auto time = given.timestamp.value();
+        const auto subscription = subscription_at(*this, given.subscription, time);
+        const auto period = billing_period(charges_interval, subscription, time);
+        PlacedFees fees;
+        ask_about_charges([&](const Charge& charge) {
+            if (!charge.pay_in_advance || metric_code(charge) != given.name) return;
+            const auto event = stored_if_taken(billable_metrics[charge.metric], given, time);
+            if (!event) return;
+            const Scope scope{*this, charge, billing_filter(charge, event->properties), subscription, period};
+            add_advance_fees(scope, group_of(scope, *event), {up_to(time, time), event->sequence}, usage, fees);
+        });
+        return in_order(*this, std::move(fees));
+    }
+
+    Fees advance_fees(const UsageQuery& query, Timestamp now, UsageSource& usage) const override {
+        PlacedFees fees;
+        const auto add = [&](const Scope& scope, const Period& asked) {
+            std::set<Group> groups;  // to a fee of one event, a missing and an empty value are the same
+            for (const auto& row : measure_groups(scope, scope.query(), usage)) groups.insert(group_of(scope, row.group));
+            for (const auto& group : groups) add_advance_fees(scope, group, {asked}, usage, fees);
+        };
+        for (const auto& asked : asked_about(*this, query, now)) {
+            for (const auto& period : cycles_of(asked.second, [&](Timestamp at) { return billing_period(charges_interval, asked.first, at); })) {
+                ask_about_charges([&](const Charge& charge) {
+                    if (!charge.pay_in_advance) return;
+                    const Scope whole{*this, charge, nullptr, asked.first, period};
+                    for (const auto& filter : charge.filters) add(whole.within(filter), asked.second);
+                    add(whole, asked.second);
+                });
+            }
+        }
+        return in_order(*this, std::move(fees));
+    }
+
+    Fee price(std::string_view name, const Decimal& units, std::int64_t events) const override {
+        const auto* charge = find_by(charges, &Charge::code, name);
+        if (!charge) not_found("charge", "charge_not_found");
+        const Subscription nobody;
+        const Scope scope{*this, *charge, nullptr, nobody, {}};
+        Quantity quantity{.units = units, .events = events, .premium = premium};
+        if (charge->price.model == Model::percentage) spread_evenly(scope, quantity);
+        auto priced = apply(charge->price, quantity);
+        auto fee = empty_fee(scope, {});
+        fee.units = units;
+        fee.events = events;
+        clamp(priced, units, fee.units);
+        set_period_amounts(scope, quantity, std::move(priced), fee);
+        return fee;
+    }
+};
 
 }  // namespace lago
 
@@ -10615,7 +10675,25 @@ std::shared_ptr<const Book::Impl> load(const json& catalogue) {
 
 namespace flexprice {
 
-// ---- its calendar ----
+// ---- words and numbers ----
+
+using Step = FeeLine::Step;
+
+// Any other has 2 decimals (types/currency.go). The code's case does not count.
+constexpr CurrencyRow currencies[] = {{"jpy krw vnd clp", {0, 1}}, {"kwd", {3, 1000}}, {"clf", {4, 10000}}};
+
+Currency currency_of(const std::string& code) { return currency_in(currencies, lowercase(code)); }
+
+Decimal rounded(const Decimal& amount, Currency currency) { return amount.round(currency.decimals, Rounding::half_up); }
+
+// shopspring/decimal's division: 16 decimals, half away from zero; 0 for a zero divisor.
+Decimal divided(const Decimal& a, const Decimal& b) { return b.is_zero() ? Decimal() : Decimal::divide(a, b, 16, Rounding::half_up); }
+
+Decimal total(const std::vector<Decimal>& numbers) {
+    Decimal sum;
+    for (const auto& number : numbers) sum += number;
+    return sum;
+}
 
 // Window sizes (window_size.go:29).
 constexpr std::pair<std::string_view, Bin> window_sizes[] = {
@@ -10631,30 +10709,12 @@ BinOptions commitment_windows(Bin bin, const Period& period, const std::optional
     return windows;
 }
 
-using Step = FeeLine::Step;
+constexpr std::pair<std::string_view, Stride> billing_periods[] = {
+    {"", every_month},        {"DAILY", every_day},         {"WEEKLY", every_week},
+    {"MONTHLY", every_month}, {"QUARTERLY", every_quarter}, {"HALF_YEARLY", every_half_year},
+    {"ANNUAL", every_year}};
 
-constexpr std::pair<std::string_view, Currency> currencies[] = {{"jpy", {0, 1}}, {"krw", {0, 1}},    {"vnd", {0, 1}},
-                                                                {"clp", {0, 1}}, {"kwd", {3, 1000}}, {"clf", {4, 10000}}};
-
-// Any other has 2 decimals (types/currency.go). The code's case does not count.
-Currency currency_of(std::string code) {
-    std::transform(code.begin(), code.end(), code.begin(), [](unsigned char c) { return static_cast<char>(std::tolower(c)); });
-    const auto found = std::find_if(std::begin(currencies), std::end(currencies), [&](const auto& each) { return each.first == code; });
-    return found == std::end(currencies) ? Currency() : found->second;
-}
-
-Decimal rounded(const Decimal& amount, Currency currency) { return amount.round(currency.decimals, Rounding::half_up); }
-
-// shopspring/decimal's division: 16 decimals, half away from zero; 0 for a zero divisor.
-Decimal divided(const Decimal& a, const Decimal& b) { return b.is_zero() ? Decimal() : Decimal::divide(a, b, 16, Rounding::half_up); }
-
-Decimal total(const std::vector<Decimal>& numbers) {
-    Decimal sum;
-    for (const auto& number : numbers) sum += number;
-    return sum;
-}
-
-// --- prices ---
+// ---- prices ----
 
 enum class Model { flat, package, tiered };
 constexpr std::pair<std::string_view, Model> models[] = {{"FLAT_FEE", Model::flat}, {"PACKAGE", Model::package}, {"TIERED", Model::tiered}};
@@ -10673,16 +10733,14 @@ struct Price {
 };
 
 Decimal at_least(const Node& at, std::string_view field, const Decimal& least, std::optional<Decimal> fallback = {}) {
-    const auto value = at.decimal(field);
-    if (!value && fallback) return *fallback;
-    if (!value) throw Error(ErrorCode::bad_value, at.path(field), "is required");
-    if (*value < least) throw Error(ErrorCode::bad_value, at.path(field), "must be at least " + least.to_string());
-    return *value;
+    const auto value = at.at_least(field, least);
+    if (!value && !fallback) at.refuse(field, "is required");
+    return value ? *value : *fallback;
 }
 
 Decimal whole_at_least(const Node& at, std::string_view field, const Decimal& least) {
     const auto value = at_least(at, field, least);
-    if (value.round(0, Rounding::floor) != value) throw Error(ErrorCode::bad_value, at.path(field), "must be a whole number");
+    if (value.round(0, Rounding::floor) != value) at.refuse(field, "must be a whole number");
     return value;
 }
 
@@ -10695,8 +10753,7 @@ std::vector<Tier> read_tiers(const Node& at) {
         tier.rate = at_least(each, "unit_amount", 0);
         tier.flat = at_least(each, "flat_amount", 0, 0);
     }
-    std::stable_sort(tiers.begin(), tiers.end(), [](const Tier& a, const Tier& b) { return a.up_to && (!b.up_to || *a.up_to < *b.up_to); });
-    for (std::size_t i = 1; i < tiers.size(); ++i) tiers[i].above = tiers[i].from = tiers[i - 1].up_to.value_or(Decimal());
+    stack(tiers);
     return tiers;
 }
 
@@ -10714,25 +10771,21 @@ Price read_price(const Node& at) {
     }
     if (price.model == Model::tiered) {
         price.tiers = read_tiers(at);
-        if (price.tiers.empty()) throw Error(ErrorCode::bad_value, at.path("tiers"), "is required");
+        if (price.tiers.empty()) at.refuse("tiers", "is required");
     }
     return price;
 }
 
 // The first tier that reaches the quantity, its limit included; else the last.
-std::size_t tier_of(const std::vector<Tier>& tiers, const Decimal& units) {
-    std::size_t i = 0;
-    while (i + 1 < tiers.size() && tiers[i].up_to && units > *tiers[i].up_to) ++i;
-    return i;
+const Tier& tier_of(const std::vector<Tier>& tiers, const Decimal& units) {
+    const auto* reached = tier_reaching(tiers, units);
+    return reached ? *reached : tiers.back();
 }
 
 // The tier walk alone, which prices a bucket of 0 at the first tier's flat amount (9.7). Slab units beyond the last limit are free.
 Priced price_tiers(const Price& price, const Decimal& units) {
-    Priced priced;
-    if (price.tiers.empty() || price.mode == TierMode::none) return priced;
-    if (price.mode == TierMode::slab) return graduated(price.tiers, units);
-    priced.add(tier_line(price.tiers[tier_of(price.tiers, units)], units));
-    return priced;
+    if (price.tiers.empty() || price.mode == TierMode::none) return {};
+    return price.mode == TierMode::slab ? graduated(price.tiers, units) : only(tier_line(tier_of(price.tiers, units), units));
 }
 
 FeeLine package_line(const Price& price, const Decimal& units) {
@@ -10742,19 +10795,15 @@ FeeLine package_line(const Price& price, const Decimal& units) {
 
 // CalculateCost: unrounded; no units cost nothing under any model.
 Priced price_units(const Price& price, const Decimal& units) {
-    Priced priced;
-    if (units.is_zero()) return priced;
+    if (units.is_zero()) return {};
     if (price.model == Model::tiered) return price_tiers(price, units);
-    priced.add(price.model == Model::flat ? units_line(units, price.amount) : package_line(price, units));
-    return priced;
+    return only(price.model == Model::flat ? units_line(units, price.amount) : package_line(price, units));
 }
 
 // Buckets of a bucketed meter: each is priced alone, tiers and packages start anew.
 Priced price_buckets(const Price& price, const std::vector<Decimal>& buckets) {
     Priced priced;
-    for (const auto& units : buckets) {
-        for (auto& line : (price.model == Model::tiered ? price_tiers(price, units) : price_units(price, units)).lines) priced.add(std::move(line));
-    }
+    for (const auto& units : buckets) priced.append(price.model == Model::tiered ? price_tiers(price, units) : price_units(price, units));
     return priced;
 }
 
@@ -10768,9 +10817,9 @@ json breakup(const Price& price, const Decimal& units) {
     } else if (price.model == Model::flat) {
         unit = units.is_zero() ? Decimal() : price.amount;
     } else if (!units.is_zero() && price.mode != TierMode::none && !price.tiers.empty()) {
-        const auto reached = tier_of(price.tiers, units);
-        unit = price.tiers[reached].rate;
-        tier = static_cast<std::int64_t>(reached);
+        const auto& reached = tier_of(price.tiers, units);
+        unit = reached.rate;
+        tier = &reached - price.tiers.data();
     }
     return {{"final_cost", cost.to_string()},
             {"effective_unit_cost", divided(cost, units).to_string()},
@@ -10828,7 +10877,7 @@ Grant read_grant(const Node& at) {
     Grant grant{at.choice("measure", measures), at_least(at, "quota", 0), {}};
     const auto from = at.time("start_date"), to = at.time("end_date");
     if (from || to) grant.period = {from.value_or(Period().from), to.value_or(Period().to)};
-    if (grant.period && grant.period->from >= grant.period->to) throw Error(ErrorCode::bad_value, at.path("end_date"), "is not after start_date");
+    if (grant.period && grant.period->from >= grant.period->to) at.refuse("end_date", "is not after start_date");
     return grant;
 }
 
@@ -10868,25 +10917,12 @@ Commitment read_commitment(const Node& at, const CommitmentFields& fields, const
     const bool by_quantity = at.text(fields.type, at.find(fields.amount) ? "amount" : "quantity") == "quantity";
     const auto field = by_quantity ? fields.quantity : fields.amount;
     Commitment commitment{at_least(at, field, 0, 0), at_least(at, fields.factor, 0, 0), at.flag(fields.true_up)};
-    try {
-        if (by_quantity) commitment.amount = price_units(price, commitment.amount).amount;
-    } catch (const Error& error) {
-        throw Error(error.code(), at.path(field), error.reason());
-    }
+    if (by_quantity) commitment.amount = at.made(field, [&] { return price_units(price, commitment.amount).amount; });
     return commitment;
 }
 
-Committed commit(const Commitment& commitment, const Decimal& cost) {
-    if (cost >= commitment.amount) {
-        const auto overage = (cost - commitment.amount) * commitment.overage_factor;
-        return {commitment.amount + overage, commitment.amount, overage, {}};
-    }
-    const auto missing = commitment.true_up ? commitment.amount - cost : Decimal();
-    return {cost + missing, cost, {}, missing};
-}
-
-// A commitment longer than the billing period: what earlier periods used of it is gone. Its last period makes up for what is missing (9.16).
-Committed commit_rest(const Commitment& commitment, const Decimal& used_before, const Decimal& cost, bool last_period) {
+// What earlier billing periods used of a longer commitment is gone, and its last period makes up for what is missing (9.16).
+Committed commit(const Commitment& commitment, const Decimal& cost, const Decimal& used_before = {}, bool last_period = true) {
     const auto within = std::min(cost, at_least_zero(commitment.amount - used_before));
     const auto overage = (cost - within) * commitment.overage_factor;
     const auto missing = last_period && commitment.true_up ? at_least_zero(commitment.amount - used_before - cost) : Decimal();
@@ -10936,17 +10972,17 @@ struct TimeBucket {
 
 int read_minute(const Node& at, std::string_view field) {
     const auto text = at.required_text(field);
-    if (text.size() != 5 || text[2] != ':') throw Error(ErrorCode::bad_value, at.path(field), "must be a time of day like 09:30");
+    if (text.size() != 5 || text[2] != ':') at.refuse(field, "must be a time of day like 09:30");
     const auto digit = [&](std::size_t i) { return text[i] >= '0' && text[i] <= '9' ? text[i] - '0' : 100; };
     const int minutes = digit(3) * 10 + digit(4), minute = (digit(0) * 10 + digit(1)) * 60 + minutes;
-    if (minutes > 59 || minute > 24 * 60) throw Error(ErrorCode::bad_value, at.path(field), "must be a time of day like 09:30");
+    if (minutes > 59 || minute > 24 * 60) at.refuse(field, "must be a time of day like 09:30");
     return minute;
 }
 
 // Its price may stand in it, or be one of the catalogue's.
 TimeBucket read_time_bucket(const Node& at, const std::optional<Price>& listed = {}) {
     TimeBucket bucket{at.text("id"), read_minute(at, "start"), read_minute(at, "end"), {}, {}};
-    if (bucket.from >= bucket.to) throw Error(ErrorCode::bad_value, at.path("end"), "is not after start");
+    if (bucket.from >= bucket.to) at.refuse("end", "is not after start");
     bucket.price = at.find("price") || !listed ? read_price(at.object("price")) : *listed;
     bucket.commitment = read_commitment(at, of_time_bucket, bucket.price);
     return bucket;
@@ -11003,7 +11039,7 @@ struct WindowedPrice {
             const Part empty{.start = grid.start(i)};
             if (!known.contains(*empty.start) && fills(empty)) windows.push_back(empty);
         }
-        std::stable_sort(windows.begin(), windows.end(), [](const Part& a, const Part& b) { return a.start < b.start; });
+        std::ranges::stable_sort(windows, {}, &Part::start);
         return windows;
     }
 };
@@ -11016,7 +11052,7 @@ Priced price_windows(const WindowedPrice& terms, const std::vector<Part>& window
         const auto charge = terms.charge(window);
         settle(priced, charge);
         committed += charge;
-        for (auto& line : priced.lines) sum.add(std::move(line));
+        sum.append(std::move(priced));
     }
     return sum;
 }
@@ -11049,7 +11085,7 @@ Decimal compound_discount(const Decimal& price, const std::vector<Discount>& dis
     return price - left;
 }
 
-// ---- the book of prices and meters ----
+// ---- the catalogue ----
 
 // --- values and filters (4.8, 6.2, 6.3) ---
 
@@ -11172,6 +11208,19 @@ constexpr Rules metered_rules{.name = "flexprice",
                               .month_end = MonthEnd::overflow,
                               .dialect = &expressions};
 
+// Of the table events: dossier 5.3 to 5.12.
+constexpr Rules event_rules{.name = "flexprice_events",
+                            .filter = {.properties = &property_filter},
+                            .numbers = {.text = NumberRules::Text::number, .zero = true, .missing = {}},
+                            .groups = Blank::text,
+                            .values = Blank::text,
+                            .not_negative = true,
+                            .whole_seconds = true,
+                            .weighting = Weighting::remaining,
+                            .carrying = Carrying::added,
+                            .week_start = std::chrono::Sunday,
+                            .month_end = MonthEnd::overflow};
+
 // --- meters ---
 
 constexpr std::pair<std::string_view, Aggregation> aggregations[] = {
@@ -11185,7 +11234,9 @@ constexpr std::pair<std::string_view, Aggregation> aggregations[] = {
     {"SUM_WITH_MULTIPLIER", Aggregation::sum},
 };
 
-std::string meter_code(const std::string& id) { return "flexprice:" + id; }
+constexpr std::string_view code_prefix = "flexprice:";  // before the id of a meter
+
+std::string_view meter_id(const Metric& metric) { return std::string_view(metric.code).substr(code_prefix.size()); }
 
 // Buckets: of MAX and SUM only, with groups of MAX only (5.13).
 void read_buckets(const Node& aggregation, Metric& metric) {
@@ -11194,11 +11245,11 @@ void read_buckets(const Node& aggregation, Metric& metric) {
         return;
     }
     const auto type = aggregation.text("type");
-    if (type != "MAX" && type != "SUM") throw Error(ErrorCode::bad_value, aggregation.path("bucket_size"), "is for MAX and SUM only");
+    if (type != "MAX" && type != "SUM") aggregation.refuse("bucket_size", "is for MAX and SUM only");
     metric.bucket = aggregation.choice("bucket_size", window_sizes);
     const auto group = aggregation.text("group_by");
     if (group.empty()) return;
-    if (type != "MAX") throw Error(ErrorCode::bad_value, aggregation.path("group_by"), "is for MAX only");
+    if (type != "MAX") aggregation.refuse("group_by", "is for MAX only");
     metric.bucket_group = property_field(group);
 }
 
@@ -11217,23 +11268,22 @@ void read_expression(const Node& aggregation, Metric& metric) {
 Metric read_meter(const Node& at) {
     static constexpr std::pair<std::string_view, bool> carried[] = {{"", false}, {"BILLING_PERIOD", false}, {"NEVER", true}};
     const auto aggregation = at.object("aggregation");
-    Metric metric{.code = meter_code(at.required_text("id")), .event = at.required_text("event_name"), .rules = "flexprice"};
+    Metric metric{.code = std::string(code_prefix) + at.required_text("id"), .event = at.required_text("event_name"), .rules = "flexprice"};
     metric.aggregation = aggregation.choice("type", aggregations);
     read_expression(aggregation, metric);
     if (metric.aggregation != Aggregation::count && metric.expression.empty()) metric.property = property_field(aggregation.required_text("field"));
-    if (aggregation.text("type") == "SUM_WITH_MULTIPLIER") {
-        metric.multiplier = aggregation.decimal("multiplier").value_or(Decimal());
-        if (*metric.multiplier <= 0) throw Error(ErrorCode::bad_value, aggregation.path("multiplier"), "must be above 0");
-    }
+    if (aggregation.text("type") == "SUM_WITH_MULTIPLIER") metric.multiplier = aggregation.above_zero("multiplier");
     read_buckets(aggregation, metric);
     metric.recurring = at.choice("reset_usage", carried);
     for (const auto& filter : at.list("filters")) {
         const auto values = filter.texts("values");
-        if (values.empty()) throw Error(ErrorCode::bad_value, filter.path("values"), "must not be empty");
+        if (values.empty()) filter.refuse("values", "must not be empty");
         metric.filter.parts.push_back(Filter::where(property_field(filter.required_text("key")), Operator::in, json(values)));
     }
     return metric;
 }
+
+// --- subscriptions ---
 
 struct Coupon {
     std::string id = {};
@@ -11245,9 +11295,6 @@ struct Coupon {
     bool meets(const Period& period) const { return active.from <= period.to && period.from <= active.to; }
     bool reduces(const Period& bill) const { return meets(bill) && bill.from < billed_until; }
 };
-
-// Months are longer than weeks.
-bool is_longer(Stride a, Stride b) { return std::pair(a.months, a.micros) > std::pair(b.months, b.micros); }
 
 // A price that does not depend on usage.
 struct Fixed {
@@ -11277,7 +11324,7 @@ struct Item {
 struct Subscription {
     std::string id = {}, customer = {};
     Period active = {};
-    Stride stride{1, 0};
+    Stride stride = every_month;
     std::optional<Timestamp> anchor = {};  // without one bills are for calendar months, weeks from the first day of 1970, ...
     std::vector<Item> items = {};
     std::optional<Commitment> commitment = {};  // over all items (9.15)
@@ -11285,11 +11332,205 @@ struct Subscription {
     bool starts = true;  // its events have a price from the beginning (7.3): not of one that is paused or cancelled
     std::vector<Coupon> coupons = {};
 
-    Cycle cycle(Stride each) const { return Cycle(each, anchor.value_or(Timestamp()).micros(), Zone({})); }
+    Cycle cycle(Stride each) const { return utc_cycle(each, anchor.value_or(Timestamp())); }
     Period period(Timestamp now) const { return overlap(cycle(stride).around(now), active); }
 };
 
-// --- what is billed of a meter ---
+std::int64_t read_count(const Node& at, std::string_view field) { return at.whole(field, 1, 1000).value_or(1); }
+
+// Nothing of what is charged once.
+std::optional<Stride> read_cycle(const Node& at) {
+    if (at.text("billing_period") == "ONETIME") return {};
+    return repeated(at.choice("billing_period", billing_periods), read_count(at, "billing_period_count"));
+}
+
+Period read_period(const Node& at, std::string_view from, std::string_view to) {
+    Period period{at.time(from).value_or(Period().from), at.time(to).value_or(Period().to)};
+    if (period.to < period.from) at.refuse(to, "is before " + std::string(from));
+    return period;
+}
+
+// How many bills a coupon comes off; nothing for all that are written in its time.
+std::optional<std::int64_t> read_times(const Node& at) {
+    const auto cadence = at.text("cadence", "forever");
+    if (cadence == "once") return 1;
+    if (cadence != "repeated" && cadence != "forever") at.refuse("cadence", "is not known: " + cadence);
+    if (cadence == "forever" || !at.find("duration_in_periods")) return {};
+    return read_count(at, "duration_in_periods");
+}
+
+// Those of the subscription, or of one of its line items, in the order in which they are taken off (coupon_selection.go).
+std::vector<Coupon> read_coupons(const Node& at, const Subscription& subscription, const std::string& line_item) {
+    const auto cycle = subscription.cycle(subscription.stride);
+    std::vector<Coupon> coupons;
+    for (const auto& each : at.list("coupon_associations")) {
+        if (each.text("subscription_line_item_id") != line_item) continue;
+        const auto from = each.object("coupon");
+        Coupon coupon{each.text("id"), read_discount(from), read_period(each, "start_date", "end_date"), Period().to, true};
+        coupon.shown = !coupon.discount.money && from.text("cadence") != "once";
+        const auto first = std::max(coupon.active.from, subscription.active.from);
+        if (const auto times = read_times(from)) coupon.billed_until = cycle.boundary(cycle.index(first) + *times);
+        coupons.push_back(std::move(coupon));
+    }
+    std::ranges::sort(coupons, [](const Coupon& a, const Coupon& b) { return std::tie(a.active.from, a.id) < std::tie(b.active.from, b.id); });
+    return coupons;
+}
+
+// Grants go with plain prices (9.12), windowed commitments with buckets (9.14).
+void check_item(const Node& at, const Item& item) {
+    const auto kind = item.metric.aggregation;
+    if (item.windowed && !item.bucketed()) at.refuse("commitment_windowed", "needs a meter with buckets");
+    if (item.grants.empty()) return;
+    if (item.price().model == Model::tiered) at.refuse("grants", "are not for tiered prices");
+    if (item.commits()) at.refuse("grants", "do not go with a commitment");
+    if (kind == Aggregation::max || kind == Aggregation::average || kind == Aggregation::latest)
+        at.refuse("grants", "are not for MAX, AVG and LATEST meters");
+}
+
+void read_usage_terms(const Node& at, const std::vector<Metric>& meters, Item& item) {
+    item.metric = at.one_of(meters, meter_id, "meter_id", "meter");
+    if (at.find("entitlement")) item.entitlement = read_entitlement(at.object("entitlement"), at.text("billing_period", "MONTHLY"));
+    for (const auto& grant : at.list("grants")) item.grants.push_back(read_grant(grant));
+    item.windowed = at.flag("commitment_windowed");
+    if (at.find("commitment")) {
+        item.terms.commitment = read_commitment(at.object("commitment"), of_price, item.price());
+        item.windowed = at.object("commitment").flag("windowed", item.windowed);
+    }
+    for (const auto& bucket : at.list("commitment_time_buckets")) item.terms.buckets.push_back(read_time_bucket(bucket));
+    check_item(at, item);
+}
+
+Item read_item(const Node& at, const std::vector<Metric>& meters) {
+    static constexpr std::pair<std::string_view, bool> types[] = {{"USAGE", false}, {"FIXED", true}},
+                                                       cadences[] = {{"ARREAR", false}, {"ADVANCE", true}};
+    const bool fixed = at.choice("type", types, "USAGE");
+    Item item{.id = at.text("id", at.text("meter_id")), .terms = {read_price(at), {}, {}}};
+    item.charge = at.text("display_name", item.id);
+    if (fixed)
+        item.fixed = Fixed{at_least(at, "min_quantity", 0, 1), read_cycle(at), at.choice("invoice_cadence", cadences, "ARREAR")};
+    else
+        read_usage_terms(at, meters, item);
+    return item;
+}
+
+const Item& listed(const Node& at, const std::vector<Item>& items) { return at.one_of(items, &Item::id, "price_id", "price"); }
+
+// A price on the terms of a line item.
+Item read_line_item(const Node& at, const std::vector<Item>& items) {
+    auto item = listed(at, items);
+    item.active = read_period(at, "start_date", "end_date");
+    if (item.fixed) {
+        item.fixed->quantity = fixed_quantity(at_least(at, "quantity", 0, 0), item.fixed->quantity);
+        return item;
+    }
+    if (at_least(at, "commitment_amount", 0, 0) > 0 || at_least(at, "commitment_quantity", 0, 0) > 0)
+        item.terms.commitment = read_commitment(at, of_line_item, item.price());
+    item.windowed = at.flag("commitment_windowed", item.windowed);
+    for (const auto& bucket : at.list("commitment_time_buckets"))
+        item.terms.buckets.push_back(bucket.find("price") ? read_time_bucket(bucket) : read_time_bucket(bucket, listed(bucket, items).price()));
+    check_item(at, item);
+    return item;
+}
+
+// Those that are billed at all; a cancelled one until it was cancelled.
+std::optional<Subscription> read_subscription(const Node& at, const std::vector<Item>& items) {
+    const auto status = at.text("subscription_status", "active");
+    const bool starts = status == "active" || status == "trialing";
+    if (!starts && status != "paused" && status != "cancelled") return {};
+    Subscription subscription{.id = at.required_text("id"), .customer = {}, .active = read_period(at, "start_date", "end_date"), .starts = starts};
+    subscription.customer = at.find("customer") ? at.object("customer").required_text("external_id") : at.required_text("external_customer_id");
+    if (status == "cancelled") subscription.active.to = std::min(subscription.active.to, at.time("cancelled_at").value_or(subscription.active.to));
+    subscription.stride = repeated(at.choice("billing_period", billing_periods), read_count(at, "billing_period_count"));
+    subscription.anchor = at.time("billing_anchor");
+    if (!subscription.anchor) subscription.anchor = at.time("start_date");
+    if (!at.find("line_items")) subscription.items = items;
+    for (const auto& each : at.list("line_items")) {
+        subscription.items.push_back(read_line_item(each, items));
+        if (each.find("id")) subscription.items.back().coupons = read_coupons(at, subscription, each.text("id"));
+    }
+    for (auto& item : subscription.items) item.active.from = std::max(item.active.from, subscription.active.from);
+    subscription.coupons = read_coupons(at, subscription, "");
+    const auto commitment = read_commitment(at, of_subscription);
+    if (commitment.counts()) subscription.commitment = commitment;
+    const auto duration = at.text("commitment_duration");
+    if (!duration.empty() && duration != at.text("billing_period"))
+        subscription.commitment_stride = at.choice("commitment_duration", billing_periods);
+    return subscription;
+}
+
+// --- the whole ---
+
+// What a catalogue says, and the subscriptions a question is about.
+struct Catalogue : Book::Impl {
+    std::vector<Item> items;  // of the prices as they stand in the catalogue
+    std::vector<Subscription> subscriptions;
+    bool lists_subscriptions = false;
+
+    // Those of the customer, or the one; without a list one that never began and never ends.
+    std::vector<Subscription> chosen(const std::string& subscription, const std::string& customer) const {
+        std::vector<Subscription> list;
+        for (const auto& each : subscriptions) {
+            const bool named = subscription.empty() || each.id == subscription;
+            if (named && (customer.empty() || each.customer == customer) && !(subscription.empty() && customer.empty())) list.push_back(each);
+        }
+        if (!lists_subscriptions && !customer.empty()) list.push_back({.id = subscription, .customer = customer, .items = items});
+        return list;
+    }
+};
+
+// A price in a unit of its own as it is created, its amounts in money; one that FlexPrice shows has them already (9.10).
+json in_money(const Node& at, const std::vector<Node>& units) {
+    auto price = at.value();
+    if (at.text("price_unit_type") != "CUSTOM" || at.find("amount") || at.find("tiers")) return price;
+    const auto config = at.object("price_unit_config");
+    const auto& unit = config.one_of(
+        units, [](const Node& each) { return each.text("code"); }, "price_unit", "price unit");
+    const auto rate = unit.above_zero("conversion_rate");
+    const auto convert = [&](const Node& from, json& into, const char* field) {
+        if (const auto value = from.decimal(field)) into[field] = (*value * rate).to_string();
+    };
+    convert(config, price, "amount");
+    for (const auto& each : config.list("price_unit_tiers")) {
+        auto& tier = price["tiers"].emplace_back(each.value());
+        for (const char* field : {"unit_amount", "flat_amount"}) convert(each, tier, field);
+    }
+    return price;
+}
+
+void read_prices(const Node& root, Catalogue& book) {
+    const auto units = root.list("price_units");
+    for (const auto& at : root.list("prices")) {
+        const auto in_currency = in_money(at, units);
+        const auto& price = book.items.emplace_back(read_item(Node(in_currency, at.path()), book.metrics)).price();
+        if (book.currency_code.empty()) book.currency_code = price.currency_code, book.currency = price.currency;
+        if (price.currency_code != book.currency_code) at.refuse("currency", "differs from that of the first price");
+    }
+    if (book.items.empty()) refuse("prices", "must not be empty");
+}
+
+void read(const Node& root, Catalogue& book) {
+    book.code = root.text("id", root.text("code", "flexprice"));
+    for (const auto& meter : root.list("meters")) book.metrics.push_back(read_meter(meter));
+    read_prices(root, book);
+    book.lists_subscriptions = root.find("subscriptions").has_value();
+    for (const auto& each : root.list("subscriptions")) {
+        if (auto subscription = read_subscription(each, book.items)) book.subscriptions.push_back(std::move(*subscription));
+    }
+}
+
+// ---- the account ----
+
+// Events of a customer are used by all subscriptions it has; the events name none (dossier 6.5).
+AggregateQuery query_of(const Catalogue& book, const Subscription& subscription, const Item& item, const Period& period) {
+    AggregateQuery query;
+    query.customer = subscription.customer;
+    if (!book.lists_subscriptions) query.subscription = subscription.id;
+    query.period = overlap(period, item.active);
+    query.billing_anchor = subscription.anchor;
+    return query;
+}
+
+// ---- measuring ----
 
 // A meter over its period alone, to be measured part by part.
 Metric part_metric(Metric metric) {
@@ -11367,51 +11608,6 @@ Decimal billable(const Item& item, const Use& use) {
     return item.entitlement.billable(values);
 }
 
-// What grants leave: of units, or money in place of them.
-Priced price_grants(const Item& item, const Use& use) {
-    Decimal units, money;
-    for (std::size_t i = 0; i < item.grants.size(); ++i) {
-        const auto used = units_of(item, use.apart.at(i));
-        if (item.grants[i].money) money += item.grants[i].overage(price_units(item.price(), used).amount);
-        if (!item.grants[i].money) units += item.grants[i].overage(used);
-    }
-    auto priced = price_units(item.price(), units);
-    if (!money.is_zero()) priced.add({.step = Step::overage, .units = money, .rate = 1, .amount = money});
-    return priced;
-}
-
-// Before commitments. What is left of buckets by an entitlement is priced as one quantity (billing_meter_usage.go).
-Priced price_use(const Item& item, const Use& use) {
-    if (!item.grants.empty()) return price_grants(item, use);
-    const auto values = values_of(item.metric, use.whole);
-    const auto units = total(values), left = billable(item, use);
-    if (left == units) return item.bucketed() ? price_buckets(item.price(), values) : price_units(item.price(), units);
-    auto priced = price_units(item.price(), left);
-    priced.lines.insert(priced.lines.begin(), free_line(units - left));
-    return priced;
-}
-
-// The windows up to now that a commitment is for (9.14).
-std::vector<Part> windows_of(const Item& item, const Lot& lot, Timestamp now) {
-    const Period elapsed{lot.query.period.from, std::min(lot.query.period.to, now)};
-    if (elapsed.from >= elapsed.to || elapsed.from == Period().from) return lot.parts;
-    auto options = commitment_windows(item.metric.bucket, elapsed, lot.query.billing_anchor);
-    options.time_zone = lot.query.time_zone;
-    const BinGrid grid(elapsed, options);
-    if (grid.count() > static_cast<std::int64_t>(limits::aggregate_rows))
-        throw Error(ErrorCode::too_large, "period", "has more than " + std::to_string(limits::aggregate_rows) + " windows of a commitment");
-    return item.terms.filled(lot.parts, grid);
-}
-
-Priced commit_use(const Item& item, const Use& use, Priced priced, Timestamp now, Committed& committed) {
-    if (!item.commits()) return priced;
-    if (item.windowed) return price_windows(item.terms, windows_of(item, use.whole, now), committed);
-    if (!item.terms.commitment) return priced;
-    committed = commit(*item.terms.commitment, priced.amount);
-    settle(priced, committed);
-    return priced;
-}
-
 // --- one event more ---
 
 // The property that a metric's or filter's field names.
@@ -11436,7 +11632,7 @@ std::optional<Decimal> expressed(const Metric& metric, const Event& event) {
 
 bool measures(const Metric& metric, const Event& event) {
     if (!metric.expression.empty() && !expressed(metric, event)) return false;
-    return event.name == metric.event && std::all_of(metric.filter.parts.begin(), metric.filter.parts.end(), [&](const Filter& clause) {
+    return event.name == metric.event && std::ranges::all_of(metric.filter.parts, [&](const Filter& clause) {
                std::string keep;
                return meets(meter_filter, make_clause(clause), property_at(event, clause.field, keep));
            });
@@ -11472,7 +11668,7 @@ void add_event(const Metric& metric, const Event& event, Timestamp now, UsageSou
     }
     query.bin = Bin::none;
     query.group_by.clear();
-    const auto found = std::find_if(lot.parts.begin(), lot.parts.end(), [&](const Part& part) { return part.start == start && part.group == group; });
+    const auto found = std::ranges::find_if(lot.parts, [&](const Part& part) { return part.start == start && part.group == group; });
     Part& part = found == lot.parts.end() ? lot.parts.emplace_back(Part{start, group, {}, 0}) : *found;
     const auto step = step_of(metric, event, query, usage);
     ++part.events;
@@ -11491,60 +11687,56 @@ void add_event(const Item& item, const Event& event, Timestamp now, UsageSource&
     }
 }
 
-// --- the catalogue ---
+// ---- fees ----
 
-struct Catalogue final : Book::Impl {
-    std::vector<Item> items;  // of the prices as they stand in the catalogue
-    std::vector<Subscription> subscriptions;
-    bool lists_subscriptions = false;
-    std::string currency_code;
-    Currency currency = {};
-
-    bool serves(const std::string& subscription, const std::string& customer) const override { return !chosen(subscription, customer).empty(); }
-    Period period_around(const UsageQuery& query, Timestamp at) const override {
-        const auto list = chosen(query.subscription, query.customer);
-        return list.empty() ? this_month(at) : list.front().period(at);
+// What grants leave: of units, or money in place of them.
+Priced price_grants(const Item& item, const Use& use) {
+    Decimal units, money;
+    for (std::size_t i = 0; i < item.grants.size(); ++i) {
+        const auto used = units_of(item, use.apart.at(i));
+        if (item.grants[i].money) money += item.grants[i].overage(price_units(item.price(), used).amount);
+        if (!item.grants[i].money) units += item.grants[i].overage(used);
     }
-    std::vector<std::string> subscriptions_of(const UsageQuery& query, Timestamp) const override {
-        std::vector<std::string> ids;
-        for (const auto& each : chosen(query.subscription, query.customer)) ids.push_back(each.id);
-        return ids;
-    }
-    Fees usage(const UsageQuery& query, Timestamp now, UsageSource& usage) const override;
-    Fees estimate_fees(const Event& event, Timestamp now, UsageSource& usage) const override;
-    Fees estimate_instant_fees(const Event& event, Timestamp now) const override;
-    Fee price(std::string_view charge, const Decimal& units, std::int64_t events) const override;
-    std::vector<std::optional<Decimal>> event_costs(std::span<const std::optional<Event>> events) const override;
-    std::optional<std::vector<AnalyticsItem>> analytics(const Metric& metric, const AnalyticsQuery& query, Timestamp now,
-                                                        UsageSource& usage) const override;
-
-    // Those of the customer, or the one; without a list one that never began and never ends.
-    std::vector<Subscription> chosen(const std::string& subscription, const std::string& customer) const {
-        std::vector<Subscription> list;
-        for (const auto& each : subscriptions) {
-            const bool named = subscription.empty() || each.id == subscription;
-            if (named && (customer.empty() || each.customer == customer) && !(subscription.empty() && customer.empty())) list.push_back(each);
-        }
-        if (!lists_subscriptions && !customer.empty()) list.push_back({.id = subscription, .customer = customer, .items = items});
-        return list;
-    }
-};
-
-Fee fee_of(const Catalogue& book, const Item& item, const Decimal& units, Priced priced) {
-    return {.charge = item.charge,
-            .metric = item.metric.code,
-            .currency = book.currency_code,
-            .units = units,
-            .amount = priced.amount,
-            .amount_cents = to_cents(priced.amount, book.currency),
-            .unit_amount = quotient(priced.amount, units),
-            .lines = std::move(priced.lines)};
+    auto priced = price_units(item.price(), units);
+    if (!money.is_zero()) priced.add({.step = Step::overage, .units = money, .rate = 1, .amount = money});
+    return priced;
 }
 
-Fees sum_up(const Catalogue& book, std::vector<Fee> list) {
-    Fees fees{.fees = std::move(list), .currency = book.currency_code, .subunits = book.currency.subunits, .amount_cents = {}};
-    for (const auto& fee : fees.fees) fees.amount_cents += fee.amount_cents;
-    return fees;
+// Before commitments. What is left of buckets by an entitlement is priced as one quantity (billing_meter_usage.go).
+Priced price_use(const Item& item, const Use& use) {
+    if (!item.grants.empty()) return price_grants(item, use);
+    const auto values = values_of(item.metric, use.whole);
+    const auto units = total(values), left = billable(item, use);
+    if (left == units && item.bucketed()) return price_buckets(item.price(), values);
+    return after_free(units - left, price_units(item.price(), left));
+}
+
+// The windows up to now that a commitment is for (9.14).
+std::vector<Part> windows_of(const Item& item, const Lot& lot, Timestamp now) {
+    const Period elapsed{lot.query.period.from, std::min(lot.query.period.to, now)};
+    if (elapsed.from >= elapsed.to || elapsed.from == Period().from) return lot.parts;
+    auto options = commitment_windows(item.metric.bucket, elapsed, lot.query.billing_anchor);
+    options.time_zone = lot.query.time_zone;
+    const BinGrid grid(elapsed, options);
+    if (grid.count() > static_cast<std::int64_t>(limits::aggregate_rows))
+        throw Error(ErrorCode::too_large, "period", "has more than " + std::to_string(limits::aggregate_rows) + " windows of a commitment");
+    return item.terms.filled(lot.parts, grid);
+}
+
+Priced commit_use(const Item& item, const Use& use, Priced priced, Timestamp now, Committed& committed) {
+    if (!item.commits()) return priced;
+    if (item.windowed) return price_windows(item.terms, windows_of(item, use.whole, now), committed);
+    if (!item.terms.commitment) return priced;
+    committed = commit(*item.terms.commitment, priced.amount);
+    settle(priced, committed);
+    return priced;
+}
+
+Fee fee_of(const Catalogue& book, const Item& item, const Decimal& units, Priced priced) {
+    auto fee = book.priced_fee(units, std::move(priced));
+    fee.charge = item.charge;
+    fee.metric = item.metric.code;
+    return fee;
 }
 
 Fee fee_for(const Subscription& subscription, const Period& period, std::int64_t events, Fee fee) {
@@ -11553,16 +11745,6 @@ Fee fee_for(const Subscription& subscription, const Period& period, std::int64_t
     fee.period = period;
     fee.events = events;
     return fee;
-}
-
-// Events of a customer are used by all subscriptions it has; the events name none (dossier 6.5).
-AggregateQuery query_of(const Catalogue& book, const Subscription& subscription, const Item& item, const Period& period) {
-    AggregateQuery query;
-    query.customer = subscription.customer;
-    if (!book.lists_subscriptions) query.subscription = subscription.id;
-    query.period = overlap(period, item.active);
-    query.billing_anchor = subscription.anchor;
-    return query;
 }
 
 json commitment_json(const Item& item, const Committed& committed) {
@@ -11589,17 +11771,6 @@ struct Charge {
 
 FeeLine overage_line(const Decimal& money, const Decimal& factor) {
     return {.step = Step::overage, .units = money, .rate = factor, .amount = money * factor};
-}
-
-// around(time) of every cycle that meets the period.
-template <class Around>
-std::vector<Period> cycles_of(const Period& period, Around&& around) {
-    std::vector<Period> cycles;
-    for (auto at = period.from; at < period.to; at = cycles.back().to) {
-        if (cycles.size() == limits::carried_bins) throw Error(ErrorCode::too_large, "period", "has too many billing periods");
-        cycles.push_back(around(at));
-    }
-    return cycles;
 }
 
 // What a subscription owes for a time, mostly a billing period.
@@ -11630,11 +11801,7 @@ private:
         return lines_.emplace_back(Line{item, fee_for(subscription_, period, events, std::move(fee))}).fee;
     }
 
-    void add_extra(const char* charge, FeeLine line) {
-        Priced priced;
-        priced.add(std::move(line));
-        add(nullptr, period_, 0, fee_of(book_, {.charge = charge}, 1, std::move(priced)));
-    }
+    void add_extra(const char* charge, FeeLine line) { add(nullptr, period_, 0, fee_of(book_, {.charge = charge}, 1, only(std::move(line)))); }
 
     // Rounded to the currency before its commitment, and after (9.9).
     void add_charge(const Charge& charge, const Decimal& units, Priced priced, bool commits) {
@@ -11696,11 +11863,8 @@ private:
 
     // The item's own commitment is for what is covered.
     void add_split(const Charge& charge, const Decimal& unit, const Split& parts) {
-        Priced normal, beyond;
-        normal.add(units_line(parts.covered_units, unit));
-        beyond.add(overage_line(parts.beyond, subscription_.commitment->overage_factor));
-        if (!parts.covered_units.is_zero()) add_charge(charge, parts.covered_units, std::move(normal), true);
-        add_charge(charge, parts.beyond_units, std::move(beyond), false);
+        if (!parts.covered_units.is_zero()) add_charge(charge, parts.covered_units, only(units_line(parts.covered_units, unit)), true);
+        add_charge(charge, parts.beyond_units, only(overage_line(parts.beyond, subscription_.commitment->overage_factor)), false);
     }
 
     // What the items came to from one moment to another, billing period by billing period.
@@ -11717,7 +11881,7 @@ private:
         const auto& commitment = *subscription_.commitment;
         Decimal cost;
         for (const auto& charge : list) cost += charge.priced.amount;
-        const auto committed = commit_rest(commitment, spent({term.from, period_.from}), cost, period_.to >= term.to);
+        const auto committed = commit(commitment, cost, spent({term.from, period_.from}), period_.to >= term.to);
         for (const auto& charge : list) {
             auto priced = charge.priced;
             lower_to(priced, divided(priced.amount, cost) * committed.utilized);
@@ -11736,9 +11900,9 @@ private:
             if (period_.contains(item.active.from)) add_fixed(item, {item.active.from, item.active.from}, 1);
             return;
         }
-        const bool longer = is_longer(*fixed.cycle, subscription_.stride);
+        const bool longer = *fixed.cycle > subscription_.stride;
         const auto anchor = item.active.from > Period().from ? item.active.from : subscription_.anchor.value_or(Timestamp());
-        const Cycle own(*fixed.cycle, anchor.micros(), Zone({}));
+        const Cycle own = utc_cycle(*fixed.cycle, anchor);
         const auto around = [&](Timestamp at) { return longer ? overlap(own.around(at), item.active) : subscription_.period(at); };
         for (const auto& cycle : cycles_of(overlap(period_, item.active), around)) {
             const bool due = fixed.advance ? period_.contains(cycle.from) : period_.from < cycle.to && cycle.to <= period_.to;
@@ -11792,290 +11956,6 @@ private:
     std::vector<Line> lines_;
 };
 
-Fees Catalogue::usage(const UsageQuery& query, Timestamp now, UsageSource& usage_source) const {
-    if (query.customer.empty() && (!lists_subscriptions || query.subscription.empty())) throw Error(ErrorCode::bad_value, "customer", "is required");
-    std::vector<Fee> list;
-    for (const auto& subscription : chosen(query.subscription, query.customer)) {
-        if (!query.period && !subscription.active.contains(now)) continue;
-        const auto period = query.period ? overlap(*query.period, subscription.active) : subscription.period(now);
-        if (period.from < period.to) Bill(*this, subscription, period, now, usage_source).move_to(list);
-    }
-    return sum_up(*this, std::move(list));
-}
-
-// The units and price(subscription, item) of every item that measures the event now.
-template <class PriceItem>
-Fees price_event(const Catalogue& book, const Event& event, Timestamp now, PriceItem&& price) {
-    if (event.customer.empty() && !book.lists_subscriptions) throw Error(ErrorCode::bad_value, "customer", "is required");
-    std::vector<Fee> list;
-    for (const auto& subscription : book.chosen(event.subscription, event.customer)) {
-        for (const auto& item : subscription.items) {
-            if (item.fixed || !overlap(subscription.active, item.active).contains(now) || !measures(item.metric, event)) continue;
-            auto [units, priced] = price(subscription, item);
-            list.push_back(fee_for(subscription, subscription.period(now), 1, fee_of(book, item, units, std::move(priced))));
-        }
-    }
-    return sum_up(book, std::move(list));
-}
-
-// What the event adds to the bill of the billing period, up to now; not rounded, so that small prices are seen, and without the subscription's
-// commitment, which is for all items.
-Fees Catalogue::estimate_fees(const Event& event, Timestamp now, UsageSource& usage_source) const {
-    auto fees = price_event(*this, event, now, [&](const Subscription& subscription, const Item& item) {
-        const auto query = query_of(*this, subscription, item, {subscription.period(now).from, now + std::chrono::microseconds(1)});
-        auto use = flexprice::measure(item, subscription, query, usage_source);
-        const auto priced = [&] {
-            Committed committed;
-            return commit_use(item, use, price_use(item, use), now, committed);
-        };
-        const auto units = units_of(item, use.whole);
-        const auto before = priced();
-        add_event(item, event, now, usage_source, use);
-        return std::pair(units_of(item, use.whole) - units, difference(priced(), before));
-    });
-    if (fees.fees.empty()) throw Error(ErrorCode::not_found, "name", "no price measures events named " + event.name);
-    return fees;
-}
-
-Fees Catalogue::estimate_instant_fees(const Event& event, Timestamp now) const {
-    return price_event(*this, event, now, [&](const Subscription&, const Item& item) {
-        const auto units = quantity_of(item.metric, event);
-        return std::pair(units, price_units(item.price(), units));
-    });
-}
-
-Fee Catalogue::price(std::string_view charge, const Decimal& units, std::int64_t) const {
-    for (const auto& item : items) {
-        if (item.charge != charge) continue;
-        const auto quantity = item.fixed ? fixed_quantity(units, item.fixed->quantity) : units;
-        const Lot all{.parts = {{.units = quantity, .events = 1}}};
-        const Use use{all, std::vector<Lot>(item.grants.size() + 1, all), {}};
-        Committed committed;
-        auto fee = fee_of(*this, item, quantity, commit_use(item, use, price_use(item, use), {}, committed));
-        fee.vendor = breakup(item.price(), quantity);
-        return fee;
-    }
-    throw Error(ErrorCode::not_found, "charge", "charge_not_found");
-}
-
-// Each event priced alone, unrounded, under the first item of the customer that measures it. Which item that is is decided once for each meter,
-// at the time of the first such event (dossier 7.3).
-std::vector<std::optional<Decimal>> Catalogue::event_costs(std::span<const std::optional<Event>> events) const {
-    std::map<std::pair<std::string, std::string>, std::optional<Price>> found;
-    const auto price_at = [&](const Event& event, const Metric& metric) -> std::optional<Price> {
-        const auto time = event.timestamp.value();
-        for (const auto& subscription : chosen({}, event.customer)) {
-            for (const auto& item : subscription.items) {
-                const bool holds = subscription.starts && subscription.active.contains(time) && item.active.contains(time);
-                if (holds && item.metric.code == metric.code) return item.price();
-            }
-        }
-        return std::nullopt;
-    };
-    const auto cost_of = [&](const Event& event) -> std::optional<Decimal> {
-        const auto metric = std::find_if(metrics.begin(), metrics.end(), [&](const Metric& each) { return measures(each, event); });
-        if (metric == metrics.end()) return std::nullopt;
-        const auto [place, fresh] = found.try_emplace({event.customer, metric->code});
-        if (fresh) place->second = price_at(event, *metric);
-        if (!place->second) return std::nullopt;
-        return price_units(*place->second, quantity_of(*metric, event)).amount;
-    };
-    std::vector<std::optional<Decimal>> costs;
-    for (const auto& event : events) costs.push_back(event ? cost_of(*event) : std::nullopt);
-    return costs;
-}
-
-// --- the catalogue, read from FlexPrice's JSON ---
-
-std::int64_t read_count(const Node& at, std::string_view field) {
-    const auto count = at.decimal(field).value_or(1).to_int64().value_or(0);
-    if (count < 1 || count > 1000) throw Error(ErrorCode::bad_value, at.path(field), "must be a whole number from 1 to 1000");
-    return count;
-}
-
-constexpr std::pair<std::string_view, Stride> billing_periods[] = {
-    {"", {1, 0}},        {"DAILY", {0, micros_per_day}}, {"WEEKLY", {0, 7 * micros_per_day}},
-    {"MONTHLY", {1, 0}}, {"QUARTERLY", {3, 0}},          {"HALF_YEARLY", {6, 0}},
-    {"ANNUAL", {12, 0}},
-};
-
-// Nothing of what is charged once.
-std::optional<Stride> read_cycle(const Node& at) {
-    if (at.text("billing_period") == "ONETIME") return {};
-    return repeated(at.choice("billing_period", billing_periods), read_count(at, "billing_period_count"));
-}
-
-Period read_period(const Node& at, std::string_view from, std::string_view to) {
-    Period period{at.time(from).value_or(Period().from), at.time(to).value_or(Period().to)};
-    if (period.to < period.from) throw Error(ErrorCode::bad_value, at.path(to), "is before " + std::string(from));
-    return period;
-}
-
-// How many bills a coupon comes off; nothing for all that are written in its time.
-std::optional<std::int64_t> read_times(const Node& at) {
-    const auto cadence = at.text("cadence", "forever");
-    if (cadence == "once") return 1;
-    if (cadence != "repeated" && cadence != "forever") throw Error(ErrorCode::bad_value, at.path("cadence"), "is not known: " + cadence);
-    if (cadence == "forever" || !at.find("duration_in_periods")) return {};
-    return read_count(at, "duration_in_periods");
-}
-
-// Those of the subscription, or of one of its line items, in the order in which they are taken off (coupon_selection.go).
-std::vector<Coupon> read_coupons(const Node& at, const Subscription& subscription, const std::string& line_item) {
-    const auto cycle = subscription.cycle(subscription.stride);
-    std::vector<Coupon> coupons;
-    for (const auto& each : at.list("coupon_associations")) {
-        if (each.text("subscription_line_item_id") != line_item) continue;
-        const auto from = each.object("coupon");
-        Coupon coupon{each.text("id"), read_discount(from), read_period(each, "start_date", "end_date"), Period().to, true};
-        coupon.shown = !coupon.discount.money && from.text("cadence") != "once";
-        const auto first = std::max(coupon.active.from, subscription.active.from);
-        if (const auto times = read_times(from)) coupon.billed_until = cycle.boundary(cycle.index(first) + *times);
-        coupons.push_back(std::move(coupon));
-    }
-    std::sort(coupons.begin(), coupons.end(),
-              [](const Coupon& a, const Coupon& b) { return std::tie(a.active.from, a.id) < std::tie(b.active.from, b.id); });
-    return coupons;
-}
-
-// Grants go with plain prices (9.12), windowed commitments with buckets (9.14).
-void check_item(const Node& at, const Item& item) {
-    const auto refuse = [&](const char* field, const char* reason) { throw Error(ErrorCode::bad_value, at.path(field), reason); };
-    const auto kind = item.metric.aggregation;
-    if (item.windowed && !item.bucketed()) refuse("commitment_windowed", "needs a meter with buckets");
-    if (item.grants.empty()) return;
-    if (item.price().model == Model::tiered) refuse("grants", "are not for tiered prices");
-    if (item.commits()) refuse("grants", "do not go with a commitment");
-    if (kind == Aggregation::max || kind == Aggregation::average || kind == Aggregation::latest)
-        refuse("grants", "are not for MAX, AVG and LATEST meters");
-}
-
-void read_usage_terms(const Node& at, const std::vector<Metric>& meters, Item& item) {
-    const auto id = at.required_text("meter_id");
-    const auto meter = std::find_if(meters.begin(), meters.end(), [&](const Metric& each) { return each.code == meter_code(id); });
-    if (meter == meters.end()) throw Error(ErrorCode::bad_value, at.path("meter_id"), "no such meter: " + id);
-    item.metric = *meter;
-    if (at.find("entitlement")) item.entitlement = read_entitlement(at.object("entitlement"), at.text("billing_period", "MONTHLY"));
-    for (const auto& grant : at.list("grants")) item.grants.push_back(read_grant(grant));
-    item.windowed = at.flag("commitment_windowed");
-    if (at.find("commitment")) {
-        item.terms.commitment = read_commitment(at.object("commitment"), of_price, item.price());
-        item.windowed = at.object("commitment").flag("windowed", item.windowed);
-    }
-    for (const auto& bucket : at.list("commitment_time_buckets")) item.terms.buckets.push_back(read_time_bucket(bucket));
-    check_item(at, item);
-}
-
-Item read_item(const Node& at, const std::vector<Metric>& meters) {
-    static constexpr std::pair<std::string_view, bool> types[] = {{"USAGE", false}, {"FIXED", true}},
-                                                       cadences[] = {{"ARREAR", false}, {"ADVANCE", true}};
-    const bool fixed = at.choice("type", types, "USAGE");
-    Item item{.id = at.text("id", at.text("meter_id")), .terms = {read_price(at), {}, {}}};
-    item.charge = at.text("display_name", item.id);
-    if (fixed)
-        item.fixed = Fixed{at_least(at, "min_quantity", 0, 1), read_cycle(at), at.choice("invoice_cadence", cadences, "ARREAR")};
-    else
-        read_usage_terms(at, meters, item);
-    return item;
-}
-
-const Item& listed(const Node& at, const std::vector<Item>& items) {
-    const auto id = at.required_text("price_id");
-    const auto found = std::find_if(items.begin(), items.end(), [&](const Item& item) { return item.id == id; });
-    if (found == items.end()) throw Error(ErrorCode::bad_value, at.path("price_id"), "no such price: " + id);
-    return *found;
-}
-
-// A price on the terms of a line item.
-Item read_line_item(const Node& at, const std::vector<Item>& items) {
-    auto item = listed(at, items);
-    item.active = read_period(at, "start_date", "end_date");
-    if (item.fixed) {
-        item.fixed->quantity = fixed_quantity(at_least(at, "quantity", 0, 0), item.fixed->quantity);
-        return item;
-    }
-    if (at_least(at, "commitment_amount", 0, 0) > 0 || at_least(at, "commitment_quantity", 0, 0) > 0)
-        item.terms.commitment = read_commitment(at, of_line_item, item.price());
-    item.windowed = at.flag("commitment_windowed", item.windowed);
-    for (const auto& bucket : at.list("commitment_time_buckets"))
-        item.terms.buckets.push_back(bucket.find("price") ? read_time_bucket(bucket) : read_time_bucket(bucket, listed(bucket, items).price()));
-    check_item(at, item);
-    return item;
-}
-
-// Those that are billed at all; a cancelled one until it was cancelled.
-std::optional<Subscription> read_subscription(const Node& at, const std::vector<Item>& items) {
-    const auto status = at.text("subscription_status", "active");
-    const bool starts = status == "active" || status == "trialing";
-    if (!starts && status != "paused" && status != "cancelled") return {};
-    Subscription subscription{.id = at.required_text("id"), .customer = {}, .active = read_period(at, "start_date", "end_date"), .starts = starts};
-    subscription.customer = at.find("customer") ? at.object("customer").required_text("external_id") : at.required_text("external_customer_id");
-    if (status == "cancelled") subscription.active.to = std::min(subscription.active.to, at.time("cancelled_at").value_or(subscription.active.to));
-    subscription.stride = repeated(at.choice("billing_period", billing_periods), read_count(at, "billing_period_count"));
-    subscription.anchor = at.time("billing_anchor");
-    if (!subscription.anchor) subscription.anchor = at.time("start_date");
-    if (!at.find("line_items")) subscription.items = items;
-    for (const auto& each : at.list("line_items")) {
-        subscription.items.push_back(read_line_item(each, items));
-        if (each.find("id")) subscription.items.back().coupons = read_coupons(at, subscription, each.text("id"));
-    }
-    for (auto& item : subscription.items) item.active.from = std::max(item.active.from, subscription.active.from);
-    subscription.coupons = read_coupons(at, subscription, "");
-    const auto commitment = read_commitment(at, of_subscription);
-    if (commitment.counts()) subscription.commitment = commitment;
-    const auto duration = at.text("commitment_duration");
-    if (!duration.empty() && duration != at.text("billing_period"))
-        subscription.commitment_stride = at.choice("commitment_duration", billing_periods);
-    return subscription;
-}
-
-// A price in a unit of its own as it is created, its amounts in money; one that FlexPrice shows has them already (9.10).
-json in_money(const Node& at, const std::vector<Node>& units) {
-    auto price = at.value();
-    if (at.text("price_unit_type") != "CUSTOM" || at.find("amount") || at.find("tiers")) return price;
-    const auto config = at.object("price_unit_config");
-    const auto code = config.required_text("price_unit");
-    const auto unit = std::find_if(units.begin(), units.end(), [&](const Node& each) { return each.text("code") == code; });
-    if (unit == units.end()) throw Error(ErrorCode::bad_value, config.path("price_unit"), "no such price unit: " + code);
-    const auto rate = unit->decimal("conversion_rate").value_or(Decimal());
-    if (rate <= 0) throw Error(ErrorCode::bad_value, unit->path("conversion_rate"), "must be above 0");
-    const auto convert = [&](const Node& from, json& into, const char* field) {
-        if (const auto value = from.decimal(field)) into[field] = (*value * rate).to_string();
-    };
-    convert(config, price, "amount");
-    for (const auto& each : config.list("price_unit_tiers")) {
-        auto& tier = price["tiers"].emplace_back(each.value());
-        for (const char* field : {"unit_amount", "flat_amount"}) convert(each, tier, field);
-    }
-    return price;
-}
-
-void read_prices(const Node& root, Catalogue& book) {
-    const auto units = root.list("price_units");
-    for (const auto& at : root.list("prices")) {
-        const auto in_currency = in_money(at, units);
-        const auto& price = book.items.emplace_back(read_item(Node(in_currency, at.path()), book.metrics)).price();
-        if (book.currency_code.empty()) book.currency_code = price.currency_code, book.currency = price.currency;
-        if (price.currency_code != book.currency_code) throw Error(ErrorCode::bad_value, at.path("currency"), "differs from that of the first price");
-    }
-    if (book.items.empty()) throw Error(ErrorCode::bad_value, "prices", "must not be empty");
-}
-
-std::shared_ptr<const Book::Impl> load(const json& catalogue) {
-    const Node root(catalogue);
-    auto book = std::make_shared<Catalogue>();
-    book->vendor = "flexprice";
-    book->code = root.text("id", root.text("code", "flexprice"));
-    book->source = catalogue;
-    for (const auto& meter : root.list("meters")) book->metrics.push_back(read_meter(meter));
-    read_prices(root, *book);
-    book->lists_subscriptions = root.find("subscriptions").has_value();
-    for (const auto& each : root.list("subscriptions")) {
-        if (auto subscription = read_subscription(each, book->items)) book->subscriptions.push_back(std::move(*subscription));
-    }
-    return book;
-}
-
 // --- analytics (dossier 6.5 to 6.7) ---
 
 // Commitments are for all of an item's usage, so they are left out of what shows a part of it (6.6).
@@ -12124,7 +12004,7 @@ AnalyticsItem bucketed_item(const Catalogue& book, const Item& item, const Analy
 }
 
 std::vector<AnalyticsItem> bucketed_items(const Catalogue& book, const Item& item, const AnalyticsQuery& query, Timestamp now, UsageSource& usage) {
-    if (query.top > 0) throw Error(ErrorCode::bad_value, "top", "has no meaning for the buckets of " + item.metric.code);
+    if (query.top > 0) refuse("top", "has no meaning for the buckets of " + item.metric.code);
     auto asked = aggregate_query(query);
     asked.fill = false;
     std::map<Group, Lot> groups;
@@ -12162,31 +12042,137 @@ void discount_item(const Catalogue& book, const Item& item, const Subscription& 
     }
 }
 
-std::optional<std::vector<AnalyticsItem>> Catalogue::analytics(const Metric& metric, const AnalyticsQuery& query, Timestamp now,
-                                                               UsageSource& usage) const {
-    const auto known = std::any_of(metrics.begin(), metrics.end(), [&](const Metric& each) { return each.code == metric.code; });
-    const auto subscribed = chosen(query.subscription, query.customer);
-    if (!known || subscribed.empty()) return std::nullopt;
-    std::vector<AnalyticsItem> list;
-    for (const auto& subscription : subscribed) {
+// ---- operations ----
+
+// The units and price(subscription, item) of every item that measures the event now.
+template <class PriceItem>
+Fees price_event(const Catalogue& book, const Event& event, Timestamp now, PriceItem&& price) {
+    if (event.customer.empty() && !book.lists_subscriptions) refuse("customer", "is required");
+    std::vector<Fee> list;
+    for (const auto& subscription : book.chosen(event.subscription, event.customer)) {
         for (const auto& item : subscription.items) {
-            if (item.metric.code != metric.code) continue;
-            auto asked = query;
-            if (lists_subscriptions) asked.subscription.clear();
-            asked.customer = subscription.customer;
-            asked.period = overlap(overlap(*query.period, subscription.active), item.active);
-            if (asked.period->from >= asked.period->to) continue;
-            for (auto& each : item.bucketed() ? bucketed_items(*this, item, asked, now, usage) : plain_items(item, asked, usage)) {
-                each.charge = item.charge;
-                each.currency = currency_code;
-                discount_item(*this, item, subscription, *asked.period, each);
-                list.push_back(std::move(each));
-            }
+            if (item.fixed || !overlap(subscription.active, item.active).contains(now) || !measures(item.metric, event)) continue;
+            auto [units, priced] = price(subscription, item);
+            list.push_back(fee_for(subscription, subscription.period(now), 1, fee_of(book, item, units, std::move(priced))));
         }
     }
-    if (list.empty() && query.rules != "flexprice") return std::nullopt;  // FlexPrice does not show what the subscription does not price
-    return list;
+    return book.sum_up(std::move(list));
 }
+
+struct Operations final : Catalogue {
+    bool serves(const std::string& subscription, const std::string& customer) const override { return !chosen(subscription, customer).empty(); }
+    Period period_around(const UsageQuery& query, Timestamp at) const override {
+        const auto list = chosen(query.subscription, query.customer);
+        return list.empty() ? this_month(at) : list.front().period(at);
+    }
+    std::vector<std::string> subscriptions_of(const UsageQuery& query, Timestamp) const override {
+        std::vector<std::string> ids;
+        for (const auto& each : chosen(query.subscription, query.customer)) ids.push_back(each.id);
+        return ids;
+    }
+
+    Fees usage(const UsageQuery& query, Timestamp now, UsageSource& usage) const override {
+        if (query.customer.empty() && (!lists_subscriptions || query.subscription.empty())) refuse("customer", "is required");
+        std::vector<Fee> list;
+        for (const auto& subscription : chosen(query.subscription, query.customer)) {
+            if (!query.period && !subscription.active.contains(now)) continue;
+            const auto period = query.period ? overlap(*query.period, subscription.active) : subscription.period(now);
+            if (period.from < period.to) Bill(*this, subscription, period, now, usage).move_to(list);
+        }
+        return sum_up(std::move(list));
+    }
+
+    // What the event adds to the bill of the billing period, up to now; not rounded, so that small prices are seen, and without the subscription's
+    // commitment, which is for all items.
+    Fees estimate_fees(const Event& event, Timestamp now, UsageSource& usage) const override {
+        auto fees = price_event(*this, event, now, [&](const Subscription& subscription, const Item& item) {
+            const auto query = query_of(*this, subscription, item, up_to(subscription.period(now).from, now));
+            auto use = flexprice::measure(item, subscription, query, usage);
+            const auto priced = [&] {
+                Committed committed;
+                return commit_use(item, use, price_use(item, use), now, committed);
+            };
+            const auto units = units_of(item, use.whole);
+            const auto before = priced();
+            add_event(item, event, now, usage, use);
+            return std::pair(units_of(item, use.whole) - units, difference(priced(), before));
+        });
+        if (fees.fees.empty()) not_found("name", "no price measures events named " + event.name);
+        return fees;
+    }
+
+    Fees estimate_instant_fees(const Event& event, Timestamp now) const override {
+        return price_event(*this, event, now, [&](const Subscription&, const Item& item) {
+            const auto units = quantity_of(item.metric, event);
+            return std::pair(units, price_units(item.price(), units));
+        });
+    }
+
+    Fee price(std::string_view charge, const Decimal& units, std::int64_t) const override {
+        const auto* item = find_by(items, &Item::charge, charge);
+        if (!item) not_found("charge", "charge_not_found");
+        const auto quantity = item->fixed ? fixed_quantity(units, item->fixed->quantity) : units;
+        const Lot all{.parts = {{.units = quantity, .events = 1}}};
+        const Use use{all, std::vector<Lot>(item->grants.size() + 1, all), {}};
+        Committed committed;
+        auto fee = fee_of(*this, *item, quantity, commit_use(*item, use, price_use(*item, use), {}, committed));
+        fee.vendor = breakup(item->price(), quantity);
+        return fee;
+    }
+
+    // Each event priced alone, unrounded, under the first item of the customer that measures it. Which item that is is decided once for each meter,
+    // at the time of the first such event (dossier 7.3).
+    std::vector<std::optional<Decimal>> event_costs(std::span<const std::optional<Event>> events) const override {
+        std::map<std::pair<std::string, std::string>, std::optional<Price>> found;
+        const auto price_at = [&](const Event& event, const Metric& metric) -> std::optional<Price> {
+            const auto time = event.timestamp.value();
+            for (const auto& subscription : chosen({}, event.customer)) {
+                for (const auto& item : subscription.items) {
+                    const bool holds = subscription.starts && subscription.active.contains(time) && item.active.contains(time);
+                    if (holds && item.metric.code == metric.code) return item.price();
+                }
+            }
+            return std::nullopt;
+        };
+        const auto cost_of = [&](const Event& event) -> std::optional<Decimal> {
+            const auto metric = std::ranges::find_if(metrics, [&](const Metric& each) { return measures(each, event); });
+            if (metric == metrics.end()) return std::nullopt;
+            const auto [place, fresh] = found.try_emplace({event.customer, metric->code});
+            if (fresh) place->second = price_at(event, *metric);
+            if (!place->second) return std::nullopt;
+            return price_units(*place->second, quantity_of(*metric, event)).amount;
+        };
+        std::vector<std::optional<Decimal>> costs;
+        for (const auto& event : events) costs.push_back(event ? cost_of(*event) : std::nullopt);
+        return costs;
+    }
+
+    std::optional<std::vector<AnalyticsItem>> analytics(const Metric& metric, const AnalyticsQuery& query, Timestamp now,
+                                                        UsageSource& usage) const override {
+        const auto* known = find_by(metrics, &Metric::code, metric.code);
+        const auto subscribed = chosen(query.subscription, query.customer);
+        if (!known || subscribed.empty()) return std::nullopt;
+        std::vector<AnalyticsItem> list;
+        for (const auto& subscription : subscribed) {
+            for (const auto& item : subscription.items) {
+                if (item.metric.code != metric.code) continue;
+                auto asked = query;
+                if (lists_subscriptions) asked.subscription.clear();
+                asked.customer = subscription.customer;
+                asked.period = overlap(overlap(*query.period, subscription.active), item.active);
+                if (asked.period->from >= asked.period->to) continue;
+                for (auto& each : item.bucketed() ? bucketed_items(*this, item, asked, now, usage) : plain_items(item, asked, usage)) {
+                    each.charge = item.charge;
+                    each.currency = currency_code;
+                    discount_item(*this, item, subscription, *asked.period, each);
+                    list.push_back(std::move(each));
+                }
+            }
+        }
+        if (list.empty() && query.rules != "flexprice") return std::nullopt;  // FlexPrice does not show what the subscription does not price
+        return list;
+    }
+};
 
 }  // namespace flexprice
 
@@ -12196,80 +12182,12 @@ std::optional<std::vector<AnalyticsItem>> Catalogue::analytics(const Metric& met
 
 namespace polar {
 
-// ---- its calendar ----
-
-// Intervals of meter quantities, and how many days a question may span at most (time_queries.py:46).
-constexpr std::pair<Bin, int> most_days[] = {{Bin::hour, 7}, {Bin::day, 366}, {Bin::week, 371}, {Bin::month, 1460}, {Bin::year, 3650}};
-
-// PostgreSQL takes a local time that the clock shows twice for the second of the two, and puts one that it skips as far behind the skip as the
-// time would have been without it (DetermineTimeZoneOffset).
-Timestamp postgres_time(std::int64_t local, const Zone& zone) {
-    const Timestamp first = zone.to_utc(local);
-    if (zone.to_local(first) != local) return Timestamp(local - zone.span_at(first.micros() - 1).offset);
-    const std::int64_t change = zone.span_at(first.micros()).to;
-    if (change - first.micros() > micros_per_day) return first;
-    const Timestamp second(local - zone.span_at(change).offset);
-    return second.micros() >= change ? second : first;
-}
-
-// The moments that have a row in the answer: the start, and on by one interval each, on the zone's clock, until the end has passed. Each is
-// counted from the one before, so a 31st that a short month moved stays where it is. (generate_series in time_queries.py:32)
-std::vector<Timestamp> quantity_rows(Timestamp start, Timestamp end, Bin interval, const Zone& zone) {
-    const auto most = std::find_if(std::begin(most_days), std::end(most_days), [&](const auto& row) { return row.first == interval; });
-    if (most == std::end(most_days)) refuse("interval", "must be hour, day, week, month or year");
-    if (start < Timestamp::from_civil(2023, 1, 1)) refuse("start", "must not be before 2023-01-01");
-    if (start > end) refuse("end", "is before the start");
-    if (cut(end, micros_per_day) - cut(start, micros_per_day) > std::chrono::days(most->second))
-        refuse("interval", "is too small for so long a time");
-    const auto next = [&](Timestamp row) {
-        if (interval == Bin::hour) return row + std::chrono::hours(1);
-        return postgres_time(Cycle(stride_of(interval), zone.to_local(row), Zone({})).boundary(1).micros(), zone);
-    };
-    std::vector<Timestamp> rows;
-    for (Timestamp row = start; row <= end; row = next(row)) rows.push_back(row);
-    return rows;
-}
-
-// ---- amounts ----
+// ---- words and numbers ----
 
 constexpr std::int64_t int32_max = std::numeric_limits<std::int32_t>::max();
 
-// A whole number, if there is one; 1.0 is one, too.
-std::optional<std::int64_t> read_whole(const Node& at, std::string_view field, std::int64_t least, std::int64_t most) {
-    const auto number = at.decimal(field);
-    if (!number) return {};
-    const auto whole = number->to_int64();
-    if (!whole || *whole < least || *whole > most)
-        at.refuse(field, "must be a whole number from " + std::to_string(least) + " to " + std::to_string(most));
-    return whole;
-}
-
 // Amounts are counts of the currency's smallest unit; an invoice has no fractions of it.
 Decimal rounded_half_away(const Decimal& value) { return value.round(0, Rounding::half_up); }
-
-struct MeteredPrice {
-    Decimal unit_amount;  // cents for one unit
-    std::optional<Decimal> cap = {};
-    std::string currency = "usd";
-};
-
-// Three letters, which Polar writes small.
-std::string read_currency(const Node& at) {
-    auto code = at.text("price_currency", at.text("currency", "usd"));
-    std::transform(code.begin(), code.end(), code.begin(), [](unsigned char c) { return static_cast<char>(std::tolower(c)); });
-    const bool letters = std::all_of(code.begin(), code.end(), [](char c) { return c >= 'a' && c <= 'z'; });
-    if (code.size() != 3 || !letters) at.refuse("price_currency", "must be a code of three letters");
-    return code;
-}
-
-// Unit amounts have up to 12 decimals and 5 digits before them (product/schemas.py:421).
-MeteredPrice read_metered(const Node& at) {
-    MeteredPrice price{at.decimal("unit_amount").value_or(Decimal()), read_whole(at, "cap_amount", 0, int32_max), read_currency(at)};
-    if (price.unit_amount <= 0) at.refuse("unit_amount", "must be above 0");
-    if (price.unit_amount.scale() > 12) at.refuse("unit_amount", "must have at most 12 decimals");
-    if (price.unit_amount >= 100000) at.refuse("unit_amount", "must be below 100000");
-    return price;
-}
 
 Decimal power_of_two(int exponent) {
     Decimal power = 1;
@@ -12295,6 +12213,54 @@ Decimal exact_amount(const Decimal& unit_amount, double units) {
 Decimal double_sum(const Decimal& a, const Decimal& b) { return Decimal::from_double(a.to_double() + b.to_double()); }
 Decimal double_quotient(const Decimal& a, const Decimal& b) { return Decimal::from_double(a.to_double() / b.to_double()); }
 
+// With commas between thousands.
+std::string grouped(std::string digits) {
+    for (auto at = std::min(digits.find('.'), digits.size()); at > 3;) digits.insert(at -= 3, ",");
+    return digits;
+}
+
+constexpr CurrencyRow currencies[] = {{"bif clp djf gnf jpy kmf krw mga pyg rwf vnd vuv xaf xof xpf", {0, 1}}};
+
+// Cents as an amount in the currency, with at least its own decimals, as Babel writes it for en_US.
+std::string money(const Decimal& cents, const std::string& code) {
+    static constexpr std::pair<std::string_view, std::string_view> symbols[] = {
+        {"usd", "$"},      {"eur", "\u20ac"}, {"gbp", "\u00a3"}, {"jpy", "\u00a5"},     {"aud", "A$"},  {"brl", "R$"},       {"cad", "CA$"},
+        {"inr", "\u20b9"}, {"mxn", "MX$"},    {"nzd", "NZ$"},    {"hkd", "HK$"},        {"twd", "NT$"}, {"cny", "CN\u00a5"}, {"krw", "\u20a9"},
+        {"ils", "\u20aa"}, {"php", "\u20b1"}, {"vnd", "\u20ab"}, {"xof", "F\u202fCFA"}, {"xaf", "FCFA"}};
+    const auto currency = currency_in(currencies, code);
+    const auto amount = cents * Decimal::scaled(1, currency.decimals);
+    std::string symbol = code;
+    std::transform(symbol.begin(), symbol.end(), symbol.begin(), [](unsigned char c) { return static_cast<char>(std::toupper(c)); });
+    for (const auto& [known, sign] : symbols) {
+        if (known == code) symbol = sign;
+    }
+    return symbol + grouped(amount.to_fixed(std::max(currency.decimals, amount.scale())));
+}
+
+// Three letters, which Polar writes small.
+std::string read_currency(const Node& at) {
+    auto code = lowercase(at.text("price_currency", at.text("currency", "usd")));
+    const bool letters = std::ranges::all_of(code, [](char c) { return c >= 'a' && c <= 'z'; });
+    if (code.size() != 3 || !letters) at.refuse("price_currency", "must be a code of three letters");
+    return code;
+}
+
+// ---- prices ----
+
+struct MeteredPrice {
+    Decimal unit_amount;  // cents for one unit
+    std::optional<Decimal> cap = {};
+    std::string currency = "usd";
+};
+
+// Unit amounts have up to 12 decimals and 5 digits before them (product/schemas.py:421).
+MeteredPrice read_metered(const Node& at) {
+    MeteredPrice price{at.above_zero("unit_amount"), at.whole("cap_amount", 0, int32_max), read_currency(at)};
+    if (price.unit_amount.scale() > 12) at.refuse("unit_amount", "must have at most 12 decimals");
+    if (price.unit_amount >= 100000) at.refuse("unit_amount", "must be below 100000");
+    return price;
+}
+
 Decimal units_to_pay(const Decimal& consumed, const Decimal& credited) { return at_least_zero(double_sum(consumed, -credited)); }
 
 // Units beyond credits at the price, rounded, then capped.
@@ -12308,83 +12274,12 @@ Priced price_units(const MeteredPrice& price, const Decimal& consumed, const Dec
     return priced;
 }
 
-// --- the words on the invoice ---
-
-// With commas between thousands.
-std::string grouped(std::string digits) {
-    for (auto at = std::min(digits.find('.'), digits.size()); at > 3;) digits.insert(at -= 3, ",");
-    return digits;
-}
-
-Currency currency_of(std::string_view code) {
-    static constexpr std::array<std::string_view, 15> whole{"bif", "clp", "djf", "gnf", "jpy", "kmf", "krw", "mga",
-                                                            "pyg", "rwf", "vnd", "vuv", "xaf", "xof", "xpf"};
-    return std::find(whole.begin(), whole.end(), code) == whole.end() ? Currency() : Currency{0, 1};
-}
-
-// Cents as an amount in the currency, with at least its own decimals, as Babel writes it for en_US.
-std::string money(const Decimal& cents, const std::string& code) {
-    static constexpr std::pair<std::string_view, std::string_view> symbols[] = {
-        {"usd", "$"},      {"eur", "\u20ac"}, {"gbp", "\u00a3"}, {"jpy", "\u00a5"},     {"aud", "A$"},  {"brl", "R$"},       {"cad", "CA$"},
-        {"inr", "\u20b9"}, {"mxn", "MX$"},    {"nzd", "NZ$"},    {"hkd", "HK$"},        {"twd", "NT$"}, {"cny", "CN\u00a5"}, {"krw", "\u20a9"},
-        {"ils", "\u20aa"}, {"php", "\u20b1"}, {"vnd", "\u20ab"}, {"xof", "F\u202fCFA"}, {"xaf", "FCFA"}};
-    const auto currency = currency_of(code);
-    const auto amount = cents * Decimal::scaled(1, currency.decimals);
-    std::string symbol = code;
-    std::transform(symbol.begin(), symbol.end(), symbol.begin(), [](unsigned char c) { return static_cast<char>(std::toupper(c)); });
-    for (const auto& [known, sign] : symbols) {
-        if (known == code) symbol = sign;
-    }
-    return symbol + grouped(amount.to_fixed(std::max(currency.decimals, amount.scale())));
-}
-
 // The units are those left to be paid.
 std::string label(const MeteredPrice& price, const Decimal& units, const Priced& priced) {
     auto text =
         "(" + grouped(units.round(3, Rounding::half_even).to_string()) + " consumed units) \u00d7 " + money(price.unit_amount, price.currency);
     if (priced.lines.back().step == FeeLine::Step::maximum) text += " \u2014 Capped at " + money(*price.cap, price.currency);
     return text;
-}
-
-// --- how prices of a meter are shown: its scale makes the amount of one unit that of what the label names (meter/schemas.py:28) ---
-
-struct MeterUnit {
-    Decimal scale = 1;
-    std::string label = "unit";
-};
-
-MeterUnit read_unit(const Node& at) {
-    const auto name = at.text("unit", "scalar");
-    if (name == "scalar") return {};
-    if (name == "token") return {1000000, "1M tokens"};
-    if (name != "custom") at.refuse("unit", "is not known: " + name);
-    MeterUnit unit{at.decimal("custom_multiplier").value_or(1), at.text("custom_label", "unit")};
-    if (unit.scale <= 0) at.refuse("custom_multiplier", "must be above 0");
-    return unit;
-}
-
-// --- functions of meters (7) ---
-
-constexpr std::pair<std::string_view, Aggregation> functions[] = {{"count", Aggregation::count}, {"sum", Aggregation::sum},
-                                                                  {"max", Aggregation::max},     {"min", Aggregation::min},
-                                                                  {"avg", Aggregation::average}, {"unique", Aggregation::unique_count}};
-
-// Sums and counts may be added up.
-bool is_summable(Aggregation function) { return function == Aggregation::count || function == Aggregation::sum; }
-
-bool is_function(Aggregation function) {
-    return std::any_of(std::begin(functions), std::end(functions), [&](const auto& row) { return row.second == function; });
-}
-
-// Of values that meters have come to; 0 of none.
-Decimal folded(Aggregation function, const std::vector<Decimal>& values) {
-    if (function == Aggregation::count) return values.size();
-    if (function == Aggregation::unique_count) return std::set<Decimal>(values.begin(), values.end()).size();
-    if (values.empty()) return {};
-    if (function == Aggregation::max) return *std::max_element(values.begin(), values.end());
-    if (function == Aggregation::min) return *std::min_element(values.begin(), values.end());
-    const Decimal sum = std::accumulate(values.begin(), values.end(), Decimal(), double_sum);
-    return function == Aggregation::average ? double_quotient(sum, values.size()) : sum;
 }
 
 // --- tiers of seats and units (11) ---
@@ -12399,7 +12294,7 @@ Tiers read_tiers(const Node& at) {
     static constexpr std::pair<std::string_view, bool> types[] = {{"volume", true}, {"graduated", false}};
     Tiers result{at.choice("type", types, "volume"), {}};
     for (const auto& each : at.list("tiers")) {
-        Tier tier{.above = {}, .up_to = each.decimal("bound"), .rate = each.decimal("unit_amount").value_or(Decimal()), .flat = {}, .from = {}};
+        Tier tier{.above = {}, .up_to = each.decimal("bound"), .rate = each.number("unit_amount"), .flat = {}, .from = {}};
         if (tier.up_to && !tier.up_to->to_int64()) each.refuse("bound", "int_from_float");
         if (tier.up_to && *tier.up_to <= 0) each.refuse("bound", "greater_than");
         if (!each.find("unit_amount")) each.refuse("unit_amount", "missing");
@@ -12407,13 +12302,11 @@ Tiers read_tiers(const Node& at) {
         result.tiers.push_back(std::move(tier));
     }
     if (result.tiers.empty()) at.refuse("tiers", "too_short");
-    std::stable_sort(result.tiers.begin(), result.tiers.end(),
-                     [](const Tier& a, const Tier& b) { return a.up_to && (!b.up_to || *a.up_to < *b.up_to); });
+    stack(result.tiers);
     for (std::size_t i = 1; i < result.tiers.size(); ++i) {
         const auto& bound = result.tiers[i - 1].up_to;
         if (!bound) at.refuse("tiers", "unbounded_tier_not_last");
         if (bound == result.tiers[i].up_to) at.refuse("tiers", "duplicate_tier_bound");
-        result.tiers[i].above = result.tiers[i].from = *bound;
     }
     return result;
 }
@@ -12421,8 +12314,8 @@ Tiers read_tiers(const Node& at) {
 // Seats are sold by tiers of min_seats to max_seats without gaps.
 Tiers read_seat_tiers(const Node& at) {
     auto given = at.list("tiers");
-    const auto least = [](const Node& tier) { return read_whole(tier, "min_seats", 0, int32_max).value_or(1); };
-    std::stable_sort(given.begin(), given.end(), [&](const Node& a, const Node& b) { return least(a) < least(b); });
+    const auto least = [](const Node& tier) { return tier.whole("min_seats", 0, int32_max).value_or(1); };
+    std::ranges::stable_sort(given, {}, least);
     json tiers = json::array();
     for (const auto& tier : given) {
         if (!tiers.empty() && tiers.back().at("bound") != least(tier) - 1) tier.refuse("min_seats", "gap");
@@ -12433,16 +12326,12 @@ Tiers read_seat_tiers(const Node& at) {
 
 // Bounds are the last quantity included. A volume needs a tier that holds it; graduated units past the last bound are free.
 Priced price_tiers(const Tiers& tiers, const Decimal& quantity) {
-    if (quantity.is_negative()) throw Error(ErrorCode::bad_value, "quantity", "negative");
+    if (quantity.is_negative()) refuse("quantity", "negative");
     if (quantity.is_zero()) return {};
     if (!tiers.volume) return graduated(tiers.tiers, quantity);
-    for (const auto& tier : tiers.tiers) {
-        if (tier.up_to && quantity > *tier.up_to) continue;
-        Priced priced;
-        priced.add(tier_line(tier, quantity));
-        return priced;
-    }
-    throw Error(ErrorCode::bad_value, "quantity", "uncovered");
+    const auto* tier = tier_reaching(tiers.tiers, quantity);
+    if (!tier) refuse("quantity", "uncovered");
+    return only(tier_line(*tier, quantity));
 }
 
 // Seats and units are whole, and so are the cents that they come to (product_price.py:426).
@@ -12451,6 +12340,36 @@ Priced price_bought(const Tiers& tiers, const Decimal& quantity) {
     if (quantity.scale() > 0) refuse("quantity", "must be a whole number");
     if (priced.amount.scale() > 0) refuse("quantity", "comes to a fraction of a cent: " + priced.amount.to_string());
     return priced;
+}
+
+// ---- the catalogue ----
+
+// --- how prices of a meter are shown: its scale makes the amount of one unit that of what the label names (meter/schemas.py:28) ---
+
+struct MeterUnit {
+    Decimal scale = 1;
+    std::string label = "unit";
+};
+
+MeterUnit read_unit(const Node& at) {
+    const auto name = at.text("unit", "scalar");
+    if (name == "scalar") return {};
+    if (name == "token") return {1000000, "1M tokens"};
+    if (name != "custom") at.refuse("unit", "is not known: " + name);
+    return {at.above_zero("custom_multiplier", 1), at.text("custom_label", "unit")};
+}
+
+// --- functions of meters (7) ---
+
+constexpr std::pair<std::string_view, Aggregation> functions[] = {{"count", Aggregation::count}, {"sum", Aggregation::sum},
+                                                                  {"max", Aggregation::max},     {"min", Aggregation::min},
+                                                                  {"avg", Aggregation::average}, {"unique", Aggregation::unique_count}};
+
+// Sums and counts may be added up.
+bool is_summable(Aggregation function) { return function == Aggregation::count || function == Aggregation::sum; }
+
+bool is_function(Aggregation function) {
+    return std::ranges::any_of(functions, [&](const auto& row) { return row.second == function; });
 }
 
 // --- three evaluators of filters, which disagree where types differ (6.2); what is not written never matches ---
@@ -12516,8 +12435,8 @@ Scalar field_of(const Event& event, std::string_view field, Rounding seconds, st
 
 bool bills(const Filter& filter, const Event& event) {
     const auto each = [&](const Filter& part) { return bills(part, event); };
-    if (filter.kind == Filter::Kind::all) return std::all_of(filter.parts.begin(), filter.parts.end(), each);
-    if (filter.kind == Filter::Kind::any) return std::any_of(filter.parts.begin(), filter.parts.end(), each);
+    if (filter.kind == Filter::Kind::all) return std::ranges::all_of(filter.parts, each);
+    if (filter.kind == Filter::Kind::any) return std::ranges::any_of(filter.parts, each);
     std::string keep;
     const bool metadata = filter.field.starts_with(property_field(""));
     return meets(metadata ? billing : built_in, make_clause(filter), field_of(event, filter.field, *billing_rules.filter.seconds, keep));
@@ -12528,7 +12447,7 @@ bool bills(const Filter& filter, const Event& event) {
 // Text of at most 1000 characters, a 32-bit integer (1.0 is 1) or a boolean (filter.py:31).
 json clause_value(const Node& at) {
     const json value = at.raw("value");
-    if (value.is_number()) return *read_whole(at, "value", -int32_max - 1, int32_max);
+    if (value.is_number()) return *at.whole("value", -int32_max - 1, int32_max);
     if (value.is_boolean()) return value;
     if (!value.is_string()) at.refuse("value", "must be text, a whole number or true or false");
     const auto& text = value.get_ref<const std::string&>();
@@ -12616,7 +12535,43 @@ Meter read_meter(const Node& at) {
     return {id, read_metric(at.object("aggregation"), filter, metric_code(id)), read_unit(at)};
 }
 
-// --- credits (10.1, 10.2) ---
+// --- subscriptions and charges ---
+
+struct Subscription {
+    std::string id, customer;  // events name the customer by its external id
+    Period active = {}, current = {};
+    Stride stride = {};
+    std::optional<Timestamp> trial_end = {};
+    Decimal seats = {}, units = {};
+};
+
+Subscription read_subscription(const Node& at) {
+    static constexpr std::pair<std::string_view, Stride> intervals[] = {
+        {"day", every_day}, {"week", every_week}, {"month", every_month}, {"year", every_year}};
+    Subscription subscription{.id = at.required_text("id"), .customer = at.object("customer").required_text("external_id")};
+    const auto start = at.time("current_period_start");
+    if (!start) at.refuse("current_period_start", "is required");
+    const auto interval = at.choice("recurring_interval", intervals, "month");
+    subscription.stride = repeated(interval, at.whole("recurring_interval_count", 1, 999).value_or(1));
+    const Timestamp next = utc_cycle(subscription.stride, *start).boundary(1);
+    subscription.current = {*start, at.time("current_period_end").value_or(next)};
+    subscription.active = {at.time("started_at").value_or(Timestamp::min()), at.time("ended_at").value_or(Period().to)};
+    if (subscription.current.from >= subscription.current.to) at.refuse("current_period_end", "ends before it begins");
+    if (subscription.active.from >= subscription.active.to) at.refuse("ended_at", "ends before it begins");
+    subscription.trial_end = at.time("trial_end");
+    subscription.seats = at.whole("seats", 0, int32_max).value_or(0);
+    subscription.units = at.whole("units", 0, int32_max).value_or(0);
+    return subscription;
+}
+
+struct Charge {
+    std::string name;
+    MeteredPrice price = {};                  // its currency code stands for tiers, too
+    Decimal Subscription::*bought = nullptr;  // seats or units; else units are measured
+    std::optional<Tiers> tiers = {};          // of those
+    Meter meter = {};
+    Decimal granted = {};
+};
 
 // What the product's benefits grant of a meter in each cycle.
 Decimal granted_units(const Node& product, const std::string& meter) {
@@ -12624,10 +12579,113 @@ Decimal granted_units(const Node& product, const std::string& meter) {
     for (const auto& benefit : product.list("benefits")) {
         if (benefit.text("type") != "meter_credit") continue;
         const auto properties = benefit.object("properties");
-        if (properties.text("meter_id") == meter) units += read_whole(properties, "units", 1, int32_max).value_or(0);
+        if (properties.text("meter_id") == meter) units += properties.whole("units", 1, int32_max).value_or(0);
     }
     return units;
 }
+
+Charge read_charge(const Node& at, const Node& product, const std::vector<Meter>& meters) {
+    static constexpr std::pair<std::string_view, Decimal Subscription::*> kinds[] = {
+        {"metered_unit", nullptr}, {"seat_based", &Subscription::seats}, {"unit_based", &Subscription::units}};
+    Charge charge{.name = at.text("id"), .bought = at.choice("amount_type", kinds, "metered_unit")};
+    if (charge.bought) {
+        const bool seats = charge.bought == &Subscription::seats;
+        charge.price.currency = read_currency(at);
+        charge.tiers = seats ? read_seat_tiers(at.object("seat_tiers")) : read_tiers(at.object("tiers"));
+        if (charge.name.empty()) charge.name = seats ? "seats" : "units";
+    } else {
+        charge.meter = at.one_of(meters, &Meter::id, "meter_id", "meter");
+        charge.price = read_metered(at);
+        charge.granted = granted_units(product, charge.meter.id);
+        if (charge.name.empty()) charge.name = charge.meter.id;
+    }
+    return charge;
+}
+
+// --- the whole ---
+
+// What a product and its subscriptions say.
+struct Catalogue : Book::Impl {
+    std::vector<Charge> charges;
+    std::vector<Subscription> subscriptions;
+    bool lists_subscriptions = false;
+
+    // That of the id or, without one, the customer's earliest; nothing when the catalogue lists none.
+    const Subscription* find(const std::string& id, const std::string& customer, const std::optional<Timestamp>& active_at = {}) const {
+        const auto found = std::ranges::find_if(subscriptions, [&](const Subscription& each) {
+            if (active_at && !each.active.contains(*active_at)) return false;
+            return id.empty() ? each.customer == customer : each.id == id;
+        });
+        return found == subscriptions.end() ? nullptr : &*found;
+    }
+};
+
+void read(const Node& root, Catalogue& book) {
+    const auto product = root.object("product");
+    book.code = product.text("id", product.text("name", "polar"));
+    std::vector<Meter> meters;
+    for (const auto& at : root.list("meters")) {
+        meters.push_back(read_meter(at));
+        book.metrics.push_back(meters.back().metric);
+    }
+    for (const auto& price : product.list("prices")) {
+        const auto type = price.text("amount_type");
+        if (type == "fixed" || type == "custom" || type == "free") continue;
+        auto charge = read_charge(price, product, meters);
+        for (const auto& each : book.charges) {
+            if (!charge.bought && each.meter.id == charge.meter.id) price.refuse("meter_id", "has another price, too");
+        }
+        book.charges.push_back(std::move(charge));
+        if (book.charges.back().price.currency != book.charges.front().price.currency) product.refuse("has prices in several currencies");
+    }
+    if (book.charges.empty()) product.refuse("has no price by usage, seats or units");
+    book.currency_code = book.charges.front().price.currency;
+    book.currency = currency_in(currencies, book.currency_code);
+    book.lists_subscriptions = root.find("subscriptions").has_value();
+    for (const auto& at : root.list("subscriptions")) book.subscriptions.push_back(read_subscription(at));
+    std::ranges::stable_sort(book.subscriptions, [](const Subscription& a, const Subscription& b) { return a.active.from < b.active.from; });
+}
+
+// ---- the account ----
+
+// The current period as Polar says; others follow and precede it by the interval.
+Period period_around(const Subscription& subscription, Timestamp now) {
+    const auto& [from, to] = subscription.current;
+    if (subscription.current.contains(now)) return subscription.current;
+    const Timestamp anchor = now < from ? from : to;
+    return overlap(utc_cycle(subscription.stride, anchor).around(now), subscription.active);
+}
+
+// Whose usage a bill is about, and which: what users did in the period, after a trial.
+struct Account {
+    const Subscription* subscription = nullptr;
+    AggregateQuery query = {};
+
+    bool on_trial(Timestamp time) const { return subscription && subscription->trial_end && time < *subscription->trial_end; }
+};
+
+// Where subscriptions are not listed, a customer is billed by calendar months.
+Account open_account(const Catalogue& book, const std::string& subscription, const std::string& customer, Timestamp now) {
+    Account account{book.find(subscription, customer, now)};
+    if (book.lists_subscriptions && !account.subscription) not_found("subscription", "has no period now");
+    if (!account.subscription && customer.empty()) refuse("customer", "is required");
+    account.query.customer = account.subscription ? account.subscription->customer : customer;
+    account.query.period = account.subscription ? period_around(*account.subscription, now) : this_month(now);
+    if (account.subscription && account.subscription->trial_end) {
+        const auto second = account.subscription->trial_end->unix_seconds().round(0, Rounding::ceil);
+        account.query.filter = Filter::where("timestamp", Operator::gte, second.to_int64().value());
+    }
+    return account;
+}
+
+// ---- measuring ----
+
+AggregateQuery of_users(AggregateQuery query) {
+    query.filter = Filter::all({std::move(query.filter), by_users()});
+    return query;
+}
+
+// --- credits (10.1, 10.2) ---
 
 // Polar's own events of that name about the meter.
 Metric system_metric(const char* name, const std::string& meter, Aggregation aggregation, const char* property) {
@@ -12645,205 +12703,11 @@ std::optional<Decimal> credited_units(const std::string& meter, const AggregateQ
     return credited;
 }
 
-// --- subscriptions ---
-
-struct Subscription {
-    std::string id, customer;  // events name the customer by its external id
-    Period active = {}, current = {};
-    Stride stride = {};
-    std::optional<Timestamp> trial_end = {};
-    Decimal seats = {}, units = {};
-};
-
-Subscription read_subscription(const Node& at) {
-    static constexpr std::pair<std::string_view, Bin> intervals[] = {
-        {"day", Bin::day}, {"week", Bin::week}, {"month", Bin::month}, {"year", Bin::year}};
-    Subscription subscription{.id = at.required_text("id"), .customer = at.object("customer").required_text("external_id")};
-    const auto start = at.time("current_period_start");
-    if (!start) at.refuse("current_period_start", "is required");
-    const auto interval = stride_of(at.choice("recurring_interval", intervals, "month"));
-    subscription.stride = repeated(interval, read_whole(at, "recurring_interval_count", 1, 999).value_or(1));
-    const Timestamp next = Cycle(subscription.stride, start->micros(), Zone({})).boundary(1);
-    subscription.current = {*start, at.time("current_period_end").value_or(next)};
-    subscription.active = {at.time("started_at").value_or(Timestamp::min()), at.time("ended_at").value_or(Period().to)};
-    if (subscription.current.from >= subscription.current.to) at.refuse("current_period_end", "ends before it begins");
-    if (subscription.active.from >= subscription.active.to) at.refuse("ended_at", "ends before it begins");
-    subscription.trial_end = at.time("trial_end");
-    subscription.seats = read_whole(at, "seats", 0, int32_max).value_or(0);
-    subscription.units = read_whole(at, "units", 0, int32_max).value_or(0);
-    return subscription;
+Decimal credited_of(const Charge& charge, const Account& account, UsageSource& usage) {
+    return credited_units(charge.meter.id, account.query, usage).value_or(charge.granted);
 }
 
-// The current period as Polar says; others follow and precede it by the interval.
-Period period_around(const Subscription& subscription, Timestamp now) {
-    const auto& [from, to] = subscription.current;
-    if (subscription.current.contains(now)) return subscription.current;
-    const Timestamp anchor = now < from ? from : to;
-    const Period period = Cycle(subscription.stride, anchor.micros(), Zone({})).around(now);
-    return {std::max(period.from, subscription.active.from), std::min(period.to, subscription.active.to)};
-}
-
-// --- prices ---
-
-struct Charge {
-    std::string name;
-    Currency currency = {};
-    MeteredPrice price = {};                  // its currency code stands for tiers, too
-    Decimal Subscription::*bought = nullptr;  // seats or units; else units are measured
-    std::optional<Tiers> tiers = {};          // of those
-    Meter meter = {};
-    Decimal granted = {};
-};
-
-// Currency units, as fees have them, from Polar's cents.
-Priced in_units(Priced priced, Currency currency) {
-    const Decimal cent = quotient(1, currency.subunits);  // times, not divided by: exact
-    for (auto& line : priced.lines) {
-        line.rate *= cent;
-        line.amount *= cent;
-    }
-    priced.amount *= cent;
-    return priced;
-}
-
-Charge read_charge(const Node& at, const Node& product, const std::vector<Meter>& meters) {
-    static constexpr std::pair<std::string_view, Decimal Subscription::*> kinds[] = {
-        {"metered_unit", nullptr}, {"seat_based", &Subscription::seats}, {"unit_based", &Subscription::units}};
-    Charge charge{.name = at.text("id"), .bought = at.choice("amount_type", kinds, "metered_unit")};
-    if (charge.bought) {
-        const bool seats = charge.bought == &Subscription::seats;
-        charge.price.currency = read_currency(at);
-        charge.tiers = seats ? read_seat_tiers(at.object("seat_tiers")) : read_tiers(at.object("tiers"));
-        if (charge.name.empty()) charge.name = seats ? "seats" : "units";
-    } else {
-        const auto id = at.required_text("meter_id");
-        const auto found = std::find_if(meters.begin(), meters.end(), [&](const Meter& meter) { return meter.id == id; });
-        if (found == meters.end()) at.refuse("meter_id", "no such meter: " + id);
-        charge.price = read_metered(at);
-        charge.meter = *found;
-        charge.granted = granted_units(product, id);
-        if (charge.name.empty()) charge.name = id;
-    }
-    charge.currency = currency_of(charge.price.currency);
-    return charge;
-}
-
-// --- the book ---
-
-struct Plan final : Book::Impl {
-    std::vector<Charge> charges;
-    std::vector<Subscription> subscriptions;
-    bool lists_subscriptions = false;
-
-    // That of the id or, without one, the customer's earliest; nothing when the catalogue lists none.
-    const Subscription* find(const std::string& id, const std::string& customer, const std::optional<Timestamp>& active_at = {}) const {
-        const auto found = std::find_if(subscriptions.begin(), subscriptions.end(), [&](const Subscription& each) {
-            if (active_at && !each.active.contains(*active_at)) return false;
-            return id.empty() ? each.customer == customer : each.id == id;
-        });
-        return found == subscriptions.end() ? nullptr : &*found;
-    }
-    bool serves(const std::string& subscription, const std::string& customer) const override {
-        return lists_subscriptions ? find(subscription, customer) != nullptr : !customer.empty();
-    }
-    Period period_around(const UsageQuery& query, Timestamp at) const override {
-        const auto* subscription = find(query.subscription, query.customer);
-        return subscription ? polar::period_around(*subscription, at) : this_month(at);
-    }
-    Fees usage(const UsageQuery& query, Timestamp now, UsageSource& usage) const override;
-    Fees estimate_fees(const Event& event, Timestamp now, UsageSource& usage) const override;
-    Fee price(std::string_view charge, const Decimal& units, std::int64_t events) const override;
-    std::vector<std::string> charge_names(const std::string& metric) const override {
-        std::vector<std::string> names;
-        for (const auto& each : charges) {
-            if (!each.tiers && each.meter.metric.code == metric) names.push_back(each.name);
-        }
-        return names;
-    }
-};
-
-// Whose usage a bill is about, and which: what users did in the period, after a trial.
-struct Account {
-    const Subscription* subscription = nullptr;
-    AggregateQuery query = {};
-
-    Decimal credited(const Charge& charge, UsageSource& usage) const {
-        return credited_units(charge.meter.id, query, usage).value_or(charge.granted);
-    }
-    bool on_trial(Timestamp time) const { return subscription && subscription->trial_end && time < *subscription->trial_end; }
-};
-
-AggregateQuery of_users(AggregateQuery query) {
-    query.filter = Filter::all({std::move(query.filter), by_users()});
-    return query;
-}
-
-// Where subscriptions are not listed, a customer is billed by calendar months.
-Account open_account(const Plan& plan, const std::string& subscription, const std::string& customer, Timestamp now) {
-    Account account{plan.find(subscription, customer, now)};
-    if (plan.lists_subscriptions && !account.subscription) throw Error(ErrorCode::not_found, "subscription", "has no period now");
-    if (!account.subscription && customer.empty()) refuse("customer", "is required");
-    account.query.customer = account.subscription ? account.subscription->customer : customer;
-    account.query.period = account.subscription ? period_around(*account.subscription, now) : this_month(now);
-    if (account.subscription && account.subscription->trial_end) {
-        const auto second = account.subscription->trial_end->unix_seconds().round(0, Rounding::ceil);
-        account.query.filter = Filter::where("timestamp", Operator::gte, second.to_int64().value());
-    }
-    return account;
-}
-
-Fee fee_of(const Charge& charge, const Account& account, const Decimal& units, Priced priced) {
-    Fee fee{.charge = charge.name, .metric = charge.meter.metric.code, .customer = account.query.customer, .currency = charge.price.currency};
-    priced = in_units(std::move(priced), charge.currency);
-    if (account.subscription) fee.subscription = account.subscription->id;
-    fee.units = units;
-    fee.amount = priced.amount;
-    fee.amount_cents = to_cents(priced.amount, charge.currency);
-    fee.unit_amount = quotient(priced.amount, units);
-    fee.pay_in_advance = charge.tiers.has_value();
-    fee.period = account.query.period;
-    fee.lines = std::move(priced.lines);
-    return fee;
-}
-
-Fees summed(const Plan& plan, std::vector<Fee> list) {
-    const auto& first = plan.charges.front();
-    Fees fees{.fees = std::move(list), .currency = first.price.currency, .subunits = first.currency.subunits};
-    for (const auto& fee : fees.fees) fees.amount_cents += fee.amount_cents;
-    return fees;
-}
-
-// The fee for what a meter has come to, with the words of the invoice (product_price.py:335).
-Fee metered_fee(const Charge& charge, const Account& account, UsageSource& usage) {
-    const auto row = usage.measure(charge.meter.metric, of_users(account.query)).front();
-    const auto credited = account.credited(charge, usage);
-    const auto priced = price_units(charge.price, row.value, credited);
-    auto fee = fee_of(charge, account, row.value, priced);
-    fee.events = row.events;
-    const auto& shown = charge.meter.unit;
-    fee.vendor = {{"label", label(charge.price, units_to_pay(row.value, credited), priced)},
-                  {"unit_price", money(charge.price.unit_amount * shown.scale, charge.price.currency) + " / " + shown.label},
-                  {"meter_id", charge.meter.id},
-                  {"consumed_units", row.value.to_string()},
-                  {"credited_units", credited.to_string()},
-                  {"amount", priced.amount.to_string()}};
-    return fee;
-}
-
-Fees Plan::usage(const UsageQuery& asked, Timestamp now, UsageSource& usage_source) const {
-    auto account = open_account(*this, asked.subscription, asked.customer, now);
-    if (asked.period) account.query.period = *asked.period;
-    std::vector<Fee> list;
-    for (const auto& charge : charges) {
-        if (!charge.tiers) {
-            list.push_back(metered_fee(charge, account, usage_source));
-        } else if (account.subscription) {
-            const auto& bought = account.subscription->*charge.bought;
-            list.push_back(fee_of(charge, account, bought, price_bought(*charge.tiers, bought)));
-        }
-    }
-    return summed(*this, std::move(list));
-}
+// --- one event more ---
 
 // Events whose value is this one, by its type and all.
 Filter identity(const std::string& field, const Scalar& value) {
@@ -12880,66 +12744,155 @@ std::optional<Decimal> consumed_with(const Metric& metric, const Event& event, c
     return double_quotient(double_sum(usage.measure(sum, query).front().value, value.number), before.events + 1);
 }
 
-// What the event adds to the bill of its period, up to now.
-Fees Plan::estimate_fees(const Event& event, Timestamp now, UsageSource& usage_source) const {
-    auto account = open_account(*this, event.subscription, event.customer, now);
-    account.query.period.to = std::min(account.query.period.to, now + std::chrono::microseconds(1));
-    const auto query = of_users(account.query);
-    auto happening = event;
-    happening.timestamp = event.timestamp.value_or(now);
-    std::vector<Fee> list;
-    for (const auto& charge : charges) {
-        if (charge.tiers) continue;
-        const auto before = usage_source.measure(charge.meter.metric, query).front();
-        auto after = consumed_with(charge.meter.metric, happening, before, query, usage_source);
-        if (!after) continue;
-        if (account.on_trial(*happening.timestamp)) after = before.value;
-        const auto credited = account.credited(charge, usage_source);
-        const auto added = difference(price_units(charge.price, *after, credited), price_units(charge.price, before.value, credited));
-        list.push_back(fee_of(charge, account, *after - before.value, added));
-        list.back().events = 1;
+// ---- fees ----
+
+// Currency units, as fees have them, from Polar's cents.
+Priced in_units(Priced priced, Currency currency) {
+    const Decimal cent = quotient(1, currency.subunits);  // times, not divided by: exact
+    for (auto& line : priced.lines) {
+        line.rate *= cent;
+        line.amount *= cent;
     }
-    if (list.empty()) throw Error(ErrorCode::not_found, "name", "no price measures this event named " + quote(event.name));
-    return summed(*this, std::move(list));
+    priced.amount *= cent;
+    return priced;
 }
 
-Fee Plan::price(std::string_view name, const Decimal& units, std::int64_t) const {
-    const auto charge = std::find_if(charges.begin(), charges.end(), [&](const Charge& each) { return each.name == name; });
-    if (charge == charges.end()) throw Error(ErrorCode::not_found, "charge", "charge_not_found");
-    return fee_of(*charge, {}, units, charge->tiers ? price_bought(*charge->tiers, units) : price_units(charge->price, units, charge->granted));
+Fee fee_of(const Catalogue& book, const Charge& charge, const Account& account, const Decimal& units, Priced priced) {
+    auto fee = book.priced_fee(units, in_units(std::move(priced), book.currency));
+    fee.charge = charge.name;
+    fee.metric = charge.meter.metric.code;
+    fee.customer = account.query.customer;
+    if (account.subscription) fee.subscription = account.subscription->id;
+    fee.pay_in_advance = charge.tiers.has_value();
+    fee.period = account.query.period;
+    return fee;
 }
 
-std::shared_ptr<const Book::Impl> load(const json& catalogue) {
-    const Node root(catalogue);
-    const auto product = root.object("product");
-    auto book = std::make_shared<Plan>();
-    book->vendor = "polar";
-    book->code = product.text("id", product.text("name", "polar"));
-    book->source = catalogue;
-    std::vector<Meter> meters;
-    for (const auto& at : root.list("meters")) {
-        meters.push_back(read_meter(at));
-        book->metrics.push_back(meters.back().metric);
+// The fee for what a meter has come to, with the words of the invoice (product_price.py:335).
+Fee metered_fee(const Catalogue& book, const Charge& charge, const Account& account, UsageSource& usage) {
+    const auto row = usage.measure(charge.meter.metric, of_users(account.query)).front();
+    const auto credited = credited_of(charge, account, usage);
+    const auto priced = price_units(charge.price, row.value, credited);
+    auto fee = fee_of(book, charge, account, row.value, priced);
+    fee.events = row.events;
+    const auto& shown = charge.meter.unit;
+    fee.vendor = {{"label", label(charge.price, units_to_pay(row.value, credited), priced)},
+                  {"unit_price", money(charge.price.unit_amount * shown.scale, charge.price.currency) + " / " + shown.label},
+                  {"meter_id", charge.meter.id},
+                  {"consumed_units", row.value.to_string()},
+                  {"credited_units", credited.to_string()},
+                  {"amount", priced.amount.to_string()}};
+    return fee;
+}
+
+// ---- operations ----
+
+struct Operations final : Catalogue {
+    bool serves(const std::string& subscription, const std::string& customer) const override {
+        return lists_subscriptions ? find(subscription, customer) != nullptr : !customer.empty();
     }
-    for (const auto& price : product.list("prices")) {
-        const auto type = price.text("amount_type");
-        if (type == "fixed" || type == "custom" || type == "free") continue;
-        auto charge = read_charge(price, product, meters);
-        for (const auto& each : book->charges) {
-            if (!charge.bought && each.meter.id == charge.meter.id) price.refuse("meter_id", "has another price, too");
+    Period period_around(const UsageQuery& query, Timestamp at) const override {
+        const auto* subscription = find(query.subscription, query.customer);
+        return subscription ? polar::period_around(*subscription, at) : this_month(at);
+    }
+    std::vector<std::string> charge_names(const std::string& metric) const override {
+        std::vector<std::string> names;
+        for (const auto& each : charges) {
+            if (!each.tiers && each.meter.metric.code == metric) names.push_back(each.name);
         }
-        book->charges.push_back(std::move(charge));
-        if (book->charges.back().price.currency != book->charges.front().price.currency) product.refuse("has prices in several currencies");
+        return names;
     }
-    if (book->charges.empty()) product.refuse("has no price by usage, seats or units");
-    book->lists_subscriptions = root.find("subscriptions").has_value();
-    for (const auto& at : root.list("subscriptions")) book->subscriptions.push_back(read_subscription(at));
-    std::stable_sort(book->subscriptions.begin(), book->subscriptions.end(),
-                     [](const Subscription& a, const Subscription& b) { return a.active.from < b.active.from; });
-    return book;
-}
+
+    Fees usage(const UsageQuery& asked, Timestamp now, UsageSource& usage) const override {
+        auto account = open_account(*this, asked.subscription, asked.customer, now);
+        if (asked.period) account.query.period = *asked.period;
+        std::vector<Fee> list;
+        for (const auto& charge : charges) {
+            if (!charge.tiers) {
+                list.push_back(metered_fee(*this, charge, account, usage));
+            } else if (account.subscription) {
+                const auto& bought = account.subscription->*charge.bought;
+                list.push_back(fee_of(*this, charge, account, bought, price_bought(*charge.tiers, bought)));
+            }
+        }
+        return sum_up(std::move(list));
+    }
+
+    // What the event adds to the bill of its period, up to now.
+    Fees estimate_fees(const Event& event, Timestamp now, UsageSource& usage) const override {
+        auto account = open_account(*this, event.subscription, event.customer, now);
+        account.query.period = overlap(account.query.period, up_to(Period().from, now));
+        const auto query = of_users(account.query);
+        auto happening = event;
+        happening.timestamp = event.timestamp.value_or(now);
+        std::vector<Fee> list;
+        for (const auto& charge : charges) {
+            if (charge.tiers) continue;
+            const auto before = usage.measure(charge.meter.metric, query).front();
+            auto after = consumed_with(charge.meter.metric, happening, before, query, usage);
+            if (!after) continue;
+            if (account.on_trial(*happening.timestamp)) after = before.value;
+            const auto credited = credited_of(charge, account, usage);
+            const auto added = difference(price_units(charge.price, *after, credited), price_units(charge.price, before.value, credited));
+            list.push_back(fee_of(*this, charge, account, *after - before.value, added));
+            list.back().events = 1;
+        }
+        if (list.empty()) not_found("name", "no price measures this event named " + quote(event.name));
+        return sum_up(std::move(list));
+    }
+
+    Fee price(std::string_view name, const Decimal& units, std::int64_t) const override {
+        const auto* charge = find_by(charges, &Charge::name, name);
+        if (!charge) not_found("charge", "charge_not_found");
+        return fee_of(*this, *charge, {}, units,
+                      charge->tiers ? price_bought(*charge->tiers, units) : price_units(charge->price, units, charge->granted));
+    }
+};
 
 // ---- meter quantities and customer meters (8 and 10.3) ----
+
+// Intervals of meter quantities, and how many days a question may span at most (time_queries.py:46).
+constexpr std::pair<Bin, int> most_days[] = {{Bin::hour, 7}, {Bin::day, 366}, {Bin::week, 371}, {Bin::month, 1460}, {Bin::year, 3650}};
+
+// PostgreSQL takes a local time that the clock shows twice for the second of the two, and puts one that it skips as far behind the skip as the
+// time would have been without it (DetermineTimeZoneOffset).
+Timestamp postgres_time(std::int64_t local, const Zone& zone) {
+    const Timestamp first = zone.to_utc(local);
+    if (zone.to_local(first) != local) return Timestamp(local - zone.span_at(first.micros() - 1).offset);
+    const std::int64_t change = zone.span_at(first.micros()).to;
+    if (change - first.micros() > micros_per_day) return first;
+    const Timestamp second(local - zone.span_at(change).offset);
+    return second.micros() >= change ? second : first;
+}
+
+// The moments that have a row in the answer: the start, and on by one interval each, on the zone's clock, until the end has passed. Each is
+// counted from the one before, so a 31st that a short month moved stays where it is. (generate_series in time_queries.py:32)
+std::vector<Timestamp> quantity_rows(Timestamp start, Timestamp end, Bin interval, const Zone& zone) {
+    const auto* most = find_by(most_days, row_name, interval);
+    if (!most) refuse("interval", "must be hour, day, week, month or year");
+    if (start < Timestamp::from_civil(2023, 1, 1)) refuse("start", "must not be before 2023-01-01");
+    if (start > end) refuse("end", "is before the start");
+    if (cut(end, micros_per_day) - cut(start, micros_per_day) > std::chrono::days(most->second))
+        refuse("interval", "is too small for so long a time");
+    const auto next = [&](Timestamp row) {
+        if (interval == Bin::hour) return row + std::chrono::hours(1);
+        return postgres_time(Cycle(stride_of(interval), zone.to_local(row), Zone({})).boundary(1).micros(), zone);
+    };
+    std::vector<Timestamp> rows;
+    for (Timestamp row = start; row <= end; row = next(row)) rows.push_back(row);
+    return rows;
+}
+
+// Of values that meters have come to; 0 of none.
+Decimal folded(Aggregation function, const std::vector<Decimal>& values) {
+    if (function == Aggregation::count) return values.size();
+    if (function == Aggregation::unique_count) return std::set<Decimal>(values.begin(), values.end()).size();
+    if (values.empty()) return {};
+    if (function == Aggregation::max) return *std::ranges::max_element(values);
+    if (function == Aggregation::min) return *std::ranges::min_element(values);
+    const Decimal sum = std::accumulate(values.begin(), values.end(), Decimal(), double_sum);
+    return function == Aggregation::average ? double_quotient(sum, values.size()) : sum;
+}
 
 // For every key of the metadata parameter one of its texts.
 Filter parameter_filter(const json& metadata) {
@@ -12998,9 +12951,9 @@ Quantities quantities(Metric metric, const QuantitiesQuery& query, UsageSource& 
     Quantities answer;
     std::vector<Decimal> with_events;
     for (const Timestamp time : times) {
-        const auto found = by_bin.find(bins.around(time).from);
-        answer.rows.push_back({time, found == by_bin.end() ? Decimal() : found->second});
-        if (found != by_bin.end()) with_events.push_back(found->second);
+        const auto* found = value_at(by_bin, bins.around(time).from);
+        answer.rows.push_back({time, found ? *found : Decimal()});
+        if (found) with_events.push_back(*found);
     }
     answer.total = total_of(metric, asked, with_events, usage);
     return answer;
@@ -13040,29 +12993,45 @@ CustomerMeter customer_meter(const std::string& id, Metric metric, const std::ve
 
 namespace autumn {
 
-// ---- its calendar ----
+// ---- words and numbers ----
+
+using Step = FeeLine::Step;
+
+// decimal.js divides to 20 significant digits.
+Decimal divided(const Decimal& a, const Decimal& b) { return b.is_zero() ? Decimal() : Decimal::divide_significant(a, b, 20, Rounding::half_up); }
+
+constexpr int amount_decimals = 10;  // tier results are rounded to these, half up
+
+// Which of two words there is; without any it is the first.
+bool is_second(const Node& at, std::string_view key, std::string_view first, std::string_view second) {
+    return at.choice(key, std::array{std::pair(first, false), std::pair(second, true)}, std::string(first));
+}
+
+constexpr CurrencyRow currencies[] = {{"bif clp djf gnf jpy kmf krw mga pyg rwf ugx vnd vuv xaf xof xpf", {0, 1}},
+                                      {"bhd jod kwd omr tnd", {3, 1000}}};
+
+Currency currency_of(const std::string& code) { return currency_in(currencies, lowercase(code)); }
+
+// Smallest units as Stripe takes them: three-decimal currencies are rounded to ten (7.10).
+Decimal minor_units(const Decimal& amount, Currency currency) {
+    if (currency.subunits == 1) return amount.round(0, Rounding::half_up);
+    return (amount * 100).round(0, Rounding::half_up) * (currency.subunits == 1000 ? 10 : 1);
+}
 
 // Of resets, prices and usage windows (getCycleIntervalFunctions.ts:27).
 constexpr std::pair<std::string_view, Stride> intervals[] = {
-    {"minute", {0, micros_per_minute}},
-    {"hour", {0, micros_per_hour}},
-    {"day", {0, micros_per_day}},
-    {"week", {0, 7 * micros_per_day}},
-    {"month", {1, 0}},
-    {"quarter", {3, 0}},
-    {"semi_annual", {6, 0}},
-    {"year", {12, 0}},
-};
+    {"minute", {0, micros_per_minute}}, {"hour", {0, micros_per_hour}},   {"day", every_day},  {"week", every_week}, {"month", every_month},
+    {"quarter", every_quarter},         {"semi_annual", every_half_year}, {"year", every_year}};
 
 Stride stride_of(std::string_view interval, std::int64_t count = 1) {
-    const auto row = std::find_if(std::begin(intervals), std::end(intervals), [&](const auto& each) { return each.first == interval; });
-    if (row == std::end(intervals)) throw Error(ErrorCode::bad_value, "interval", quote(interval) + " is not an interval");
+    const auto* row = find_by(intervals, row_name, interval);
+    if (!row) refuse("interval", quote(interval) + " is not an interval");
     return repeated(row->second, count);
 }
 
 // The billing cycle around a moment; neither end is before the floor (getCycleStart.ts:25, getCycleEnd.ts:25).
 Period cycle_around(Timestamp now, Timestamp anchor, Stride stride, Timestamp floor = Timestamp::min()) {
-    const Period cycle = Cycle(stride, anchor.micros(), Zone({})).around(now);
+    const Period cycle = utc_cycle(stride, anchor).around(now);
     return {std::max(cycle.from, floor), std::max(cycle.to, floor)};
 }
 
@@ -13080,47 +13049,7 @@ std::optional<Period> usage_window(std::string_view interval, Timestamp now, con
     return cycle_around(now, anchor.value_or(calendar_anchor(stride)), stride);
 }
 
-// What an analytics range covers: the bins of the list, and the total beside them. Its last moment, a whole second, belongs to it.
-struct Ranges {
-    Period list, total;
-};
-
-Period up_to(Timestamp from, Timestamp last) { return {from, last + std::chrono::microseconds(1)}; }
-
-// Without a billing cycle its ranges are the last day (aggregate.ts:90). The total of a range of days begins earlier than its list, with
-// the day when bins are days and else with the hour (getCountAndSum.ts:79).
-Ranges named_ranges(std::string_view name, Bin bin, Timestamp now, const std::optional<BillingCycle>& cycle) {
-    const bool days = name.ends_with('h') || name.ends_with('d');
-    const Period period = named_period(days || cycle ? name : "24h", cut(now, micros_per_second), cycle);
-    const auto list = up_to(period.from, period.to);
-    if (!days && cycle) return {list, list};
-    return {list, {cut(list.from, bin == Bin::day ? micros_per_day : micros_per_hour), list.to}};
-}
-
-// Milliseconds are cut off at both ends (aggregate.ts:101).
-Ranges custom_ranges(Timestamp from, Timestamp to) {
-    const auto range = up_to(cut(from, micros_per_second), cut(to, micros_per_second));
-    return {range, range};
-}
-
 // ---- prices ----
-
-using Step = FeeLine::Step;
-
-// decimal.js divides to 20 significant digits.
-Decimal divided(const Decimal& a, const Decimal& b) { return b.is_zero() ? Decimal() : Decimal::divide_significant(a, b, 20, Rounding::half_up); }
-
-// Up to whole billing units, once, before any tier is walked (7.3).
-Decimal whole_units(const Decimal& quantity, const Decimal& billing_units) { return begun_packages(quantity, billing_units) * billing_units; }
-
-constexpr int amount_decimals = 10;  // tier results are rounded to these, half up
-
-// A number that there need not be.
-std::optional<Decimal> not_negative(const Node& at, std::string_view key) {
-    const auto number = at.decimal(key);
-    if (number && number->is_negative()) throw Error(ErrorCode::bad_value, at.path(key), "must not be negative");
-    return number;
-}
 
 // --- plan items ---
 
@@ -13154,11 +13083,6 @@ Node in_currency(const Node& at, const std::string& currency) {
     return blocks.find(currency) ? blocks.object(currency) : at;
 }
 
-// Which of two words there is; without any it is the first.
-bool is_second(const Node& at, std::string_view key, std::string_view first, std::string_view second) {
-    return at.choice(key, std::array{std::pair(first, false), std::pair(second, true)}, std::string(first));
-}
-
 // Limits of tiers count the included units with `limits_include_included`.
 Item read_item(const Node& at, const Decimal& included, bool limits_include_included, const std::string& currency = {}) {
     Item item;
@@ -13166,13 +13090,12 @@ Item read_item(const Node& at, const Decimal& included, bool limits_include_incl
     item.prepaid = at.text("billing_method") == "prepaid";
     item.usage_based = at.text("billing_method") == "usage_based";
     item.included = included;
-    item.billing_units = at.decimal("billing_units").value_or(Decimal(1));
-    if (item.billing_units <= 0) throw Error(ErrorCode::bad_value, at.path("billing_units"), "must be above 0");
+    item.billing_units = at.above_zero("billing_units", 1);
     const auto amounts = in_currency(at, currency);
     for (const auto& each : amounts.list(amounts.find("usage_tiers") ? "usage_tiers" : "tiers")) {
         auto limit = read_limit(each);
         if (limit && limits_include_included) limit = internal_limit(*limit, item.included);
-        add_tier(item, limit, each.decimal("amount").value_or(Decimal()), each.decimal("flat_amount").value_or(Decimal()));
+        add_tier(item, limit, each.number("amount"), each.number("flat_amount"));
     }
     if (const auto amount = amounts.decimal("amount"); amount && item.tiers.empty()) add_tier(item, {}, *amount, {});
     return item;
@@ -13212,28 +13135,22 @@ Priced price_graduated(const Item& item, const Decimal& units) {
 
 // 7.5: all units, the included ones too, at the rate of the tier they reach; within the included units nothing.
 Priced price_volume(const Item& item, const Decimal& included, const Decimal& units) {
-    Priced priced;
-    if (included > 0 && units <= included) {
-        priced.add(free_line(units));
-        return priced;
-    }
-    for (const auto& tier : item.tiers) {
-        if (tier.up_to && units > *tier.up_to + included) continue;
-        auto line = tier_line(tier, units);
-        line.rate = divided(tier.rate, item.billing_units);
-        line.amount = divided(units * tier.rate, item.billing_units) + tier.flat;
-        priced.add(std::move(line));
-        break;
-    }
-    return priced;
+    if (included > 0 && units <= included) return only(free_line(units));
+    const auto* tier = tier_reaching(item.tiers, units - included);
+    if (!tier) return {};
+    auto line = tier_line(*tier, units);
+    line.rate = divided(tier->rate, item.billing_units);
+    line.amount = divided(units * tier->rate, item.billing_units) + tier->flat;
+    return only(std::move(line));
 }
 
 // What a quantity costs: beyond the included units for graduated tiers, in all for volume. Less than none costs nothing, or with
 // `allow_negative` gives back.
 Priced price_quantity(const Item& item, const Decimal& included, const Decimal& quantity, bool allow_negative) {
-    if (item.tiers.empty()) throw Error(ErrorCode::bad_value, "usage_tiers", "usage_tiers_required");
+    if (item.tiers.empty()) refuse("usage_tiers", "usage_tiers_required");
     const bool negative = quantity.is_negative() && allow_negative;
-    const auto units = whole_units(negative ? quantity.abs() : at_least_zero(quantity), item.billing_units);
+    const auto packs = begun_packages(negative ? quantity.abs() : at_least_zero(quantity), item.billing_units);  // before any tier is walked (7.3)
+    const auto units = packs * item.billing_units;
     auto priced = item.volume ? price_volume(item, included, units) : price_graduated(item, units);
     show_limits(priced.lines, item.included);
     return finished(std::move(priced), negative);
@@ -13274,10 +13191,8 @@ struct CreditSystem {
 CreditSystem read_credit_system(const Node& at, std::string_view id_field) {
     CreditSystem system{at.text(id_field), {}};
     for (const auto& each : at.list("credit_schema")) {
-        const auto amount = not_negative(each, each.find("credit_cost") ? "credit_cost" : "credit_amount").value_or(Decimal());
-        const auto units = each.decimal("feature_amount").value_or(Decimal(1));
-        if (units <= 0) throw Error(ErrorCode::bad_value, each.path("feature_amount"), "must be above 0");
-        system.costs[each.required_text("metered_feature_id")] = divided(amount, units);
+        const auto amount = each.at_least(each.find("credit_cost") ? "credit_cost" : "credit_amount", 0).value_or(Decimal());
+        system.costs[each.required_text("metered_feature_id")] = divided(amount, each.above_zero("feature_amount", 1));
     }
     return system;
 }
@@ -13285,9 +13200,9 @@ CreditSystem read_credit_system(const Node& at, std::string_view id_field) {
 // Credits for that many units of a feature, as a JavaScript number keeps them; the system's own units are credits already.
 Decimal credits(const CreditSystem& system, const std::string& feature, const Decimal& units) {
     if (feature == system.id) return units;
-    const auto found = system.costs.find(feature);
-    if (found == system.costs.end()) throw Error(ErrorCode::bad_value, "feature_id", "invalid_request");
-    return Decimal::divide_significant(found->second * units, 1, 17, Rounding::half_up);
+    const auto* cost = value_at(system.costs, feature);
+    if (!cost) refuse("feature_id", "invalid_request");
+    return Decimal::divide_significant(*cost * units, 1, 17, Rounding::half_up);
 }
 
 // --- tokens: what a request to a model takes from an AI credit system (4.8; aiCreditSystemUtils.ts) ---
@@ -13324,7 +13239,7 @@ TokenRates read_token_rates(const Node& at, bool context) {
     TokenRates rates;
     for (const auto& kind : token_kinds) {
         if (context && !kind.in_context) continue;
-        if (const auto rate = not_negative(at, kind.rate)) rates.emplace(kind.rate, *rate);
+        if (const auto rate = at.at_least(kind.rate, 0)) rates.emplace(kind.rate, *rate);
     }
     return rates;
 }
@@ -13332,31 +13247,25 @@ TokenRates read_token_rates(const Node& at, bool context) {
 Model read_model(const Node& at) {
     Model model{read_token_rates(at, false)};
     for (const auto* needed : {"input", "output"}) {
-        if (!model.rates.contains(needed)) throw Error(ErrorCode::bad_value, at.path(needed), "is required");
+        if (!model.rates.contains(needed)) at.refuse(needed, "is required");
     }
     const auto contexts = at.list("tiers");
-    for (const auto& each : contexts) model.contexts[each.object("tier").decimal("size").value_or(Decimal())] = read_token_rates(each, true);
+    for (const auto& each : contexts) model.contexts[each.object("tier").number("size")] = read_token_rates(each, true);
     if (contexts.empty() && at.find("context_over_200k")) model.contexts[200000] = read_token_rates(at.object("context_over_200k"), true);
     return model;
-}
-
-std::optional<Decimal> read_markup(const Node& at, const char* key) {
-    auto markup = at.decimal(key);
-    if (markup && *markup < -100) throw Error(ErrorCode::bad_value, at.path(key), "must not be below -100");
-    return markup;
 }
 
 // Of a feature, or of its "config".
 Markups read_markups(const Node& feature) {
     Markups markups;
     for (const auto& at : {feature, feature.find("config") ? feature.object("config") : feature}) {
-        if (const auto markup = read_markup(at, "default_markup")) markups.otherwise = markup;
+        if (const auto markup = at.at_least("default_markup", -100)) markups.otherwise = markup;
         for (const auto& [provider, each] : at.members("provider_markups")) {
-            if (const auto markup = read_markup(each, "markup")) markups.providers[provider] = *markup;
+            if (const auto markup = each.at_least("markup", -100)) markups.providers[provider] = *markup;
         }
         for (const auto& [model, each] : at.members("model_markups")) {
-            if (const auto markup = read_markup(each, "markup")) markups.models[model] = *markup;
-            const auto input = not_negative(each, "input_cost"), output = not_negative(each, "output_cost");
+            if (const auto markup = each.at_least("markup", -100)) markups.models[model] = *markup;
+            const auto input = each.at_least("input_cost", 0), output = each.at_least("output_cost", 0);
             if (input && output) markups.custom[model] = {{{"input", *input}, {"output", *output}}, {}};
         }
     }
@@ -13364,8 +13273,8 @@ Markups read_markups(const Node& feature) {
 }
 
 Decimal markup_of(const Markups& markups, const std::string& model) {
-    if (const auto own = markups.models.find(model); own != markups.models.end()) return own->second;
-    if (const auto of_all = markups.providers.find(model.substr(0, model.find('/'))); of_all != markups.providers.end()) return of_all->second;
+    if (const auto* own = value_at(markups.models, model)) return *own;
+    if (const auto* of_all = value_at(markups.providers, model.substr(0, model.find('/')))) return *of_all;
     return markups.otherwise.value_or(Decimal());
 }
 
@@ -13394,85 +13303,6 @@ Priced price_tokens(const Model& model, const Tokens& tokens, bool custom, const
         priced.add(std::move(line));
     }
     return priced;
-}
-
-// --- balances: which pays, and whether there is enough (5.2, 7.7) ---
-
-struct Balance {
-    Decimal balance, starting;
-    bool overage_allowed = false, unlimited = false;
-    std::optional<Decimal> least = {};  // how far down overage may go
-    Decimal cost = 1;                   // of one unit, in the balance's own
-    std::string_view shares = {};       // those that share this share how far down they may go together
-};
-
-enum class OverageBehavior { cap, reject, overflow };  // overflow: no balance has a floor or ceiling
-
-// Takes `units` off the balance, or gives them back when they are negative, as far as there is room to `bound`; the rest stays in `units`.
-void take(Balance& balance, Decimal& units, const std::optional<Decimal>& bound) {
-    const auto wanted = units * balance.cost;
-    auto taken = wanted;
-    if (bound)
-        taken = wanted.is_negative() ? std::max(wanted, -at_least_zero(*bound - balance.balance))
-                                     : std::min(wanted, at_least_zero(balance.balance - *bound));
-    balance.balance = (balance.balance - taken).round(amount_decimals, Rounding::half_up);
-    units -= taken == wanted ? units : divided(taken, balance.cost);
-}
-
-// How far down overage may go when others have part of what they share.
-std::optional<Decimal> floor_of(const Balance& balance, const std::vector<Balance>& all) {
-    auto least = balance.least;
-    for (const auto& other : all) {
-        if (least && &other != &balance && !other.shares.empty() && other.shares == balance.shares) *least += at_least_zero(-other.balance);
-    }
-    return least;
-}
-
-// What is left of `value` that no balance took (7.7): nothing where one is unlimited. First every balance goes to 0, in order; then usage goes on
-// to the floors of those that allow overage, a refund to where each started. With reject nothing moves unless all of it fits.
-Decimal settle(std::vector<Balance>& balances, const Decimal& value, OverageBehavior behavior) {
-    if (std::any_of(balances.begin(), balances.end(), [](const Balance& each) { return each.unlimited; })) return {};
-    const bool refund = value.is_negative(), overflows = behavior == OverageBehavior::overflow;
-    auto changed = balances;
-    auto left = value;
-    for (auto& balance : changed) take(balance, left, Decimal());
-    for (auto& balance : changed) {
-        const auto bound = refund ? std::optional(balance.starting) : floor_of(balance, changed);
-        if (refund || balance.overage_allowed) take(balance, left, overflows ? std::nullopt : bound);
-    }
-    for (auto& balance : changed) {
-        if (overflows) take(balance, left, {});
-    }
-    left = left.round(amount_decimals, Rounding::half_up);
-    if (behavior != OverageBehavior::reject || left.is_zero()) balances = std::move(changed);
-    return left;
-}
-
-bool over_limit(const Check& check) { return check.usage_limit_left && check.required > *check.usage_limit_left; }
-
-// Whether the units may be used that a check of a balance requires; first rule that applies (5.2).
-bool allowed(const Check& check) {
-    if (check.flag || check.unlimited || check.required.is_negative()) return true;
-    if (over_limit(check)) return false;
-    if (!check.overage_allowed) return check.balance >= check.required;
-    if (!check.overage_limit) return true;
-    return at_least_zero(*check.overage_limit - check.overage) + check.balance >= check.required;
-}
-
-// --- money ---
-
-Currency minor_currency(std::string code) {
-    constexpr std::string_view whole = "bif clp djf gnf jpy kmf krw mga pyg rwf ugx vnd vuv xaf xof xpf", thousandths = "bhd jod kwd omr tnd";
-    std::transform(code.begin(), code.end(), code.begin(), [](unsigned char c) { return static_cast<char>(std::tolower(c)); });
-    const auto is_in = [&](std::string_view codes) { return code.size() == 3 && codes.find(code) != std::string_view::npos; };
-    return is_in(whole) ? Currency{0, 1} : is_in(thousandths) ? Currency{3, 1000} : Currency();
-}
-
-// Smallest units as Stripe takes them: three-decimal currencies are rounded to ten (7.10).
-Decimal minor_units(const Decimal& amount, const std::string& code) {
-    const auto currency = minor_currency(code);
-    if (currency.subunits == 1) return amount.round(0, Rounding::half_up);
-    return (amount * 100).round(0, Rounding::half_up) * (currency.subunits == 1000 ? 10 : 1);
 }
 
 // ---- the catalogue ----
@@ -13508,7 +13338,6 @@ struct PlanItem {
 
 // Rules of plan items (7.1).
 void check_item(const Node& at, const Node& price, const Item& item) {
-    const auto refuse = [](const std::string& path, const char* reason) { throw Error(ErrorCode::bad_value, path, reason); };
     const auto tiers = price.list("tiers");
     if (price.find("amount").has_value() == !tiers.empty()) refuse(price.path("amount"), "exactly one of amount and tiers is required");
     if (item.tiers.empty()) refuse(price.path("currencies"), "have no amount in the book's currency");
@@ -13531,9 +13360,8 @@ void check_item(const Node& at, const Node& price, const Item& item) {
 }
 
 Item read_amounts(const Node& at, const std::string& currency) {
-    const auto included = at.decimal("included").value_or(Decimal());
-    if (included.is_negative() || included > Decimal(10000000000000))
-        throw Error(ErrorCode::bad_value, at.path("included"), "must be from 0 to 10^13");
+    const auto included = at.number("included");
+    if (included.is_negative() || included > Decimal(10000000000000)) at.refuse("included", "must be from 0 to 10^13");
     if (!at.find("price")) return {.included = included};
     const auto price = at.object("price");
     auto item = read_item(price, included, true, currency);
@@ -13544,9 +13372,7 @@ Item read_amounts(const Node& at, const std::string& currency) {
 // Nothing for what happens once.
 std::optional<Stride> read_interval(const Node& at) {
     if (const auto name = at.text("interval"); name == "one_off" || name == "lifetime") return {};
-    const auto count = at.decimal("interval_count").value_or(Decimal(1)).to_int64().value_or(0);
-    if (count < 1 || count > 1000) throw Error(ErrorCode::bad_value, at.path("interval_count"), "must be a whole number from 1 to 1000");
-    return repeated(at.choice("interval", intervals), count);
+    return repeated(at.choice("interval", intervals), at.whole("interval_count", 1, 1000).value_or(1));
 }
 
 PlanItem read_plan_item(const Node& at, const Node& plan, const std::string& currency) {
@@ -13554,10 +13380,10 @@ PlanItem read_plan_item(const Node& at, const Node& plan, const std::string& cur
     item.add_on = plan.flag("add_on");
     item.unlimited = at.flag("unlimited");
     item.entity_feature = at.text("entity_feature_id");
-    item.quantity = not_negative(at, "quantity").value_or(item.item.included);
+    item.quantity = at.at_least("quantity", 0).value_or(item.item.included);
     if (const auto price = at.find("price")) {
-        item.billed = price->find("interval") ? read_interval(*price) : stride_of("month");
-        const auto most = not_negative(*price, "max_purchase");
+        item.billed = price->find("interval") ? read_interval(*price) : every_month;
+        const auto most = price->at_least("max_purchase", 0);
         if (most && *most > 0) item.max_purchase = most;  // 0 is no limit (7.8)
     }
     item.reset = at.find("reset") ? read_interval(at.object("reset")) : item.billed;
@@ -13569,7 +13395,7 @@ PlanItem read_plan_item(const Node& at, const Node& plan, const std::string& cur
 std::optional<Timestamp> read_moment(const Node& at, std::string_view key) {
     const auto found = at.find(key);
     if (!found || found->value().is_string()) return at.time(key);
-    const auto ms = at.decimal(key).value_or(Decimal());
+    const auto ms = at.number(key);
     if (ms < 0 || ms > Decimal(Timestamp::max().micros() / 1000)) found->refuse("must be milliseconds since 1970");
     return Timestamp::from_unix_ms(ms);
 }
@@ -13587,13 +13413,14 @@ Subscription read_subscription(const Node& at) {
     Subscription subscription{.started = read_moment(at, "started_at"), .expires = read_moment(at, "expires_at")};
     if (subscription.started && subscription.expires && *subscription.expires < *subscription.started)
         at.refuse("expires_at", "is before started_at");
-    subscription.products = not_negative(at, "quantity").value_or(Decimal(1));
+    subscription.products = at.at_least("quantity", 0).value_or(Decimal(1));
     for (const auto& each : at.list("feature_quantities"))
-        subscription.quantities[each.required_text("feature_id")] = not_negative(each, "quantity").value_or(Decimal());
+        subscription.quantities[each.required_text("feature_id")] = each.at_least("quantity", 0).value_or(Decimal());
     // Cycles go on from the start, unless the current one began elsewhere: after a trial, or a change of plans.
     const auto current = read_moment(at, "current_period_start");
     subscription.anchor = subscription.started;
-    if (current && (!subscription.started || cycle_around(*current, *subscription.started, {1, 0}).from != *current)) subscription.anchor = current;
+    if (current && (!subscription.started || cycle_around(*current, *subscription.started, every_month).from != *current))
+        subscription.anchor = current;
     return subscription;
 }
 
@@ -13622,12 +13449,12 @@ struct Controls {
 UsageLimit read_usage_limit(const Node& at) {
     UsageLimit limit{at.decimal("limit").value_or(Decimal(-1)), at.text("interval"), is_second(at, "anchor", "billing_cycle", "utc"),
                      at.flag("enabled", true)};
-    if (limit.limit.is_negative()) throw Error(ErrorCode::bad_value, at.path("limit"), "must be a number, and not negative");
+    if (limit.limit.is_negative()) at.refuse("limit", "must be a number, and not negative");
     if (limit.interval != "lifetime") at.choice("interval", intervals);
     if (!at.find("filter")) return limit;
     const auto properties = at.object("filter").object("properties");
     for (const auto& [key, value] : properties.value().items()) {
-        if (value.is_structured() || value.is_null()) throw Error(ErrorCode::bad_value, properties.path(key), "must be text, a number or a boolean");
+        if (value.is_structured() || value.is_null()) properties.refuse(key, "must be text, a number or a boolean");
         std::string keep;
         limit.properties.emplace_back(key, scalar_text(scalar_of(value, keep)));
     }
@@ -13635,7 +13462,7 @@ UsageLimit read_usage_limit(const Node& at) {
 }
 
 SpendLimit read_spend_limit(const Node& at) {
-    SpendLimit limit{at.flag("enabled"), is_second(at, "limit_type", "absolute", "usage_percentage"), not_negative(at, "overage_limit")};
+    SpendLimit limit{at.flag("enabled"), is_second(at, "limit_type", "absolute", "usage_percentage"), at.at_least("overage_limit", 0)};
     if (at.find("skip_overage_billing")) limit.skip_billing = at.flag("skip_overage_billing");
     return limit;
 }
@@ -13682,8 +13509,8 @@ void add_controls(Controls& all, const Controls& more) {
     for (const auto& [feature, limits] : more.usage_limits) {
         auto& list = all.usage_limits[feature];
         for (const auto& limit : limits) {
-            const auto same = std::find_if(list.begin(), list.end(), [&](const UsageLimit& each) { return each.properties == limit.properties; });
-            if (same == list.end())
+            auto* same = find_by(list, &UsageLimit::properties, limit.properties);
+            if (!same)
                 list.push_back(limit);
             else if (stricter(limit, *same))
                 *same = limit;
@@ -13712,49 +13539,146 @@ Holder read_holder(const Node& at) {
     return holder;
 }
 
-// The one with that id, if there is one.
-template <class Named>
-const Named* find_id(const std::vector<Named>& list, const std::string& id) {
-    const auto found = std::find_if(list.begin(), list.end(), [&](const Named& each) { return each.id == id; });
-    return found == list.end() ? nullptr : &*found;
-}
-
-struct Plans final : Book::Impl {
-    std::string currency;
+// What a catalogue says.
+struct Catalogue : Book::Impl {
     std::vector<Feature> features;
     std::map<std::string, Model> models;  // by "provider/model"
     std::vector<PlanItem> items;
     std::map<std::string, Controls> controls;      // by plan
     std::optional<std::vector<Holder>> customers;  // when absent any customer, who has all plans
 
-    bool serves(const std::string&, const std::string& customer) const override {
-        return !customer.empty() && (!customers || find_id(*customers, customer));
-    }
-    bool has_balances() const override { return true; }
-    Period period_around(const UsageQuery& query, Timestamp at) const override;
-    bool knows_feature(const std::string& id) const override { return find_id(features, id) != nullptr; }
-    Fees usage(const UsageQuery& query, Timestamp now, UsageSource& source) const override;
-    Fees estimate_fees(const Event& event, Timestamp now, UsageSource& source) const override;
-    Fee price(std::string_view charge, const Decimal& units, std::int64_t events) const override;
-    Fee price_tokens(const json& request) const override;
-    Check check(const Event& event, Timestamp now, UsageSource& source) const override;
-    std::vector<std::string> charge_names(const std::string& metric) const override {
-        std::set<std::string> names;
-        for (const auto& each : items) {
-            if (!each.flag && metric == "autumn:" + each.feature) names.insert(each.feature);
-        }
-        return {names.begin(), names.end()};
-    }
-
-    const Feature& feature(const std::string& id) const { return *find_id(features, id); }
+    const Feature& feature(const std::string& id) const { return *find_by(features, &Feature::id, id); }
 };
 
-// ---- accounts: the balances of a customer, and what the log's events took from them ----
+// --- the whole ---
+
+// A text asked for is the text that the property is written as (aggregate_simple.pipe:38). With numbers, numbers are compared.
+constexpr Coercion exact_text{.missing = {differ_any, empty_any},
+                              .boolean = {{Meeting::number, Meeting::differ, Meeting::text}, as_written},
+                              .number = {{Meeting::differ, Meeting::number, Meeting::text}, as_written},
+                              .text = {as_written, as_written},
+                              .structure = {differ_any, as_written}};
+
+constexpr Rules rules{.name = "autumn", .filter = {.properties = &exact_text}, .numbers = {.missing = 1}};
 
 // An event counts its value, 1 when it has none: the rules of that name say so.
 Metric feature_metric(const std::string& feature) {
     return {.code = "autumn:" + feature, .event = feature, .aggregation = Aggregation::sum, .property = "value", .filter = {}, .rules = "autumn"};
 }
+
+// Features that are only named, by an item or a credit system, are metered ones without more.
+void complete(Catalogue& book) {
+    std::set<std::string> named;
+    for (const auto& item : book.items) named.insert(item.feature);
+    for (const auto& feature : book.features) {
+        for (const auto& [member, cost] : feature.system.costs) named.insert(member);
+    }
+    for (const auto& feature : book.features) named.erase(feature.id);
+    for (const auto& id : named) book.features.push_back({id, false, {id}, {}});
+    for (auto& item : book.items) item.flag = book.feature(item.feature).flag;
+}
+
+void read_plan(Catalogue& book, const Node& at) {
+    const auto id = at.required_text("id");
+    if (book.controls.contains(id)) at.refuse("id", "is there twice");
+    book.controls[id] = read_controls(at);
+    if (at.list("items").empty()) at.refuse("has no items");
+    for (const auto& each : at.list("items")) book.items.push_back(read_plan_item(each, at, book.currency_code));
+}
+
+void read(const Node& root, Catalogue& book) {
+    const auto list = root.list("plans");
+    book.currency_code = root.text("currency", "usd");
+    book.currency = currency_of(book.currency_code);
+    if (list.empty() || root.find("plan")) read_plan(book, root.object("plan"));
+    for (const auto& each : list) read_plan(book, each);
+    book.code = root.text("id", book.items.front().plan);
+    std::set<std::string> ids, names;
+    for (const auto& each : root.list("features")) {
+        book.features.push_back(read_feature(each));
+        if (!ids.insert(book.features.back().id).second) each.refuse("id", "is there twice");
+    }
+    for (const auto& [provider, each] : root.members("models")) {
+        for (const auto& [name, model] : each.members("models")) {
+            if (model.value().is_object() && !model.find("cost")) continue;  // models.dev knows some without prices
+            book.models.emplace(provider + "/" + name, read_model(model.object("cost")));
+        }
+    }
+    if (root.find("customers")) book.customers.emplace();
+    for (const auto& each : root.list("customers")) book.customers->push_back(read_holder(each));
+    complete(book);
+    for (const auto& feature : book.features) {
+        if (!feature.flag) names.insert(feature.names.begin(), feature.names.end());
+    }
+    for (const auto& name : names) book.metrics.push_back(feature_metric(name));
+}
+
+// ---- the account: the balances of a customer, and which of them pays ----
+
+// --- balances: which pays, and whether there is enough (5.2, 7.7) ---
+
+struct Balance {
+    Decimal balance, starting;
+    bool overage_allowed = false, unlimited = false;
+    std::optional<Decimal> least = {};  // how far down overage may go
+    Decimal cost = 1;                   // of one unit, in the balance's own
+    std::string_view shares = {};       // those that share this share how far down they may go together
+};
+
+enum class OverageBehavior { cap, reject, overflow };  // overflow: no balance has a floor or ceiling
+
+// Takes `units` off the balance, or gives them back when they are negative, as far as there is room to `bound`; the rest stays in `units`.
+void take(Balance& balance, Decimal& units, const std::optional<Decimal>& bound) {
+    const auto wanted = units * balance.cost;
+    auto taken = wanted;
+    if (bound)
+        taken = wanted.is_negative() ? std::max(wanted, -at_least_zero(*bound - balance.balance))
+                                     : std::min(wanted, at_least_zero(balance.balance - *bound));
+    balance.balance = (balance.balance - taken).round(amount_decimals, Rounding::half_up);
+    units -= taken == wanted ? units : divided(taken, balance.cost);
+}
+
+// How far down overage may go when others have part of what they share.
+std::optional<Decimal> floor_of(const Balance& balance, const std::vector<Balance>& all) {
+    auto least = balance.least;
+    for (const auto& other : all) {
+        if (least && &other != &balance && !other.shares.empty() && other.shares == balance.shares) *least += at_least_zero(-other.balance);
+    }
+    return least;
+}
+
+// What is left of `value` that no balance took (7.7): nothing where one is unlimited. First every balance goes to 0, in order; then usage goes on
+// to the floors of those that allow overage, a refund to where each started. With reject nothing moves unless all of it fits.
+Decimal settle(std::vector<Balance>& balances, const Decimal& value, OverageBehavior behavior) {
+    if (std::ranges::any_of(balances, [](const Balance& each) { return each.unlimited; })) return {};
+    const bool refund = value.is_negative(), overflows = behavior == OverageBehavior::overflow;
+    auto changed = balances;
+    auto left = value;
+    for (auto& balance : changed) take(balance, left, Decimal());
+    for (auto& balance : changed) {
+        const auto bound = refund ? std::optional(balance.starting) : floor_of(balance, changed);
+        if (refund || balance.overage_allowed) take(balance, left, overflows ? std::nullopt : bound);
+    }
+    for (auto& balance : changed) {
+        if (overflows) take(balance, left, {});
+    }
+    left = left.round(amount_decimals, Rounding::half_up);
+    if (behavior != OverageBehavior::reject || left.is_zero()) balances = std::move(changed);
+    return left;
+}
+
+bool over_limit(const Check& check) { return check.usage_limit_left && check.required > *check.usage_limit_left; }
+
+// Whether the units may be used that a check of a balance requires; first rule that applies (5.2).
+bool allowed(const Check& check) {
+    if (check.flag || check.unlimited || check.required.is_negative()) return true;
+    if (over_limit(check)) return false;
+    if (!check.overage_allowed) return check.balance >= check.required;
+    if (!check.overage_limit) return true;
+    return at_least_zero(*check.overage_limit - check.overage) + check.balance >= check.required;
+}
+
+// --- whose they are ---
 
 // A balance of an item, held by the customer or by one of its entities.
 struct Holding {
@@ -13767,7 +13691,7 @@ struct Holding {
 
     std::optional<Cycle> cycle(std::optional<Stride> stride) const {
         if (!stride) return {};
-        return Cycle(*stride, subscription->anchor.value_or(calendar_anchor(*stride)).micros(), Zone({}));
+        return utc_cycle(*stride, subscription->anchor.value_or(calendar_anchor(*stride)));
     }
     // The time since the last reset; all time since the start when there are none.
     Period around(std::optional<Stride> stride, Timestamp now) const {
@@ -13780,7 +13704,7 @@ struct Holding {
 
 // Who asks, and the balances there are.
 struct Account {
-    const Plans& plans;
+    const Catalogue& book;
     std::string customer, entity;
     Timestamp now;
     const Holder* holder = nullptr;                       // the customer in the catalogue
@@ -13790,13 +13714,15 @@ struct Account {
     std::set<std::string> entities = {};  // those whose balances are among them
     bool alone = false;                   // it is about the use by the entity alone
 
+    // The entity, if the catalogue has it.
+    const Holder* part(const std::string& of_entity) const { return holder ? find_by(holder->entities, &Holder::id, of_entity) : nullptr; }
     // What the entity says goes before what the customer says, and that before the plan (7.6).
     template <class Value>
     const Value* control(std::map<std::string, Value> Controls::*which, const std::string& feature, const std::string& of_entity) const {
-        const Holder* part = holder ? find_id(holder->entities, of_entity) : nullptr;
+        const Holder* part = this->part(of_entity);
         for (const Controls* controls : {part ? &part->controls : nullptr, holder ? &holder->controls : nullptr, &inherited}) {
             if (!controls) continue;
-            if (const auto found = (controls->*which).find(feature); found != (controls->*which).end()) return &found->second;
+            if (const auto* found = value_at(controls->*which, feature)) return found;
         }
         return nullptr;
     }
@@ -13812,14 +13738,15 @@ AggregateQuery query_of(const Account& account, const Period& period) {
 }
 
 Decimal bought_units(const PlanItem& item, const Subscription& subscription) {
-    const auto bought = subscription.quantities.find(item.feature);
-    return bought == subscription.quantities.end() ? item.quantity : bought->second;
+    const auto* bought = value_at(subscription.quantities, item.feature);
+    return bought ? *bought : item.quantity;
 }
 
 // The overage that a spend limit leaves to a feature (spendLimit.ts:6); nothing without one.
 std::optional<Decimal> spend_limit(const Account& account, const std::string& feature, const std::string& entity) {
     const auto* control = account.control(&Controls::spend_limits, feature, entity);
-    if (!control || !control->enabled || !control->limit || !control->percentage) return control && control->enabled ? control->limit : std::nullopt;
+    if (!control || !control->enabled) return {};
+    if (!control->limit || !control->percentage) return control->limit;
     Decimal granted;
     for (const auto& holding : account.holdings) {
         const bool main = holding.item->feature == feature && !holding.item->add_on;
@@ -13851,24 +13778,24 @@ void set_floors(Account& account) {
 // An entity's balances: of the items that are granted to each entity of its kind, of all kinds when it is not told, and of its own plans.
 void open_entity(Account& account, const std::string& entity) {
     if (!account.entities.insert(entity).second) return;
-    const Holder* part = account.holder ? find_id(account.holder->entities, entity) : nullptr;
-    for (const auto& item : account.plans.items) {
-        const auto own = account.own.find(item.plan);
-        if (own == account.own.end() || item.entity_feature.empty()) continue;
-        if (!part || part->feature.empty() || part->feature == item.entity_feature) add_holding(account, item, entity, *own->second);
+    const Holder* part = account.part(entity);
+    for (const auto& item : account.book.items) {
+        const auto* own = value_at(account.own, item.plan);
+        if (!own || item.entity_feature.empty()) continue;
+        if (!part || part->feature.empty() || part->feature == item.entity_feature) add_holding(account, item, entity, **own);
     }
     if (!part) return;
-    for (const auto& item : account.plans.items) {
-        const auto own = part->subscriptions.find(item.plan);
-        if (own != part->subscriptions.end() && own->second.active(account.now)) add_holding(account, item, entity, own->second);
+    for (const auto& item : account.book.items) {
+        const auto* own = value_at(part->subscriptions, item.plan);
+        if (own && own->active(account.now)) add_holding(account, item, entity, *own);
     }
 }
 
 // The subscriptions that the customer has at a moment, and what their plans say.
 void open_plans(Account& account) {
     static const Subscription anyone;
-    if (!account.plans.customers) {
-        for (const auto& item : account.plans.items) account.own[item.plan] = &anyone;
+    if (!account.book.customers) {
+        for (const auto& item : account.book.items) account.own[item.plan] = &anyone;
     }
     if (account.holder) {
         for (const auto& [plan, subscription] : account.holder->subscriptions) {
@@ -13876,20 +13803,19 @@ void open_plans(Account& account) {
         }
     }
     for (const auto& [plan, subscription] : account.own) {
-        const auto controls = account.plans.controls.find(plan);
-        if (controls != account.plans.controls.end()) add_controls(account.inherited, controls->second);
+        if (const auto* controls = value_at(account.book.controls, plan)) add_controls(account.inherited, *controls);
     }
 }
 
 // The balances that the customer has at a moment: of its own plans, and of its entities' plans.
-Account open_account(const Plans& plans, const std::string& customer, const std::string& entity, Timestamp now) {
-    Account account{plans, customer, entity, now, plans.customers ? find_id(*plans.customers, customer) : nullptr};
-    if (customer.empty()) throw Error(ErrorCode::bad_value, "customer", "is required");
-    if (plans.customers && !account.holder) throw Error(ErrorCode::not_found, "customer", "customer_not_found");
+Account open_account(const Catalogue& book, const std::string& customer, const std::string& entity, Timestamp now) {
+    Account account{book, customer, entity, now, book.customers ? find_by(*book.customers, &Holder::id, customer) : nullptr};
+    if (customer.empty()) refuse("customer", "is required");
+    if (book.customers && !account.holder) not_found("customer", "customer_not_found");
     open_plans(account);
-    for (const auto& item : plans.items) {
-        const auto own = account.own.find(item.plan);
-        if (own != account.own.end() && item.entity_feature.empty()) add_holding(account, item, {}, *own->second);
+    for (const auto& item : book.items) {
+        const auto* own = value_at(account.own, item.plan);
+        if (own && item.entity_feature.empty()) add_holding(account, item, {}, **own);
     }
     if (!entity.empty()) open_entity(account, entity);
     if (account.holder) {
@@ -13903,29 +13829,28 @@ bool visible(const Holding& holding, const std::string& entity) { return entity.
 
 // What a unit of the feature costs in the item's own units, 1 where that says 0 (runDeductionOnContextV2.lua:52); nothing when the item does
 // not pay for it.
-std::optional<Decimal> cost_of(const Plans& plans, const PlanItem& item, const std::string& feature) {
+std::optional<Decimal> cost_of(const Catalogue& book, const PlanItem& item, const std::string& feature) {
     if (item.flag) return {};
     if (item.feature == feature) return Decimal(1);
-    const auto& costs = plans.feature(item.feature).system.costs;
-    const auto found = costs.find(feature);
-    if (found == costs.end()) return {};
-    return found->second.is_zero() ? Decimal(1) : found->second;
+    const auto* cost = value_at(book.feature(item.feature).system.costs, feature);
+    if (!cost) return {};
+    return cost->is_zero() ? Decimal(1) : *cost;
 }
 
 // The balances that pay for the feature's use by an entity, in the order in which they do (7.7).
 std::vector<std::size_t> payers(const Account& account, const std::string& feature, const std::string& entity) {
     std::vector<std::size_t> order;
     for (std::size_t i = 0; i < account.holdings.size(); ++i) {
-        if (visible(account.holdings[i], entity) && cost_of(account.plans, *account.holdings[i].item, feature)) order.push_back(i);
+        if (visible(account.holdings[i], entity) && cost_of(account.book, *account.holdings[i].item, feature)) order.push_back(i);
     }
     const auto rank = [&](std::size_t i) {
         const auto& holding = account.holdings[i];
         const auto stride = holding.item->reset.value_or(Stride());
         return std::tuple(!holding.state.unlimited, holding.entity.empty() == !entity.empty(), holding.item->feature != feature, !holding.item->reset,
-                          stride.months, stride.micros, std::string_view(holding.entity), holding.item->add_on, holding.state.overage_allowed,
+                          stride, std::string_view(holding.entity), holding.item->add_on, holding.state.overage_allowed,
                           holding.subscription->started.value_or(Timestamp::min()));
     };
-    std::stable_sort(order.begin(), order.end(), [&](std::size_t a, std::size_t b) { return rank(a) < rank(b); });
+    std::ranges::stable_sort(order, {}, rank);
     return order;
 }
 
@@ -13944,7 +13869,7 @@ Takings takings_of(const Account& account, const std::string& feature, const std
     std::vector<Balance> balances;
     for (const auto i : order) {
         balances.push_back(account.holdings[i].state);
-        balances.back().cost = *cost_of(account.plans, *account.holdings[i].item, feature);
+        balances.back().cost = *cost_of(account.book, *account.holdings[i].item, feature);
     }
     const auto uncovered = settle(balances, units, OverageBehavior::cap);
     Takings takings;
@@ -13966,14 +13891,7 @@ void apply(Account& account, const Takings& takings, std::int64_t events) {
     }
 }
 
-// Everything that an event of that name uses.
-void use_event(Account& account, const std::string& name, const std::string& entity, const Decimal& units) {
-    for (const auto& feature : account.plans.features) {
-        if (feature.names.contains(name)) apply(account, takings_of(account, feature.id, entity, units), 1);
-    }
-}
-
-// ---- from the log ----
+// ---- measuring: what the events of the log took from the balances ----
 
 // What the events of one name and entity used of a feature.
 struct Use {
@@ -13982,12 +13900,12 @@ struct Use {
 };
 
 // Of these features, or of all when there are none.
-std::vector<Use> uses_of(const Plans& plans, const std::set<std::string>& features, const AggregateQuery& query, UsageSource& source) {
+std::vector<Use> uses_of(const Catalogue& book, const std::set<std::string>& features, const AggregateQuery& query, UsageSource& usage) {
     std::vector<Use> list;
-    for (const auto& feature : plans.features) {
+    for (const auto& feature : book.features) {
         if (!features.empty() && !features.contains(feature.id)) continue;
         for (const auto& name : feature.names) {
-            for (auto& row : source.measure(feature_metric(name), query)) {
+            for (auto& row : usage.measure(feature_metric(name), query)) {
                 const auto entity = row.group.empty() ? query.subscription : row.group[0].value_or("");
                 if (row.events > 0) list.push_back({feature.id, name, entity, std::move(row)});
             }
@@ -13997,14 +13915,14 @@ std::vector<Use> uses_of(const Plans& plans, const std::set<std::string>& featur
 }
 
 // The features whose use may touch the same balances: those that share a credit system, directly or through others.
-std::set<std::string> related(const Plans& plans, const std::string& feature) {
+std::set<std::string> related(const Catalogue& book, const std::string& feature) {
     std::set<std::string> all{feature};
     for (std::size_t before = 0; before != all.size();) {
         before = all.size();
-        for (const auto& system : plans.features) {
+        for (const auto& system : book.features) {
             std::set<std::string> members{system.id};
             for (const auto& [member, cost] : system.system.costs) members.insert(member);
-            const bool touches = std::any_of(members.begin(), members.end(), [&](const auto& member) { return all.contains(member); });
+            const bool touches = std::ranges::any_of(members, [&](const auto& member) { return all.contains(member); });
             if (touches) all.merge(members);
         }
     }
@@ -14022,38 +13940,37 @@ bool concerns(const Course& course, const Holding& holding) { return course.feat
 // The balances that are followed, and such as entities may have that the log has yet to name.
 std::vector<Holding> followed(const Account& account, const Course& course) {
     auto list = account.holdings;
-    for (const auto& item : account.plans.items) {
-        const auto own = account.own.find(item.plan);
-        if (own != account.own.end() && !item.entity_feature.empty()) list.push_back({&item, {}, own->second, {}});
+    for (const auto& item : account.book.items) {
+        const auto* own = value_at(account.own, item.plan);
+        if (own && !item.entity_feature.empty()) list.push_back({&item, {}, *own, {}});
     }
     std::erase_if(list, [&](const Holding& holding) { return !concerns(course, holding); });
     return list;
 }
 
 // All at once where that comes to the same, else event by event: with refunds, and when a balance ends its events are to be counted.
-void take_use(Account& account, const Course& course, const Use& used, AggregateQuery query, UsageSource& source) {
+void take_use(Account& account, const Course& course, const Use& used, AggregateQuery query, UsageSource& usage) {
     const auto takings = takings_of(account, used.feature, used.entity, used.row.value);
     if (!used.row.falls && (takings.whole || !course.counts)) return apply(account, takings, used.row.events);
     if (!query.group_by.empty() && used.entity.empty()) query.filter = Filter::where("subscription", Operator::exists, false);
     query.group_by.clear();
     query.subscription = used.entity;
-    for (const auto& step : source.steps(feature_metric(used.name), query, std::numeric_limits<std::size_t>::max(), {}))
+    for (const auto& step : usage.steps(feature_metric(used.name), query, std::numeric_limits<std::size_t>::max(), {}))
         apply(account, takings_of(account, used.feature, used.entity, step.value), 1);
 }
 
 // All that was used in a stretch of time without resets.
-void spend(Account& account, const Course& course, const Period& period, UsageSource& source) {
+void spend(Account& account, const Course& course, const Period& period, UsageSource& usage) {
     auto query = query_of(account, period);
-    const bool entities =
-        std::any_of(account.plans.items.begin(), account.plans.items.end(), [](const auto& item) { return !item.entity_feature.empty(); }) ||
-        std::any_of(account.holdings.begin(), account.holdings.end(), [](const auto& holding) { return !holding.entity.empty(); });
+    const bool entities = std::ranges::any_of(account.book.items, [](const auto& item) { return !item.entity_feature.empty(); }) ||
+                          std::ranges::any_of(account.holdings, [](const auto& holding) { return !holding.entity.empty(); });
     if (entities && !account.alone) query.group_by = {"subscription"};
-    const auto uses = uses_of(account.plans, course.features, query, source);
+    const auto uses = uses_of(account.book, course.features, query, usage);
     for (const auto& used : uses) {
         if (!used.entity.empty()) open_entity(account, used.entity);
     }
     set_floors(account);
-    for (const auto& used : uses) take_use(account, course, used, query, source);
+    for (const auto& used : uses) take_use(account, course, used, query, usage);
 }
 
 void refill(Account& account, const Course& course, Timestamp at) {
@@ -14067,23 +13984,23 @@ void refill(Account& account, const Course& course, Timestamp at) {
 }
 
 // The month of the first use; now when there is none.
-Timestamp first_use(const Account& account, const Course& course, UsageSource& source) {
+Timestamp first_use(const Account& account, const Course& course, UsageSource& usage) {
     auto query = query_of(account, {});
     query.bin = Bin::month;
     Timestamp first = account.now;
-    for (const auto& used : uses_of(account.plans, course.features, query, source)) first = std::min(first, used.row.bin.value());
+    for (const auto& used : uses_of(account.book, course.features, query, usage)) first = std::min(first, used.row.bin.value());
     return first;
 }
 
 // Where the history begins that today's balances follow from, with the oldest of the current cycles, and every reset after it; of very many the
 // last ones.
-std::set<Timestamp> turns(const Account& account, const Course& course, UsageSource& source) {
+std::set<Timestamp> turns(const Account& account, const Course& course, UsageSource& usage) {
     constexpr std::size_t most = 1000;
     Timestamp from = account.now;
     const auto holdings = followed(account, course);
     for (const auto& holding : holdings) from = std::min(from, holding.around(holding.item->reset, account.now).from);
-    const bool resetting = std::any_of(holdings.begin(), holdings.end(), [](const Holding& holding) { return holding.item->reset.has_value(); });
-    if (from == Timestamp::min() && resetting) from = first_use(account, course, source);
+    const bool resetting = std::ranges::any_of(holdings, [](const Holding& holding) { return holding.item->reset.has_value(); });
+    if (from == Timestamp::min() && resetting) from = first_use(account, course, usage);
     std::set<Timestamp> moments;
     for (const auto& holding : holdings) {
         const auto cycle = holding.cycle(holding.item->reset);
@@ -14097,16 +14014,16 @@ std::set<Timestamp> turns(const Account& account, const Course& course, UsageSou
 }
 
 // Brings the balances up to now: what was used from reset to reset.
-void follow(Account& account, const Course& course, UsageSource& source) {
-    const auto moments = turns(account, course, source);
+void follow(Account& account, const Course& course, UsageSource& usage) {
+    const auto moments = turns(account, course, usage);
     for (auto at = moments.begin(); at != moments.end(); ++at) {
         refill(account, course, *at);
         const auto next = std::next(at);
-        spend(account, course, {*at, next == moments.end() ? account.now + std::chrono::microseconds(1) : *next}, source);
+        spend(account, course, {*at, next == moments.end() ? up_to(*at, account.now).to : *next}, usage);
     }
 }
 
-// ---- the operations ----
+// ---- fees ----
 
 // The balances of an item together, and what they come to (7.6): the units bought of a prepaid one, else the overage.
 struct Billed {
@@ -14126,7 +14043,7 @@ Billed billed(const Account& account, const PlanItem& item) {
         all.events += holding.events;
         usages.push_back(item.item.included - holding.state.balance);
         if (!item.item.prepaid) continue;
-        for (auto& line : price_prepaid(item.item, bought_units(item, *holding.subscription)).lines) all.priced.add(std::move(line));
+        all.priced.append(price_prepaid(item.item, bought_units(item, *holding.subscription)));
     }
     const auto* control = account.control(&Controls::spend_limits, item.feature, account.entity);
     const bool skipped = control && control->skip_billing.value_or(false);
@@ -14135,130 +14052,36 @@ Billed billed(const Account& account, const PlanItem& item) {
 }
 
 // Of a feature: so many units, and what they come to.
-Fee fee_of(const std::string& feature, const Decimal& units, std::int64_t events, Priced priced, const std::string& currency) {
-    return {.charge = feature,
-            .metric = feature_metric(feature).code,
-            .currency = currency,
-            .units = units,
-            .events = events,
-            .amount = priced.amount,
-            .amount_cents = minor_units(priced.amount, currency),
-            .unit_amount = quotient(priced.amount, units),
-            .lines = std::move(priced.lines)};
+Fee fee_of(const Catalogue& book, const std::string& feature, const Decimal& units, std::int64_t events, Priced priced) {
+    auto fee = book.priced_fee(units, std::move(priced));
+    fee.charge = feature;
+    fee.metric = feature_metric(feature).code;
+    fee.events = events;
+    fee.amount_cents = minor_units(fee.amount, book.currency);
+    return fee;
 }
 
 // Of a period, or else of the billing cycle around now.
 Fee fee_of(const Account& account, const PlanItem& item, Billed billed, const std::optional<Period>& period = {}) {
-    auto fee = fee_of(item.feature, billed.units, billed.events, std::move(billed.priced), account.plans.currency);
+    auto fee = fee_of(account.book, item.feature, billed.units, billed.events, std::move(billed.priced));
     fee.customer = account.customer;
     fee.subscription = account.entity;
     fee.period = period.value_or(billed.first->around(item.billed, account.now));
     return fee;
 }
 
-Fees sum_up(std::vector<Fee> list, const std::string& currency) {
-    Fees fees{.fees = std::move(list), .currency = currency, .subunits = minor_currency(currency).subunits, .amount_cents = {}};
-    for (const auto& fee : fees.fees) fees.amount_cents += fee.amount_cents;
-    return fees;
-}
-
 // Balances that share no feature are followed apart: their resets do not cut each other's time.
-void follow_all(Account& account, UsageSource& source) {
+void follow_all(Account& account, UsageSource& usage) {
     std::set<std::string> seen;
-    for (const auto& item : account.plans.items) {
+    for (const auto& item : account.book.items) {
         if (seen.contains(item.feature)) continue;
-        const Course course{related(account.plans, item.feature), true};
-        follow(account, course, source);
+        const Course course{related(account.book, item.feature), true};
+        follow(account, course, usage);
         seen.insert(course.features.begin(), course.features.end());
     }
 }
 
-// Of the period asked for, in which nothing is reset; else of every item's billing cycle around now, as far as it has come.
-Fees Plans::usage(const UsageQuery& asked, Timestamp now, UsageSource& usage_source) const {
-    auto account = open_account(*this, asked.customer, asked.subscription, now);
-    account.alone = !asked.subscription.empty();
-    if (account.alone) std::erase_if(account.holdings, [&](const Holding& holding) { return !visible(holding, asked.subscription); });
-    if (asked.period) {
-        spend(account, {{}, true}, *asked.period, usage_source);
-    } else {
-        follow_all(account, usage_source);
-    }
-    std::vector<Fee> list;
-    for (const auto& item : items) {
-        const auto all = billed(account, item);
-        if (all.first && !item.flag) list.push_back(fee_of(account, item, all, asked.period));
-    }
-    return sum_up(std::move(list), currency);
-}
-
-// That of the first item that is billed by the period.
-Period Plans::period_around(const UsageQuery& query, Timestamp at) const {
-    const auto account = open_account(*this, query.customer, query.subscription, at);
-    for (const Holding& holding : account.holdings) {
-        if (holding.item->billed) return holding.around(holding.item->billed, at);
-    }
-    return this_month(at);
-}
-
-// What the event adds to the bill of the cycle under way.
-Fees Plans::estimate_fees(const Event& event, Timestamp now, UsageSource& usage_source) const {
-    auto before = open_account(*this, event.customer, event.subscription, now);
-    std::set<std::string> used;
-    for (const auto& feature : features) {
-        if (feature.names.contains(event.name)) used.merge(related(*this, feature.id));
-    }
-    if (used.empty()) throw Error(ErrorCode::not_found, "name", "no feature is used by events named " + event.name);
-    follow(before, {used}, usage_source);
-    auto after = before;
-    use_event(after, event.name, event.subscription, event.value.value_or(Decimal(1)));
-    std::vector<Fee> list;
-    for (const auto& item : items) {
-        const auto earlier = billed(before, item), later = billed(after, item);
-        const Billed added{later.first, later.units - earlier.units, 1, difference(later.priced, earlier.priced)};
-        if (!added.units.is_zero()) list.push_back(fee_of(after, item, added));
-    }
-    return sum_up(std::move(list), currency);
-}
-
-Fee Plans::price(std::string_view charge, const Decimal& units, std::int64_t events) const {
-    for (const auto& item : items) {
-        if (item.flag || item.feature != charge) continue;
-        Priced priced;
-        if (!item.item.tiers.empty()) priced = item.item.prepaid ? price_prepaid(item.item, units) : price_overage(item.item, {units});
-        return fee_of(item.feature, units, events, std::move(priced), currency);
-    }
-    throw Error(ErrorCode::not_found, "charge", "charge_not_found");
-}
-
-// The AI credit system that a request names; without one it is the only one there is.
-const Feature& ai_system(const std::vector<Feature>& features, const std::string& id) {
-    std::vector<const Feature*> found;
-    for (const auto& each : features) {
-        if (id.empty() ? each.markups.has_value() : each.id == id) found.push_back(&each);
-    }
-    if (found.empty()) throw Error(ErrorCode::not_found, "feature_id", "feature_not_found");
-    if (found.size() > 1 || !found[0]->markups) throw Error(ErrorCode::bad_value, "feature_id", "invalid_request");
-    return *found[0];
-}
-
-Fee Plans::price_tokens(const json& request) const {
-    const Node at(request);
-    const auto& system = ai_system(features, at.text("feature_id"));
-    const auto id = at.required_text("model_id");
-    const bool custom = id.starts_with("custom/");
-    const auto& known = custom ? system.markups->custom : models;
-    const auto model = known.find(id);
-    if (model == known.end()) throw Error(ErrorCode::bad_value, "model_id", "invalid_request");
-    Tokens tokens;
-    for (std::size_t i = 0; i < tokens.size(); ++i) {
-        tokens[i] = at.decimal(token_kinds[i].field).value_or(Decimal());
-        if (tokens[i].is_negative() || tokens[i] != tokens[i].round(0, Rounding::down))
-            throw Error(ErrorCode::bad_value, at.path(token_kinds[i].field), "must be a whole number, and not negative");
-    }
-    auto priced = autumn::price_tokens(model->second, tokens, custom, markup_of(*system.markups, id));
-    const auto cost = priced.amount;
-    return fee_of(system.id, cost, 1, std::move(priced), currency);
-}
+// --- what may be used ---
 
 // A feature's balances together, as one who may use them sees them; nothing when there are none.
 std::optional<Check> balances_of(const Account& account, const std::string& feature, const std::string& entity) {
@@ -14297,22 +14120,21 @@ std::map<std::string, Decimal> costs_of(const Feature& feature) {
 }
 
 bool holds_for(const UsageLimit& limit, const json& properties) {
-    return std::all_of(limit.properties.begin(), limit.properties.end(),
-                       [&](const auto& wanted) { return property_text(properties, wanted.first) == wanted.second; });
+    return std::ranges::all_of(limit.properties, [&](const auto& wanted) { return property_text(properties, wanted.first) == wanted.second; });
 }
 
 // Where the cycles of the feature's balances are counted from, when that is known.
 std::optional<Timestamp> anchor_of(const Account& account, const std::string& feature, const std::string& entity) {
-    const auto found = std::find_if(account.holdings.begin(), account.holdings.end(),
-                                    [&](const Holding& each) { return each.item->feature == feature && visible(each, entity); });
+    const auto found =
+        std::ranges::find_if(account.holdings, [&](const Holding& each) { return each.item->feature == feature && visible(each, entity); });
     return found == account.holdings.end() ? std::nullopt : found->subscription->anchor;
 }
 
 // What is left of the usage limits of a feature that hold for the event; nothing without such limits (7.8).
-std::optional<Decimal> headroom(const Account& account, const std::string& feature, const Event& event, UsageSource& source) {
+std::optional<Decimal> headroom(const Account& account, const std::string& feature, const Event& event, UsageSource& usage) {
     const auto* limits = account.control(&Controls::usage_limits, feature, event.subscription);
     if (!limits) return {};
-    const Holder* part = account.holder ? find_id(account.holder->entities, event.subscription) : nullptr;
+    const Holder* part = account.part(event.subscription);
     const bool own = part && part->controls.usage_limits.contains(feature);  // then only the entity's own use counts
     std::optional<Decimal> least;
     for (const auto& limit : *limits) {
@@ -14322,8 +14144,8 @@ std::optional<Decimal> headroom(const Account& account, const std::string& featu
         if (own) query.subscription = event.subscription;
         for (const auto& [property, text] : limit.properties) query.filter.parts.push_back(Filter::equals(property_field(property), text));
         Decimal left = limit.limit;
-        for (const auto& [member, cost] : costs_of(account.plans.feature(feature))) {
-            for (const auto& used : uses_of(account.plans, {member}, query, source)) left -= used.row.value * cost;
+        for (const auto& [member, cost] : costs_of(account.book.feature(feature))) {
+            for (const auto& used : uses_of(account.book, {member}, query, usage)) left -= used.row.value * cost;
         }
         least = std::min(least.value_or(left), at_least_zero(left));
     }
@@ -14331,113 +14153,179 @@ std::optional<Decimal> headroom(const Account& account, const std::string& featu
 }
 
 // The balance that answers for the feature (5.3): its own if that allows it, else a credit system's.
-std::string answering(const Account& account, const Event& event, const Decimal& required, UsageSource& source) {
+std::string answering(const Account& account, const Event& event, const Decimal& required, UsageSource& usage) {
     const auto held = [&](const std::string& feature) { return balances_of(account, feature, event.subscription); };
     const auto allows = [&](const std::string& feature) {
         auto check = held(feature);
         if (!check) return false;
         check->required = required;  // in the feature's units, also for credits
-        check->usage_limit_left = headroom(account, feature, event, source);
+        check->usage_limit_left = headroom(account, feature, event, usage);
         return allowed(*check);
     };
     std::vector<std::string> systems, owned;
-    for (const auto& feature : account.plans.features) {
+    for (const auto& feature : account.book.features) {
         if (!feature.system.costs.contains(event.name)) continue;
         systems.push_back(feature.id);
         if (held(feature.id)) owned.push_back(feature.id);
     }
     if (systems.empty() || allows(event.name)) return event.name;
-    if (const auto first = std::find_if(owned.begin(), owned.end(), allows); first != owned.end()) return *first;
+    if (const auto first = std::ranges::find_if(owned, allows); first != owned.end()) return *first;
     return !owned.empty() ? owned.front() : held(event.name) ? event.name : systems.front();
 }
 
-Check Plans::check(const Event& event, Timestamp now, UsageSource& usage_source) const {
-    if (!knows_feature(event.name)) throw Error(ErrorCode::not_found, "name", "feature_not_found");
-    const auto units = event.value.value_or(Decimal(1));
-    auto account = open_account(*this, event.customer, event.subscription, now);
-    follow(account, {related(*this, event.name)}, usage_source);
-    const auto feature = answering(account, event, units, usage_source);
-    const auto held = balances_of(account, feature, event.subscription);
-    auto check = held.value_or(Check{.feature = feature});
-    check.required = units;
-    check.usage_limit_left = headroom(account, feature, event, usage_source);
-    if (feature != event.name) {
-        const auto& system = this->feature(feature).system;
-        check.required = credits(system, event.name, units);
-        if (const auto members = headroom(account, event.name, event, usage_source)) {
-            const auto left = credits(system, event.name, *members);
-            check.usage_limit_left = std::min(check.usage_limit_left.value_or(left), left);
+// ---- operations ----
+
+// The AI credit system that a request names; without one it is the only one there is.
+const Feature& ai_system(const std::vector<Feature>& features, const std::string& id) {
+    std::vector<const Feature*> found;
+    for (const auto& each : features) {
+        if (id.empty() ? each.markups.has_value() : each.id == id) found.push_back(&each);
+    }
+    if (found.empty()) not_found("feature_id", "feature_not_found");
+    if (found.size() > 1 || !found[0]->markups) refuse("feature_id", "invalid_request");
+    return *found[0];
+}
+
+struct Operations final : Catalogue {
+    bool serves(const std::string&, const std::string& customer) const override {
+        return !customer.empty() && (!customers || find_by(*customers, &Holder::id, customer));
+    }
+    bool has_balances() const override { return true; }
+    bool knows_feature(const std::string& id) const override { return find_by(features, &Feature::id, id) != nullptr; }
+    std::vector<std::string> charge_names(const std::string& metric) const override {
+        std::set<std::string> names;
+        for (const auto& each : items) {
+            if (!each.flag && metric == "autumn:" + each.feature) names.insert(each.feature);
         }
+        return {names.begin(), names.end()};
     }
-    check.allowed = held && allowed(check);
-    if (!check.allowed) check.reason = !held ? "no_balance" : over_limit(check) ? "usage_limit" : "insufficient_balance";
-    if (!check.overage_allowed) check.overage_limit.reset();
-    return check;
-}
 
-// ---- from the catalogue ----
-
-// Features that are only named, by an item or a credit system, are metered ones without more.
-void complete(Plans& plans) {
-    std::set<std::string> named;
-    for (const auto& item : plans.items) named.insert(item.feature);
-    for (const auto& feature : plans.features) {
-        for (const auto& [member, cost] : feature.system.costs) named.insert(member);
-    }
-    for (const auto& feature : plans.features) named.erase(feature.id);
-    for (const auto& id : named) plans.features.push_back({id, false, {id}, {}});
-    for (auto& item : plans.items) item.flag = plans.feature(item.feature).flag;
-}
-
-void read_plan(Plans& plans, const Node& at) {
-    const auto id = at.required_text("id");
-    if (plans.controls.contains(id)) throw Error(ErrorCode::bad_value, at.path("id"), "is there twice");
-    plans.controls[id] = read_controls(at);
-    if (at.list("items").empty()) at.refuse("has no items");
-    for (const auto& each : at.list("items")) plans.items.push_back(read_plan_item(each, at, plans.currency));
-}
-
-std::shared_ptr<const Book::Impl> load(const json& catalogue) {
-    const Node root(catalogue);
-    const auto list = root.list("plans");
-    auto plans = std::make_shared<Plans>();
-    plans->vendor = "autumn";
-    plans->source = catalogue;
-    plans->currency = root.text("currency", "usd");
-    if (list.empty() || root.find("plan")) read_plan(*plans, root.object("plan"));
-    for (const auto& each : list) read_plan(*plans, each);
-    plans->code = root.text("id", plans->items.front().plan);
-    std::set<std::string> ids, names;
-    for (const auto& each : root.list("features")) {
-        plans->features.push_back(read_feature(each));
-        if (!ids.insert(plans->features.back().id).second) throw Error(ErrorCode::bad_value, each.path("id"), "is there twice");
-    }
-    for (const auto& [provider, each] : root.members("models")) {
-        for (const auto& [name, model] : each.members("models")) {
-            if (model.value().is_object() && !model.find("cost")) continue;  // models.dev knows some without prices
-            plans->models.emplace(provider + "/" + name, read_model(model.object("cost")));
+    // That of the first item that is billed by the period.
+    Period period_around(const UsageQuery& query, Timestamp at) const override {
+        const auto account = open_account(*this, query.customer, query.subscription, at);
+        for (const Holding& holding : account.holdings) {
+            if (holding.item->billed) return holding.around(holding.item->billed, at);
         }
+        return this_month(at);
     }
-    if (root.find("customers")) plans->customers.emplace();
-    for (const auto& each : root.list("customers")) plans->customers->push_back(read_holder(each));
-    complete(*plans);
-    for (const auto& feature : plans->features) {
-        if (!feature.flag) names.insert(feature.names.begin(), feature.names.end());
+
+    // Of the period asked for, in which nothing is reset; else of every item's billing cycle around now, as far as it has come.
+    Fees usage(const UsageQuery& asked, Timestamp now, UsageSource& usage) const override {
+        auto account = open_account(*this, asked.customer, asked.subscription, now);
+        account.alone = !asked.subscription.empty();
+        if (account.alone) std::erase_if(account.holdings, [&](const Holding& holding) { return !visible(holding, asked.subscription); });
+        if (asked.period) {
+            spend(account, {{}, true}, *asked.period, usage);
+        } else {
+            follow_all(account, usage);
+        }
+        std::vector<Fee> list;
+        for (const auto& item : items) {
+            const auto all = billed(account, item);
+            if (all.first && !item.flag) list.push_back(fee_of(account, item, all, asked.period));
+        }
+        return sum_up(std::move(list));
     }
-    for (const auto& name : names) plans->metrics.push_back(feature_metric(name));
-    return plans;
+
+    // What the event adds to the bill of the cycle under way.
+    Fees estimate_fees(const Event& event, Timestamp now, UsageSource& usage) const override {
+        auto before = open_account(*this, event.customer, event.subscription, now);
+        std::set<std::string> used;
+        for (const auto& feature : features) {
+            if (feature.names.contains(event.name)) used.merge(related(*this, feature.id));
+        }
+        if (used.empty()) not_found("name", "no feature is used by events named " + event.name);
+        follow(before, {used}, usage);
+        auto after = before;
+        const auto units = event.value.value_or(Decimal(1));
+        for (const auto& feature : features) {
+            if (feature.names.contains(event.name)) apply(after, takings_of(after, feature.id, event.subscription, units), 1);
+        }
+        std::vector<Fee> list;
+        for (const auto& item : items) {
+            const auto earlier = billed(before, item), later = billed(after, item);
+            const Billed added{later.first, later.units - earlier.units, 1, difference(later.priced, earlier.priced)};
+            if (!added.units.is_zero()) list.push_back(fee_of(after, item, added));
+        }
+        return sum_up(std::move(list));
+    }
+
+    Fee price(std::string_view charge, const Decimal& units, std::int64_t events) const override {
+        for (const auto& item : items) {
+            if (item.flag || item.feature != charge) continue;
+            Priced priced;
+            if (!item.item.tiers.empty()) priced = item.item.prepaid ? price_prepaid(item.item, units) : price_overage(item.item, {units});
+            return fee_of(*this, item.feature, units, events, std::move(priced));
+        }
+        not_found("charge", "charge_not_found");
+    }
+
+    Fee price_tokens(const json& request) const override {
+        const Node at(request);
+        const auto& system = ai_system(features, at.text("feature_id"));
+        const auto id = at.required_text("model_id");
+        const bool custom = id.starts_with("custom/");
+        const auto& known = custom ? system.markups->custom : models;
+        const auto* model = value_at(known, id);
+        if (!model) refuse("model_id", "invalid_request");
+        Tokens tokens;
+        for (std::size_t i = 0; i < tokens.size(); ++i) {
+            tokens[i] = at.number(token_kinds[i].field);
+            if (tokens[i].is_negative() || tokens[i] != tokens[i].round(0, Rounding::down))
+                at.refuse(token_kinds[i].field, "must be a whole number, and not negative");
+        }
+        auto priced = autumn::price_tokens(*model, tokens, custom, markup_of(*system.markups, id));
+        const auto cost = priced.amount;
+        return fee_of(*this, system.id, cost, 1, std::move(priced));
+    }
+
+    Check check(const Event& event, Timestamp now, UsageSource& usage) const override {
+        if (!knows_feature(event.name)) not_found("name", "feature_not_found");
+        const auto units = event.value.value_or(Decimal(1));
+        auto account = open_account(*this, event.customer, event.subscription, now);
+        follow(account, {related(*this, event.name)}, usage);
+        const auto feature = answering(account, event, units, usage);
+        const auto held = balances_of(account, feature, event.subscription);
+        auto check = held.value_or(Check{.feature = feature});
+        check.required = units;
+        check.usage_limit_left = headroom(account, feature, event, usage);
+        if (feature != event.name) {
+            const auto& system = this->feature(feature).system;
+            check.required = credits(system, event.name, units);
+            if (const auto members = headroom(account, event.name, event, usage)) {
+                const auto left = credits(system, event.name, *members);
+                check.usage_limit_left = std::min(check.usage_limit_left.value_or(left), left);
+            }
+        }
+        check.allowed = held && allowed(check);
+        if (!check.allowed) check.reason = !held ? "no_balance" : over_limit(check) ? "usage_limit" : "insufficient_balance";
+        if (!check.overage_allowed) check.overage_limit.reset();
+        return check;
+    }
+};
+
+// ---- analytics: what events.aggregate answers (3) ----
+
+// What an analytics range covers: the bins of the list, and the total beside them. Its last moment, a whole second, belongs to it.
+struct Ranges {
+    Period list, total;
+};
+
+// Without a billing cycle its ranges are the last day (aggregate.ts:90). The total of a range of days begins earlier than its list, with
+// the day when bins are days and else with the hour (getCountAndSum.ts:79).
+Ranges named_ranges(std::string_view name, Bin bin, Timestamp now, const std::optional<BillingCycle>& cycle) {
+    const bool days = name.ends_with('h') || name.ends_with('d');
+    const Period period = named_period(days || cycle ? name : "24h", cut(now, micros_per_second), cycle);
+    const auto list = up_to(period.from, period.to);
+    if (!days && cycle) return {list, list};
+    return {list, {cut(list.from, bin == Bin::day ? micros_per_day : micros_per_hour), list.to}};
 }
 
-// ---- what events.aggregate answers (3) ----
-
-// A text asked for is the text that the property is written as (aggregate_simple.pipe:38). With numbers, numbers are compared.
-constexpr std::array<Meeting, 3> no_such{Meeting::differ, Meeting::differ, Meeting::differ},
-    as_written{Meeting::text, Meeting::number, Meeting::text};
-constexpr Coercion exact_text{.missing = {no_such, {Meeting::empty, Meeting::empty, Meeting::empty}},
-                              .boolean = {{Meeting::number, Meeting::differ, Meeting::text}, as_written},
-                              .number = {{Meeting::differ, Meeting::number, Meeting::text}, as_written},
-                              .text = {as_written, as_written},
-                              .structure = {no_such, as_written}};
+// Milliseconds are cut off at both ends (aggregate.ts:101).
+Ranges custom_ranges(Timestamp from, Timestamp to) {
+    const auto range = up_to(cut(from, micros_per_second), cut(to, micros_per_second));
+    return {range, range};
+}
 
 constexpr std::string_view other_groups = "AUTUMN_RESERVED";
 
@@ -14451,7 +14339,7 @@ Period whole_hours(const Period& range) {
 void check_analytics(const AnalyticsQuery& asked, std::span<const Metric> metrics) {
     const auto adds_up = [](const Metric& each) { return each.aggregation == Aggregation::sum || each.aggregation == Aggregation::count; };
     if (asked.metrics.empty()) refuse("metrics", "are required");
-    if (!std::all_of(metrics.begin(), metrics.end(), adds_up)) refuse("metrics", "must be sums or counts");
+    if (!std::ranges::all_of(metrics, adds_up)) refuse("metrics", "must be sums or counts");
     if (asked.bin != Bin::none && asked.bin != Bin::hour && asked.bin != Bin::day && asked.bin != Bin::week && asked.bin != Bin::month)
         refuse("bin", "must be an hour, day, week or month");
     if (asked.group_by.size() > 1) refuse("group_by", "must be one field");
@@ -14465,7 +14353,7 @@ void check_analytics(const AnalyticsQuery& asked, std::span<const Metric> metric
 Ranges ranges_of(const AnalyticsQuery& asked, Bin bin, Timestamp now) {
     if (!asked.period) return named_ranges(asked.range, bin, now, asked.billing_cycle);
     check_period(*asked.period);
-    return custom_ranges(asked.period->from, asked.period->to - std::chrono::microseconds(1));
+    return custom_ranges(asked.period->from, last_moment(*asked.period));
 }
 
 // Bins that begin after now are left out, which no event can be in.
@@ -14505,7 +14393,7 @@ GroupItems items_of(const Metric& metric, const std::vector<Measured>& rows, con
     GroupItems items;
     for (std::size_t i = 0; i < bins.size(); ++i) {
         auto& cells = by_bin[bins[i]];
-        std::stable_sort(cells.begin(), cells.end(), [](const auto* a, const auto* b) { return a->value > b->value; });
+        std::ranges::stable_sort(cells, std::ranges::greater(), &Measured::value);
         for (std::size_t place = 0; place < cells.size(); ++place) {
             const bool rest = grouped && place >= most;
             auto& item = item_at(items, {rest, grouped && !rest ? *cells[place]->group[0] : ""}, metric, bins, grouped);
@@ -14541,20 +14429,20 @@ std::vector<AnalyticsItem> all_items(std::vector<GroupItems>& by_metric, std::sp
 
 // Of the metrics that have events, grouped or not. With a filter they go by the moment, not the hour, and their period may begin before the
 // list's (getCountAndSum.ts:79 and 166).
-std::vector<AnalyticsTotal> totals_of(std::span<const Metric> metrics, AggregateQuery query, const Period& range, UsageSource& source) {
+std::vector<AnalyticsTotal> totals_of(std::span<const Metric> metrics, AggregateQuery query, const Period& range, UsageSource& usage) {
     query.group_by.clear();
     query.period = query.filter.empty() ? whole_hours(range) : range;
     std::vector<AnalyticsTotal> totals;
     if (query.period.from >= query.period.to) return totals;
     for (const auto& metric : metrics) {
-        const auto row = source.measure(metric, query).at(0);
+        const auto row = usage.measure(metric, query).at(0);
         if (row.events > 0) totals.push_back({metric.code, shown(row.value), row.events});
     }
     return totals;
 }
 
 // events.aggregate: one question to the source for each metric's bins, and one for its total. `metrics` are those asked for.
-Analytics analytics(const AnalyticsQuery& asked, std::span<const Metric> metrics, Timestamp now, UsageSource& source) {
+Analytics analytics(const AnalyticsQuery& asked, std::span<const Metric> metrics, Timestamp now, UsageSource& usage) {
     check_analytics(asked, metrics);
     const Bin bin = asked.bin == Bin::none ? Bin::day : asked.bin;
     const auto ranges = ranges_of(asked, bin, now);
@@ -14565,12 +14453,12 @@ Analytics analytics(const AnalyticsQuery& asked, std::span<const Metric> metrics
     hours.fill = false;
     auto query = aggregate_query(hours);
     Analytics answer{.period = ranges.list};
-    answer.totals = totals_of(metrics, query, ranges.total, source);
+    answer.totals = totals_of(metrics, query, ranges.total, usage);
     query.bin = bin;
     const bool grouped = !asked.group_by.empty();
     std::vector<GroupItems> items;
     for (const auto& metric : metrics) {
-        const auto rows = query.period.from < query.period.to ? source.measure(metric, query) : std::vector<Measured>();
+        const auto rows = query.period.from < query.period.to ? usage.measure(metric, query) : std::vector<Measured>();
         items.push_back(items_of(metric, rows, bins, grouped, static_cast<std::size_t>(asked.top == 0 ? 9 : asked.top)));
     }
     answer.items = all_items(items, metrics, bins, grouped);
@@ -14610,45 +14498,35 @@ constexpr Rules rules{.name = "openmeter",
 
 // ---- books ----
 
-constexpr std::array<std::pair<std::string_view, std::shared_ptr<const Book::Impl> (*)(const json&)>, 4> book_vendors{
-    {{"lago", lago::load}, {"flexprice", flexprice::load}, {"polar", polar::load}, {"autumn", autumn::load}}};
+template <class Operations>
+std::shared_ptr<Book::Impl> load(const json& catalogue) {
+    auto book = std::make_shared<Operations>();
+    read(Node(catalogue), *book);
+    return book;
+}
+
+constexpr std::pair<std::string_view, std::shared_ptr<Book::Impl> (*)(const json&)> book_vendors[] = {{"lago", load<lago::Operations>},
+                                                                                                      {"flexprice", load<flexprice::Operations>},
+                                                                                                      {"polar", load<polar::Operations>},
+                                                                                                      {"autumn", load<autumn::Operations>}};
 
 // ---- rules by name ----
 
 constexpr std::array<Rules, 9> all_rules{{
     {.name = ""},
-    {.name = "lago",
-     .filter = {.properties = &lago::text_filter},
-     .counts_absent = true,
-     .words_apart = true,
-     .latest_not_negative = true,  // latest_service.rb
-     .weighting = Weighting::pieces,
-     .quotient = lago::postgres_quotient,
-     .weighted_rounding = RoundTo{Rounding::ceil, 20},
-     .dialect = &lago::expressions},
+    lago::rules,
     flexprice::metered_rules,
-    // Of the table events: dossier 5.3 to 5.12.
-    {.name = "flexprice_events",
-     .filter = {.properties = &flexprice::property_filter},
-     .numbers = {.text = NumberRules::Text::number, .zero = true, .missing = {}},
-     .groups = Blank::text,
-     .values = Blank::text,
-     .not_negative = true,
-     .whole_seconds = true,
-     .weighting = Weighting::remaining,
-     .carrying = Carrying::added,
-     .week_start = std::chrono::Sunday,
-     .month_end = MonthEnd::overflow},
+    flexprice::event_rules,
     polar::quantity_rules,
     polar::billing_rules,
     polar::list_rules,
-    {.name = "autumn", .filter = {.properties = &autumn::exact_text}, .numbers = {.missing = 1}},
+    autumn::rules,
     openmeter::rules,
 }};
 
 const Rules& rules_named(std::string_view name, const char* field = "metric.rules") {
-    const auto rules = std::find_if(all_rules.begin(), all_rules.end(), [&](const Rules& each) { return each.name == name; });
-    if (rules == all_rules.end()) refuse(field, quote(name) + " are not known");
+    const auto* rules = find_by(all_rules, &Rules::name, name);
+    if (!rules) refuse(field, quote(name) + " are not known");
     return *rules;
 }
 
@@ -14728,8 +14606,8 @@ constexpr std::array<AnalyticsRules, 3> analytics_rules{{{"", "", std::chrono::M
                                                          {"autumn", "1bc", std::chrono::Monday, false, autumn_analytics}}};
 
 const AnalyticsRules& analytics_rules_named(std::string_view name) {
-    const auto rules = std::find_if(analytics_rules.begin(), analytics_rules.end(), [&](const AnalyticsRules& each) { return each.name == name; });
-    if (rules == analytics_rules.end()) refuse("rules", quote(name) + " have no analytics");
+    const auto* rules = find_by(analytics_rules, &AnalyticsRules::name, name);
+    if (!rules) refuse("rules", quote(name) + " have no analytics");
     return *rules;
 }
 
@@ -14764,10 +14642,12 @@ Book Book::autumn(const json& catalogue) { return of("autumn", catalogue); }
 
 Book Book::of(std::string_view vendor, const json& catalogue) {
     check_depth(catalogue);
-    for (const auto& [name, load] : book_vendors) {
-        if (name == vendor) return Book(load(catalogue));
-    }
-    throw Error(ErrorCode::unsupported, "vendor", "no books of \"" + std::string(vendor) + "\"");
+    const auto* row = find_by(book_vendors, row_name, vendor);
+    if (!row) throw Error(ErrorCode::unsupported, "vendor", "no books of \"" + std::string(vendor) + "\"");
+    auto book = row->second(catalogue);
+    book->vendor = vendor;
+    book->source = catalogue;
+    return Book(std::move(book));
 }
 
 const std::string& Book::vendor() const noexcept { return impl_->vendor; }

@@ -136,7 +136,7 @@ TEST_CASE("a plan that cannot be is refused with the path of the field", "[lago]
     CHECK(field_of(catalogue({{"charge_model", "standard"}}, scripted)) == "plan.charges[0].billable_metric_code: custom_agg is not measured here");
     CHECK(field_of(catalogue({{"charge_model", "standard"}, {"min_amount_cents", -1}})) == "plan.charges[0].min_amount_cents: value_is_out_of_range");
     CHECK(field_of(catalogue({{"charge_model", "standard"}, {"applied_pricing_unit", {{"code", "credits"}}}})) ==
-          "plan.charges[0].applied_pricing_unit.conversion_rate: must be above zero");
+          "plan.charges[0].applied_pricing_unit.conversion_rate: must be above 0");
     auto unknown = catalogue({{"charge_model", "standard"}});
     unknown["plan"]["charges"][0]["billable_metric_code"] = "nothing";
     CHECK(field_of(unknown) == "plan.charges[0].billable_metric_code: no such billable metric: nothing");
@@ -265,25 +265,24 @@ TEST_CASE("a charge with group keys has a fee for each group", "[lago]") {
 }
 
 TEST_CASE("billing periods are calendar ones, or start from the subscription's day", "[lago]") {
-    using lago::Interval;
     const lago::Subscription calendar{.id = "sub"};
-    CHECK(lago::billing_period(Interval::monthly, calendar, march_10) == period("2026-03-01", "2026-04-01"));
-    CHECK(lago::billing_period(Interval::weekly, calendar, march_10) == period("2026-03-09", "2026-03-16"));
-    CHECK(lago::billing_period(Interval::quarterly, calendar, march_10) == period("2026-01-01", "2026-04-01"));
-    CHECK(lago::billing_period(Interval::semiannual, calendar, march_10) == period("2026-01-01", "2026-07-01"));
-    CHECK(lago::billing_period(Interval::yearly, calendar, march_10) == period("2026-01-01", "2027-01-01"));
+    CHECK(lago::billing_period(every_month, calendar, march_10) == period("2026-03-01", "2026-04-01"));
+    CHECK(lago::billing_period(every_week, calendar, march_10) == period("2026-03-09", "2026-03-16"));
+    CHECK(lago::billing_period(every_quarter, calendar, march_10) == period("2026-01-01", "2026-04-01"));
+    CHECK(lago::billing_period(every_half_year, calendar, march_10) == period("2026-01-01", "2026-07-01"));
+    CHECK(lago::billing_period(every_year, calendar, march_10) == period("2026-01-01", "2027-01-01"));
     const auto late = anniversary("2025-01-31T10:00:00Z");
-    CHECK(lago::billing_period(Interval::monthly, late, march_10) == period("2026-02-28", "2026-03-31"));
-    CHECK(lago::billing_period(Interval::monthly, late, Timestamp::parse("2026-02-28")) == period("2026-02-28", "2026-03-31"));
-    CHECK(lago::billing_period(Interval::yearly, late, march_10) == period("2026-01-31", "2027-01-31"));
-    CHECK(lago::billing_period(Interval::weekly, anniversary("2026-01-01"), march_10) == period("2026-03-05", "2026-03-12"));
+    CHECK(lago::billing_period(every_month, late, march_10) == period("2026-02-28", "2026-03-31"));
+    CHECK(lago::billing_period(every_month, late, Timestamp::parse("2026-02-28")) == period("2026-02-28", "2026-03-31"));
+    CHECK(lago::billing_period(every_year, late, march_10) == period("2026-01-31", "2027-01-31"));
+    CHECK(lago::billing_period(every_week, anniversary("2026-01-01"), march_10) == period("2026-03-05", "2026-03-12"));
     lago::Subscription east{.id = "sub", .zone = Zone("+09:00")};
-    CHECK(lago::billing_period(Interval::monthly, east, march_10) == period("2026-02-28T15:00:00Z", "2026-03-31T15:00:00Z"));
-    CHECK(lago::billing_period(Interval::monthly, east, Timestamp::parse("2026-03-31T16:00:00Z")).from == Timestamp::parse("2026-03-31T15:00:00Z"));
+    CHECK(lago::billing_period(every_month, east, march_10) == period("2026-02-28T15:00:00Z", "2026-03-31T15:00:00Z"));
+    CHECK(lago::billing_period(every_month, east, Timestamp::parse("2026-03-31T16:00:00Z")).from == Timestamp::parse("2026-03-31T15:00:00Z"));
     CHECK(lago::days_in(east, period("2026-02-28T15:00:00Z", "2026-03-31T15:00:00Z")) == 31);
     lago::Subscription started{.id = "sub"};
     started.active = period("2026-03-07T08:00:00Z", "2026-03-20T08:00:00Z");
-    CHECK(lago::billing_period(Interval::monthly, started, march_10) == started.active);
+    CHECK(lago::billing_period(every_month, started, march_10) == started.active);
 }
 
 // --- Lago: pay in advance, proration, minimums, pricing units ---
@@ -2174,11 +2173,11 @@ TEST_CASE("Autumn's catalogues are refused where they cannot be", "[autumn][chec
     CHECK(item({{"price", overage_price()}, {"proration", {{"on_increase", "charge_immediately"}}}}) ==
           "plan.items[0].proration: is for prepaid items only");
     const auto schema = [&](json entry) { return refused(plan_of({monthly("ai", 1)}, {{{"id", "ai"}, {"credit_schema", list_of(entry)}}})); };
-    CHECK(schema({{"metered_feature_id", "chat"}, {"credit_cost", -1}}) == "features[0].credit_schema[0].credit_cost: must not be negative");
+    CHECK(schema({{"metered_feature_id", "chat"}, {"credit_cost", -1}}) == "features[0].credit_schema[0].credit_cost: must be at least 0");
     CHECK(schema({{"metered_feature_id", "chat"}, {"credit_amount", 1}, {"feature_amount", 0}}) ==
           "features[0].credit_schema[0].feature_amount: must be above 0");
     CHECK(schema({{"credit_cost", 1}}) == "features[0].credit_schema[0].metered_feature_id: is required");
-    CHECK(item({{"price", overage_price({{"max_purchase", -1}})}}) == "plan.items[0].price.max_purchase: must not be negative");
+    CHECK(item({{"price", overage_price({{"max_purchase", -1}})}}) == "plan.items[0].price.max_purchase: must be at least 0");
     CHECK(refused(plan_of({})) == "plan: has no items");
     CHECK(refused(plan_of({monthly("chat", 1)}, {{{"id", "chat"}}, {{"id", "chat"}}})) == "features[1].id: is there twice");
     const auto customer = [&](json changes) {
@@ -2189,7 +2188,7 @@ TEST_CASE("Autumn's catalogues are refused where they cannot be", "[autumn][chec
     CHECK(customer({{"id", ""}}) == "customers[0].id: is required");
     CHECK(customer({{"subscriptions", {{{"plan_id", "pro"}, {"started_at", -1}}}}}) ==
           "customers[0].subscriptions[0].started_at: must be milliseconds since 1970");
-    CHECK(customer({{"subscriptions", {{{"plan_id", "pro"}, {"quantity", -1}}}}}) == "customers[0].subscriptions[0].quantity: must not be negative");
+    CHECK(customer({{"subscriptions", {{{"plan_id", "pro"}, {"quantity", -1}}}}}) == "customers[0].subscriptions[0].quantity: must be at least 0");
     const auto control = [&](const char* list, json entry) { return customer({{"billing_controls", {{list, list_of(entry)}}}}); };
     CHECK(customer({{"billing_controls", 7}}) == "customers[0].billing_controls: must be an object");
     const auto tokens = [&](json changes, json models = json::object()) {
@@ -2197,9 +2196,9 @@ TEST_CASE("Autumn's catalogues are refused where they cannot be", "[autumn][chec
         system.update(changes);
         return refused(plan_of({monthly("ai", 1)}, {system}, {{"models", models}}));
     };
-    CHECK(tokens({{"default_markup", -101}}) == "features[0].default_markup: must not be below -100");
+    CHECK(tokens({{"default_markup", -101}}) == "features[0].default_markup: must be at least -100");
     CHECK(tokens({{"config", 7}}) == "features[0].config: must be an object");
-    CHECK(tokens({{"model_markups", {{"custom/m", {{"input_cost", -1}}}}}}) == "features[0].model_markups.custom/m.input_cost: must not be negative");
+    CHECK(tokens({{"model_markups", {{"custom/m", {{"input_cost", -1}}}}}}) == "features[0].model_markups.custom/m.input_cost: must be at least 0");
     CHECK(tokens(json::object(), {{"acme", {{"models", {{"m", 7}}}}}}) == "models.acme.models.m.cost: must be an object");
     CHECK(tokens(json::object(), {{"acme", {{"models", {{"m", {{"cost", {{"input", 1}}}}}}}}}}) == "models.acme.models.m.cost.output: is required");
     const std::string at = "customers[0].billing_controls.";
@@ -2208,7 +2207,7 @@ TEST_CASE("Autumn's catalogues are refused where they cannot be", "[autumn][chec
     CHECK(control("usage_limits", {{"feature_id", "chat"}, {"limit", 1}, {"interval", "eon"}}) == at + "usage_limits[0].interval: is not known: eon");
     CHECK(control("usage_limits", {{"feature_id", "chat"}, {"limit", 1}, {"interval", "day"}, {"filter", {{"properties", {{"a", {1}}}}}}}) ==
           at + "usage_limits[0].filter.properties.a: must be text, a number or a boolean");
-    CHECK(control("spend_limits", {{"feature_id", "chat"}, {"overage_limit", -1}}) == at + "spend_limits[0].overage_limit: must not be negative");
+    CHECK(control("spend_limits", {{"feature_id", "chat"}, {"overage_limit", -1}}) == at + "spend_limits[0].overage_limit: must be at least 0");
     CHECK(control("overage_allowed", {{"feature_id", "chat"}, {"enabled", 1}}) == at + "overage_allowed[0].enabled: must be true or false");
 }
 

@@ -58,7 +58,8 @@ json fixed(const json& vector) {
 }
 
 json minor_units(const json& vector) {
-    return {{"minor_units", text(autumn::minor_units(number(vector.at("input"), "amount"), vector.at("properties").at("currency")))}};
+    return {{"minor_units",
+             text(autumn::minor_units(number(vector.at("input"), "amount"), autumn::currency_of(vector.at("properties").at("currency"))))}};
 }
 
 json plan_item_prepaid(const json& vector) {

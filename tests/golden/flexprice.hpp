@@ -271,7 +271,7 @@ json cumulative_commitment(const json& vector) {
         before += line.value("is_overage", false) ? flexprice::divided(number(line, "amount"), factor) : number(line, "amount");
     }
     const bool last = input.value("is_last_period", input.value("last_period", false));
-    return committed_json(prior.empty() ? flexprice::commit(commitment, cost) : flexprice::commit_rest(commitment, before, cost, last));
+    return committed_json(prior.empty() ? flexprice::commit(commitment, cost) : flexprice::commit(commitment, cost, before, last));
 }
 
 json true_up(const json& vector) {

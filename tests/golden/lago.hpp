@@ -25,7 +25,7 @@ T given(const json& object, const char* key, T fallback) {
 
 /// The price that properties say; the vectors of some kinds leave out what a plan could not.
 lago::Price price_of(const lago::ModelRow& row, const json& properties) {
-    meter::Problems problems;
+    lago::Problems problems;
     return lago::read_price(row, Node(properties), {lago::Kind::sum, true, problems});
 }
 
@@ -33,7 +33,7 @@ lago::Price price_of(const json& vector) { return price_of(row_of(vector), vecto
 
 std::string currency_code(const json& input) { return given<std::string>(input, "currency", "EUR"); }
 
-meter::Currency currency_of(const json& input) { return lago::currency_of(currency_code(input)); }
+meter::Currency currency_of(const json& input) { return meter::currency_in(lago::currencies, currency_code(input)); }
 
 lago::Quantity quantity_of(const json& input, const lago::Price& price) {
     lago::Quantity quantity;
@@ -174,8 +174,7 @@ Timestamp month_of(std::int64_t days) {
 
 /// The vector's metric and its one charge, paid in advance, for the subscription "sub".
 struct Case {
-    explicit Case(const json& whole)
-        : vector(whole), input(whole.at("input")), days(integer(period(), "days", integer(input, "period_days", 31))) {
+    explicit Case(const json& whole) : vector(whole), input(whole.at("input")), days(integer(period(), "days", integer(input, "period_days", 31))) {
         prorated = given(input, "prorated", false);
         field = given<std::string>(input, "field_name", "amount");
     }
@@ -359,7 +358,7 @@ json to_cents(const json& vector) {
 }
 
 json validation(const json& vector) {
-    meter::Problems problems;
+    lago::Problems problems;
     const auto& input = vector.at("input");
     const auto metric = lago::read_metric(Node(json{{"code", "metric"},
                                                     {"aggregation_type", given<std::string>(input, "aggregation_type", "sum_agg")},

@@ -113,10 +113,9 @@ json catalogue_of(const json& vector) {
 }
 
 /// Periods of as many days as the vector's billing period has: of the calendar, or from one end of its period; months, if they can be.
-lago::Subscription subscription_of(const meter::Period& period, int days, lago::Interval& interval) {
+lago::Subscription subscription_of(const meter::Period& period, int days, meter::Stride& interval) {
     lago::Subscription subscription{.id = "sub"};
-    for (const auto each :
-         {lago::Interval::monthly, lago::Interval::weekly, lago::Interval::quarterly, lago::Interval::semiannual, lago::Interval::yearly}) {
+    for (const auto each : {meter::every_month, meter::every_week, meter::every_quarter, meter::every_half_year, meter::every_year}) {
         for (const auto anchor : {Timestamp(), period.from, period.to - moment + std::chrono::seconds(1)}) {
             interval = each;
             subscription.anchor = anchor;
@@ -131,7 +130,7 @@ lago::Subscription subscription_of(const meter::Period& period, int days, lago::
 struct Case {
     explicit Case(const json& vector)
         : aggregation(vector.at("aggregation")),
-          plan(dynamic_cast<const lago::Plan&>(meter::Book::lago(catalogue_of(vector)).impl())),
+          plan(dynamic_cast<const lago::Operations&>(meter::Book::lago(catalogue_of(vector)).impl())),
           period{time_at(vector.at("period"), "from"),
                  time_at(vector.at("period"), vector.at("period").contains("max_timestamp") ? "max_timestamp" : "to") + moment},
           subscription(subscription_of(period, static_cast<int>(integer(vector.at("period"), "days")), plan.charges_interval)),
@@ -149,7 +148,7 @@ struct Case {
     lago::Scope scope() const { return {plan, plan.charges[0], nullptr, subscription, period}; }
 
     const json& aggregation;
-    lago::Plan plan;
+    lago::Operations plan;
     meter::Period period;
     lago::Subscription subscription;
     Log log;
@@ -190,7 +189,7 @@ json figures(const Case& one, const lago::CountedGroup& group, UsageSource& usag
                 {"events_count", group.counted.quantity.events},
                 {"full_units", text(group.counted.quantity.full_units.value_or(group.counted.quantity.units))},
                 {"precise_total_amount_cents", text(usage.precise_total_cents(metric.metric, group.query))},
-                {"group", lago::group_json(group.group)}};
+                {"group", meter::group_json(group.group)}};
     if (metric.kind == lago::Kind::weighted_sum) {
         answer["variation"] = text(sum_of(one, group.query, false, usage));
         answer["total_aggregated_units"] = text(lago::total_units(one.scope(), group.query, group.measured.value, usage));

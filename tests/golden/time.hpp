@@ -79,7 +79,7 @@ json range(const json& vector) {
 json period_grid(const json& vector) {
     const auto& input = vector.at("input");
     const auto zone = input.value("timezone", "UTC");
-    const auto range = meter::autumn::up_to(from_clock(input.at("start_utc")), from_clock(input.at("end_utc")));
+    const auto range = meter::up_to(from_clock(input.at("start_utc")), from_clock(input.at("end_utc")));
     json periods = json::array();
     for (const auto start : starts(meter::BinGrid(range, {.bin = bin_named(input.value("bin_size", "day")), .time_zone = zone}))) {
         periods.push_back(to_clock(start, meter::Zone(zone)));
