@@ -2165,7 +2165,7 @@ TEST_CASE("Autumn's catalogues are refused where they cannot be", "[autumn][chec
           "plan.items[0].reset.interval_count: must be a whole number from 1 to 1000");
     CHECK(item({{"included", -1}}) == "plan.items[0].included: must be from 0 to 10^13");
     CHECK(item({{"included", 10000000000000}}) == "accepted");
-    CHECK(item({{"quantity", -1}}) == "plan.items[0].quantity: must not be negative");
+    CHECK(item({{"quantity", -1}}) == "plan.items[0].quantity: must be at least 0");
     CHECK(item({{"included", 10000000000001}}) == "plan.items[0].included: must be from 0 to 10^13");
     CHECK(item({{"price", overage_price({{"interval", "year"}})}}) ==
           "plan.items[0].price.interval: may differ from the reset's for prepaid items only");
