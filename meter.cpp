@@ -2272,11 +2272,12 @@ Decimal read_number(const JsonToken& token, std::string_view field) {
 
 void draft_member(Drafts& drafts, Draft& draft, Extra& extra, std::string_view& properties, JsonScanner& scanner, std::string_view key) {
     const auto text = std::find_if(text_members.begin(), text_members.end(), [&](const auto& row) { return row.first == key; });
-    const JsonToken token = naming(key, [&] { return scanner.value(); });
+    JsonToken token = naming(key, [&] { return scanner.value(); });
     if (token.kind == JsonToken::Kind::null) return;  // as if it were absent
+    if (token.escaped) token.raw = drafts.texts.emplace_front(scanner.decode(token));
     if (text != text_members.end()) {
         if (token.kind != JsonToken::Kind::text) refuse(std::string(key), "must be text");
-        draft.*(text->second) = token.escaped ? drafts.texts.emplace_front(scanner.decode(token)) : token.raw;
+        draft.*(text->second) = token.raw;
     } else if (key == "timestamp") {
         draft.timestamp = read_timestamp(token);
     } else if (key == "value") {

@@ -579,6 +579,15 @@ TEST_CASE("A line of JSON becomes the event it says") {
     CHECK(b.properties == json::object());
 }
 
+TEST_CASE("Times and numbers that a writer escaped are read as what they say") {  // .NET writes + as \u002B
+    Meter m(options_for(":memory:"));
+    const auto receipts = m.record_json(R"({"id":"a","name":"a","timestamp":"2026-01-01T02:00:00\u002B02:00","value":"\u002B5"})");
+    REQUIRE(receipts.at(0).status == ReceiptStatus::stored);
+    const Event a = m.find("a").value();
+    CHECK(a.timestamp == Timestamp::parse("2026-01-01T00:00:00Z"));
+    CHECK(a.value == Decimal(5));
+}
+
 namespace {
 
 struct BadLine {
