@@ -3769,6 +3769,53 @@ Bytes pack_column(const Column& column) {
     return out;
 }
 
+// Integers as pack_integers() writes them, unpacked as they are looked at.
+struct PackedIntegers {
+    std::uint64_t base = 0;
+    std::size_t width = 0;                      // 0 to 8
+    std::span<const std::uint8_t> packed = {};  // and what comes after them
+    std::int64_t operator[](std::size_t i) const { return static_cast<std::int64_t>(base + get_bytes(packed.data() + i * width, width)); }
+
+    // Those from `first` to `last`.
+    void unpack(std::vector<std::int64_t>& out, std::size_t first, std::size_t last) const {
+        out.resize(last - first);
+        switch (width) {
+            case 0:
+                return std::fill(out.begin(), out.end(), static_cast<std::int64_t>(base));
+            case 1:
+                return spread<1, std::uint8_t>(out, first);
+            case 2:
+                return spread<2, std::uint16_t>(out, first);
+            case 3:
+                return spread<3, std::uint32_t>(out, first);
+            case 4:
+                return spread<4, std::uint32_t>(out, first);
+            case 5:
+                return spread<5, std::uint64_t>(out, first);
+            case 6:
+                return spread<6, std::uint64_t>(out, first);
+            case 7:
+                return spread<7, std::uint64_t>(out, first);
+            default:
+                return spread<8, std::uint64_t>(out, first);
+        }
+    }
+
+private:
+    // The width as a constant lets the compiler unroll and vectorise the loop that every aggregate spends its time in. An odd width is read as
+    // part of a wider integer, but for the last rows, where the bytes may end before it.
+    template <std::size_t size, class Whole>
+    void spread(std::vector<std::int64_t>& out, std::size_t first) const {
+        constexpr std::uint64_t mask = ~std::uint64_t{0} >> (64 - 8 * size);
+        const std::uint8_t* data = packed.data() + first * size;
+        const std::size_t whole = packed.size() < sizeof(Whole) ? 0 : (packed.size() - sizeof(Whole)) / size + 1;
+        const std::size_t rows = out.size(), wide = std::min(rows, whole - std::min(whole, first));
+        std::int64_t* to = out.data();
+        for (std::size_t i = 0; i < wide; ++i) to[i] = static_cast<std::int64_t>(base + (get_whole<Whole>(data + i * size) & mask));
+        for (std::size_t i = wide; i < rows; ++i) to[i] = static_cast<std::int64_t>(base + get_bytes(data + i * size, size));
+    }
+};
+
 // Reads packed bytes from front to back and never past the end.
 class Unpacker {
 public:
@@ -3780,50 +3827,16 @@ public:
         return std::exchange(at_, at_ + size);
     }
     std::size_t left() const noexcept { return left_; }
-    // Rows `first` to `last` of `rows` packed integers.
-    void integers(std::vector<std::int64_t>& out, std::size_t rows, std::size_t first, std::size_t last) {
+    PackedIntegers integers(std::size_t count) {
         const auto width = static_cast<std::size_t>(bytes(1));
         if (width > 8) damaged("columns");
         const std::uint64_t base = bytes(8);
-        if (width != 0 && rows > left_ / width) damaged("columns");
-        const std::uint8_t* data = take(rows * width);
-        out.resize(last - first);
-        const std::span packed(data, rows * width + left_);
-        switch (width) {
-            case 0:
-                return std::fill(out.begin(), out.end(), static_cast<std::int64_t>(base));
-            case 1:
-                return spread<1, std::uint8_t>(out, base, packed, first);
-            case 2:
-                return spread<2, std::uint16_t>(out, base, packed, first);
-            case 3:
-                return spread<3, std::uint32_t>(out, base, packed, first);
-            case 4:
-                return spread<4, std::uint32_t>(out, base, packed, first);
-            case 5:
-                return spread<5, std::uint64_t>(out, base, packed, first);
-            case 6:
-                return spread<6, std::uint64_t>(out, base, packed, first);
-            case 7:
-                return spread<7, std::uint64_t>(out, base, packed, first);
-            default:
-                return spread<8, std::uint64_t>(out, base, packed, first);
-        }
+        if (width != 0 && count > left_ / width) damaged("columns");
+        const std::size_t readable = left_;
+        return {base, width, {take(count * width), readable}};
     }
 
 private:
-    // The width as a constant lets the compiler unroll and vectorise the loop that every aggregate spends its time in. An odd width is read as
-    // part of a wider integer, but for the last rows, where the bytes may end before it.
-    template <std::size_t width, class Whole>
-    static void spread(std::vector<std::int64_t>& out, std::uint64_t base, std::span<const std::uint8_t> packed, std::size_t first) {
-        constexpr std::uint64_t mask = ~std::uint64_t{0} >> (64 - 8 * width);
-        const std::uint8_t* data = packed.data() + first * width;
-        const std::size_t whole = packed.size() < sizeof(Whole) ? 0 : (packed.size() - sizeof(Whole)) / width + 1;
-        const std::size_t rows = out.size(), wide = std::min(rows, whole - std::min(whole, first));
-        std::int64_t* to = out.data();
-        for (std::size_t i = 0; i < wide; ++i) to[i] = static_cast<std::int64_t>(base + (get_whole<Whole>(data + i * width) & mask));
-        for (std::size_t i = wide; i < rows; ++i) to[i] = static_cast<std::int64_t>(base + get_bytes(data + i * width, width));
-    }
     const std::uint8_t* at_;
     std::size_t left_;
 };
@@ -3847,7 +3860,7 @@ Column unpack_column(std::string_view data, std::size_t rows, std::size_t first,
     column.scale = static_cast<int>(in.bytes(1));
     if (column.scale > 18) damaged("columns.scale");
     const std::uint64_t kind = in.bytes(1);
-    in.integers(column.cells, rows, first, last);
+    in.integers(rows).unpack(column.cells, first, last);
     const auto checked = [](std::uint64_t value) {
         if (value > static_cast<std::uint64_t>(CellKind::interned)) damaged("columns.kind");
         return static_cast<CellKind>(value);
@@ -3863,7 +3876,7 @@ Column unpack_column(std::string_view data, std::size_t rows, std::size_t first,
     if (count == 0) return column;
     std::vector<std::int64_t> lengths;
     if (count > data.size()) damaged("columns.dictionary");
-    in.integers(lengths, count, 0, count);
+    in.integers(count).unpack(lengths, 0, count);
     const std::size_t size = in.left();
     const std::uint8_t* text = in.take(size);
     column.text.assign(text, text + size);
@@ -4336,22 +4349,25 @@ std::vector<Source> part_sources(const Parts& parts, const ScanQuestion& questio
     return found;
 }
 
+// Segments first: what is numbered as it is met then comes in their order.
 std::vector<Source> sources(const Reader& reader, const ScanQuestion& question) {
-    std::vector<Source> found = part_sources(reader.memory.tail(), question, reader.memory.tail_first(), reader.memory.tail_last());
-    if (reader.more != nullptr) {
-        for (const Source& source : part_sources(reader.more->parts, question, reader.more->first, reader.more->last)) found.push_back(source);
-    }
+    std::vector<Source> found;
     for (const SegmentInfo& segment : reader.memory.segments()) {
         if (question.wants(segment.name, segment.first_time, segment.last_time)) {
             found.push_back({segment.name, segment.rows, segment.first_time, segment.last_time, &segment, nullptr, 0, 0});
         }
+    }
+    for (const Source& source : part_sources(reader.memory.tail(), question, reader.memory.tail_first(), reader.memory.tail_last()))
+        found.push_back(source);
+    if (reader.more != nullptr) {
+        for (const Source& source : part_sources(reader.more->parts, question, reader.more->first, reader.more->last)) found.push_back(source);
     }
     return found;
 }
 
 Column constant_column(CellKind kind, std::int64_t cell, std::size_t rows) { return {{kind}, std::vector<std::int64_t>(rows, cell), 0, {}, {}}; }
 
-Column integer_column(std::span<const std::int64_t> values) { return {{CellKind::number}, {values.begin(), values.end()}, 0, {}, {}}; }
+Column integer_column(std::vector<std::int64_t> values) { return {{CellKind::number}, std::move(values), 0, {}, {}}; }
 
 // Ids are not kept in columns; the few questions that ask for one as a field read them from the log.
 Column id_column(Connection& db, const Column& sequence) {
@@ -4387,14 +4403,22 @@ struct Owners {
     const std::vector<std::int64_t>& ids(std::string_view key) const { return key == fields::customer ? customers : subscriptions; }
 };
 
-// For each row what is given once for each stretch.
+// For each row what is given once for each stretch. Most stretches are short: it costs less to write beyond the end, which the next ones then
+// write over, than to guess it.
 template <class Value>
 void spread(const std::vector<Value>& values, const std::vector<std::uint32_t>& ends, std::vector<Value>& rows) {
-    rows.resize(ends.empty() ? 0 : ends.back());
-    std::size_t row = 0;
+    constexpr std::size_t at_once = 8;
+    const std::size_t count = ends.empty() ? 0 : ends.back();
+    rows.resize(count + at_once);
+    Value* to = rows.data();
     for (std::size_t i = 0; i < ends.size(); ++i) {
-        for (const Value value = values[i]; row < ends[i]; ++row) rows[row] = value;
+        const Value value = values[i];
+        Value* const end = rows.data() + ends[i];
+        std::fill_n(to, at_once, value);
+        if (end - to > static_cast<std::ptrdiff_t>(at_once)) std::fill(to + at_once, end, value);
+        to = end;
     }
+    rows.resize(count);
 }
 
 // A sealed segment opened for reading, or the stretch of it in which one customer's or subscription's rows lie.
@@ -4409,15 +4433,19 @@ public:
     bool exact() const noexcept { return exact_; }
 
     Owners owners() const {
-        Directory all = directory();
+        const Directory all = directory();
+        std::vector<std::int64_t> starts;
+        all.starts.unpack(starts, 0, all.size);
+        starts.push_back(info_.rows);
+        if (starts[0] != 0 || !std::is_sorted(starts.begin(), starts.end())) damaged("columns.customer");
+        const auto row = [](std::int64_t start) { return static_cast<std::size_t>(start); };
+        const auto first = std::upper_bound(starts.begin(), starts.end(), static_cast<std::int64_t>(first_)) - starts.begin() - 1;
+        const auto last = std::lower_bound(starts.begin(), starts.end(), static_cast<std::int64_t>(last_)) - starts.begin();
         Owners found;
-        for (std::size_t i = 0; i < all.customers.size(); ++i) {
-            const auto begin = static_cast<std::size_t>(all.starts[i]), end = static_cast<std::size_t>(all.starts[i + 1]);
-            if (end <= first_ || begin >= last_) continue;
-            found.customers.push_back(all.customers[i]);
-            found.subscriptions.push_back(all.subscriptions[i]);
-            found.ends.push_back(static_cast<std::uint32_t>(std::min(end, last_) - first_));
-        }
+        all.customers.unpack(found.customers, row(first), row(last));
+        all.subscriptions.unpack(found.subscriptions, row(first), row(last));
+        for (auto end = first + 1; end <= last; ++end)
+            found.ends.push_back(static_cast<std::uint32_t>(std::min(row(starts[row(end)]), last_) - first_));
         return found;
     }
     Column column(const std::string& key) const {
@@ -4430,7 +4458,9 @@ public:
 
 private:
     struct Directory {
-        std::vector<std::int64_t> customers{}, subscriptions{}, starts{};
+        Prepared row;  // where the lists are
+        std::size_t size = 0;
+        PackedIntegers customers{}, subscriptions{}, starts{};
     };
 
     Prepared blob(std::int64_t place) const {
@@ -4446,14 +4476,11 @@ private:
         return row;
     }
     Directory directory() const {
-        const Prepared row = blob(0);
-        Unpacker in(row.text(0));
-        const auto count = static_cast<std::size_t>(in.bytes(4));
-        if (count == 0 || count > static_cast<std::size_t>(info_.rows)) damaged("columns.customer");
-        Directory found;
-        for (auto* list : {&found.customers, &found.subscriptions, &found.starts}) in.integers(*list, count, 0, count);
-        found.starts.push_back(info_.rows);
-        if (found.starts[0] != 0 || !std::is_sorted(found.starts.begin(), found.starts.end())) damaged("columns.customer");
+        Directory found{blob(0)};
+        Unpacker in(found.row.text(0));
+        found.size = static_cast<std::size_t>(in.bytes(4));
+        if (found.size == 0 || found.size > static_cast<std::size_t>(info_.rows)) damaged("columns.customer");
+        for (auto* list : {&found.customers, &found.subscriptions, &found.starts}) *list = in.integers(found.size);
         return found;
     }
     Column spread_owners(std::string_view key) const {
@@ -4462,20 +4489,45 @@ private:
         spread(found.ids(key), found.ends, cells);
         return interned_column(std::move(cells));
     }
+    // Owners are in order of customer, then subscription.
     void find_stretch(const ScanQuestion& question) {
         const Directory all = directory();
-        first_ = last_ = 0;
-        for (std::size_t i = 0; i < all.customers.size(); ++i) {
-            if (question.customer && all.customers[i] != *question.customer) continue;
-            if (question.subscription && all.subscriptions[i] != *question.subscription) continue;
-            const auto start = static_cast<std::size_t>(all.starts[i]);
-            if (last_ == 0)
-                first_ = start;
-            else
-                exact_ = exact_ && last_ == start;
-            last_ = static_cast<std::size_t>(all.starts[i + 1]);
+        std::size_t first = 0, last = all.size;
+        if (question.customer) std::tie(first, last) = equal_range(all.customers, first, last, *question.customer);
+        if (question.subscription && question.customer) {
+            std::tie(first, last) = equal_range(all.subscriptions, first, last, *question.subscription);
+        } else if (question.subscription) {
+            std::tie(first, last) = around(all, *question.subscription);
         }
+        const std::int64_t begin = first < last ? all.starts[first] : 0, end = first == last ? 0 : last < all.size ? all.starts[last] : info_.rows;
+        if (begin < 0 || end < begin || end > info_.rows) damaged("columns.customer");
+        first_ = static_cast<std::size_t>(begin);
+        last_ = static_cast<std::size_t>(end);
     }
+    static std::pair<std::size_t, std::size_t> equal_range(const PackedIntegers& list, std::size_t first, std::size_t last, std::int64_t id) {
+        const auto first_not = [&](auto&& before) {
+            std::size_t low = first, high = last;
+            while (low < high) {
+                const std::size_t middle = (low + high) / 2;
+                if (before(list[middle]))
+                    low = middle + 1;
+                else
+                    high = middle;
+            }
+            return low;
+        };
+        return {first_not([id](std::int64_t each) { return each < id; }), first_not([id](std::int64_t each) { return each <= id; })};
+    }
+    // From the first to the last of the subscription, whose customers may have others.
+    std::pair<std::size_t, std::size_t> around(const Directory& all, std::int64_t subscription) {
+        std::vector<std::int64_t> ids;
+        all.subscriptions.unpack(ids, 0, all.size);
+        const auto first = std::find(ids.begin(), ids.end(), subscription);
+        const auto last = std::find(ids.rbegin(), std::make_reverse_iterator(first), subscription).base();
+        exact_ = std::all_of(first, last, [&](std::int64_t id) { return id == subscription; });
+        return {static_cast<std::size_t>(first - ids.begin()), static_cast<std::size_t>(last - ids.begin())};
+    }
+
     Connection& db_;
     const SegmentInfo& info_;
     std::size_t first_ = 0, last_;
@@ -4489,22 +4541,37 @@ Column recorded_column(Connection& db, const Column& sequence) {
     return column;
 }
 
-// The columns of a part that is held in memory.
-Column part_column(const Part& part, const std::string& key) {
-    if (key == fields::time) return integer_column(part.times());
-    if (key == fields::sequence) return integer_column(part.sequences());
-    if (key == fields::customer) return interned_column(part.customers());
-    if (key == fields::subscription) return interned_column(part.subscriptions());
+// The rows of a part that is held in memory, those of the customer and subscription that are asked for.
+std::vector<std::uint32_t> part_rows(const Part& part, const ScanQuestion& question) {
+    std::vector<std::uint32_t> rows;
+    rows.reserve(question.customer || question.subscription ? 0 : part.rows());
+    for (std::uint32_t row = 0; row < part.rows(); ++row) {
+        if (question.customer && part.customers()[row] != *question.customer) continue;
+        if (question.subscription && part.subscriptions()[row] != *question.subscription) continue;
+        rows.push_back(row);
+    }
+    return rows;
+}
+
+std::vector<std::int64_t> at_rows(const std::vector<std::int64_t>& values, const std::vector<std::uint32_t>& rows) {
+    std::vector<std::int64_t> found(rows.size());
+    std::transform(rows.begin(), rows.end(), found.begin(), [&](std::uint32_t row) { return values[row]; });
+    return found;
+}
+
+// Their columns.
+Column part_column(const Part& part, const std::string& key, const std::vector<std::uint32_t>& rows) {
+    if (key == fields::time) return integer_column(at_rows(part.times(), rows));
+    if (key == fields::sequence) return integer_column(at_rows(part.sequences(), rows));
+    if (key == fields::customer) return interned_column(at_rows(part.customers(), rows));
+    if (key == fields::subscription) return interned_column(at_rows(part.subscriptions(), rows));
     const ColumnBuilder* builder = part.find(key);
-    if (builder == nullptr) return constant_column(CellKind::missing, 0, part.rows());
-    std::vector<std::uint32_t> order(part.rows());
-    std::iota(order.begin(), order.end(), 0U);
-    return builder->finish(order);
+    return builder == nullptr ? constant_column(CellKind::missing, 0, rows.size()) : builder->finish(rows);
 }
 
 // In a part they come one by one.
-Owners part_owners(const Part& part) {
-    Owners found{part.customers(), part.subscriptions(), std::vector<std::uint32_t>(part.rows())};
+Owners part_owners(const Part& part, const std::vector<std::uint32_t>& rows) {
+    Owners found{at_rows(part.customers(), rows), at_rows(part.subscriptions(), rows), std::vector<std::uint32_t>(rows.size())};
     std::iota(found.ends.begin(), found.ends.end(), 1U);
     return found;
 }
@@ -4578,12 +4645,11 @@ Batch load(const Reader& reader, const Source& source, const ScanQuestion& quest
     };
     const auto lacking = [&] { return std::any_of(question.keys.begin(), question.keys.end(), lacks); };
     if (part ? part->partial() && lacking() : source.segment->layout->partial && lacking()) rebuild();
-    if (part == nullptr) {
-        segment.emplace(reader.db, *source.segment, question);
-        if (segment->rows() == 0) return batch;
-    }
-    const auto column = [&](const std::string& key) { return part ? part_column(*part, key) : segment->column(key); };
-    batch.rows = part ? part->rows() : segment->rows();
+    if (part == nullptr) segment.emplace(reader.db, *source.segment, question);
+    const auto rows = part ? part_rows(*part, question) : std::vector<std::uint32_t>();
+    batch.rows = part ? rows.size() : segment->rows();
+    if (batch.rows == 0) return batch;
+    const auto column = [&](const std::string& key) { return part ? part_column(*part, key, rows) : segment->column(key); };
     for (const std::string& key : question.keys) {
         if (key == fields::name) {
             batch.columns.push_back(constant_column(CellKind::interned, source.name, batch.rows));
@@ -4597,15 +4663,13 @@ Batch load(const Reader& reader, const Source& source, const ScanQuestion& quest
             batch.columns.push_back(column(key));
         }
     }
-    if (!question.owner_keys.empty()) add_owners(batch, part ? part_owners(*part) : segment->owners(), question.owner_keys);
+    if (!question.owner_keys.empty()) add_owners(batch, part ? part_owners(*part, rows) : segment->owners(), question.owner_keys);
     if (source.first_time < question.from || source.last_time >= question.to) {
         mask_out(batch, column(std::string(fields::time)),
                  [from = question.from, to = question.to](std::int64_t time) { return (time >= from) & (time < to); });
     }
-    const bool exact = part == nullptr && segment->exact();
-    for (const auto& [key, owner] : {std::pair{fields::customer, question.customer}, std::pair{fields::subscription, question.subscription}}) {
-        if (owner && !exact) mask_out(batch, column(std::string(key)), [id = *owner](std::int64_t cell) { return cell == id; });
-    }
+    if (segment && !segment->exact())
+        mask_out(batch, column(std::string(fields::subscription)), [id = *question.subscription](std::int64_t cell) { return cell == id; });
     return batch;
 }
 
@@ -6488,9 +6552,7 @@ private:
         for (std::size_t i = width_ - 1; i > field; --i) group = fields_[i].combinations.first(group);
         return field == 0 ? group : fields_[field].combinations.second(group);
     }
-    std::uint32_t value_of(std::size_t slot, std::size_t field) const {
-        return value_in(named_ ? kept_[group_of(slot)] : group_of(slot), field);
-    }
+    std::uint32_t value_of(std::size_t slot, std::size_t field) const { return value_in(named_ ? kept_[group_of(slot)] : group_of(slot), field); }
     Group names(std::uint32_t group) const {
         Group names(width_);
         for (std::size_t i = 0; i < width_; ++i) names[i] = fields_[i].values.name(value_in(group, i));
@@ -6571,7 +6633,8 @@ public:
         words_.assign(column.words.size(), std::nullopt);
         const bool cut_off = rules_.decimals && scale(batch) > *rules_.decimals;
         const bool as_it_stands = !multiplier_ && !cut_off && !rules_.not_negative && !(is_time_ && rules_.seconds);
-        if (as_it_stands && column.all(CellKind::number)) return each_row(batch, [&, cells = column.cells.data()](std::size_t row) { small(row, cells[row]); });
+        if (as_it_stands && column.all(CellKind::number))
+            return each_row(batch, [&, cells = column.cells.data()](std::size_t row) { small(row, cells[row]); });
         each_row(batch, [&](std::size_t row) {
             if (column.kind(row) == CellKind::number && !cut_off && within(cell_of(column, row))) {
                 const std::int64_t cell = cell_of(column, row) * factor_;

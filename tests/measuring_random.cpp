@@ -140,6 +140,7 @@ private:
                                    std::chrono::hours(24 * pick(4));
         query.fill = chance(30);
         for (std::size_t i = chance(60) ? pick(4) : 0; i > 0; --i) query.group_by.push_back(chance(3) ? "timestamp" : workload_.some_field());
+        if (chance(15)) query.group_by = {workload_.among({"customer", "subscription"}), "name"};
         if (chance(25)) query.top = 1 + static_cast<std::int64_t>(pick(4));
         if (chance(40)) query.filter = workload_.filter();
         return query;

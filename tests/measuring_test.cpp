@@ -1,6 +1,7 @@
 // Aggregates one by one, where meter_test asks at random: exact numbers, bins, groups, filters, and what is refused.
 #include <algorithm>
 #include <array>
+#include <map>
 #include <random>
 
 #include "../meter.hpp"
@@ -655,6 +656,74 @@ TEST_CASE("Of events of one moment the latest is the last recorded, whichever na
         CHECK(total(m, latest) == "149 of 151");
         CHECK(rows_of(m, latest, {.group_by = {"customer"}}) == Lines{"- -1 of 1", "b 149 of 100", "z 147 of 50"});
         seal_all(m);
+    }
+}
+
+TEST_CASE("Owners of one event, of some and of many are told apart, whichever segments they are in") {
+    // Of each customer as many events in a row; the last two share a subscription with the first.
+    const std::vector<std::pair<std::string, int>> owners{{"c1", 1}, {"c8", 8}, {"c9", 9}, {"c30", 30}, {"", 2}, {"c100", 100}, {"c2", 2}, {"c7", 7}};
+    Meter m(options_for());
+    std::vector<Event> events;
+    std::map<std::string, std::int64_t> by_customer, by_subscription, first_day;
+    for (const auto& [customer, count] : owners) {
+        for (int i = 0; i < count; ++i) {
+            const std::string subscription = customer == "c2" || customer == "c7" || customer == "c1" ? "shared" : i % 2 == 0 ? "s" + customer : "";
+            events.push_back({.name = "a", .customer = customer, .subscription = subscription, .timestamp = noon + std::chrono::hours(i)});
+            events.back().properties = {{"n", i + 1}};
+            by_customer[customer] += i + 1;
+            by_subscription[subscription] += i + 1;
+            if (i < 12) first_day[customer] += i + 1;
+        }
+    }
+    m.record(events);
+    m.record({.name = "b", .customer = "c9", .timestamp = noon, .properties = {{"n", 5}}});
+    const auto same = [&](const std::map<std::string, std::int64_t>& expected, const AggregateQuery& query) {
+        std::map<std::string, std::int64_t> found;
+        for (const AggregateRow& row : m.aggregate(sum_n, query).rows) found[row.group.back().value_or("")] = row.value.to_int64().value();
+        return found == expected;
+    };
+    const Period first{noon, noon + std::chrono::hours(12)};
+    for (int sealed = 0; sealed < 2; ++sealed) {
+        CHECK(same(by_customer, {.group_by = {"customer"}}));
+        CHECK(same(by_customer, {.group_by = {"name", "customer"}}));
+        CHECK(same(by_subscription, {.group_by = {"subscription"}}));
+        CHECK(same(first_day, {.period = first, .group_by = {"customer"}}));
+        CHECK(same(first_day, {.period = {noon - std::chrono::hours(12), first.to}, .bin = Bin::day, .group_by = {"customer"}}));
+        CHECK(same({{"c30", 30}, {"c100", 4615}}, {.group_by = {"customer"}, .filter = Filter::where("n", Operator::gte, 30)}));
+        CHECK(same({}, {.group_by = {"customer"}, .filter = Filter::where("n", Operator::gt, 100)}));
+        CHECK(same({{"c100", 5050}, {"c30", 465}, {"", 116}}, {.group_by = {"customer"}, .top = 2}));
+        CHECK(same({{"c9", 45}}, {.customer = "c9", .group_by = {"customer"}}));
+        CHECK(same({{"c1", 1}, {"c2", 3}, {"c7", 28}}, {.subscription = "shared", .group_by = {"customer"}}));
+        CHECK(same({{"c7", 28}}, {.customer = "c7", .subscription = "shared", .group_by = {"customer"}}));
+        CHECK(same({}, {.customer = "c7", .subscription = "sc9", .group_by = {"customer"}}));
+        CHECK(rows_of(m, {.aggregation = Aggregation::sum, .property = "n"}, {.customer = "c9", .group_by = {"name", "customer"}}) ==
+              Lines{"a c9 45 of 9", "b c9 5 of 1"});
+        seal_all(m);
+    }
+}
+
+TEST_CASE("Numbers of every width are read, of all customers and of each") {
+    for (int width = 0; width <= 8; ++width) {
+        CAPTURE(width);
+        const std::int64_t span = width == 8 ? 999'999'999'999'999'999 : (std::int64_t{1} << (8 * width)) - 1, base = -40;
+        Meter m(options_for());
+        std::vector<Event> events;
+        std::map<std::string, Decimal> sums;
+        for (int i = 0; i < 64; ++i) {
+            const std::string customer = "c" + std::to_string(i / 5);
+            const std::int64_t n = width == 0 ? base : base + span / (i + 1);
+            events.push_back({.name = "a", .customer = customer, .timestamp = Timestamp(-1'000'000LL * i), .properties = {{"n", n}}});
+            sums[customer] += Decimal(n);
+            sums[""] += Decimal(n);
+        }
+        m.record(events);
+        for (int sealed = 0; sealed < 2; ++sealed) {
+            for (const auto& [customer, sum] : sums) CHECK(m.aggregate(sum_n, {.customer = customer}).rows.at(0).value == sum);
+            // 1970 began with the first event's second.
+            CHECK(rows_of(m, {.code = "a"}, {.bin = Bin::minute}) ==
+                  Lines{"1969-12-31T23:58:00Z 3 of 3", "1969-12-31T23:59:00Z 60 of 60", "1970-01-01T00:00:00Z 1 of 1"});
+            seal_all(m);
+        }
     }
 }
 
