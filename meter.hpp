@@ -478,8 +478,8 @@ struct Aggregate {
     std::vector<AggregateRow> rows = {};
 };
 
-/// Usage of several metrics at once, and what it costs where a book that is loaded prices them: the first that has the customer, or subscription,
-/// in the version in force now. Prices are for all that is asked about; an open period is no billing period.
+/// Usage of several metrics at once, and what it costs where a book that is loaded prices them: the first in the order of books() that has the
+/// customer, or subscription, in the version in force now. Prices are for all that is asked about; an open period is no billing period.
 struct AnalyticsQuery {
     std::vector<std::string> metrics = {};  ///< their codes; all that are declared or loaded when empty
     std::string customer = {}, subscription = {};
@@ -1174,8 +1174,8 @@ public:
     /// Those of all events of the period, in order of time: what Lago has invoiced in advance. Their sum may differ from what usage() says, since
     /// each is rounded. Throws as usage() does, and too_large for more than limits::advance_fees fees or 1200 billing periods.
     Fees advance_fees(const UsageQuery& query) const;
-    /// Units and fees of every charge of the subscription's plan, or of what the customer has, over the period; by the first book loaded that
-    /// prices it. Throws bad_value for a query without either or a period that ends before it begins; not_found when no book prices it, or none is
+    /// Units and fees of every charge of the subscription's plan, or of what the customer has, over the period; by the first book, in the
+    /// order of books(), that prices it. Throws bad_value for a query without either or a period that ends before it begins; not_found when no book prices it, or none is
     /// in effect yet.
     Fees usage(const UsageQuery& query) const;
     /// Whether the event's customer (and entity: Event::subscription) may now use so many units (Event::value, 1 when absent) of the feature
