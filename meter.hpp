@@ -705,7 +705,7 @@ struct FeeLine {
     Decimal units = {}, rate = {}, flat = {};
     Decimal per = 1;           ///< units in one package
     Decimal amount = {};       ///< currency units
-    std::string text() const;  ///< for people: "tier 11 to 20: 5 units x 0.10 + 3"
+    std::string text() const;  ///< for people: "tier 11 to 20: 5 x 0.1 + 3"
 };
 
 struct Fee {
