@@ -2332,6 +2332,322 @@ void draft_line(Drafts& drafts, Draft& draft, std::string_view line) {
     append_extra(drafts.json_text, extra);
 }
 
+// ---- expressions: what an event comes to, as a vendor lets one write it ----
+//
+// An expression is compiled once, to postfix form, and run over a stack for each event. What its words and signs mean stands in the tables of a
+// dialect (8.2, 8.3).
+
+// What is computed with: a number in decimal or, where the vendor computes so, in binary (a boolean is 0 or 1 there), or a text; or nothing, with
+// the reason as its text.
+struct Term {
+    enum class Type : std::uint8_t { any, number, boolean, text, nothing };
+    Type type = Type::number;
+    Decimal number{};
+    int decimals = 0;  // as written, with zeros at the end
+    double real = 0;
+    std::string text{};
+};
+
+using Arguments = std::span<Term>;
+
+// An operator or function. What it comes to takes the place of the first argument; it throws when it comes to nothing.
+struct Operation {
+    enum class Form : std::uint8_t { call, infix, prefix };
+    Form form;
+    std::string_view name;
+    int precedence;           // of infix ones, from 1
+    std::size_t least, most;  // arguments
+    Term::Type takes, gives;
+    void (*apply)(Arguments);
+};
+
+struct Dialect {
+    std::span<const Operation> operations;
+    std::string_view spaces;
+    std::string_view property_prefix;           // of words that name a property, as are all where there is none
+    std::string_view time_word{}, name_word{};  // the event's time in whole seconds, and its name
+    std::span<const std::string_view> reserved{};
+    std::string_view beyond{};     // signs of the vendor's language that are not known here
+    bool spellings = false;        // functions are also written in capitals, and with one
+    bool texts = false;            // 'in quotes'
+    bool exponents = false;        // 1e3, .5
+    bool repeated_prefix = false;  // --a
+    bool typed = false;            // a ? b : c, true and false; types are known beforehand, and it comes to a number
+    bool needs_property = false;
+    std::optional<Term> (*literal)(std::string_view number);       // nothing of one that is too long
+    Term (*property)(std::string_view name, const Scalar& value);  // nothing for what the vendor refuses
+    std::string (*result)(const Term&);                            // a number where the dialect is typed
+};
+
+struct Expression {
+    struct Instruction {
+        enum class Kind : std::uint8_t { constant, variable, operation };
+        Kind kind;
+        std::size_t index;  // of the constant or variable; how many arguments
+        void (*apply)(Arguments) = nullptr;
+    };
+    struct Variable {
+        enum class Source : std::uint8_t { property, time, name };
+        Source source = Source::property;
+        std::string name{};  // of the property
+        friend bool operator==(const Variable&, const Variable&) = default;
+    };
+    const Dialect* dialect = nullptr;
+    std::vector<Instruction> code{};
+    std::vector<Term> constants{};
+    std::vector<Variable> variables{};
+
+    // What it comes to, with read(variable's index) -> Term. Nothing when a variable is nothing, which is then the last of the stack; where an
+    // operation comes to nothing, an Error that names no field is thrown.
+    template <class Read>
+    std::optional<std::string> run(std::vector<Term>& stack, Read&& read) const {
+        stack.clear();
+        for (const Instruction& each : code) {
+            if (each.kind == Instruction::Kind::operation) {
+                each.apply(Arguments(stack).last(each.index));
+                stack.resize(stack.size() - each.index + 1);
+            } else if (each.kind == Instruction::Kind::variable) {
+                stack.push_back(read(each.index));
+                if (stack.back().type == Term::Type::nothing) return {};
+            } else {
+                stack.push_back(constants[each.index]);
+            }
+        }
+        return dialect->result(stack.back());
+    }
+};
+
+// By descent, to a bounded depth.
+class ExpressionCompiler {
+public:
+    ExpressionCompiler(std::string_view text, const Dialect& dialect, std::string field) : text_(text), dialect_(dialect), field_(std::move(field)) {
+        made_.dialect = &dialect;
+    }
+    Expression compile() {
+        if (text_.size() > limits::expression_bytes)
+            throw Error(ErrorCode::too_large, field_, "is longer than " + std::to_string(limits::expression_bytes) + " bytes");
+        if (const char* fault = text_fault(text_)) refuse(field_, fault);
+        next();
+        const Type type = whole(0);
+        if (!token_.empty()) unexpected();
+        const auto is_property = [](const Variable& each) { return each.source == Variable::Source::property; };
+        if (dialect_.typed && type != Type::number) throw Error(ErrorCode::bad_value, field_, "does not come to a number");
+        if (dialect_.needs_property && std::none_of(made_.variables.begin(), made_.variables.end(), is_property))
+            throw Error(ErrorCode::bad_value, field_, "names no property");
+        return std::move(made_);
+    }
+
+private:
+    using Type = Term::Type;
+    using Form = Operation::Form;
+    using Variable = Expression::Variable;
+    static constexpr std::size_t max_depth = 100;
+
+    [[noreturn]] void refuse_at(std::size_t at, const std::string& reason, ErrorCode code = ErrorCode::bad_value) const {
+        throw Error(code, field_, "at " + std::to_string(at + 1) + ": " + reason);
+    }
+    [[noreturn]] void unexpected() const {
+        if (token_.empty()) refuse_at(at_, "ends too early");
+        const bool beyond = dialect_.beyond.find(token_[0]) != std::string_view::npos;
+        refuse_at(at_, quote(token_) + (beyond ? " is not known here" : " is not expected"), beyond ? ErrorCode::unsupported : ErrorCode::bad_value);
+    }
+
+    // ---- tokens: numbers, words, texts with their quotes, signs; an empty one at the end ----
+
+    static bool is_letter(char c) noexcept { return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || c == '_'; }
+    bool digit_at(std::size_t at) const noexcept { return at < text_.size() && is_digit(text_[at]); }
+    bool starts_number() const noexcept { return !token_.empty() && (is_digit(token_[0]) || (token_[0] == '.' && token_.size() > 1)); }
+    bool starts_word() const noexcept { return !token_.empty() && is_letter(token_[0]); }
+    std::size_t digits_end(std::size_t at) const noexcept {
+        while (digit_at(at)) ++at;
+        return at;
+    }
+    std::size_t number_end(std::size_t at) const noexcept {
+        at = digits_end(at);
+        if (at < text_.size() && text_[at] == '.' && digit_at(at + 1)) at = digits_end(at + 1);
+        if (!dialect_.exponents || at == text_.size() || (text_[at] != 'e' && text_[at] != 'E')) return at;
+        const std::size_t sign = at + 1 < text_.size() && (text_[at + 1] == '+' || text_[at + 1] == '-') ? 1 : 0;
+        return digit_at(at + 1 + sign) ? digits_end(at + 1 + sign) : at;
+    }
+    std::size_t word_end(std::size_t at) const noexcept {
+        const bool dots = !dialect_.property_prefix.empty();
+        while (at < text_.size() && (is_letter(text_[at]) || is_digit(text_[at]) || (dots && text_[at] == '.'))) ++at;
+        return at;
+    }
+    std::size_t sign_end(std::size_t at) const noexcept {
+        constexpr std::string_view doubled[] = {"<=", ">=", "==", "!=", "&&", "||"};
+        return at + (std::find(std::begin(doubled), std::end(doubled), text_.substr(at, 2)) == std::end(doubled) ? 1 : 2);
+    }
+    void next() {
+        at_ = std::min(text_.find_first_not_of(dialect_.spaces, at_ + token_.size()), text_.size());
+        std::size_t end = at_;
+        if (at_ == text_.size()) {
+        } else if (digit_at(at_) || (dialect_.exponents && text_[at_] == '.' && digit_at(at_ + 1))) {
+            end = number_end(at_);
+        } else if (is_letter(text_[at_])) {
+            end = word_end(at_);
+        } else if (dialect_.texts && text_[at_] == '\'') {
+            end = text_.find('\'', at_ + 1);
+            if (end == std::string_view::npos) refuse_at(at_, "has no second quote");
+            ++end;
+        } else {
+            end = sign_end(at_);
+        }
+        token_ = text_.substr(at_, end - at_);
+    }
+    void take(std::string_view sign) {
+        if (token_ != sign) unexpected();
+        next();
+    }
+
+    // ---- grammar; each part appends its code and answers what type it comes to ----
+
+    // A condition and what follows from it, or anything else.
+    Type whole(std::size_t depth) {
+        const Type type = infix(1, depth);
+        if (!dialect_.typed || token_ != "?") return type;
+        static constexpr auto choose = [](Arguments all) { all[0] = all[0].real != 0 ? all[1] : all[2]; };
+        if (type != Type::boolean) refuse_at(at_, "needs a condition before it");
+        next();
+        const Type yes = infix(1, deeper(depth));
+        take(":");
+        const std::size_t at = at_;
+        if (whole(deeper(depth)) != yes) refuse_at(at, "must be of the type before the colon");
+        made_.code.push_back({Expression::Instruction::Kind::operation, 3, choose});
+        return yes;
+    }
+    Type infix(int lowest, std::size_t depth) {
+        Type left = prefixed(depth);
+        while (const Operation* found = find(Form::infix, token_)) {
+            if (found->precedence < lowest) break;
+            const std::size_t at = at_;
+            next();
+            const std::array types{left, infix(found->precedence + 1, deeper(depth))};
+            left = emit(*found, types, at);
+        }
+        return left;
+    }
+    Type prefixed(std::size_t depth) {
+        const std::size_t at = at_;
+        const Operation* const found = find(Form::prefix, token_);
+        if (found == nullptr) return primary(depth);
+        std::size_t times = 0;
+        do next(), ++times;
+        while (dialect_.repeated_prefix && token_ == found->name);
+        Type type = primary(depth);
+        while (times-- > 0) type = emit(*found, std::span(&type, 1), at);
+        return type;
+    }
+    Type primary(std::size_t depth) {
+        if (starts_number()) return number();
+        if (starts_word()) return word(depth);
+        if (dialect_.texts && token_.starts_with('\''))
+            return constant({.type = Type::text, .text = std::string(token_.substr(1, token_.size() - 2))});
+        take("(");
+        const Type type = whole(deeper(depth));
+        take(")");
+        return type;
+    }
+    Type word(std::size_t depth) {
+        const std::string_view word = token_;
+        const std::size_t at = at_;
+        if (dialect_.typed && (word == "true" || word == "false")) return constant({.type = Type::boolean, .real = word == "true" ? 1.0 : 0.0});
+        if (std::find(dialect_.reserved.begin(), dialect_.reserved.end(), word) != dialect_.reserved.end())
+            refuse_at(at, quote(word) + " is a reserved word");
+        next();
+        if (token_ != "(") return variable(word, at);
+        const Operation* const found = find(Form::call, word);
+        if (found == nullptr) refuse_at(at, quote(word) + " is not a function known here", ErrorCode::unsupported);
+        std::vector<Type> types;
+        do {
+            next();
+            types.push_back(whole(deeper(depth)));
+        } while (token_ == ",");
+        take(")");
+        return emit(*found, types, at);
+    }
+    Type number() {
+        auto value = dialect_.literal(token_);
+        if (!value) refuse_at(at_, "has more than 38 digits", ErrorCode::overflow);
+        return constant(std::move(*value));
+    }
+    Type variable(std::string_view word, std::size_t at) {
+        Variable made;
+        if (word == dialect_.time_word) {
+            made.source = Variable::Source::time;
+        } else if (word == dialect_.name_word) {
+            made.source = Variable::Source::name;
+        } else {
+            made.name = word.starts_with(dialect_.property_prefix) ? word.substr(dialect_.property_prefix.size()) : "";
+            const bool begins = !made.name.empty() && is_letter(made.name[0]) && (made.name[0] != '_' || dialect_.property_prefix.empty());
+            if (!begins || made.name.find('.') != std::string::npos) refuse_at(at, quote(word) + " is not the name of a property");
+        }
+        const auto known = std::find(made_.variables.begin(), made_.variables.end(), made);
+        made_.code.push_back({Expression::Instruction::Kind::variable, static_cast<std::size_t>(known - made_.variables.begin())});
+        if (known == made_.variables.end()) made_.variables.push_back(std::move(made));
+        return dialect_.typed ? Type::number : Type::any;
+    }
+    Type constant(Term value) {
+        const Type type = value.type;
+        made_.code.push_back({Expression::Instruction::Kind::constant, made_.constants.size()});
+        made_.constants.push_back(std::move(value));
+        next();
+        return type;
+    }
+
+    // ---- operations ----
+
+    bool is_named(const Operation& each, std::string_view word) const {
+        if (each.name == word) return true;
+        if (!dialect_.spellings || each.form != Form::call || each.name.size() != word.size()) return false;
+        const auto capital = [](char small, char c) { return c == small - 'a' + 'A'; };
+        const bool rest_small = word.substr(1) == each.name.substr(1);
+        return capital(each.name[0], word[0]) && (rest_small || std::equal(each.name.begin(), each.name.end(), word.begin(), capital));
+    }
+    const Operation* find(Form form, std::string_view word) const {
+        const auto fits = [&](const Operation& each) { return each.form == form && is_named(each, word); };
+        const auto found = std::find_if(dialect_.operations.begin(), dialect_.operations.end(), fits);
+        return found == dialect_.operations.end() ? nullptr : &*found;
+    }
+    // Types that are known beforehand are the operation's or, where it takes any, the same.
+    Type emit(const Operation& operation, std::span<const Type> types, std::size_t at) {
+        if (types.size() < operation.least || types.size() > operation.most)
+            refuse_at(at, quote(operation.name) + " takes another number of arguments");
+        const Type wanted = operation.takes == Type::any ? types[0] : operation.takes;
+        if (dialect_.typed && std::any_of(types.begin(), types.end(), [&](Type type) { return type != wanted; }))
+            refuse_at(at, quote(operation.name) + " is not for operands of these types");
+        made_.code.push_back({Expression::Instruction::Kind::operation, types.size(), operation.apply});
+        return operation.gives;
+    }
+    std::size_t deeper(std::size_t depth) const {
+        if (depth == max_depth) refuse_at(at_, "is nested too deep");
+        return depth + 1;
+    }
+
+    std::string_view text_, token_{};
+    const Dialect& dialect_;
+    std::string field_;
+    std::size_t at_ = 0;
+    Expression made_{};
+};
+
+Term name_term(const std::string& name) { return {.type = Term::Type::text, .text = name}; }
+Term time_term(Timestamp time) { return {.number = floor_divide(time.micros(), micros_per_second)}; }
+
+// What the expression comes to for the event, at that time. Throws an Error without a field when it comes to nothing.
+std::string evaluate(const Expression& expression, const Event& event, Timestamp time) {
+    std::vector<Term> stack;
+    auto result = expression.run(stack, [&](std::size_t index) -> Term {
+        const Expression::Variable& variable = expression.variables[index];
+        std::string keep;
+        if (variable.source == Expression::Variable::Source::property)
+            return expression.dialect->property(variable.name, scalar_of_member(event.properties, variable.name, keep));
+        return variable.source == Expression::Variable::Source::name ? name_term(event.name) : time_term(time);
+    });
+    if (!result) throw Error(ErrorCode::bad_value, "", stack.back().text);
+    return std::move(*result);
+}
+
 }  // namespace
 
 // =============================================================================================
@@ -2350,6 +2666,7 @@ namespace {
             throw Error(ErrorCode::full, path, "no room left: " + text);
         case SQLITE_BUSY:
         case SQLITE_LOCKED:
+        case SQLITE_PROTOCOL:
             throw Error(ErrorCode::busy, path, "held by another process: " + text);
         case SQLITE_READONLY:
         case SQLITE_PERM:
@@ -2434,7 +2751,11 @@ std::chrono::milliseconds countable(std::chrono::milliseconds wait) { return std
 class Connection {
 public:
     Connection(const std::string& path, std::chrono::milliseconds busy_timeout)
-        : db(path, SQLite::OPEN_READWRITE | SQLite::OPEN_CREATE | SQLite::OPEN_NOMUTEX, static_cast<int>(countable(busy_timeout).count())) {}
+        : db(path, SQLite::OPEN_READWRITE | SQLite::OPEN_CREATE | SQLite::OPEN_NOMUTEX), busy_timeout_(countable(busy_timeout)) {
+        sqlite3_busy_handler(db.getHandle(), wait_a_moment, this);
+    }
+    Connection(const Connection&) = delete;
+    Connection& operator=(const Connection&) = delete;
 
     // `sql` must be a literal, and not be in use already.
     Prepared prepared(const char* sql) {
@@ -2469,7 +2790,19 @@ private:
     struct Finalize {
         void operator()(sqlite3_stmt* statement) const noexcept { sqlite3_finalize(statement); }
     };
+    // What SQLite calls while another holds a lock. Its own handler looks less often the longer it waits, so that where many write without a
+    // pause those who came last go first, and some never.
+    static int wait_a_moment(void* connection, int times) noexcept {
+        Connection& self = *static_cast<Connection*>(connection);
+        const auto now = std::chrono::steady_clock::now();
+        if (times == 0) self.waits_since_ = now;
+        if (now - self.waits_since_ >= self.busy_timeout_) return 0;
+        std::this_thread::sleep_for(std::chrono::milliseconds(1));
+        return 1;
+    }
     std::unordered_map<const void*, std::unique_ptr<sqlite3_stmt, Finalize>> statements_;  // by the address of the literal
+    std::chrono::milliseconds busy_timeout_;
+    std::chrono::steady_clock::time_point waits_since_{};
 };
 
 class Transaction {
@@ -2497,7 +2830,7 @@ private:
 // ---- schema ----
 
 constexpr std::int32_t application_id = 0x6D657472;  // "metr"
-constexpr std::int32_t schema_version = 2;
+constexpr std::int32_t schema_version = 3;
 
 constexpr const char* log_schema = R"sql(
 CREATE TABLE meta(key TEXT PRIMARY KEY, value) WITHOUT ROWID;
@@ -2525,11 +2858,12 @@ CREATE TABLE layouts(id INTEGER PRIMARY KEY, keys TEXT NOT NULL UNIQUE);
 CREATE TABLE segments(
     id INTEGER PRIMARY KEY, chunk INTEGER NOT NULL, name INTEGER NOT NULL, layout INTEGER NOT NULL,
     rows INTEGER NOT NULL, first_time INTEGER NOT NULL, last_time INTEGER NOT NULL);
-CREATE TABLE columns(id INTEGER PRIMARY KEY, data BLOB NOT NULL);
+CREATE TABLE columns(id INTEGER PRIMARY KEY, data BLOB NOT NULL, hash INTEGER);
 CREATE TABLE runs(
     id INTEGER PRIMARY KEY, level INTEGER NOT NULL, first INTEGER NOT NULL, last INTEGER NOT NULL,
     bits INTEGER NOT NULL, state TEXT NOT NULL, owner INTEGER NOT NULL, touched INTEGER NOT NULL);
-CREATE TABLE run_blocks(id INTEGER PRIMARY KEY, filter BLOB NOT NULL, entries BLOB NOT NULL);
+CREATE TABLE run_blocks(
+    id INTEGER PRIMARY KEY, filter BLOB NOT NULL, entries BLOB NOT NULL, filter_hash INTEGER, entries_hash INTEGER);
 CREATE VIEW events AS SELECT l.sequence,
     CASE typeof(l.id) WHEN 'blob' THEN lower(substr(hex(l.id), 1, 8) || '-' || substr(hex(l.id), 9, 4) || '-' || substr(hex(l.id), 13, 4)
         || '-' || substr(hex(l.id), 17, 4) || '-' || substr(hex(l.id), 21)) ELSE l.id END AS id,
@@ -2557,6 +2891,11 @@ INSERT INTO books(vendor, code, effective, source) SELECT vendor, code, -6213559
 DROP TABLE old_metrics;
 DROP TABLE old_books;
 INSERT INTO meta VALUES('books', 0);
+)sql",
+                                      R"sql(
+ALTER TABLE columns ADD COLUMN hash INTEGER;
+ALTER TABLE run_blocks ADD COLUMN filter_hash INTEGER;
+ALTER TABLE run_blocks ADD COLUMN entries_hash INTEGER;
 )sql"};
 static_assert(std::size(migrations) == schema_version - 1);
 
@@ -2654,6 +2993,15 @@ std::uint64_t get_bytes(const std::uint8_t* at, std::size_t width) noexcept {
     return value;
 }
 
+// As above for 1, 2, 4 or 8 bytes; what the compiler makes one load of, and loops of such loads vectors.
+template <class Whole>
+std::uint64_t get_whole(const std::uint8_t* at) noexcept {
+    if constexpr (std::endian::native != std::endian::little) return get_bytes(at, sizeof(Whole));
+    Whole value;
+    std::memcpy(&value, at, sizeof value);
+    return value;
+}
+
 [[noreturn]] void damaged(const char* what) { throw Error(ErrorCode::corrupt, what, "does not have the form it was written in"); }
 
 // Runs `read` on what a file holds: whatever it finds wrong is damage.
@@ -2666,6 +3014,40 @@ auto from_file(const char* what, Read&& read) {
     } catch (const json::exception&) {
         damaged(what);
     }
+}
+
+// The checksum of a blob: four streams of words, each as in FNV-1a, then mixed, so that a word that is another always gives another sum. Part of
+// the file format.
+std::int64_t checksum(std::string_view bytes) noexcept {
+    constexpr std::size_t word = sizeof(std::uint64_t);
+    std::array<std::uint64_t, 4> streams{1, 2, 3, 4};
+    const auto* at = reinterpret_cast<const std::uint8_t*>(bytes.data());
+    const auto take = [](std::uint64_t stream, std::uint64_t next) { return (stream ^ next) * 0x9E3779B97F4A7C15ULL; };
+    std::size_t left = bytes.size();
+    for (; left >= streams.size() * word; left -= streams.size() * word, at += streams.size() * word) {
+        for (std::size_t i = 0; i < streams.size(); ++i) streams[i] = take(streams[i], get_whole<std::uint64_t>(at + i * word));
+    }
+    for (std::size_t i = 0; left > 0; ++i) {
+        const std::size_t width = std::min(left, word);
+        streams[i] = take(streams[i], get_bytes(at, width));
+        at += width, left -= width;
+    }
+    std::uint64_t sum = bytes.size();
+    for (const std::uint64_t stream : streams) sum = mix(sum ^ stream);
+    return static_cast<std::int64_t>(sum);
+}
+
+std::int64_t checksum(std::span<const std::uint8_t> bytes) noexcept {
+    return checksum(std::string_view(reinterpret_cast<const char*>(bytes.data()), bytes.size()));
+}
+
+// A blob of what is derived from the log, as it was written: what a disk has altered must not become an answer. Blobs of files of older
+// schemas have no checksum.
+std::string_view checked_blob(const Prepared& row, int data, int hash, const char* what) {
+    const std::string_view bytes = row.text(data);
+    if (!row.null(hash) && row.integer(hash) != checksum(bytes))
+        throw Error(ErrorCode::corrupt, what, "does not match its checksum; verify(true) makes it again from the log");
+    return bytes;
 }
 
 std::int64_t checked_time(std::int64_t micros, const char* what) {
@@ -2759,16 +3141,18 @@ std::vector<Block> make_blocks(const Run& run, std::size_t first, std::size_t la
 }
 
 void write_blocks(Connection& db, const Run& run, std::size_t first, std::span<const Block> blocks) {
-    for (const Block& block : blocks) db.prepared("INSERT INTO run_blocks VALUES(?, ?, ?)").run(run.block_id(first++), block.filter, block.entries);
+    for (const Block& block : blocks)
+        db.prepared("INSERT INTO run_blocks(id, filter, entries, filter_hash, entries_hash) VALUES(?, ?, ?, ?, ?)")
+            .run(run.block_id(first++), block.filter, block.entries, checksum(block.filter), checksum(block.entries));
 }
 
 // The entries of a block whose hashes are from `low` to `high`, in order.
 template <class Found>
 void read_block(Connection& db, const Run& run, std::size_t block, std::uint64_t low, std::uint64_t high, Found&& found) {
-    const Prepared query = db.prepared("SELECT entries FROM run_blocks WHERE id = ?");
+    const Prepared query = db.prepared("SELECT entries, entries_hash FROM run_blocks WHERE id = ?");
     query.bind(run.block_id(block));
     if (!query.row()) damaged("run_blocks");
-    const std::string_view data = query.text(0);
+    const std::string_view data = checked_blob(query, 0, 1, "run_blocks.entries");
     if (data.size() % entry_bytes != 0) damaged("run_blocks.entries");
     const auto* bytes = reinterpret_cast<const std::uint8_t*>(data.data());
     const std::size_t count = data.size() / entry_bytes;
@@ -2914,10 +3298,10 @@ private:
     static Bytes load_filters(Connection& db, const Run& run) {
         Bytes filters;
         filters.reserve(run.blocks() * filter_bytes);
-        const Prepared query = db.prepared("SELECT filter FROM run_blocks WHERE id >= ? AND id < ? ORDER BY id");
+        const Prepared query = db.prepared("SELECT filter, filter_hash FROM run_blocks WHERE id >= ? AND id < ? ORDER BY id");
         query.bind(run.block_id(0), run.block_id(run.blocks()));
         while (query.row()) {
-            const std::string_view filter = query.text(0);
+            const std::string_view filter = checked_blob(query, 0, 1, "run_blocks.filter");
             if (filter.size() != filter_bytes) damaged("run_blocks.filter");
             filters.insert(filters.end(), filter.begin(), filter.end());
         }
@@ -3275,6 +3659,7 @@ public:
     }
     void add_interned(std::size_t row, std::int64_t id) { put(row, id == 0 ? CellKind::missing : CellKind::interned, id); }
     void add_integer(std::size_t row, std::int64_t value) { put(row, CellKind::number, value); }
+    void add_text(std::size_t row, std::string_view text) { put_word(row, CellKind::text, text); }
 
     // The column with rows in the given order. Rows never added are missing.
     Column finish(std::span<const std::uint32_t> order) const {
@@ -3398,34 +3783,41 @@ public:
         if (width != 0 && rows > left_ / width) damaged("columns");
         const std::uint8_t* data = take(rows * width);
         out.resize(last - first);
+        const std::span packed(data, rows * width + left_);
         switch (width) {
             case 0:
-                return spread<0>(out, base, data, first);
+                return std::fill(out.begin(), out.end(), static_cast<std::int64_t>(base));
             case 1:
-                return spread<1>(out, base, data, first);
+                return spread<1, std::uint8_t>(out, base, packed, first);
             case 2:
-                return spread<2>(out, base, data, first);
+                return spread<2, std::uint16_t>(out, base, packed, first);
             case 3:
-                return spread<3>(out, base, data, first);
+                return spread<3, std::uint32_t>(out, base, packed, first);
             case 4:
-                return spread<4>(out, base, data, first);
+                return spread<4, std::uint32_t>(out, base, packed, first);
             case 5:
-                return spread<5>(out, base, data, first);
+                return spread<5, std::uint64_t>(out, base, packed, first);
             case 6:
-                return spread<6>(out, base, data, first);
+                return spread<6, std::uint64_t>(out, base, packed, first);
             case 7:
-                return spread<7>(out, base, data, first);
+                return spread<7, std::uint64_t>(out, base, packed, first);
             default:
-                return spread<8>(out, base, data, first);
+                return spread<8, std::uint64_t>(out, base, packed, first);
         }
     }
 
 private:
-    // The width as a constant lets the compiler unroll and vectorise the loop that every aggregate spends its time in.
-    template <std::size_t width>
-    static void spread(std::vector<std::int64_t>& out, std::uint64_t base, const std::uint8_t* data, std::size_t first) {
-        data += first * width;
-        for (std::size_t i = 0; i < out.size(); ++i) out[i] = static_cast<std::int64_t>(base + get_bytes(data + i * width, width));
+    // The width as a constant lets the compiler unroll and vectorise the loop that every aggregate spends its time in. An odd width is read as
+    // part of a wider integer, but for the last rows, where the bytes may end before it.
+    template <std::size_t width, class Whole>
+    static void spread(std::vector<std::int64_t>& out, std::uint64_t base, std::span<const std::uint8_t> packed, std::size_t first) {
+        constexpr std::uint64_t mask = ~std::uint64_t{0} >> (64 - 8 * width);
+        const std::uint8_t* data = packed.data() + first * width;
+        const std::size_t whole = packed.size() < sizeof(Whole) ? 0 : (packed.size() - sizeof(Whole)) / width + 1;
+        const std::size_t rows = out.size(), wide = std::min(rows, whole - std::min(whole, first));
+        std::int64_t* to = out.data();
+        for (std::size_t i = 0; i < wide; ++i) to[i] = static_cast<std::int64_t>(base + (get_whole<Whole>(data + i * width) & mask));
+        for (std::size_t i = wide; i < rows; ++i) to[i] = static_cast<std::int64_t>(base + get_bytes(data + i * width, width));
     }
     const std::uint8_t* at_;
     std::size_t left_;
@@ -3487,6 +3879,7 @@ constexpr std::string_view id = "id", name = "name", time = "time", sequence = "
                            source = "source", value = "value", cents = "precise_total_amount_cents", recorded = "recorded_at";
 // Moments are microseconds.
 bool is_moment(std::string_view key) { return key == time || key == recorded; }
+bool is_owner(std::string_view key) { return key == name || key == customer || key == subscription; }
 }  // namespace fields
 
 constexpr std::size_t max_segment_columns = 1000;
@@ -3704,7 +4097,8 @@ void write_segment(Connection& db, std::int64_t chunk, const Segment& segment) {
         .run(chunk, segment.name, layout_id(db, segment.keys), segment.rows, segment.first_time, segment.last_time);
     const std::int64_t id = db.last_rowid();
     for (std::size_t i = 0; i < segment.columns.size(); ++i) {
-        db.prepared("INSERT INTO columns VALUES(?, ?)").run(id * max_columns + static_cast<std::int64_t>(i), segment.columns[i]);
+        const Bytes& data = segment.columns[i];
+        db.prepared("INSERT INTO columns(id, data, hash) VALUES(?, ?, ?)").run(id * max_columns + static_cast<std::int64_t>(i), data, checksum(data));
     }
 }
 
@@ -3773,37 +4167,46 @@ struct ScanQuestion {
     std::optional<std::int64_t> customer{}, subscription{};
     std::int64_t from = std::numeric_limits<std::int64_t>::min(), to = std::numeric_limits<std::int64_t>::max();  // microseconds, half-open
     std::vector<std::string> keys{};
+    std::vector<std::string> owner_keys{};  // name, customer, subscription: what Batch::owners tells
 
-    std::size_t key(std::string_view wanted) {
+    std::size_t key(std::string_view wanted) { return place_in(keys, wanted); }
+    std::size_t owner_key(std::string_view wanted) { return place_in(owner_keys, wanted); }
+    bool wants(std::int64_t name, std::int64_t first, std::int64_t last) const {
+        if (last < from || first >= to) return false;
+        return !names || std::find(names->begin(), names->end(), name) != names->end();
+    }
+
+private:
+    static std::size_t place_in(std::vector<std::string>& keys, std::string_view wanted) {
         const auto known = std::find(keys.begin(), keys.end(), wanted);
         if (known != keys.end()) return static_cast<std::size_t>(known - keys.begin());
         keys.emplace_back(wanted);
         return keys.size() - 1;
     }
-    bool wants(std::int64_t name, std::int64_t first, std::int64_t last) const {
-        if (last < from || first >= to) return false;
-        return !names || std::find(names->begin(), names->end(), name) != names->end();
-    }
 };
 
-// Rows of one name. `mask` tells which belong to the answer; all of them when it is empty.
-struct Batch {
-    std::int64_t name = 0;
+// `mask` tells which rows belong to the answer; all of them when it is empty.
+struct Table {
     std::size_t rows = 0;
-    std::vector<Column> columns{};  // as ScanQuestion::keys
+    std::vector<Column> columns{};
     std::vector<std::uint8_t> mask{};
-    Parts rebuilt{};  // where the columns' texts live when they were read again from the log
+};
+
+// Rows of one name, with the columns of ScanQuestion::keys.
+struct Batch : Table {
+    explicit Batch(std::int64_t of_name) noexcept : name(of_name) {}
+    std::int64_t name;
+    Table owners{};                     // a row for each stretch of rows that have the same owner, with the columns of ScanQuestion::owner_keys
+    std::vector<std::uint32_t> ends{};  // where each of those stretches ends
+    Parts rebuilt{};                    // where the columns' texts live when they were read again from the log
 };
 
 // Calls use(row) for the rows that belong to the answer.
 template <class Use>
-void each_row(const Batch& batch, Use&& use) {
-    if (batch.mask.empty()) {
-        for (std::size_t row = 0; row < batch.rows; ++row) use(row);
-        return;
-    }
-    for (std::size_t row = 0; row < batch.rows; ++row) {
-        if (batch.mask[row]) use(row);
+void each_row(const Table& table, Use&& use) {
+    const std::uint8_t* mask = table.mask.empty() ? nullptr : table.mask.data();
+    for (std::size_t row = 0; row < table.rows; ++row) {
+        if (mask == nullptr || mask[row] != 0) use(row);
     }
 }
 
@@ -3894,6 +4297,22 @@ std::string text_of(Connection& db, std::int64_t id) {
     return row.row() ? std::string(row.text(0)) : std::string();
 }
 
+// Calls use(id, text) for each of the ids, which are in order; for one that is not there with no text.
+template <class Use>
+void each_text(Connection& db, const std::vector<std::int64_t>& ids, Use&& use) {
+    constexpr std::int64_t near = 16;  // so many rows are stepped over as quickly as one is looked for
+    for (auto id = ids.begin(); id != ids.end();) {
+        const auto gap = std::adjacent_find(id, ids.end(), [](std::int64_t a, std::int64_t b) { return b - a > near; });
+        const auto end = gap == ids.end() ? gap : gap + 1;
+        const Prepared row = db.prepared("SELECT id, text FROM texts WHERE id BETWEEN ? AND ? ORDER BY id");
+        row.bind(*id, end[-1]);
+        for (std::int64_t at = -1; id != end; ++id) {
+            while (at < *id) at = row.row() ? row.integer(0) : std::numeric_limits<std::int64_t>::max();
+            use(*id, at == *id ? row.text(1) : std::string_view());
+        }
+    }
+}
+
 std::vector<Source> part_sources(const Parts& parts, const ScanQuestion& question, std::int64_t sequence_first = 0, std::int64_t sequence_last = 0) {
     std::vector<Source> found;
     for (const auto& [name, part] : parts) {
@@ -3948,6 +4367,23 @@ Column interned_column(std::vector<std::int64_t> ids) {
     return column;
 }
 
+// Who the rows belong to: for each stretch of rows of one customer and subscription these, and where it ends.
+struct Owners {
+    std::vector<std::int64_t> customers{}, subscriptions{};
+    std::vector<std::uint32_t> ends{};
+    const std::vector<std::int64_t>& ids(std::string_view key) const { return key == fields::customer ? customers : subscriptions; }
+};
+
+// For each row what is given once for each stretch.
+template <class Value>
+void spread(const std::vector<Value>& values, const std::vector<std::uint32_t>& ends, std::vector<Value>& rows) {
+    rows.resize(ends.empty() ? 0 : ends.back());
+    std::size_t row = 0;
+    for (std::size_t i = 0; i < ends.size(); ++i) {
+        for (const Value value = values[i]; row < ends[i]; ++row) rows[row] = value;
+    }
+}
+
 // A sealed segment opened for reading, or the stretch of it in which one customer's or subscription's rows lie.
 class SegmentReader {
 public:
@@ -3959,13 +4395,24 @@ public:
     // Whether the stretch holds nothing else.
     bool exact() const noexcept { return exact_; }
 
+    Owners owners() const {
+        Directory all = directory();
+        Owners found;
+        for (std::size_t i = 0; i < all.customers.size(); ++i) {
+            const auto begin = static_cast<std::size_t>(all.starts[i]), end = static_cast<std::size_t>(all.starts[i + 1]);
+            if (end <= first_ || begin >= last_) continue;
+            found.customers.push_back(all.customers[i]);
+            found.subscriptions.push_back(all.subscriptions[i]);
+            found.ends.push_back(static_cast<std::uint32_t>(std::min(end, last_) - first_));
+        }
+        return found;
+    }
     Column column(const std::string& key) const {
-        if (key == fields::customer) return owners(&Directory::customers);
-        if (key == fields::subscription) return owners(&Directory::subscriptions);
+        if (key == fields::customer || key == fields::subscription) return spread_owners(key);
         const auto place = info_.layout->places.find(key);
         if (place == info_.layout->places.end()) return constant_column(CellKind::missing, 0, rows());
         const Prepared row = blob(place->second);
-        return unpack_column(row.text(0), static_cast<std::size_t>(info_.rows), first_, last_);
+        return unpack_column(checked_blob(row, 0, 1, "columns"), static_cast<std::size_t>(info_.rows), first_, last_);
     }
 
 private:
@@ -3974,14 +4421,14 @@ private:
     };
 
     Prepared blob(std::int64_t place) const {
-        Prepared row = db_.prepared("SELECT data FROM columns WHERE id = ?");
+        Prepared row = db_.prepared("SELECT data, hash FROM columns WHERE id = ?");
         row.bind(info_.id * max_columns + place);
         if (!row.row()) damaged("columns");
         return row;
     }
     Directory directory() const {
         const Prepared row = blob(0);
-        Unpacker in(row.text(0));
+        Unpacker in(checked_blob(row, 0, 1, "columns"));
         const auto count = static_cast<std::size_t>(in.bytes(4));
         if (count == 0 || count > static_cast<std::size_t>(info_.rows)) damaged("columns.customer");
         Directory found;
@@ -3989,6 +4436,12 @@ private:
         found.starts.push_back(info_.rows);
         if (found.starts[0] != 0 || !std::is_sorted(found.starts.begin(), found.starts.end())) damaged("columns.customer");
         return found;
+    }
+    Column spread_owners(std::string_view key) const {
+        const Owners found = owners();
+        std::vector<std::int64_t> cells;
+        spread(found.ids(key), found.ends, cells);
+        return interned_column(std::move(cells));
     }
     void find_stretch(const ScanQuestion& question) {
         const Directory all = directory();
@@ -4004,22 +4457,6 @@ private:
             last_ = static_cast<std::size_t>(all.starts[i + 1]);
         }
     }
-    Column owners(std::vector<std::int64_t> Directory::*ids) const {
-        const Directory all = directory();
-        std::vector<std::int64_t> cells(rows());
-        const auto add = [](std::int64_t a, std::int64_t b) {
-            return static_cast<std::int64_t>(static_cast<std::uint64_t>(a) + static_cast<std::uint64_t>(b));
-        };
-        std::int64_t last = 0;
-        for (std::size_t i = 0; i < all.customers.size() && all.starts[i] < static_cast<std::int64_t>(last_); ++i) {
-            std::int64_t& cell = cells[std::max(static_cast<std::size_t>(all.starts[i]), first_) - first_];
-            cell = add(cell, (all.*ids)[i] - last);
-            last = (all.*ids)[i];
-        }
-        std::partial_sum(cells.begin(), cells.end(), cells.begin(), add);
-        return interned_column(std::move(cells));
-    }
-
     Connection& db_;
     const SegmentInfo& info_;
     std::size_t first_ = 0, last_;
@@ -4044,6 +4481,32 @@ Column part_column(const Part& part, const std::string& key) {
     std::vector<std::uint32_t> order(part.rows());
     std::iota(order.begin(), order.end(), 0U);
     return builder->finish(order);
+}
+
+// In a part they come one by one.
+Owners part_owners(const Part& part) {
+    Owners found{part.customers(), part.subscriptions(), std::vector<std::uint32_t>(part.rows())};
+    std::iota(found.ends.begin(), found.ends.end(), 1U);
+    return found;
+}
+
+void add_owners(Batch& batch, Owners owners, const std::vector<std::string>& keys) {
+    batch.owners.rows = owners.ends.size();
+    for (const std::string& key : keys) {
+        batch.owners.columns.push_back(key == fields::name ? constant_column(CellKind::interned, batch.name, batch.owners.rows)
+                                                           : interned_column(owners.ids(key)));
+    }
+    batch.ends = std::move(owners.ends);
+}
+
+// An owner none of whose rows belongs to the answer does not either.
+void mask_owners(Batch& batch) {
+    if (batch.mask.empty()) return;
+    batch.owners.mask.assign(batch.owners.rows, 0);
+    std::size_t row = 0;
+    for (std::size_t i = 0; i < batch.ends.size(); ++i) {
+        for (; row < batch.ends[i]; ++row) batch.owners.mask[i] |= batch.mask[row];
+    }
 }
 
 template <class Keep>
@@ -4081,7 +4544,7 @@ Column presence_column(const std::string& key, const std::vector<std::string>& c
 
 // Reads one source. No rows may be left; then the columns are not there either.
 Batch load(const Reader& reader, const Source& source, const ScanQuestion& question) {
-    Batch batch{source.name, 0, {}, {}, {}};
+    Batch batch(source.name);
     std::optional<SegmentReader> segment;
     const Part* part = source.part;
     const auto rebuild = [&] {  // what could not take all properties, again from the log, with those asked for
@@ -4115,6 +4578,7 @@ Batch load(const Reader& reader, const Source& source, const ScanQuestion& quest
             batch.columns.push_back(column(key));
         }
     }
+    if (!question.owner_keys.empty()) add_owners(batch, part ? part_owners(*part) : segment->owners(), question.owner_keys);
     if (source.first_time < question.from || source.last_time >= question.to) {
         mask_out(batch, column(std::string(fields::time)),
                  [from = question.from, to = question.to](std::int64_t time) { return (time >= from) & (time < to); });
@@ -4345,18 +4809,34 @@ void verify_chunk(Connection& db, const ChunkInfo& info, std::vector<std::string
                           segment.integer(4) == want.last_time && segment.text(5) == json(want.keys).dump();
         if (!head) problems.push_back(where + ": segment " + std::to_string(segment.integer(0)) + " differs from the log");
         for (std::size_t i = 0; head && i < want.columns.size(); ++i) {
-            const Prepared column = db.prepared("SELECT data FROM columns WHERE id = ?");
+            const Prepared column = db.prepared("SELECT data, hash FROM columns WHERE id = ?");
             column.bind(segment.integer(0) * max_columns + static_cast<std::int64_t>(i));
             const std::string_view bytes(reinterpret_cast<const char*>(want.columns[i].data()), want.columns[i].size());
-            if (!column.row() || column.text(0) != bytes) problems.push_back(where + ": column " + want.keys[i] + " differs from the log");
+            const bool same = column.row() && checked_blob(column, 0, 1, "columns") == bytes;
+            if (!same) problems.push_back(where + ": column " + want.keys[i] + " differs from the log");
         }
     }
     if (more || at != expected.segments.size()) problems.push_back(where + ": has not the segments the log gives");
 }
 
+// Whether the filters of a run are those of its entries.
+void verify_filters(Connection& db, const Run& run, std::vector<std::string>& problems) {
+    for (std::size_t block = 0; block < run.blocks(); ++block) {
+        std::vector<RunEntry> entries;
+        read_block(db, run, block, 0, ~std::uint64_t{0}, [&](const RunEntry& entry) { entries.push_back(entry); });
+        const Block expected = make_block(run, entries);
+        const Prepared row = db.prepared("SELECT filter, filter_hash FROM run_blocks WHERE id = ?");
+        row.bind(run.block_id(block));
+        const std::string_view bytes(reinterpret_cast<const char*>(expected.filter.data()), expected.filter.size());
+        if (!row.row() || checked_blob(row, 0, 1, "run_blocks.filter") != bytes)
+            problems.push_back("run " + std::to_string(run.id) + ": a filter does not match its entries");
+    }
+}
+
 // Whether every id of the sealed log is in the runs, where it belongs.
 void verify_ids(Connection& db, std::vector<std::string>& problems) {
     const std::vector<Run> runs = live_runs(db);
+    for (const Run& run : runs) verify_filters(db, run, problems);
     const Prepared row = db.prepared(
         "SELECT sequence, id FROM log WHERE sequence > (SELECT value FROM meta WHERE key = 'pruned') AND sequence <= (SELECT value FROM meta WHERE "
         "key = 'sealed')");
@@ -4608,10 +5088,14 @@ public:
     // Seals what is full and merges what has become many, now.
     void housekeep() {
         const std::lock_guard lock(housekeeping_mutex_);
-        if (!keeper_ && !in_memory_) keeper_ = open();
-        while (!stopping_ && seal_one()) {
-        }
-        while (!stopping_ && merge_one()) {
+        try {
+            if (!keeper_ && !in_memory_) keeper_ = open();
+            while (!stopping_ && seal_one()) {
+            }
+            while (!stopping_ && merge_one()) {
+            }
+        } catch (const SQLite::Exception& fault) {
+            rethrow(fault, options_.path);
         }
     }
 
@@ -4630,13 +5114,13 @@ private:
     void migrate(Connection& db) const;
     void commit(const std::function<void(Connection&)>& run);
     void run_group(std::span<Job* const> group);
-    void run_transaction(std::span<Job* const> group);
+    void run_transaction(std::span<Job* const> group, bool& begun);
     void wake();
     void work();
     void tidy() noexcept;
     bool seal_one();
     bool merge_one();
-    bool write_merged(const Run& merged, std::span<const Run> sources);
+    bool write_merged(const Run& merged, std::int64_t owner, std::span<const Run> sources);
     void drop_dead_runs();
     // Reading for housekeeping: by its own connection, so that nobody waits.
     template <class F>
@@ -4665,6 +5149,18 @@ private:
     std::thread worker_;
 };
 
+// An empty file, readable by the owner alone from its first byte, where there is none. It is opened to append, since another process may have
+// made a database of it in between, and by one thread at a time, since closing a file ends all locks that the process has on it.
+void make_file(const std::string& path) {
+    namespace fs = std::filesystem;
+    static std::mutex one_at_a_time;
+    const std::lock_guard lock(one_at_a_time);
+    std::error_code ignored;
+    if (fs::exists(path, ignored)) return;
+    std::ofstream(path, std::ios::app).close();
+    fs::permissions(path, fs::perms::owner_read | fs::perms::owner_write, ignored);
+}
+
 std::unique_ptr<Connection> Store::open() const {
     namespace fs = std::filesystem;
     if (!in_memory_) {
@@ -4672,10 +5168,7 @@ std::unique_ptr<Connection> Store::open() const {
         if (fs::is_directory(options_.path, ignored)) throw Error(ErrorCode::io, options_.path, "is a directory, not a file");
         const fs::path parent = fs::path(options_.path).parent_path();
         if (!parent.empty() && !fs::is_directory(parent, ignored)) throw Error(ErrorCode::io, options_.path, "its directory does not exist");
-        if (!fs::exists(options_.path, ignored)) {  // readable by the owner alone from its first byte
-            std::ofstream(options_.path).close();
-            fs::permissions(options_.path, fs::perms::owner_read | fs::perms::owner_write, ignored);
-        }
+        make_file(options_.path);
     }
     auto db = std::make_unique<Connection>(options_.path, options_.busy_timeout);
     if (sqlite3_db_readonly(db->db.getHandle(), "main") == 1) throw Error(ErrorCode::read_only, options_.path, "cannot be written");
@@ -4757,24 +5250,28 @@ void Store::commit(const std::function<void(Connection&)>& run) {
 
 void Store::run_group(std::span<Job* const> group) {
     const std::lock_guard lock(writer_mutex_);
+    // False when the jobs have to be tried one by one.
     const auto attempt = [this](std::span<Job* const> jobs) {
+        bool begun = false;
         try {
-            run_transaction(jobs);
+            run_transaction(jobs, begun);
             return true;
         } catch (...) {
             memory_.forget();
             written_ = {};
-            if (jobs.size() == 1) jobs[0]->error = std::current_exception();
-            return false;
+            if (begun && jobs.size() > 1) return false;
+            for (Job* job : jobs) job->error = std::current_exception();  // where a lock was not to be had, each would wait as long again
+            return true;
         }
     };
-    if (attempt(group) || group.size() == 1) return;
+    if (attempt(group)) return;
     for (std::size_t i = 0; i < group.size(); ++i) attempt(group.subspan(i, 1));
 }
 
-void Store::run_transaction(std::span<Job* const> group) {
+void Store::run_transaction(std::span<Job* const> group, bool& begun) {
     try {
         Transaction transaction(*writer_, "BEGIN IMMEDIATE");
+        begun = true;
         memory_.begun(*writer_);
         for (Job* job : group) job->run(*writer_);
         transaction.commit();
@@ -4838,26 +5335,32 @@ bool Store::merge_one() {
         if (sources.size() < merge_width) continue;
         Run merged{0, level + 1, sources.front().first, sources.back().last, 0, {}};
         merged.bits = run_bits(static_cast<std::size_t>(merged.last - merged.first));
-        write([&](Connection& db) {
-            db.prepared("INSERT INTO runs(level, first, last, bits, state, owner, touched) VALUES(?, ?, ?, ?, 'building', 0, ?)")
+        const std::int64_t owner = write([&](Connection& db) {
+            db.prepared("INSERT INTO runs(level, first, last, bits, state, owner, touched) VALUES(?, ?, ?, ?, 'building', random(), ?)")
                 .run(merged.level, merged.first, merged.last, merged.bits, options_.clock().micros());
             merged.id = db.last_rowid();
+            return db.integer("SELECT owner FROM runs WHERE id = ?", merged.id);
         });
-        return write_merged(merged, sources);
+        return write_merged(merged, owner, sources);
     }
     return false;
 }
 
-bool Store::write_merged(const Run& merged, std::span<const Run> sources) {
+// False when it is another process's now: that takes a run long in the making for abandoned, for instance after this one slept, deletes it, and
+// may give its id to a run of its own; or it has taken the sources away.
+bool Store::write_merged(const Run& merged, std::int64_t owner, std::span<const Run> sources) {
     constexpr std::size_t step = 32;  // blocks of a transaction
     const std::uint64_t width = std::uint64_t{1} << (hash_bits - merged.bits);
     for (std::size_t block = 0; block < merged.blocks(); block += step) {
         const std::size_t end = std::min(block + step, merged.blocks());
         const std::uint64_t low = block * width, high = end * width - 1;
+        bool whole = true;
         std::vector<RunEntry> entries = keep([&](Connection& db) {
             std::vector<RunEntry> gathered;
             const std::int64_t pruned = meta(db, "pruned");
             for (const Run& source : sources) {
+                whole = whole && db.integer("SELECT count(*) FROM runs WHERE id = ? AND first = ? AND state = 'live'", source.id, source.first) == 1;
+                if (!whole) break;
                 for (std::size_t from = source.block_of(low); from <= source.block_of(high); ++from) {
                     read_block(db, source, from, low, high, [&](const RunEntry& entry) {
                         if (entry.sequence > pruned) gathered.push_back(entry);
@@ -4866,10 +5369,12 @@ bool Store::write_merged(const Run& merged, std::span<const Run> sources) {
             }
             return gathered;
         });
+        if (!whole) return false;
         std::sort(entries.begin(), entries.end());
         const std::vector<Block> blocks = make_blocks(merged, block, end, entries);
         const bool mine = write([&](Connection& db) {
-            db.prepared("UPDATE runs SET touched = ? WHERE id = ? AND state = 'building'").run(options_.clock().micros(), merged.id);
+            db.prepared("UPDATE runs SET touched = ? WHERE id = ? AND owner = ? AND state = 'building'")
+                .run(options_.clock().micros(), merged.id, owner);
             if (db.changes() == 0) return false;
             write_blocks(db, merged, block, blocks);
             return true;
@@ -4877,13 +5382,12 @@ bool Store::write_merged(const Run& merged, std::span<const Run> sources) {
         if (!mine) return false;
     }
     return write([&](Connection& db) {
-        // Another process takes a run that has long been in the making for abandoned and deletes it, for instance after this one slept.
-        db.prepared("UPDATE runs SET state = 'live' WHERE id = ? AND state = 'building'").run(merged.id);
-        if (db.changes() == 0) return false;
         for (const Run& source : sources) {
-            db.prepared("UPDATE runs SET state = 'dead' WHERE id = ? AND state = 'live'").run(source.id);
-            if (db.changes() == 0) throw Error(ErrorCode::busy, "runs", "merged by another process");
+            if (db.integer("SELECT count(*) FROM runs WHERE id = ? AND first = ? AND state = 'live'", source.id, source.first) == 0) return false;
         }
+        db.prepared("UPDATE runs SET state = 'live' WHERE id = ? AND owner = ? AND state = 'building'").run(merged.id, owner);
+        if (db.changes() == 0) return false;
+        for (const Run& source : sources) db.prepared("UPDATE runs SET state = 'dead' WHERE id = ?").run(source.id);
         changed(db);
         memory_.touch();
         return true;
@@ -5552,6 +6056,7 @@ struct Rules {
     std::optional<RoundTo> weighted_rounding{};
     std::chrono::weekday week_start = std::chrono::Monday;  // of buckets
     MonthEnd month_end = MonthEnd::clamp;  // of months that have a billing anchor; where they run over, its time of day has no meaning
+    const Dialect* dialect = nullptr;      // of expressions, where there are any
 };
 
 // Keys -> 0, 1, 2, ... in the order they are met. Open addressing; groups, rows of an answer and distinct values are all numbered by it.
@@ -5605,8 +6110,8 @@ public:
         return add(a, b);
     }
     // Of every row (a, b), in place of a.
-    void number(const Batch& batch, std::vector<std::uint32_t>& a, const std::vector<std::uint32_t>& b) {
-        each_row(batch, [&, firsts = a.data(), seconds = b.data()](std::size_t row) { firsts[row] = number(firsts[row], seconds[row]); });
+    void number(const Table& table, std::vector<std::uint32_t>& a, const std::vector<std::uint32_t>& b) {
+        each_row(table, [&, firsts = a.data(), seconds = b.data()](std::size_t row) { firsts[row] = number(firsts[row], seconds[row]); });
     }
     std::size_t size() const noexcept { return numbers_.keys().size(); }
     std::uint32_t first(std::size_t number) const { return static_cast<std::uint32_t>(numbers_.keys()[number] >> 32); }
@@ -5685,6 +6190,16 @@ std::vector<std::uint32_t> ranks_of(std::size_t count, Less&& less) {
     return ranks;
 }
 
+// Puts items in the order of their numbers' ranks; what has the same number stays as it was.
+template <class NumberOf>
+void order_by(std::vector<std::size_t>& items, const std::vector<std::uint32_t>& ranks, NumberOf&& number_of) {
+    std::vector<std::size_t> places(ranks.size() + 1), ordered(items.size());
+    for (const std::size_t item : items) ++places[ranks[number_of(item)] + std::size_t{1}];
+    std::partial_sum(places.begin(), places.end(), places.begin());
+    for (const std::size_t item : items) ordered[places[ranks[number_of(item)]]++] = item;
+    items.swap(ordered);
+}
+
 // ---- values as small integers ----
 
 constexpr std::uint32_t no_value = 0;  // the row lacks the field
@@ -5696,15 +6211,15 @@ public:
     Values(const Rules& rules, Blank blank) : blank_(blank), typed_(rules.typed_values), uncounted_(rules.uncounted) {}
 
     // The number of every row's value.
-    const std::vector<std::uint32_t>& number(Connection& db, const Column& column, const Batch& batch) {
-        rows_.resize(batch.rows);
+    const std::vector<std::uint32_t>& number(Connection& db, const Column& column, const Table& table) {
+        rows_.resize(table.rows);
         words_.assign(column.words.size(), unknown);
         if (column.all(CellKind::interned)) {
-            number_interned(db, column, batch);
+            number_interned(db, column, table);
         } else if (column.all(CellKind::text)) {
-            each_row(batch, [&](std::size_t row) { rows_[row] = word(column, row); });
+            each_row(table, [&](std::size_t row) { rows_[row] = word(column, row); });
         } else {
-            each_row(batch, [&](std::size_t row) { rows_[row] = any(db, column, row); });
+            each_row(table, [&](std::size_t row) { rows_[row] = any(db, column, row); });
         }
         return rows_;
     }
@@ -5730,20 +6245,30 @@ private:
     static std::string marked(CellKind kind, std::string_view value) {
         return static_cast<char>('a' + static_cast<int>(kind == CellKind::wide ? CellKind::number : kind)) + std::string(value);
     }
-    // Rows are in order of customer and subscription: the same text comes many times in a row.
-    void number_interned(Connection& db, const Column& column, const Batch& batch) {
-        std::int64_t last_id = 0;
-        std::uint32_t last = no_value;
-        each_row(batch, [&, out = rows_.data(), ids = column.cells.data()](std::size_t row) {
-            if (ids[row] != last_id) last = interned(db, ids[row]), last_id = ids[row];
+    // Ids are numbered first, so that the texts of new ones are read together. The same id comes many times in a row.
+    void number_interned(Connection& db, const Column& column, const Table& table) {
+        std::vector<std::int64_t> fresh;
+        std::uint32_t last = 0;
+        each_row(table, [&, id = static_cast<const std::int64_t*>(nullptr), out = rows_.data(), ids = column.cells.data()](std::size_t row) mutable {
+            if (id == nullptr || *id != ids[row]) {
+                last = place_of(ids[row]);
+                if (last == interned_texts_.size()) interned_texts_.push_back(unknown), fresh.push_back(ids[row]);
+            }
+            id = ids + row;
             out[row] = last;
         });
+        std::sort(fresh.begin(), fresh.end());
+        each_text(db, fresh, [this](std::int64_t id, std::string_view value) { interned_texts_[place_of(id)] = text(value); });
+        each_row(table, [texts = interned_texts_.data(), out = rows_.data()](std::size_t row) { out[row] = texts[out[row]]; });
     }
     std::uint32_t interned(Connection& db, std::int64_t id) {
-        if (id < 0 || id > std::numeric_limits<std::uint32_t>::max()) damaged("columns");
-        const std::uint32_t at = interned_.number(0, static_cast<std::uint32_t>(id));
+        const std::uint32_t at = place_of(id);
         if (at == interned_texts_.size()) interned_texts_.push_back(text(text_of(db, id)));
         return interned_texts_[at];
+    }
+    std::uint32_t place_of(std::int64_t id) {
+        if (id < 0 || id > std::numeric_limits<std::uint32_t>::max()) damaged("columns");
+        return interned_.number(0, static_cast<std::uint32_t>(id));
     }
     std::uint32_t word(const Column& column, std::size_t row) {
         std::uint32_t& known = words_[static_cast<std::size_t>(column.cells[row])];
@@ -5766,7 +6291,7 @@ private:
     bool typed_ = false, times_ = false;
     std::string_view uncounted_{};
     TextNumbering texts_;
-    PairNumbering interned_;
+    PairNumbering interned_;  // texts.id
     std::vector<std::uint32_t> interned_texts_, rows_, words_;
 };
 
@@ -5804,15 +6329,19 @@ public:
         cells_.resize(cell_count);
     }
     // Of every row.
-    const std::vector<std::uint32_t>& number(const Batch& batch, const std::vector<std::int64_t>& times) {
-        rows_.resize(batch.rows);
-        each_row(batch, [&, out = rows_.data(), cells = cells_.data()](std::size_t row) {
-            const std::int64_t key = times[row] >> cell_bits_;
+    void number(const Batch& batch, const std::vector<std::int64_t>& times, std::vector<std::uint32_t>& bins) {
+        bins.resize(batch.rows);
+        each_row(batch, [this, out = bins.data(), in = times.data(), cells = cells_.data(), bits = cell_bits_](std::size_t row) {
+            const std::int64_t time = in[row], key = time >> bits;
             Cell& cell = cells[static_cast<std::size_t>(key) % cell_count];
-            if (cell.key != key) cell = cell_of(key, times[row]);
-            out[row] = times[row] < cell.edge ? cell.before : cell.after;
+            if (cell.key != key) cell = cell_of(key, time);
+            out[row] = time < cell.edge ? cell.before : cell.after;
         });
-        return rows_;
+    }
+    // Of the bins that have numbers; some may have no rows.
+    std::size_t size() const noexcept { return starts_.keys().size(); }
+    std::vector<std::uint32_t> ranks() const {
+        return ranks_of(size(), [this](std::uint32_t a, std::uint32_t b) { return start(a) < start(b); });
     }
     Timestamp start(std::uint32_t bin) const { return Timestamp(static_cast<std::int64_t>(starts_.keys()[bin])); }
     // All of time without bins.
@@ -5841,7 +6370,6 @@ private:
     int cell_bits_ = 0;
     std::vector<Cell> cells_;
     Numbering starts_;
-    std::vector<std::uint32_t> rows_;
 };
 
 // Gives every row of a batch the number of the answer's row it belongs to: one for each bin and combination of group values met.
@@ -5850,18 +6378,28 @@ public:
     Slots(const BinOptions& bins, const Grouping& grouping, ScanQuestion& question)
         : binned_(bins.bin != Bin::none), bins_(bins), width_(grouping.fields.size()), named_(grouping.named) {
         if (binned_) time_ = question.key(fields::time);
-        for (const std::string& field : grouping.fields) add_field(field, grouping.blank, question);
-        if (!grouping.within.empty()) add_field(grouping.within, grouping.blank, question);
+        std::vector<std::string> keys;
+        for (const std::string& field : grouping.fields) keys.push_back(column_key(field));
+        if (!grouping.within.empty()) keys.push_back(column_key(grouping.within));
+        by_owner_ = !keys.empty() && std::all_of(keys.begin(), keys.end(), fields::is_owner);
+        for (const std::string& key : keys)
+            fields_.push_back({by_owner_ ? question.owner_key(key) : question.key(key), Values(grouping.blank, fields::is_moment(key))});
     }
 
     const std::vector<std::uint32_t>& place(Connection& db, const Batch& batch) {
-        if (fields_.empty()) slot_.assign(batch.rows, 0);
-        combine(0, width_, db, batch);
-        if (named_) put_rest_together(batch);
-        combine(width_, fields_.size(), db, batch);
-        if (binned_) in_bins_.number(batch, slot_, bins_.number(batch, batch.columns[time_].cells));
+        if (fields_.empty() && !binned_) slot_.assign(batch.rows, 0);
+        const Table& table = by_owner_ ? batch.owners : batch;
+        combine(0, width_, db, table);
+        if (named_) put_rest_together(table);
+        combine(width_, fields_.size(), db, table);
+        if (by_owner_) {
+            spread(slot_, batch.ends, spread_);
+            slot_.swap(spread_);
+        }
+        if (binned_) bins_.number(batch, batch.columns[time_].cells, fields_.empty() ? slot_ : bin_);
+        if (binned_ && !fields_.empty()) in_bins_.number(batch, slot_, bin_);
         size_ = count();
-        if (size_ > limits::aggregate_rows) throw_too_many_rows();
+        if (size_ > 4 * limits::aggregate_rows) throw_too_many_rows();
         return slot_;
     }
 
@@ -5871,20 +6409,20 @@ public:
     // The bin and group of a slot, without a value.
     Measured row(std::size_t slot) const {
         Measured row;
-        if (binned_) row.bin = bins_.start(in_bins_.second(slot));
-        const std::uint32_t group = named_ ? kept_[group_of(slot)] : group_of(slot);
-        row.rest = group == rest;
-        row.group = row.rest ? Group(width_) : names(group);
+        if (binned_) row.bin = bins_.start(bin_of(slot));
+        row.group.resize(width_);
+        row.rest = is_rest(slot);
+        for (std::size_t i = 0; i < width_ && !row.rest; ++i) row.group[i] = fields_[i].values.name(value_of(slot, i));
         return row;
     }
 
     // In the order of their rows: by bin, then group, the rest last.
     void sort(std::vector<std::size_t>& slots) const {
-        const auto groups = group_ranks();
-        const auto key = [&](std::size_t slot) {
-            return std::pair(binned_ ? bins_.start(in_bins_.second(slot)) : Timestamp(), groups[group_of(slot)]);
-        };
-        std::sort(slots.begin(), slots.end(), [&](std::size_t a, std::size_t b) { return key(a) < key(b); });
+        for (std::size_t i = width_; i-- > 0;) {
+            order_by(slots, fields_[i].values.ranks(), [&](std::size_t slot) { return is_rest(slot) ? no_value : value_of(slot, i); });
+        }
+        if (named_) order_by(slots, {0, 1}, [&](std::size_t slot) { return is_rest(slot) ? 1U : 0U; });
+        if (binned_) order_by(slots, bins_.ranks(), [&](std::size_t slot) { return bin_of(slot); });
     }
 
     // The bin of a row; all of time without bins.
@@ -5904,48 +6442,33 @@ private:
     };
 
     std::size_t count() const {
+        if (fields_.empty()) return binned_ ? bins_.size() : 1;
         if (binned_) return in_bins_.size();
-        if (fields_.empty()) return 1;
         if (named_ && fields_.size() == width_) return kept_.size();
         return fields_.size() == 1 ? fields_[0].values.size() : fields_.back().combinations.size();
     }
-    void add_field(const std::string& field, Blank blank, ScanQuestion& question) {
-        const std::string key = column_key(field);
-        fields_.push_back({question.key(key), Values(blank, fields::is_moment(key))});
-    }
-    Group names(std::uint32_t group) const {
-        Group names(width_);
-        if (names.empty()) return names;
-        for (std::size_t i = width_; --i > 0;) {
-            names[i] = fields_[i].values.name(fields_[i].combinations.second(group));
-            group = fields_[i].combinations.first(group);
-        }
-        names[0] = fields_[0].values.name(group);
-        return names;
-    }
+    std::uint32_t bin_of(std::size_t slot) const { return fields_.empty() ? static_cast<std::uint32_t>(slot) : in_bins_.second(slot); }
     std::uint32_t group_of(std::size_t slot) const {
-        if (width_ == 0) return 0;
         const auto group = binned_ ? in_bins_.first(slot) : static_cast<std::uint32_t>(slot);
         return fields_.size() > width_ ? fields_[width_].combinations.first(group) : group;
     }
-    std::vector<std::uint32_t> group_ranks() const {
-        if (width_ == 0) return {0};
-        auto ranks = fields_[0].values.ranks();
-        for (std::size_t i = 1; i < width_; ++i) {
-            const auto own = fields_[i].values.ranks();
-            const auto& pairs = fields_[i].combinations;
-            std::vector<std::uint64_t> keys(pairs.size());
-            for (std::size_t pair = 0; pair < keys.size(); ++pair) keys[pair] = pair_key(ranks[pairs.first(pair)], own[pairs.second(pair)]);
-            ranks = ranks_of(keys.size(), [&](std::uint32_t a, std::uint32_t b) { return keys[a] < keys[b]; });
-        }
-        if (!named_) return ranks;
-        std::vector<std::uint32_t> kept;
-        for (const std::uint32_t group : kept_) kept.push_back(group == rest ? rest : ranks[group]);
-        return kept;
+    bool is_rest(std::size_t slot) const { return named_ && kept_[group_of(slot)] == rest; }
+    // The number of a group's, or slot's, value of a field. That of the rest has none.
+    std::uint32_t value_in(std::uint32_t group, std::size_t field) const {
+        for (std::size_t i = width_ - 1; i > field; --i) group = fields_[i].combinations.first(group);
+        return field == 0 ? group : fields_[field].combinations.second(group);
+    }
+    std::uint32_t value_of(std::size_t slot, std::size_t field) const {
+        return value_in(named_ ? kept_[group_of(slot)] : group_of(slot), field);
+    }
+    Group names(std::uint32_t group) const {
+        Group names(width_);
+        for (std::size_t i = 0; i < width_; ++i) names[i] = fields_[i].values.name(value_in(group, i));
+        return names;
     }
     // Each group that keeps its name gets a number of its own, all others one together.
-    void put_rest_together(const Batch& batch) {
-        each_row(batch, [&](std::size_t row) {
+    void put_rest_together(const Table& table) {
+        each_row(table, [&](std::size_t row) {
             const std::uint32_t group = slot_[row];
             if (group >= places_.size()) places_.resize(group + std::size_t{1}, unknown);
             std::uint32_t& place = places_[group];
@@ -5958,23 +6481,23 @@ private:
         return static_cast<std::uint32_t>(kept_.size() - 1);
     }
     // slot_ so far, with some more fields.
-    void combine(std::size_t first, std::size_t last, Connection& db, const Batch& batch) {
+    void combine(std::size_t first, std::size_t last, Connection& db, const Table& table) {
         for (std::size_t i = first; i < last; ++i) {
-            const auto& values = fields_[i].values.number(db, batch.columns[fields_[i].column], batch);
+            const auto& values = fields_[i].values.number(db, table.columns[fields_[i].column], table);
             if (i == 0)
                 slot_ = values;
             else
-                fields_[i].combinations.number(batch, slot_, values);
+                fields_[i].combinations.number(table, slot_, values);
         }
     }
-    bool binned_;
+    bool binned_, by_owner_ = false;  // by_owner_: all fields are the same in each stretch of Batch::owners
     BinNumbering bins_;
     std::size_t time_ = 0, width_, size_ = 0;
     std::vector<Field> fields_;  // the first `width_` of them are the group
     const std::set<Group>* named_;
     std::vector<std::uint32_t> places_, kept_{rest};  // for each group its place in `kept_`, where its own number is, or that of the rest
-    PairNumbering in_bins_;
-    std::vector<std::uint32_t> slot_;  // of each row, while it is found out
+    PairNumbering in_bins_;                           // of groups and bins, where there are both
+    std::vector<std::uint32_t> slot_, spread_, bin_;  // of each row, while they are found out
 };
 
 // ---- numbers of a column ----
@@ -6018,7 +6541,7 @@ public:
         words_.assign(column.words.size(), std::nullopt);
         const bool cut_off = rules_.decimals && scale(batch) > *rules_.decimals;
         const bool as_it_stands = !multiplier_ && !cut_off && !rules_.not_negative && !(is_time_ && rules_.seconds);
-        if (as_it_stands && column.all(CellKind::number)) return each_row(batch, [&](std::size_t row) { small(row, column.cells[row]); });
+        if (as_it_stands && column.all(CellKind::number)) return each_row(batch, [&, cells = column.cells.data()](std::size_t row) { small(row, cells[row]); });
         each_row(batch, [&](std::size_t row) {
             if (column.kind(row) == CellKind::number && !cut_off && within(cell_of(column, row))) {
                 const std::int64_t cell = cell_of(column, row) * factor_;
@@ -6094,19 +6617,20 @@ struct WideSum {
 };
 
 // A sum of any decimals in any order: what was added and what was taken away, in units of 10^-76, of which Wide holds 10^80 times the
-// largest Decimal.
+// largest Decimal. Small numbers are added by themselves as long as their sum is small.
 class ExactSum {
 public:
     void add(const Decimal& value, std::int64_t times = 1) {
-        Wide units = widen(DecimalParts::coefficient(value));
-        multiply_by_power(units, Decimal::max_scale - value.scale());
-        if (times != 1) units = multiply(units, widen({0, magnitude(times)}));
-        add_to(value.is_negative() == (times < 0) ? given_ : taken_, units);
+        if (times == 1 && DecimalParts::add_small(small_, value, small_)) return;
+        add_wide(value, times);
     }
     // Throws overflow when the sum is not a Decimal.
     Decimal result() const {
-        const bool negative = meter::compare(given_, taken_) < 0;
-        Wide sum = negative ? taken_ : given_, other = negative ? given_ : taken_;
+        if (given_.is_zero() && taken_.is_zero()) return small_;
+        ExactSum all = *this;
+        all.add_wide(small_, 1);
+        const bool negative = meter::compare(all.given_, all.taken_) < 0;
+        Wide sum = negative ? all.taken_ : all.given_, other = negative ? all.given_ : all.taken_;
         other.size = sum.size;
         subtract_multiple(sum, other, 1, 0);
         sum.trim();
@@ -6114,6 +6638,12 @@ public:
     }
 
 private:
+    void add_wide(const Decimal& value, std::int64_t times) {
+        Wide units = widen(DecimalParts::coefficient(value));
+        multiply_by_power(units, Decimal::max_scale - value.scale());
+        if (times != 1) units = multiply(units, widen({0, magnitude(times)}));
+        add_to(value.is_negative() == (times < 0) ? given_ : taken_, units);
+    }
     static void add_to(Wide& sum, const Wide& units) noexcept {
         std::uint64_t carry = 0;
         for (int i = 0; i < units.size || carry != 0; ++i) {
@@ -6123,6 +6653,7 @@ private:
             sum.size = std::max(sum.size, i + 1);
         }
     }
+    Decimal small_{};
     Wide given_{}, taken_{};
 };
 
@@ -6164,46 +6695,62 @@ public:
         // A billion integers of 62 bits at these scales add up to less than 38 digits, whatever the order.
         constexpr int safe_scale = 9;
         const bool safe = other == others_.end() && (sums_.empty() || sums_.rbegin()->first <= safe_scale);
-        ExactSum exact = other == others_.end() ? ExactSum() : other->second;
+        ExactSum exact = other == others_.end() ? ExactSum() : other->second.amount;
         Decimal sum;
         for (const auto& [scale, sums] : sums_) {
             if (slot >= sums.size()) continue;
             if (safe) {
-                sum += sums[slot].at_scale(scale);
+                sum += sums[slot].amount.at_scale(scale);
             } else {
-                exact.add(sums[slot].at_scale(scale));
+                exact.add(sums[slot].amount.at_scale(scale));
             }
         }
         return safe ? sum : exact.result();
     }
-    bool falls(std::size_t slot) const override { return falls_[slot] != 0; }
+    bool falls(std::size_t slot) const override {
+        const auto other = others_.find(slot);
+        return (other != others_.end() && other->second.falls) ||
+               std::any_of(sums_.begin(), sums_.end(), [&](const auto& each) { return slot < each.second.size() && each.second[slot].signs < 0; });
+    }
     bool exact_in_binary() const override {
         constexpr std::int64_t largest = std::int64_t{1} << 53;
-        if (!others_.empty() || std::find(falls_.begin(), falls_.end(), 1) != falls_.end() || (!sums_.empty() && sums_.rbegin()->first > 0))
-            return false;
+        if (!others_.empty() || (!sums_.empty() && sums_.rbegin()->first > 0)) return false;
         for (std::size_t slot = 0; slot < events_.size(); ++slot) {
-            if (SumAccumulator::value(slot, {}) > largest) return false;
+            if (falls(slot) || SumAccumulator::value(slot, {}) > largest) return false;
         }
         return true;
     }
 
 private:
     void take(Connection&, const Batch& batch, const std::vector<std::uint32_t>& slots, std::size_t count) override {
-        std::vector<WideSum>& sums = sums_[numbers_.scale(batch)];
+        std::vector<Sum>& sums = sums_[numbers_.scale(batch)];
         sums.resize(std::max(count, sums.size()));
-        falls_.resize(events_.size());
-        const auto note = [&](std::uint32_t slot, bool negative) {
-            ++events_[slot];
-            if (negative) falls_[slot] = 1;
-        };
         numbers_.each(
-            batch, [&](std::size_t row, std::int64_t cell) { sums[slots[row]].add(cell), note(slots[row], cell < 0); },
-            [&](std::size_t row, const Decimal& number) { others_[slots[row]].add(number), note(slots[row], number.is_negative()); });
+            batch,
+            [at = slots.data(), to = sums.data(), events = events_.data()](std::size_t row, std::int64_t cell) {
+                const std::uint32_t slot = at[row];
+                to[slot].amount.add(cell);
+                to[slot].signs |= cell;
+                ++events[slot];
+            },
+            [&](std::size_t row, const Decimal& number) {
+                Other& other = others_[slots[row]];
+                other.amount.add(number);
+                other.falls = other.falls || number.is_negative();
+                ++events_[slots[row]];
+            });
     }
+    struct Sum {
+        WideSum amount{};
+        std::int64_t signs = 0;  // below 0 when some number was
+    };
+    struct Other {
+        ExactSum amount{};
+        bool falls = false;
+    };
     Numbers numbers_;
-    std::map<int, std::vector<WideSum>> sums_;          // by scale, so that adding needs no multiplication
-    std::unordered_map<std::size_t, ExactSum> others_;  // of texts and wide numbers, few in most logs
-    std::vector<std::uint8_t> falls_;                   // of each slot, whether a number was negative
+    std::map<int, std::vector<Sum>> sums_;           // by scale, so that adding needs no multiplication
+    std::unordered_map<std::size_t, Other> others_;  // of texts and wide numbers, few in most logs
 };
 
 class AverageAccumulator final : public SumAccumulator {
@@ -6620,6 +7167,9 @@ auto meaning_of(const Words& words, std::string_view word) {
     damaged("metrics");
 }
 
+// Where the result of an expression stands; nowhere when empty.
+const std::string& computed_field(const Metric& metric) { return metric.computed.empty() ? metric.property : metric.computed; }
+
 void check_metric(const Metric& metric) {
     word_of(aggregations, metric.aggregation, "metric.aggregation");
     word_of(bin_words, metric.bucket, "metric.bucket");
@@ -6630,11 +7180,15 @@ void check_metric(const Metric& metric) {
         refuse("metric.rounding", "must be from -38 to 38 decimals");
     if (metric.every_event && !metric.event.empty()) refuse("metric.event", "has no meaning for a metric of every event");
     if (metric.bucket == Bin::none && !metric.bucket_group.empty()) refuse("metric.bucket_group", "needs a bucket");
+    if (metric.expression.empty() && !metric.computed.empty()) refuse("metric.computed", "needs an expression");
+    if (!metric.expression.empty() && !computed_field(metric).empty() && column_key(computed_field(metric))[0] != '.')
+        refuse(metric.computed.empty() ? "metric.property" : "metric.computed", "must be a property, for the result of the expression to stand in");
     check_question("metric.code", metric.code);
     check_question("metric.event", metric.event);
     check_question("metric.property", metric.property);
     check_question("metric.bucket_group", metric.bucket_group);
     check_question("metric.rules", metric.rules);
+    check_question("metric.computed", metric.computed);
     check_filter(metric.filter);
 }
 
@@ -6651,6 +7205,8 @@ json metric_definition(const Metric& metric) {
     if (metric.recurring) definition["recurring"] = true;
     if (metric.bucket != Bin::none) definition["bucket"] = word_of(bin_words, metric.bucket, "metric.bucket");
     if (!metric.bucket_group.empty()) definition["bucket_group"] = metric.bucket_group;
+    if (!metric.expression.empty()) definition["expression"] = metric.expression;
+    if (!metric.computed.empty()) definition["computed"] = metric.computed;
     if (!metric.rules.empty()) definition["rules"] = metric.rules;
     return definition;
 }
@@ -6667,6 +7223,8 @@ Metric defined_metric(std::string_view code, const json& tree) {
     metric.recurring = tree.value("recurring", false);
     metric.bucket = meaning_of(bin_words, tree.value("bucket", "none"));
     metric.bucket_group = tree.value("bucket_group", "");
+    metric.expression = tree.value("expression", "");
+    metric.computed = tree.value("computed", "");
     metric.rules = tree.value("rules", "");
     check_metric(metric);
     return metric;
@@ -6721,9 +7279,21 @@ struct Question {
     const std::set<Group>* named = nullptr;  // the groups that keep their names; all when absent
 };
 
-void check_carrying(const Metric& metric, const Rules& rules) {
+// The metric's expression, by the field that it comes from.
+Expression expression_of(const Metric& metric, const Dialect& dialect, std::string field = "metric.expression") {
+    return ExpressionCompiler(metric.expression, dialect, std::move(field)).compile();
+}
+
+Expression compiled(const Metric& metric, const Rules& rules) {
+    if (rules.dialect == nullptr) refuse("metric.expression", "has no meaning by these rules");
+    return expression_of(metric, *rules.dialect);
+}
+
+// What depends on the rules.
+void check_ruled(const Metric& metric, const Rules& rules) {
     if (metric.recurring && metric.bucket != Bin::none && rules.carrying == Carrying::measured)
         refuse("metric.bucket", "has no meaning for a recurring metric");
+    if (!metric.expression.empty()) compiled(metric, rules);
 }
 
 Period overlap(const Period& a, const Period& b) { return {std::max(a.from, b.from), std::min(a.to, b.to)}; }
@@ -6739,7 +7309,7 @@ BinOptions bins_of(const AggregateQuery& query, const Rules& rules) {
 }
 
 void check_aggregate(const Metric& metric, const Rules& rules, const AggregateQuery& query) {
-    check_carrying(metric, rules);
+    check_ruled(metric, rules);
     check_period(overlap(query.period, Period()));
     check_filter(query.filter);
     check_question("customer", query.customer);
@@ -6762,6 +7332,64 @@ void check_aggregate(const Metric& metric, const Rules& rules, const AggregateQu
     if (!(rules.weighting == Weighting::remaining ? of_billing : of_bins)) refuse("period", "must have two ends for a weighted sum");
 }
 
+// The result of a metric's expression, in place of the property in which it stands. Where it comes to nothing, the event takes no part.
+class ComputedColumn {
+public:
+    ComputedColumn(const Metric& metric, const Rules& rules, ScanQuestion& question) : expression_(compiled(metric, rules)) {
+        for (const Expression::Variable& each : expression_.variables) columns_.push_back(question.key(key_of(each)));
+        if (computed_field(metric).empty()) return;
+        const std::string key = column_key(computed_field(metric));
+        result_ = question.key(key);
+        presence_ = presence_key(key);
+    }
+    // The column's texts live in `made`.
+    void put(Connection& db, const ScanQuestion& question, Batch& batch, ColumnBuilder& made) const {
+        const std::string name = text_of(db, batch.name);
+        std::vector<std::uint8_t> mask(batch.rows);
+        std::vector<Term> stack;
+        each_row(batch, [&](std::size_t row) {
+            try {
+                const auto result = expression_.run(stack, [&](std::size_t index) { return variable(batch, name, index, row); });
+                if (!result) return;
+                mask[row] = 1;
+                if (expression_.dialect->typed)
+                    made.add_number(row, *result);
+                else
+                    made.add_text(row, *result);
+            } catch (const Error& error) {
+                if (!error.field().empty()) throw;
+            }
+        });
+        batch.mask = std::move(mask);
+        if (!result_) return;
+        std::vector<std::uint32_t> rows(batch.rows);
+        std::iota(rows.begin(), rows.end(), 0);
+        batch.columns[*result_] = made.finish(rows);
+        const auto present = std::find(question.keys.begin(), question.keys.end(), presence_);
+        if (present != question.keys.end()) {
+            Column& column = batch.columns[static_cast<std::size_t>(present - question.keys.begin())];
+            column.kinds.assign(1, CellKind::boolean);
+        }
+    }
+
+private:
+    static std::string key_of(const Expression::Variable& variable) {
+        if (variable.source == Expression::Variable::Source::property) return "." + variable.name;
+        return std::string(variable.source == Expression::Variable::Source::time ? fields::time : fields::name);
+    }
+    Term variable(const Batch& batch, const std::string& name, std::size_t index, std::size_t row) const {
+        const Expression::Variable& variable = expression_.variables[index];
+        const Column& column = batch.columns[columns_[index]];
+        if (variable.source == Expression::Variable::Source::property) return expression_.dialect->property(variable.name, cell_scalar(column, row));
+        if (variable.source == Expression::Variable::Source::name) return name_term(name);
+        return time_term(Timestamp(column.cells[row]));
+    }
+    Expression expression_;
+    std::vector<std::size_t> columns_{};
+    std::optional<std::size_t> result_{};
+    std::string presence_{};
+};
+
 // The scan that a question comes down to.
 class MetricScan {
 public:
@@ -6775,6 +7403,7 @@ public:
         if (found) question = std::move(*found);
         conditions_.emplace_back(asked.query.filter, question, asked.rules.asked_filter.value_or(asked.rules.filter));
         conditions_.emplace_back(metric.filter, question, asked.rules.filter);
+        if (!metric.expression.empty()) computed_.emplace(metric, asked.rules, question);
     }
     template <class Use>
     void each(Use&& use) const {
@@ -6782,7 +7411,10 @@ public:
         for (const Source& source : sources(reader_, question)) {
             Batch batch = load(reader_, source, question);
             if (batch.rows == 0) continue;
+            std::optional<ColumnBuilder> made;
+            if (computed_) computed_->put(reader_, question, batch, made.emplace());
             for (const Condition& condition : conditions_) condition.apply(reader_, batch);
+            mask_owners(batch);
             use(batch);
         }
     }
@@ -6792,6 +7424,7 @@ private:
     const Reader& reader_;
     bool empty_ = false;
     std::vector<Condition> conditions_{};
+    std::optional<ComputedColumn> computed_{};
 };
 
 // Else the multiplier is the result's.
@@ -6846,6 +7479,7 @@ std::vector<Measured> scanned_rows(const Reader& reader, const Question& asked, 
     for (std::size_t slot = 0; slot < slots.size(); ++slot) {
         if (accumulator->events(slot) > 0) met.push_back(slot);
     }
+    if (met.size() > limits::aggregate_rows) Slots::throw_too_many_rows();
     slots.sort(met);
     std::vector<Measured> rows;
     rows.reserve(met.size());
@@ -7071,8 +7705,9 @@ ActiveValues active_page(const Reader& reader, const Metric& metric, const Rules
     AggregateQuery about{.customer = query.customer, .subscription = query.subscription, .period = query.period, .filter = query.filter};
     auto values = active_values(reader, {metric, rules, std::move(about)});
     const auto total = static_cast<std::int64_t>(values.size());
-    const auto first = values.begin() + std::min(query.offset, total), last = first + std::min(query.limit, values.end() - first);
-    return {{std::make_move_iterator(first), std::make_move_iterator(last)}, total};
+    const std::int64_t first = std::min(query.offset, total), last = first + std::min(query.limit, total - first);
+    const auto at = [&](std::int64_t place) { return std::make_move_iterator(values.begin() + static_cast<std::ptrdiff_t>(place)); };
+    return {{at(first), at(last)}, total};
 }
 
 void check_active(const Metric& metric, const ActiveQuery& query) {
@@ -7826,6 +8461,134 @@ std::string ruby_text(const Decimal& value) {
     return text.find('.') == std::string::npos ? text + ".0" : text;
 }
 
+// --- expressions of billable metrics (dossier 4.3; lago-expression: grammar.pest, evaluate.rs) ---
+
+// BigDecimal's numbers have no end; here they have 37 digits where the exact result has more.
+Decimal nearest_sum(const Decimal& a, const Decimal& b) {
+    const auto before_point = [](const Decimal& each) { return each.digits() - each.scale(); };
+    const int scale = Decimal::max_digits - 1 - std::max(before_point(a), before_point(b));
+    return a.round(scale, Rounding::half_even) + b.round(scale, Rounding::half_even);
+}
+
+Decimal nearest_product(const Decimal& a, const Decimal& b) {
+    const int scale = a.scale() + b.scale(), cut = std::max(a.digits() + b.digits() - Decimal::max_digits, scale - Decimal::max_scale);
+    if (cut <= 0) return a * b;
+    const bool negative = a.is_negative() != b.is_negative();
+    Wide divisor = widen({0, 1});
+    multiply_by_power(divisor, cut);
+    const Wide product = multiply(widen(DecimalParts::coefficient(a)), widen(DecimalParts::coefficient(b)));
+    return DecimalParts::make(divide_rounded(product, divisor, Rounding::half_even, negative), scale - cut, negative);
+}
+
+[[noreturn]] void fail(std::string reason) { throw Error(ErrorCode::bad_value, "", std::move(reason)); }
+
+const Decimal& number_of(const Term& term) {
+    if (term.type != Term::Type::number) fail("Expected a decimal");
+    return term.number;
+}
+
+int written_decimals(std::int64_t decimals) { return static_cast<int>(std::clamp<std::int64_t>(decimals, -Decimal::max_digits, Decimal::max_scale)); }
+
+// As BigDecimal reads it, which passes over underscores between digits.
+std::optional<Term> decimal_in(std::string_view text) {
+    const std::size_t mark = std::min(text.find_first_of("eE"), text.size());
+    std::string base(text.substr(0, mark));
+    const std::size_t first = base.find_first_not_of("+-.");
+    if (first != std::string::npos && base[first] != '_') std::erase(base, '_');
+    const auto number = Decimal::parse(base + std::string(text.substr(mark)));
+    if (!number) return {};
+    const std::size_t point = std::min(base.find('.') + 1, base.size());
+    const auto decimals = base.find('.') == std::string::npos ? 0 : static_cast<std::int64_t>(base.size() - point);
+    const auto power = mark == text.size() ? Decimal() : Decimal::parse(text.substr(mark + 1)).value_or(Decimal());
+    return Term{.number = *number, .decimals = written_decimals(decimals - written_decimals(power.to_int64().value_or(0)))};
+}
+
+// As BigDecimal writes it: with its decimals, those of zero too, and with an exponent after more than five zeros (impl_fmt.rs).
+std::string written(const Term& term) {
+    if (term.type == Term::Type::text) return term.text;
+    const std::string plain = term.decimals > term.number.scale() ? term.number.to_fixed(term.decimals) : term.number.to_string();
+    const std::size_t point = plain.find('.'), digit = std::min(plain.find_first_not_of("-0."), plain.size() - 1);
+    if (point == std::string::npos || digit < point + 7) return plain;
+    const std::string more = plain.substr(digit + 1);
+    return plain.substr(0, plain.find('0')) + plain[digit] + (more.empty() ? "" : "." + more) + "E-" + std::to_string(digit - point);
+}
+
+void divide(Arguments all) {
+    const Decimal &a = number_of(all[0]), &b = number_of(all[1]);
+    if (b.is_zero()) fail("Division by zero");
+    if (a.is_zero() || b == 1) return;
+    all[0].number = Decimal::divide_significant(a, b, Decimal::max_digits, Rounding::half_up);
+    all[0].decimals = std::max(all[0].decimals - all[1].decimals, all[0].number.scale());
+}
+
+template <Rounding mode>
+void round_term(Arguments all) {
+    const auto asked = all.size() == 1 ? Decimal() : number_of(all[1]).round(0, Rounding::down);
+    const auto decimals = asked.to_int64();
+    if (!decimals) fail("Expected a decimal");
+    all[0].decimals = written_decimals(*decimals);
+    all[0].number = number_of(all[0]).round(all[0].decimals, mode);
+}
+
+template <bool greatest>
+void choose(Arguments all) {
+    for (const Term& each : all) number_of(each);
+    const auto less = [](const Term& a, const Term& b) { return a.number < b.number; };
+    all[0] = Term(greatest ? *std::max_element(all.begin(), all.end(), less) : *std::min_element(all.begin(), all.end(), less));
+}
+
+void concatenate(Arguments all) {
+    std::string text;
+    for (const Term& each : all) text += written(each);
+    all[0] = {.type = Term::Type::text, .text = std::move(text)};
+}
+
+template <Decimal (*operation)(const Decimal&, const Decimal&), bool product>
+void combine(Arguments all) {
+    all[0].number = operation(number_of(all[0]), number_of(all[1]));
+    all[0].decimals = product ? written_decimals(all[0].decimals + all[1].decimals) : std::max(all[0].decimals, all[1].decimals);
+}
+
+Decimal nearest_difference(const Decimal& a, const Decimal& b) { return nearest_sum(a, -b); }
+
+constexpr std::size_t any_number = limits::expression_bytes;
+constexpr Operation operations[] = {
+    {Operation::Form::infix, "+", 1, 2, 2, Term::Type::any, Term::Type::any, combine<nearest_sum, false>},
+    {Operation::Form::infix, "-", 1, 2, 2, Term::Type::any, Term::Type::any, combine<nearest_difference, false>},
+    {Operation::Form::infix, "*", 2, 2, 2, Term::Type::any, Term::Type::any, combine<nearest_product, true>},
+    {Operation::Form::infix, "/", 2, 2, 2, Term::Type::any, Term::Type::any, divide},
+    {Operation::Form::prefix, "-", 0, 1, 1, Term::Type::any, Term::Type::any, [](Arguments all) { all[0].number = -number_of(all[0]); }},
+    {Operation::Form::call, "round", 0, 1, 2, Term::Type::any, Term::Type::any, round_term<Rounding::half_up>},
+    {Operation::Form::call, "ceil", 0, 1, 2, Term::Type::any, Term::Type::any, round_term<Rounding::ceil>},
+    {Operation::Form::call, "floor", 0, 1, 2, Term::Type::any, Term::Type::any, round_term<Rounding::floor>},
+    {Operation::Form::call, "least", 0, 1, any_number, Term::Type::any, Term::Type::any, choose<false>},
+    {Operation::Form::call, "greatest", 0, 1, any_number, Term::Type::any, Term::Type::any, choose<true>},
+    {Operation::Form::call, "concat", 0, 1, any_number, Term::Type::any, Term::Type::any, concatenate},
+};
+
+// Texts that are numbers are numbers; null is a text without characters.
+Term property_term(std::string_view name, const Scalar& value) {
+    if (value.kind == Scalar::Kind::missing || value.kind == Scalar::Kind::object)
+        return {.type = Term::Type::nothing, .text = "Variable: " + std::string(name) + " not found"};
+    if (value.kind == Scalar::Kind::number) return {.number = value.number, .decimals = value.number.scale()};
+    const Term text{.type = Term::Type::text, .text = scalar_text(value)};
+    return value.kind == Scalar::Kind::text ? decimal_in(value.text).value_or(text) : text;
+}
+
+// What is written into the property: always a text (calculate_expression_service.rb:13).
+std::string result_text(const Term& term) { return term.type == Term::Type::text ? term.text : ruby_text(term.number); }
+
+constexpr Dialect expressions{.operations = operations,
+                              .spaces = " ",
+                              .property_prefix = "event.properties.",
+                              .time_word = "event.timestamp",
+                              .name_word = "event.code",
+                              .spellings = true,
+                              .texts = true,
+                              .literal = decimal_in,
+                              .property = property_term,
+                              .result = result_text};
+
 // --- the catalogue ---
 
 enum class Kind { count, sum, max, unique_count, weighted_sum, latest, custom };
@@ -8507,13 +9270,14 @@ BillableMetric read_metric(const Node& at) {
     const auto row = at.choice("aggregation_type", kinds);
     BillableMetric metric;
     metric.kind = row.kind;
-    if (!at.text("expression").empty()) metric.obstacle = "its expression is not evaluated here";  // as the server does with each event
     if (!row.aggregation) metric.obstacle = "custom_agg is not measured here";
     metric.may_be_paid_in_advance = row.may_be_paid_in_advance;
     metric.metric.code = at.required_text("code");
     metric.metric.rules = "lago";
     metric.metric.aggregation = row.aggregation.value_or(Aggregation::count);
     if (row.of_property) metric.metric.property = property_field(at.required_text("field_name"));
+    metric.metric.expression = at.text("expression");
+    if (!metric.metric.expression.empty()) expression_of(metric.metric, expressions, at.path("expression"));
     metric.metric.recurring = at.flag("recurring");
     if (metric.metric.recurring && !row.may_recur) throw Error(ErrorCode::bad_value, at.path("recurring"), "not_compatible_with_aggregation_type");
     metric.id = at.text("lago_id");
@@ -8540,8 +9304,7 @@ void check_charge(const Node& at, const Charge& charge, const BillableMetric& me
     if (charge.pay_in_advance && !charge.minimum_cents.is_zero()) checking.report(at, "min_amount_cents", "not_compatible_with_pay_in_advance");
 }
 
-// What cannot be priced: a metric of a script or an expression, and bounds per transaction of a sum that has no values of single events, on which Lago
-// itself fails.
+// What cannot be priced: a metric of a script, and bounds per transaction of a sum that has no values of single events, on which Lago itself fails.
 void check_measured(const Node& at, const Charge& charge, const BillableMetric& metric, bool premium) {
     const auto bounded = [](const Price& price) { return price.minimum || price.maximum; };
     if (!metric.obstacle.empty()) throw Error(ErrorCode::unsupported, at.path("billable_metric_code"), metric.obstacle);
@@ -8859,6 +9622,11 @@ struct Plan final : Book::Impl {
         }
     }
     const std::string& metric_code(const Charge& charge) const { return billable_metrics[charge.metric].metric.code; }
+    const BillableMetric* metric_named(const std::string& name) const {
+        const auto named = [&](const BillableMetric& each) { return each.metric.code == name; };
+        const auto known = std::find_if(billable_metrics.begin(), billable_metrics.end(), named);
+        return known == billable_metrics.end() ? nullptr : &*known;
+    }
     std::vector<std::string> charge_names(const std::string& metric) const override {
         std::vector<std::string> codes;
         for (const auto& each : charges) {
@@ -9226,6 +9994,19 @@ Fees sum_up(const Plan& plan, std::vector<Fee> list) {
 
 // --- the fee of a recorded event (dossier 7) ---
 
+// As Lago stores it: with what its metric's expression comes to.
+Event stored(const BillableMetric& metric, Event event, Timestamp time) {
+    if (metric.metric.expression.empty()) return event;
+    try {
+        const auto result = evaluate(expression_of(metric.metric, expressions), event, time);
+        if (!metric.metric.property.empty()) event.properties[property_key(metric)] = result;
+    } catch (const Error& error) {
+        if (!error.field().empty()) throw;
+        throw Error(ErrorCode::bad_value, "properties", "expression_evaluation_failed: " + error.reason());
+    }
+    return event;
+}
+
 // Of two amount_details, what the event added (amount_details_calculator.rb:33-62).
 Decimal detail(const json& details, const char* key) {
     const auto found = details.find(key);
@@ -9341,7 +10122,8 @@ void add_advance_fees(const Scope& scope, const Group& group, const AdvanceQuest
             continue;
         }
         const bool wanted = question.wants(step);
-        const auto event = wanted || scope.price().model == Model::dynamic ? usage.event(step.sequence) : Event();
+        auto event = wanted || scope.price().model == Model::dynamic ? usage.event(step.sequence) : Event();
+        if (wanted) event = stored(metric, std::move(event), step.time);
         const auto billed = walk.add(step, event);
         if (!wanted || billing_filter(scope.charge, event.properties) != scope.filter) continue;
         if (fees.size() == limits::advance_fees)
@@ -9442,8 +10224,10 @@ Fee instant(const Scope& scope, const Event& event) {
     return fee;
 }
 
-Fees Plan::estimate_instant_fees(const Event& event, Timestamp now) const {
-    const auto subscription = subscription_at(*this, event.subscription, now);
+Fees Plan::estimate_instant_fees(const Event& given, Timestamp now) const {
+    const auto subscription = subscription_at(*this, given.subscription, now);
+    const auto* const known = metric_named(given.name);
+    const Event event = known ? stored(*known, given, now) : given;
     const auto period = billing_period(charges_interval, subscription, now);
     std::vector<Fee> list;
     ask_about_charges([&](const Charge& charge) {
@@ -9454,11 +10238,11 @@ Fees Plan::estimate_instant_fees(const Event& event, Timestamp now) const {
     return sum_up(*this, std::move(list));
 }
 
-Fees Plan::estimate_fees(const Event& event, Timestamp now, UsageSource& usage_source) const {
-    const auto subscription = subscription_at(*this, event.subscription, now);
-    const auto named = [&](const auto& each) { return each.metric.code == event.name; };
-    const auto known = std::find_if(billable_metrics.begin(), billable_metrics.end(), named);
-    if (known == billable_metrics.end()) not_found("name", "billable_metric_not_found");
+Fees Plan::estimate_fees(const Event& given, Timestamp now, UsageSource& usage_source) const {
+    const auto subscription = subscription_at(*this, given.subscription, now);
+    const auto* const known = metric_named(given.name);
+    if (!known) not_found("name", "billable_metric_not_found");
+    const Event event = stored(*known, given, now);
     if (known->kind == Kind::sum || known->kind == Kind::max || known->kind == Kind::latest) summed(*known, event);
     auto period = billing_period(charges_interval, subscription, now);
     const auto whole = period;
@@ -9677,15 +10461,27 @@ Fees in_order(const Plan& plan, PlacedFees placed) {
     return sum_up(plan, std::move(list));
 }
 
-Fees Plan::advance_fees(const Event& event, UsageSource& usage_source) const {
-    const auto time = event.timestamp.value();
-    const auto subscription = subscription_at(*this, event.subscription, time);
+// Nothing of an event that Lago refuses.
+std::optional<Event> stored_if_taken(const BillableMetric& metric, const Event& event, Timestamp time) {
+    try {
+        return stored(metric, event, time);
+    } catch (const Error& error) {
+        if (error.field() != "properties") throw;
+        return {};
+    }
+}
+
+Fees Plan::advance_fees(const Event& given, UsageSource& usage_source) const {
+    const auto time = given.timestamp.value();
+    const auto subscription = subscription_at(*this, given.subscription, time);
     const auto period = billing_period(charges_interval, subscription, time);
     PlacedFees fees;
     ask_about_charges([&](const Charge& charge) {
-        if (!charge.pay_in_advance || metric_code(charge) != event.name) return;
-        const Scope scope{*this, charge, billing_filter(charge, event.properties), subscription, period};
-        add_advance_fees(scope, group_of(scope, event), {{time, time + std::chrono::microseconds(1)}, event.sequence}, usage_source, fees);
+        if (!charge.pay_in_advance || metric_code(charge) != given.name) return;
+        const auto event = stored_if_taken(billable_metrics[charge.metric], given, time);
+        if (!event) return;
+        const Scope scope{*this, charge, billing_filter(charge, event->properties), subscription, period};
+        add_advance_fees(scope, group_of(scope, *event), {{time, time + std::chrono::microseconds(1)}, event->sequence}, usage_source, fees);
     });
     return in_order(*this, std::move(fees));
 }
@@ -10254,6 +11050,84 @@ constexpr Coercion meter_filter = [] {
     return filter;
 }();
 
+// --- expressions of meters: CEL over numbers, all of them floating-point (internal/expression/cel_evaluator.go) ---
+
+// Where one of both is no number, neither is greater.
+double extreme(const Arguments& all, bool greatest) {
+    const double a = all[0].real, b = all[1].real;
+    return std::isnan(a) || std::isnan(b) ? std::nan("") : greatest ? std::max(a, b) : std::min(a, b);
+}
+
+constexpr auto infix = Operation::Form::infix, prefix = Operation::Form::prefix, call = Operation::Form::call;
+constexpr auto real = Term::Type::number, truth = Term::Type::boolean, alike = Term::Type::any;
+constexpr Operation operations[] = {
+    {infix, "||", 1, 2, 2, truth, truth, [](Arguments all) { all[0].real = all[0].real != 0 || all[1].real != 0; }},
+    {infix, "&&", 2, 2, 2, truth, truth, [](Arguments all) { all[0].real = all[0].real != 0 && all[1].real != 0; }},
+    {infix, "<", 3, 2, 2, real, truth, [](Arguments all) { all[0].real = all[0].real < all[1].real; }},
+    {infix, "<=", 3, 2, 2, real, truth, [](Arguments all) { all[0].real = all[0].real <= all[1].real; }},
+    {infix, ">", 3, 2, 2, real, truth, [](Arguments all) { all[0].real = all[0].real > all[1].real; }},
+    {infix, ">=", 3, 2, 2, real, truth, [](Arguments all) { all[0].real = all[0].real >= all[1].real; }},
+    {infix, "==", 3, 2, 2, alike, truth, [](Arguments all) { all[0].real = all[0].real == all[1].real; }},
+    {infix, "!=", 3, 2, 2, alike, truth, [](Arguments all) { all[0].real = all[0].real != all[1].real; }},
+    {infix, "+", 4, 2, 2, real, real, [](Arguments all) { all[0].real += all[1].real; }},
+    {infix, "-", 4, 2, 2, real, real, [](Arguments all) { all[0].real -= all[1].real; }},
+    {infix, "*", 5, 2, 2, real, real, [](Arguments all) { all[0].real *= all[1].real; }},
+    {infix, "/", 5, 2, 2, real, real, [](Arguments all) { all[0].real /= all[1].real; }},
+    {prefix, "-", 0, 1, 1, real, real, [](Arguments all) { all[0].real = -all[0].real; }},
+    {prefix, "!", 0, 1, 1, truth, truth, [](Arguments all) { all[0].real = all[0].real == 0; }},
+    {call, "max", 0, 2, 2, real, real, [](Arguments all) { all[0].real = extreme(all, true); }},
+    {call, "min", 0, 2, 2, real, real, [](Arguments all) { all[0].real = extreme(all, false); }},
+    {call, "pow", 0, 2, 2, real, real, [](Arguments all) { all[0].real = std::pow(all[0].real, all[1].real); }},
+    {call, "abs", 0, 1, 1, real, real, [](Arguments all) { all[0].real = std::fabs(all[0].real); }},
+    {call, "ceil", 0, 1, 1, real, real, [](Arguments all) { all[0].real = std::ceil(all[0].real); }},
+    {call, "floor", 0, 1, 1, real, real, [](Arguments all) { all[0].real = std::floor(all[0].real); }},
+    {call, "round", 0, 1, 1, real, real, [](Arguments all) { all[0].real = std::round(all[0].real); }},
+    {call, "sqrt", 0, 1, 1, real, real, [](Arguments all) { all[0].real = std::sqrt(all[0].real); }},
+    {call, "log", 0, 1, 1, real, real, [](Arguments all) { all[0].real = std::log(all[0].real); }},
+    {call, "double", 0, 1, 1, real, real, [](Arguments) {}},
+};
+
+constexpr std::string_view reserved[] = {"as",  "break", "const", "continue",  "else",    "false",  "for",  "function", "if",   "import", "in",
+                                         "let", "loop",  "null",  "namespace", "package", "return", "true", "var",      "void", "while"};
+
+std::string trimmed(std::string_view text) {
+    constexpr std::string_view blanks = " \t\r\n\v\f";
+    const std::size_t first = std::min(text.find_first_not_of(blanks), text.size());
+    return std::string(text.substr(first, text.find_last_not_of(blanks) + 1 - first));
+}
+
+std::optional<Term> read_number(std::string_view text) {
+    const auto read = Decimal::parse(text);
+    return read ? std::optional(Term{.real = read->to_double()}) : std::nullopt;
+}
+
+// What is missing is 0; what is there and no number, nor a text of one, is refused.
+Term property_term(std::string_view name, const Scalar& value) {
+    if (value.kind == Scalar::Kind::missing || value.kind == Scalar::Kind::object) return {};
+    if (value.kind == Scalar::Kind::number) return {.real = value.number.to_double()};
+    const auto read = value.kind == Scalar::Kind::text ? read_number(trimmed(value.text)) : std::nullopt;
+    return read.value_or(Term{.type = Term::Type::nothing, .text = "property " + quote(name) + " is not a number"});
+}
+
+// Nothing of what is not finite. What is too small to be written is nothing beside 15 decimals.
+std::string result_text(const Term& term) {
+    constexpr double smallest = 1e-50;
+    return std::fabs(term.real) < smallest ? "0" : Decimal::from_double(term.real).to_string();
+}
+
+constexpr Dialect expressions{.operations = operations,
+                              .spaces = " \t\r\n\f",
+                              .property_prefix = "",
+                              .reserved = reserved,
+                              .beyond = ".[{\"'%",
+                              .exponents = true,
+                              .repeated_prefix = true,
+                              .typed = true,
+                              .needs_property = true,
+                              .literal = read_number,
+                              .property = property_term,
+                              .result = result_text};
+
 // Of the table meter_usage: dossier 6.2, 6.8; a meter's own windows 5.4, 5.5.
 constexpr Rules metered_rules{.name = "flexprice",
                               .filter = {.properties = &meter_filter},
@@ -10268,7 +11142,8 @@ constexpr Rules metered_rules{.name = "flexprice",
                               .weighting = Weighting::none,
                               .carrying = Carrying::added,
                               .week_start = std::chrono::Sunday,
-                              .month_end = MonthEnd::overflow};
+                              .month_end = MonthEnd::overflow,
+                              .dialect = &expressions};
 
 // --- meters ---
 
@@ -10300,14 +11175,25 @@ void read_buckets(const Node& aggregation, Metric& metric) {
     metric.bucket_group = property_field(group);
 }
 
+// Of some types; it stands for the field, which is not read beside it (5.13). Its results stand under a name that no expression can read.
+void read_expression(const Node& aggregation, Metric& metric) {
+    metric.expression = trimmed(aggregation.text("expression"));
+    if (metric.expression.empty()) return;
+    const auto type = aggregation.text("type");
+    if (type != "SUM" && type != "AVG" && type != "MAX" && type != "LATEST")
+        throw Error(ErrorCode::bad_value, aggregation.path("expression"), "is for SUM, AVG, MAX and LATEST only");
+    expression_of(metric, expressions, aggregation.path("expression"));
+    metric.property = property_field("=" + metric.code);
+    metric.multiplier = aggregation.decimal("multiplier");
+}
+
 Metric read_meter(const Node& at) {
     static constexpr std::pair<std::string_view, bool> carried[] = {{"", false}, {"BILLING_PERIOD", false}, {"NEVER", true}};
     const auto aggregation = at.object("aggregation");
     Metric metric{.code = meter_code(at.required_text("id")), .event = at.required_text("event_name"), .rules = "flexprice"};
     metric.aggregation = aggregation.choice("type", aggregations);
-    if (!aggregation.text("expression").empty())
-        throw Error(ErrorCode::unsupported, aggregation.path("expression"), "expressions are not evaluated here");
-    if (metric.aggregation != Aggregation::count) metric.property = property_field(aggregation.required_text("field"));
+    read_expression(aggregation, metric);
+    if (metric.aggregation != Aggregation::count && metric.expression.empty()) metric.property = property_field(aggregation.required_text("field"));
     if (aggregation.text("type") == "SUM_WITH_MULTIPLIER") {
         metric.multiplier = aggregation.decimal("multiplier").value_or(Decimal());
         if (*metric.multiplier <= 0) throw Error(ErrorCode::bad_value, aggregation.path("multiplier"), "must be above 0");
@@ -10511,7 +11397,18 @@ std::string text_at(const Event& event, std::string_view field) {
     return scalar_text(property_at(event, field, keep));
 }
 
+// What the metric's expression comes to for the event; nothing when metering skips it (6.2).
+std::optional<Decimal> expressed(const Metric& metric, const Event& event) {
+    try {
+        return Decimal(evaluate(expression_of(metric, expressions), event, Timestamp()));
+    } catch (const Error& error) {
+        if (!error.field().empty()) throw;
+        return {};
+    }
+}
+
 bool measures(const Metric& metric, const Event& event) {
+    if (!metric.expression.empty() && !expressed(metric, event)) return false;
     return event.name == metric.event && std::all_of(metric.filter.parts.begin(), metric.filter.parts.end(), [&](const Filter& clause) {
                std::string keep;
                return meets(meter_filter, make_clause(clause), property_at(event, clause.field, keep));
@@ -10523,8 +11420,8 @@ Decimal quantity_of(const Metric& metric, const Event& event) {
     if (metric.aggregation == Aggregation::count) return 1;
     if (metric.aggregation == Aggregation::unique_count) return text_at(event, metric.property).empty() ? 0 : 1;
     std::string keep;
-    const auto number = scalar_number(property_at(event, metric.property, keep)).value_or(Decimal()) * metric.multiplier.value_or(Decimal(1));
-    return at_least_zero(number.round(15, Rounding::down));
+    const auto number = metric.expression.empty() ? scalar_number(property_at(event, metric.property, keep)) : expressed(metric, event);
+    return at_least_zero((number.value_or(Decimal()) * metric.multiplier.value_or(Decimal(1))).round(15, Rounding::down));
 }
 
 // Of a unique count: nothing when the value is there already.
@@ -13700,7 +14597,8 @@ constexpr std::array<Rules, 9> all_rules{{
      .latest_not_negative = true,  // latest_service.rb
      .weighting = Weighting::pieces,
      .quotient = lago::postgres_quotient,
-     .weighted_rounding = RoundTo{Rounding::ceil, 20}},
+     .weighted_rounding = RoundTo{Rounding::ceil, 20},
+     .dialect = &lago::expressions},
     flexprice::metered_rules,
     // Of the table events: dossier 5.3 to 5.12.
     {.name = "flexprice_events",
@@ -14544,10 +15442,11 @@ std::optional<Blames> blame_by_key(const json& body, std::span<const std::string
     for (const auto& [key, value] : details->items()) {
         const auto index = whole_number(key);
         if (!index && value.is_array() && value.size() == 1 && value[0] == "too_many_events") return Blames{{}, true};
-        if (!index || static_cast<std::size_t>(*index) >= ids.size()) return std::nullopt;
+        if (!index || static_cast<std::uint64_t>(*index) >= ids.size()) return std::nullopt;
         const auto at = static_cast<std::size_t>(*index);
         const bool exists = value == json{{"transaction_id", {"value_already_exist"}}};
-        if (exists && std::find(ids.begin(), ids.begin() + *index, ids[at]) != ids.begin() + *index) return std::nullopt;
+        const auto before = ids.first(at);
+        if (exists && std::find(before.begin(), before.end(), ids[at]) != before.end()) return std::nullopt;
         blames.events.push_back({at, exists, false, shortened(words(value))});
     }
     return blames;
@@ -14593,7 +15492,7 @@ std::optional<Blames> blame_by_prefix(const json& body, std::span<const std::str
         const std::size_t to = std::min(message.find("; ", from), message.size());
         const std::string_view part = std::string_view(message).substr(from, to - from);
         const auto index = whole_number(part.substr(0, std::min(part.find_first_of(".: "), part.size())));
-        if (!index || static_cast<std::size_t>(*index) >= ids.size()) return std::nullopt;
+        if (!index || static_cast<std::uint64_t>(*index) >= ids.size()) return std::nullopt;
         Blame& blame = found.try_emplace(static_cast<std::size_t>(*index), Blame{static_cast<std::size_t>(*index), false, true, ""}).first->second;
         blame.early = blame.early && part.find(early) != std::string_view::npos;
         blame.text = shortened(blame.text + (blame.text.empty() ? "" : "; ") + std::string(part));
@@ -16212,15 +17111,22 @@ private:
     static void each_in_its_thread(std::size_t count, F&& f) {
         if (count == 1) return f(0);
         std::vector<std::exception_ptr> faults(count);
+        const auto one = [&](std::size_t i) {
+            try {
+                f(i);
+            } catch (...) {
+                faults[i] = std::current_exception();
+            }
+        };
         std::vector<std::thread> threads;
-        for (std::size_t i = 0; i < count; ++i)
-            threads.emplace_back([&, i] {
-                try {
-                    f(i);
-                } catch (...) {
-                    faults[i] = std::current_exception();
-                }
-            });
+        threads.reserve(count);
+        for (std::size_t i = 0; i < count; ++i) {
+            try {
+                threads.emplace_back(one, i);
+            } catch (const std::system_error&) {  // no thread to be had: in this one
+                one(i);
+            }
+        }
         for (std::thread& thread : threads) thread.join();
         for (const std::exception_ptr& fault : faults)
             if (fault) std::rethrow_exception(fault);
@@ -16563,6 +17469,7 @@ public:
         Metric cents = metric;
         cents.aggregation = Aggregation::sum;
         cents.property = fields::cents;
+        if (!metric.expression.empty()) cents.computed = computed_field(metric);
         const auto rows = rows_of(cents, query);
         return rows.empty() ? Decimal() : rows[0].value;
     }
@@ -17346,7 +18253,7 @@ std::vector<std::string> Meter::verify(bool repair) { return impl_->store.verify
 void Meter::define(const Metric& metric) {
     if (metric.code.empty()) refuse("metric.code", "is empty");
     check_metric(metric);
-    check_carrying(metric, rules_named(metric.rules));
+    check_ruled(metric, rules_named(metric.rules));
     impl_->store.write([&](Connection& db) { store_metric(db, metric); });
 }
 

@@ -134,8 +134,6 @@ TEST_CASE("a plan that cannot be is refused with the path of the field", "[lago]
     CHECK(field_of(unneeded) == "accepted");
     CHECK(Book::lago(unneeded).metrics().size() == 1);
     CHECK(field_of(catalogue({{"charge_model", "standard"}}, scripted)) == "plan.charges[0].billable_metric_code: custom_agg is not measured here");
-    CHECK(field_of(catalogue({{"charge_model", "standard"}}, {{"code", "calls"}, {"aggregation_type", "count_agg"}, {"expression", "1 + 1"}})) ==
-          "plan.charges[0].billable_metric_code: its expression is not evaluated here");
     CHECK(field_of(catalogue({{"charge_model", "standard"}, {"min_amount_cents", -1}})) == "plan.charges[0].min_amount_cents: value_is_out_of_range");
     CHECK(field_of(catalogue({{"charge_model", "standard"}, {"applied_pricing_unit", {{"code", "credits"}}}})) ==
           "plan.charges[0].applied_pricing_unit.conversion_rate: must be above zero");
