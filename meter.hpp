@@ -1231,7 +1231,7 @@ public:
     /// Parked events become pending again: those of the given sequences, all when none are given. Answers how many. Throws not_found.
     std::int64_t release(const std::string& upstream, std::span<const std::int64_t> sequences = {});
     /// For devices that never go online: writes what is pending to a file (JSON Lines), to be imported by a Meter that delivers it. The
-    /// events stay pending until acknowledge_export(). Throws not_found, io.
+    /// events stay pending until acknowledge_export(). Throws not_found, io, bad_value for an empty path.
     ExportReport export_pending(const std::string& upstream, const std::string& path) const;
     /// Counts as delivered what an export held, up to ExportReport::through, once the file has arrived. Answers how many. Throws not_found,
     /// busy while a flush runs, bad_value.
