@@ -15672,8 +15672,10 @@ std::optional<std::string_view> HttpResponse::header(std::string_view name) cons
 }
 
 Upstream::Upstream(std::string vendor, UpstreamOptions options) : vendor_(std::move(vendor)), options_(std::move(options)) {
+    if (!options_.workspace.empty() && vendor_ != "zyg") refuse("workspace", "is for Zyg alone");
     const Vendor& rules = vendor_of(*this);
     if (options_.name.empty()) options_.name = vendor_;
+    if (const char* fault = text_fault(options_.name)) refuse("name", fault);
     if (options_.name.size() > limits::id_bytes) throw Error(ErrorCode::too_large, "name", "over limits::id_bytes");
     if (options_.base_url.empty() && rules.base_url.empty())
         throw Error(ErrorCode::bad_value, "base_url", vendor_ + " has no public address; give one");
@@ -15682,6 +15684,11 @@ Upstream::Upstream(std::string vendor, UpstreamOptions options) : vendor_(std::m
     check_header_text(options_.api_key, "api_key");
     if (options_.request_timeout <= std::chrono::milliseconds(0)) throw Error(ErrorCode::bad_value, "request_timeout", "must be positive");
     if (options_.batch_events < 0 || options_.batch_events > 10000) throw Error(ErrorCode::bad_value, "batch_events", "must be 0 to 10000");
+    try {
+        check_filter(options_.selection);
+    } catch (const Error& error) {
+        throw Error(error.code(), "selection", error.what());
+    }
 }
 
 Upstream Upstream::lago(UpstreamOptions options) { return Upstream("lago", std::move(options)); }
@@ -16897,6 +16904,7 @@ public:
 
     ExportReport export_pending(const std::string& upstream, const std::string& path) const {
         const std::shared_ptr<Link> link = connected(upstream);
+        if (path.empty()) throw Error(ErrorCode::bad_value, "path", "is empty");
         const std::string part = path + ".part";  // takes the name when it is whole
         ExportReport report;
         {

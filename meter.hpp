@@ -489,8 +489,8 @@ struct Aggregate {
     std::vector<AggregateRow> rows = {};
 };
 
-/// Usage of several metrics at once, and what it costs where a book that is loaded prices them: the first that has the customer, or subscription,
-/// in the version in force now. Prices are for all that is asked about; an open period is no billing period.
+/// Usage of several metrics at once, and what it costs where a book that is loaded prices them: the first in the order of books() that has the
+/// customer, or subscription, in the version in force now. Prices are for all that is asked about; an open period is no billing period.
 struct AnalyticsQuery {
     std::vector<std::string> metrics = {};  ///< their codes; all that are declared or loaded when empty
     std::string customer = {}, subscription = {};
@@ -716,7 +716,7 @@ struct FeeLine {
     Decimal units = {}, rate = {}, flat = {};
     Decimal per = 1;           ///< units in one package
     Decimal amount = {};       ///< currency units
-    std::string text() const;  ///< for people: "tier 11 to 20: 5 units x 0.10 + 3"
+    std::string text() const;  ///< for people: "tier 11 to 20: 5 x 0.1 + 3"
 };
 
 struct Fee {
@@ -1072,7 +1072,7 @@ public:
     std::vector<Receipt> record(std::span<const Event> events);
     std::vector<Receipt> record(std::initializer_list<Event> events) { return record(std::span(events.begin(), events.size())); }
     /// As above from JSON Lines text: one event a line, keys named as Event's members, "timestamp" ISO 8601 text or Unix seconds.
-    /// Numbers in properties keep every digit they have in the text. Empty lines get no receipt.
+    /// Numbers in properties keep every digit they have in the text, though find() and list() show them as json does. Empty lines get no receipt.
     std::vector<Receipt> record_json(std::string_view lines);
 
     /// Stores the event only if its customer or subscription stays within the limit; else the receipt says over_limit. That is decided in the
@@ -1159,17 +1159,20 @@ public:
     void remove_book(const std::string& vendor, const std::string& code, std::optional<Timestamp> effective_from = {});
     /// All versions, by vendor, code and moment.
     std::vector<BookVersion> books() const;
-    /// What the event would cost if it happened now: one fee for each pay-in-advance charge of its metric on the subscription's plan.
-    /// Nothing is recorded. Rules: Lago's POST /events/estimate_fees. Throws not_found and bad_value as that answers 404 and 422,
-    /// and what record() throws for an event that cannot be.
+    /// What the event would cost if it happened now, by the book that usage() would ask. Nothing is recorded. Under Lago's, one fee for each
+    /// pay-in-advance charge of its metric on the subscription's plan, as its POST /events/estimate_fees answers: that leaves out the first tier's
+    /// flat part where nothing was used before, and of counts prices units that will be free, so that advance_fees() may say another amount.
+    /// Under others, what the event adds to the bill of the period under way. Throws not_found and bad_value (as Lago answers 404 and 422), and
+    /// what record() throws for an event that cannot be.
     Fees estimate_fees(const Event& event) const;
     /// The same for each of up to limits::batch_events events, in order and from one snapshot: none counts for another. An error is thrown
     /// for the first event that has one, its field beneath "events[i]"; too_large for more events.
     std::vector<Fees> estimate_fees(std::span<const Event> events) const;
     std::vector<Fees> estimate_fees(std::initializer_list<Event> events) const { return estimate_fees(std::span(events.begin(), events.size())); }
-    /// What the event costs taken alone, without the log: one fee for each standard or percentage pay-in-advance charge of its metric, no free
-    /// units, units rounded as the metric says. Rules: Lago's POST /events/estimate_instant_fees. Throws not_found for the
-    /// subscription, bad_value when the event meets no such charge or its property is not a number, unsupported for other vendors' books.
+    /// What the event costs taken alone, without the log. Under Lago's books one fee for each standard or percentage pay-in-advance charge of its
+    /// metric, no free units, units rounded as the metric says: its POST /events/estimate_instant_fees. Under FlexPrice's one for each price that
+    /// measures it, as inference_costs() has it. Throws not_found for the subscription or customer, bad_value when the event meets no such charge
+    /// or price, or its property is not a number to Lago, unsupported for Polar's and Autumn's books.
     Fees estimate_instant_fees(const Event& event) const;
     /// The same for each of up to limits::batch_events events, in order. As in Lago's batch_estimate_instant_fees, an event that meets no such
     /// charge has no fees; other errors are thrown for the first event that has one, its field beneath "events[i]".
@@ -1186,9 +1189,9 @@ public:
     /// Those of all events of the period, in order of time: what Lago has invoiced in advance. Their sum may differ from what usage() says, since
     /// each is rounded. Throws as usage() does, and too_large for more than limits::advance_fees fees or 1200 billing periods.
     Fees advance_fees(const UsageQuery& query) const;
-    /// Units and fees of every charge of the subscription's plan, or of what the customer has, over the period; by the first book loaded that
-    /// prices it. Throws bad_value for a query without either or a period that ends before it begins; not_found when no book prices it, or none is
-    /// in effect yet.
+    /// Units and fees of every charge of the subscription's plan, or of what the customer has, over the period; by the first book, in the
+    /// order of books(), that prices it. Throws bad_value for a query without either or a period that does not end after it begins; not_found when
+    /// no book prices it, or none is in effect yet.
     Fees usage(const UsageQuery& query) const;
     /// Whether the event's customer (and entity: Event::subscription) may now use so many units (Event::value, 1 when absent) of the feature
     /// that the event names: Autumn's POST /check, by the balances that the events in the log have left. Nothing is recorded. Balances pay in
@@ -1201,7 +1204,7 @@ public:
     /// A dry run: what every customer that has events in the period would pay under each of two books, which need not be loaded; `closing` as in
     /// UsageQuery. A book that prices by subscription prices those the customer's events name, or its own list of the customer's. Fees that
     /// cannot be computed are named beside their customer and do not hold up the others. Other questions wait meanwhile. Throws bad_value for
-    /// a period that ends before it begins, and for books in different currencies.
+    /// a period that does not end after it begins, and for books in different currencies.
     Comparison compare(const Book& a, const Book& b, const Period& period, bool closing = false) const;
 
     /// Adds an upstream, or gives one of that name new settings, and ends a pause. A new one starts with the oldest event kept. Keys and callbacks
@@ -1228,7 +1231,7 @@ public:
     /// Parked events become pending again: those of the given sequences, all when none are given. Answers how many. Throws not_found.
     std::int64_t release(const std::string& upstream, std::span<const std::int64_t> sequences = {});
     /// For devices that never go online: writes what is pending to a file (JSON Lines), to be imported by a Meter that delivers it. The
-    /// events stay pending until acknowledge_export(). Throws not_found, io.
+    /// events stay pending until acknowledge_export(). Throws not_found, io, bad_value for an empty path.
     ExportReport export_pending(const std::string& upstream, const std::string& path) const;
     /// Counts as delivered what an export held, up to ExportReport::through, once the file has arrived. Answers how many. Throws not_found,
     /// busy while a flush runs, bad_value.

@@ -621,6 +621,9 @@ TEST_CASE("delivery: mistakes of the caller are errors that name the field") {
     fails(ErrorCode::bad_value, "base_url", [&] { Upstream::zyg({.api_key = "k"}); });
     fails(ErrorCode::bad_value, "request_timeout", [&] { lago({.api_key = "k", .request_timeout = 0ms}); });
     fails(ErrorCode::bad_value, "batch_events", [&] { lago({.api_key = "k", .batch_events = -1}); });
+    fails(ErrorCode::bad_value, "name", [&] { lago({.name = "\xff", .api_key = "k"}); });
+    fails(ErrorCode::bad_value, "workspace", [&] { lago({.api_key = "k", .workspace = "w"}); });
+    fails(ErrorCode::bad_value, "selection", [&] { lago({.api_key = "k", .selection = Filter::where("n", Operator::in, 5)}); });
     CHECK_NOTHROW(lago({.api_key = "k", .base_url = "http://lago.example", .allow_http = true}));
     CHECK_NOTHROW(lago({.api_key = "k", .base_url = "http://[::1]:3000"}));
 
