@@ -1825,7 +1825,8 @@ bool like(std::string_view text, std::string_view pattern) {
             star = p++;
             resume = t;
         } else if (p < pattern.size() && pattern[p] == '_' && !continues(text[t])) {
-            for (++p, ++t; t < text.size() && continues(text[t]); ++t) {}
+            for (++p, ++t; t < text.size() && continues(text[t]); ++t) {
+            }
         } else if (p < pattern.size() && pattern[p] == text[t]) {
             ++p, ++t;
         } else if (star != std::string_view::npos) {
@@ -2338,7 +2339,7 @@ void draft_line(Drafts& drafts, Draft& draft, std::string_view line) {
 // ---- expressions: what an event comes to, as a vendor lets one write it ----
 //
 // An expression is compiled once, to postfix form, and run over a stack for each event. What its words and signs mean stands in the tables of a
-// dialect (8.2, 8.3).
+// dialect: CEL's below, a vendor's own with its book (8.2).
 
 // What is computed with: a number in decimal or, where the vendor computes so, in binary (a boolean is 0 or 1 there), or a text; or nothing, with
 // the reason as its text.
@@ -2651,6 +2652,88 @@ std::string evaluate(const Expression& expression, const Event& event, Timestamp
     if (!result) throw Error(ErrorCode::bad_value, "", stack.back().text);
     return std::move(*result);
 }
+
+// ---- CEL, the Common Expression Language, over numbers, all of them binary (cel-spec; which functions: internal/expression/cel_evaluator.go) ----
+
+namespace cel {
+
+// Where one of both is no number, neither is greater.
+double extreme(const Arguments& all, bool greatest) {
+    const double a = all[0].real, b = all[1].real;
+    return std::isnan(a) || std::isnan(b) ? std::nan("") : greatest ? std::max(a, b) : std::min(a, b);
+}
+
+constexpr auto infix = Operation::Form::infix, prefix = Operation::Form::prefix, call = Operation::Form::call;
+constexpr auto real = Term::Type::number, truth = Term::Type::boolean, alike = Term::Type::any;
+constexpr Operation operations[] = {
+    {infix, "||", 1, 2, 2, truth, truth, [](Arguments all) { all[0].real = all[0].real != 0 || all[1].real != 0; }},
+    {infix, "&&", 2, 2, 2, truth, truth, [](Arguments all) { all[0].real = all[0].real != 0 && all[1].real != 0; }},
+    {infix, "<", 3, 2, 2, real, truth, [](Arguments all) { all[0].real = all[0].real < all[1].real; }},
+    {infix, "<=", 3, 2, 2, real, truth, [](Arguments all) { all[0].real = all[0].real <= all[1].real; }},
+    {infix, ">", 3, 2, 2, real, truth, [](Arguments all) { all[0].real = all[0].real > all[1].real; }},
+    {infix, ">=", 3, 2, 2, real, truth, [](Arguments all) { all[0].real = all[0].real >= all[1].real; }},
+    {infix, "==", 3, 2, 2, alike, truth, [](Arguments all) { all[0].real = all[0].real == all[1].real; }},
+    {infix, "!=", 3, 2, 2, alike, truth, [](Arguments all) { all[0].real = all[0].real != all[1].real; }},
+    {infix, "+", 4, 2, 2, real, real, [](Arguments all) { all[0].real += all[1].real; }},
+    {infix, "-", 4, 2, 2, real, real, [](Arguments all) { all[0].real -= all[1].real; }},
+    {infix, "*", 5, 2, 2, real, real, [](Arguments all) { all[0].real *= all[1].real; }},
+    {infix, "/", 5, 2, 2, real, real, [](Arguments all) { all[0].real /= all[1].real; }},
+    {prefix, "-", 0, 1, 1, real, real, [](Arguments all) { all[0].real = -all[0].real; }},
+    {prefix, "!", 0, 1, 1, truth, truth, [](Arguments all) { all[0].real = all[0].real == 0; }},
+    {call, "max", 0, 2, 2, real, real, [](Arguments all) { all[0].real = extreme(all, true); }},
+    {call, "min", 0, 2, 2, real, real, [](Arguments all) { all[0].real = extreme(all, false); }},
+    {call, "pow", 0, 2, 2, real, real, [](Arguments all) { all[0].real = std::pow(all[0].real, all[1].real); }},
+    {call, "abs", 0, 1, 1, real, real, [](Arguments all) { all[0].real = std::fabs(all[0].real); }},
+    {call, "ceil", 0, 1, 1, real, real, [](Arguments all) { all[0].real = std::ceil(all[0].real); }},
+    {call, "floor", 0, 1, 1, real, real, [](Arguments all) { all[0].real = std::floor(all[0].real); }},
+    {call, "round", 0, 1, 1, real, real, [](Arguments all) { all[0].real = std::round(all[0].real); }},
+    {call, "sqrt", 0, 1, 1, real, real, [](Arguments all) { all[0].real = std::sqrt(all[0].real); }},
+    {call, "log", 0, 1, 1, real, real, [](Arguments all) { all[0].real = std::log(all[0].real); }},
+    {call, "double", 0, 1, 1, real, real, [](Arguments) {}},
+};
+
+constexpr std::string_view reserved[] = {"as",  "break", "const", "continue",  "else",    "false",  "for",  "function", "if",   "import", "in",
+                                         "let", "loop",  "null",  "namespace", "package", "return", "true", "var",      "void", "while"};
+
+std::string trimmed(std::string_view text) {
+    constexpr std::string_view blanks = " \t\r\n\v\f";
+    const std::size_t first = std::min(text.find_first_not_of(blanks), text.size());
+    return std::string(text.substr(first, text.find_last_not_of(blanks) + 1 - first));
+}
+
+std::optional<Term> read_number(std::string_view text) {
+    const auto read = Decimal::parse(text);
+    return read ? std::optional(Term{.real = read->to_double()}) : std::nullopt;
+}
+
+// What is missing is 0; what is there and no number, nor a text of one, is refused.
+Term property_term(std::string_view name, const Scalar& value) {
+    if (value.kind == Scalar::Kind::missing || value.kind == Scalar::Kind::object) return {};
+    if (value.kind == Scalar::Kind::number) return {.real = value.number.to_double()};
+    const auto read = value.kind == Scalar::Kind::text ? read_number(trimmed(value.text)) : std::nullopt;
+    return read.value_or(Term{.type = Term::Type::nothing, .text = "property " + quote(name) + " is not a number"});
+}
+
+// Nothing of what is not finite. What is too small to be written is nothing beside 15 decimals.
+std::string result_text(const Term& term) {
+    constexpr double smallest = 1e-50;
+    return std::fabs(term.real) < smallest ? "0" : Decimal::from_double(term.real).to_string();
+}
+
+constexpr Dialect expressions{.operations = operations,
+                              .spaces = " \t\r\n\f",
+                              .property_prefix = "",
+                              .reserved = reserved,
+                              .beyond = ".[{\"'%",
+                              .exponents = true,
+                              .repeated_prefix = true,
+                              .typed = true,
+                              .needs_property = true,
+                              .literal = read_number,
+                              .property = property_term,
+                              .result = result_text};
+
+}  // namespace cel
 
 }  // namespace
 
@@ -11176,84 +11259,6 @@ constexpr Coercion meter_filter = [] {
     return filter;
 }();
 
-// --- expressions of meters: CEL over numbers, all of them floating-point (internal/expression/cel_evaluator.go) ---
-
-// Where one of both is no number, neither is greater.
-double extreme(const Arguments& all, bool greatest) {
-    const double a = all[0].real, b = all[1].real;
-    return std::isnan(a) || std::isnan(b) ? std::nan("") : greatest ? std::max(a, b) : std::min(a, b);
-}
-
-constexpr auto infix = Operation::Form::infix, prefix = Operation::Form::prefix, call = Operation::Form::call;
-constexpr auto real = Term::Type::number, truth = Term::Type::boolean, alike = Term::Type::any;
-constexpr Operation operations[] = {
-    {infix, "||", 1, 2, 2, truth, truth, [](Arguments all) { all[0].real = all[0].real != 0 || all[1].real != 0; }},
-    {infix, "&&", 2, 2, 2, truth, truth, [](Arguments all) { all[0].real = all[0].real != 0 && all[1].real != 0; }},
-    {infix, "<", 3, 2, 2, real, truth, [](Arguments all) { all[0].real = all[0].real < all[1].real; }},
-    {infix, "<=", 3, 2, 2, real, truth, [](Arguments all) { all[0].real = all[0].real <= all[1].real; }},
-    {infix, ">", 3, 2, 2, real, truth, [](Arguments all) { all[0].real = all[0].real > all[1].real; }},
-    {infix, ">=", 3, 2, 2, real, truth, [](Arguments all) { all[0].real = all[0].real >= all[1].real; }},
-    {infix, "==", 3, 2, 2, alike, truth, [](Arguments all) { all[0].real = all[0].real == all[1].real; }},
-    {infix, "!=", 3, 2, 2, alike, truth, [](Arguments all) { all[0].real = all[0].real != all[1].real; }},
-    {infix, "+", 4, 2, 2, real, real, [](Arguments all) { all[0].real += all[1].real; }},
-    {infix, "-", 4, 2, 2, real, real, [](Arguments all) { all[0].real -= all[1].real; }},
-    {infix, "*", 5, 2, 2, real, real, [](Arguments all) { all[0].real *= all[1].real; }},
-    {infix, "/", 5, 2, 2, real, real, [](Arguments all) { all[0].real /= all[1].real; }},
-    {prefix, "-", 0, 1, 1, real, real, [](Arguments all) { all[0].real = -all[0].real; }},
-    {prefix, "!", 0, 1, 1, truth, truth, [](Arguments all) { all[0].real = all[0].real == 0; }},
-    {call, "max", 0, 2, 2, real, real, [](Arguments all) { all[0].real = extreme(all, true); }},
-    {call, "min", 0, 2, 2, real, real, [](Arguments all) { all[0].real = extreme(all, false); }},
-    {call, "pow", 0, 2, 2, real, real, [](Arguments all) { all[0].real = std::pow(all[0].real, all[1].real); }},
-    {call, "abs", 0, 1, 1, real, real, [](Arguments all) { all[0].real = std::fabs(all[0].real); }},
-    {call, "ceil", 0, 1, 1, real, real, [](Arguments all) { all[0].real = std::ceil(all[0].real); }},
-    {call, "floor", 0, 1, 1, real, real, [](Arguments all) { all[0].real = std::floor(all[0].real); }},
-    {call, "round", 0, 1, 1, real, real, [](Arguments all) { all[0].real = std::round(all[0].real); }},
-    {call, "sqrt", 0, 1, 1, real, real, [](Arguments all) { all[0].real = std::sqrt(all[0].real); }},
-    {call, "log", 0, 1, 1, real, real, [](Arguments all) { all[0].real = std::log(all[0].real); }},
-    {call, "double", 0, 1, 1, real, real, [](Arguments) {}},
-};
-
-constexpr std::string_view reserved[] = {"as",  "break", "const", "continue",  "else",    "false",  "for",  "function", "if",   "import", "in",
-                                         "let", "loop",  "null",  "namespace", "package", "return", "true", "var",      "void", "while"};
-
-std::string trimmed(std::string_view text) {
-    constexpr std::string_view blanks = " \t\r\n\v\f";
-    const std::size_t first = std::min(text.find_first_not_of(blanks), text.size());
-    return std::string(text.substr(first, text.find_last_not_of(blanks) + 1 - first));
-}
-
-std::optional<Term> read_number(std::string_view text) {
-    const auto read = Decimal::parse(text);
-    return read ? std::optional(Term{.real = read->to_double()}) : std::nullopt;
-}
-
-// What is missing is 0; what is there and no number, nor a text of one, is refused.
-Term property_term(std::string_view name, const Scalar& value) {
-    if (value.kind == Scalar::Kind::missing || value.kind == Scalar::Kind::object) return {};
-    if (value.kind == Scalar::Kind::number) return {.real = value.number.to_double()};
-    const auto read = value.kind == Scalar::Kind::text ? read_number(trimmed(value.text)) : std::nullopt;
-    return read.value_or(Term{.type = Term::Type::nothing, .text = "property " + quote(name) + " is not a number"});
-}
-
-// Nothing of what is not finite. What is too small to be written is nothing beside 15 decimals.
-std::string result_text(const Term& term) {
-    constexpr double smallest = 1e-50;
-    return std::fabs(term.real) < smallest ? "0" : Decimal::from_double(term.real).to_string();
-}
-
-constexpr Dialect expressions{.operations = operations,
-                              .spaces = " \t\r\n\f",
-                              .property_prefix = "",
-                              .reserved = reserved,
-                              .beyond = ".[{\"'%",
-                              .exponents = true,
-                              .repeated_prefix = true,
-                              .typed = true,
-                              .needs_property = true,
-                              .literal = read_number,
-                              .property = property_term,
-                              .result = result_text};
-
 // Of the table meter_usage: dossier 6.2, 6.8; a meter's own windows 5.4, 5.5.
 constexpr Rules metered_rules{.name = "flexprice",
                               .filter = {.properties = &meter_filter},
@@ -11269,7 +11274,7 @@ constexpr Rules metered_rules{.name = "flexprice",
                               .carrying = Carrying::added,
                               .week_start = std::chrono::Sunday,
                               .month_end = MonthEnd::overflow,
-                              .dialect = &expressions};
+                              .dialect = &cel::expressions};
 
 // Of the table events: dossier 5.3 to 5.12.
 constexpr Rules event_rules{.name = "flexprice_events",
@@ -11318,12 +11323,12 @@ void read_buckets(const Node& aggregation, Metric& metric) {
 
 // Of some types; it stands for the field, which is not read beside it (5.13). Its results stand under a name that no expression can read.
 void read_expression(const Node& aggregation, Metric& metric) {
-    metric.expression = trimmed(aggregation.text("expression"));
+    metric.expression = cel::trimmed(aggregation.text("expression"));
     if (metric.expression.empty()) return;
     const auto type = aggregation.text("type");
     if (type != "SUM" && type != "AVG" && type != "MAX" && type != "LATEST")
         throw Error(ErrorCode::bad_value, aggregation.path("expression"), "is for SUM, AVG, MAX and LATEST only");
-    expression_of(metric, expressions, aggregation.path("expression"));
+    expression_of(metric, cel::expressions, aggregation.path("expression"));
     metric.property = property_field("=");
     metric.multiplier = aggregation.decimal("multiplier");
 }
@@ -11686,7 +11691,7 @@ std::string text_at(const Event& event, std::string_view field) {
 // What the metric's expression comes to for the event; nothing when metering skips it (6.2).
 std::optional<Decimal> expressed(const Metric& metric, const Event& event) {
     try {
-        return Decimal(evaluate(expression_of(metric, expressions), event, Timestamp()));
+        return Decimal(evaluate(expression_of(metric, cel::expressions), event, Timestamp()));
     } catch (const Error& error) {
         if (!error.field().empty()) throw;
         return {};
