@@ -1823,7 +1823,8 @@ bool like(std::string_view text, std::string_view pattern) {
             star = p++;
             resume = t;
         } else if (p < pattern.size() && pattern[p] == '_' && !continues(text[t])) {
-            for (++p, ++t; t < text.size() && continues(text[t]); ++t) {}
+            for (++p, ++t; t < text.size() && continues(text[t]); ++t) {
+            }
         } else if (p < pattern.size() && pattern[p] == text[t]) {
             ++p, ++t;
         } else if (star != std::string_view::npos) {
