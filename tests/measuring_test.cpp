@@ -236,7 +236,9 @@ TEST_CASE("Every operator, on every kind of value") {
 TEST_CASE("_ in a pattern stands for one character, however many bytes it takes") {
     Meter m(options_for());
     for (const char* text : {"caf\u00e9", "cafe", "\u20ac5", "a\u00e9\u00e9b"}) m.record({.name = "a", .properties = {{"t", text}}});
-    const auto count = [&](const char* pattern) { return m.list({.filter = Filter::where("t", Operator::like, pattern), .count = true}).total.value(); };
+    const auto count = [&](const char* pattern) {
+        return m.list({.filter = Filter::where("t", Operator::like, pattern), .count = true}).total.value();
+    };
     CHECK(count("caf_") == 2);
     CHECK(count("caf__") == 0);
     CHECK(count("_5") == 1);

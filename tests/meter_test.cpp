@@ -1075,9 +1075,10 @@ TEST_CASE("What many units would cost under a percentage is what usage() says of
     Meter m({.clock = [] { return at("2026-03-20T12:00:00Z"); }});
     for (const char* id : {"one", "two", "three", "four"})
         m.record({.id = id, .name = "tokens", .customer = "acme", .subscription = "sub_1", .properties = {{"tokens", 50}}});
-    for (const json& terms : {json{}, json{{"fixed_amount", "2"}}, json{{"free_units_per_events", 3}}, json{{"free_units_per_total_aggregation", "120"}},
-                              json{{"free_units_per_events", 1}, {"free_units_per_total_aggregation", "120"}}, json{{"per_transaction_min_amount", "3"}},
-                              json{{"per_transaction_max_amount", "0.5"}, {"free_units_per_total_aggregation", "75"}}}) {
+    for (const json& terms :
+         {json{}, json{{"fixed_amount", "2"}}, json{{"free_units_per_events", 3}}, json{{"free_units_per_total_aggregation", "120"}},
+          json{{"free_units_per_events", 1}, {"free_units_per_total_aggregation", "120"}}, json{{"per_transaction_min_amount", "3"}},
+          json{{"per_transaction_max_amount", "0.5"}, {"free_units_per_total_aggregation", "75"}}}) {
         for (const char* aggregation : {"sum_agg", "count_agg", "max_agg"}) {
             CAPTURE(terms.dump(), aggregation);
             json plan = lago_plan("plan", "0");

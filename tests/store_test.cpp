@@ -450,7 +450,11 @@ const std::vector<BadEvent> bad_events{
          e.notice = Notice{std::string(limits::extra_bytes + 1, 'x'), Severity::info, false};
      },
      "notice.body", ErrorCode::too_large},
-    {"no such severity", [](Event& e) { e.notice = Notice{"b", Severity(7), false}; }, "notice.severity", ErrorCode::bad_value},
+    {"no such severity",
+     [](Event& e) {
+         e.notice = Notice{"b", Severity(7), false};
+     },
+     "notice.severity", ErrorCode::bad_value},
     {"extensions too deep", [](Event& e) { e.extensions = nested(static_cast<int>(limits::json_depth) + 1); }, nullptr, ErrorCode::bad_value},
 };
 
