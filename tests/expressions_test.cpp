@@ -21,7 +21,7 @@ std::string result_of(const Dialect& dialect, std::string_view text, json proper
 }
 
 std::string sql(std::string_view text, json properties = json::object()) { return result_of(lago::expressions, text, std::move(properties)); }
-std::string cel(std::string_view text, json properties = json::object()) { return result_of(flexprice::expressions, text, std::move(properties)); }
+std::string of_cel(std::string_view text, json properties = json::object()) { return result_of(cel::expressions, text, std::move(properties)); }
 
 ErrorCode code_of(const Dialect& dialect, const std::string& text) {
     try {
@@ -175,86 +175,86 @@ TEST_CASE("Depth and length of an expression have an end") {
     CHECK(sql(times("(", 101) + "1" + times(")", 101)) == "refused at 102: is nested too deep");
     CHECK(sql("1" + times("+1", 2000)) == "2001.0");
     CHECK(sql(times("round(", 100) + "1.5" + times(")", 100)) == "2.0");
-    CHECK(cel("a + " + times("-", 2001) + "1") == "-1");
-    CHECK(cel("a > 0 ? 1 : " + times("a > 0 ? 1 : ", 99) + "2") == "2");
-    CHECK(cel("a > 0 ? 1 : " + times("a > 0 ? 1 : ", 120) + "2").ends_with("is nested too deep"));
+    CHECK(of_cel("a + " + times("-", 2001) + "1") == "-1");
+    CHECK(of_cel("a > 0 ? 1 : " + times("a > 0 ? 1 : ", 99) + "2") == "2");
+    CHECK(of_cel("a > 0 ? 1 : " + times("a > 0 ? 1 : ", 120) + "2").ends_with("is nested too deep"));
     CHECK(code_of(lago::expressions, times("(", 4096)) == ErrorCode::bad_value);
     CHECK(code_of(lago::expressions, times(" ", limits::expression_bytes) + "1") == ErrorCode::too_large);
 }
 
 TEST_CASE("CEL expressions compute as FlexPrice does") {
     // FlexPrice's own cases (cel_evaluator_test.go), and its guide's.
-    CHECK(cel("token * duration * pixel", {{"token", 10}, {"duration", 3}, {"pixel", 100}}) == "3000");
-    CHECK(cel("double(duration_ms) / 1000.0", {{"duration_ms", 5000}}) == "5");
-    CHECK(cel("total / 4", {{"total", 10}}) == "2.5");
-    CHECK(cel("a + b", {{"a", 10}}) == "10");
-    CHECK(cel("a + b") == "0");
-    CHECK(cel("input_tokens * 2 + output_tokens", {{"input_tokens", 10}, {"output_tokens", 5}}) == "25");
-    CHECK(cel("tokens * 3", {{"tokens", " 2\n"}}) == "6");
-    CHECK(cel("amount * 1.0", {{"amount", "5.5"}}) == "5.5");
-    CHECK(cel("ceil(duration_ms / 1000)", {{"duration_ms", 8100}}) == "9");
-    CHECK(cel("duration <= 10 ? 0 : ceil(duration / 15) * 15", {{"duration", 18}}) == "30");
-    CHECK(cel("duration <= 10 ? 0 : ceil(duration / 15) * 15", {{"duration", 10}}) == "0");
-    CHECK(cel("min(api_calls, 1000)", {{"api_calls", 4200}}) == "1000");
+    CHECK(of_cel("token * duration * pixel", {{"token", 10}, {"duration", 3}, {"pixel", 100}}) == "3000");
+    CHECK(of_cel("double(duration_ms) / 1000.0", {{"duration_ms", 5000}}) == "5");
+    CHECK(of_cel("total / 4", {{"total", 10}}) == "2.5");
+    CHECK(of_cel("a + b", {{"a", 10}}) == "10");
+    CHECK(of_cel("a + b") == "0");
+    CHECK(of_cel("input_tokens * 2 + output_tokens", {{"input_tokens", 10}, {"output_tokens", 5}}) == "25");
+    CHECK(of_cel("tokens * 3", {{"tokens", " 2\n"}}) == "6");
+    CHECK(of_cel("amount * 1.0", {{"amount", "5.5"}}) == "5.5");
+    CHECK(of_cel("ceil(duration_ms / 1000)", {{"duration_ms", 8100}}) == "9");
+    CHECK(of_cel("duration <= 10 ? 0 : ceil(duration / 15) * 15", {{"duration", 18}}) == "30");
+    CHECK(of_cel("duration <= 10 ? 0 : ceil(duration / 15) * 15", {{"duration", 10}}) == "0");
+    CHECK(of_cel("min(api_calls, 1000)", {{"api_calls", 4200}}) == "1000");
     // In binary, as it does.
-    CHECK(cel("a + b", {{"a", 0.1}, {"b", 0.2}}) == "0.30000000000000004");
-    CHECK(cel("a / 3", {{"a", 1000000}}) == "333333.3333333333");
-    CHECK(cel("pow(a, 2) + sqrt(a) + abs(0 - a)", {{"a", 9}}) == "93");
-    CHECK(cel("log(a)", {{"a", 1}}) == "0");
-    CHECK(cel("round(a) + floor(a)", {{"a", -2.5}}) == "-6");
-    CHECK(cel("a * 1e-60 * .5", {{"a", 1}}) == "0");
-    CHECK(cel("_a1 + 2E2", {{"_a1", 1}}) == "201");
+    CHECK(of_cel("a + b", {{"a", 0.1}, {"b", 0.2}}) == "0.30000000000000004");
+    CHECK(of_cel("a / 3", {{"a", 1000000}}) == "333333.3333333333");
+    CHECK(of_cel("pow(a, 2) + sqrt(a) + abs(0 - a)", {{"a", 9}}) == "93");
+    CHECK(of_cel("log(a)", {{"a", 1}}) == "0");
+    CHECK(of_cel("round(a) + floor(a)", {{"a", -2.5}}) == "-6");
+    CHECK(of_cel("a * 1e-60 * .5", {{"a", 1}}) == "0");
+    CHECK(of_cel("_a1 + 2E2", {{"_a1", 1}}) == "201");
 }
 
 TEST_CASE("CEL expressions: precedence and conditions") {
-    CHECK(cel("a - 1 - 2 * 3 + 8 / 4", {{"a", 10}}) == "5");
-    CHECK(cel("--a - -1", {{"a", 3}}) == "4");
-    CHECK(cel("!(a > 1) ? 1 : 2", {{"a", 3}}) == "2");
-    CHECK(cel("!!(a > 1) ? 1 : 2", {{"a", 3}}) == "1");
-    CHECK(cel("a > 1 || a > 2 && false ? 1 : 2", {{"a", 3}}) == "1");
-    CHECK(cel("a + 1 == 4 && a * 2 != 7 ? a : 0", {{"a", 3}}) == "3");
-    CHECK(cel("a > 1 == true ? 1 : 2", {{"a", 3}}) == "1");
-    CHECK(cel("a < 1 ? 1 : a < 2 ? 2 : a < 3 ? 3 : 4", {{"a", 2.5}}) == "3");
-    CHECK(cel("(a >= 2 ? a : 0) + 1", {{"a", 2}}) == "3");
-    CHECK(cel("b == 0 ? 0 : a / b", {{"a", 2}}) == "0");
-    CHECK(cel("min(a / b, 100)", {{"a", 2}}) == "100");  // infinity is a number on the way
+    CHECK(of_cel("a - 1 - 2 * 3 + 8 / 4", {{"a", 10}}) == "5");
+    CHECK(of_cel("--a - -1", {{"a", 3}}) == "4");
+    CHECK(of_cel("!(a > 1) ? 1 : 2", {{"a", 3}}) == "2");
+    CHECK(of_cel("!!(a > 1) ? 1 : 2", {{"a", 3}}) == "1");
+    CHECK(of_cel("a > 1 || a > 2 && false ? 1 : 2", {{"a", 3}}) == "1");
+    CHECK(of_cel("a + 1 == 4 && a * 2 != 7 ? a : 0", {{"a", 3}}) == "3");
+    CHECK(of_cel("a > 1 == true ? 1 : 2", {{"a", 3}}) == "1");
+    CHECK(of_cel("a < 1 ? 1 : a < 2 ? 2 : a < 3 ? 3 : 4", {{"a", 2.5}}) == "3");
+    CHECK(of_cel("(a >= 2 ? a : 0) + 1", {{"a", 2}}) == "3");
+    CHECK(of_cel("b == 0 ? 0 : a / b", {{"a", 2}}) == "0");
+    CHECK(of_cel("min(a / b, 100)", {{"a", 2}}) == "100");  // infinity is a number on the way
 }
 
 TEST_CASE("CEL expressions come to nothing where FlexPrice skips the event") {
-    CHECK(cel("a * b", {{"a", 2}, {"b", "abc"}}) == "! property \"b\" is not a number");
-    CHECK(cel("a", {{"a", nullptr}}) == "! property \"a\" is not a number");
-    CHECK(cel("a", {{"a", true}}) == "! property \"a\" is not a number");
-    CHECK(cel("a", {{"a", ""}}) == "! property \"a\" is not a number");
-    CHECK(cel("a", {{"a", json::array({1})}}) == "! property \"a\" is not a number");
-    CHECK(cel("true ? 1 : a", {{"a", "x"}}) == "! property \"a\" is not a number");
+    CHECK(of_cel("a * b", {{"a", 2}, {"b", "abc"}}) == "! property \"b\" is not a number");
+    CHECK(of_cel("a", {{"a", nullptr}}) == "! property \"a\" is not a number");
+    CHECK(of_cel("a", {{"a", true}}) == "! property \"a\" is not a number");
+    CHECK(of_cel("a", {{"a", ""}}) == "! property \"a\" is not a number");
+    CHECK(of_cel("a", {{"a", json::array({1})}}) == "! property \"a\" is not a number");
+    CHECK(of_cel("true ? 1 : a", {{"a", "x"}}) == "! property \"a\" is not a number");
     for (const char* text : {"a / b", "0 / b", "sqrt(0 - a)", "log(b)", "pow(a, 1e10)", "max(0 / b, 1)"})
-        CHECK(cel(text, {{"a", 10}}) == "! NaN and infinity are not decimal numbers");
-    CHECK(cel("a * 1e37", {{"a", 100}}).starts_with("! "));
+        CHECK(of_cel(text, {{"a", 10}}) == "! NaN and infinity are not decimal numbers");
+    CHECK(of_cel("a * 1e37", {{"a", 100}}).starts_with("! "));
 }
 
 TEST_CASE("Bad and unknown CEL expressions are refused, with the place") {
-    CHECK(cel("") == "refused at 1: ends too early");
-    CHECK(cel("a + b +") == "refused at 8: ends too early");
-    CHECK(cel("1 + 2") == "refused names no property");
-    CHECK(cel("a > 1") == "refused does not come to a number");
-    CHECK(cel("a && 1") == "refused at 3: \"&&\" is not for operands of these types");
-    CHECK(cel("-(a > 1)") == "refused at 1: \"-\" is not for operands of these types");
-    CHECK(cel("(a > 1) == a ? 1 : 2") == "refused at 9: \"==\" is not for operands of these types");
-    CHECK(cel("a < 1 < 2 ? 1 : 2") == "refused at 7: \"<\" is not for operands of these types");
-    CHECK(cel("a ? 1 : 2") == "refused at 3: needs a condition before it");
-    CHECK(cel("a > 1 ? 1 : true") == "refused at 13: must be of the type before the colon");
-    CHECK(cel("a > 1 ? 1") == "refused at 10: ends too early");
-    CHECK(cel("max(a)") == "refused at 1: \"max\" takes another number of arguments");
-    CHECK(cel("max(a, 1, 2)") == "refused at 1: \"max\" takes another number of arguments");
-    CHECK(cel("while + 1") == "refused at 1: \"while\" is a reserved word");
-    CHECK(cel("a & 1") == "refused at 3: \"&\" is not expected");
-    CHECK(cel("a = 1") == "refused at 3: \"=\" is not expected");
-    CHECK(cel("a // 2") == "refused at 4: \"/\" is not expected");
-    CHECK(cel("5.") == "refused at 2: \".\" is not known here");
+    CHECK(of_cel("") == "refused at 1: ends too early");
+    CHECK(of_cel("a + b +") == "refused at 8: ends too early");
+    CHECK(of_cel("1 + 2") == "refused names no property");
+    CHECK(of_cel("a > 1") == "refused does not come to a number");
+    CHECK(of_cel("a && 1") == "refused at 3: \"&&\" is not for operands of these types");
+    CHECK(of_cel("-(a > 1)") == "refused at 1: \"-\" is not for operands of these types");
+    CHECK(of_cel("(a > 1) == a ? 1 : 2") == "refused at 9: \"==\" is not for operands of these types");
+    CHECK(of_cel("a < 1 < 2 ? 1 : 2") == "refused at 7: \"<\" is not for operands of these types");
+    CHECK(of_cel("a ? 1 : 2") == "refused at 3: needs a condition before it");
+    CHECK(of_cel("a > 1 ? 1 : true") == "refused at 13: must be of the type before the colon");
+    CHECK(of_cel("a > 1 ? 1") == "refused at 10: ends too early");
+    CHECK(of_cel("max(a)") == "refused at 1: \"max\" takes another number of arguments");
+    CHECK(of_cel("max(a, 1, 2)") == "refused at 1: \"max\" takes another number of arguments");
+    CHECK(of_cel("while + 1") == "refused at 1: \"while\" is a reserved word");
+    CHECK(of_cel("a & 1") == "refused at 3: \"&\" is not expected");
+    CHECK(of_cel("a = 1") == "refused at 3: \"=\" is not expected");
+    CHECK(of_cel("a // 2") == "refused at 4: \"/\" is not expected");
+    CHECK(of_cel("5.") == "refused at 2: \".\" is not known here");
     for (const char* text : {"a.b + 1", "a % 2", "a + \"x\"", "a + 'x'", "a + [1]", "{a: 1}", "tan(a)", "int(a)", "MAX(a, 1)"})
-        CHECK(code_of(flexprice::expressions, text) == ErrorCode::unsupported);
+        CHECK(code_of(cel::expressions, text) == ErrorCode::unsupported);
     for (const char* text : {"a +", "a b", "a && 1", "1 + 2", "null", "a in b", "0x10 + a", "1u + a"})
-        CHECK(code_of(flexprice::expressions, text) == ErrorCode::bad_value);
+        CHECK(code_of(cel::expressions, text) == ErrorCode::bad_value);
 }
 
 // --- against a plain evaluator of trees ---
@@ -352,7 +352,7 @@ void compare_at_random(bool conditions) {
         const Tree tree = trees.number(1 + seed % 4);
         if (std::fabs(tree.value) > 1e9) continue;
         CAPTURE(seed, tree.text, properties.dump());
-        const std::string result = conditions ? cel(tree.text + " + 0 * p", properties) : sql(tree.text, properties);
+        const std::string result = conditions ? of_cel(tree.text + " + 0 * p", properties) : sql(tree.text, properties);
         REQUIRE(Decimal(result) == Decimal::from_double(tree.value));
     }
 }
