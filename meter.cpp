@@ -848,6 +848,7 @@ std::string Timestamp::to_string(int decimals) const {
 
 Period last_days(int days, Timestamp now) {
     if (days < 0) throw Error(ErrorCode::bad_value, "days", "must not be negative");
+    now = std::clamp(now, Timestamp::min(), Period{}.to);
     const std::int64_t known = (now.micros() - Timestamp::min().micros()) / micros_per_day;
     return {days <= known ? Timestamp(now.micros() - days * micros_per_day) : Timestamp::min(), now};
 }
@@ -872,6 +873,7 @@ Period named_period(std::string_view name, Timestamp now, const std::optional<Bi
     if (!cycle) throw Error(ErrorCode::bad_value, "period", quote(name) + " needs a billing cycle");
     const auto [from, to] = cycle->current;
     if (from < Timestamp::min() || to > Period{}.to || to <= from) throw Error(ErrorCode::bad_value, "cycle", "must end after it starts");
+    now = std::clamp(now, Timestamp::min(), Period{}.to);
     const auto back = [length = to - from](Timestamp end, int times) { return Period{std::max(Timestamp::min(), end - length * times), end}; };
     if (range->cycles > 0) return back(now, range->cycles);
     return cycle->subscribed_at >= from ? cycle->current : back(from, 1);
@@ -1444,9 +1446,9 @@ private:
         ++at_;
     }
     [[noreturn]] void missing(char c) const { fail(std::string("'") + c + "' expected"); }
-    void open(char c) {
+    void open(char c) {  // properties and extensions are one level down: in their event's line, or in what the log keeps beside them
         expect(c);
-        if (++depth_ > limits::json_depth) fail("nested more than " + std::to_string(limits::json_depth) + " deep");
+        if (++depth_ > limits::json_depth + 1) fail("nested more than " + std::to_string(limits::json_depth) + " deep");
     }
     bool close(char c) {
         if (peek() != c) return false;
@@ -1748,7 +1750,9 @@ constexpr std::array<std::pair<std::string_view, Operator>, 13> operators{{
 }};
 
 std::string_view operator_name(Operator op) {
-    return std::find_if(operators.begin(), operators.end(), [op](const auto& row) { return row.second == op; })->first;
+    const auto known = std::find_if(operators.begin(), operators.end(), [op](const auto& row) { return row.second == op; });
+    if (known == operators.end()) refuse("filter.operator", "is not an operator");
+    return known->first;
 }
 
 // Text for people and for group keys: a number by its shortest form, a boolean as JSON writes it.
@@ -1810,14 +1814,17 @@ std::weak_ordering compare(const Scalar& value, const Operand& operand) {
     return scalar_text(value) <=> operand.text;
 }
 
-// SQL's LIKE: % is any text, _ one byte; letters as they are.
+// SQL's LIKE: % is any text, _ one character; letters as they are.
 bool like(std::string_view text, std::string_view pattern) {
+    const auto continues = [](char c) { return (static_cast<unsigned char>(c) & 0xC0) == 0x80; };  // a UTF-8 character
     std::size_t t = 0, p = 0, star = std::string_view::npos, resume = 0;
     while (t < text.size()) {
         if (p < pattern.size() && pattern[p] == '%') {
             star = p++;
             resume = t;
-        } else if (p < pattern.size() && (pattern[p] == '_' || pattern[p] == text[t])) {
+        } else if (p < pattern.size() && pattern[p] == '_' && !continues(text[t])) {
+            for (++p, ++t; t < text.size() && continues(text[t]); ++t) {}
+        } else if (p < pattern.size() && pattern[p] == text[t]) {
             ++p, ++t;
         } else if (star != std::string_view::npos) {
             p = star + 1;
@@ -1908,9 +1915,9 @@ private:
     }
 };
 
-Clause make_clause(const Filter& filter) {
+// Faults are named by `where`.
+Clause make_clause(const Filter& filter, const std::string& where) {
     Clause clause{filter.op, {}};
-    const std::string where = filter.field + "." + std::string(operator_name(filter.op));
     if (filter.op == Operator::in || filter.op == Operator::not_in) {
         if (!filter.value.is_array()) refuse(where, "takes a list of values");
         for (const json& value : filter.value) clause.operands.push_back(make_operand(value, where));
@@ -1926,11 +1933,14 @@ Clause make_clause(const Filter& filter) {
     return clause;
 }
 
+Clause make_clause(const Filter& filter) { return make_clause(filter, filter.field + "." + std::string(operator_name(filter.op))); }
+
 // Of a filter that did not come from JSON: that it can be asked, and written as JSON.
 void check_filter(const Filter& filter, std::size_t depth = 1) {
     if (depth > limits::json_depth) refuse("filter", "nested too deep");
     for (const Filter& part : filter.parts) check_filter(part, depth + 1);
-    if (filter.kind != Filter::Kind::clause) return;
+    if (filter.kind == Filter::Kind::all || filter.kind == Filter::Kind::any) return;
+    if (filter.kind != Filter::Kind::clause) refuse("filter.kind", "is not a kind of filter");
     if (filter.field.empty()) refuse("filter.field", "is empty");
     if (const char* fault = text_fault(filter.field)) refuse("filter.field", fault);
     make_clause(filter);
@@ -2096,7 +2106,7 @@ Filter filter_from(const json& tree, const std::string& path, std::size_t depth)
         std::find_if(operators.begin(), operators.end(), [&](const auto& row) { return row.first == op->get_ref<const std::string&>(); });
     if (known == operators.end()) refuse(path + ".operator", "\"" + op->get<std::string>() + "\" is not an operator");
     Filter filter = Filter::where(field->get<std::string>(), known->second, value == tree.end() ? json(nullptr) : *value);
-    make_clause(filter);
+    make_clause(filter, path + ".value");
     return filter;
 }
 
@@ -2118,7 +2128,11 @@ namespace {
 constexpr std::array<std::pair<std::string_view, Severity>, 3> severities{
     {{"info", Severity::info}, {"warning", Severity::warning}, {"critical", Severity::critical}}};
 
-std::string_view severity_name(Severity severity) { return severities[static_cast<std::size_t>(severity)].first; }
+std::string_view severity_name(Severity severity) {
+    const auto known = std::find_if(severities.begin(), severities.end(), [severity](const auto& row) { return row.second == severity; });
+    if (known == severities.end()) refuse("notice.severity", "must be info, warning or critical");
+    return known->first;
+}
 
 // What the log keeps of an event beside its columns.
 struct Extra {
@@ -2127,15 +2141,21 @@ struct Extra {
     json extensions = nullptr;
 };
 
+void check_size(std::string_view field, std::size_t size, std::size_t limit) {
+    if (size > limit) throw Error(ErrorCode::too_large, std::string(field), "is longer than " + std::to_string(limit) + " bytes");
+}
+
 // As JSON text; empty when there is nothing.
 void append_extra(std::string& out, const Extra& extra) {
     if (!extra.cents && !extra.notice && extra.extensions.empty()) return;
     json tree = json::object();
     if (extra.cents) tree["precise_total_amount_cents"] = extra.cents->to_string();
-    if (extra.notice)
+    if (extra.notice) {
+        check_size("notice.body", extra.notice->body.size(), limits::extra_bytes);
         tree["notice"] = {{"body", extra.notice->body}, {"severity", severity_name(extra.notice->severity)}, {"notify", extra.notice->notify}};
+    }
     if (!extra.extensions.empty()) tree["extensions"] = extra.extensions;
-    append_json(out, tree, {});
+    append_json(out, tree, {}, 0);
 }
 
 Notice read_notice(const json& tree) {
@@ -2198,10 +2218,6 @@ struct Drafts {
     }
     std::string_view extra(const Draft& draft) const { return std::string_view(json_text).substr(draft.extra_at, draft.end - draft.extra_at); }
 };
-
-void check_size(std::string_view field, std::size_t size, std::size_t limit) {
-    if (size > limit) throw Error(ErrorCode::too_large, std::string(field), "is longer than " + std::to_string(limit) + " bytes");
-}
 
 void check_draft(const Drafts& drafts, const Draft& draft) {
     if (draft.name.empty()) refuse("name", "is missing");
@@ -2316,6 +2332,322 @@ void draft_line(Drafts& drafts, Draft& draft, std::string_view line) {
     append_extra(drafts.json_text, extra);
 }
 
+// ---- expressions: what an event comes to, as a vendor lets one write it ----
+//
+// An expression is compiled once, to postfix form, and run over a stack for each event. What its words and signs mean stands in the tables of a
+// dialect (8.2, 8.3).
+
+// What is computed with: a number in decimal or, where the vendor computes so, in binary (a boolean is 0 or 1 there), or a text; or nothing, with
+// the reason as its text.
+struct Term {
+    enum class Type : std::uint8_t { any, number, boolean, text, nothing };
+    Type type = Type::number;
+    Decimal number{};
+    int decimals = 0;  // as written, with zeros at the end
+    double real = 0;
+    std::string text{};
+};
+
+using Arguments = std::span<Term>;
+
+// An operator or function. What it comes to takes the place of the first argument; it throws when it comes to nothing.
+struct Operation {
+    enum class Form : std::uint8_t { call, infix, prefix };
+    Form form;
+    std::string_view name;
+    int precedence;           // of infix ones, from 1
+    std::size_t least, most;  // arguments
+    Term::Type takes, gives;
+    void (*apply)(Arguments);
+};
+
+struct Dialect {
+    std::span<const Operation> operations;
+    std::string_view spaces;
+    std::string_view property_prefix;           // of words that name a property, as are all where there is none
+    std::string_view time_word{}, name_word{};  // the event's time in whole seconds, and its name
+    std::span<const std::string_view> reserved{};
+    std::string_view beyond{};     // signs of the vendor's language that are not known here
+    bool spellings = false;        // functions are also written in capitals, and with one
+    bool texts = false;            // 'in quotes'
+    bool exponents = false;        // 1e3, .5
+    bool repeated_prefix = false;  // --a
+    bool typed = false;            // a ? b : c, true and false; types are known beforehand, and it comes to a number
+    bool needs_property = false;
+    std::optional<Term> (*literal)(std::string_view number);       // nothing of one that is too long
+    Term (*property)(std::string_view name, const Scalar& value);  // nothing for what the vendor refuses
+    std::string (*result)(const Term&);                            // a number where the dialect is typed
+};
+
+struct Expression {
+    struct Instruction {
+        enum class Kind : std::uint8_t { constant, variable, operation };
+        Kind kind;
+        std::size_t index;  // of the constant or variable; how many arguments
+        void (*apply)(Arguments) = nullptr;
+    };
+    struct Variable {
+        enum class Source : std::uint8_t { property, time, name };
+        Source source = Source::property;
+        std::string name{};  // of the property
+        friend bool operator==(const Variable&, const Variable&) = default;
+    };
+    const Dialect* dialect = nullptr;
+    std::vector<Instruction> code{};
+    std::vector<Term> constants{};
+    std::vector<Variable> variables{};
+
+    // What it comes to, with read(variable's index) -> Term. Nothing when a variable is nothing, which is then the last of the stack; where an
+    // operation comes to nothing, an Error that names no field is thrown.
+    template <class Read>
+    std::optional<std::string> run(std::vector<Term>& stack, Read&& read) const {
+        stack.clear();
+        for (const Instruction& each : code) {
+            if (each.kind == Instruction::Kind::operation) {
+                each.apply(Arguments(stack).last(each.index));
+                stack.resize(stack.size() - each.index + 1);
+            } else if (each.kind == Instruction::Kind::variable) {
+                stack.push_back(read(each.index));
+                if (stack.back().type == Term::Type::nothing) return {};
+            } else {
+                stack.push_back(constants[each.index]);
+            }
+        }
+        return dialect->result(stack.back());
+    }
+};
+
+// By descent, to a bounded depth.
+class ExpressionCompiler {
+public:
+    ExpressionCompiler(std::string_view text, const Dialect& dialect, std::string field) : text_(text), dialect_(dialect), field_(std::move(field)) {
+        made_.dialect = &dialect;
+    }
+    Expression compile() {
+        if (text_.size() > limits::expression_bytes)
+            throw Error(ErrorCode::too_large, field_, "is longer than " + std::to_string(limits::expression_bytes) + " bytes");
+        if (const char* fault = text_fault(text_)) refuse(field_, fault);
+        next();
+        const Type type = whole(0);
+        if (!token_.empty()) unexpected();
+        const auto is_property = [](const Variable& each) { return each.source == Variable::Source::property; };
+        if (dialect_.typed && type != Type::number) throw Error(ErrorCode::bad_value, field_, "does not come to a number");
+        if (dialect_.needs_property && std::none_of(made_.variables.begin(), made_.variables.end(), is_property))
+            throw Error(ErrorCode::bad_value, field_, "names no property");
+        return std::move(made_);
+    }
+
+private:
+    using Type = Term::Type;
+    using Form = Operation::Form;
+    using Variable = Expression::Variable;
+    static constexpr std::size_t max_depth = 100;
+
+    [[noreturn]] void refuse_at(std::size_t at, const std::string& reason, ErrorCode code = ErrorCode::bad_value) const {
+        throw Error(code, field_, "at " + std::to_string(at + 1) + ": " + reason);
+    }
+    [[noreturn]] void unexpected() const {
+        if (token_.empty()) refuse_at(at_, "ends too early");
+        const bool beyond = dialect_.beyond.find(token_[0]) != std::string_view::npos;
+        refuse_at(at_, quote(token_) + (beyond ? " is not known here" : " is not expected"), beyond ? ErrorCode::unsupported : ErrorCode::bad_value);
+    }
+
+    // ---- tokens: numbers, words, texts with their quotes, signs; an empty one at the end ----
+
+    static bool is_letter(char c) noexcept { return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || c == '_'; }
+    bool digit_at(std::size_t at) const noexcept { return at < text_.size() && is_digit(text_[at]); }
+    bool starts_number() const noexcept { return !token_.empty() && (is_digit(token_[0]) || (token_[0] == '.' && token_.size() > 1)); }
+    bool starts_word() const noexcept { return !token_.empty() && is_letter(token_[0]); }
+    std::size_t digits_end(std::size_t at) const noexcept {
+        while (digit_at(at)) ++at;
+        return at;
+    }
+    std::size_t number_end(std::size_t at) const noexcept {
+        at = digits_end(at);
+        if (at < text_.size() && text_[at] == '.' && digit_at(at + 1)) at = digits_end(at + 1);
+        if (!dialect_.exponents || at == text_.size() || (text_[at] != 'e' && text_[at] != 'E')) return at;
+        const std::size_t sign = at + 1 < text_.size() && (text_[at + 1] == '+' || text_[at + 1] == '-') ? 1 : 0;
+        return digit_at(at + 1 + sign) ? digits_end(at + 1 + sign) : at;
+    }
+    std::size_t word_end(std::size_t at) const noexcept {
+        const bool dots = !dialect_.property_prefix.empty();
+        while (at < text_.size() && (is_letter(text_[at]) || is_digit(text_[at]) || (dots && text_[at] == '.'))) ++at;
+        return at;
+    }
+    std::size_t sign_end(std::size_t at) const noexcept {
+        constexpr std::string_view doubled[] = {"<=", ">=", "==", "!=", "&&", "||"};
+        return at + (std::find(std::begin(doubled), std::end(doubled), text_.substr(at, 2)) == std::end(doubled) ? 1 : 2);
+    }
+    void next() {
+        at_ = std::min(text_.find_first_not_of(dialect_.spaces, at_ + token_.size()), text_.size());
+        std::size_t end = at_;
+        if (at_ == text_.size()) {
+        } else if (digit_at(at_) || (dialect_.exponents && text_[at_] == '.' && digit_at(at_ + 1))) {
+            end = number_end(at_);
+        } else if (is_letter(text_[at_])) {
+            end = word_end(at_);
+        } else if (dialect_.texts && text_[at_] == '\'') {
+            end = text_.find('\'', at_ + 1);
+            if (end == std::string_view::npos) refuse_at(at_, "has no second quote");
+            ++end;
+        } else {
+            end = sign_end(at_);
+        }
+        token_ = text_.substr(at_, end - at_);
+    }
+    void take(std::string_view sign) {
+        if (token_ != sign) unexpected();
+        next();
+    }
+
+    // ---- grammar; each part appends its code and answers what type it comes to ----
+
+    // A condition and what follows from it, or anything else.
+    Type whole(std::size_t depth) {
+        const Type type = infix(1, depth);
+        if (!dialect_.typed || token_ != "?") return type;
+        static constexpr auto choose = [](Arguments all) { all[0] = all[0].real != 0 ? all[1] : all[2]; };
+        if (type != Type::boolean) refuse_at(at_, "needs a condition before it");
+        next();
+        const Type yes = infix(1, deeper(depth));
+        take(":");
+        const std::size_t at = at_;
+        if (whole(deeper(depth)) != yes) refuse_at(at, "must be of the type before the colon");
+        made_.code.push_back({Expression::Instruction::Kind::operation, 3, choose});
+        return yes;
+    }
+    Type infix(int lowest, std::size_t depth) {
+        Type left = prefixed(depth);
+        while (const Operation* found = find(Form::infix, token_)) {
+            if (found->precedence < lowest) break;
+            const std::size_t at = at_;
+            next();
+            const std::array types{left, infix(found->precedence + 1, deeper(depth))};
+            left = emit(*found, types, at);
+        }
+        return left;
+    }
+    Type prefixed(std::size_t depth) {
+        const std::size_t at = at_;
+        const Operation* const found = find(Form::prefix, token_);
+        if (found == nullptr) return primary(depth);
+        std::size_t times = 0;
+        do next(), ++times;
+        while (dialect_.repeated_prefix && token_ == found->name);
+        Type type = primary(depth);
+        while (times-- > 0) type = emit(*found, std::span(&type, 1), at);
+        return type;
+    }
+    Type primary(std::size_t depth) {
+        if (starts_number()) return number();
+        if (starts_word()) return word(depth);
+        if (dialect_.texts && token_.starts_with('\''))
+            return constant({.type = Type::text, .text = std::string(token_.substr(1, token_.size() - 2))});
+        take("(");
+        const Type type = whole(deeper(depth));
+        take(")");
+        return type;
+    }
+    Type word(std::size_t depth) {
+        const std::string_view word = token_;
+        const std::size_t at = at_;
+        if (dialect_.typed && (word == "true" || word == "false")) return constant({.type = Type::boolean, .real = word == "true" ? 1.0 : 0.0});
+        if (std::find(dialect_.reserved.begin(), dialect_.reserved.end(), word) != dialect_.reserved.end())
+            refuse_at(at, quote(word) + " is a reserved word");
+        next();
+        if (token_ != "(") return variable(word, at);
+        const Operation* const found = find(Form::call, word);
+        if (found == nullptr) refuse_at(at, quote(word) + " is not a function known here", ErrorCode::unsupported);
+        std::vector<Type> types;
+        do {
+            next();
+            types.push_back(whole(deeper(depth)));
+        } while (token_ == ",");
+        take(")");
+        return emit(*found, types, at);
+    }
+    Type number() {
+        auto value = dialect_.literal(token_);
+        if (!value) refuse_at(at_, "has more than 38 digits", ErrorCode::overflow);
+        return constant(std::move(*value));
+    }
+    Type variable(std::string_view word, std::size_t at) {
+        Variable made;
+        if (word == dialect_.time_word) {
+            made.source = Variable::Source::time;
+        } else if (word == dialect_.name_word) {
+            made.source = Variable::Source::name;
+        } else {
+            made.name = word.starts_with(dialect_.property_prefix) ? word.substr(dialect_.property_prefix.size()) : "";
+            const bool begins = !made.name.empty() && is_letter(made.name[0]) && (made.name[0] != '_' || dialect_.property_prefix.empty());
+            if (!begins || made.name.find('.') != std::string::npos) refuse_at(at, quote(word) + " is not the name of a property");
+        }
+        const auto known = std::find(made_.variables.begin(), made_.variables.end(), made);
+        made_.code.push_back({Expression::Instruction::Kind::variable, static_cast<std::size_t>(known - made_.variables.begin())});
+        if (known == made_.variables.end()) made_.variables.push_back(std::move(made));
+        return dialect_.typed ? Type::number : Type::any;
+    }
+    Type constant(Term value) {
+        const Type type = value.type;
+        made_.code.push_back({Expression::Instruction::Kind::constant, made_.constants.size()});
+        made_.constants.push_back(std::move(value));
+        next();
+        return type;
+    }
+
+    // ---- operations ----
+
+    bool is_named(const Operation& each, std::string_view word) const {
+        if (each.name == word) return true;
+        if (!dialect_.spellings || each.form != Form::call || each.name.size() != word.size()) return false;
+        const auto capital = [](char small, char c) { return c == small - 'a' + 'A'; };
+        const bool rest_small = word.substr(1) == each.name.substr(1);
+        return capital(each.name[0], word[0]) && (rest_small || std::equal(each.name.begin(), each.name.end(), word.begin(), capital));
+    }
+    const Operation* find(Form form, std::string_view word) const {
+        const auto fits = [&](const Operation& each) { return each.form == form && is_named(each, word); };
+        const auto found = std::find_if(dialect_.operations.begin(), dialect_.operations.end(), fits);
+        return found == dialect_.operations.end() ? nullptr : &*found;
+    }
+    // Types that are known beforehand are the operation's or, where it takes any, the same.
+    Type emit(const Operation& operation, std::span<const Type> types, std::size_t at) {
+        if (types.size() < operation.least || types.size() > operation.most)
+            refuse_at(at, quote(operation.name) + " takes another number of arguments");
+        const Type wanted = operation.takes == Type::any ? types[0] : operation.takes;
+        if (dialect_.typed && std::any_of(types.begin(), types.end(), [&](Type type) { return type != wanted; }))
+            refuse_at(at, quote(operation.name) + " is not for operands of these types");
+        made_.code.push_back({Expression::Instruction::Kind::operation, types.size(), operation.apply});
+        return operation.gives;
+    }
+    std::size_t deeper(std::size_t depth) const {
+        if (depth == max_depth) refuse_at(at_, "is nested too deep");
+        return depth + 1;
+    }
+
+    std::string_view text_, token_{};
+    const Dialect& dialect_;
+    std::string field_;
+    std::size_t at_ = 0;
+    Expression made_{};
+};
+
+Term name_term(const std::string& name) { return {.type = Term::Type::text, .text = name}; }
+Term time_term(Timestamp time) { return {.number = floor_divide(time.micros(), micros_per_second)}; }
+
+// What the expression comes to for the event, at that time. Throws an Error without a field when it comes to nothing.
+std::string evaluate(const Expression& expression, const Event& event, Timestamp time) {
+    std::vector<Term> stack;
+    auto result = expression.run(stack, [&](std::size_t index) -> Term {
+        const Expression::Variable& variable = expression.variables[index];
+        std::string keep;
+        if (variable.source == Expression::Variable::Source::property)
+            return expression.dialect->property(variable.name, scalar_of_member(event.properties, variable.name, keep));
+        return variable.source == Expression::Variable::Source::name ? name_term(event.name) : time_term(time);
+    });
+    if (!result) throw Error(ErrorCode::bad_value, "", stack.back().text);
+    return std::move(*result);
+}
+
 }  // namespace
 
 // =============================================================================================
@@ -2334,6 +2666,7 @@ namespace {
             throw Error(ErrorCode::full, path, "no room left: " + text);
         case SQLITE_BUSY:
         case SQLITE_LOCKED:
+        case SQLITE_PROTOCOL:
             throw Error(ErrorCode::busy, path, "held by another process: " + text);
         case SQLITE_READONLY:
         case SQLITE_PERM:
@@ -2411,11 +2744,18 @@ private:
     sqlite3_stmt* statement_;
 };
 
+// A wait of any length, as what every clock here can count.
+std::chrono::milliseconds countable(std::chrono::milliseconds wait) { return std::min<std::chrono::milliseconds>(wait, std::chrono::hours(24 * 20)); }
+
 // One SQLite connection with the statements prepared on it. Used by one thread at a time.
 class Connection {
 public:
     Connection(const std::string& path, std::chrono::milliseconds busy_timeout)
-        : db(path, SQLite::OPEN_READWRITE | SQLite::OPEN_CREATE | SQLite::OPEN_NOMUTEX, static_cast<int>(busy_timeout.count())) {}
+        : db(path, SQLite::OPEN_READWRITE | SQLite::OPEN_CREATE | SQLite::OPEN_NOMUTEX), busy_timeout_(countable(busy_timeout)) {
+        sqlite3_busy_handler(db.getHandle(), wait_a_moment, this);
+    }
+    Connection(const Connection&) = delete;
+    Connection& operator=(const Connection&) = delete;
 
     // `sql` must be a literal, and not be in use already.
     Prepared prepared(const char* sql) {
@@ -2450,7 +2790,19 @@ private:
     struct Finalize {
         void operator()(sqlite3_stmt* statement) const noexcept { sqlite3_finalize(statement); }
     };
+    // What SQLite calls while another holds a lock. Its own handler looks less often the longer it waits, so that where many write without a
+    // pause those who came last go first, and some never.
+    static int wait_a_moment(void* connection, int times) noexcept {
+        Connection& self = *static_cast<Connection*>(connection);
+        const auto now = std::chrono::steady_clock::now();
+        if (times == 0) self.waits_since_ = now;
+        if (now - self.waits_since_ >= self.busy_timeout_) return 0;
+        std::this_thread::sleep_for(std::chrono::milliseconds(1));
+        return 1;
+    }
     std::unordered_map<const void*, std::unique_ptr<sqlite3_stmt, Finalize>> statements_;  // by the address of the literal
+    std::chrono::milliseconds busy_timeout_;
+    std::chrono::steady_clock::time_point waits_since_{};
 };
 
 class Transaction {
@@ -2478,7 +2830,7 @@ private:
 // ---- schema ----
 
 constexpr std::int32_t application_id = 0x6D657472;  // "metr"
-constexpr std::int32_t schema_version = 2;
+constexpr std::int32_t schema_version = 3;
 
 constexpr const char* log_schema = R"sql(
 CREATE TABLE meta(key TEXT PRIMARY KEY, value) WITHOUT ROWID;
@@ -2506,11 +2858,12 @@ CREATE TABLE layouts(id INTEGER PRIMARY KEY, keys TEXT NOT NULL UNIQUE);
 CREATE TABLE segments(
     id INTEGER PRIMARY KEY, chunk INTEGER NOT NULL, name INTEGER NOT NULL, layout INTEGER NOT NULL,
     rows INTEGER NOT NULL, first_time INTEGER NOT NULL, last_time INTEGER NOT NULL);
-CREATE TABLE columns(id INTEGER PRIMARY KEY, data BLOB NOT NULL);
+CREATE TABLE columns(id INTEGER PRIMARY KEY, data BLOB NOT NULL, hash INTEGER);
 CREATE TABLE runs(
     id INTEGER PRIMARY KEY, level INTEGER NOT NULL, first INTEGER NOT NULL, last INTEGER NOT NULL,
     bits INTEGER NOT NULL, state TEXT NOT NULL, owner INTEGER NOT NULL, touched INTEGER NOT NULL);
-CREATE TABLE run_blocks(id INTEGER PRIMARY KEY, filter BLOB NOT NULL, entries BLOB NOT NULL);
+CREATE TABLE run_blocks(
+    id INTEGER PRIMARY KEY, filter BLOB NOT NULL, entries BLOB NOT NULL, filter_hash INTEGER, entries_hash INTEGER);
 CREATE VIEW events AS SELECT l.sequence,
     CASE typeof(l.id) WHEN 'blob' THEN lower(substr(hex(l.id), 1, 8) || '-' || substr(hex(l.id), 9, 4) || '-' || substr(hex(l.id), 13, 4)
         || '-' || substr(hex(l.id), 17, 4) || '-' || substr(hex(l.id), 21)) ELSE l.id END AS id,
@@ -2538,6 +2891,11 @@ INSERT INTO books(vendor, code, effective, source) SELECT vendor, code, -6213559
 DROP TABLE old_metrics;
 DROP TABLE old_books;
 INSERT INTO meta VALUES('books', 0);
+)sql",
+                                      R"sql(
+ALTER TABLE columns ADD COLUMN hash INTEGER;
+ALTER TABLE run_blocks ADD COLUMN filter_hash INTEGER;
+ALTER TABLE run_blocks ADD COLUMN entries_hash INTEGER;
 )sql"};
 static_assert(std::size(migrations) == schema_version - 1);
 
@@ -2658,6 +3016,40 @@ auto from_file(const char* what, Read&& read) {
     }
 }
 
+// The checksum of a blob: four streams of words, each as in FNV-1a, then mixed, so that a word that is another always gives another sum. Part of
+// the file format.
+std::int64_t checksum(std::string_view bytes) noexcept {
+    constexpr std::size_t word = sizeof(std::uint64_t);
+    std::array<std::uint64_t, 4> streams{1, 2, 3, 4};
+    const auto* at = reinterpret_cast<const std::uint8_t*>(bytes.data());
+    const auto take = [](std::uint64_t stream, std::uint64_t next) { return (stream ^ next) * 0x9E3779B97F4A7C15ULL; };
+    std::size_t left = bytes.size();
+    for (; left >= streams.size() * word; left -= streams.size() * word, at += streams.size() * word) {
+        for (std::size_t i = 0; i < streams.size(); ++i) streams[i] = take(streams[i], get_whole<std::uint64_t>(at + i * word));
+    }
+    for (std::size_t i = 0; left > 0; ++i) {
+        const std::size_t width = std::min(left, word);
+        streams[i] = take(streams[i], get_bytes(at, width));
+        at += width, left -= width;
+    }
+    std::uint64_t sum = bytes.size();
+    for (const std::uint64_t stream : streams) sum = mix(sum ^ stream);
+    return static_cast<std::int64_t>(sum);
+}
+
+std::int64_t checksum(std::span<const std::uint8_t> bytes) noexcept {
+    return checksum(std::string_view(reinterpret_cast<const char*>(bytes.data()), bytes.size()));
+}
+
+// A blob of what is derived from the log, as it was written: what a disk has altered must not become an answer. Blobs of files of older
+// schemas have no checksum.
+std::string_view checked_blob(const Prepared& row, int data, int hash, const char* what) {
+    const std::string_view bytes = row.text(data);
+    if (!row.null(hash) && row.integer(hash) != checksum(bytes))
+        throw Error(ErrorCode::corrupt, what, "does not match its checksum; verify(true) makes it again from the log");
+    return bytes;
+}
+
 std::int64_t checked_time(std::int64_t micros, const char* what) {
     if (micros < Timestamp::min().micros() || micros > Timestamp::max().micros()) damaged(what);
     return micros;
@@ -2749,16 +3141,18 @@ std::vector<Block> make_blocks(const Run& run, std::size_t first, std::size_t la
 }
 
 void write_blocks(Connection& db, const Run& run, std::size_t first, std::span<const Block> blocks) {
-    for (const Block& block : blocks) db.prepared("INSERT INTO run_blocks VALUES(?, ?, ?)").run(run.block_id(first++), block.filter, block.entries);
+    for (const Block& block : blocks)
+        db.prepared("INSERT INTO run_blocks(id, filter, entries, filter_hash, entries_hash) VALUES(?, ?, ?, ?, ?)")
+            .run(run.block_id(first++), block.filter, block.entries, checksum(block.filter), checksum(block.entries));
 }
 
 // The entries of a block whose hashes are from `low` to `high`, in order.
 template <class Found>
 void read_block(Connection& db, const Run& run, std::size_t block, std::uint64_t low, std::uint64_t high, Found&& found) {
-    const Prepared query = db.prepared("SELECT entries FROM run_blocks WHERE id = ?");
+    const Prepared query = db.prepared("SELECT entries, entries_hash FROM run_blocks WHERE id = ?");
     query.bind(run.block_id(block));
     if (!query.row()) damaged("run_blocks");
-    const std::string_view data = query.text(0);
+    const std::string_view data = checked_blob(query, 0, 1, "run_blocks.entries");
     if (data.size() % entry_bytes != 0) damaged("run_blocks.entries");
     const auto* bytes = reinterpret_cast<const std::uint8_t*>(data.data());
     const std::size_t count = data.size() / entry_bytes;
@@ -2904,10 +3298,10 @@ private:
     static Bytes load_filters(Connection& db, const Run& run) {
         Bytes filters;
         filters.reserve(run.blocks() * filter_bytes);
-        const Prepared query = db.prepared("SELECT filter FROM run_blocks WHERE id >= ? AND id < ? ORDER BY id");
+        const Prepared query = db.prepared("SELECT filter, filter_hash FROM run_blocks WHERE id >= ? AND id < ? ORDER BY id");
         query.bind(run.block_id(0), run.block_id(run.blocks()));
         while (query.row()) {
-            const std::string_view filter = query.text(0);
+            const std::string_view filter = checked_blob(query, 0, 1, "run_blocks.filter");
             if (filter.size() != filter_bytes) damaged("run_blocks.filter");
             filters.insert(filters.end(), filter.begin(), filter.end());
         }
@@ -3265,6 +3659,7 @@ public:
     }
     void add_interned(std::size_t row, std::int64_t id) { put(row, id == 0 ? CellKind::missing : CellKind::interned, id); }
     void add_integer(std::size_t row, std::int64_t value) { put(row, CellKind::number, value); }
+    void add_text(std::size_t row, std::string_view text) { put_word(row, CellKind::text, text); }
 
     // The column with rows in the given order. Rows never added are missing.
     Column finish(std::span<const std::uint32_t> order) const {
@@ -3715,7 +4110,8 @@ void write_segment(Connection& db, std::int64_t chunk, const Segment& segment) {
         .run(chunk, segment.name, layout_id(db, segment.keys), segment.rows, segment.first_time, segment.last_time);
     const std::int64_t id = db.last_rowid();
     for (std::size_t i = 0; i < segment.columns.size(); ++i) {
-        db.prepared("INSERT INTO columns VALUES(?, ?)").run(id * max_columns + static_cast<std::int64_t>(i), segment.columns[i]);
+        const Bytes& data = segment.columns[i];
+        db.prepared("INSERT INTO columns(id, data, hash) VALUES(?, ?, ?)").run(id * max_columns + static_cast<std::int64_t>(i), data, checksum(data));
     }
 }
 
@@ -4044,7 +4440,7 @@ public:
         const auto place = info_.layout->places.find(key);
         if (place == info_.layout->places.end()) return constant_column(CellKind::missing, 0, rows());
         const Prepared row = blob(place->second);
-        return unpack_column(row.text(0), static_cast<std::size_t>(info_.rows), first_, last_);
+        return unpack_column(checked_blob(row, 0, 1, "columns"), static_cast<std::size_t>(info_.rows), first_, last_);
     }
 
 private:
@@ -4055,14 +4451,14 @@ private:
     };
 
     Prepared blob(std::int64_t place) const {
-        Prepared row = db_.prepared("SELECT data FROM columns WHERE id = ?");
+        Prepared row = db_.prepared("SELECT data, hash FROM columns WHERE id = ?");
         row.bind(info_.id * max_columns + place);
         if (!row.row()) damaged("columns");
         return row;
     }
     Directory directory() const {
         Directory found{blob(0)};
-        Unpacker in(found.row.text(0));
+        Unpacker in(checked_blob(found.row, 0, 1, "columns"));
         found.size = static_cast<std::size_t>(in.bytes(4));
         if (found.size == 0 || found.size > static_cast<std::size_t>(info_.rows)) damaged("columns.customer");
         for (auto* list : {&found.customers, &found.subscriptions, &found.starts}) *list = in.integers(found.size);
@@ -4297,11 +4693,14 @@ Scalar cell_scalar(const Column& column, std::size_t row) {
 
 // Times are compared as microseconds.
 Filter in_micros(Filter filter) {
-    const auto convert = [](json& value) {
-        if (value.is_string()) {
-            value = Timestamp::parse(value.get_ref<const std::string&>()).micros();
-        } else if (value.is_number()) {
-            value = Timestamp::from_unix(Decimal::from_json(value)).micros();
+    const auto convert = [&](json& value) {
+        try {
+            if (value.is_string())
+                value = Timestamp::parse(value.get_ref<const std::string&>()).micros();
+            else if (value.is_number())
+                value = Timestamp::from_unix(Decimal::from_json(value)).micros();
+        } catch (const Error& error) {
+            refuse(filter.field + "." + std::string(operator_name(filter.op)), error.reason());
         }
     };
     if (!filter.value.is_array())
@@ -4474,18 +4873,34 @@ void verify_chunk(Connection& db, const ChunkInfo& info, std::vector<std::string
                           segment.integer(4) == want.last_time && segment.text(5) == json(want.keys).dump();
         if (!head) problems.push_back(where + ": segment " + std::to_string(segment.integer(0)) + " differs from the log");
         for (std::size_t i = 0; head && i < want.columns.size(); ++i) {
-            const Prepared column = db.prepared("SELECT data FROM columns WHERE id = ?");
+            const Prepared column = db.prepared("SELECT data, hash FROM columns WHERE id = ?");
             column.bind(segment.integer(0) * max_columns + static_cast<std::int64_t>(i));
             const std::string_view bytes(reinterpret_cast<const char*>(want.columns[i].data()), want.columns[i].size());
-            if (!column.row() || column.text(0) != bytes) problems.push_back(where + ": column " + want.keys[i] + " differs from the log");
+            const bool same = column.row() && checked_blob(column, 0, 1, "columns") == bytes;
+            if (!same) problems.push_back(where + ": column " + want.keys[i] + " differs from the log");
         }
     }
     if (more || at != expected.segments.size()) problems.push_back(where + ": has not the segments the log gives");
 }
 
+// Whether the filters of a run are those of its entries.
+void verify_filters(Connection& db, const Run& run, std::vector<std::string>& problems) {
+    for (std::size_t block = 0; block < run.blocks(); ++block) {
+        std::vector<RunEntry> entries;
+        read_block(db, run, block, 0, ~std::uint64_t{0}, [&](const RunEntry& entry) { entries.push_back(entry); });
+        const Block expected = make_block(run, entries);
+        const Prepared row = db.prepared("SELECT filter, filter_hash FROM run_blocks WHERE id = ?");
+        row.bind(run.block_id(block));
+        const std::string_view bytes(reinterpret_cast<const char*>(expected.filter.data()), expected.filter.size());
+        if (!row.row() || checked_blob(row, 0, 1, "run_blocks.filter") != bytes)
+            problems.push_back("run " + std::to_string(run.id) + ": a filter does not match its entries");
+    }
+}
+
 // Whether every id of the sealed log is in the runs, where it belongs.
 void verify_ids(Connection& db, std::vector<std::string>& problems) {
     const std::vector<Run> runs = live_runs(db);
+    for (const Run& run : runs) verify_filters(db, run, problems);
     const Prepared row = db.prepared(
         "SELECT sequence, id FROM log WHERE sequence > (SELECT value FROM meta WHERE key = 'pruned') AND sequence <= (SELECT value FROM meta WHERE "
         "key = 'sealed')");
@@ -4737,10 +5152,14 @@ public:
     // Seals what is full and merges what has become many, now.
     void housekeep() {
         const std::lock_guard lock(housekeeping_mutex_);
-        if (!keeper_ && !in_memory_) keeper_ = open();
-        while (!stopping_ && seal_one()) {
-        }
-        while (!stopping_ && merge_one()) {
+        try {
+            if (!keeper_ && !in_memory_) keeper_ = open();
+            while (!stopping_ && seal_one()) {
+            }
+            while (!stopping_ && merge_one()) {
+            }
+        } catch (const SQLite::Exception& fault) {
+            rethrow(fault, options_.path);
         }
     }
 
@@ -4759,13 +5178,13 @@ private:
     void migrate(Connection& db) const;
     void commit(const std::function<void(Connection&)>& run);
     void run_group(std::span<Job* const> group);
-    void run_transaction(std::span<Job* const> group);
+    void run_transaction(std::span<Job* const> group, bool& begun);
     void wake();
     void work();
     void tidy() noexcept;
     bool seal_one();
     bool merge_one();
-    bool write_merged(const Run& merged, std::span<const Run> sources);
+    bool write_merged(const Run& merged, std::int64_t owner, std::span<const Run> sources);
     void drop_dead_runs();
     // Reading for housekeeping: by its own connection, so that nobody waits.
     template <class F>
@@ -4794,6 +5213,18 @@ private:
     std::thread worker_;
 };
 
+// An empty file, readable by the owner alone from its first byte, where there is none. It is opened to append, since another process may have
+// made a database of it in between, and by one thread at a time, since closing a file ends all locks that the process has on it.
+void make_file(const std::string& path) {
+    namespace fs = std::filesystem;
+    static std::mutex one_at_a_time;
+    const std::lock_guard lock(one_at_a_time);
+    std::error_code ignored;
+    if (fs::exists(path, ignored)) return;
+    std::ofstream(path, std::ios::app).close();
+    fs::permissions(path, fs::perms::owner_read | fs::perms::owner_write, ignored);
+}
+
 std::unique_ptr<Connection> Store::open() const {
     namespace fs = std::filesystem;
     if (!in_memory_) {
@@ -4801,10 +5232,7 @@ std::unique_ptr<Connection> Store::open() const {
         if (fs::is_directory(options_.path, ignored)) throw Error(ErrorCode::io, options_.path, "is a directory, not a file");
         const fs::path parent = fs::path(options_.path).parent_path();
         if (!parent.empty() && !fs::is_directory(parent, ignored)) throw Error(ErrorCode::io, options_.path, "its directory does not exist");
-        if (!fs::exists(options_.path, ignored)) {  // readable by the owner alone from its first byte
-            std::ofstream(options_.path).close();
-            fs::permissions(options_.path, fs::perms::owner_read | fs::perms::owner_write, ignored);
-        }
+        make_file(options_.path);
     }
     auto db = std::make_unique<Connection>(options_.path, options_.busy_timeout);
     if (sqlite3_db_readonly(db->db.getHandle(), "main") == 1) throw Error(ErrorCode::read_only, options_.path, "cannot be written");
@@ -4847,7 +5275,7 @@ void Store::prepare(Connection& db) const {
 // A file that several make at once is not in WAL mode yet, and SQLite does not wait for a lock that it needs while it reads: it answers busy
 // at once, lest two wait for each other.
 void Store::write_ahead(Connection& db) const {
-    const auto deadline = std::chrono::steady_clock::now() + options_.busy_timeout;
+    const auto deadline = std::chrono::steady_clock::now() + countable(options_.busy_timeout);
     for (;;) {
         const int code = db.db.tryExec("PRAGMA journal_mode = WAL");
         if (code == SQLITE_OK) return;
@@ -4886,24 +5314,28 @@ void Store::commit(const std::function<void(Connection&)>& run) {
 
 void Store::run_group(std::span<Job* const> group) {
     const std::lock_guard lock(writer_mutex_);
+    // False when the jobs have to be tried one by one.
     const auto attempt = [this](std::span<Job* const> jobs) {
+        bool begun = false;
         try {
-            run_transaction(jobs);
+            run_transaction(jobs, begun);
             return true;
         } catch (...) {
             memory_.forget();
             written_ = {};
-            if (jobs.size() == 1) jobs[0]->error = std::current_exception();
-            return false;
+            if (begun && jobs.size() > 1) return false;
+            for (Job* job : jobs) job->error = std::current_exception();  // where a lock was not to be had, each would wait as long again
+            return true;
         }
     };
-    if (attempt(group) || group.size() == 1) return;
+    if (attempt(group)) return;
     for (std::size_t i = 0; i < group.size(); ++i) attempt(group.subspan(i, 1));
 }
 
-void Store::run_transaction(std::span<Job* const> group) {
+void Store::run_transaction(std::span<Job* const> group, bool& begun) {
     try {
         Transaction transaction(*writer_, "BEGIN IMMEDIATE");
+        begun = true;
         memory_.begun(*writer_);
         for (Job* job : group) job->run(*writer_);
         transaction.commit();
@@ -4967,26 +5399,32 @@ bool Store::merge_one() {
         if (sources.size() < merge_width) continue;
         Run merged{0, level + 1, sources.front().first, sources.back().last, 0, {}};
         merged.bits = run_bits(static_cast<std::size_t>(merged.last - merged.first));
-        write([&](Connection& db) {
-            db.prepared("INSERT INTO runs(level, first, last, bits, state, owner, touched) VALUES(?, ?, ?, ?, 'building', 0, ?)")
+        const std::int64_t owner = write([&](Connection& db) {
+            db.prepared("INSERT INTO runs(level, first, last, bits, state, owner, touched) VALUES(?, ?, ?, ?, 'building', random(), ?)")
                 .run(merged.level, merged.first, merged.last, merged.bits, options_.clock().micros());
             merged.id = db.last_rowid();
+            return db.integer("SELECT owner FROM runs WHERE id = ?", merged.id);
         });
-        return write_merged(merged, sources);
+        return write_merged(merged, owner, sources);
     }
     return false;
 }
 
-bool Store::write_merged(const Run& merged, std::span<const Run> sources) {
+// False when it is another process's now: that takes a run long in the making for abandoned, for instance after this one slept, deletes it, and
+// may give its id to a run of its own; or it has taken the sources away.
+bool Store::write_merged(const Run& merged, std::int64_t owner, std::span<const Run> sources) {
     constexpr std::size_t step = 32;  // blocks of a transaction
     const std::uint64_t width = std::uint64_t{1} << (hash_bits - merged.bits);
     for (std::size_t block = 0; block < merged.blocks(); block += step) {
         const std::size_t end = std::min(block + step, merged.blocks());
         const std::uint64_t low = block * width, high = end * width - 1;
+        bool whole = true;
         std::vector<RunEntry> entries = keep([&](Connection& db) {
             std::vector<RunEntry> gathered;
             const std::int64_t pruned = meta(db, "pruned");
             for (const Run& source : sources) {
+                whole = whole && db.integer("SELECT count(*) FROM runs WHERE id = ? AND first = ? AND state = 'live'", source.id, source.first) == 1;
+                if (!whole) break;
                 for (std::size_t from = source.block_of(low); from <= source.block_of(high); ++from) {
                     read_block(db, source, from, low, high, [&](const RunEntry& entry) {
                         if (entry.sequence > pruned) gathered.push_back(entry);
@@ -4995,10 +5433,12 @@ bool Store::write_merged(const Run& merged, std::span<const Run> sources) {
             }
             return gathered;
         });
+        if (!whole) return false;
         std::sort(entries.begin(), entries.end());
         const std::vector<Block> blocks = make_blocks(merged, block, end, entries);
         const bool mine = write([&](Connection& db) {
-            db.prepared("UPDATE runs SET touched = ? WHERE id = ? AND state = 'building'").run(options_.clock().micros(), merged.id);
+            db.prepared("UPDATE runs SET touched = ? WHERE id = ? AND owner = ? AND state = 'building'")
+                .run(options_.clock().micros(), merged.id, owner);
             if (db.changes() == 0) return false;
             write_blocks(db, merged, block, blocks);
             return true;
@@ -5006,13 +5446,12 @@ bool Store::write_merged(const Run& merged, std::span<const Run> sources) {
         if (!mine) return false;
     }
     return write([&](Connection& db) {
-        // Another process takes a run that has long been in the making for abandoned and deletes it, for instance after this one slept.
-        db.prepared("UPDATE runs SET state = 'live' WHERE id = ? AND state = 'building'").run(merged.id);
-        if (db.changes() == 0) return false;
         for (const Run& source : sources) {
-            db.prepared("UPDATE runs SET state = 'dead' WHERE id = ? AND state = 'live'").run(source.id);
-            if (db.changes() == 0) throw Error(ErrorCode::busy, "runs", "merged by another process");
+            if (db.integer("SELECT count(*) FROM runs WHERE id = ? AND first = ? AND state = 'live'", source.id, source.first) == 0) return false;
         }
+        db.prepared("UPDATE runs SET state = 'live' WHERE id = ? AND owner = ? AND state = 'building'").run(merged.id, owner);
+        if (db.changes() == 0) return false;
+        for (const Run& source : sources) db.prepared("UPDATE runs SET state = 'dead' WHERE id = ?").run(source.id);
         changed(db);
         memory_.touch();
         return true;
@@ -5044,7 +5483,7 @@ void Store::drop_dead_runs() {
 namespace {
 
 void check_period(const Period& period) {
-    if (period.from >= period.to) refuse("period", "ends before it begins");
+    if (period.from >= period.to) refuse("period", "must end after it begins");
 }
 
 void check_paging(std::int64_t limit, std::int64_t offset) {
@@ -5681,6 +6120,7 @@ struct Rules {
     std::optional<RoundTo> weighted_rounding{};
     std::chrono::weekday week_start = std::chrono::Monday;  // of buckets
     MonthEnd month_end = MonthEnd::clamp;  // of months that have a billing anchor; where they run over, its time of day has no meaning
+    const Dialect* dialect = nullptr;      // of expressions, where there are any
 };
 
 // Keys -> 0, 1, 2, ... in the order they are met. Open addressing; groups, rows of an answer and distinct values are all numbered by it.
@@ -6790,6 +7230,9 @@ auto meaning_of(const Words& words, std::string_view word) {
     damaged("metrics");
 }
 
+// Where the result of an expression stands; nowhere when empty.
+const std::string& computed_field(const Metric& metric) { return metric.computed.empty() ? metric.property : metric.computed; }
+
 void check_metric(const Metric& metric) {
     word_of(aggregations, metric.aggregation, "metric.aggregation");
     word_of(bin_words, metric.bucket, "metric.bucket");
@@ -6800,11 +7243,15 @@ void check_metric(const Metric& metric) {
         refuse("metric.rounding", "must be from -38 to 38 decimals");
     if (metric.every_event && !metric.event.empty()) refuse("metric.event", "has no meaning for a metric of every event");
     if (metric.bucket == Bin::none && !metric.bucket_group.empty()) refuse("metric.bucket_group", "needs a bucket");
+    if (metric.expression.empty() && !metric.computed.empty()) refuse("metric.computed", "needs an expression");
+    if (!metric.expression.empty() && !computed_field(metric).empty() && column_key(computed_field(metric))[0] != '.')
+        refuse(metric.computed.empty() ? "metric.property" : "metric.computed", "must be a property, for the result of the expression to stand in");
     check_question("metric.code", metric.code);
     check_question("metric.event", metric.event);
     check_question("metric.property", metric.property);
     check_question("metric.bucket_group", metric.bucket_group);
     check_question("metric.rules", metric.rules);
+    check_question("metric.computed", metric.computed);
     check_filter(metric.filter);
 }
 
@@ -6821,6 +7268,8 @@ json metric_definition(const Metric& metric) {
     if (metric.recurring) definition["recurring"] = true;
     if (metric.bucket != Bin::none) definition["bucket"] = word_of(bin_words, metric.bucket, "metric.bucket");
     if (!metric.bucket_group.empty()) definition["bucket_group"] = metric.bucket_group;
+    if (!metric.expression.empty()) definition["expression"] = metric.expression;
+    if (!metric.computed.empty()) definition["computed"] = metric.computed;
     if (!metric.rules.empty()) definition["rules"] = metric.rules;
     return definition;
 }
@@ -6837,6 +7286,8 @@ Metric defined_metric(std::string_view code, const json& tree) {
     metric.recurring = tree.value("recurring", false);
     metric.bucket = meaning_of(bin_words, tree.value("bucket", "none"));
     metric.bucket_group = tree.value("bucket_group", "");
+    metric.expression = tree.value("expression", "");
+    metric.computed = tree.value("computed", "");
     metric.rules = tree.value("rules", "");
     check_metric(metric);
     return metric;
@@ -6891,9 +7342,21 @@ struct Question {
     const std::set<Group>* named = nullptr;  // the groups that keep their names; all when absent
 };
 
-void check_carrying(const Metric& metric, const Rules& rules) {
+// The metric's expression, by the field that it comes from.
+Expression expression_of(const Metric& metric, const Dialect& dialect, std::string field = "metric.expression") {
+    return ExpressionCompiler(metric.expression, dialect, std::move(field)).compile();
+}
+
+Expression compiled(const Metric& metric, const Rules& rules) {
+    if (rules.dialect == nullptr) refuse("metric.expression", "has no meaning by these rules");
+    return expression_of(metric, *rules.dialect);
+}
+
+// What depends on the rules.
+void check_ruled(const Metric& metric, const Rules& rules) {
     if (metric.recurring && metric.bucket != Bin::none && rules.carrying == Carrying::measured)
         refuse("metric.bucket", "has no meaning for a recurring metric");
+    if (!metric.expression.empty()) compiled(metric, rules);
 }
 
 Period overlap(const Period& a, const Period& b) { return {std::max(a.from, b.from), std::min(a.to, b.to)}; }
@@ -6909,7 +7372,7 @@ BinOptions bins_of(const AggregateQuery& query, const Rules& rules) {
 }
 
 void check_aggregate(const Metric& metric, const Rules& rules, const AggregateQuery& query) {
-    check_carrying(metric, rules);
+    check_ruled(metric, rules);
     check_period(overlap(query.period, Period()));
     check_filter(query.filter);
     check_question("customer", query.customer);
@@ -6920,7 +7383,7 @@ void check_aggregate(const Metric& metric, const Rules& rules, const AggregateQu
     }
     if (query.top < 0) refuse("top", "must not be negative");
     const auto& billing = query.billing_period;
-    if (billing && billing->from >= billing->to) refuse("billing_period", "ends before it begins");
+    if (billing && billing->from >= billing->to) refuse("billing_period", "must end after it begins");
     if (billing && !has_two_ends(*billing)) refuse("billing_period", "must have two ends");
     if (has_two_ends(query.period)) return;
     const bool in_bins = query.bin != Bin::none;
@@ -6931,6 +7394,64 @@ void check_aggregate(const Metric& metric, const Rules& rules, const AggregateQu
     const bool of_billing = rules.weighting == Weighting::remaining && billing;
     if (!(rules.weighting == Weighting::remaining ? of_billing : of_bins)) refuse("period", "must have two ends for a weighted sum");
 }
+
+// The result of a metric's expression, in place of the property in which it stands. Where it comes to nothing, the event takes no part.
+class ComputedColumn {
+public:
+    ComputedColumn(const Metric& metric, const Rules& rules, ScanQuestion& question) : expression_(compiled(metric, rules)) {
+        for (const Expression::Variable& each : expression_.variables) columns_.push_back(question.key(key_of(each)));
+        if (computed_field(metric).empty()) return;
+        const std::string key = column_key(computed_field(metric));
+        result_ = question.key(key);
+        presence_ = presence_key(key);
+    }
+    // The column's texts live in `made`.
+    void put(Connection& db, const ScanQuestion& question, Batch& batch, ColumnBuilder& made) const {
+        const std::string name = text_of(db, batch.name);
+        std::vector<std::uint8_t> mask(batch.rows);
+        std::vector<Term> stack;
+        each_row(batch, [&](std::size_t row) {
+            try {
+                const auto result = expression_.run(stack, [&](std::size_t index) { return variable(batch, name, index, row); });
+                if (!result) return;
+                mask[row] = 1;
+                if (expression_.dialect->typed)
+                    made.add_number(row, *result);
+                else
+                    made.add_text(row, *result);
+            } catch (const Error& error) {
+                if (!error.field().empty()) throw;
+            }
+        });
+        batch.mask = std::move(mask);
+        if (!result_) return;
+        std::vector<std::uint32_t> rows(batch.rows);
+        std::iota(rows.begin(), rows.end(), 0);
+        batch.columns[*result_] = made.finish(rows);
+        const auto present = std::find(question.keys.begin(), question.keys.end(), presence_);
+        if (present != question.keys.end()) {
+            Column& column = batch.columns[static_cast<std::size_t>(present - question.keys.begin())];
+            column.kinds.assign(1, CellKind::boolean);
+        }
+    }
+
+private:
+    static std::string key_of(const Expression::Variable& variable) {
+        if (variable.source == Expression::Variable::Source::property) return "." + variable.name;
+        return std::string(variable.source == Expression::Variable::Source::time ? fields::time : fields::name);
+    }
+    Term variable(const Batch& batch, const std::string& name, std::size_t index, std::size_t row) const {
+        const Expression::Variable& variable = expression_.variables[index];
+        const Column& column = batch.columns[columns_[index]];
+        if (variable.source == Expression::Variable::Source::property) return expression_.dialect->property(variable.name, cell_scalar(column, row));
+        if (variable.source == Expression::Variable::Source::name) return name_term(name);
+        return time_term(Timestamp(column.cells[row]));
+    }
+    Expression expression_;
+    std::vector<std::size_t> columns_{};
+    std::optional<std::size_t> result_{};
+    std::string presence_{};
+};
 
 // The scan that a question comes down to.
 class MetricScan {
@@ -6945,6 +7466,7 @@ public:
         if (found) question = std::move(*found);
         conditions_.emplace_back(asked.query.filter, question, asked.rules.asked_filter.value_or(asked.rules.filter));
         conditions_.emplace_back(metric.filter, question, asked.rules.filter);
+        if (!metric.expression.empty()) computed_.emplace(metric, asked.rules, question);
     }
     template <class Use>
     void each(Use&& use) const {
@@ -6952,6 +7474,8 @@ public:
         for (const Source& source : sources(reader_, question)) {
             Batch batch = load(reader_, source, question);
             if (batch.rows == 0) continue;
+            std::optional<ColumnBuilder> made;
+            if (computed_) computed_->put(reader_, question, batch, made.emplace());
             for (const Condition& condition : conditions_) condition.apply(reader_, batch);
             mask_owners(batch);
             use(batch);
@@ -6963,6 +7487,7 @@ private:
     const Reader& reader_;
     bool empty_ = false;
     std::vector<Condition> conditions_{};
+    std::optional<ComputedColumn> computed_{};
 };
 
 // Else the multiplier is the result's.
@@ -7243,8 +7768,9 @@ ActiveValues active_page(const Reader& reader, const Metric& metric, const Rules
     AggregateQuery about{.customer = query.customer, .subscription = query.subscription, .period = query.period, .filter = query.filter};
     auto values = active_values(reader, {metric, rules, std::move(about)});
     const auto total = static_cast<std::int64_t>(values.size());
-    const auto first = values.begin() + std::min(query.offset, total), last = first + std::min(query.limit, values.end() - first);
-    return {{std::make_move_iterator(first), std::make_move_iterator(last)}, total};
+    const std::int64_t first = std::min(query.offset, total), last = first + std::min(query.limit, total - first);
+    const auto at = [&](std::int64_t place) { return std::make_move_iterator(values.begin() + static_cast<std::ptrdiff_t>(place)); };
+    return {{at(first), at(last)}, total};
 }
 
 void check_active(const Metric& metric, const ActiveQuery& query) {
@@ -7998,6 +8524,134 @@ std::string ruby_text(const Decimal& value) {
     return text.find('.') == std::string::npos ? text + ".0" : text;
 }
 
+// --- expressions of billable metrics (dossier 4.3; lago-expression: grammar.pest, evaluate.rs) ---
+
+// BigDecimal's numbers have no end; here they have 37 digits where the exact result has more.
+Decimal nearest_sum(const Decimal& a, const Decimal& b) {
+    const auto before_point = [](const Decimal& each) { return each.digits() - each.scale(); };
+    const int scale = Decimal::max_digits - 1 - std::max(before_point(a), before_point(b));
+    return a.round(scale, Rounding::half_even) + b.round(scale, Rounding::half_even);
+}
+
+Decimal nearest_product(const Decimal& a, const Decimal& b) {
+    const int scale = a.scale() + b.scale(), cut = std::max(a.digits() + b.digits() - Decimal::max_digits, scale - Decimal::max_scale);
+    if (cut <= 0) return a * b;
+    const bool negative = a.is_negative() != b.is_negative();
+    Wide divisor = widen({0, 1});
+    multiply_by_power(divisor, cut);
+    const Wide product = multiply(widen(DecimalParts::coefficient(a)), widen(DecimalParts::coefficient(b)));
+    return DecimalParts::make(divide_rounded(product, divisor, Rounding::half_even, negative), scale - cut, negative);
+}
+
+[[noreturn]] void fail(std::string reason) { throw Error(ErrorCode::bad_value, "", std::move(reason)); }
+
+const Decimal& number_of(const Term& term) {
+    if (term.type != Term::Type::number) fail("Expected a decimal");
+    return term.number;
+}
+
+int written_decimals(std::int64_t decimals) { return static_cast<int>(std::clamp<std::int64_t>(decimals, -Decimal::max_digits, Decimal::max_scale)); }
+
+// As BigDecimal reads it, which passes over underscores between digits.
+std::optional<Term> decimal_in(std::string_view text) {
+    const std::size_t mark = std::min(text.find_first_of("eE"), text.size());
+    std::string base(text.substr(0, mark));
+    const std::size_t first = base.find_first_not_of("+-.");
+    if (first != std::string::npos && base[first] != '_') std::erase(base, '_');
+    const auto number = Decimal::parse(base + std::string(text.substr(mark)));
+    if (!number) return {};
+    const std::size_t point = std::min(base.find('.') + 1, base.size());
+    const auto decimals = base.find('.') == std::string::npos ? 0 : static_cast<std::int64_t>(base.size() - point);
+    const auto power = mark == text.size() ? Decimal() : Decimal::parse(text.substr(mark + 1)).value_or(Decimal());
+    return Term{.number = *number, .decimals = written_decimals(decimals - written_decimals(power.to_int64().value_or(0)))};
+}
+
+// As BigDecimal writes it: with its decimals, those of zero too, and with an exponent after more than five zeros (impl_fmt.rs).
+std::string written(const Term& term) {
+    if (term.type == Term::Type::text) return term.text;
+    const std::string plain = term.decimals > term.number.scale() ? term.number.to_fixed(term.decimals) : term.number.to_string();
+    const std::size_t point = plain.find('.'), digit = std::min(plain.find_first_not_of("-0."), plain.size() - 1);
+    if (point == std::string::npos || digit < point + 7) return plain;
+    const std::string more = plain.substr(digit + 1);
+    return plain.substr(0, plain.find('0')) + plain[digit] + (more.empty() ? "" : "." + more) + "E-" + std::to_string(digit - point);
+}
+
+void divide(Arguments all) {
+    const Decimal &a = number_of(all[0]), &b = number_of(all[1]);
+    if (b.is_zero()) fail("Division by zero");
+    if (a.is_zero() || b == 1) return;
+    all[0].number = Decimal::divide_significant(a, b, Decimal::max_digits, Rounding::half_up);
+    all[0].decimals = std::max(all[0].decimals - all[1].decimals, all[0].number.scale());
+}
+
+template <Rounding mode>
+void round_term(Arguments all) {
+    const auto asked = all.size() == 1 ? Decimal() : number_of(all[1]).round(0, Rounding::down);
+    const auto decimals = asked.to_int64();
+    if (!decimals) fail("Expected a decimal");
+    all[0].decimals = written_decimals(*decimals);
+    all[0].number = number_of(all[0]).round(all[0].decimals, mode);
+}
+
+template <bool greatest>
+void choose(Arguments all) {
+    for (const Term& each : all) number_of(each);
+    const auto less = [](const Term& a, const Term& b) { return a.number < b.number; };
+    all[0] = Term(greatest ? *std::max_element(all.begin(), all.end(), less) : *std::min_element(all.begin(), all.end(), less));
+}
+
+void concatenate(Arguments all) {
+    std::string text;
+    for (const Term& each : all) text += written(each);
+    all[0] = {.type = Term::Type::text, .text = std::move(text)};
+}
+
+template <Decimal (*operation)(const Decimal&, const Decimal&), bool product>
+void combine(Arguments all) {
+    all[0].number = operation(number_of(all[0]), number_of(all[1]));
+    all[0].decimals = product ? written_decimals(all[0].decimals + all[1].decimals) : std::max(all[0].decimals, all[1].decimals);
+}
+
+Decimal nearest_difference(const Decimal& a, const Decimal& b) { return nearest_sum(a, -b); }
+
+constexpr std::size_t any_number = limits::expression_bytes;
+constexpr Operation operations[] = {
+    {Operation::Form::infix, "+", 1, 2, 2, Term::Type::any, Term::Type::any, combine<nearest_sum, false>},
+    {Operation::Form::infix, "-", 1, 2, 2, Term::Type::any, Term::Type::any, combine<nearest_difference, false>},
+    {Operation::Form::infix, "*", 2, 2, 2, Term::Type::any, Term::Type::any, combine<nearest_product, true>},
+    {Operation::Form::infix, "/", 2, 2, 2, Term::Type::any, Term::Type::any, divide},
+    {Operation::Form::prefix, "-", 0, 1, 1, Term::Type::any, Term::Type::any, [](Arguments all) { all[0].number = -number_of(all[0]); }},
+    {Operation::Form::call, "round", 0, 1, 2, Term::Type::any, Term::Type::any, round_term<Rounding::half_up>},
+    {Operation::Form::call, "ceil", 0, 1, 2, Term::Type::any, Term::Type::any, round_term<Rounding::ceil>},
+    {Operation::Form::call, "floor", 0, 1, 2, Term::Type::any, Term::Type::any, round_term<Rounding::floor>},
+    {Operation::Form::call, "least", 0, 1, any_number, Term::Type::any, Term::Type::any, choose<false>},
+    {Operation::Form::call, "greatest", 0, 1, any_number, Term::Type::any, Term::Type::any, choose<true>},
+    {Operation::Form::call, "concat", 0, 1, any_number, Term::Type::any, Term::Type::any, concatenate},
+};
+
+// Texts that are numbers are numbers; null is a text without characters.
+Term property_term(std::string_view name, const Scalar& value) {
+    if (value.kind == Scalar::Kind::missing || value.kind == Scalar::Kind::object)
+        return {.type = Term::Type::nothing, .text = "Variable: " + std::string(name) + " not found"};
+    if (value.kind == Scalar::Kind::number) return {.number = value.number, .decimals = value.number.scale()};
+    const Term text{.type = Term::Type::text, .text = scalar_text(value)};
+    return value.kind == Scalar::Kind::text ? decimal_in(value.text).value_or(text) : text;
+}
+
+// What is written into the property: always a text (calculate_expression_service.rb:13).
+std::string result_text(const Term& term) { return term.type == Term::Type::text ? term.text : ruby_text(term.number); }
+
+constexpr Dialect expressions{.operations = operations,
+                              .spaces = " ",
+                              .property_prefix = "event.properties.",
+                              .time_word = "event.timestamp",
+                              .name_word = "event.code",
+                              .spellings = true,
+                              .texts = true,
+                              .literal = decimal_in,
+                              .property = property_term,
+                              .result = result_text};
+
 // --- the catalogue ---
 
 enum class Kind { count, sum, max, unique_count, weighted_sum, latest, custom };
@@ -8679,13 +9333,14 @@ BillableMetric read_metric(const Node& at) {
     const auto row = at.choice("aggregation_type", kinds);
     BillableMetric metric;
     metric.kind = row.kind;
-    if (!at.text("expression").empty()) metric.obstacle = "its expression is not evaluated here";  // as the server does with each event
     if (!row.aggregation) metric.obstacle = "custom_agg is not measured here";
     metric.may_be_paid_in_advance = row.may_be_paid_in_advance;
     metric.metric.code = at.required_text("code");
     metric.metric.rules = "lago";
     metric.metric.aggregation = row.aggregation.value_or(Aggregation::count);
     if (row.of_property) metric.metric.property = property_field(at.required_text("field_name"));
+    metric.metric.expression = at.text("expression");
+    if (!metric.metric.expression.empty()) expression_of(metric.metric, expressions, at.path("expression"));
     metric.metric.recurring = at.flag("recurring");
     if (metric.metric.recurring && !row.may_recur) throw Error(ErrorCode::bad_value, at.path("recurring"), "not_compatible_with_aggregation_type");
     metric.id = at.text("lago_id");
@@ -8712,8 +9367,7 @@ void check_charge(const Node& at, const Charge& charge, const BillableMetric& me
     if (charge.pay_in_advance && !charge.minimum_cents.is_zero()) checking.report(at, "min_amount_cents", "not_compatible_with_pay_in_advance");
 }
 
-// What cannot be priced: a metric of a script or an expression, and bounds per transaction of a sum that has no values of single events, on which Lago
-// itself fails.
+// What cannot be priced: a metric of a script, and bounds per transaction of a sum that has no values of single events, on which Lago itself fails.
 void check_measured(const Node& at, const Charge& charge, const BillableMetric& metric, bool premium) {
     const auto bounded = [](const Price& price) { return price.minimum || price.maximum; };
     if (!metric.obstacle.empty()) throw Error(ErrorCode::unsupported, at.path("billable_metric_code"), metric.obstacle);
@@ -8780,7 +9434,8 @@ Subscription read_subscription(const Node& at) {
     subscription.customer = at.text("external_customer_id");
     subscription.lago_id = at.raw("lago_id");
     subscription.lago_customer_id = at.raw("lago_customer_id");
-    subscription.anniversary = at.text("billing_time") == "anniversary";
+    static constexpr std::pair<std::string_view, bool> times[] = {{"calendar", false}, {"anniversary", true}};
+    subscription.anniversary = at.choice("billing_time", times, "calendar");
     try {
         subscription.zone = Zone(at.text("timezone"));
     } catch (const Error& error) {
@@ -8788,6 +9443,7 @@ Subscription read_subscription(const Node& at) {
     }
     if (const auto started = at.time("started_at")) subscription.active.from = *started;
     if (const auto ended = at.time("terminated_at")) subscription.active.to = *ended + std::chrono::microseconds(1);
+    if (subscription.active.to <= subscription.active.from) at.refuse("terminated_at", "is before started_at");
     subscription.anchor = at.time("subscription_at").value_or(subscription.active.from);
     return subscription;
 }
@@ -9029,6 +9685,11 @@ struct Plan final : Book::Impl {
         }
     }
     const std::string& metric_code(const Charge& charge) const { return billable_metrics[charge.metric].metric.code; }
+    const BillableMetric* metric_named(const std::string& name) const {
+        const auto named = [&](const BillableMetric& each) { return each.metric.code == name; };
+        const auto known = std::find_if(billable_metrics.begin(), billable_metrics.end(), named);
+        return known == billable_metrics.end() ? nullptr : &*known;
+    }
     std::vector<std::string> charge_names(const std::string& metric) const override {
         std::vector<std::string> codes;
         for (const auto& each : charges) {
@@ -9396,6 +10057,19 @@ Fees sum_up(const Plan& plan, std::vector<Fee> list) {
 
 // --- the fee of a recorded event (dossier 7) ---
 
+// As Lago stores it: with what its metric's expression comes to.
+Event stored(const BillableMetric& metric, Event event, Timestamp time) {
+    if (metric.metric.expression.empty()) return event;
+    try {
+        const auto result = evaluate(expression_of(metric.metric, expressions), event, time);
+        if (!metric.metric.property.empty()) event.properties[property_key(metric)] = result;
+    } catch (const Error& error) {
+        if (!error.field().empty()) throw;
+        throw Error(ErrorCode::bad_value, "properties", "expression_evaluation_failed: " + error.reason());
+    }
+    return event;
+}
+
 // Of two amount_details, what the event added (amount_details_calculator.rb:33-62).
 Decimal detail(const json& details, const char* key) {
     const auto found = details.find(key);
@@ -9511,7 +10185,8 @@ void add_advance_fees(const Scope& scope, const Group& group, const AdvanceQuest
             continue;
         }
         const bool wanted = question.wants(step);
-        const auto event = wanted || scope.price().model == Model::dynamic ? usage.event(step.sequence) : Event();
+        auto event = wanted || scope.price().model == Model::dynamic ? usage.event(step.sequence) : Event();
+        if (wanted) event = stored(metric, std::move(event), step.time);
         const auto billed = walk.add(step, event);
         if (!wanted || billing_filter(scope.charge, event.properties) != scope.filter) continue;
         if (fees.size() == limits::advance_fees)
@@ -9612,8 +10287,10 @@ Fee instant(const Scope& scope, const Event& event) {
     return fee;
 }
 
-Fees Plan::estimate_instant_fees(const Event& event, Timestamp now) const {
-    const auto subscription = subscription_at(*this, event.subscription, now);
+Fees Plan::estimate_instant_fees(const Event& given, Timestamp now) const {
+    const auto subscription = subscription_at(*this, given.subscription, now);
+    const auto* const known = metric_named(given.name);
+    const Event event = known ? stored(*known, given, now) : given;
     const auto period = billing_period(charges_interval, subscription, now);
     std::vector<Fee> list;
     ask_about_charges([&](const Charge& charge) {
@@ -9624,11 +10301,11 @@ Fees Plan::estimate_instant_fees(const Event& event, Timestamp now) const {
     return sum_up(*this, std::move(list));
 }
 
-Fees Plan::estimate_fees(const Event& event, Timestamp now, UsageSource& usage_source) const {
-    const auto subscription = subscription_at(*this, event.subscription, now);
-    const auto named = [&](const auto& each) { return each.metric.code == event.name; };
-    const auto known = std::find_if(billable_metrics.begin(), billable_metrics.end(), named);
-    if (known == billable_metrics.end()) not_found("name", "billable_metric_not_found");
+Fees Plan::estimate_fees(const Event& given, Timestamp now, UsageSource& usage_source) const {
+    const auto subscription = subscription_at(*this, given.subscription, now);
+    const auto* const known = metric_named(given.name);
+    if (!known) not_found("name", "billable_metric_not_found");
+    const Event event = stored(*known, given, now);
     if (known->kind == Kind::sum || known->kind == Kind::max || known->kind == Kind::latest) summed(*known, event);
     auto period = billing_period(charges_interval, subscription, now);
     const auto whole = period;
@@ -9847,15 +10524,27 @@ Fees in_order(const Plan& plan, PlacedFees placed) {
     return sum_up(plan, std::move(list));
 }
 
-Fees Plan::advance_fees(const Event& event, UsageSource& usage_source) const {
-    const auto time = event.timestamp.value();
-    const auto subscription = subscription_at(*this, event.subscription, time);
+// Nothing of an event that Lago refuses.
+std::optional<Event> stored_if_taken(const BillableMetric& metric, const Event& event, Timestamp time) {
+    try {
+        return stored(metric, event, time);
+    } catch (const Error& error) {
+        if (error.field() != "properties") throw;
+        return {};
+    }
+}
+
+Fees Plan::advance_fees(const Event& given, UsageSource& usage_source) const {
+    const auto time = given.timestamp.value();
+    const auto subscription = subscription_at(*this, given.subscription, time);
     const auto period = billing_period(charges_interval, subscription, time);
     PlacedFees fees;
     ask_about_charges([&](const Charge& charge) {
-        if (!charge.pay_in_advance || metric_code(charge) != event.name) return;
-        const Scope scope{*this, charge, billing_filter(charge, event.properties), subscription, period};
-        add_advance_fees(scope, group_of(scope, event), {{time, time + std::chrono::microseconds(1)}, event.sequence}, usage_source, fees);
+        if (!charge.pay_in_advance || metric_code(charge) != given.name) return;
+        const auto event = stored_if_taken(billable_metrics[charge.metric], given, time);
+        if (!event) return;
+        const Scope scope{*this, charge, billing_filter(charge, event->properties), subscription, period};
+        add_advance_fees(scope, group_of(scope, *event), {{time, time + std::chrono::microseconds(1)}, event->sequence}, usage_source, fees);
     });
     return in_order(*this, std::move(fees));
 }
@@ -9898,12 +10587,18 @@ Fees Plan::advance_fees(const UsageQuery& query, Timestamp now, UsageSource& usa
 
 // --- what if (any quantity under a charge) ---
 
-// A percentage charge looks at single events: they are taken as equal.
-void spread_evenly(const Price& price, std::int64_t events, Quantity& quantity) {
+// A percentage charge looks at single events: they are taken as equal, but that the last one has what is missing to the whole, and that a
+// maximum is the first one's.
+void spread_evenly(const Scope& scope, Quantity& quantity) {
+    const auto& price = scope.price();
+    const auto events = quantity.events;
     if (events < 0 || events > static_cast<std::int64_t>(limits::batch_events)) throw Error(ErrorCode::bad_value, "events", "is out of range");
-    for (auto left = events; left > 0; --left) {
-        const auto value = quotient(quantity.units, events);
-        run_on(price, quantity.running, value);
+    if (scope.counts()) quantity.running = running_count(price, quantity.units);
+    const bool highest = scope.metric().kind == Kind::max;
+    const auto share = highest ? Decimal() : quotient(quantity.units, events);
+    for (std::int64_t i = 0; i < events; ++i) {
+        const auto value = i == (highest ? 0 : events - 1) ? quantity.units - share * (events - 1) : share;
+        if (scope.metric().kind == Kind::sum && runs_on(price, quantity.running)) run_on(price, quantity.running, value);
         if (has_bounds(price, quantity)) quantity.bounded.add(price, value);
     }
 }
@@ -9914,7 +10609,7 @@ Fee Plan::price(std::string_view name, const Decimal& units, std::int64_t events
     const Subscription nobody;
     const Scope scope{*this, *charge, nullptr, nobody, {}};
     Quantity quantity{.units = units, .events = events, .premium = premium};
-    if (charge->price.model == Model::percentage) spread_evenly(charge->price, events, quantity);
+    if (charge->price.model == Model::percentage) spread_evenly(scope, quantity);
     auto priced = apply(charge->price, quantity);
     auto fee = empty_fee(scope, {});
     fee.units = units;
@@ -9932,7 +10627,8 @@ std::shared_ptr<const Book::Impl> load(const json& catalogue) {
     plan->code = at.required_text("code");
     plan->source = catalogue;
     plan->currency_code = at.required_text("amount_currency");
-    if (plan->currency_code.size() != 3) throw Error(ErrorCode::bad_value, at.path("amount_currency"), "must be a currency's three letters");
+    const bool capitals = std::all_of(plan->currency_code.begin(), plan->currency_code.end(), [](char c) { return c >= 'A' && c <= 'Z'; });
+    if (plan->currency_code.size() != 3 || !capitals) at.refuse("amount_currency", "must be a currency's three capital letters");
     plan->currency = currency_of(plan->currency_code);
     plan->charges_interval = at.choice("interval", intervals, "monthly");
     if (at.flag("bill_charges_monthly")) plan->charges_interval = Interval::monthly;
@@ -10417,6 +11113,84 @@ constexpr Coercion meter_filter = [] {
     return filter;
 }();
 
+// --- expressions of meters: CEL over numbers, all of them floating-point (internal/expression/cel_evaluator.go) ---
+
+// Where one of both is no number, neither is greater.
+double extreme(const Arguments& all, bool greatest) {
+    const double a = all[0].real, b = all[1].real;
+    return std::isnan(a) || std::isnan(b) ? std::nan("") : greatest ? std::max(a, b) : std::min(a, b);
+}
+
+constexpr auto infix = Operation::Form::infix, prefix = Operation::Form::prefix, call = Operation::Form::call;
+constexpr auto real = Term::Type::number, truth = Term::Type::boolean, alike = Term::Type::any;
+constexpr Operation operations[] = {
+    {infix, "||", 1, 2, 2, truth, truth, [](Arguments all) { all[0].real = all[0].real != 0 || all[1].real != 0; }},
+    {infix, "&&", 2, 2, 2, truth, truth, [](Arguments all) { all[0].real = all[0].real != 0 && all[1].real != 0; }},
+    {infix, "<", 3, 2, 2, real, truth, [](Arguments all) { all[0].real = all[0].real < all[1].real; }},
+    {infix, "<=", 3, 2, 2, real, truth, [](Arguments all) { all[0].real = all[0].real <= all[1].real; }},
+    {infix, ">", 3, 2, 2, real, truth, [](Arguments all) { all[0].real = all[0].real > all[1].real; }},
+    {infix, ">=", 3, 2, 2, real, truth, [](Arguments all) { all[0].real = all[0].real >= all[1].real; }},
+    {infix, "==", 3, 2, 2, alike, truth, [](Arguments all) { all[0].real = all[0].real == all[1].real; }},
+    {infix, "!=", 3, 2, 2, alike, truth, [](Arguments all) { all[0].real = all[0].real != all[1].real; }},
+    {infix, "+", 4, 2, 2, real, real, [](Arguments all) { all[0].real += all[1].real; }},
+    {infix, "-", 4, 2, 2, real, real, [](Arguments all) { all[0].real -= all[1].real; }},
+    {infix, "*", 5, 2, 2, real, real, [](Arguments all) { all[0].real *= all[1].real; }},
+    {infix, "/", 5, 2, 2, real, real, [](Arguments all) { all[0].real /= all[1].real; }},
+    {prefix, "-", 0, 1, 1, real, real, [](Arguments all) { all[0].real = -all[0].real; }},
+    {prefix, "!", 0, 1, 1, truth, truth, [](Arguments all) { all[0].real = all[0].real == 0; }},
+    {call, "max", 0, 2, 2, real, real, [](Arguments all) { all[0].real = extreme(all, true); }},
+    {call, "min", 0, 2, 2, real, real, [](Arguments all) { all[0].real = extreme(all, false); }},
+    {call, "pow", 0, 2, 2, real, real, [](Arguments all) { all[0].real = std::pow(all[0].real, all[1].real); }},
+    {call, "abs", 0, 1, 1, real, real, [](Arguments all) { all[0].real = std::fabs(all[0].real); }},
+    {call, "ceil", 0, 1, 1, real, real, [](Arguments all) { all[0].real = std::ceil(all[0].real); }},
+    {call, "floor", 0, 1, 1, real, real, [](Arguments all) { all[0].real = std::floor(all[0].real); }},
+    {call, "round", 0, 1, 1, real, real, [](Arguments all) { all[0].real = std::round(all[0].real); }},
+    {call, "sqrt", 0, 1, 1, real, real, [](Arguments all) { all[0].real = std::sqrt(all[0].real); }},
+    {call, "log", 0, 1, 1, real, real, [](Arguments all) { all[0].real = std::log(all[0].real); }},
+    {call, "double", 0, 1, 1, real, real, [](Arguments) {}},
+};
+
+constexpr std::string_view reserved[] = {"as",  "break", "const", "continue",  "else",    "false",  "for",  "function", "if",   "import", "in",
+                                         "let", "loop",  "null",  "namespace", "package", "return", "true", "var",      "void", "while"};
+
+std::string trimmed(std::string_view text) {
+    constexpr std::string_view blanks = " \t\r\n\v\f";
+    const std::size_t first = std::min(text.find_first_not_of(blanks), text.size());
+    return std::string(text.substr(first, text.find_last_not_of(blanks) + 1 - first));
+}
+
+std::optional<Term> read_number(std::string_view text) {
+    const auto read = Decimal::parse(text);
+    return read ? std::optional(Term{.real = read->to_double()}) : std::nullopt;
+}
+
+// What is missing is 0; what is there and no number, nor a text of one, is refused.
+Term property_term(std::string_view name, const Scalar& value) {
+    if (value.kind == Scalar::Kind::missing || value.kind == Scalar::Kind::object) return {};
+    if (value.kind == Scalar::Kind::number) return {.real = value.number.to_double()};
+    const auto read = value.kind == Scalar::Kind::text ? read_number(trimmed(value.text)) : std::nullopt;
+    return read.value_or(Term{.type = Term::Type::nothing, .text = "property " + quote(name) + " is not a number"});
+}
+
+// Nothing of what is not finite. What is too small to be written is nothing beside 15 decimals.
+std::string result_text(const Term& term) {
+    constexpr double smallest = 1e-50;
+    return std::fabs(term.real) < smallest ? "0" : Decimal::from_double(term.real).to_string();
+}
+
+constexpr Dialect expressions{.operations = operations,
+                              .spaces = " \t\r\n\f",
+                              .property_prefix = "",
+                              .reserved = reserved,
+                              .beyond = ".[{\"'%",
+                              .exponents = true,
+                              .repeated_prefix = true,
+                              .typed = true,
+                              .needs_property = true,
+                              .literal = read_number,
+                              .property = property_term,
+                              .result = result_text};
+
 // Of the table meter_usage: dossier 6.2, 6.8; a meter's own windows 5.4, 5.5.
 constexpr Rules metered_rules{.name = "flexprice",
                               .filter = {.properties = &meter_filter},
@@ -10431,7 +11205,8 @@ constexpr Rules metered_rules{.name = "flexprice",
                               .weighting = Weighting::none,
                               .carrying = Carrying::added,
                               .week_start = std::chrono::Sunday,
-                              .month_end = MonthEnd::overflow};
+                              .month_end = MonthEnd::overflow,
+                              .dialect = &expressions};
 
 // --- meters ---
 
@@ -10450,7 +11225,10 @@ std::string meter_code(const std::string& id) { return "flexprice:" + id; }
 
 // Buckets: of MAX and SUM only, with groups of MAX only (5.13).
 void read_buckets(const Node& aggregation, Metric& metric) {
-    if (aggregation.text("bucket_size").empty()) return;
+    if (aggregation.text("bucket_size").empty()) {
+        if (!aggregation.text("group_by").empty()) aggregation.refuse("group_by", "is for MAX with buckets only");
+        return;
+    }
     const auto type = aggregation.text("type");
     if (type != "MAX" && type != "SUM") throw Error(ErrorCode::bad_value, aggregation.path("bucket_size"), "is for MAX and SUM only");
     metric.bucket = aggregation.choice("bucket_size", window_sizes);
@@ -10460,14 +11238,25 @@ void read_buckets(const Node& aggregation, Metric& metric) {
     metric.bucket_group = property_field(group);
 }
 
+// Of some types; it stands for the field, which is not read beside it (5.13). Its results stand under a name that no expression can read.
+void read_expression(const Node& aggregation, Metric& metric) {
+    metric.expression = trimmed(aggregation.text("expression"));
+    if (metric.expression.empty()) return;
+    const auto type = aggregation.text("type");
+    if (type != "SUM" && type != "AVG" && type != "MAX" && type != "LATEST")
+        throw Error(ErrorCode::bad_value, aggregation.path("expression"), "is for SUM, AVG, MAX and LATEST only");
+    expression_of(metric, expressions, aggregation.path("expression"));
+    metric.property = property_field("=" + metric.code);
+    metric.multiplier = aggregation.decimal("multiplier");
+}
+
 Metric read_meter(const Node& at) {
     static constexpr std::pair<std::string_view, bool> carried[] = {{"", false}, {"BILLING_PERIOD", false}, {"NEVER", true}};
     const auto aggregation = at.object("aggregation");
     Metric metric{.code = meter_code(at.required_text("id")), .event = at.required_text("event_name"), .rules = "flexprice"};
     metric.aggregation = aggregation.choice("type", aggregations);
-    if (!aggregation.text("expression").empty())
-        throw Error(ErrorCode::unsupported, aggregation.path("expression"), "expressions are not evaluated here");
-    if (metric.aggregation != Aggregation::count) metric.property = property_field(aggregation.required_text("field"));
+    read_expression(aggregation, metric);
+    if (metric.aggregation != Aggregation::count && metric.expression.empty()) metric.property = property_field(aggregation.required_text("field"));
     if (aggregation.text("type") == "SUM_WITH_MULTIPLIER") {
         metric.multiplier = aggregation.decimal("multiplier").value_or(Decimal());
         if (*metric.multiplier <= 0) throw Error(ErrorCode::bad_value, aggregation.path("multiplier"), "must be above 0");
@@ -10671,7 +11460,18 @@ std::string text_at(const Event& event, std::string_view field) {
     return scalar_text(property_at(event, field, keep));
 }
 
+// What the metric's expression comes to for the event; nothing when metering skips it (6.2).
+std::optional<Decimal> expressed(const Metric& metric, const Event& event) {
+    try {
+        return Decimal(evaluate(expression_of(metric, expressions), event, Timestamp()));
+    } catch (const Error& error) {
+        if (!error.field().empty()) throw;
+        return {};
+    }
+}
+
 bool measures(const Metric& metric, const Event& event) {
+    if (!metric.expression.empty() && !expressed(metric, event)) return false;
     return event.name == metric.event && std::all_of(metric.filter.parts.begin(), metric.filter.parts.end(), [&](const Filter& clause) {
                std::string keep;
                return meets(meter_filter, make_clause(clause), property_at(event, clause.field, keep));
@@ -10683,8 +11483,8 @@ Decimal quantity_of(const Metric& metric, const Event& event) {
     if (metric.aggregation == Aggregation::count) return 1;
     if (metric.aggregation == Aggregation::unique_count) return text_at(event, metric.property).empty() ? 0 : 1;
     std::string keep;
-    const auto number = scalar_number(property_at(event, metric.property, keep)).value_or(Decimal()) * metric.multiplier.value_or(Decimal(1));
-    return at_least_zero(number.round(15, Rounding::down));
+    const auto number = metric.expression.empty() ? scalar_number(property_at(event, metric.property, keep)) : expressed(metric, event);
+    return at_least_zero((number.value_or(Decimal()) * metric.multiplier.value_or(Decimal(1))).round(15, Rounding::down));
 }
 
 // Of a unique count: nothing when the value is there already.
@@ -11933,11 +12733,12 @@ struct Charge {
 
 // Currency units, as fees have them, from Polar's cents.
 Priced in_units(Priced priced, Currency currency) {
+    const Decimal cent = quotient(1, currency.subunits);  // times, not divided by: exact
     for (auto& line : priced.lines) {
-        line.rate = quotient(line.rate, currency.subunits);
-        line.amount = quotient(line.amount, currency.subunits);
+        line.rate *= cent;
+        line.amount *= cent;
     }
-    priced.amount = quotient(priced.amount, currency.subunits);
+    priced.amount *= cent;
     return priced;
 }
 
@@ -12789,7 +13590,7 @@ PlanItem read_plan_item(const Node& at, const Node& plan, const std::string& cur
     item.add_on = plan.flag("add_on");
     item.unlimited = at.flag("unlimited");
     item.entity_feature = at.text("entity_feature_id");
-    item.quantity = at.decimal("quantity").value_or(item.item.included);
+    item.quantity = not_negative(at, "quantity").value_or(item.item.included);
     if (const auto price = at.find("price")) {
         item.billed = price->find("interval") ? read_interval(*price) : stride_of("month");
         const auto most = not_negative(*price, "max_purchase");
@@ -12820,9 +13621,11 @@ struct Subscription {
 
 Subscription read_subscription(const Node& at) {
     Subscription subscription{.started = read_moment(at, "started_at"), .expires = read_moment(at, "expires_at")};
+    if (subscription.started && subscription.expires && *subscription.expires < *subscription.started)
+        at.refuse("expires_at", "is before started_at");
     subscription.products = not_negative(at, "quantity").value_or(Decimal(1));
     for (const auto& each : at.list("feature_quantities"))
-        subscription.quantities[each.required_text("feature_id")] = each.decimal("quantity").value_or(Decimal());
+        subscription.quantities[each.required_text("feature_id")] = not_negative(each, "quantity").value_or(Decimal());
     // Cycles go on from the start, unless the current one began elsewhere: after a trial, or a change of plans.
     const auto current = read_moment(at, "current_period_start");
     subscription.anchor = subscription.started;
@@ -13857,7 +14660,8 @@ constexpr std::array<Rules, 9> all_rules{{
      .latest_not_negative = true,  // latest_service.rb
      .weighting = Weighting::pieces,
      .quotient = lago::postgres_quotient,
-     .weighted_rounding = RoundTo{Rounding::ceil, 20}},
+     .weighted_rounding = RoundTo{Rounding::ceil, 20},
+     .dialect = &lago::expressions},
     flexprice::metered_rules,
     // Of the table events: dossier 5.3 to 5.12.
     {.name = "flexprice_events",
@@ -14701,10 +15505,11 @@ std::optional<Blames> blame_by_key(const json& body, std::span<const std::string
     for (const auto& [key, value] : details->items()) {
         const auto index = whole_number(key);
         if (!index && value.is_array() && value.size() == 1 && value[0] == "too_many_events") return Blames{{}, true};
-        if (!index || static_cast<std::size_t>(*index) >= ids.size()) return std::nullopt;
+        if (!index || static_cast<std::uint64_t>(*index) >= ids.size()) return std::nullopt;
         const auto at = static_cast<std::size_t>(*index);
         const bool exists = value == json{{"transaction_id", {"value_already_exist"}}};
-        if (exists && std::find(ids.begin(), ids.begin() + *index, ids[at]) != ids.begin() + *index) return std::nullopt;
+        const auto before = ids.first(at);
+        if (exists && std::find(before.begin(), before.end(), ids[at]) != before.end()) return std::nullopt;
         blames.events.push_back({at, exists, false, shortened(words(value))});
     }
     return blames;
@@ -14750,7 +15555,7 @@ std::optional<Blames> blame_by_prefix(const json& body, std::span<const std::str
         const std::size_t to = std::min(message.find("; ", from), message.size());
         const std::string_view part = std::string_view(message).substr(from, to - from);
         const auto index = whole_number(part.substr(0, std::min(part.find_first_of(".: "), part.size())));
-        if (!index || static_cast<std::size_t>(*index) >= ids.size()) return std::nullopt;
+        if (!index || static_cast<std::uint64_t>(*index) >= ids.size()) return std::nullopt;
         Blame& blame = found.try_emplace(static_cast<std::size_t>(*index), Blame{static_cast<std::size_t>(*index), false, true, ""}).first->second;
         blame.early = blame.early && part.find(early) != std::string_view::npos;
         blame.text = shortened(blame.text + (blame.text.empty() ? "" : "; ") + std::string(part));
@@ -15667,7 +16472,7 @@ private:
     }
 
     // As long as one exchange may take, and some.
-    std::int64_t lease_end() const { return (now() + microseconds(options().request_timeout + lease_slack)).micros(); }
+    std::int64_t lease_end() const { return (now() + microseconds(countable(options().request_timeout) + lease_slack)).micros(); }
 
     // Best effort: a lease that is not given back ends by itself.
     void give_back_lease() noexcept {
@@ -16062,7 +16867,7 @@ public:
         if (options.deadline < milliseconds(0)) throw Error(ErrorCode::bad_value, "deadline", "must not be negative");
         const auto links = chosen(options.upstream);
         std::mutex one;
-        FlushContext context{store_, clock_, random_, std::chrono::steady_clock::now() + options.deadline, std::move(stopped), {}};
+        FlushContext context{store_, clock_, random_, std::chrono::steady_clock::now() + countable(options.deadline), std::move(stopped), {}};
         if (options.progress)
             context.progress = [&](const FlushProgress& progress) {
                 const std::lock_guard lock(one);
@@ -16151,7 +16956,7 @@ public:
         const std::shared_ptr<Link> link = connected(upstream);
         const ReadRule* rule = read_rule(link->vendor);
         if (!rule) throw Error(ErrorCode::unsupported, "upstream", "this vendor cannot be read back");
-        if (period.from >= period.to) throw Error(ErrorCode::bad_value, "period", "ends before it begins");
+        if (period.from >= period.to) throw Error(ErrorCode::bad_value, "period", "must end after it begins");
         std::map<std::string, std::vector<Shown>> shown;
         read_back(*link, *rule, period, shown);
         Confirmation result;
@@ -16228,10 +17033,11 @@ public:
 
     // ---- the background worker
 
-    void start(const WorkerOptions& options) {
+    void start(WorkerOptions options) {
         if (options.events < 1) throw Error(ErrorCode::bad_value, "events", "must be positive");
         if (options.bytes < 1) throw Error(ErrorCode::bad_value, "bytes", "must be positive");
         if (options.age <= milliseconds(0)) throw Error(ErrorCode::bad_value, "age", "must be positive");
+        options.age = countable(options.age);
         stop();
         const std::lock_guard lock(worker_mutex_);
         stopping_ = false;
@@ -16368,15 +17174,22 @@ private:
     static void each_in_its_thread(std::size_t count, F&& f) {
         if (count == 1) return f(0);
         std::vector<std::exception_ptr> faults(count);
+        const auto one = [&](std::size_t i) {
+            try {
+                f(i);
+            } catch (...) {
+                faults[i] = std::current_exception();
+            }
+        };
         std::vector<std::thread> threads;
-        for (std::size_t i = 0; i < count; ++i)
-            threads.emplace_back([&, i] {
-                try {
-                    f(i);
-                } catch (...) {
-                    faults[i] = std::current_exception();
-                }
-            });
+        threads.reserve(count);
+        for (std::size_t i = 0; i < count; ++i) {
+            try {
+                threads.emplace_back(one, i);
+            } catch (const std::system_error&) {  // no thread to be had: in this one
+                one(i);
+            }
+        }
         for (std::thread& thread : threads) thread.join();
         for (const std::exception_ptr& fault : faults)
             if (fault) std::rethrow_exception(fault);
@@ -16719,6 +17532,7 @@ public:
         Metric cents = metric;
         cents.aggregation = Aggregation::sum;
         cents.property = fields::cents;
+        if (!metric.expression.empty()) cents.computed = computed_field(metric);
         const auto rows = rows_of(cents, query);
         return rows.empty() ? Decimal() : rows[0].value;
     }
@@ -16863,6 +17677,11 @@ const Book::Impl& book_at(const Books& books, const Event& event, Timestamp at) 
     return book_at(versions_for(books, query), query, at);
 }
 
+void check_usage(const UsageQuery& query) {
+    if (query.subscription.empty() && query.customer.empty()) refuse("subscription", "a subscription or a customer is required");
+    if (query.period) check_period(*query.period);
+}
+
 // The book for a question about a period, and the question as far as the book has been in force.
 struct Asked {
     const Book::Impl* book = nullptr;
@@ -16934,7 +17753,8 @@ void check_limit(const Limit& limit) {
     if (limit.units && limit.units->is_negative()) refuse("limit.units", "must not be negative");
     if (limit.cents && limit.cents->is_negative()) refuse("limit.cents", "must not be negative");
     if (limit.cents && limit.scope == LimitScope::all) refuse("limit.scope", "cannot be all for a fee: books price a subscription or a customer");
-    if (limit.period && limit.period->from >= limit.period->to) refuse("limit.period", "ends before it begins");
+    if (limit.scope > LimitScope::all || limit.scope < LimitScope::customer) refuse("limit.scope", "is not a scope of limits");
+    if (limit.period && limit.period->from >= limit.period->to) refuse("limit.period", "must end after it begins");
 }
 
 // Whose usage it is must be known.
@@ -17496,7 +18316,7 @@ std::vector<std::string> Meter::verify(bool repair) { return impl_->store.verify
 void Meter::define(const Metric& metric) {
     if (metric.code.empty()) refuse("metric.code", "is empty");
     check_metric(metric);
-    check_carrying(metric, rules_named(metric.rules));
+    check_ruled(metric, rules_named(metric.rules));
     impl_->store.write([&](Connection& db) { store_metric(db, metric); });
 }
 
@@ -17616,7 +18436,7 @@ Fees Meter::advance_fees(std::string_view id) const {
 }
 
 Fees Meter::advance_fees(const UsageQuery& query) const {
-    if (query.period) check_period(*query.period);
+    check_usage(query);
     return impl_->price([&](const Books& books, UsageSource& usage) {
         const Timestamp now = impl_->options.clock();
         return ask_books(versions_for(books, query), query, now,
@@ -17625,7 +18445,7 @@ Fees Meter::advance_fees(const UsageQuery& query) const {
 }
 
 Fees Meter::usage(const UsageQuery& query) const {
-    if (query.period) check_period(*query.period);
+    check_usage(query);
     return impl_->price([&](const Books& books, UsageSource& usage) {
         const Timestamp now = impl_->options.clock();
         return ask_books(versions_for(books, query), query, now,

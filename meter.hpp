@@ -46,7 +46,7 @@ enum class ErrorCode {
     full,            ///< the disk, or MeterOptions::max_bytes, has no room; nothing was stored
     read_only,       ///< the database cannot be written
     io,              ///< the system refused to read or write
-    corrupt,         ///< the database is damaged
+    corrupt,         ///< the database is damaged; it was left as it is. verify() says where, and makes again what is derived from the log
     not_a_database,  ///< the file is something else; it was left as it is
     newer_schema,    ///< the file was written by a newer release; it was left as it is
     unsupported,     ///< not available in this build
@@ -97,7 +97,7 @@ public:
     Decimal(float) = delete;
 
     /// Plain ("-12.50", also "+1", ".5" and "5.") or exponent ("1.25e3") form, nothing around it. Throws bad_value, or overflow when
-    /// it does not fit. The errors of this class name no field: the caller knows what the number was for.
+    /// it does not fit. The errors of this class name no field but scale and digits: the caller knows what the number was for.
     explicit Decimal(std::string_view text);
     explicit Decimal(const char* text) : Decimal(std::string_view(text)) {}
     /// As the constructor, but nothing instead of a throw.
@@ -171,7 +171,8 @@ public:
 
     constexpr std::int64_t micros() const noexcept { return micros_; }
     Decimal unix_seconds() const;
-    /// "2026-01-05T11:30:00Z", with 3 or 6 decimals when there is a fraction. Outside min()..max(): the nearest end.
+    /// "2026-01-05T11:30:00Z", with 3 or 6 decimals when there is a fraction. Before min() as min(); after max() "10000-01-01T00:00:00Z", where
+    /// open periods end.
     std::string to_string() const;
     /// With exactly `decimals` (0 to 6, else bad_value) decimals, cut.
     std::string to_string(int decimals) const;
@@ -195,7 +196,7 @@ struct Period {
     friend constexpr bool operator==(const Period&, const Period&) noexcept = default;
 };
 
-/// The days up to `now`, 24 hours each, no earlier than Timestamp::min(). Throws bad_value for a negative number.
+/// The days up to `now`, 24 hours each, as far as they are in the calendar. Throws bad_value for a negative number.
 Period last_days(int days, Timestamp now = Timestamp::now());
 Period this_month(Timestamp now = Timestamp::now());  ///< the calendar month around `now`, UTC
 
@@ -224,6 +225,7 @@ inline constexpr std::size_t id_bytes = 256;
 inline constexpr std::size_t text_bytes = 1024;         ///< name, customer, subscription, source
 inline constexpr std::size_t properties_bytes = 65536;  ///< as JSON text
 inline constexpr std::size_t json_depth = 32;
+inline constexpr std::size_t expression_bytes = 4096;   ///< Metric::expression; nested at most 100 deep
 inline constexpr std::size_t extra_bytes = 65536;       ///< notice and extensions together, as JSON text
 inline constexpr std::size_t batch_events = 100000;     ///< in one call of record()
 inline constexpr std::size_t page_events = 1000;        ///< ListQuery::limit
@@ -308,7 +310,8 @@ enum class Operator { eq, ne, gt, gte, lt, lte, in, not_in, contains, not_contai
 /// "properties.name" is the property even where a field has that name; a key with a dot in it is taken for a path.
 /// Numbers compare as decimals, texts as texts (a number and a text holding a number are equal), timestamps as instants; a missing
 /// property, like null, satisfies only ne, not_in, not_contains, not_like and exists false. So does an object with members, but that it satisfies
-/// exists true and not false: name its members' paths instead. contains looks into what a value is written as.
+/// exists true and not false: name its members' paths instead. These three, and nothing else, are equal to null and to a null in a list. contains
+/// and like look into what a value is written as; in like's pattern % stands for any text and _ for any character.
 struct Filter {
     enum class Kind { all, any, clause };
     Kind kind = Kind::all;
@@ -374,6 +377,16 @@ struct Metric {
     /// whole seconds and answers doubles; here times and numbers are exact.)
     std::string rules = {};
     bool every_event = false;  ///< events of any name are measured, also when there is a code; `event` is empty then
+    /// Computed for each event, in the language of the vendor whose `rules` these are: "lago" (its SQL expressions: "event.properties.a * 2", also
+    /// event.timestamp and event.code; + - * /, round, ceil, floor, least, greatest, concat; numbers to 37 digits) or "flexprice" (of CEL what its
+    /// custom expressions take: "ceil(duration_ms / 1000)"; arithmetic, comparisons, && || !, a ? b : c, max, min, pow, abs, ceil, floor, round,
+    /// sqrt, log, double; in binary, as there). Others have none. An event for which it comes to nothing takes no part: Lago refuses such an event,
+    /// FlexPrice passes it over. So it is without a property that is named (with FlexPrice a missing one is 0), with a text where a number is
+    /// wanted, after a division by zero, and where a result is too large.
+    std::string expression = {};
+    /// The property in which the result stands, over what the event holds there; filters and groups see it. `property` when empty. By Lago's rules
+    /// it is a text, of a number with a point: "3.0". What is recorded and delivered stays as it is: the vendor computes it for itself.
+    std::string computed = {};
 };
 
 // ---------------------------------------------------------------------------------------------
@@ -608,11 +621,11 @@ public:
     /// A plan as Lago's API shows it: {"plan": {"code", "amount_currency", "interval", "charges": [...]}, "billable_metrics": [...]},
     /// optionally with "subscriptions": [{"external_id", "external_customer_id", "started_at", "terminated_at", "subscription_at",
     /// "billing_time", "timezone"}]; without that list any subscription is taken, on calendar periods, UTC. "premium": false leaves out
-    /// what needs Lago's premium licence to be priced. Charges over metrics with an expression or a script (custom_agg) are refused as unsupported,
-    /// as are weighted sums with bounds per transaction, on which Lago itself fails; such metrics may be listed.
+    /// what needs Lago's premium licence to be priced. Expressions of metrics are evaluated (Metric::expression); charges over metrics with a script
+    /// (custom_agg) are refused as unsupported, as are weighted sums with bounds per transaction, on which Lago itself fails; such metrics may be listed.
     static Book lago(const json& catalogue);
 
-    /// {"meters": [...], "prices": [...]} as FlexPrice's API shows them; meters of every kind but expressions, with buckets, groups, filters and
+    /// {"meters": [...], "prices": [...]} as FlexPrice's API shows them; meters of every kind, with expressions, buckets, groups, filters and
     /// reset_usage. A price may carry "entitlement" (begun anew by billing period, DAILY, MONTHLY or NEVER), "grants" [{"measure", "quota",
     /// "start_date", "end_date"}], "commitment" (also for each bucket: "windowed") and "commitment_time_buckets"; one in a unit of its own, as it is
     /// created, needs that unit among "price_units" [{"code", "conversion_rate"}]. With "subscriptions": [{"id",
@@ -1098,7 +1111,8 @@ public:
     /// is well. With `repair`, what differs is made again from the log. Takes time in proportion to the log; others may read and write.
     std::vector<std::string> verify(bool repair = false);
 
-    /// Declares a metric, in place of the one of that code. Throws bad_value.
+    /// Declares a metric, in place of the one of that code. Throws bad_value, and of an expression unsupported, too_large or overflow, with the place
+    /// in the reason.
     void define(const Metric& metric);
     /// Those in force, by code. Of several of one code (the app's own and those of books) that is the one given last; a book's, as long as the
     /// version it came with is in effect.

@@ -521,8 +521,8 @@ TEST_CASE("impossible FlexPrice catalogues are refused by path and reason") {
     CHECK(meter_refused({{"type", "COUNT"}, {"bucket_size", "HOUR"}}) == "meters[0].aggregation.bucket_size: is for MAX and SUM only");
     CHECK(meter_refused({{"type", "SUM"}, {"field", "n"}, {"bucket_size", "HOUR"}, {"group_by", "k"}}) ==
           "meters[0].aggregation.group_by: is for MAX only");
+    CHECK(meter_refused({{"type", "MAX"}, {"field", "n"}, {"group_by", "k"}}) == "meters[0].aggregation.group_by: is for MAX with buckets only");
     CHECK(meter_refused({{"type", "SUM_WITH_MULTIPLIER"}, {"field", "n"}}) == "meters[0].aggregation.multiplier: must be above 0");
-    CHECK(meter_refused({{"type", "SUM"}, {"expression", "a * b"}}) == "meters[0].aggregation.expression: expressions are not evaluated here");
     CHECK(meter_refused({{"type", "COUNT"}}, {{"reset_usage", "SOMETIMES"}}) == "meters[0].reset_usage: is not known: SOMETIMES");
     CHECK(meter_refused({{"type", "COUNT"}}, {{"filters", {{{"key", "k"}, {"values", json::array()}}}}}) ==
           "meters[0].filters[0].values: must not be empty");

@@ -254,7 +254,7 @@ MeterOptions options_for(const std::string& path, std::int64_t chunk_events) {
 
 void wait_for_sealing(const std::string& path, std::int64_t events) {
     const PlainDatabase plain(path);
-    for (int i = 0; i < 1000; ++i) {
+    for (int i = 0; i < 12000; ++i) {
         if (plain.integer("SELECT value FROM meta WHERE key = 'sealed'") >= events / chunk * chunk) return;
         std::this_thread::sleep_for(std::chrono::milliseconds(10));
     }

@@ -233,6 +233,18 @@ TEST_CASE("Every operator, on every kind of value") {
     }
 }
 
+TEST_CASE("_ in a pattern stands for one character, however many bytes it takes") {
+    Meter m(options_for());
+    for (const char* text : {"caf\u00e9", "cafe", "\u20ac5", "a\u00e9\u00e9b"}) m.record({.name = "a", .properties = {{"t", text}}});
+    const auto count = [&](const char* pattern) { return m.list({.filter = Filter::where("t", Operator::like, pattern), .count = true}).total.value(); };
+    CHECK(count("caf_") == 2);
+    CHECK(count("caf__") == 0);
+    CHECK(count("_5") == 1);
+    CHECK(count("%_\u00e9b") == 1);
+    CHECK(count("____") == 3);
+    CHECK(count("%_____%") == 0);
+}
+
 TEST_CASE("Filters combine, and meet fields of the event as well as properties") {
     Meter m(options_for());
     for (int i = 0; i < 100; ++i) {
@@ -313,6 +325,10 @@ TEST_CASE("A filter that cannot be is refused, naming where") {
     m.record({.name = "a"});
     CHECK(error_of([&] { m.aggregate({.code = "a", .filter = built}); }).code() == ErrorCode::bad_value);
     CHECK(error_of([&] { m.list({.filter = built}); }).code() == ErrorCode::bad_value);
+    CHECK(error_of([&] { m.list({.filter = Filter::where("x", Operator(99), 1)}); }).field() == "filter.operator");
+    CHECK(error_of([&] { m.list({.filter = {static_cast<Filter::Kind>(9)}}); }).field() == "filter.kind");
+    CHECK(error_of([&] { m.list({.filter = Filter::where("recorded_at", Operator::gt, "noon")}); }).field() == "recorded_at.gt");
+    CHECK(error_of([&] { Filter::from_json(json::parse(R"({"any":[{"field":"x","operator":"in","value":1}]})")); }).field() == "filter.any.0.value");
 }
 
 TEST_CASE("A metric that names no event measures them all") {

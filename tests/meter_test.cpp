@@ -654,7 +654,8 @@ TEST_CASE("A limit that cannot be is refused by name, and nothing is stored") {
         {{.metric = "tokens", .units = minus}, "limit.units: must not be negative"},
         {{.cents = minus}, "limit.cents: must not be negative"},
         {{.cents = 1, .scope = LimitScope::all}, "limit.scope: cannot be all for a fee: books price a subscription or a customer"},
-        {{.metric = "tokens", .units = 1, .period = Period{at(noon), at(noon)}}, "limit.period: ends before it begins"},
+        {{.metric = "tokens", .units = 1, .scope = static_cast<LimitScope>(9)}, "limit.scope: is not a scope of limits"},
+        {{.metric = "tokens", .units = 1, .period = Period{at(noon), at(noon)}}, "limit.period: must end after it begins"},
         {{.metric = "nothing", .units = 1}, "metric: \"nothing\" is not defined"},
         {{.cents = 1}, "customer: no book that is loaded prices it"},
         {{.cents = 1, .scope = LimitScope::subscription}, "subscription: no book that is loaded prices it"},
@@ -1021,6 +1022,8 @@ TEST_CASE("Fees that cannot be computed are named beside their customer and do n
 
 TEST_CASE("Usage and fees in advance of a period that ends before it begins, or of no one, are refused") {
     Meter m;
+    CHECK(error_of([&] { m.usage({}); }).code() == ErrorCode::bad_value);
+    CHECK(error_of([&] { m.advance_fees(UsageQuery{}); }).code() == ErrorCode::bad_value);
     m.load(Book::lago(lago_plan("basic", "1")));
     const Period reversed = month("2026-03-01T00:00:00Z", "2026-02-01T00:00:00Z");
     CHECK(error_of([&] { m.usage({.subscription = "sub_1", .period = reversed}); }).field() == "period");
@@ -1036,4 +1039,66 @@ TEST_CASE("A dry run over books in two currencies, or a period that ends before 
     CHECK(currencies.code() == ErrorCode::bad_value);
     CHECK(currencies.field() == "currency");
     CHECK(error_of([&] { c.meter.compare(lago, lago, {march.to, march.from}); }).field() == "period");
+}
+
+TEST_CASE("The lines of a fee add up to it, of large and small quantities and rates alike") {
+    const json everything{{"conjunction", "and"}, {"clauses", json::array()}};
+    const auto polar = [&](const char* rate) {
+        const json price{{"id", "price"}, {"amount_type", "metered_unit"}, {"meter_id", "m"}, {"unit_amount", rate}, {"price_currency", "usd"}};
+        const json metered{{"id", "m"}, {"filter", everything}, {"aggregation", {{"func", "sum"}, {"property", "n"}}}};
+        return Book::polar({{"product", {{"id", "pro"}, {"prices", {price}}}}, {"meters", {metered}}});
+    };
+    for (const char* rate : {"99999.999999999999", "0.000000000001", "33"}) {
+        for (const char* units : {"123456789012345680", "1", "0.3"}) {
+            const Fee fee = polar(rate).price("price", Decimal(units));
+            Decimal sum;
+            for (const FeeLine& line : fee.lines) sum += line.amount;
+            CHECK(sum == fee.amount);
+        }
+    }
+}
+
+TEST_CASE("A percentage of units that do not divide by their events is of all the units") {
+    json plan = lago_plan("plan", "0");
+    plan["plan"]["charges"][0]["charge_model"] = "percentage";
+    plan["plan"]["charges"][0]["properties"] = {{"rate", "1.5"}};
+    CHECK(Book::lago(plan).price("tokens", 1, 3).amount == Decimal("0.015"));
+    CHECK(Book::lago(plan).price("tokens", 1, 3).amount_cents == 2);
+    plan["premium"] = true;
+    plan["plan"]["charges"][0]["properties"]["per_transaction_max_amount"] = "1000";
+    CHECK(Book::lago(plan).price("tokens", 1, 3).amount == Decimal("0.015"));
+    plan["plan"]["charges"][0]["properties"]["free_units_per_total_aggregation"] = "1";
+    CHECK(Book::lago(plan).price("tokens", 1, 3).amount.is_zero());
+}
+
+TEST_CASE("What many units would cost under a percentage is what usage() says of as many, and what analytics() says they cost") {
+    Meter m({.clock = [] { return at("2026-03-20T12:00:00Z"); }});
+    for (const char* id : {"one", "two", "three", "four"})
+        m.record({.id = id, .name = "tokens", .customer = "acme", .subscription = "sub_1", .properties = {{"tokens", 50}}});
+    for (const json& terms : {json{}, json{{"fixed_amount", "2"}}, json{{"free_units_per_events", 3}}, json{{"free_units_per_total_aggregation", "120"}},
+                              json{{"free_units_per_events", 1}, {"free_units_per_total_aggregation", "120"}}, json{{"per_transaction_min_amount", "3"}},
+                              json{{"per_transaction_max_amount", "0.5"}, {"free_units_per_total_aggregation", "75"}}}) {
+        for (const char* aggregation : {"sum_agg", "count_agg", "max_agg"}) {
+            CAPTURE(terms.dump(), aggregation);
+            json plan = lago_plan("plan", "0");
+            plan["premium"] = true;
+            plan["billable_metrics"][0]["aggregation_type"] = aggregation;
+            plan["plan"]["charges"][0]["charge_model"] = "percentage";
+            plan["plan"]["charges"][0]["properties"] = terms.is_null() ? json::object() : terms;
+            plan["plan"]["charges"][0]["properties"]["rate"] = "1.5";
+            m.load(Book::lago(plan));
+            const Fee fee = m.usage({.subscription = "sub_1"}).fees.at(0);
+            CHECK(Book::lago(plan).price("tokens", fee.units, fee.events).amount == fee.amount);
+            CHECK(m.analytics({.subscription = "sub_1", .period = fee.period}).items.at(0).cost == fee.amount);
+        }
+    }
+}
+
+TEST_CASE("The longest waits that can be written are waits like others") {
+    Scratch scratch;
+    Meter m({.path = scratch.path(), .busy_timeout = std::chrono::milliseconds::max()});
+    CHECK(m.record({.name = "a"}).status == ReceiptStatus::stored);
+    CHECK(m.flush({.deadline = std::chrono::milliseconds::max()}).complete());
+    m.start({.age = std::chrono::milliseconds::max()});
+    m.stop();
 }

@@ -161,6 +161,8 @@ TEST_CASE("Periods are half-open", "[time]") {
     CHECK(week.contains(week.from));
     CHECK_FALSE(week.contains(now));
     CHECK(meter::last_days(std::numeric_limits<int>::max(), now).from == Timestamp::min());
+    CHECK(meter::last_days(1, Timestamp(std::numeric_limits<std::int64_t>::max())).to == Period{}.to);
+    CHECK(meter::last_days(1, Timestamp(std::numeric_limits<std::int64_t>::min())) == Period{Timestamp::min(), Timestamp::min()});
     CHECK_THROWS_AS(meter::last_days(-1, now), Error);
     CHECK(meter::this_month(now) == Period{Timestamp::from_civil(2026, 3, 1), Timestamp::from_civil(2026, 4, 1)});
     CHECK(meter::this_month(Timestamp::parse("2026-12-31T23:59:59.999999Z")).to == Timestamp::from_civil(2027, 1, 1));

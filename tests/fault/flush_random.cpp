@@ -21,11 +21,11 @@ namespace {
 
 const std::vector<std::string> vendor_names = {"lago", "flexprice", "polar", "autumn", "openmeter", "zyg"};
 
-Upstream make_upstream(const std::string& vendor, const std::string& url) {
+Upstream make_upstream(const std::string& vendor, const std::string& url, std::chrono::milliseconds timeout = 400ms) {
     UpstreamOptions options;
     options.api_key = "k";
     options.base_url = url;
-    options.request_timeout = 400ms;
+    options.request_timeout = timeout;
     if (vendor == "lago") return Upstream::lago(options);
     if (vendor == "flexprice") return Upstream::flexprice(options);
     if (vendor == "polar") return Upstream::polar(options);
@@ -35,7 +35,7 @@ Upstream make_upstream(const std::string& vendor, const std::string& url) {
 }
 
 MeterOptions file_options(const std::string& path) {
-    return {.path = path, .durability = Durability::process, .random = [] { return std::uint64_t{0}; }};
+    return {.path = path, .durability = Durability::process, .busy_timeout = 2min, .random = [] { return std::uint64_t{0}; }};
 }
 
 // A process that flushes until it is killed, or for a while.
@@ -156,9 +156,10 @@ void one_run(const char* self, std::uint64_t seed) {
     m.connect(make_upstream(vendor, server->url()));
     const std::size_t made = rounds(run, self, m, path, vendor, *server);
     server->behave();
+    m.connect(make_upstream(vendor, server->url(), 60s));
     for (int i = 0; i < 60 && m.balance(vendor).pending > 0; ++i) {
         m.resume(vendor);
-        m.flush({.deadline = 10s});
+        m.flush({.deadline = 60s});
     }
 
     const Balance b = m.balance(vendor);

@@ -1,4 +1,4 @@
-// Texts that become values: decimals, timestamps, filters, cursors. What is accepted is the same after writing and reading it again.
+// Texts that become values: decimals, timestamps, filters, cursors, expressions. What is accepted is the same after writing and reading it again.
 #include "../../meter.hpp"
 #include "fuzz.hpp"
 
@@ -21,6 +21,9 @@ std::vector<std::string> meter_fuzz::seeds() {
         R"(f{"all":[{"any":[]},{"field":"a.b","operator":"in","value":[1,"x",null,true]}]})",
         R"(f{"field":"timestamp","operator":"gte","value":"2026-01-01"})",
         R"(f{"field":"n","operator":"like","value":"%a_"})",
+        "lCONCAT(event.properties.n, '-', round(event.timestamp / -3.50, 2))",
+        "ln + least(event.properties.n, 2) * (1 - .5)",
+        "xn > 1 && !(n == 2e3) ? pow(n, .5) : max(n / 3, -1)",
         "c" + m.list({.limit = 1}).next.text,
         "c" + m.list({.names = {"a"}, .sources = {}, .filter = Filter::where("id", Operator::exists, true), .sort = {{"timestamp"}}, .limit = 1})
                   .next.text,
@@ -73,6 +76,24 @@ void filter(std::string_view text) {
     }
 }
 
+void expression(std::string_view text, const std::string& rules) {
+    if (text.empty()) return;  // no expression
+    Metric metric{.code = "a", .aggregation = Aggregation::unique_count, .property = "made", .rules = rules};
+    metric.expression = text;
+    try {
+        const auto groups = log().aggregate(metric, {.group_by = {"made"}}).rows;
+        const auto rows = log().aggregate(metric).rows;
+        require(groups.size() == (rows.empty() ? 0 : static_cast<std::size_t>(rows[0].value.to_int64().value())),
+                "a group is no value that is counted");
+        Meter other;
+        other.define(metric);
+        require(other.metrics().at(0).expression == text, "an expression is another after it was kept");
+    } catch (const Error& error) {
+        require(error.field() == "metric.expression" && !error.reason().empty(), error.what());
+        require(error.code() != ErrorCode::io && error.code() != ErrorCode::corrupt, error.what());
+    }
+}
+
 void cursor(std::string_view text) {
     try {
         log().list(Cursor{std::string(text)});
@@ -98,6 +119,12 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
             break;
         case 'c':
             cursor(text.substr(1));
+            break;
+        case 'l':
+            expression(text.substr(1), "lago");
+            break;
+        case 'x':
+            expression(text.substr(1), "flexprice");
             break;
         default:
             decimal(text);

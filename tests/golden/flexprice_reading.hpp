@@ -67,6 +67,7 @@ Metric metric_of(const json& vector) {
     for (const char* key : {"multiplier", "bucket_size", "expression"}) {
         if (aggregation.contains(key)) given[key] = aggregation.at(key);
     }
+    if (by_query) given.erase("expression");
     if (by_query && type == "SUM_WITH_MULTIPLIER" && !given.contains("multiplier")) given["multiplier"] = 1;
     if (type != "MAX" && type != "SUM") given.erase("bucket_size");
     if (type == "MAX" && given.contains("bucket_size")) given["group_by"] = bucket_group(vector);

@@ -98,7 +98,7 @@ json catalogue_of(const json& vector) {
     const auto& aggregation = vector.at("aggregation");
     json metric{{"code", name}, {"aggregation_type", type_of(vector)}, {"field_name", given<std::string>(aggregation, "field_name", "value")}};
     metric["recurring"] = given(aggregation, "recurring", vector.contains("initial"));
-    for (const auto* key : {"rounding_function", "rounding_precision"}) metric[key] = aggregation.value(key, json());
+    for (const auto* key : {"rounding_function", "rounding_precision", "expression"}) metric[key] = aggregation.value(key, json());
     json charge{{"billable_metric_code", name}, {"charge_model", vector.contains("options") ? "percentage" : "standard"}};
     charge["properties"] = properties_of(vector);
     charge["pay_in_advance"] = vector.at("expected").contains("pay_in_advance_aggregation");

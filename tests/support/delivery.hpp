@@ -62,15 +62,14 @@ inline std::vector<Event> usage_events(std::size_t count, std::size_t from = 0) 
 // An app's own transport: answers from a function, keeps what was asked.
 class ScriptedTransport : public meter::Transport {
 public:
-    std::function<HttpResponse(const HttpRequest&)> answer;
-    explicit ScriptedTransport(std::function<HttpResponse(const HttpRequest&)> f) : answer(std::move(f)) {}
-    HttpResponse exchange(const HttpRequest& request, std::chrono::milliseconds) override {
-        {
-            const std::lock_guard lock(mutex_);
-            requests_.push_back(request);
-        }
-        return answer(request);
+    using Script = std::function<HttpResponse(const HttpRequest&)>;
+    explicit ScriptedTransport(Script script) : script_(std::move(script)) {}
+    // From now on.
+    void answer(Script script) {
+        const std::lock_guard lock(mutex_);
+        script_ = std::move(script);
     }
+    HttpResponse exchange(const HttpRequest& request, std::chrono::milliseconds) override { return next(request)(request); }
     std::vector<HttpRequest> requests() const {
         const std::lock_guard lock(mutex_);
         return requests_;
@@ -78,7 +77,13 @@ public:
     std::size_t count() const { return requests().size(); }
 
 private:
+    Script next(const HttpRequest& request) {
+        const std::lock_guard lock(mutex_);
+        requests_.push_back(request);
+        return script_;
+    }
     mutable std::mutex mutex_;
+    Script script_;
     std::vector<HttpRequest> requests_;
 };
 

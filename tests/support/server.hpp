@@ -47,6 +47,33 @@ struct Reply {
     std::string raw = {};  // sent as it is, instead of all the above, then closed
 };
 
+inline sockaddr_in loopback(int port) {
+    sockaddr_in address = {};
+    address.sin_family = AF_INET;
+    address.sin_port = htons(static_cast<std::uint16_t>(port));
+    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    return address;
+}
+
+// A port on which nothing listens, taken so that nothing else comes to.
+class ClosedPort {
+public:
+    ClosedPort() {
+        sockaddr_in address = loopback(0);
+        socklen_t size = sizeof address;
+        if (::bind(fd_, reinterpret_cast<sockaddr*>(&address), size) != 0) throw std::runtime_error("cannot bind to loopback");
+        ::getsockname(fd_, reinterpret_cast<sockaddr*>(&address), &size);
+        number_ = ntohs(address.sin_port);
+    }
+    ClosedPort(const ClosedPort&) = delete;
+    ClosedPort& operator=(const ClosedPort&) = delete;
+    ~ClosedPort() { ::close(fd_); }
+    int number() const { return number_; }
+
+private:
+    int fd_ = ::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0), number_ = 0;
+};
+
 class Server {
 public:
     // The handler is called for one request at a time.
@@ -56,8 +83,12 @@ public:
         ::setsockopt(listener_, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on);
         sockaddr_in address = loopback(port);
         socklen_t size = sizeof address;
-        if (::bind(listener_, reinterpret_cast<sockaddr*>(&address), size) != 0 || ::listen(listener_, 64) != 0)
-            throw std::runtime_error("cannot listen on loopback");
+        // A port that was given may for a moment be another's: of a connection that is made, for one.
+        const auto taken = [&] { return ::bind(listener_, reinterpret_cast<sockaddr*>(&address), size) != 0 || ::listen(listener_, 64) != 0; };
+        for (int tries = 1; taken(); ++tries) {
+            if (port == 0 || tries == 1000) throw std::runtime_error("cannot listen on loopback");
+            std::this_thread::sleep_for(std::chrono::milliseconds(20));
+        }
         ::getsockname(listener_, reinterpret_cast<sockaddr*>(&address), &size);
         port_ = ntohs(address.sin_port);
         acceptor_ = std::thread([this] { accept_all(); });
@@ -88,26 +119,7 @@ public:
     std::size_t connections() const { return connections_; }
     bool keep_requests = true;
 
-    // A port on which nothing listens.
-    static int closed_port() {
-        const int fd = ::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
-        sockaddr_in address = loopback(0);
-        socklen_t size = sizeof address;
-        ::bind(fd, reinterpret_cast<sockaddr*>(&address), size);
-        ::getsockname(fd, reinterpret_cast<sockaddr*>(&address), &size);
-        ::close(fd);
-        return ntohs(address.sin_port);
-    }
-
 private:
-    static sockaddr_in loopback(int port) {
-        sockaddr_in address = {};
-        address.sin_family = AF_INET;
-        address.sin_port = htons(static_cast<std::uint16_t>(port));
-        address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-        return address;
-    }
-
     bool readable(int fd) const {
         while (!stopping_) {
             pollfd waited{fd, POLLIN, 0};

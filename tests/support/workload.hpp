@@ -279,7 +279,11 @@ private:
 inline bool like(const std::string& text, const std::string& pattern, std::size_t t = 0, std::size_t p = 0) {
     if (p == pattern.size()) return t == text.size();
     if (pattern[p] == '%') return like(text, pattern, t, p + 1) || (t < text.size() && like(text, pattern, t + 1, p));
-    return t < text.size() && (pattern[p] == '_' || pattern[p] == text[t]) && like(text, pattern, t + 1, p + 1);
+    if (t == text.size()) return false;
+    if (pattern[p] != '_') return pattern[p] == text[t] && like(text, pattern, t + 1, p + 1);
+    do ++t;
+    while (t < text.size() && (text[t] & 0xC0) == 0x80);  // to the next character of UTF-8
+    return like(text, pattern, t, p + 1);
 }
 
 inline Value value_of(const json& operand) {
