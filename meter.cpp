@@ -5,7 +5,7 @@
 //
 //    1 decimal    exact numbers                       7 fees        from units to amounts
 //    2 time       timestamps, periods, bins           8 books       how each vendor measures and prices
-//    3 values     JSON text, paths, filters           9 wire        requests, answers and rules of each vendor
+//    3 values     JSON text, filters, expressions     9 wire        requests, answers and rules of each vendor
 //    4 store      SQLite: schema, log, segments      10 delivery    cursors, batches, waiting, parking
 //    5 reading    find, list, names, rates           11 transport   libcurl (optional)
 //    6 measuring  scan, aggregate                    12 Meter       the facade: locks, threads, wiring
@@ -1230,7 +1230,7 @@ private:
 }  // namespace
 
 // =============================================================================================
-// 3 values: JSON text (scanner, writer, canonical form), property paths, filters. Pure. Uses 1, 2.
+// 3 values: JSON text (scanner, writer, canonical form), property paths, filters, expressions. Pure. Uses 1, 2.
 // =============================================================================================
 
 namespace {
