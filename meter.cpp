@@ -4560,7 +4560,7 @@ private:
     }
     Directory directory() const {
         Directory found{blob(0)};
-        Unpacker in(checked_blob(found.row, 0, 1, "columns"));
+        Unpacker in(found.row.text(0));
         found.size = static_cast<std::size_t>(in.bytes(4));
         if (found.size == 0 || found.size > static_cast<std::size_t>(info_.rows)) damaged("columns.customer");
         for (auto* list : {&found.customers, &found.subscriptions, &found.starts}) *list = in.integers(found.size);
